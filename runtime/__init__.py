@@ -1,0 +1,1 @@
+"""Runs an exported model: numpy, onnxruntime and tokenizers, never torch, never onnx."""

@@ -1,0 +1,1 @@
+"""Faces people: the command line, later the HTTP server and the web page."""

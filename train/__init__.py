@@ -1,0 +1,1 @@
+"""Makes a checkpoint from text, with torch."""

@@ -1,0 +1,1 @@
+"""The model in torch: one file per part of it."""
