@@ -1,0 +1,49 @@
+# `make demo` and `make test` set everything up by themselves; they need Python 3.11 or later, git and make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ROOMS  := runtime train export serve
+NAME   := demo
+
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    train a small model on embedded text, export it, ask it something, measure it (minutes, on a CPU)'
+	@echo 'make test    lint, types and the whole test suite'
+	@echo 'make lint    lint and types only'
+	@echo 'make format  let ruff format the code'
+	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
+
+# The stamp is written last: an installation that was interrupted has none and is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true); expected Python 3.11 or later; type: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/adaptive train quickstart --name $(NAME)
+	$(BIN)/adaptive export $(NAME) --onnx
+	$(BIN)/adaptive generate --model runs/$(NAME)/model "How do mountains form?"
+	$(BIN)/adaptive bench --model runs/$(NAME)/model
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find $(ROOMS) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,121 @@
+"""The command `adaptive`: a table of commands, and what a person reads when one of them fails."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+# Command -> where it lives. Strings, because serve imports no room but runtime, and because a command that is not called is not imported.
+COMMANDS: Mapping[str, str] = {
+    "train": "adaptive_lm.train.cli:train",
+    "export": "adaptive_lm.export.cli:export",
+    "generate": "adaptive_lm.runtime.cli:generate",
+    "bench": "adaptive_lm.runtime.cli:bench",
+}
+
+# Module that only an extra installs -> that extra.
+EXTRAS: Mapping[str, str] = {
+    "matplotlib": "plot",
+    "onnx": "train",
+    "pyarrow": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "torch": "train",
+    "yaml": "train",
+    "datasets": "hf",
+    "sse_starlette": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+class ShownError(click.ClickException):
+    """An error already in words for a person: printed as `error: ...` on stderr, without a traceback."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a command when it is asked for, from a table of `module:attribute` strings."""
+
+    def __init__(self, *args: Any, table: Mapping[str, str] = COMMANDS, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)  # in the order in which they are used, not of the alphabet
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.table:
+            return None
+        module, _, attribute = self.table[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.table and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(unknown_command(args[0], list(self.table)))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors meant for people become `ShownError`, all others pass with their traceback."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where click is quiet about a closed pipe, and not at exit, where Python is not
+        except KeyboardInterrupt:
+            click.echo(err=True)  # the prompt of the shell does not start behind `^C`
+            ctx.exit(EXIT_INTERRUPTED)
+        except ModuleNotFoundError as error:
+            message = missing_extra(error)
+            if message is None:
+                raise
+            raise ShownError(message) from error
+        except Exception as error:
+            if not getattr(error, "for_people", False):
+                raise
+            raise ShownError(str(error), getattr(error, "exit_code", 1)) from error
+        return result
+
+
+def unknown_command(name: str, known: list[str]) -> str:
+    """The words for a command that does not exist, with the nearest that does."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean: adaptive {nearest[0]}" if nearest else "see: adaptive --help"
+    return f"no command {name!r}; there are {', '.join(known)}; {hint}"
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The words for a library that an extra would have installed; None if the missing module is none of those."""
+    library = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(library)
+    if extra is None:
+        return None
+    return f'{library} is not installed, and this needs it; type: pip install "adaptive-lm[{extra}]"'
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: adaptive train quickstart --name demo",
+)
+@click.version_option(package_name="adaptive-lm", prog_name="adaptive", message="%(prog)s %(version)s")
+def group() -> None:
+    """Language models that choose, token by token, how much of themselves to run.
+
+    Train one, export it to a single ONNX file, and run that file anywhere.
+    """
+
+
+def main() -> None:
+    """What the console script `adaptive` calls; ends the process with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    group(prog_name="adaptive")
