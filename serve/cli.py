@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-# Command -> where it lives. Strings, because serve imports no room but runtime, and because a command that is not called is not imported.
+# Command -> where it lives. Strings, because serve imports no room but runtime, and because what is not called is not
+# imported.
 COMMANDS: Mapping[str, str] = {
     "train": "adaptive_lm.train.cli:train",
     "export": "adaptive_lm.export.cli:export",
@@ -62,7 +63,9 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.table and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(unknown_command(args[0], list(self.table)))
         return super().resolve_command(ctx, args)
@@ -117,5 +120,5 @@ def group() -> None:
 
 
 def main() -> None:
-    """What the console script `adaptive` calls; ends the process with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """What the console script `adaptive` calls; exits with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     group(prog_name="adaptive")

@@ -1,0 +1,248 @@
+"""The walls of the house: which room may import which, what is packaged, and that asking for help stays light."""
+
+import ast
+import fnmatch
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import click
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from adaptive_lm.serve.cli import COMMANDS, EXTRAS, group
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("runtime", "train", "export", "serve")
+# serve -> runtime <- export -> train
+ARROWS = {("serve", "runtime"), ("export", "runtime"), ("export", "train")}
+FORBIDDEN = {"runtime": {"torch", "onnx", "safetensors"}, "serve": {"torch", "onnx", "safetensors"}}
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    """The dotted name under which a file of the rooms is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("adaptive_lm", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def imports_of(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
+    """The absolute dotted names that a file imports, wherever in it they stand, `import_module("...")` included."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = resolve_name("." * node.level + base, package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__"}:
+                yield resolve_name(str(node.args[0].value), package)
+
+
+def wrong_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """The imports of a file that break the rules of the house, as sentences."""
+    room = module.split(".")[1]
+    wrong = set()
+    for name in imports_of(ast.parse(source), module, is_package=is_package):
+        top, *rest = name.split(".")
+        if top in ROOMS:
+            wrong.add(f"{room} imports {top} by its bare name, which exists only in the root folder")
+        elif top in FORBIDDEN.get(room, ()):
+            wrong.add(f"{room} imports {top}")
+        elif top == "adaptive_lm" and rest and rest[0] != room and (room, rest[0]) not in ARROWS:
+            wrong.add(f"{room} -> {rest[0]}")
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_only_along_the_arrows(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert not wrong_imports(source, name_of(path), is_package=path.name == "__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("adaptive_lm.train.loop", "from ..runtime.manifest import Manifest"),
+        ("adaptive_lm.train.model.block", "def f():\n    from ...export import graph"),
+        ("adaptive_lm.runtime.engine", "from .. import serve"),
+        ("adaptive_lm.runtime.engine", "import torch.nn"),
+        ("adaptive_lm.serve.page", "from onnx import helper"),
+        ("adaptive_lm.serve.page", "from adaptive_lm.export.graph import build"),
+        ("adaptive_lm.serve.page", "import importlib\nimportlib.import_module('..train.loop')"),
+        ("adaptive_lm.export.graph", "import train"),
+        ("adaptive_lm.export.graph", "from ..serve import cli"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str) -> None:
+    assert wrong_imports(source, module)
+
+
+def test_the_allowed_arrows_are_allowed() -> None:
+    assert not wrong_imports(
+        "from ..runtime import manifest\nfrom ..train.model import config\nimport torch, onnx", "adaptive_lm.export.a"
+    )
+    assert not wrong_imports("from ..runtime.engine import Engine\nimport onnxruntime", "adaptive_lm.serve.a")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_cli_file_imports_only_click_and_the_standard_library_at_the_top(room: str) -> None:
+    path = ROOT / room / "cli.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    # What stands under `if TYPE_CHECKING:` or in a function is no child of the module, and so is free.
+    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    roots = {name.partition(".")[0] for name in imports_of(top, name_of(path), is_package=False)}
+    assert roots - {"click"} <= sys.stdlib_module_names
+
+
+def test_every_package_is_listed() -> None:
+    found = {name_of(path) for path in FILES if path.name == "__init__.py"}
+    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+    folders = {name_of(path.parent / "__init__.py") for path in FILES}
+    assert folders <= found, "a folder with Python files in it has no __init__.py"
+
+
+def test_every_file_in_the_rooms_is_packaged() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
+    for path in files:
+        if path.suffix in {".py", ".pyc"}:
+            continue
+        package = name_of(path.parent / "__init__.py")
+        wanted = [*patterns["*"], *patterns.get(package, [])]
+        assert any(fnmatch.fnmatch(path.name, pattern) for pattern in wanted), (
+            f"{path.relative_to(ROOT)} would not be installed"
+        )
+
+
+def test_the_root_is_the_package_and_each_room_is_typed() -> None:
+    assert not (ROOT / "__init__.py").exists()
+    assert all((ROOT / room / "py.typed").is_file() for room in ROOMS)
+    assert (ROOT / "typings" / "adaptive_lm").samefile(ROOT)
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    lists = [
+        PROJECT["project"]["dependencies"],
+        *(PROJECT["project"]["optional-dependencies"][extra] for extra in extras),
+    ]
+    return [
+        requirement for texts in lists for requirement in map(Requirement, texts) if requirement.name != "adaptive-lm"
+    ]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line for line in lines if line.strip() and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned), (
+        "only exact pins, no options and no addresses"
+    )
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in pinned)}
+
+
+def test_what_make_installs_is_pinned_within_its_range() -> None:
+    pinned = pins()
+    assert pinned["torch"] == "2.13.0"
+    for requirement in requirements("plot", "train", "dev"):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_base_install_has_no_torch_and_no_onnx() -> None:
+    assert not {requirement.name for requirement in requirements()} & {"torch", "onnx", "safetensors", "tensorboard"}
+
+
+@pytest.mark.parametrize(("library", "extra"), EXTRAS.items())
+def test_a_missing_library_is_in_the_extra_that_the_error_names(library: str, extra: str) -> None:
+    distribution = {"yaml": "pyyaml"}.get(library, canonicalize_name(library))
+    assert distribution in {requirement.name for requirement in requirements(extra)}
+
+
+def heavy_after(code: str) -> list[str]:
+    """Which heavy libraries a fresh Python has loaded after running `code`."""
+    report = f"""
+import sys
+try:
+    {code}
+except SystemExit as end:
+    assert not end.code
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    loaded: list[str] = ast.literal_eval(done.stdout.splitlines()[-1])
+    return loaded
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_loads_no_heavy_library(command: str) -> None:
+    arguments = [*shlex.split(command), "--help"]
+    assert not heavy_after(f"from adaptive_lm.serve.cli import group; group({arguments})")
+
+
+def test_the_runtime_loads_without_torch_and_onnx() -> None:
+    loaded = heavy_after("import adaptive_lm.runtime; from adaptive_lm.runtime import load")
+    assert not {"torch", "onnx"} & set(loaded)
+
+
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run(
+            [sys.executable, "-c", "from adaptive_lm.serve.cli import main; main()", "--help"],
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        after = os.times()
+        # Processor time of the child: a neighbour on this machine makes it wait, which is not the fault of the command.
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+def help_of(command: str) -> str:
+    arguments = [*shlex.split(command), "--help"]
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptive_lm.serve", *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def parse(line: str) -> None:
+    """Let click read a line as if it were typed, without running it: unknown options and bad values are errors."""
+    program, *arguments = shlex.split(line)
+    assert program == "adaptive"
+    with click.Context(group, info_name=program) as parent:
+        name, command, rest = group.resolve_command(parent, arguments)
+        assert command is not None
+        with command.make_context(name, rest, parent=parent):
+            pass
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_ends_with_an_example_that_works_as_typed(command: str) -> None:
+    _, found, example = help_of(command).rpartition("Example:")
+    assert found, "no 'Example:' at the end of the help"
+    line = " ".join(example.split())
+    assert line.startswith(f"adaptive {command}")
+    parse(line)
+
+
+def test_the_commands_of_make_demo_can_be_typed() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lines = re.findall(r"^\t\$\(BIN\)/(adaptive .*)$", makefile, flags=re.MULTILINE)
+    assert [line.split()[1] for line in lines] == ["train", "export", "generate", "bench"]
+    for line in lines:
+        parse(line.replace("$(NAME)", "demo"))
