@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -35,17 +35,6 @@ EXTRAS: Mapping[str, str] = {
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
-class ShownError(click.ClickException):
-    """An error already in words for a person: printed as `error: ...` on stderr, without a traceback."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
-
-
 class LazyGroup(click.Group):
     """A click group that imports a command when it is asked for, from a table of `module:attribute` strings."""
 
@@ -71,7 +60,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors meant for people become `ShownError`, all others pass with their traceback."""
+        """Run the command; errors meant for people are printed, all others pass with their traceback."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # here, where click is quiet about a closed pipe, and not at exit, where Python is not
@@ -82,12 +71,18 @@ class LazyGroup(click.Group):
             message = missing_extra(error)
             if message is None:
                 raise
-            raise ShownError(message) from error
+            self.fail(ctx, message)
         except Exception as error:
             if not getattr(error, "for_people", False):
                 raise
-            raise ShownError(str(error), getattr(error, "exit_code", 1)) from error
+            self.fail(ctx, str(error), getattr(error, "exit_code", 1))
         return result
+
+    @staticmethod
+    def fail(ctx: click.Context, message: str, exit_code: int = 1) -> NoReturn:
+        """Print words for a person, in place of a traceback, and end with `exit_code`."""
+        click.echo(f"error: {message}", err=True)
+        ctx.exit(exit_code)
 
 
 def unknown_command(name: str, known: list[str]) -> str:
