@@ -1,1 +1,17 @@
-"""The model in torch: one file per part of it."""
+"""The model in torch: what `export/` mirrors node by node."""
+
+from .config import DepthConfig, FFNConfig, ModelConfig
+from .losses import LossConfig, cross_entropy, training_loss
+from .transformer import ModelOutput, Thresholds, Transformer
+
+__all__ = [
+    "DepthConfig",
+    "FFNConfig",
+    "LossConfig",
+    "ModelConfig",
+    "ModelOutput",
+    "Thresholds",
+    "Transformer",
+    "cross_entropy",
+    "training_loss",
+]

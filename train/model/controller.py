@@ -1,0 +1,54 @@
+"""Holds an average by a threshold: an exponential moving average over the quantiles of a routing score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+GRID_POINTS = 33
+
+
+class QuantileController(nn.Module):
+    """Tracks the quantiles of a score over training batches; an entry of its table is the threshold for a share.
+
+    The table is constant inside a forward pass, so a decision depends on nothing to its right and there is one rule in
+    training and at inference (a causal form of expert choice; see also Expert Threshold routing, arXiv 2603.11535).
+
+    Buffers (both part of the checkpoint):
+        table: (GRID_POINTS,) float32, the score at each share of `linspace(0, 1)`.
+        num_updates: () int64, how many batches have been seen.
+    """
+
+    table: Tensor
+    num_updates: Tensor
+
+    def __init__(self, initial: Tensor, ema: float) -> None:
+        super().__init__()
+        self.ema = ema
+        self.register_buffer("table", quantiles(initial.float()))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def threshold(self, share: float) -> Tensor:
+        """The score below which `share` (0..1) of the scores lie, () float32."""
+        place = share * (GRID_POINTS - 1)
+        low = min(int(place), GRID_POINTS - 2)
+        return torch.lerp(self.table[low], self.table[low + 1], place - low)
+
+    @torch.no_grad()
+    def observe(self, scores: Tensor) -> None:
+        """Moves the table towards the quantiles of `scores` (any shape); the first batch sets it."""
+        if scores.numel() == 0:
+            return
+        seen = quantiles(scores)
+        decay = torch.where(self.num_updates == 0, 0.0, self.ema)
+        self.table.copy_(torch.lerp(seen, self.table, decay))
+        self.num_updates += 1
+
+
+def quantiles(scores: Tensor) -> Tensor:
+    """Scores of any shape -> (GRID_POINTS,), linear between order statistics as in `numpy.quantile`."""
+    ordered = scores.flatten().sort().values
+    place = torch.linspace(0, 1, GRID_POINTS, device=scores.device, dtype=torch.float64) * (len(ordered) - 1)
+    low = place.long().clamp_(max=max(len(ordered) - 2, 0))
+    high = (low + 1).clamp_(max=len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], (place - low).to(ordered.dtype))
