@@ -19,11 +19,13 @@ help:
 
 # The stamp is written last: an installation that was interrupted has none and is taken up again.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true); expected Python 3.11 or later; type: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>&1) || found='no command at all'; \
+	  echo "error: '$(PYTHON)' is $$found; expected Python 3.11 or later; type: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@rm -f $@
+	@echo 'Installing into $(VENV), once; torch is large, so this can take minutes.' >&2
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
 demo: $(STAMP)
