@@ -120,7 +120,7 @@ def test_every_file_in_the_rooms_is_packaged() -> None:
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
     for path in files:
-        if path.suffix in {".py", ".pyc"}:
+        if path.suffix in {".py", ".pyc"} or path.name.startswith("."):
             continue
         package = name_of(path.parent / "__init__.py")
         wanted = [*patterns["*"], *patterns.get(package, [])]
