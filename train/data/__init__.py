@@ -1,1 +1,8 @@
-"""Text to batches of tokens."""
+"""Text to batches of tokens: `prepare(DataConfig, TokenizerConfig, seed=...) -> Corpus`. numpy only, never torch."""
+
+from .batches import Batch
+from .config import DataConfig, SourceConfig, TokenizerConfig
+from .corpus import Corpus
+from .prepare import prepare
+
+__all__ = ["Batch", "Corpus", "DataConfig", "SourceConfig", "TokenizerConfig", "prepare"]

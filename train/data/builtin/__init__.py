@@ -1,1 +1,21 @@
-"""Texts that travel with the package."""
+"""Texts that travel with the package, or with Python itself."""
+
+import importlib.resources
+import json
+from collections.abc import Iterator
+
+BUILTINS = ("facts", "python-docs")
+
+
+def builtin_records(name: str) -> Iterator[object]:
+    """The records of a built-in text, always in the same order: of "facts" {"prompt", "completion"}, of "python-docs" strings."""
+    if name == "facts":
+        with importlib.resources.files(__package__).joinpath("facts.jsonl").open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+    elif name == "python-docs":
+        # The language reference inside CPython: its text depends on the Python version, and so does what is trained on it.
+        from pydoc_data.topics import topics
+
+        yield from (topics[title] for title in sorted(topics))
+    else:
+        raise ValueError(f"no built-in text {name!r}")

@@ -1,0 +1,88 @@
+"""Segments in, cache entry out: tokenises one source."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cache import EntryWriter
+from .chat import EOS
+from .documents import Segment
+from .tokenizers import Encoder
+
+BATCH_CHARS = 2 * 2**20  # tokenised at once: enough to keep every core busy, small enough to forget
+HELDOUT_BYTES = 2**20
+
+
+def write_entry(
+    folder: Path,
+    segments: Iterable[Segment],
+    encoder: Encoder,
+    *,
+    wide: bool,
+    masked: bool,
+    eos_id: int,
+    unknown: int | None,
+    advance: Callable[[int], None],
+) -> None:
+    """Tokenises `segments` into the arrays of an entry in `folder`; `advance` is told how many bytes of text are done."""
+    writer = EntryWriter(folder, wide, masked, eos_id)
+    eos = np.array([eos_id])
+    stats = dict.fromkeys(
+        ("train_bytes", "train_scored", "train_unknown", "val_bytes", "val_scored", "val_unknown", "val_scored_bytes"),
+        0,
+    )
+    heldout: list[bytes] = []
+    heldout_bytes = 0
+    try:
+        for segment, ids in _encoded(segments, encoder):
+            part = "val" if segment.held_out else "train"
+            if segment.starts:
+                writer.start_document(part)
+            writer.append(part, ids, segment.scored)
+            if segment.eos:
+                writer.append(part, eos, segment.scored)
+            raw = len(segment.text.encode())
+            stats[f"{part}_bytes"] += raw
+            if segment.scored:
+                stats[f"{part}_scored"] += len(ids) + segment.eos
+            if unknown is not None:
+                stats[f"{part}_unknown"] += int(np.count_nonzero(ids == unknown))
+            if segment.held_out:
+                stats["val_scored_bytes"] += raw * segment.scored
+                if heldout_bytes < HELDOUT_BYTES:
+                    heldout.append((segment.text + EOS * segment.eos).encode())
+                    heldout_bytes += len(heldout[-1])
+            advance(raw)
+        text = b"".join(heldout)[:HELDOUT_BYTES].decode(errors="ignore").removesuffix(EOS)
+        writer.finish(stats, text)
+    finally:
+        writer.close()
+
+
+def _encoded(segments: Iterable[Segment], encoder: Encoder) -> Iterator[tuple[Segment, NDArray[np.uint32]]]:
+    batch: list[Segment] = []
+    size = 0
+    for segment in segments:
+        batch.append(segment)
+        size += len(segment.text) + 64  # many empty ones must end too
+        if size >= BATCH_CHARS:
+            yield from zip(batch, encoder.encode_batch([s.text for s in batch]), strict=True)
+            batch, size = [], 0
+    if batch:
+        yield from zip(batch, encoder.encode_batch([s.text for s in batch]), strict=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where `folder` is or would be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def num_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,88 @@
+"""What to read and how to cut it into tokens: the `data:` and `tokenizer:` sections of a run's config."""
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TOKENIZER_KINDS = ("bpe", "words", "chars", "bytes")
+DEFAULT_VOCAB_SIZE = 4096
+
+
+class SourceConfig(BaseModel):
+    """One source of text: a file, folder, glob, `hf:NAME[:CONFIG[:SPLIT]]` or `builtin:NAME`.
+
+    `weight` is this source's share of the training windows; `text_field` overrides the section's for this source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1)
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    text_field: str | None = None
+
+
+class DataConfig(BaseModel):
+    """The text of a run.
+
+    - `sources`: paths (`PATH@0.3` gives a weight) or `{path, weight, text_field}`. Without weights every token is seen
+      equally often; sources without a weight share what the others leave.
+    - `text_field`: the field of a record that holds the text; by default `messages`, `prompt` + `completion` or `text`.
+    - `val`: a source held out whole. Without it the last `val_fraction` of each file is held out: the last records, or the
+      last characters of a plain text.
+    - `loss_on`: "answers" scores only what the assistant says (and the end of its turn) in records of prompt/completion or
+      messages; plain text, which has no answers, is scored whole either way.
+    - `chat_template`: jinja2 text, or the path of a file that holds it; it sees `messages`, `add_generation_prompt` and
+      `eos_token`.
+    - `pack`: "stream" cuts the tokens of all documents, end to end, into windows; "documents" fills each window with whole
+      documents in a new order each epoch and pads the rest, so that every window starts where a document starts.
+    - `cache_dir`: where tokenised text is kept; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[str | SourceConfig, ...] = ()
+    text_field: str | None = None
+    val: str | SourceConfig | None = None
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    loss_on: Literal["all", "answers"] = "all"
+    chat_template: str | None = None
+    pack: Literal["stream", "documents"] = "stream"
+    cache_dir: str | None = None
+
+
+class TokenizerConfig(BaseModel):
+    """How text becomes tokens.
+
+    `kind` is "bpe" (byte-level, trained on the training text), "words" (words and punctuation), "chars", "bytes", or the
+    path of an existing `tokenizer.json`. `vocab_size` bounds the vocabulary of bpe and words (4096 when not given).
+    `train_bytes` bounds the text that bpe and words are trained on: evenly spaced pieces of the training text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = "bpe"
+    vocab_size: int | None = Field(default=None, ge=1)
+    train_bytes: int = Field(default=256 * 2**20, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> "TokenizerConfig":
+        if self.kind not in TOKENIZER_KINDS and not self.is_file:
+            near = difflib.get_close_matches(self.kind, TOKENIZER_KINDS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"tokenizer kind {self.kind!r} is not known; {hint}"
+                f"Choose one of {', '.join(TOKENIZER_KINDS)} or the path of a tokenizer.json"
+            )
+        if self.vocab_size is not None and self.kind not in ("bpe", "words"):
+            raise ValueError(
+                f"tokenizer.vocab_size={self.vocab_size} has no effect with kind {self.kind!r}, whose size follows from "
+                "the text; leave it out (it is for bpe and words)"
+            )
+        return self
+
+    @property
+    def is_file(self) -> bool:
+        """True when `kind` is the path of a tokenizer.json."""
+        return self.kind.endswith(".json") or "/" in self.kind or "\\" in self.kind or Path(self.kind).is_file()

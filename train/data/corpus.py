@@ -1,0 +1,121 @@
+"""Tokenised text, ready to train on."""
+
+from collections.abc import Iterator
+
+from tokenizers import Tokenizer
+
+from ..errors import UserError
+from .batches import Batch, DocumentWindows, Row, StreamWindows, sequential_rows, stack
+from .cache import Entry
+from .chat import EOS
+from .order import Mixture, mix
+from .tokenizers import eos_id
+
+
+class Corpus:
+    """Tokenised text, ready to train on. Made by `prepare`.
+
+    `tokenizer`, `vocab_size` and `eos_id` (of `<|endoftext|>`) belong together; `chat_template` is the jinja2 text when any
+    source holds conversations, else None; `digest` changes when content, tokenizer or settings do; `val_bytes_per_token` is
+    bytes of held-out text per scored held-out token, so that bits per byte = mean loss in nats / ln 2 / val_bytes_per_token;
+    `train_tokens` and `val_tokens` count tokens; `notes` are the sentences that were said while preparing.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        entries: list[Entry],
+        val: list[Entry],
+        weights: list[float],
+        names: list[str],
+        pack: str,
+        seed: int,
+        digest: str,
+        chat_template: str | None,
+        notes: list[str],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+        self.eos_id = eos_id(tokenizer)
+        self.chat_template = chat_template
+        self.digest = digest
+        self.notes = tuple(notes)
+        self.names = tuple(names)
+        self.weights = tuple(weights)
+        self._entries, self._val = entries, val
+        self._mixture = Mixture(weights)
+        self._windows = [
+            StreamWindows(entry.train, mix(seed, index))
+            if pack == "stream"
+            else DocumentWindows(entry.train, mix(seed, index), self.eos_id)
+            for index, entry in enumerate(entries)
+        ]
+        self.train_tokens = sum(len(entry.train.tokens) - 1 for entry in entries)
+        self.val_tokens = sum(len(entry.val.tokens) - 1 for entry in val)
+        scored = sum(entry.stats["val_scored"] for entry in val)
+        self.val_bytes_per_token = sum(entry.stats["val_scored_bytes"] for entry in val) / max(1, scored)
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return str(self.tokenizer.to_str(pretty=True))
+
+    def batch(self, step: int, micro: int, batch_size: int, length: int, *, micros: int = 1) -> Batch:
+        """Training batch `micro` of the `micros` of step `step`: (batch_size, length) windows.
+
+        A pure function of its arguments and the seed. Windows are numbered (step * micros + micro) * batch_size + row, so that
+        no window of an epoch is repeated or left out, and 8 micro-batches of 1 hold the same windows as 1 of 8.
+        Raises UserError when the training text is shorter than one window.
+        """
+        if not 0 <= micro < micros:
+            raise ValueError(f"micro={micro} of micros={micros}: pass the number of micro-batches per step as `micros`")
+        self.require(length)
+        first = (step * micros + micro) * batch_size
+        rows = []
+        for number in range(first, first + batch_size):
+            source, place = self._mixture.deal(number)
+            rows.append(self._windows[source].row(place, length))
+        return stack(rows)
+
+    def require(self, length: int) -> None:
+        """Raises UserError unless every source can fill a window of `length` tokens and something is held out."""
+        if not self.val_tokens:
+            raise UserError("nothing is held out")  # prepare refuses this; here for whoever builds a Corpus by hand
+        for name, entry, windows in zip(self.names, self._entries, self._windows, strict=True):
+            found = len(entry.train.tokens)
+            if isinstance(windows, StreamWindows) and found < length + 1:
+                raise UserError(
+                    f"{name}: {found} training tokens, but one window of context length {length} needs {length + 1}; give more "
+                    f"text, or --set model.context_length={largest_power_of_two(found - 1)}"
+                )
+
+    def val_windows(self, length: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
+        """The held-out text in order, as windows that do not overlap; every token is a target once, the last window is padded.
+
+        With `max_tokens` each source gives its share of that many, from its beginning. The last batch may have fewer rows.
+        """
+        rows: list[Row] = []
+        for entry in self._val:
+            size = len(entry.val.tokens) - 1
+            limit = size if max_tokens is None else -(-size * max_tokens // max(1, self.val_tokens))
+            for row in sequential_rows(entry.val, length, self.eos_id, limit):
+                rows.append(row)
+                if len(rows) == batch_size:
+                    yield stack(rows)
+                    rows = []
+        if rows:
+            yield stack(rows)
+
+    def heldout_text(self, max_bytes: int) -> str:
+        """The first held-out text, at most `max_bytes` of UTF-8; of several sources each gives its share, documents end in `<|endoftext|>`."""
+        texts = []
+        for entry in self._val:
+            share = max_bytes * (len(entry.val.tokens) - 1) // max(1, self.val_tokens)
+            texts.append(entry.heldout.encode()[:share].decode(errors="ignore"))
+        joined = EOS.join(text for text in texts if text)
+        return joined.encode()[:max_bytes].decode(errors="ignore")
+
+
+def largest_power_of_two(limit: int) -> int:
+    """The largest power of two that is at most `limit`, and at least 1."""
+    return 1 << max(0, limit.bit_length() - 1)

@@ -1,0 +1,140 @@
+"""From what stands after `--data` to the files behind it."""
+
+import difflib
+import glob
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError
+from .builtin import BUILTINS
+from .config import DataConfig, SourceConfig
+
+Kind = Literal["text", "jsonl", "json", "csv", "parquet", "hf", "builtin"]
+EXTENSIONS: dict[str, Kind] = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file, or one data set without a file: what is read, counted, digested and split as a unit."""
+
+    name: str  # for messages
+    kind: Kind
+    path: Path | None
+    text_field: str | None
+    chosen: bool  # named directly, so that an empty one is an error and not only skipped
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one `--data` names."""
+
+    name: str
+    weight: float | None
+    items: tuple[Item, ...]
+
+
+def resolve_sources(config: DataConfig, say: Say) -> tuple[Source, ...]:
+    """The training sources in the order given. Raises UserError for everything that cannot be found."""
+    if not config.sources:
+        raise UserError(
+            "no data given; expected at least one source: --data FILE, --data hf:NAME or --data builtin:facts"
+        )
+    return tuple(resolve_source(source, config.text_field, say) for source in config.sources)
+
+
+def resolve_source(source: str | SourceConfig, text_field: str | None, say: Say) -> Source:
+    """One source: parsed, looked up and listed. Raises UserError."""
+    if isinstance(source, str):
+        source = parse_source(source)
+    spec, field = source.path, source.text_field or text_field
+    if spec.startswith("builtin:"):
+        name = spec.removeprefix("builtin:")
+        if name not in BUILTINS:
+            raise UserError(_unknown(f"there is no built-in text {spec!r}", name, BUILTINS, prefix="builtin:"))
+        items: Sequence[Item] = [Item(spec, "builtin", None, field, chosen=True)]
+    elif spec.startswith("hf:"):
+        if not 1 <= len(spec.split(":")[1:]) <= 3 or not spec.split(":")[1]:
+            raise UserError(f"cannot read {spec!r}; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
+        items = [Item(spec, "hf", None, field, chosen=True)]
+    else:
+        items = _files(spec, field, say)
+    return Source(spec, source.weight, tuple(items))
+
+
+def parse_source(text: str) -> SourceConfig:
+    """`PATH` or `PATH@WEIGHT`; a path that exists as written is never cut. Raises UserError for a weight out of range."""
+    path, at, tail = text.rpartition("@")
+    if not at or not path or Path(text).exists():
+        return SourceConfig(path=text)
+    try:
+        weight = float(tail)
+    except ValueError:
+        return SourceConfig(path=text)  # an "@" in the name
+    if not (math.isfinite(weight) and weight > 0):
+        raise UserError(f"the weight of {text!r} is {tail}; expected a number above 0, as in {path}@0.3")
+    return SourceConfig(path=path, weight=weight)
+
+
+def _files(spec: str, field: str | None, say: Say) -> list[Item]:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        kind = EXTENSIONS.get(path.suffix.lower())
+        if kind is None:
+            raise UserError(
+                f"{spec} has the extension {path.suffix or '(none)'!r}, which is not known; expected one of "
+                f"{', '.join(EXTENSIONS)}. If it is plain text, rename it to {path.stem}.txt"
+            )
+        return [Item(str(path), kind, path, field, chosen=True)]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        place = f"the folder {spec}"
+    elif glob.has_magic(spec):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        place = f"the pattern {spec}"
+        if not found:
+            raise UserError(
+                f"{place} matches no file (looked from {Path.cwd()}); quote it so that the shell leaves it alone, or widen it"
+            )
+    else:
+        raise UserError(_missing(spec, path))
+    known = [p for p in found if p.suffix.lower() in EXTENSIONS]
+    if not known:
+        others = sorted({p.suffix or p.name for p in found})[:8]
+        raise UserError(
+            f"{place} holds no text: found {', '.join(others) if others else 'no files'}, expected {', '.join(EXTENSIONS)}"
+        )
+    if len(known) < len(found):
+        say(f"{place}: {len(known)} files read, {len(found) - len(known)} of other kinds left out")
+    return [Item(str(p), EXTENSIONS[p.suffix.lower()], p, field, chosen=False) for p in known]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _missing(spec: str, path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{spec} does not exist, nor does its folder {path.parent} (looked from {Path.cwd()}); check the path"
+    names = [p.name + ("/" if p.is_dir() else "") for p in path.parent.iterdir() if not p.name.startswith(".")]
+    if spec in BUILTINS:
+        return f"{spec} does not exist as a file; the built-in text is builtin:{spec}"
+    return _unknown(f"{spec} does not exist (looked in {path.parent.resolve()})", path.name, names)
+
+
+def _unknown(found: str, name: str, known: Sequence[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"{found}; did you mean {prefix}{near[0]}?"
+    listed = ", ".join(prefix + k for k in sorted(known)[:10])
+    return f"{found}; there is {listed or 'nothing there'}"

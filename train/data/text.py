@@ -1,0 +1,136 @@
+"""Plain text files, read in pieces: a file of any size is one document and never lies in memory whole."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import UserError
+
+CHUNK_BYTES = 2**20
+# Strings of about this length are tokenised one by one; a batch of them keeps every core busy.
+PIECE_CHARS = 2**15
+# A single line longer than this is cut inside the line: memory stays bounded whatever the file.
+MAX_PENDING_CHARS = 4 * CHUNK_BYTES
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Pieces of a UTF-8 file as (raw bytes read, text decoded from them); line ends are kept as they are.
+
+    A leading byte order mark is dropped. Raises UserError, with the byte offset and line, for binary content and bad UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, line = 0, 1
+    with open_file(path) as file:
+        while True:
+            raw = file.read(CHUNK_BYTES)
+            if offset == 0 and raw[:2] in _UTF16:
+                raise UserError(
+                    f"{path} is UTF-16 text, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
+                )
+            nul = raw.find(b"\0")
+            if nul >= 0:
+                raise UserError(
+                    f"{path} is a binary file (a zero byte at offset {offset + nul}), expected UTF-8 text; "
+                    "leave it out of --data or convert it to text first"
+                )
+            pending = decoder.getstate()[0]
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                at = offset - len(pending) + error.start
+                at_line = line + (pending + raw)[: error.start].count(b"\n")
+                value = error.object[error.start]
+                raise UserError(
+                    f"{path}, line {at_line}: not UTF-8 (byte 0x{value:02x} at offset {at}); expected UTF-8 text. "
+                    f"If it is Latin-1: iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}"
+                ) from None
+            if offset == 0 and text.startswith("\ufeff"):
+                text = text[1:]
+            line += raw.count(b"\n")
+            offset += len(raw)
+            if raw or text:
+                yield raw, text
+            if not raw:
+                return
+
+
+def open_file(path: Path):  # type: ignore[no-untyped-def]
+    """The file opened for reading bytes. Raises UserError when the system refuses."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def text_chunks(path: Path, cut: int) -> Iterator[tuple[bool, str, bool]]:
+    """The document in pieces as (held out, text, last piece of its part), cut after `cut` characters.
+
+    Pieces end at line boundaries where the tokenizers we train could not join two tokens across them.
+    """
+    for held_out in (False, True):
+        pieces = _part(path, cut, held_out)
+        previous: str | None = None
+        for piece in rechunk(pieces):
+            if previous is not None:
+                yield held_out, previous, False
+            previous = piece
+        if previous is not None:
+            yield held_out, previous, True
+
+
+def _part(path: Path, cut: int, held_out: bool) -> Iterator[str]:
+    """The decoded pieces before (or after) the first `cut` characters."""
+    seen = 0
+    for _, text in read_text(path):
+        if held_out:
+            if seen + len(text) > cut:
+                yield text[max(0, cut - seen) :]
+        else:
+            if seen >= cut:
+                return
+            yield text[: cut - seen]
+        seen += len(text)
+
+
+def rechunk(pieces: Iterator[str]) -> Iterator[str]:
+    """The same text in pieces of about `PIECE_CHARS`, cut where tokens end."""
+    pending = ""
+    for piece in pieces:
+        pending += piece
+        while len(pending) > PIECE_CHARS:
+            # The last boundary of the next piece; in text without one, the last of all we hold.
+            at = line_boundary(pending[:PIECE_CHARS]) or line_boundary(pending)
+            if at == 0 and len(pending) >= MAX_PENDING_CHARS:
+                at = word_boundary(pending) or len(pending)
+            if at == 0:
+                break
+            yield pending[:at]
+            pending = pending[at:]
+    if pending:
+        yield pending
+
+
+def line_boundary(text: str) -> int:
+    r"""The last place after a newline and before a character that is no white space; 0 when there is none.
+
+    Both the GPT-2 pattern of byte-level BPE and our `words` pattern always end a token there: runs of white space never
+    reach past it, and no token holds a newline followed by something visible. So tokens do not depend on the chunking.
+    """
+    at = text.rfind("\n", 0, len(text) - 1)
+    while at >= 0:
+        if not text[at + 1].isspace():
+            return at + 1
+        at = text.rfind("\n", 0, at)
+    return 0
+
+
+def word_boundary(text: str) -> int:
+    """The last place before a space that follows a visible character; 0 when there is none."""
+    at = text.rfind(" ")
+    while at > 0:
+        if not text[at - 1].isspace():
+            return at
+        at = text.rfind(" ", 0, at)
+    return 0

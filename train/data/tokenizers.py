@@ -1,0 +1,192 @@
+"""Tokenizers: byte-level BPE, words, chars and bytes made here, or a tokenizer.json that exists. All through the `tokenizers` library.
+
+The end-of-text token `<|endoftext|>` is always in the vocabulary, and is the only special token that we make. It stands only
+where we put it: text that happens to spell it is tokenised as the characters it is.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ..errors import UserError
+from .chat import EOS
+from .config import DEFAULT_VOCAB_SIZE, TokenizerConfig
+
+UNKNOWN = "<unk>"
+# A word with the space before it, a single other character with the space before it, and white space; a run of white space
+# leaves its last space to the word after it. Every character is in exactly one match, so joining the tokens gives the text back.
+WORDS_PATTERN = r" ?\w+| ?[^\w\s]|\s+(?!\S)|\s+"
+CODEPOINTS = 0x110000
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
+    """The tokenizer of `config`; `texts` is the training text and is read only by the kinds that learn from it.
+
+    Raises UserError for a vocabulary too small to hold what the kind always holds, and for a file that is no tokenizer.
+    """
+    match config.kind:
+        case "bytes":
+            return byte_tokenizer()
+        case "chars":
+            return char_tokenizer(texts)
+        case "words":
+            return word_tokenizer(texts, config.vocab_size or DEFAULT_VOCAB_SIZE)
+        case "bpe":
+            return bpe_tokenizer(texts, config.vocab_size or DEFAULT_VOCAB_SIZE)
+        case path:
+            return load_tokenizer(Path(path).expanduser())
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte of UTF-8, whose id is the byte; end-of-text is 256."""
+    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_chars())}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([EOS])
+    return tokenizer
+
+
+def char_tokenizer(texts: Iterator[str]) -> Tokenizer:
+    """One token per character of the training text, in code point order; any other character is unknown."""
+    seen = np.zeros(CODEPOINTS, dtype=bool)
+    for text in texts:
+        seen[codepoints(text)] = True
+    vocab = {EOS: 0, UNKNOWN: 1}
+    for code in np.flatnonzero(seen):
+        vocab[chr(code)] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOS])
+    return tokenizer
+
+
+def word_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """The most frequent words and punctuation marks of the training text, each with the space before it; any other is unknown."""
+    if vocab_size < 3:
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size} is too small: words needs at least 3 ({EOS}, {UNKNOWN} and one word)"
+        )
+    tokenizer = Tokenizer(models.WordLevel(vocab={}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS_PATTERN), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    # <unk> is made special for the trainer, which has no other way to keep it, and then put back to a plain entry, so that
+    # text that spells <unk> is not taken for it.
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=[EOS, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    plain = Tokenizer(models.WordLevel(vocab=tokenizer.get_vocab(with_added_tokens=True), unk_token=UNKNOWN))
+    plain.pre_tokenizer, plain.decoder = tokenizer.pre_tokenizer, tokenizer.decoder
+    plain.add_special_tokens([EOS])
+    return plain
+
+
+def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """Byte-level byte pair encoding (GPT-2's): any text can be written, nothing is unknown."""
+    least = 257
+    if vocab_size < least:
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size} is too small: byte-level BPE needs at least {least} (256 bytes and {EOS}); "
+            "raise it, or use --tokenizer bytes"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json, without its truncation and padding, and with `<|endoftext|>` added where it had none. Raises UserError."""
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UserError(
+            f"cannot read the tokenizer {path}: {reason}; expected a tokenizer.json of the tokenizers library"
+        ) from None
+    return parse_tokenizer(text, str(path))
+
+
+def parse_tokenizer(text: str, name: str) -> Tokenizer:
+    """The tokenizer that `text` holds as JSON. Raises UserError."""
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(
+            f"{name} is not a tokenizer.json ({error}); expected the file that `Tokenizer.save` of the tokenizers library writes"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if tokenizer.get_vocab_size() == 0:
+        raise UserError(f"the tokenizer {name} has an empty vocabulary; train it first, or use --tokenizer bpe")
+    tokenizer.add_special_tokens([EOS])
+    return tokenizer
+
+
+def eos_id(tokenizer: Tokenizer) -> int:
+    """The id of `<|endoftext|>`, which every tokenizer made or loaded here has."""
+    number = tokenizer.token_to_id(EOS)
+    assert number is not None
+    return number
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for what the vocabulary lacks; None where nothing is unknown."""
+    name = getattr(tokenizer.model, "unk_token", None)
+    return tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+
+def codepoints(text: str) -> NDArray[np.uint32]:
+    """The code points of `text`, one per character."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def _byte_chars() -> list[str]:
+    """The printable character that byte-level tokenizers write for each byte 0..255 (GPT-2's table)."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in kept else chr(next(others)) for byte in range(256)]
+
+
+class Encoder:
+    """Text to ids, as `tokenizer` gives them with special tokens switched off.
+
+    For `chars` and `bytes` a table does the same some thirty times faster; the tests hold the two against each other.
+    """
+
+    def __init__(self, tokenizer_json: str, kind: str) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.encode_special_tokens = True  # special tokens in the text are text
+        self._table: NDArray[np.uint32] | None = None
+        self._kind = kind
+        if kind == "chars":
+            vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._table = np.full(CODEPOINTS, vocab[UNKNOWN], dtype=np.uint32)
+            for token, number in vocab.items():
+                if len(token) == 1:
+                    self._table[ord(token)] = number
+
+    @property
+    def has_table(self) -> bool:
+        """True when encoding is so fast that more processes would only wait for the disk."""
+        return self._kind in ("chars", "bytes")
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """The ids of each text."""
+        if self._kind == "bytes":
+            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32) for text in texts]
+        if self._table is not None:
+            return [self._table[codepoints(text)] for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
