@@ -139,7 +139,10 @@ def test_a_closed_pipe_is_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run([sys.executable, "-c", PRINTER], stdout=writer, stderr=subprocess.PIPE, text=True)
+        buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTER], stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered
+        )
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
