@@ -11,7 +11,7 @@ class UserError(ValueError):
     exit_code = 1
 
 
-class WrongUsage(UserError):
+class WrongUsageError(UserError):
     """A setting that no model could satisfy, such as a temperature of nan: exit code 2, as for any wrong usage."""
 
     exit_code = 2

@@ -1,0 +1,110 @@
+"""The files of an exported model: contained in their folder, whole, and unchanged since they were written."""
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import UserError
+from .external_data import Reference, external_data
+
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"  # the only file that the graph may point to
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: bool) -> None:
+    """Check `files` (name -> size in bytes and SHA-256) in `folder`; the digests only with `verify`.
+
+    A file must be a plain name and a regular file with no second name: a symbolic or hard link could lead the loader to
+    a file that is not the model's. The graph is then read for the places of its weights, before ONNX Runtime sees it.
+
+    Raises UserError naming the file, what was found and what was expected.
+    """
+    for name, (size, sha256) in files.items():
+        path = contained(folder, name)
+        found = path.stat().st_size
+        if found != size:
+            raise UserError(f"{path} is damaged: found {found} bytes, the manifest says {size}; export the model again")
+        if verify and (actual := digest(path)) != sha256:
+            raise UserError(
+                f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again"
+            )
+    check_external_data(folder, {name: size for name, (size, _) in files.items()})
+
+
+def contained(folder: Path, name: str) -> Path:
+    """The path of `name` in `folder`; UserError unless it is a plain name of a regular file without other names."""
+    if name != Path(name).name or name in ("", ".", "..") or "\\" in name or ":" in name or "\0" in name:
+        raise UserError(f"{folder}: the manifest names {name!r}, which is no plain file name; do not use this model")
+    path = folder / name
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing, the manifest lists it; copy the whole folder, or export the model again"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        raise UserError(
+            f"{path} is {kind}, expected a regular file inside the folder; copy the file itself to its place"
+        )
+    if status.st_nlink > 1:
+        raise UserError(
+            f"{path} is a hard link ({status.st_nlink} names), expected a file of its own; copy the file to its place"
+        )
+    return path
+
+
+def check_external_data(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Check that every weight that the graph keeps outside itself lies within `model.onnx.data`; else UserError."""
+    path = folder / GRAPH
+    for reference in set(external_data(path)):
+        problem = _problem(reference, sizes)
+        if problem:
+            raise UserError(f"{path}: {problem}; do not use this model")
+
+
+def _problem(reference: Reference, sizes: Mapping[str, int]) -> str | None:
+    if reference.location != WEIGHTS:
+        return f"its weights point to {reference.location!r}, allowed is only {WEIGHTS!r}"
+    if WEIGHTS not in sizes:
+        return f"its weights are in {WEIGHTS}, which the manifest does not list"
+    if reference.offset < 0 or reference.length < 0 or reference.offset + reference.length > sizes[WEIGHTS]:
+        return (
+            f"a weight points to bytes {reference.offset} to {reference.offset + reference.length} of {WEIGHTS}, "
+            f"which has {sizes[WEIGHTS]}"
+        )
+    return None
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write `content` to `path` whole or not at all: temporary file, fsync, replace. Raises UserError if it cannot."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes it private; a model is read by others
+        Path(temporary).replace(path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; free some space or choose another place"
+            ) from error
+        raise
+    return path
