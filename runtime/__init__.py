@@ -1,1 +1,59 @@
-"""Runs an exported model: numpy, onnxruntime and tokenizers, never torch, never onnx."""
+"""Runs an exported model: numpy, onnxruntime and tokenizers, never torch, never onnx.
+
+    from adaptive_lm.runtime import Params, load
+
+    for token in load("runs/demo/model").generate("How do mountains form?", Params(temperature=0)):
+        print(token.text, end="", flush=True)
+
+The names below are imported when they are first used, so that the command line starts without numpy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .dial import Dial, Thresholds
+    from .engine import Engine, Generation, Params, Token, load
+    from .errors import UserError
+    from .manifest import Manifest
+    from .session import Session, Step
+    from .tokenizer import Tokenizer
+    from .usage import Usage
+
+_HOME = {
+    "Dial": "dial",
+    "Engine": "engine",
+    "Generation": "engine",
+    "Manifest": "manifest",
+    "Params": "engine",
+    "Session": "session",
+    "Step": "session",
+    "Thresholds": "dial",
+    "Token": "engine",
+    "Tokenizer": "tokenizer",
+    "Usage": "usage",
+    "UserError": "errors",
+    "load": "engine",
+}
+
+__all__ = [
+    "Dial",
+    "Engine",
+    "Generation",
+    "Manifest",
+    "Params",
+    "Session",
+    "Step",
+    "Thresholds",
+    "Token",
+    "Tokenizer",
+    "Usage",
+    "UserError",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,6 +1,6 @@
 """The chat template of an exported model: messages into the text that the model was trained on.
 
-A template comes with a model and is not trusted: it runs in jinja2's sandbox, where it can change nothing and reach nothing.
+A template comes with a model and is not trusted: it runs in jinja2's sandbox, where it can change and reach nothing.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from .errors import UserError
 
-# EOS_MARK stands for the end of a turn while the template runs, so that the same characters typed by a person stay plain text.
+# EOS_MARK stands for the end of a turn while the template runs, so that the characters typed by a person stay text.
 # Private-use characters with our name between; a message that holds it is refused.
 EOS = "<|endoftext|>"
 EOS_MARK = "\ue000adaptive:end-of-text\ue001"

@@ -20,7 +20,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, *, size: int, eos_id: int) -> None:
-        """Read `path`; `size` and `eos_id` are the manifest's. Raises UserError if it is no tokenizer, or another one."""
+        """Read `path`; `size` and `eos_id` are the manifest's. Raises UserError if it is no tokenizer, or another."""
         try:
             self._json = path.read_text(encoding="utf-8")
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(self._json)
@@ -122,7 +122,7 @@ class ByteStream:
 class WindowStream:
     """The stream of any other tokenizer, whose decoder sees neighbours: the last released tokens are decoded again.
 
-    The window is the tokens of the last release and those since, at most a few, so a token costs the same wherever it is.
+    The window is the tokens of the last release and those since, a few, so a token costs the same wherever it is.
     """
 
     def __init__(self, tokenizer: Any) -> None:

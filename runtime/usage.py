@@ -2,7 +2,7 @@
 
 L layers, T tokens of one pass, E experts. Costs are those of the manifest: FLOPs (a multiply-add is 2) and bytes read.
 
-    executed = head + sum over layers run (attention + attention_per_key * keys + router + expert * experts used + shared)
+    executed = head + sum over layers run (attention + attention_per_key * keys + router + expert * used + shared)
              + depth router and exit check wherever they were asked + keys and values of skipped layers (project policy)
     dense    = the same with every layer and every expert, and no exit check
 """

@@ -1,0 +1,196 @@
+"""One ONNX Runtime session of one model, and the sequence that it is computing.
+
+L layers, T tokens, E experts, V vocabulary.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .buffers import Cache, Pass, expected_names
+from .dial import Dial, Thresholds, resolve
+from .errors import UserError, WrongUsageError
+from .files import GRAPH
+from .manifest import Manifest
+from .providers import choose_device
+from .usage import Meter, Routes, Usage
+
+ROUND_CAPACITY = (
+    32  # tokens; a few more than asked for cost little, and generations of about one length share the memory
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass gave: logits of the last tokens, and what the tokens used."""
+
+    logits: NDArray[np.float32]  # (num_logits, V), a copy
+    routes: Routes
+    usage: Usage  # of the last token, from which the next is chosen
+
+
+class Session:
+    """Runs the graph: `prefill` some tokens, then `step` by step, then `reset`.
+
+    Buffers are made and bound when a sequence begins, for its capacity, and are not touched again while it grows.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        manifest: Manifest | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        capacity: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Open the model in `folder`; `threads` None takes one per core, `capacity` None the whole context.
+
+        Raises UserError for a model that is missing, damaged or does not fit its manifest, and CUDA that does not load.
+        """
+        import onnxruntime  # here: 90 ms that `--help` does not pay
+
+        if threads is not None and threads < 1:
+            raise WrongUsageError(f"found threads {threads}, expected at least 1")
+        folder = Path(folder)
+        self.manifest = manifest or Manifest.read(folder, verify=verify)
+        self.device = choose_device(device)
+        self.threads = threads or usable_cores()
+        self._ort = onnxruntime
+        self._session = self._open(folder / GRAPH)
+        self._meter = Meter(self.manifest)
+        self._position = 0
+        self.reset(capacity)
+        self.set_thresholds(resolve(self.manifest, Dial()))
+
+    def _open(self, path: Path) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
+        options.enable_mem_pattern = (
+            False  # a pattern is planned for one set of shapes, and ours change with every prompt
+        )
+        options.log_severity_level = 3  # errors; they come as exceptions too
+        try:
+            session = self._ort.InferenceSession(str(path), options, providers=list(self.device.providers))
+        except Exception as error:  # of many classes, all of them RuntimeError's relatives in C++ only
+            raise UserError(f"{path} does not load: {error}; export the model again") from error
+        found = ({x.name for x in session.get_inputs()}, {x.name for x in session.get_outputs()})
+        expected = expected_names(self.manifest)
+        if found != expected:
+            odd = sorted((found[0] ^ expected[0]) | (found[1] ^ expected[1]))
+            raise UserError(f"{path} does not fit its manifest: {', '.join(odd)}; export the model again")
+        logits = next(x.shape[-1] for x in session.get_outputs() if x.name == "logits")
+        if isinstance(logits, int) and logits != self.manifest.model.vocab_size:
+            raise UserError(
+                f"{path} gives logits for a vocabulary of {logits}, its manifest says {self.manifest.model.vocab_size}; "
+                "export the model again"
+            )
+        return session
+
+    @property
+    def position(self) -> int:
+        """Tokens computed so far."""
+        return self._position
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the caches can hold."""
+        return self._cache.capacity
+
+    def reset(self, capacity: int | None = None) -> None:
+        """Begin a new sequence with room for `capacity` tokens (None: the whole context); thresholds stay.
+
+        Raises UserError for more than the model's context.
+        """
+        context = self.manifest.model.context_length
+        wanted = context if capacity is None else capacity
+        if not 1 <= wanted <= context:
+            raise UserError(f"found {wanted} tokens, this model holds 1 to {context}; shorten the text")
+        room = min(-(-wanted // ROUND_CAPACITY) * ROUND_CAPACITY, context)
+        cache = getattr(self, "_cache", None)
+        if cache is None or cache.capacity != room:
+            fresh = Cache(self._ort, self.manifest, self.device.name, room)
+            if cache is not None:
+                for name, array in fresh.inputs().items():
+                    array[:] = cache.inputs()[name]
+            self._cache = fresh
+            self._decode = Pass(self._ort, self._session, self.manifest, fresh, 1, 1)
+        self._cache.lengths[:] = 0
+        self._position = 0
+
+    def set_thresholds(self, thresholds: Thresholds) -> None:
+        """Use these from the next pass on."""
+        self._cache.router_top_p[:] = thresholds.router_top_p[:, None]
+        self._cache.depth_threshold[:] = thresholds.depth_threshold[:, None]
+        self._cache.exit_threshold[:] = thresholds.exit_threshold[:, None]
+
+    def prefill(self, ids: Sequence[int], num_logits: int = 1) -> Step:
+        """Compute `ids` after what the caches hold; logits of the last `num_logits`.
+
+        Raises UserError for no ids, for ids outside the vocabulary, and for more than the caches have room for.
+        """
+        self._check(ids)
+        if not 1 <= num_logits <= len(ids):
+            raise ValueError(f"found num_logits {num_logits}, expected 1 to {len(ids)}")
+        if len(ids) == 1:
+            return self._run(self._decode, ids)
+        return self._run(Pass(self._ort, self._session, self.manifest, self._cache, len(ids), num_logits), ids)
+
+    def step(self, token: int) -> Step:
+        """Compute one token; the logits choose the next. Raises as `prefill` does."""
+        self._check((token,))
+        return self._run(self._decode, (token,))
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not len(ids):
+            raise UserError("found no tokens to compute, expected at least one; give a text")
+        if min(ids) < 0 or max(ids) >= self.manifest.model.vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < self.manifest.model.vocab_size)
+            raise UserError(f"found token {wrong}, this model has 0 to {self.manifest.model.vocab_size - 1}")
+        if self._position + len(ids) > self.capacity:
+            raise UserError(
+                f"found {self._position + len(ids)} tokens, there is room for {self.capacity}; begin with more capacity"
+            )
+
+    def _run(self, graph: Pass, ids: Sequence[int]) -> Step:
+        T = len(ids)
+        graph.ids[0] = ids
+        graph.positions[0] = np.arange(self._position, self._position + T)
+        before = self._cache.lengths[:, 0].copy()  # (L,)
+        graph.run()
+        self._cache.lengths[:] = graph.new_lengths
+        self._position += T
+        routes = self._routes(graph, before)
+        return Step(graph.logits[0].copy(), routes, self._meter.usage(routes))
+
+    def _routes(self, graph: Pass, before: NDArray[np.int64]) -> Routes:
+        layers_run = graph.layers_run[:, 0].copy()  # (L, T)
+        # Under `none` a skipped token is absent from the layer's cache, under `project` every token is present.
+        present = layers_run if self.manifest.model.skipped_kv == "none" else np.ones_like(layers_run)
+        return Routes(
+            selected_experts=graph.selected_experts[:, 0].copy(),
+            layers_run=layers_run,
+            exit_layer=graph.exit_layer[0].copy(),
+            keys=before[:, None] + present.cumsum(axis=1),
+            positions=graph.positions[0].copy(),
+            exits_open=self._cache.exit_threshold[:, 0] < 1,
+        )
+
+    @property
+    def meter(self) -> Meter:
+        """Costs by this model's tables."""
+        return self._meter
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity where the system has one, else of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
