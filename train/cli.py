@@ -1,0 +1,175 @@
+"""The command `adaptive train`. Only click and the standard library are imported before it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .session import Outcome
+
+EPILOG = """\b
+Where a run ends: --steps or --max-seconds; naming one on the command line switches the recipe's other off.
+A run in two parts equals a run in one, bit for bit on a CPU:
+  adaptive train --steps 200 --name b --stop-at 100
+  adaptive train --resume --name b
+The learning rate is planned for all the steps of a run, so a finished run that is resumed with more --steps
+continues on the schedule of the new number; with schedule.kind=constant, that too changes nothing.
+
+\b
+Example: adaptive train quickstart --name demo
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("recipe", required=False)
+@click.option(
+    "--data",
+    "sources",
+    multiple=True,
+    metavar="SRC",
+    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT weighs it. Repeat to mix.",
+)
+@click.option("--val", metavar="SRC", help="Text to hold out; by default the last part of each source.")
+@click.option("--text-field", metavar="FIELD", help="The field of a record that holds the text.")
+@click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Size of a bpe or words vocabulary.")
+@click.option(
+    "--name", metavar="NAME", help="The run's folder is runs/NAME; by default the recipe or text and a number."
+)
+@click.option("--steps", type=click.IntRange(min=0), help="Steps of the whole run; 0 writes the initial weights.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds from the first step to the last save; the last evaluation comes after.",
+)
+@click.option(
+    "--stop-at",
+    type=click.IntRange(min=1),
+    metavar="STEP",
+    help="Stop after this step of the run and save; --resume goes on.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Decides the initial weights and the order of the text.")
+@click.option("--device", metavar="DEVICE", help="auto, cpu or cuda.")
+@click.option(
+    "--compile/--no-compile",
+    "compile_blocks",
+    default=None,
+    help="Compile the model's blocks (half a minute at first).",
+)
+@click.option(
+    "--checkpoint-activations",
+    is_flag=True,
+    default=None,
+    help="Compute activations again in the backward pass, to save memory.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with run NAME (by default the newest) from its newest good checkpoint."
+)
+@click.option("--overwrite", is_flag=True, help="Delete run NAME if it exists, and begin again.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any field, as in --set trainer.checkpoint_every=100. Repeat.",
+)
+@click.option("--print-config", is_flag=True, help="Print the config as YAML, and do nothing.")
+def train(
+    recipe: str | None,
+    name: str | None,
+    stop_at: int | None,
+    resume: bool,
+    overwrite: bool,
+    settings: tuple[str, ...],
+    print_config: bool,
+    **flags: Any,
+) -> None:
+    """Train a model, and print the folder of the run.
+
+    RECIPE is one that comes with the program, or the path of a YAML file as --print-config prints it. Without one,
+    --data trains on that text with values that suit a small text and two minutes, and nothing at all is the recipe
+    quickstart.
+    """
+    from . import session
+    from .config import make_config, parse_setting, read_recipe
+    from .run import named_run, newest_run, next_run
+
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with a run and --overwrite deletes it; give one of them")
+    overrides = [flag_values(**flags), *(parse_setting(setting) for setting in settings)]
+    if resume:
+        run = named_run(name) if name else newest_run()
+        if recipe:
+            overrides.insert(0, {"recipe": read_recipe(recipe)["recipe"]})
+        if not print_config:
+            report(session.resume(run, overrides, stop_at=stop_at))
+            return
+        from .checkpoint import load_checkpoint
+
+        config = make_config(load_checkpoint(run.path).config.model_dump(mode="json"), overrides)
+    else:
+        sources = flags["sources"]
+        if recipe is None and not sources:
+            recipe = "quickstart"
+        config = make_config(read_recipe(recipe) if recipe else {}, overrides)
+        if not print_config:
+            stem = config.recipe or Path(sources[0].rpartition("@")[0] or sources[0]).stem.rpartition(":")[2]
+            run = named_run(name) if name else next_run(stem)
+            report(session.begin(config, run, overwrite=overwrite, stop_at=stop_at))
+            return
+    click.echo(config.to_yaml(), nl=False)
+
+
+def flag_values(
+    *,
+    sources: tuple[str, ...],
+    val: str | None,
+    text_field: str | None,
+    tokenizer: str | None,
+    vocab_size: int | None,
+    steps: int | None,
+    max_seconds: float | None,
+    seed: int | None,
+    device: str | None,
+    compile_blocks: bool | None,
+    checkpoint_activations: bool | None,
+) -> dict[str, Any]:
+    """The flags that were given, as sections of the config."""
+    sections: dict[str, dict[str, Any]] = {
+        "data": {"sources": list(sources) or None, "val": val, "text_field": text_field},
+        "tokenizer": {"kind": tokenizer, "vocab_size": vocab_size},
+        "trainer": {
+            "steps": steps,
+            "max_seconds": max_seconds,
+            "seed": seed,
+            "device": device,
+            "compile": compile_blocks,
+            "checkpoint_activations": checkpoint_activations,
+        },
+    }
+    given = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
+    return {name: values for name, values in given.items() if values}
+
+
+def report(outcome: Outcome) -> None:
+    """The end of the story on stderr, the run's folder on stdout, and the exit code of a signal."""
+    run, found = outcome.run, outcome.evaluation
+    if found is not None:
+        click.echo(
+            f"held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
+            f"bits per byte {found.bits_per_byte:.4f}, "
+            f"experts per token {found.experts_per_token:.2f}, layers per token {found.layers_per_token:.2f} "
+            f"(step {outcome.step}, {found.tokens} tokens)",
+            err=True,
+        )
+    if outcome.complete:
+        click.echo(f"next: adaptive export {run.name} --onnx", err=True)
+    elif outcome.step:
+        click.echo(f"saved at step {outcome.step}; go on with: {run.resume_command}", err=True)
+    if outcome.complete or outcome.step:
+        click.echo(str(run.path))
+    if outcome.exit_code:
+        click.get_current_context().exit(outcome.exit_code)

@@ -1,0 +1,260 @@
+"""The one config of a run: typed sections, recipes, `--set`, and the words for what does not fit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .data.config import DataConfig, TokenizerConfig
+from .errors import UserError
+from .model.config import ModelConfig, Section
+from .model.losses import LossConfig
+from .optimizer import OptimizerConfig
+from .schedule import ScheduleConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class TrainerConfig(Section):
+    """The loop: how long, how much at once, how often it looks up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    steps: int | None = Field(None, ge=0)
+    """Steps of the whole run; 0 writes a checkpoint of the initial weights; null leaves the end to the clock."""
+    max_seconds: float | None = Field(120.0, gt=0)
+    """Seconds of the whole run from its first step to its last save, earlier parts of a resumed run included."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences per step."""
+    micro_batches: int = Field(1, ge=1)
+    """Parts of the batch that pass one after the other, their gradients weighted by scored tokens."""
+    sequence_length: int | None = Field(None, ge=2)
+    """Tokens per sequence; null takes model.context_length."""
+    eval_every: int = Field(100, ge=1)
+    eval_tokens: int = Field(8192, ge=1)
+    """Held-out tokens scored every `eval_every` steps."""
+    final_eval_tokens: int | None = Field(1_000_000, ge=1)
+    """Held-out tokens scored at the end of the run, after the time it was given; null scores all."""
+    checkpoint_every: int = Field(250, ge=1)
+    keep_checkpoints: int = Field(3, ge=1)
+    log_every: int = Field(10, ge=1)
+    max_bad_steps: int = Field(10, ge=1)
+    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 autocast where the processor has it; weights, optimizer and routers stay fp32."""
+    threads: int | None = Field(None, ge=1)
+    compile: bool = False
+    checkpoint_activations: bool = False
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.batch_size % self.micro_batches:
+            raise ValueError(f"micro_batches ({self.micro_batches}) must divide batch_size ({self.batch_size})")
+        if self.steps is None and self.max_seconds is None:
+            raise ValueError("a run needs an end: set steps or max_seconds")
+        return self
+
+
+class RunConfig(BaseModel):
+    """Everything that makes a run; the same from `--print-config` to the checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str | None = None
+    """Name of the recipe it began from."""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    losses: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    trainer: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="after")
+    def _sequence_fits(self) -> Self:
+        if (self.trainer.sequence_length or 0) > self.model.context_length:
+            raise ValueError(
+                f"trainer.sequence_length ({self.trainer.sequence_length}) is longer than "
+                f"model.context_length ({self.model.context_length})"
+            )
+        return self
+
+    @property
+    def sequence_length(self) -> int:
+        return self.trainer.sequence_length or self.model.context_length
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+MAY_CHANGE = frozenset(
+    f"trainer.{key}"
+    for key in (
+        *(
+            "steps",
+            "max_seconds",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "eval_every",
+            "eval_tokens",
+            "final_eval_tokens",
+        ),
+        *("log_every", "max_bad_steps", "device", "threads", "compile", "checkpoint_activations", "tensorboard"),
+    )
+) | {"data.cache_dir"}
+"""What a resumed run may have otherwise than it began with: how long, how watched, on what."""
+
+
+def differences(stored: RunConfig, wanted: RunConfig) -> list[str]:
+    """`key: stored -> wanted` for all that a resumed run may not change; the text itself is held by its digest."""
+    before, after = flatten(stored.model_dump(mode="json")), flatten(wanted.model_dump(mode="json"))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted({*before, *after} - MAY_CHANGE)
+        if before.get(key) != after.get(key)
+    ]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"dim": 8}} -> {"model.dim": 8}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The values of a packaged recipe, or of the YAML file at a path.
+
+    Raises:
+        UserError: there is no such recipe or file, or it is not a YAML mapping.
+    """
+    path = RECIPES / f"{recipe}.yaml"
+    if recipe not in recipe_names():
+        path = Path(recipe)
+        if not path.is_file():
+            near = difflib.get_close_matches(recipe, recipe_names(), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(
+                f"there is no recipe {recipe!r}; {hint}Recipes are {', '.join(recipe_names())}, or the path of a "
+                "YAML file"
+            )
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not YAML: {' '.join(str(error).split())}; adaptive train --print-config shows one"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path} holds {type(values).__name__}, expected sections such as `trainer:` with keys under them"
+        )
+    return {**values, "recipe": path.stem}
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """`trainer.steps=100` -> {"trainer": {"steps": 100}}; the value is read as YAML.
+
+    Raises:
+        UserError: there is no `=`, or the value is not YAML.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {setting!r}: expected section.key=value, for example --set trainer.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, section by section; lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        before = merged.get(key)
+        merged[key] = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = ()) -> RunConfig:
+    """Validates `base` under the overrides in turn.
+
+    Of `trainer.steps` and `trainer.max_seconds`, naming one in the overrides switches the other of the base off.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a value that breaks a rule, each with its field.
+    """
+    explicit: dict[str, Any] = {}
+    for one in overrides:
+        explicit = merge(explicit, one)
+    trainer = explicit.get("trainer")
+    if isinstance(trainer, Mapping):
+        if "steps" in trainer and "max_seconds" not in trainer:
+            explicit = merge(explicit, {"trainer": {"max_seconds": None}})
+        elif "max_seconds" in trainer and "steps" not in trainer:
+            explicit = merge(explicit, {"trainer": {"steps": None}})
+    try:
+        return RunConfig.model_validate(merge(base, explicit))
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """One line per problem: the field, the value found, the rule."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(unknown_key(field))
+            continue
+        rule = problem["msg"].removeprefix("Value error, ")
+        rule = rule.replace("Input should be", "expected").replace("Extra inputs are", "")
+        found = problem["input"]
+        shown = "" if isinstance(found, (Mapping, BaseModel)) else f" found {found!r},"
+        lines.append(f"{field}:{shown} {rule}" if field else rule)
+    lines.append("See all fields: adaptive train --print-config")
+    return "\n  ".join(["the config does not hold:", *lines] if len(lines) > 2 else lines)
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key, sections included."""
+    keys = []
+    for name, info in section.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def unknown_key(key: str) -> str:
+    """The words for a key that does not exist: the nearest in its own section, else the same name in another."""
+    known = known_keys()
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
+    near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        leaves = {k.rpartition(".")[2]: k for k in known}
+        near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no key {key!r}{hint}"

@@ -1,0 +1,87 @@
+"""Scores held-out text. B batch, T time, V vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .data.batches import Batch
+from .device import autocast
+from .model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of held-out text, at the thresholds its controllers hold."""
+
+    loss: float
+    """Mean cross-entropy in nats per scored token."""
+    bits_per_byte: float
+    experts_per_token: float
+    layers_per_token: float
+    tokens: int
+    """Scored tokens."""
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer,
+    windows: Iterable[Batch],
+    batch_size: int,
+    bytes_per_token: float,
+    precision: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Reads the windows (B, T), B up to `batch_size`; changes nothing in the model, its controllers least of all.
+
+    Returns:
+        None if `stop()` became true on the way, or nothing was scored.
+    """
+    device = model.embedding.weight.device
+    nats = experts = layers = 0.0
+    tokens = 0
+    model.eval()
+    try:
+        # A compiled block would be compiled anew for inference: that takes longer than it saves.
+        with torch.compiler.set_stance("force_eager"):
+            for window in windows:
+                if stop():
+                    return None
+                ids, targets, scored = (torch.from_numpy(part).to(device) for part in pad_rows(window, batch_size))
+                with autocast(device, precision):
+                    out = model(ids)
+                losses = F.cross_entropy(
+                    out.logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+                )  # (B*T,)
+                count = int(scored.sum())
+                if not count:
+                    continue
+                usage = out.usage(scored)
+                nats += float((losses.double() * scored.flatten()).sum())
+                experts += float(usage["experts_per_token"]) * count
+                layers += float(usage["layers_per_token"]) * count
+                tokens += count
+    finally:
+        model.train()
+    if not tokens:
+        return None
+    loss = nats / tokens
+    return Evaluation(loss, loss / math.log(2) / bytes_per_token, experts / tokens, layers / tokens, tokens)
+
+
+def pad_rows(batch: Batch, rows: int) -> Batch:
+    """The batch with empty, unscored rows up to `rows`: one shape for all of an evaluation."""
+    missing = rows - len(batch.ids)
+    if missing <= 0:
+        return batch
+    below = ((0, missing), (0, 0))
+    return Batch(np.pad(batch.ids, below), np.pad(batch.targets, below), np.pad(batch.loss_mask, below))

@@ -1,0 +1,75 @@
+"""What a run measures: one JSON object per line in metrics.jsonl, and the same in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import write_whole
+
+KEYS = (
+    "step",
+    "loss",
+    "val_loss",
+    "bits_per_byte",
+    "experts_per_token",
+    "layers_per_token",
+    "tokens_per_second",
+    "grad_norm",
+    "seconds",
+    "lr",
+)
+"""In every record, null where not measured. `loss` is the step's cross-entropy, `seconds` are those of training."""
+
+
+class Metrics:
+    """Appends records to `folder`/metrics.jsonl and, if asked, to `folder`/tensorboard/."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        """`step` is the one the run goes on from: records after it belong to steps that were lost, and are dropped."""
+        self.path = folder / "metrics.jsonl"
+        kept = [json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step]
+        write_whole(self.path, "".join(kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import, and not everybody wants it
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One record; a number that is not finite becomes null, which JSON can hold."""
+        full = {key: finite(record.get(key)) for key in [*KEYS, *(k for k in record if k not in KEYS)]}
+        self._file.write(json.dumps(full, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in full.items():
+                if key != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(key, value, full["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records

@@ -1,0 +1,163 @@
+"""A run is a folder, runs/NAME, held by one trainer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from .checkpoint import list_checkpoints
+from .config import RunConfig
+from .errors import UserError
+from .files import cannot_write, write_whole
+
+RUNS = Path("runs")
+NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Run:
+    """The folder of a run; entering it takes its lock.
+
+    Raises:
+        UserError: on entering, another process trains it, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that a new start would destroy."""
+        metrics = self.path / "metrics.jsonl"
+        return bool(list_checkpoints(self.checkpoints)) or (metrics.exists() and metrics.stat().st_size > 0)
+
+    @property
+    def resume_command(self) -> str:
+        return f"adaptive train --resume --name {self.name}"
+
+    def __enter__(self) -> Self:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+            probe = self.checkpoints / f".writing-probe-{os.getpid()}"
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise cannot_write(self.path, error, "Nothing was trained") from error
+        if not _take(self._lock):
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise UserError(
+                f"{self.path} is being trained by {holder}; wait for it, stop it, or give this one another --name"
+            )
+        self._lock.truncate(0)
+        self._lock.write(
+            f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        )
+        self._lock.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()  # which releases it; the file stays, or two could hold locks on two files of one name
+            self._lock = None
+
+    def empty(self) -> None:
+        """Deletes what earlier training left, keeping the folder and its lock."""
+        for path in self.path.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.checkpoints.mkdir()
+
+    def write(self, name: str, text: str) -> None:
+        """Writes one of the run's files whole.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            write_whole(self.path / name, text)
+        except OSError as error:
+            raise cannot_write(self.path / name, error) from error
+
+    def write_config(self, config: RunConfig) -> None:
+        self.write("config.yaml", config.to_yaml())
+
+    def add_versions(self, found: Mapping[str, Any]) -> None:
+        """Appends to versions.json: one entry for each time the run was started or resumed."""
+        path = self.path / "versions.json"
+        try:
+            sessions = json.loads(path.read_bytes())["sessions"] if path.exists() else []
+        except (ValueError, KeyError, TypeError):
+            sessions = []  # a note for people: not worth refusing to train
+        self.write("versions.json", json.dumps({"sessions": [*sessions, found]}, indent=1) + "\n")
+
+
+def _take(lock: IO[str]) -> bool:
+    """Takes the lock without waiting; the system frees it when the process ends, however it ends."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def named_run(name: str, runs: Path = RUNS) -> Run:
+    """The run of that name, existing or not.
+
+    Raises:
+        UserError: the name could not be a folder's.
+    """
+    if not NAME_RULE.fullmatch(name):
+        raise UserError(f"--name {name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
+    return Run(runs / name)
+
+
+def next_run(stem: str, runs: Path = RUNS) -> Run:
+    """A run that does not exist yet: `stem`-1, `stem`-2, ..."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
+    number = 1
+    while (runs / f"{stem}-{number}").exists():
+        number += 1
+    return Run(runs / f"{stem}-{number}")
+
+
+def newest_run(runs: Path = RUNS) -> Run:
+    """The run that was trained last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [path.parent for path in runs.glob("*/config.yaml")] if runs.is_dir() else []
+    if not found:
+        raise UserError(f"there is no run in {runs.resolve()}; train one: adaptive train quickstart --name demo")
+    return Run(max(found, key=_last_written))
+
+
+def _last_written(path: Path) -> float:
+    return max(file.stat().st_mtime for file in (path / "config.yaml", path / "metrics.jsonl") if file.exists())

@@ -1,0 +1,249 @@
+"""From a config to a trained run: everything around the loop, in the order in which it happens."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint, clean, newest_good, set_aside
+from .config import RunConfig, differences, make_config
+from .data import Corpus, prepare
+from .device import choose_device, choose_precision, versions
+from .errors import UserError
+from .evaluate import Evaluation
+from .files import cannot_write
+from .metrics import Metrics
+from .model.transformer import Transformer
+from .optimizer import Optimizers
+from .progress import Progress
+from .randomness import restore_random, seed_all
+from .run import Run
+from .signals import Stopped, StopSignals
+from .trainer import Counters, Trainer
+
+HELDOUT_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session of training ended."""
+
+    run: Run
+    step: int
+    complete: bool
+    """Whether the run reached its end; else it can be resumed."""
+    evaluation: Evaluation | None = None
+    """Of the whole held-out text, at the end of a run."""
+    exit_code: int = 0
+    """128 + the number of the signal that ended it, if one did."""
+
+
+def begin(
+    config: RunConfig,
+    run: Run,
+    *,
+    overwrite: bool = False,
+    stop_at: int | None = None,
+    display: Progress | None = None,
+) -> Outcome:
+    """Trains a new run.
+
+    Raises:
+        UserError: the run exists already and `overwrite` is not given, or the data, disk or device do not serve.
+    """
+    with StopSignals() as signals:
+        display = display or Progress()
+        try:
+            with run:
+                if run.begun and not overwrite:
+                    raise UserError(
+                        f"{run.path} exists already; go on with it: {run.resume_command}; or give the new one another "
+                        "--name; or replace it: the same command with --overwrite"
+                    )
+                try:
+                    run.empty()
+                except OSError as error:
+                    raise cannot_write(run.path, error) from error
+                return _train(config, run, None, stop_at, signals, display)
+        except Stopped as stopped:
+            display.say(f"{stopped}: nothing was trained yet; the same command starts again")
+            return Outcome(run, 0, False, exit_code=stopped.exit_code)
+
+
+def resume(
+    run: Run,
+    overrides: Iterable[Mapping[str, Any]] = (),
+    *,
+    stop_at: int | None = None,
+    display: Progress | None = None,
+) -> Outcome:
+    """Goes on with a run from its newest good checkpoint, exactly as if it had not stopped.
+
+    Raises:
+        UserError: there is nothing to resume, every checkpoint is damaged, or config, data or tokenizer differ from
+            what the run began with.
+    """
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path} to resume; begin it: the same command without --resume")
+    with StopSignals() as signals:
+        display = display or Progress()
+        try:
+            with run:
+                found = newest_good(run.path, lambda text: display.say(f"warning: {text}"))
+                if found is None:
+                    raise UserError(
+                        f"{run.path} holds no checkpoint, so there is nothing to resume; begin again: the same command "
+                        "without --resume"
+                    )
+                config = make_config(found.config.model_dump(mode="json"), overrides)
+                refuse(run, differences(found.config, config))
+                if found.state.get("complete") and not _longer(found.config, config):
+                    display.say(
+                        f"{run.path} is complete at step {found.step}; to go on, give more --steps or --max-seconds"
+                    )
+                    return Outcome(run, found.step, True)
+                set_aside(found.damaged)
+                return _train(config, run, found, stop_at, signals, display)
+        except Stopped as stopped:
+            display.say(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
+            return Outcome(run, 0, False, exit_code=stopped.exit_code)
+
+
+def refuse(run: Run, changed: list[str]) -> None:
+    """Raises UserError listing the differences, if there are any."""
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{run.path} began with other settings, so it would not be the same run:\n  {listed}\n"
+            f"Leave these out to go on ({run.resume_command}), or begin a new run under another --name"
+        )
+
+
+def _longer(stored: RunConfig, wanted: RunConfig) -> bool:
+    ends = [(config.trainer.steps, config.trainer.max_seconds) for config in (stored, wanted)]
+    return ends[0] != ends[1]
+
+
+def _train(
+    config: RunConfig, run: Run, found: Checkpoint | None, stop_at: int | None, signals: StopSignals, display: Progress
+) -> Outcome:
+    clean(run.checkpoints)
+    trainer = config.trainer
+    device = choose_device(trainer.device)
+    precision = choose_precision(trainer.precision, device)
+    if trainer.threads:
+        torch.set_num_threads(trainer.threads)
+    corpus = prepare(config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=config.sequence_length)
+    identity = {
+        "data_digest": corpus.digest,
+        "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "device": device.type,
+    }
+    config = with_vocabulary(config, corpus)
+    if found is not None:
+        compare_identity(run, found, identity, display)
+
+    seed_all(trainer.seed)
+    model = Transformer(config.model).to(device)
+    optimizers = Optimizers(model, config.optimizer)
+    counters = Counters()
+    if found is not None:
+        model.load_state_dict(found.model_state)
+        slots = {name: value for name, value in found.optimizer_state.items() if not name.startswith("random.")}
+        optimizers.load_state_tensors(slots)
+        restore_random(found.optimizer_state, found.state["random"])
+        counters = Counters(**{each.name: found.state[each.name] for each in fields(Counters)})
+    require_space(run, model)
+    if trainer.compile:
+        model.compile_blocks()
+    write_beside(config, run, corpus, versions(device, precision))
+    parameters = sum(weight.numel() for weight in model.parameters())
+    display.say(
+        f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
+        f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
+        + (f", from step {counters.step}" if counters.step else "")
+    )
+    try:
+        metrics = Metrics(run.path, counters.step, trainer.tensorboard and trainer.steps != 0)
+    except OSError as error:
+        raise cannot_write(run.path / "metrics.jsonl", error) from error
+    loop = Trainer(
+        config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
+        counters=counters, identity=identity, stop=lambda: signals.received is not None,
+    )  # fmt: skip
+    signals.last_words = f"finishing the step, then saving {run.path}"
+    try:
+        with signals.deferred(), display:
+            complete = loop.train(stop_at)
+            evaluation = loop.finish() if complete and trainer.steps != 0 else None
+    except OSError as error:
+        raise cannot_write(metrics.path, error, "The checkpoints are intact") from error
+    finally:
+        metrics.close()
+    return Outcome(run, counters.step, complete, evaluation, signals.exit_code)
+
+
+def with_vocabulary(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """The config with the model's vocabulary filled from the tokenizer.
+
+    Raises:
+        UserError: the model was given fewer words than the tokenizer has.
+    """
+    asked = config.model.vocab_size
+    if asked and asked < corpus.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {asked}, but the tokenizer has {corpus.vocab_size} tokens; leave it out to take the "
+            f"tokenizer's, or --set model.vocab_size={corpus.vocab_size} or more"
+        )
+    model = config.model.model_copy(update={"vocab_size": asked or corpus.vocab_size})
+    return config.model_copy(update={"model": model})
+
+
+def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
+    """Refuses another text or tokenizer; says what keeps the result from being the same to the last bit."""
+    changed = []
+    for key, words in (
+        ("tokenizer_sha256", "the tokenizer"),
+        ("data_digest", "the text, or how it is split and packed"),
+    ):
+        before = str(found.state.get(key))
+        if before != identity[key]:
+            changed.append(f"{words}: digest {before[:12]} -> {identity[key][:12]}")
+    refuse(run, changed)
+    for key in ("device", "precision", "threads"):
+        if found.state.get(key) != identity[key]:
+            display.say(
+                f"note: {key} was {found.state.get(key)} and is {identity[key]}: results differ in the last bits"
+            )
+
+
+def require_space(run: Run, model: Transformer) -> None:
+    """Refuses to begin where not even one checkpoint fits.
+
+    Raises:
+        UserError: the disk has less room than weights and two optimizer slots take.
+    """
+    needed = 3 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        raise UserError(
+            f"{run.path}: one checkpoint takes up to {needed / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB; "
+            "make room, or work in a folder on another disk"
+        )
+
+
+def write_beside(config: RunConfig, run: Run, corpus: Corpus, made_by: Mapping[str, Any]) -> None:
+    """Writes what export needs beside the checkpoints."""
+    run.write_config(config)
+    run.write("tokenizer.json", corpus.tokenizer_json())
+    run.write("heldout.txt", corpus.heldout_text(HELDOUT_BYTES))
+    if corpus.chat_template:
+        run.write("chat_template.jinja", corpus.chat_template)
+    run.add_versions(made_by)

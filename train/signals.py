@@ -1,0 +1,81 @@
+"""Ctrl-C and SIGTERM: the first asks the run to stop after the step at hand, the second ends the process at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came while there was nothing to finish first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """While entered, watches the signals; outside `deferred()` the first one raises `Stopped` where the program is.
+
+    Checkpoints are renamed into place, so ending at once leaves every file intact. In a thread that is not the main
+    one, Python delivers no signals and this watches nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.last_words = ""
+        """Said when a signal comes while deferred."""
+        self._deferring = False
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for the signal received; 0 for none."""
+        return 0 if self.received is None else 128 + self.received
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in WATCHED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, the first signal is only noted in `received`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            end_now(128 + number)
+        self.received = number
+        if not self._deferring:
+            raise Stopped(number)
+        _say(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it at once\n")
+
+
+def end_now(exit_code: int) -> NoReturn:
+    """Ends the process without running anything else."""
+    _say("\x1b[?25h" if os.isatty(2) else "")  # the live line hides the cursor
+    os._exit(exit_code)
+
+
+def _say(text: str) -> None:
+    """Writes past Python's buffers, which a signal handler may find locked."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

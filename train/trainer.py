@@ -1,0 +1,271 @@
+"""The training loop. B sequences per step, T tokens each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import prune, save_checkpoint
+from .config import RunConfig
+from .data.corpus import Corpus
+from .device import autocast
+from .errors import UserError
+from .evaluate import Evaluation, evaluate
+from .metrics import Metrics
+from .model.losses import training_loss
+from .model.transformer import Transformer
+from .optimizer import Optimizers
+from .progress import Progress
+from .randomness import random_json, random_tensors
+from .run import Run
+from .schedule import multiplier, progress
+
+
+@dataclass
+class Counters:
+    """Where a run stands; part of every checkpoint."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    bad_steps: int = 0
+    """Steps skipped in all because a loss or gradient was not finite."""
+    bad_in_a_row: int = 0
+
+
+@dataclass
+class StepResult:
+    """Means over the scored tokens of one step."""
+
+    parts: dict[str, float] = field(default_factory=dict)
+    """The named losses, and experts_per_token and layers_per_token."""
+    grad_norm: float = float("nan")
+    """Before clipping."""
+    skipped: bool = False
+
+
+def scores(found: Evaluation | None) -> dict[str, float]:
+    """The keys of a record that an evaluation fills."""
+    if found is None:
+        return {}
+    return {
+        "val_loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "val_experts_per_token": found.experts_per_token,
+        "val_layers_per_token": found.layers_per_token,
+    }
+
+
+class Trainer:
+    """Trains one model on one corpus, and writes down what happens in its run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Run,
+        model: Transformer,
+        corpus: Corpus,
+        optimizers: Optimizers,
+        *,
+        precision: str,
+        metrics: Metrics,
+        display: Progress,
+        counters: Counters,
+        identity: dict[str, Any],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`identity` is what every checkpoint says of the data and the machine; `stop` asks to end after the step."""
+        self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
+        self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
+        self.identity, self.stop = identity, stop
+        self.device = model.embedding.weight.device
+        self.saved = [counters.step] if counters.step else []  # a run that goes on has its checkpoint
+        self._began = time.monotonic()
+        self._seconds_before = counters.seconds
+        self._step_seconds = 0.0
+        self._save_seconds = 1e-8 * sum(p.numel() for p in model.parameters())  # until one was measured
+        self._last: dict[str, Any] = {}
+        self._last_val: Evaluation | None = None
+
+    # --- the loop
+
+    def train(self, stop_at: int | None = None) -> bool:
+        """Steps until the run is complete, or `stop_at` or `stop` ends it early; always leaves a checkpoint.
+
+        Returns:
+            Whether the run is complete.
+        Raises:
+            UserError: losses stopped being finite, or a checkpoint could not be written.
+        """
+        self._began = time.monotonic()
+        trainer, counters = self.config.trainer, self.counters
+        marked, marked_tokens = time.monotonic(), counters.tokens_seen
+        complete = self.complete()
+        while not complete and counters.step != stop_at and not self.stop():
+            started = time.monotonic()
+            rate = multiplier(self.config.schedule, self.progress())
+            self.optimizers.set_rate(rate)
+            result = self.step()
+            counters.step += 1
+            step = counters.step
+            now = time.monotonic()
+            self._step_seconds = now - started
+            self.check(result)
+            complete = self.complete()
+            evaluated = None
+            if step % trainer.eval_every == 0 and not complete:
+                evaluated = self.evaluate(trainer.eval_tokens)
+            if step % trainer.log_every == 0 or evaluated or complete or result.skipped:
+                speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
+                self._last = self.record(result, evaluated, speed, rate)
+                if not complete:  # the last record waits for the last evaluation
+                    self.metrics.write(self._last)
+                self.show(self._last, force=evaluated is not None or complete)
+                marked, marked_tokens = time.monotonic(), counters.tokens_seen
+            if step % trainer.checkpoint_every == 0:
+                self.save()
+        self.save()
+        return complete
+
+    def step(self) -> StepResult:
+        """One update from one batch of B sequences, in `micro_batches` parts weighted by their scored tokens."""
+        trainer = self.config.trainer
+        batch = self.corpus.batch(self.counters.step, 0, trainer.batch_size, self.config.sequence_length)
+        tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
+        scored_in_all = tensors[2].sum().clamp(min=1)
+        sums: dict[str, Tensor] = {}
+        result = StepResult()
+        for ids, targets, scored in zip(*(part.chunk(trainer.micro_batches) for part in tensors), strict=True):
+            share = scored.sum() / scored_in_all
+            with autocast(self.device, self.precision):
+                out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations)
+                loss, parts = training_loss(self.model, out, targets, scored, self.config.losses)
+            for name, value in {"loss": loss.detach(), **parts, **out.usage(scored)}.items():
+                sums[name] = sums.get(name, 0.0) + value.float() * share
+            if not loss.isfinite():
+                result.skipped = True
+                break
+            (loss * share).backward()
+            self.model.observe(out, scored)
+        if not result.skipped:
+            result.grad_norm = self.clip()
+            result.skipped = not torch.isfinite(torch.tensor(result.grad_norm))
+        if not result.skipped:
+            self.optimizers.step()
+        self.optimizers.zero_grad()
+        result.parts = {name: value.item() for name, value in sums.items()}
+        self.counters.tokens_seen += tensors[0].numel()
+        return result
+
+    def clip(self) -> float:
+        """Clips the gradient to `clip_norm` and returns its norm before."""
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        limit = self.config.optimizer.clip_norm or float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(weights, limit))
+
+    def check(self, result: StepResult) -> None:
+        """Counts a skipped step; too many in a row end the run.
+
+        Raises:
+            UserError: `max_bad_steps` in a row were not finite.
+        """
+        counters = self.counters
+        counters.bad_in_a_row = counters.bad_in_a_row + 1 if result.skipped else 0
+        if not result.skipped:
+            return
+        counters.bad_steps += 1
+        what = "gradient" if "loss" in result.parts and result.parts["loss"] == result.parts["loss"] else "loss"
+        self.display.say(f"step {counters.step}: the {what} is not finite; the step is skipped, the weights stay")
+        if counters.bad_in_a_row >= self.config.trainer.max_bad_steps:
+            first = counters.step - counters.bad_in_a_row + 1
+            rates = self.config.optimizer
+            raise UserError(
+                f"the {what} was not finite in steps {first} to {counters.step}, {counters.bad_in_a_row} in a row; the "
+                f"weights are those of step {first - 1}. Under another --name, lower the learning rates "
+                f"(--set optimizer.lr={rates.lr / 2:g} --set optimizer.adamw_lr={rates.adamw_lr / 2:g}), or look at "
+                "the data"
+            )
+
+    # --- time
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def budget(self) -> float | None:
+        """Seconds that steps may take: those given, less a step and the last save."""
+        limit = self.config.trainer.max_seconds
+        return None if limit is None else max(limit - self._step_seconds - self._save_seconds, 1e-3)
+
+    def progress(self) -> float:
+        """Where the step to come stands in the run, 0..1."""
+        return progress(self.counters.step, self.config.trainer.steps, self.seconds(), self.budget())
+
+    def complete(self) -> bool:
+        steps, budget = self.config.trainer.steps, self.budget()
+        return (steps is not None and self.counters.step >= steps) or (budget is not None and self.seconds() >= budget)
+
+    # --- what is written and shown
+
+    def save(self) -> None:
+        """Writes a checkpoint of this moment, unless there is one, and deletes those beyond `keep_checkpoints`."""
+        if self.counters.step in self.saved:
+            return
+        started = time.monotonic()
+        self.counters.seconds = self.seconds()
+        state = {**vars(self.counters), **self.identity, "complete": self.complete(), "random": random_json()}
+        tensors = {**self.optimizers.state_tensors(), **random_tensors()}
+        save_checkpoint(self.run.checkpoints, self.counters.step, self.config, self.model.state_dict(), tensors, state)
+        self.saved.append(self.counters.step)
+        trusted = frozenset(self.run.checkpoints / f"step-{step:06d}" for step in self.saved)
+        prune(self.run.checkpoints, self.config.trainer.keep_checkpoints, trusted, self.display.say)
+        self._save_seconds = time.monotonic() - started
+
+    def evaluate(self, max_tokens: int | None) -> Evaluation | None:
+        """Scores held-out text, `max_tokens` of it at most."""
+        size = self.config.trainer.batch_size
+        windows = self.corpus.val_windows(self.config.sequence_length, size, max_tokens)
+        found = evaluate(self.model, windows, size, self.corpus.val_bytes_per_token, self.precision, self.stop)
+        self._last_val = found or self._last_val
+        return found
+
+    def finish(self) -> Evaluation | None:
+        """The evaluation at the end, None if `stop` came first, and the record of the last step with it."""
+        found = self.evaluate(self.config.trainer.final_eval_tokens)
+        if self._last:
+            self.metrics.write({**self._last, **scores(found)})
+        return found
+
+    def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:
+        """One object of metrics.jsonl."""
+        parts = dict(result.parts)
+        total = parts.pop("loss", None)
+        record = {
+            "step": self.counters.step,
+            "loss": parts.pop("cross_entropy", None),
+            "tokens_per_second": speed,
+            "grad_norm": result.grad_norm,
+            "seconds": self.seconds(),
+            "lr": self.config.optimizer.lr * rate,
+            "total_loss": total,
+            **parts,
+            **scores(evaluated),
+        }
+        return {**record, "skipped": True} if result.skipped else record
+
+    def show(self, record: dict[str, Any], force: bool) -> None:
+        """The record on the live line, with the newest held-out loss and the time left."""
+        shown = {**record, "val_loss": self._last_val.loss if self._last_val else None}
+        done = self.progress()
+        here = time.monotonic() - self._began
+        left = here * (1 - done) / done if done > 0 and not self._seconds_before else None
+        budget, steps = self.budget(), self.config.trainer.steps
+        if budget is not None and (left is None or budget - self.seconds() < left):
+            left = budget - self.seconds()
+        self.display.show(shown, f"/{steps}" if steps else "", left, force)
