@@ -43,8 +43,9 @@ class Windows(Protocol):
 class StreamWindows:
     """Windows of the stream from end to end ("stream").
 
-    In each epoch the stream, closed to a ring at its first and last end-of-text token, is cut into non-overlapping windows from a
-    random place on, and these come in a random order. What is left over, less than one window, is another part in each epoch.
+    In each epoch the stream, closed to a ring at its first and last end-of-text token, is cut into non-overlapping
+    windows from a random place on, and these come in a random order. What is left over, less than one window, is
+    another part in each epoch.
     """
 
     def __init__(self, stream: Stream, key: int) -> None:
@@ -60,7 +61,7 @@ class StreamWindows:
         """Window `number`; raises ZeroDivisionError when the stream is shorter than a window."""
         epoch, place = divmod(number, self.windows_per_epoch(length))
         offset = mix(self._key, epoch, 1) % self.ring
-        window = int(permuted(np.array([place]), self.windows_per_epoch(length), mix(self._key, epoch, 2))[0])
+        window = permuted(place, self.windows_per_epoch(length), mix(self._key, epoch, 2))
         start = (offset + window * length) % self.ring
         tokens = self._take(self._stream.tokens, start, length + 1).astype(np.int64)
         mask = self._stream.mask
@@ -68,7 +69,8 @@ class StreamWindows:
         return Row(tokens[:-1], tokens[1:], scored)
 
     def _take(self, array: NDArray[Scalar], start: int, count: int) -> NDArray[Scalar]:
-        # Token 0 and the last are the same place of the ring; the last is taken for it, whose mask is that of a real target.
+        # Token 0 and the last are the same place of the ring; the last is taken for it, whose mask is that of a real
+        # target.
         start = (start - 1) % self.ring + 1
         if start + count <= len(array):
             return np.array(array[start : start + count])
@@ -77,8 +79,9 @@ class StreamWindows:
 
 
 class DocumentWindows:
-    """Windows that hold whole documents ("documents"): a new order each epoch, filled one after the other, the rest padded.
+    """Windows that hold whole documents ("documents").
 
+    Each epoch the documents come in a new order, fill one window after the other, and what a window has left is padded.
     A document longer than a window is cut into several, each scored from its second token on.
     """
 
@@ -123,7 +126,7 @@ class DocumentWindows:
 
     @lru_cache(maxsize=2)  # noqa: B019 - as many as there are sources, and they live as long as the run
     def _pieces(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Start and end of every piece of at most length + 1 tokens; pieces of one document share a token, as windows do."""
+        """Start and end of every piece of at most length + 1 tokens; those of one document share the token at the cut."""
         starts = self._stream.docs.astype(np.int64)
         ends = np.append(starts[1:], len(self._stream.tokens))
         counts = np.maximum(1, -(-(ends - starts - 1) // length))

@@ -1,6 +1,5 @@
 """Segments in, cache entry out: tokenises one source."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ def write_entry(
     unknown: int | None,
     advance: Callable[[int], None],
 ) -> None:
-    """Tokenises `segments` into the arrays of an entry in `folder`; `advance` is told how many bytes of text are done."""
+    """Tokenises `segments` into the arrays of an entry in `folder`; `advance` hears of the bytes of text done."""
     writer = EntryWriter(folder, wide, masked, eos_id)
     eos = np.array([eos_id])
     stats = dict.fromkeys(
@@ -81,8 +80,3 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def num_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,9 @@
 """Tokenised text on disk: folders of plain arrays, mapped into memory, written whole or not at all.
 
-An entry is `tokens/KEY/`: `train.tokens`, `val.tokens` (uint16 or uint32, little-endian), `*.mask` (uint8, only where some token
-is not scored), `*.docs` (uint64, where documents start), `heldout.txt`, and `entry.json` with the size and sha256 of the others.
-KEY is the digest of everything the content depends on. Entries may be deleted at any time; they are made again.
+An entry is `tokens/KEY/`: `train.tokens`, `val.tokens` (uint16 or uint32, little-endian), `*.mask` (uint8, only where
+some token is not scored), `*.docs` (uint64, where documents start), `heldout.txt`, and `entry.json` with the size and
+sha256 of the others. KEY is the digest of everything the content depends on. Entries may be deleted at any time; they
+are made again.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ READ_BYTES = 8 * 2**20
 
 
 def cache_folder(configured: str | None) -> Path:
-    """The folder of the config, else `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm` (under `$XDG_CACHE_HOME` where that is set)."""
+    """The folder of the config, else `$ADAPTIVE_CACHE`, else `adaptive-lm` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if configured:
         return Path(configured).expanduser()
     if os.environ.get("ADAPTIVE_CACHE"):
@@ -48,7 +49,8 @@ def digest_of(value: object) -> str:
 class Stream:
     """The tokens of one part of one source: end-of-text, document, end-of-text, document, ..., end-of-text.
 
-    `tokens` (N,) uint16 or uint32; `mask` (N,) bool, or None when all are scored; `docs` (documents,) where each begins.
+    `tokens` (N,) uint16 or uint32; `mask` (N,) bool, or None when all are scored; `docs` (documents,) where each
+    begins.
     """
 
     tokens: NDArray[Any]
@@ -146,7 +148,7 @@ def open_entry(folder: Path) -> Entry | None:
 
 @contextlib.contextmanager
 def new_entry(folder: Path, expected_bytes: int) -> Iterator[Path]:
-    """A folder to write in, moved to `folder` at the end of the block; whoever comes first wins, and the others' work is dropped.
+    """A folder to write in, moved to `folder` at the end of the block; of several writers the first one wins.
 
     Raises UserError when the disk is full (naming the folder and `expected_bytes`) or the place cannot be written.
     """
@@ -191,7 +193,8 @@ def disk_error(error: OSError, folder: Path, expected_bytes: int) -> UserError:
     choose = "choose another folder with --set data.cache_dir=FOLDER or the variable ADAPTIVE_CACHE"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
-            f"the disk is full: the tokenised text needs about {expected_bytes:,} bytes in {folder}; free that much, or {choose}"
+            f"the disk is full: the tokenised text needs about {expected_bytes:,} bytes in {folder}; free that much, "
+            f"or {choose}"
         )
     return UserError(f"cannot write the tokenised text to {folder}: {error.strerror or error}; {choose}")
 

@@ -50,7 +50,8 @@ class ChatTemplate:
             return cls(Path(value).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"cannot read the chat template {value!r} ({error}); expected jinja2 text or the path of a UTF-8 file with it"
+                f"cannot read the chat template {value!r} ({error}); expected jinja2 text or the path of a UTF-8 file "
+                "with it"
             ) from None
 
     @cached_property
@@ -89,9 +90,9 @@ class ChatTemplate:
     def segments(self, messages: Sequence[Message], where: str) -> list[tuple[str, bool, bool]]:
         """The conversation as (text, is an answer, end-of-text after it), cut where a prompt ends and an answer begins.
 
-        The cuts are those of generation: the prompt is what the template renders with `add_generation_prompt` before the
-        assistant speaks, so training sees prompt and answer tokenised exactly as generation will.
-        Raises UserError when the template is not a prefix code: when a later turn changes how an earlier one is written.
+        The cuts are those of generation: the prompt is what the template renders with `add_generation_prompt` before
+        the assistant speaks, so training sees prompt and answer tokenised exactly as generation will. Raises UserError
+        when the template is not a prefix code: when a later turn changes how an earlier one is written.
         """
         pieces: list[tuple[str, bool]] = []
         done = ""
@@ -101,7 +102,8 @@ class ChatTemplate:
             text = self.render(messages[:count], prompt)
             if not text.startswith(done):
                 raise UserError(
-                    f"{where}: with this chat template a later message changes the text of an earlier one, so prompts and answers "
+                    f"{where}: with this chat template a later message changes the text of an earlier one, so prompts "
+                    "and answers "
                     "cannot be told apart; use a template that only appends"
                 )
             pieces.append((text[len(done) :], answer))

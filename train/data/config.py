@@ -29,14 +29,14 @@ class DataConfig(BaseModel):
     - `sources`: paths (`PATH@0.3` gives a weight) or `{path, weight, text_field}`. Without weights every token is seen
       equally often; sources without a weight share what the others leave.
     - `text_field`: the field of a record that holds the text; by default `messages`, `prompt` + `completion` or `text`.
-    - `val`: a source held out whole. Without it the last `val_fraction` of each file is held out: the last records, or the
-      last characters of a plain text.
-    - `loss_on`: "answers" scores only what the assistant says (and the end of its turn) in records of prompt/completion or
-      messages; plain text, which has no answers, is scored whole either way.
+    - `val`: a source held out whole. Without it the last `val_fraction` of each file is held out: the last records, or
+      the last characters of a plain text.
+    - `loss_on`: "answers" scores only what the assistant says (and the end of its turn) in records of prompt/completion
+      or messages; plain text, which has no answers, is scored whole either way.
     - `chat_template`: jinja2 text, or the path of a file that holds it; it sees `messages`, `add_generation_prompt` and
       `eos_token`.
-    - `pack`: "stream" cuts the tokens of all documents, end to end, into windows; "documents" fills each window with whole
-      documents in a new order each epoch and pads the rest, so that every window starts where a document starts.
+    - `pack`: "stream" cuts the tokens of all documents, end to end, into windows; "documents" fills each window with
+      whole documents in a new order each epoch and pads the rest, so that every window starts where a document starts.
     - `cache_dir`: where tokenised text is kept; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`.
     """
 
@@ -55,8 +55,8 @@ class DataConfig(BaseModel):
 class TokenizerConfig(BaseModel):
     """How text becomes tokens.
 
-    `kind` is "bpe" (byte-level, trained on the training text), "words" (words and punctuation), "chars", "bytes", or the
-    path of an existing `tokenizer.json`. `vocab_size` bounds the vocabulary of bpe and words (4096 when not given).
+    `kind` is "bpe" (byte-level, trained on the training text), "words" (words and punctuation), "chars", "bytes", or
+    the path of an existing `tokenizer.json`. `vocab_size` bounds the vocabulary of bpe and words (4096 when not given).
     `train_bytes` bounds the text that bpe and words are trained on: evenly spaced pieces of the training text.
     """
 
@@ -77,7 +77,8 @@ class TokenizerConfig(BaseModel):
             )
         if self.vocab_size is not None and self.kind not in ("bpe", "words"):
             raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} has no effect with kind {self.kind!r}, whose size follows from "
+                f"tokenizer.vocab_size={self.vocab_size} has no effect with kind {self.kind!r}, whose size follows "
+                "from "
                 "the text; leave it out (it is for bpe and words)"
             )
         return self
@@ -86,3 +87,8 @@ class TokenizerConfig(BaseModel):
     def is_file(self) -> bool:
         """True when `kind` is the path of a tokenizer.json."""
         return self.kind.endswith(".json") or "/" in self.kind or "\\" in self.kind or Path(self.kind).is_file()
+
+    @property
+    def size_limit(self) -> int:
+        """The largest vocabulary that bpe and words may grow."""
+        return self.vocab_size or DEFAULT_VOCAB_SIZE

@@ -15,10 +15,11 @@ from .tokenizers import eos_id
 class Corpus:
     """Tokenised text, ready to train on. Made by `prepare`.
 
-    `tokenizer`, `vocab_size` and `eos_id` (of `<|endoftext|>`) belong together; `chat_template` is the jinja2 text when any
-    source holds conversations, else None; `digest` changes when content, tokenizer or settings do; `val_bytes_per_token` is
-    bytes of held-out text per scored held-out token, so that bits per byte = mean loss in nats / ln 2 / val_bytes_per_token;
-    `train_tokens` and `val_tokens` count tokens; `notes` are the sentences that were said while preparing.
+    `tokenizer`, `vocab_size` and `eos_id` (of `<|endoftext|>`) belong together; `chat_template` is the jinja2 text when
+    any source holds conversations, else None; `digest` changes when content, tokenizer or settings do;
+    `val_bytes_per_token` is bytes of held-out text per scored held-out token, so that bits per byte = mean loss in nats
+    / ln 2 / val_bytes_per_token; `train_tokens` and `val_tokens` count tokens; `notes` are the sentences that were said
+    while preparing.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class Corpus:
     def batch(self, step: int, micro: int, batch_size: int, length: int, *, micros: int = 1) -> Batch:
         """Training batch `micro` of the `micros` of step `step`: (batch_size, length) windows.
 
-        A pure function of its arguments and the seed. Windows are numbered (step * micros + micro) * batch_size + row, so that
-        no window of an epoch is repeated or left out, and 8 micro-batches of 1 hold the same windows as 1 of 8.
+        A pure function of its arguments and the seed. Windows are numbered (step * micros + micro) * batch_size + row,
+        so that no window of an epoch is repeated or left out, and 8 micro-batches of 1 hold the same windows as 1 of 8.
         Raises UserError when the training text is shorter than one window.
         """
         if not 0 <= micro < micros:
@@ -85,14 +86,16 @@ class Corpus:
             found = len(entry.train.tokens)
             if isinstance(windows, StreamWindows) and found < length + 1:
                 raise UserError(
-                    f"{name}: {found} training tokens, but one window of context length {length} needs {length + 1}; give more "
+                    f"{name}: {found} training tokens, but one window of context length {length} needs {length + 1}; "
+                    "give more "
                     f"text, or --set model.context_length={largest_power_of_two(found - 1)}"
                 )
 
     def val_windows(self, length: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out text in order, as windows that do not overlap; every token is a target once, the last window is padded.
+        """The held-out text in order: windows that do not overlap, every token a target once, the last window padded.
 
-        With `max_tokens` each source gives its share of that many, from its beginning. The last batch may have fewer rows.
+        With `max_tokens` each source gives its share of that many, from its beginning. The last batch may have fewer
+        rows.
         """
         rows: list[Row] = []
         for entry in self._val:
@@ -107,7 +110,10 @@ class Corpus:
             yield stack(rows)
 
     def heldout_text(self, max_bytes: int) -> str:
-        """The first held-out text, at most `max_bytes` of UTF-8; of several sources each gives its share, documents end in `<|endoftext|>`."""
+        """The first held-out text, at most `max_bytes` of UTF-8, with `<|endoftext|>` between documents.
+
+        Of several sources each gives its share.
+        """
         texts = []
         for entry in self._val:
             share = max_bytes * (len(entry.val.tokens) - 1) // max(1, self.val_tokens)

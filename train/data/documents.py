@@ -1,4 +1,4 @@
-"""Every item as a series of segments: what is tokenised as one string, whether it is scored, and where documents begin and end."""
+"""Every item as a series of segments: strings to tokenise, whether they are scored, where documents begin and end."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ class Segment(NamedTuple):
 
 
 def segments(item: Item, cut: int, template: ChatTemplate, answers_only: bool) -> Iterator[Segment]:
-    """The segments of `item`; the first `cut` characters (of plain text) or documents (of records) train, the rest is held out."""
+    """The segments of `item`; all after its first `cut` characters (plain text) or documents (records) is held out."""
     if item.kind == "text":
         assert item.path is not None
         fresh = True
@@ -52,7 +52,7 @@ def segments(item: Item, cut: int, template: ChatTemplate, answers_only: bool) -
 
 
 def document_of(record: object, text_field: str | None, where: str) -> str | list[Message]:
-    """What a record says: its text, or the messages of a conversation. Raises UserError for a record that holds neither."""
+    """What a record says: its text, or the messages of a conversation. Raises UserError when it holds neither."""
     if isinstance(record, str):
         return record
     if not isinstance(record, Mapping):
@@ -108,12 +108,13 @@ def _string(value: object, where: str) -> str:
 
 
 def encodable(text: str, where: str) -> str:
-    """`text`, once it is sure that it can be written as UTF-8: JSON may spell half of a surrogate pair. Raises UserError."""
+    """`text`, if it can be written as UTF-8; JSON may spell half of a surrogate pair. Raises UserError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: half of a surrogate pair (\\u{ord(text[error.start]):04x} at character {error.start}), which is no character; "
+            f"{where}: half of a surrogate pair (\\u{ord(text[error.start]):04x} at character {error.start}), which "
+            "is no character; "
             "repair the escape"
         ) from None
     return text

@@ -13,7 +13,8 @@ from .cache import Entry, cache_folder, digest_of, disk_error, new_entry, open_e
 from .chat import ChatTemplate
 from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
-from .documents import Segment, segments
+from .documents import segments
+from .parts import Part, share_out
 from .scan import Scan, scan_item
 from .sources import Item, Say, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id
@@ -40,36 +41,11 @@ def prepare(
 ) -> Corpus:
     """Reads, splits and tokenises the text of `data`, or finds it done in the cache.
 
-    `progress` is called now and then with (what, bytes done, bytes in all); `say` gets sentences for people. With `length` a
-    training text shorter than one window is refused here and not at the first batch. Raises UserError for whatever is wrong
-    with the input, naming file and line.
+    `progress` is called now and then with (what, bytes done, bytes in all); `say` gets sentences for people. With
+    `length` a training text shorter than one window is refused here and not at the first batch. Raises UserError for
+    whatever is wrong with the input, naming file and line.
     """
     return _Preparation(data, tokenizer, progress, say).run(seed, length)
-
-
-class _Part:
-    """One source with what the scan found, and where each item is cut into training and held-out text."""
-
-    def __init__(self, source: Source, found: list[tuple[Item, Scan]], val_fraction: float) -> None:
-        self.name = source.name
-        self.weight = source.weight
-        self.items = [item for item, _ in found]
-        self.scans = [scan for _, scan in found]
-        # At least one character or document of each item trains, whatever the fraction.
-        self.cuts = [max(1, int(scan.length * (1 - val_fraction))) if val_fraction < 1 else 0 for scan in self.scans]
-        self.num_bytes = sum(scan.num_bytes for scan in self.scans)
-        self.chats = sum(scan.chats for scan in self.scans)
-
-    def identity(self) -> list[list[object]]:
-        """What the content of the cache entry depends on; paths do not count."""
-        return [
-            [item.kind == "text", scan.digest, cut]
-            for item, scan, cut in zip(self.items, self.scans, self.cuts, strict=True)
-        ]
-
-    def segments(self, template: ChatTemplate, answers_only: bool) -> Iterator[Segment]:
-        for item, cut in zip(self.items, self.cuts, strict=True):
-            yield from segments(item, cut, template, answers_only)
 
 
 class _Preparation:
@@ -92,10 +68,10 @@ class _Preparation:
         held = None if self.data.val is None else resolve_source(self.data.val, self.data.text_field, self.say)
         found = self._scan([*sources, held] if held else list(sources))
         train = [
-            _Part(source, items, self.data.val_fraction if held is None else 0.0)
+            Part(source, items, self.data.val_fraction if held is None else 0.0)
             for source, items in zip(sources, found, strict=False)
         ]
-        val = [_Part(held, found[-1], 1.0)] if held else train
+        val = [Part(held, found[-1], 1.0)] if held else train
         chats = sum(part.chats for part in [*train, *(val if held else [])])
         self._refuse_or_report(train, val, chats, separate=held is not None)
         tokenizer = self._tokenizer(train)
@@ -103,14 +79,14 @@ class _Preparation:
         encoder = Encoder(tokenizer_json, self.tokenizer_config.kind)
         entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in train]
         val_entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in val] if held else entries
-        self._report_unknown(val_entries)
+        self._report_unknown(val_entries, tokenizer)
         if not sum(entry.stats["val_scored"] for entry in val_entries):
             found_text = ", ".join(f"{part.name}: {part.num_bytes} bytes" for part in val)
             raise UserError(
                 f"no held-out part is left to measure on ({found_text}; val_fraction {self.data.val_fraction:g}); "
                 "give more text, a larger --set data.val_fraction=0.3, or a file of its own with --val"
             )
-        weights = _weights(train, [len(entry.train.tokens) - 1 for entry in entries])
+        weights = share_out(train, [len(entry.train.tokens) - 1 for entry in entries])
         corpus = Corpus(
             tokenizer=tokenizer,
             entries=entries,
@@ -167,11 +143,11 @@ class _Preparation:
             found.append(items)
         return found
 
-    def _refuse_or_report(self, train: list[_Part], val: list[_Part], chats: int, *, separate: bool) -> None:
+    def _refuse_or_report(self, train: list[Part], val: list[Part], chats: int, *, separate: bool) -> None:
         if self.data.loss_on == "answers" and not chats:
             raise UserError(
-                "loss_on is 'answers', but no record has an answer; expected records of prompt and completion or of messages "
-                "(with role assistant). Leave out --set data.loss_on=answers for plain text"
+                "loss_on is 'answers', but no record has an answer; expected records of prompt and completion, or of "
+                "messages with role assistant. For plain text leave out --set data.loss_on=answers"
             )
         if self.data.chat_template is not None and not chats:
             self.say("data.chat_template is not used: no record is a conversation")
@@ -181,7 +157,7 @@ class _Preparation:
                 if scan.digest in known:
                     self.say(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
 
-    def _tokenizer(self, train: list[_Part]) -> Tokenizer:
+    def _tokenizer(self, train: list[Part]) -> Tokenizer:
         """The tokenizer, found in the cache where the same text and settings have made it before."""
         config = self.tokenizer_config
         if config.is_file or config.kind == "bytes":
@@ -205,7 +181,8 @@ class _Preparation:
         share = min(1.0, config.train_bytes / max(1, total)) if bounded else 1.0
         if share < 1:
             self.say(
-                f"the tokenizer learns from {share:.1%} of the training text (tokenizer.train_bytes={config.train_bytes:,})"
+                f"the tokenizer learns from {share:.1%} of the training text "
+                f"(tokenizer.train_bytes={config.train_bytes:,})"
             )
         tokenizer = make_tokenizer(config, self._training_text(train, share, total))
         text = tokenizer.to_str()
@@ -215,7 +192,7 @@ class _Preparation:
             raise disk_error(error, path.parent, len(text.encode())) from None
         return tokenizer
 
-    def _training_text(self, train: list[_Part], share: float, total: int) -> Iterator[str]:
+    def _training_text(self, train: list[Part], share: float, total: int) -> Iterator[str]:
         """The training text in pieces; with a share below 1, evenly spaced ones."""
         done = number = 0
         for part in train:
@@ -229,7 +206,7 @@ class _Preparation:
                         yield segment.text
                     self.progress("learning the vocabulary", min(done, total), total)
 
-    def _entry(self, part: _Part, tokenizer: Tokenizer, tokenizer_json: str, encoder: Encoder) -> Entry:
+    def _entry(self, part: Part, tokenizer: Tokenizer, tokenizer_json: str, encoder: Encoder) -> Entry:
         masked = self.data.loss_on == "answers" and part.chats > 0
         key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats)])
         folder = self.folder / "tokens" / key[:32]
@@ -242,12 +219,12 @@ class _Preparation:
             free = free_bytes(folder.parent)
             if free < needed:
                 raise UserError(
-                    f"the tokenised text needs about {needed:,} bytes in {folder.parent}, where {free:,} are free; free some, or "
-                    "choose another folder with --set data.cache_dir=FOLDER or the variable ADAPTIVE_CACHE"
+                    f"the tokenised text needs about {needed:,} bytes in {folder.parent}, where {free:,} are free; "
+                    "free some, or choose another folder with --set data.cache_dir=FOLDER or the variable ADAPTIVE_CACHE"
                 )
             done = 0
 
-            def advance(count: int, part: _Part = part) -> None:
+            def advance(count: int, part: Part = part) -> None:
                 nonlocal done
                 done += count
                 self.progress(f"tokenising {part.name}", min(done, part.num_bytes), part.num_bytes)
@@ -264,44 +241,29 @@ class _Preparation:
                     advance=advance,
                 )
         raise UserError(
-            f"{folder} is damaged again each time it is written; check the disk, or choose another with --set data.cache_dir=FOLDER"
+            f"{folder} is damaged again each time it is written; check the disk, or choose another folder with "
+            "--set data.cache_dir=FOLDER"
         )
 
-    def _expected_bytes(self, part: _Part, encoder: Encoder, token_bytes: int) -> int:
+    def _expected_bytes(self, part: Part, encoder: Encoder, token_bytes: int) -> int:
         """About how many bytes the entry takes, from the tokens of the first text."""
         sample = [segment.text for segment in islice(part.segments(self.template, False), 64)]
         text = "".join(sample)[:SAMPLE_CHARS]
         tokens = len(encoder.encode_batch([text])[0])
         return int(part.num_bytes * token_bytes * tokens / max(1, len(text.encode()))) + 2**20
 
-    def _report_unknown(self, entries: list[Entry]) -> None:
+    def _report_unknown(self, entries: list[Entry], tokenizer: Tokenizer) -> None:
         unknown = sum(entry.stats["val_unknown"] for entry in entries)
-        if unknown:
-            total = sum(len(entry.val.tokens) - 1 for entry in entries)
-            self.say(
-                f"{unknown:,} of {total:,} held-out tokens ({unknown / total:.2%}) are unknown to the {self.tokenizer_config.kind} "
-                "tokenizer: the training text has no such token. They count as <unk>, so the held-out loss and bits per byte look better than "
-                "they are; with --tokenizer bpe or bytes nothing is unknown"
-            )
-
-
-def _weights(parts: list[_Part], tokens: list[int]) -> list[float]:
-    """The share of windows of each source. Raises UserError when given weights leave nothing for those without."""
-    given = [part.weight for part in parts]
-    if all(weight is not None for weight in given):
-        total = sum(weight for weight in given if weight is not None)
-        return [weight / total for weight in given if weight is not None]
-    left = 1 - sum(weight for weight in given if weight is not None)
-    if left <= 0:
-        names = ", ".join(part.name for part in parts if part.weight is None)
-        raise UserError(
-            f"the given weights add up to {1 - left:g}, which leaves nothing for {names}; give every source a weight, or weights that "
-            "add up to less than 1"
+        if not unknown:
+            return
+        total = sum(len(entry.val.tokens) - 1 for entry in entries)
+        full = self.tokenizer_config.kind == "words" and tokenizer.get_vocab_size() >= self.tokenizer_config.size_limit
+        cure = "a larger tokenizer.vocab_size knows more of them, and " if full else ""
+        self.say(
+            f"{unknown:,} of {total:,} held-out tokens ({unknown / total:.2%}) are not in the vocabulary of the "
+            f"{self.tokenizer_config.kind} tokenizer and count as <unk>, so held-out loss and bits per byte look better "
+            f"than they are; {cure}with --tokenizer bpe or bytes nothing is unknown"
         )
-    free = sum(count for count, weight in zip(tokens, given, strict=True) if weight is None)
-    return [
-        left * count / max(1, free) if weight is None else weight for count, weight in zip(tokens, given, strict=True)
-    ]
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

@@ -1,4 +1,4 @@
-"""Files of records, one document each: JSON, JSON lines, CSV, Parquet, Hugging Face data sets and the built-in texts."""
+"""Records, one document each: JSON, JSON lines, CSV, Parquet, Hugging Face data sets and the built-in texts."""
 
 import csv
 import json
@@ -47,13 +47,15 @@ def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
         for number, raw in enumerate(file, 1):
             if b"\0" in raw:
                 raise UserError(
-                    f"{path}, line {number}: a zero byte, so this is not text; expected UTF-8. Convert the file to UTF-8 text"
+                    f"{path}, line {number}: a zero byte, so this is not text; expected UTF-8. Convert the file to "
+                    "UTF-8 text"
                 )
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{raw[error.start]:02x} at offset {offset + error.start}); "
+                    f"{path}, line {number}: not UTF-8 (byte 0x{raw[error.start]:02x} at offset "
+                    f"{offset + error.start}); "
                     f"expected UTF-8 text. If it is Latin-1: iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}"
                 ) from None
             offset += len(raw)
@@ -70,7 +72,8 @@ def _jsonl(path: Path) -> Iterator[Located]:
         except json.JSONDecodeError as error:
             if not line.endswith("\n"):
                 raise UserError(
-                    f"{where}: the file ends inside a record ({error.msg}, column {error.colno}), so it was probably cut short; "
+                    f"{where}: the file ends inside a record ({error.msg}, column {error.colno}), so it was probably "
+                    "cut short; "
                     "fetch it again or delete this line"
                 ) from None
             raise UserError(
@@ -89,7 +92,8 @@ def _json(path: Path) -> Iterator[Located]:
     except json.JSONDecodeError as error:
         if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg:
             raise UserError(
-                f"{path}, line {error.lineno}: the file ends inside a value ({error.msg}), so it was probably cut short; fetch it again"
+                f"{path}, line {error.lineno}: the file ends inside a value ({error.msg}), so it was probably cut "
+                "short; fetch it again"
             ) from None
         hint = "; one record per line wants the extension .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}){hint}") from None
@@ -164,6 +168,7 @@ def _hf(spec: str) -> Iterator[Located]:
     except Exception as error:  # the library raises many kinds, all about a name, a network or a disk
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot load {spec}: {first}; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT of a data set on the hub"
+            f"cannot load {spec}: {first}; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT of a data set on "
+            "the hub"
         ) from None
     return ((f"{spec}, row {number}", row) for number, row in enumerate(rows, 1))

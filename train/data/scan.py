@@ -16,8 +16,8 @@ from .records import read_records
 from .sources import Item
 from .text import open_file, read_text
 
-# A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy" files):
-# its scan is not remembered.
+# A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy"
+# files): its scan is not remembered.
 SETTLED_SECONDS = 2.0
 SCAN_VERSION = 1
 
@@ -33,9 +33,10 @@ class Scan:
 
 
 def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
-    """Reads `item` once, or remembers doing so: a file of the same place, size, inode and times is taken to be unchanged.
+    """Reads `item`, or remembers doing so: a file of the same place, size, inode and times is taken to be unchanged.
 
-    `folder` holds what is remembered; `read` is told how many bytes were read. Raises UserError for an item that cannot be read.
+    `folder` holds what is remembered; `read` is told how many bytes were read. Raises UserError for an item that cannot
+    be read.
     """
     if item.path is None:
         return _scan_records(item)

@@ -73,7 +73,9 @@ def resolve_source(source: str | SourceConfig, text_field: str | None, say: Say)
 
 
 def parse_source(text: str) -> SourceConfig:
-    """`PATH` or `PATH@WEIGHT`; a path that exists as written is never cut. Raises UserError for a weight out of range."""
+    """`PATH` or `PATH@WEIGHT`; a path that exists as written is never cut. Raises UserError for a bad weight."""
+    if not text.strip():
+        raise UserError("an empty --data; expected a file, a folder, a pattern, hf:NAME or builtin:NAME")
     path, at, tail = text.rpartition("@")
     if not at or not path or Path(text).exists():
         return SourceConfig(path=text)
@@ -100,11 +102,14 @@ def _files(spec: str, field: str | None, say: Say) -> list[Item]:
         found = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
         place = f"the folder {spec}"
     elif glob.has_magic(spec):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        # Not Path.glob, which refuses absolute patterns.
+        matches = [Path(p) for p in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+        found = sorted(p for p in matches if p.is_file())
         place = f"the pattern {spec}"
         if not found:
             raise UserError(
-                f"{place} matches no file (looked from {Path.cwd()}); quote it so that the shell leaves it alone, or widen it"
+                f"{place} matches no file (looked from {Path.cwd()}); quote it so that the shell leaves it alone, or "
+                "widen it"
             )
     else:
         raise UserError(_missing(spec, path))
@@ -112,7 +117,8 @@ def _files(spec: str, field: str | None, say: Say) -> list[Item]:
     if not known:
         others = sorted({p.suffix or p.name for p in found})[:8]
         raise UserError(
-            f"{place} holds no text: found {', '.join(others) if others else 'no files'}, expected {', '.join(EXTENSIONS)}"
+            f"{place} holds no text: found {', '.join(others) if others else 'no files'}, expected "
+            f"{', '.join(EXTENSIONS)}"
         )
     if len(known) < len(found):
         say(f"{place}: {len(known)} files read, {len(found) - len(known)} of other kinds left out")

@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import UserError
 
@@ -18,7 +19,8 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def read_text(path: Path) -> Iterator[tuple[bytes, str]]:
     """Pieces of a UTF-8 file as (raw bytes read, text decoded from them); line ends are kept as they are.
 
-    A leading byte order mark is dropped. Raises UserError, with the byte offset and line, for binary content and bad UTF-8.
+    A leading byte order mark is dropped. Raises UserError, with the byte offset and line, for binary content and bad
+    UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1
@@ -27,7 +29,8 @@ def read_text(path: Path) -> Iterator[tuple[bytes, str]]:
             raw = file.read(CHUNK_BYTES)
             if offset == 0 and raw[:2] in _UTF16:
                 raise UserError(
-                    f"{path} is UTF-16 text, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
+                    f"{path} is UTF-16 text, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > "
+                    f"utf8-{path.name}"
                 )
             nul = raw.find(b"\0")
             if nul >= 0:
@@ -56,7 +59,7 @@ def read_text(path: Path) -> Iterator[tuple[bytes, str]]:
                 return
 
 
-def open_file(path: Path):  # type: ignore[no-untyped-def]
+def open_file(path: Path) -> BinaryIO:
     """The file opened for reading bytes. Raises UserError when the system refuses."""
     try:
         return path.open("rb")
@@ -98,39 +101,41 @@ def rechunk(pieces: Iterator[str]) -> Iterator[str]:
     """The same text in pieces of about `PIECE_CHARS`, cut where tokens end."""
     pending = ""
     for piece in pieces:
-        pending += piece
-        while len(pending) > PIECE_CHARS:
-            # The last boundary of the next piece; in text without one, the last of all we hold.
-            at = line_boundary(pending[:PIECE_CHARS]) or line_boundary(pending)
-            if at == 0 and len(pending) >= MAX_PENDING_CHARS:
-                at = word_boundary(pending) or len(pending)
-            if at == 0:
+        text, start = pending + piece, 0
+        while len(text) - start > PIECE_CHARS:
+            # The last boundary within a piece; where there is none, the last in all we hold.
+            end = line_boundary(text, start, start + PIECE_CHARS) or line_boundary(text, start, len(text))
+            if not end and len(text) - start >= MAX_PENDING_CHARS:
+                end = word_boundary(text, start) or len(text)
+            if not end:
                 break
-            yield pending[:at]
-            pending = pending[at:]
+            yield text[start:end]
+            start = end
+        pending = text[start:]
     if pending:
         yield pending
 
 
-def line_boundary(text: str) -> int:
-    r"""The last place after a newline and before a character that is no white space; 0 when there is none.
+def line_boundary(text: str, start: int, end: int) -> int:
+    r"""The last place in (start, end) after a newline and before a character that is no white space; 0 when there is
+    none.
 
     Both the GPT-2 pattern of byte-level BPE and our `words` pattern always end a token there: runs of white space never
     reach past it, and no token holds a newline followed by something visible. So tokens do not depend on the chunking.
     """
-    at = text.rfind("\n", 0, len(text) - 1)
+    at = text.rfind("\n", start, end - 1)
     while at >= 0:
         if not text[at + 1].isspace():
             return at + 1
-        at = text.rfind("\n", 0, at)
+        at = text.rfind("\n", start, at)
     return 0
 
 
-def word_boundary(text: str) -> int:
-    """The last place before a space that follows a visible character; 0 when there is none."""
-    at = text.rfind(" ")
-    while at > 0:
+def word_boundary(text: str, start: int) -> int:
+    """The last place behind `start` before a space that follows a visible character; 0 when there is none."""
+    at = text.rfind(" ", start + 1)
+    while at > start:
         if not text[at - 1].isspace():
             return at
-        at = text.rfind(" ", 0, at)
+        at = text.rfind(" ", start + 1, at)
     return 0

@@ -1,7 +1,7 @@
-"""Tokenizers: byte-level BPE, words, chars and bytes made here, or a tokenizer.json that exists. All through the `tokenizers` library.
+"""Tokenizers, all of the `tokenizers` library: byte-level BPE, words, chars, bytes, or a tokenizer.json that exists.
 
-The end-of-text token `<|endoftext|>` is always in the vocabulary, and is the only special token that we make. It stands only
-where we put it: text that happens to spell it is tokenised as the characters it is.
+The end-of-text token `<|endoftext|>` is always in the vocabulary, and is the only special token that we make. It stands
+only where we put it: text that happens to spell it is tokenised as the characters it is.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from ..errors import UserError
 from .chat import EOS
-from .config import DEFAULT_VOCAB_SIZE, TokenizerConfig
+from .config import TokenizerConfig
 
 UNKNOWN = "<unk>"
-# A word with the space before it, a single other character with the space before it, and white space; a run of white space
-# leaves its last space to the word after it. Every character is in exactly one match, so joining the tokens gives the text back.
+# A word with the space before it, a single other character with the space before it, and white space; a run of white
+# space leaves its last space to the word after it. Every character is in exactly one match, so joining the tokens gives
+# the text back.
 WORDS_PATTERN = r" ?\w+| ?[^\w\s]|\s+(?!\S)|\s+"
 CODEPOINTS = 0x110000
 
@@ -33,9 +34,9 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
         case "chars":
             return char_tokenizer(texts)
         case "words":
-            return word_tokenizer(texts, config.vocab_size or DEFAULT_VOCAB_SIZE)
+            return word_tokenizer(texts, config.size_limit)
         case "bpe":
-            return bpe_tokenizer(texts, config.vocab_size or DEFAULT_VOCAB_SIZE)
+            return bpe_tokenizer(texts, config.size_limit)
         case path:
             return load_tokenizer(Path(path).expanduser())
 
@@ -64,7 +65,7 @@ def char_tokenizer(texts: Iterator[str]) -> Tokenizer:
 
 
 def word_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """The most frequent words and punctuation marks of the training text, each with the space before it; any other is unknown."""
+    """The most frequent words and punctuation marks, each with the space before it; any other is unknown."""
     if vocab_size < 3:
         raise UserError(
             f"tokenizer.vocab_size={vocab_size} is too small: words needs at least 3 ({EOS}, {UNKNOWN} and one word)"
@@ -72,8 +73,8 @@ def word_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocab={}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS_PATTERN), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    # <unk> is made special for the trainer, which has no other way to keep it, and then put back to a plain entry, so that
-    # text that spells <unk> is not taken for it.
+    # <unk> is made special for the trainer, which has no other way to keep it, and then put back to a plain entry, so
+    # that text that spells <unk> is not taken for it.
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=[EOS, UNKNOWN], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     plain = Tokenizer(models.WordLevel(vocab=tokenizer.get_vocab(with_added_tokens=True), unk_token=UNKNOWN))
@@ -87,7 +88,8 @@ def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     least = 257
     if vocab_size < least:
         raise UserError(
-            f"tokenizer.vocab_size={vocab_size} is too small: byte-level BPE needs at least {least} (256 bytes and {EOS}); "
+            f"tokenizer.vocab_size={vocab_size} is too small: byte-level BPE needs at least {least} (256 bytes and "
+            f"{EOS}); "
             "raise it, or use --tokenizer bytes"
         )
     tokenizer = Tokenizer(models.BPE())
@@ -105,7 +107,7 @@ def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json, without its truncation and padding, and with `<|endoftext|>` added where it had none. Raises UserError."""
+    """A tokenizer.json, its truncation and padding off, `<|endoftext|>` added where it had none. Raises UserError."""
     if path.is_dir():
         path = path / "tokenizer.json"
     try:
@@ -124,7 +126,8 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise UserError(
-            f"{name} is not a tokenizer.json ({error}); expected the file that `Tokenizer.save` of the tokenizers library writes"
+            f"{name} is not a tokenizer.json ({error}); expected the file that `Tokenizer.save` of the tokenizers "
+            "library writes"
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -160,9 +163,11 @@ def _byte_chars() -> list[str]:
 
 
 class Encoder:
-    """Text to ids, as `tokenizer` gives them with special tokens switched off.
+    """Text to ids, as the tokenizer gives them with special tokens switched off.
 
     For `chars` and `bytes` a table does the same some thirty times faster; the tests hold the two against each other.
+    The others run on the library's own threads: nine tenths of the time are spent there, and on two cores a pool of
+    processes was no faster.
     """
 
     def __init__(self, tokenizer_json: str, kind: str) -> None:
@@ -176,11 +181,6 @@ class Encoder:
             for token, number in vocab.items():
                 if len(token) == 1:
                     self._table[ord(token)] = number
-
-    @property
-    def has_table(self) -> bool:
-        """True when encoding is so fast that more processes would only wait for the disk."""
-        return self._kind in ("chars", "bytes")
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text."""
