@@ -105,21 +105,16 @@ class Generation(Iterator[Token]):
 
     def _text(self, token: int) -> str:
         """What can be shown now; sets `finish_reason`."""
-        text = "" if token == self._tokenizer.eos_id else self._watch.push(self._stream.push(token))
-        if self._watch.stopped:
-            self.finish_reason = "stop"
-            return text
-        if token == self._tokenizer.eos_id:
-            self.finish_reason = "eos"
-        elif self._made == self.max_new_tokens:
-            self.finish_reason = "length"
+        ended = token == self._tokenizer.eos_id
+        text = "" if ended else self._stream.push(token)
+        if ended or self._made == self.max_new_tokens:
+            self.finish_reason = "eos" if ended else "length"
+            text = self._watch.push(text + self._stream.flush()) + self._watch.flush()
         else:
-            return text
-        text += self._watch.push(self._stream.flush())
-        if self._watch.stopped:
+            text = self._watch.push(text)
+        if self._watch.stopped:  # even by the very last characters
             self.finish_reason = "stop"
-            return text
-        return text + self._watch.flush()
+        return text
 
 
 class Engine:
@@ -133,8 +128,8 @@ class Engine:
     def generate(self, prompt: str | Sequence[int], params: Params | None = None) -> Generation:
         """Iterate over the new tokens after `prompt`, a text or ids; nothing is computed before the first is asked for.
 
-        Raises UserError for an empty prompt, for a prompt and new tokens beyond the context, and for a dial that this model
-        does not have.
+        Raises UserError for an empty prompt, for a prompt and new tokens beyond the context, and for a dial that this
+        model does not have.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         return Generation(self.session, self.tokenizer, ids, params or Params())
@@ -158,8 +153,8 @@ def _fitting(prompt: int, wanted: int | None, context: int) -> int:
     new = wanted if wanted is not None else min(DEFAULT_NEW_TOKENS, max(context - prompt, 1))
     if prompt + new > context:
         raise UserError(
-            f"found {prompt} prompt tokens and {new} new ones, {prompt + new} together; this model's context is {context}; "
-            "shorten the prompt or lower --max-new-tokens"
+            f"found {prompt} prompt tokens and {new} new ones, {prompt + new} together; this model's context is {context} "
+            "tokens; shorten the prompt or lower --max-new-tokens"
         )
     return new
 
@@ -176,6 +171,6 @@ def load(
     manifest = Manifest.read(folder, verify=verify)
     model = manifest.model
     tokenizer = Tokenizer(folder / "tokenizer.json", size=model.tokenizer_size, eos_id=model.eos_id)
-    return Engine(
-        Session(folder, manifest, device=device, threads=threads, capacity=min(64, model.context_length)), tokenizer
-    )
+    # Little room at first: each generation makes the room that it needs.
+    room = min(64, model.context_length)
+    return Engine(Session(folder, manifest, device=device, threads=threads, capacity=room), tokenizer)

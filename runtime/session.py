@@ -73,7 +73,7 @@ class Session:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        options.enable_mem_pattern = False  # planned for one set of shapes, and ours change with every prompt
+        options.enable_mem_pattern = False  # planned for one set of shapes; ours change with the prompt
         options.log_severity_level = 3  # errors; they come as exceptions too
         try:
             session = self._ort.InferenceSession(str(path), options, providers=list(self.device.providers))
