@@ -47,7 +47,9 @@ class Attention(nn.Module):
         """x (B, T, D); visible (B, T) bool: tokens whose keys this layer holds, None for all -> (B, T, D)."""
         batch, time, _ = x.shape
         q = self.q(x).view(batch, time, self.num_heads, self.width).transpose(1, 2)  # (B, H, T, W)
-        k, v = self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.width).transpose(1, 2).chunk(2, 1)  # (B, K, T, W)
+        k, v = (
+            self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.width).transpose(1, 2).chunk(2, 1)
+        )  # (B, K, T, W)
         q, k = rotate(self.q_norm(q), rotary).to(v.dtype), rotate(self.k_norm(k), rotary).to(v.dtype)
         mixed = attend(q, k, v, visible)  # (B, H, T, W)
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))

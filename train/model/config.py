@@ -43,9 +43,13 @@ class FFNConfig(Section):
         if self.routing == "dense":
             return self
         if self.experts_per_token > self.num_experts:
-            raise ValueError(f"experts_per_token is {self.experts_per_token} but num_experts is only {self.num_experts}")
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token} but num_experts is only {self.num_experts}"
+            )
         if self.routing == "top_k" and self.experts_per_token != int(self.experts_per_token):
-            raise ValueError(f"top_k needs a whole experts_per_token, found {self.experts_per_token}: say 2, or use top_p")
+            raise ValueError(
+                f"top_k needs a whole experts_per_token, found {self.experts_per_token}: say 2, or use top_p"
+            )
         return self
 
 

@@ -99,7 +99,9 @@ class Transformer(nn.Module):
         """What the controllers hold now, and no early exit: the thresholds of training and of an exported model."""
         ones = torch.ones(self.config.num_layers, device=self.cos.device)
         top_p = [b.moe.router.default_top_p() if b.moe is not None else ones[0] for b in self._blocks()]
-        depth = [b.depth_router.default_threshold() if b.depth_router is not None else 0 * ones[0] for b in self._blocks()]
+        depth = [
+            b.depth_router.default_threshold() if b.depth_router is not None else 0 * ones[0] for b in self._blocks()
+        ]
         return Thresholds(torch.stack(top_p), torch.stack(depth), ones)
 
     @torch.no_grad()

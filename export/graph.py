@@ -1,0 +1,127 @@
+"""Writes ONNX graphs node by node, so that the files beside this one read like those of `train/model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 24
+IR_VERSION = 11
+Array = npt.NDArray[Any]
+
+
+class Graph:
+    """One graph or branch under construction. Values are named by strings; an operator returns the names of its outputs.
+
+    Initializers belong to the graph that uses them: ONNX Runtime prepacks a weight only there.
+    """
+
+    def __init__(self, name: str, parent: Graph | None = None) -> None:
+        self.name = name
+        self.parent = parent
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.derived: dict[tuple[str, ...], tuple[str, ...]] = {}
+        """What was computed from a value in this graph and may be used again, such as its quantised rows."""
+        self._scope: list[str] = []
+        self._names: dict[str, int] = parent._names if parent else {}
+
+    def scope(self, name: str) -> _Scope:
+        """`with g.scope("attention"):` puts a word before the names of the nodes written inside."""
+        return _Scope(self._scope, name)
+
+    def op(self, op_type: str, *inputs: str, name: str = "", result: str = "", **attributes: Any) -> str:
+        """Adds a node with one output and returns that output; `result` gives it a public name."""
+        return self.ops(op_type, *inputs, outputs=1, name=name, results=[result], **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: str, outputs: int, name: str = "", results: Sequence[str] = (), **attributes: Any
+    ) -> tuple[str, ...]:
+        """Adds a node with several outputs."""
+        node = self._unique("/".join([*self._scope, name or op_type]))
+        given = [*results, *[""] * (outputs - len(results))]
+        results = tuple(n or (node if outputs == 1 else f"{node}:{i}") for i, n in enumerate(given))
+        self.nodes.append(helper.make_node(op_type, inputs, results, name=node, **attributes))
+        return results
+
+    def weight(self, name: str, value: Array) -> str:
+        """An initializer under the name it has in the checkpoint; every weight is written once."""
+        for graph in self.lineage():
+            if name in graph.initializers:
+                raise AssertionError(f"weight {name} is written twice")
+        # order="C" and not ascontiguousarray, which would make a 0-d constant 1-d
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def int64(self, *values: int) -> str:
+        """A constant vector of int64."""
+        return self._constant(np.array(values, np.int64))
+
+    def scalar(self, value: bool | int | float | np.generic) -> str:
+        """A 0-d constant: bool, int64, float32, or the dtype of a numpy scalar."""
+        if isinstance(value, np.generic):
+            return self._constant(np.asarray(value))
+        dtype = np.bool_ if isinstance(value, bool) else np.int64 if isinstance(value, int) else np.float32
+        return self._constant(np.asarray(value, dtype))
+
+    def branch(
+        self,
+        condition: str,
+        name: str,
+        types: Sequence[int],
+        then: Callable[[Graph], Sequence[str]],
+        otherwise: Callable[[Graph], Sequence[str]],
+        results: Sequence[str] = (),
+    ) -> tuple[str, ...]:
+        """An `If` whose branches are written by two functions; each returns its outputs, of the given element types."""
+        branches = {}
+        for side, write in (("then_branch", then), ("else_branch", otherwise)):
+            graph = Graph(self._unique("/".join([*self._scope, name, side])), self)
+            graph._scope = [*self._scope, name]
+            branches[side] = graph.proto(write(graph), types)
+        return self.ops("If", condition, outputs=len(types), name=name, results=results, **branches)
+
+    def proto(self, outputs: Sequence[str], types: Sequence[int]) -> onnx.GraphProto:
+        """This branch as a GraphProto. A value of an outer graph, or one returned twice, goes out through an Identity."""
+        own = {output for node in self.nodes for output in node.output}
+        names: list[str] = []
+        for output in outputs:
+            names.append(output if output in own and output not in names else self.op("Identity", output))
+        infos = [helper.make_tensor_value_info(n, t, None) for n, t in zip(names, types, strict=True)]
+        return helper.make_graph(self.nodes, self.name, [], infos, list(self.initializers.values()))
+
+    def lineage(self) -> list[Graph]:
+        """This graph and those around it."""
+        return [self, *(self.parent.lineage() if self.parent else [])]
+
+    def _constant(self, value: Array) -> str:
+        name = f"{self.name}:{value.dtype}{list(value.shape) if value.ndim else ''}:{','.join(map(str, value.flat))}"
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def _unique(self, name: str) -> str:
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return f"{name}.{count}" if count else name
+
+
+class _Scope:
+    def __init__(self, stack: list[str], name: str) -> None:
+        self.stack, self.name = stack, name
+
+    def __enter__(self) -> None:
+        self.stack.append(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.pop()
+
+
+FLOAT, INT64, BOOL, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8
+INT64_ZERO = helper.make_tensor("zero", INT64, [1], [0])
+"""The fill of a ConstantOfShape; its default is a float."""

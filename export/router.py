@@ -1,0 +1,38 @@
+"""Which experts a token uses. N tokens, D width, E experts. Mirrors `train/model/router.py`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..train.model.config import FFNConfig
+from .graph import FLOAT, Graph
+from .weights import Weights
+
+
+class Routes(NamedTuple):
+    selected: str  # (N, E) float32, 1 where selected
+    routing_weights: str  # (N, E) float32, 0 where not selected
+
+
+def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, router_top_p: str) -> Routes:
+    """x (N, D), router_top_p (N, 1) -> Routes; float32 in every precision."""
+    experts = g.int64(config.num_experts)
+    with g.scope("router"):
+        router_logits = g.op("Gemm", x, weights.parameter(g, f"{name}.weight"), transB=1, name="router_logits")
+        router_probs = g.op("Softmax", router_logits, axis=-1, name="router_probs")  # (N, E)
+        ranked, expert = g.ops("TopK", router_probs, experts, outputs=2, axis=-1)  # (N, E); ties in order of expert
+        if config.routing == "top_k":
+            rank = g.op("Range", g.scalar(0), g.scalar(config.num_experts), g.scalar(1))
+            kept = g.op("Less", rank, g.scalar(int(config.experts_per_token)))
+            kept = g.op("Expand", kept, g.op("Shape", ranked))
+        else:
+            mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, E)
+            kept = g.op("Less", mass_before, router_top_p)
+        kept = g.op("Cast", kept, to=FLOAT)
+        # every place is overwritten, since `expert` is a permutation: router_probs only lends its shape
+        selected = g.op("ScatterElements", router_probs, expert, kept, axis=-1, name="selected_experts")
+        routing_weights = g.op("Mul", router_probs, selected)
+        if config.renormalize:
+            total = g.op("ReduceSum", routing_weights, g.int64(1), keepdims=1)
+            routing_weights = g.op("Div", routing_weights, total, name="routing_weights")
+    return Routes(selected, routing_weights)

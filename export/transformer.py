@@ -1,0 +1,223 @@
+"""The whole graph. Mirrors `train/model/transformer.py`.
+
+B batch, T time, N = B*T tokens, n of them, D width, L layers, E experts, V vocabulary, C capacity of a cache.
+A prompt is one sequence (B = 1, any T); decoding is a batch of sequences at T = 1, each with its own lengths and thresholds.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from ..train.model.attention import rotary_tables
+from ..train.model.config import ModelConfig
+from .attention import Cache, Cells
+from .block import Batch, Block, LayerInputs, seen
+from .graph import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
+from .weights import Precision, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
+
+
+def build(config: ModelConfig, state: dict[str, Array], precision: Precision = "fp32") -> onnx.ModelProto:
+    """The model as one ONNX graph of standard operators.
+
+    Args:
+        state: name -> array, the checkpoint's weights without the controllers' tables.
+    Raises:
+        AssertionError: a weight of the checkpoint is used not exactly once.
+    """
+    weights = Weights(state, precision)
+    g = Graph("adaptive")
+    _Transformer(g, weights, config).write()
+    if weights.untaken():
+        raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
+    inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config).items()]
+    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_outputs(config).items()]
+    graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="adaptive-lm"
+    )
+
+
+Signature = dict[str, tuple[int, list[str | int]]]
+
+
+def graph_inputs(config: ModelConfig) -> Signature:
+    """name -> (element type, shape)."""
+    layers = config.num_layers
+    signature: Signature = {
+        "ids": (INT64, ["B", "T"]),
+        "positions": (INT64, ["B", "T"]),
+        "lengths": (INT64, [layers, "B"]),
+        "router_top_p": (FLOAT, [layers, "B"]),
+        "depth_threshold": (FLOAT, [layers, "B"]),
+        "exit_threshold": (FLOAT, [layers, "B"]),
+        "num_logits": (INT64, []),
+    }
+    return signature | _caches(config, "past")
+
+
+def graph_outputs(config: ModelConfig) -> Signature:
+    """name -> (element type, shape)."""
+    layers = config.num_layers
+    signature: Signature = {
+        "logits": (FLOAT, ["B", "num_logits", config.vocab_size]),
+        "selected_experts": (BOOL, [layers, "B", "T", config.num_experts]),
+        "layers_run": (BOOL, [layers, "B", "T"]),
+        "exit_layer": (INT64, ["B", "T"]),
+        "new_lengths": (INT64, [layers, "B"]),
+    }
+    return signature | _caches(config, "present")
+
+
+def _caches(config: ModelConfig, when: str) -> Signature:
+    shape: list[str | int] = ["B", config.num_kv_heads, "C", config.width_of_head]
+    return {f"{when}_{part}.{i}": (FLOAT, shape) for i in range(config.num_layers) for part in ("key", "value")}
+
+
+class _Transformer:
+    def __init__(self, g: Graph, weights: Weights, config: ModelConfig) -> None:
+        self.g, self.weights, self.config = g, weights, config
+        with g.scope("batch"):
+            shape = g.op("Shape", "ids")
+            self.size, self.time = g.ops("Split", shape, outputs=2, axis=0, num_outputs=2)  # (1,) each
+            self.tokens = g.op("Mul", self.size, self.time)
+            self.batch = self._batch()
+            self.router_top_p = self._per_token("router_top_p")
+            self.depth_threshold = self._per_token("depth_threshold")
+            self.exit_threshold = self._per_token("exit_threshold")
+            lengths = g.ops("Split", "lengths", outputs=config.num_layers, axis=0, num_outputs=config.num_layers)
+            self.lengths = [g.op("Reshape", layer, g.int64(-1)) for layer in lengths]
+        self._read_embedding()
+
+    def write(self) -> None:
+        g, layers = self.g, self.config.num_layers
+        everyone = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
+        alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", everyone))
+        x = self._embed()
+        selected, runs = [], []
+        for i in range(layers):
+            with g.scope(f"layers.{i}"):
+                past = Cache(f"past_key.{i}", f"past_value.{i}")
+                present = Cache(f"present_key.{i}", f"present_value.{i}")
+                inputs = LayerInputs(past, present, self.lengths[i], self.router_top_p[i], self.depth_threshold[i])
+                out = Block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
+                x = out.x
+                selected.append(out.selected)
+                runs.append(out.runs or everyone)
+            if i in self.config.depth.exit_layers:
+                with g.scope(f"exit.{i}"):
+                    exits = self._exits(x, alive or everyone, self.exit_threshold[i])
+                    exit_layer = g.op("Where", exits, g.scalar(i), exit_layer, name="exit_layer")
+                    alive = g.op("And", alive or everyone, g.op("Not", exits), name="alive")
+
+        per_layer = g.op("Concat", g.int64(layers), self.size, self.time, axis=0)
+        layers_run = g.op("Reshape", g.op("Concat", *runs, axis=0), per_layer, result="layers_run")
+        per_expert = g.op("Concat", per_layer, g.int64(self.config.num_experts), axis=0)
+        selections = g.op("Cast", g.op("Concat", *selected, axis=0), to=BOOL)
+        g.op("Reshape", selections, per_expert, result="selected_experts")
+        g.op("Reshape", exit_layer, g.op("Shape", "ids"), result="exit_layer")
+        g.op("Add", "lengths", self._written(layers_run), result="new_lengths")
+        self._last_logits(x)
+
+    def _written(self, layers_run: str) -> str:
+        """How many places each layer's cache gained, (L, B) or (1,) int64."""
+        if self.config.depth.skipped_kv == "project":
+            return self.time
+        return self.g.op("ReduceSum", self.g.op("Cast", layers_run, to=INT64), self.g.int64(2), keepdims=0)
+
+    def _batch(self) -> Batch:
+        g, config = self.g, self.config
+        width = config.width_of_head
+        cos, sin = (table.numpy() for table in rotary_tables(config))
+        capacity = g.op("Squeeze", g.op("Shape", "past_key.0", start=2, end=3))
+        places = g.op("Range", g.scalar(0), capacity, g.scalar(1))
+        shapes = tuple(
+            g.op("Concat", self.size, g.int64(-1, heads, width), axis=0)
+            for heads in (config.num_heads, 2 * config.num_kv_heads)
+        )
+        return Batch(
+            one_sequence=g.op("Equal", self.size, g.int64(1)),
+            size=self.size,
+            num_tokens=self.tokens,
+            positions=g.op("Reshape", "positions", g.int64(-1)),
+            cells=Cells(None, None, "positions", seen(g, places, "positions")),
+            places=places,
+            shapes=(shapes[0], shapes[1]),
+            rotary=(g.weight("rotary.cos", cos), g.weight("rotary.sin", sin)),
+        )
+
+    def _per_token(self, thresholds: str) -> tuple[str, ...]:
+        """(L, B) -> for each layer (N, 1): every token has its sequence's threshold."""
+        g, layers = self.g, self.config.num_layers
+        spread = g.op("Concat", g.int64(layers), self.size, self.time, axis=0)
+        values = g.op("Expand", g.op("Unsqueeze", thresholds, g.int64(2)), spread)  # (L, B, T)
+        values = g.op("Reshape", values, g.int64(layers, -1, 1))
+        if layers == 1:
+            return (g.op("Squeeze", values, g.int64(0)),)
+        parts = g.ops("Split", values, outputs=layers, axis=0, num_outputs=layers)  # (1, N, 1) each
+        return tuple(g.op("Squeeze", part, g.int64(0)) for part in parts)
+
+    def _read_embedding(self) -> None:
+        """The tables of embedding and head: one table where they are tied."""
+        g, weights = self.g, self.weights
+        if weights.precision == "fp32":
+            self.embedding = weights.parameter(g, "embedding.weight")
+            tied = self.config.tie_embeddings
+            self.head = self.embedding if tied else weights.parameter(g, "head.weight")
+            return
+        name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
+        head, scale = quantize_columns(weights.take(name).T)  # (D, V), one scale a word
+        self.head, self.head_scale = g.weight(f"{name}.int8", head), g.weight(f"{name}.scale", scale)
+        if not self.config.tie_embeddings:
+            embedding, scale = quantize_columns(weights.take("embedding.weight").T)
+            self.embedding = g.weight("embedding.weight.int8", embedding.T)  # (V, D)
+            self.embedding_scale = g.weight("embedding.weight.scale", scale)
+
+    def _embed(self) -> str:
+        """ids (B, T) -> (N, D)."""
+        g = self.g
+        ids = g.op("Reshape", "ids", g.int64(-1))
+        if self.weights.precision == "fp32":
+            return g.op("Gather", self.embedding, ids, axis=0, name="embedding")
+        if self.config.tie_embeddings:
+            rows = g.op("Transpose", g.op("Gather", self.head, ids, axis=1, name="embedding"), perm=[1, 0])
+            scale = self.head_scale
+        else:
+            rows, scale = g.op("Gather", self.embedding, ids, axis=0, name="embedding"), self.embedding_scale
+        scale = g.op("Unsqueeze", g.op("Gather", scale, ids, axis=0), g.int64(1))
+        return g.op("Mul", g.op("Cast", rows, to=FLOAT), scale)
+
+    def _logits(self, x: str, norm: str) -> str:
+        """head(norm(x)): (n, D) -> (n, V)."""
+        g = self.g
+        x = g.op("RMSNormalization", x, norm, axis=-1, epsilon=self.config.norm_eps, name="norm")
+        if self.weights.precision == "fp32":
+            return g.op("Gemm", x, self.head, transB=1, name="head")
+        rows, row_scale = quantize_rows(g, x)
+        return dequantize(g, integer_matmul(g, rows, self.head, "head"), row_scale, self.head_scale)
+
+    @property
+    def _norm(self) -> str:
+        if "norm.weight" not in self.weights.taken:
+            self.weights.parameter(self.g, "norm.weight")
+        return "norm.weight"
+
+    def _exits(self, x: str, alive: str, exit_threshold: str) -> str:
+        """Which tokens leave here, (N, 1) bool. Only those are asked who are still here and whose threshold is below 1."""
+        g = self.g
+        asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
+        rows = g.op("Reshape", g.op("NonZero", g.op("Reshape", asked, g.int64(-1))), g.int64(-1))  # (n,)
+        probs = g.op("Softmax", self._logits(g.op("Gather", x, rows, axis=0), self._norm), axis=-1)
+        highest = g.op("ReduceMax", probs, g.int64(1), keepdims=1)  # (n, 1)
+        leaves = g.op("Greater", highest, g.op("Gather", exit_threshold, rows, axis=0))
+        return g.op("ScatterND", g.op("And", asked, g.scalar(False)), g.op("Unsqueeze", rows, g.int64(1)), leaves)
+
+    def _last_logits(self, x: str) -> None:
+        """Logits of the last `num_logits` tokens of each sequence: (N, D) -> (B, num_logits, V)."""
+        g = self.g
+        grid = g.op("Concat", self.size, self.time, g.int64(self.config.dim), axis=0)
+        wanted = g.op("Reshape", "num_logits", g.int64(1))
+        last = g.op("Slice", g.op("Reshape", x, grid), g.op("Neg", wanted), g.int64(2**62), g.int64(1))
+        logits = self._logits(g.op("Reshape", last, g.int64(-1, self.config.dim)), self._norm)
+        shape = g.op("Concat", self.size, wanted, g.int64(self.config.vocab_size), axis=0)
+        g.op("Reshape", logits, shape, result="logits")
