@@ -44,6 +44,8 @@ class Router(nn.Module):
         """The threshold in force, () float32."""
         if self.config.controller == "fixed":
             return self.controller.table.new_tensor(self.config.router_top_p)
+        if self.config.experts_per_token == self.config.num_experts:
+            return self.controller.table.new_tensor(1.0)  # the largest mass seen would refuse itself and all above it
         return self.controller.threshold((self.config.experts_per_token - 1) / (self.config.num_experts - 1))
 
     def forward(self, x: Tensor, router_top_p: Tensor) -> Routes:
