@@ -1,0 +1,143 @@
+"""Running only the chosen (token, expert) pairs, forward and backward. N tokens, D width, E experts, F hidden."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from adaptive_lm.train.model.experts import ROW_MULTIPLE, _forward, plan_rows, run_experts, run_experts_plainly
+
+N, D, E, F = 23, 8, 5, 6
+BF16_TOLERANCE = 2e-2
+"""Relative to the largest value: the eight bits of bf16, added over D and F and rounded once more per operation."""
+
+
+def routed(chosen: str, tokens: int = N) -> Tensor:
+    """(N, E) bool"""
+    selected = torch.rand(tokens, E, generator=torch.Generator().manual_seed(1)) < 0.4
+    if chosen == "some_experts_empty":
+        selected[:, [0, 3]] = False
+    elif chosen == "last_expert_empty":
+        selected[:, -1] = False
+    elif chosen == "no_pairs":
+        selected[:] = False
+    elif chosen == "all_pairs":
+        selected[:] = True
+    elif chosen == "one_pair":
+        selected[:] = False
+        selected[7, 2] = True
+    elif chosen == "some_tokens_skip":
+        selected[::3] = False
+    return selected
+
+
+CHOICES = [
+    "mixed",
+    "some_experts_empty",
+    "last_expert_empty",
+    "no_pairs",
+    "one_pair",
+    "all_pairs",
+    "some_tokens_skip",
+]
+
+
+def arguments(tokens: int = N, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x (N, D), weights (N, E), gate_up (E, D, 2F), down (E, F, D), all asking for a gradient"""
+    generator = torch.Generator().manual_seed(2)
+    shapes = (tokens, D), (tokens, E), (E, D, 2 * F), (E, F, D)
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in made]
+
+
+def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """The output and the gradients of x, weights, gate_up and down under one random gradient of the output."""
+    x, weights, gate_up, down = tensors
+    out = run(x, weights, selected, gate_up, down)
+    generator = torch.Generator().manual_seed(3)
+    of_out = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, tensors, of_out)]
+
+
+@pytest.mark.parametrize("multiple", [1, 4], ids=["exact", "padded"])
+@pytest.mark.parametrize("chosen", CHOICES)
+def test_only_the_chosen_pairs_give_what_all_pairs_give(
+    chosen: str, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptive_lm.train.model.experts._multiple", lambda x: multiple)
+    selected = routed(chosen)
+    fast = with_gradients(run_experts, selected, arguments())
+    plain = with_gradients(run_experts_plainly, selected, arguments())
+    for name, found, expected in zip(("out", "x", "weights", "gate_up", "down"), fast, plain, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("chosen", ["mixed", "some_experts_empty", "no_pairs"])
+def test_gradients_are_those_of_finite_differences(chosen: str) -> None:
+    selected = routed(chosen, tokens=6)
+    x, weights, gate_up, down = arguments(tokens=6)
+    assert torch.autograd.gradcheck(
+        lambda *t: run_experts(t[0], t[1], selected, t[2], t[3]), (x, weights, gate_up, down)
+    )
+
+
+def test_the_operator_keeps_the_rules_of_torch() -> None:
+    """Its schema, its fake and its gradient, which torch.compile relies on without looking."""
+    x, weights, gate_up, down = arguments(dtype=torch.float32)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for chosen in ("mixed", "no_pairs"):
+        torch.library.opcheck(_forward, (x, weights, routed(chosen), gate_up, down), test_utils=tests)
+
+
+@pytest.mark.parametrize("chosen", CHOICES)
+def test_bf16_rows_padded_for_the_cpu_agree_with_float32(chosen: str) -> None:
+    selected = routed(chosen)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = with_gradients(run_experts, selected, arguments(dtype=torch.float32))
+    exact = with_gradients(run_experts_plainly, selected, arguments())
+    assert found[0].dtype == torch.bfloat16
+    for name, half, full in zip(("out", "x", "weights", "gate_up", "down"), found, exact, strict=True):
+        scale = full.abs().max().clamp(min=1e-30)
+        assert (half.double() - full).abs().max() <= BF16_TOLERANCE * scale, name
+
+
+@pytest.mark.parametrize("multiple", [1, ROW_MULTIPLE])
+@pytest.mark.parametrize("chosen", CHOICES)
+def test_every_pair_has_a_row_of_its_own_among_those_of_its_expert(chosen: str, multiple: int) -> None:
+    selected = routed(chosen)
+    plan = plan_rows(selected, multiple)
+    pairs = set(zip(plan.token.tolist(), plan.expert.tolist(), strict=True))
+    assert pairs == set(map(tuple, selected.nonzero().tolist()))
+    assert len(set(plan.row.tolist())) == len(plan.row)
+    starts = [0, *plan.ends[:-1]]
+    for row, expert in zip(plan.row.tolist(), plan.expert.tolist(), strict=True):
+        assert starts[expert] <= row < plan.ends[expert]
+    for count, start, end in zip(selected.sum(0).tolist(), starts, plan.ends, strict=True):
+        assert count <= end - start < count + multiple
+        assert (end - start) % multiple == 0
+
+
+def test_a_pair_that_was_not_chosen_is_never_multiplied() -> None:
+    """Poison where nobody should go: forward and backward stay finite, and the expert's gradient is exactly 0."""
+    selected = routed("mixed")
+    selected[:, 3] = False
+    x, weights, gate_up, down = arguments(dtype=torch.float32)
+    with torch.no_grad():
+        gate_up[3], down[3], weights[:, 3] = float("nan"), float("nan"), float("nan")
+    out, *gradients = with_gradients(run_experts, selected, [x, weights, gate_up, down])
+    assert out.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[2][3] == 0).all()
+    assert (gradients[3][3] == 0).all()
+    assert (gradients[1][~selected] == 0).all()
+
+
+def test_a_token_without_experts_gets_nothing() -> None:
+    selected = routed("some_tokens_skip")
+    x, weights, gate_up, down = arguments()
+    out, of_x, *_ = with_gradients(run_experts, selected, [x, weights, gate_up, down])
+    idle = ~selected.any(-1)
+    assert idle.sum() >= N // 3
+    assert (out[idle] == 0).all()
+    assert (of_x[idle] == 0).all()
