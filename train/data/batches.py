@@ -126,7 +126,7 @@ class DocumentWindows:
 
     @lru_cache(maxsize=2)  # noqa: B019 - as many as there are sources, and they live as long as the run
     def _pieces(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Start and end of every piece of at most length + 1 tokens; those of one document share the token at the cut."""
+        """Start and end of each piece of at most length + 1 tokens; those of one document share the token at a cut."""
         starts = self._stream.docs.astype(np.int64)
         ends = np.append(starts[1:], len(self._stream.tokens))
         counts = np.maximum(1, -(-(ends - starts - 1) // length))

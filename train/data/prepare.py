@@ -220,7 +220,7 @@ class _Preparation:
             if free < needed:
                 raise UserError(
                     f"the tokenised text needs about {needed:,} bytes in {folder.parent}, where {free:,} are free; "
-                    "free some, or choose another folder with --set data.cache_dir=FOLDER or the variable ADAPTIVE_CACHE"
+                    "free some, or choose another folder: --set data.cache_dir=FOLDER or the variable ADAPTIVE_CACHE"
                 )
             done = 0
 
@@ -261,8 +261,8 @@ class _Preparation:
         cure = "a larger tokenizer.vocab_size knows more of them, and " if full else ""
         self.say(
             f"{unknown:,} of {total:,} held-out tokens ({unknown / total:.2%}) are not in the vocabulary of the "
-            f"{self.tokenizer_config.kind} tokenizer and count as <unk>, so held-out loss and bits per byte look better "
-            f"than they are; {cure}with --tokenizer bpe or bytes nothing is unknown"
+            f"{self.tokenizer_config.kind} tokenizer and count as <unk>, so loss and bits per byte seem better "
+            f"than they are; {cure}bpe and bytes know everything"
         )
 
 

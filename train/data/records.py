@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .builtin import builtin_records
-from .sources import Item
+from .sources import Item, hf_name
 from .text import open_file
 
 Located = tuple[str, object]  # (where it stands, for messages; the record)
@@ -162,7 +162,7 @@ def _hf(spec: str) -> Iterator[Located]:
         raise UserError(
             f'{spec} needs the datasets library, which is not installed: pip install "adaptive-lm[hf]"'
         ) from None
-    name, config, split = ([*spec.split(":")[1:], "", ""])[:3]
+    name, config, split = hf_name(spec)
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train")
     except Exception as error:  # the library raises many kinds, all about a name, a network or a disk

@@ -64,7 +64,7 @@ def resolve_source(source: str | SourceConfig, text_field: str | None, say: Say)
             raise UserError(_unknown(f"there is no built-in text {spec!r}", name, BUILTINS, prefix="builtin:"))
         items: Sequence[Item] = [Item(spec, "builtin", None, field, chosen=True)]
     elif spec.startswith("hf:"):
-        if not 1 <= len(spec.split(":")[1:]) <= 3 or not spec.split(":")[1]:
+        if not hf_name(spec)[0]:
             raise UserError(f"cannot read {spec!r}; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
         items = [Item(spec, "hf", None, field, chosen=True)]
     else:
@@ -86,6 +86,12 @@ def parse_source(text: str) -> SourceConfig:
     if not (math.isfinite(weight) and weight > 0):
         raise UserError(f"the weight of {text!r} is {tail}; expected a number above 0, as in {path}@0.3")
     return SourceConfig(path=path, weight=weight)
+
+
+def hf_name(spec: str) -> tuple[str, str, str]:
+    """Name, config and split of `hf:NAME:CONFIG:SPLIT`, "" where not given; a split may be `train[:100]`."""
+    name, config, split = [*spec.split(":", maxsplit=3)[1:], "", ""][:3]
+    return name, config, split
 
 
 def _files(spec: str, field: str | None, say: Say) -> list[Item]:

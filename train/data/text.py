@@ -10,8 +10,8 @@ from ..errors import UserError
 CHUNK_BYTES = 2**20
 # Strings of about this length are tokenised one by one; a batch of them keeps every core busy.
 PIECE_CHARS = 2**15
-# A single line longer than this is cut inside the line: memory stays bounded whatever the file.
-MAX_PENDING_CHARS = 4 * CHUNK_BYTES
+# A stretch longer than this without line end or space is cut anywhere: memory stays bounded whatever the file.
+MAX_PENDING_CHARS = CHUNK_BYTES
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -103,10 +103,12 @@ def rechunk(pieces: Iterator[str]) -> Iterator[str]:
     for piece in pieces:
         text, start = pending + piece, 0
         while len(text) - start > PIECE_CHARS:
-            # The last boundary within a piece; where there is none, the last in all we hold.
-            end = line_boundary(text, start, start + PIECE_CHARS) or line_boundary(text, start, len(text))
+            limit = start + PIECE_CHARS
+            end = line_boundary(text, start, limit) or word_boundary(text, start, limit)
+            if not end:  # a long stretch without spaces: up to the next line, or to where memory says stop
+                end = line_boundary(text, start, len(text))
             if not end and len(text) - start >= MAX_PENDING_CHARS:
-                end = word_boundary(text, start) or len(text)
+                end = len(text)
             if not end:
                 break
             yield text[start:end]
@@ -131,9 +133,12 @@ def line_boundary(text: str, start: int, end: int) -> int:
     return 0
 
 
-def word_boundary(text: str, start: int) -> int:
-    """The last place behind `start` before a space that follows a visible character; 0 when there is none."""
-    at = text.rfind(" ", start + 1)
+def word_boundary(text: str, start: int, end: int) -> int:
+    """The last place in (start, end) before a space that follows a visible character; 0 when there is none.
+
+    A token of those patterns may begin with a space but never holds one behind something visible.
+    """
+    at = text.rfind(" ", start + 1, end)
     while at > start:
         if not text[at - 1].isspace():
             return at

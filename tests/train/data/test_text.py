@@ -1,0 +1,100 @@
+"""Plain text: read in pieces that leave no trace, and refused where it is not text."""
+
+from pathlib import Path
+
+import pytest
+
+from adaptive_lm.train.data import text as module
+from adaptive_lm.train.data.text import line_boundary, read_text, rechunk, text_chunks, word_boundary
+from adaptive_lm.train.errors import UserError
+
+MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\n\n  indented\n" * 300
+
+
+@pytest.fixture(params=[7, 64, 2**20], ids=lambda n: f"pieces-of-{n}")
+def small_pieces(request, monkeypatch):
+    """Reads and pieces of a few bytes, so that every character is cut somewhere."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(module, "PIECE_CHARS", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("cut", [1, 17, len(MIXED) - 1, len(MIXED)])
+def test_pieces_join_to_the_text_cut_at_the_character(small_pieces, write, cut):
+    path = Path(write("a.txt", MIXED))
+    parts = {False: "", True: ""}
+    for held_out, piece, _ in text_chunks(path, cut):
+        parts[held_out] += piece
+    assert parts == {False: MIXED[:cut], True: MIXED[cut:]}
+
+
+def test_the_last_piece_of_each_part_is_marked(small_pieces, write):
+    marks = [(held_out, last) for held_out, _, last in text_chunks(Path(write("a.txt", MIXED)), 500)]
+    assert marks.count((False, True)) == marks.count((True, True)) == 1
+    assert marks[-1] == (True, True)
+    assert marks[marks.index((False, True)) + 1][0] is True
+
+
+def test_pieces_end_where_lines_end(monkeypatch):
+    monkeypatch.setattr(module, "PIECE_CHARS", 20)
+    lines = [f"line number {n}\n" for n in range(50)]
+    pieces = list(rechunk(iter(["".join(lines)])))
+    assert "".join(pieces) == "".join(lines)
+    assert all(piece.endswith("\n") for piece in pieces)
+
+
+def test_a_line_without_end_is_cut_between_words(monkeypatch):
+    monkeypatch.setattr(module, "PIECE_CHARS", 20)
+    pieces = list(rechunk("word " for _ in range(500)))
+    assert "".join(pieces) == "word " * 500
+    assert max(map(len, pieces)) <= 20
+    assert all(piece.startswith(" ") for piece in pieces[1:])
+
+
+def test_a_word_without_end_is_cut_all_the_same(monkeypatch):
+    monkeypatch.setattr(module, "PIECE_CHARS", 10)
+    monkeypatch.setattr(module, "MAX_PENDING_CHARS", 100)
+    pieces = list(rechunk("x" * 30 for _ in range(50)))
+    assert "".join(pieces) == "x" * 1500
+    assert max(map(len, pieces)) <= 130
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("a\nb", 2), ("a\n b\nc", 5), ("a\n\n\n", 0), ("a\n b", 0), ("ab", 0), ("\nx", 1), ("a\nb\n", 2)],
+)
+def test_a_line_boundary_has_white_space_only_before_it(text, place):
+    assert line_boundary(text, 0, len(text)) == place
+
+
+@pytest.mark.parametrize(("text", "place"), [("a b c", 3), ("a  ", 1), ("   ", 0), (" ab", 0), ("abc", 0)])
+def test_a_word_boundary_has_a_character_before_it(text, place):
+    assert word_boundary(text, 0, len(text)) == place
+
+
+def test_a_byte_order_mark_is_dropped(write):
+    assert "".join(text for _, text in read_text(Path(write("a.txt", b"\xef\xbb\xbfhello")))) == "hello"
+
+
+def test_bad_utf8_names_line_and_offset(small_pieces, write):
+    content = "été\n" * 40
+    bad = content.encode() + b"fine caf\xe9 bad"
+    with pytest.raises(
+        UserError, match=rf"a\.txt, line 41: not UTF-8 \(byte 0xe9 at offset {len(content.encode()) + 8}\).*iconv"
+    ):
+        list(read_text(Path(write("a.txt", bad))))
+
+
+def test_a_character_cut_off_at_the_end_of_the_file_is_bad_utf8(small_pieces, write):
+    with pytest.raises(UserError, match=r"line 2: not UTF-8 \(byte 0xe5 at offset 3\)"):
+        list(read_text(Path(write("a.txt", "ab\n冬".encode()[:-1]))))
+
+
+def test_a_binary_file_is_called_binary(small_pieces, write):
+    with pytest.raises(UserError, match=r"a\.txt is a binary file \(a zero byte at offset 20\)"):
+        list(read_text(Path(write("a.txt", b"x" * 20 + b"\0\xff"))))
+
+
+def test_utf16_is_recognised(write):
+    with pytest.raises(UserError, match="is UTF-16 text, expected UTF-8; convert it: iconv"):
+        list(read_text(Path(write("a.txt", "hello".encode("utf-16")))))
