@@ -153,8 +153,8 @@ def _fitting(prompt: int, wanted: int | None, context: int) -> int:
     new = wanted if wanted is not None else min(DEFAULT_NEW_TOKENS, max(context - prompt, 1))
     if prompt + new > context:
         raise UserError(
-            f"found {prompt} prompt tokens and {new} new ones, {prompt + new} together; this model's context is {context} "
-            "tokens; shorten the prompt or lower --max-new-tokens"
+            f"found {prompt} prompt tokens and {new} new ones, {prompt + new} together; "
+            f"this model's context is {context} tokens; shorten the prompt or lower --max-new-tokens"
         )
     return new
 
@@ -164,7 +164,7 @@ def load(
 ) -> Engine:
     """Open the exported model in `folder`.
 
-    device: "auto" (CUDA when it really loads), "cpu" or "cuda"; threads: None takes one per core; verify: check digests.
+    device: "auto" (CUDA when it really loads), "cpu", "cuda"; threads: None takes one per core; verify: check digests.
     Raises UserError for a model that is missing, damaged, of another version, or whose parts do not belong together.
     """
     folder = Path(folder)

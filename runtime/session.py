@@ -87,8 +87,8 @@ class Session:
         logits = next(x.shape[-1] for x in session.get_outputs() if x.name == "logits")
         if isinstance(logits, int) and logits != self.manifest.model.vocab_size:
             raise UserError(
-                f"{path} gives logits for a vocabulary of {logits}, its manifest says {self.manifest.model.vocab_size}; "
-                "export the model again"
+                f"{path} gives logits for a vocabulary of {logits}, its manifest says "
+                f"{self.manifest.model.vocab_size}; export the model again"
             )
         return session
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import CostTable, Manifest
+from .manifest import Manifest
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -56,11 +56,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Spent:
-    """Costs of T tokens in one unit, each (T,)."""
+    """Costs of T tokens, each (2, T): FLOPs in the first row, bytes of weights and KV cache in the second.
+
+    The bytes are what a token alone would read; tokens of one pass share the weights, though not the KV cache.
+    """
 
     executed: Floats
     dense: Floats
-    adaptive: Floats  # the part of `executed` that the thresholds decide about: layers, experts
+    adaptive: Floats  # of `executed`, the attention and experts of the layers run: what the thresholds decide about
     adaptive_dense: Floats
 
 
@@ -69,41 +72,58 @@ class Meter:
 
     def __init__(self, manifest: Manifest) -> None:
         model = manifest.model
-        self._flops = _Table(manifest.costs.flops)
-        self._bytes = _Table(manifest.costs.weight_bytes)
-        self._experts = np.array([layer.num_experts for layer in model.layers], dtype=np.float64)  # (L,)
-        self._depth_routers = np.array([layer.depth_router for layer in model.layers])  # (L,)
-        self._exits = np.array([layer.exit for layer in model.layers])  # (L,)
-        self._index = np.arange(model.num_layers)[:, None]  # (L, 1)
+        tables = (manifest.costs.flops, manifest.costs.weight_bytes)
+        L = model.num_layers
+        num_experts = np.array([layer.num_experts for layer in model.layers], dtype=np.float64)  # (L,)
+
+        def column(name: str) -> Floats:
+            return np.array([[getattr(layer, name) for layer in table.layers] for table in tables], dtype=np.float64)
+
+        zero = np.zeros((2, L))
+        block, key, expert = (
+            column("attention") + column("shared_expert"),
+            column("attention_per_key"),
+            column("expert"),
+        )
+        depth_router = column("depth_router") * [layer.depth_router for layer in model.layers]
+        exit_check = column("exit_check") * [layer.exit for layer in model.layers]
+        # One row per counter of `_counters`, so that a token costs one small product: (2, 6 * L), for T tokens (6 * L, T).
+        executed = (block + column("router"), key, expert, column("skipped_kv"), depth_router, exit_check)
+        adaptive = (block, key, expert, zero, zero, zero)
+        self._costs = np.concatenate([np.concatenate(rows, axis=1) for rows in (executed, adaptive)])  # (4, 6 * L)
+        self._head = np.array([[table.head] for table in tables])  # (2, 1)
+        self._full = (block + expert * num_experts).sum(axis=1, keepdims=True)  # (2, 1): every layer and every expert
+        self._key = key.sum(axis=1, keepdims=True)  # (2, 1)
+        self._routers = (column("router") + depth_router).sum(axis=1, keepdims=True)  # (2, 1)
+        self._index = np.arange(L)[:, None]  # (L, 1)
         self._num_heads = model.num_heads
 
-    def flops(self, routes: Routes) -> Spent:
-        """FLOPs of each token of `routes`."""
-        return self._spent(self._flops, routes)
+    def spent(self, routes: Routes) -> Spent:
+        """What each token of `routes` cost, and what it would have cost a dense pass."""
+        both = self._costs @ self._counters(routes)  # (4, T)
+        adaptive_dense = self._full + self._key * (
+            routes.positions + 1
+        )  # (2, T); no skipping: every layer holds every token
+        return Spent(self._head + both[:2], self._head + self._routers + adaptive_dense, both[2:], adaptive_dense)
 
-    def bytes(self, routes: Routes) -> Spent:
-        """Bytes that each token alone would read; tokens of one pass share the weights, not the KV cache."""
-        return self._spent(self._bytes, routes)
-
-    def _spent(self, table: "_Table", routes: Routes) -> Spent:
+    def _counters(self, routes: Routes) -> Floats:
+        """How often each part ran, (6 * L, T): block, keys seen, experts, skipped, depth router, exit check."""
         run = routes.layers_run  # (L, T)
+        L, T = run.shape
+        counters = np.empty((6, L, T))
+        counters[0] = run
+        np.multiply(run, routes.keys, out=counters[1])
+        routes.selected_experts.sum(axis=2, out=counters[2])
+        np.logical_not(run, out=counters[3], casting="unsafe")
         # A token that left is asked nothing after the layer at which it left.
-        alive = (routes.exit_layer < 0) | (self._index <= routes.exit_layer)  # (L, T)
-        used = routes.selected_experts.sum(axis=2, dtype=np.float64)  # (L, T)
-        adaptive = table.block + table.key * routes.keys + table.expert * used
-        asked = self._depth_routers[:, None] & alive
-        checked = (self._exits & routes.exits_open)[:, None] & alive
-        executed = np.where(run, adaptive + table.router, table.skipped_kv) + table.depth_router * asked
-        executed = executed + table.exit_check * checked
-        keys = routes.positions + 1  # (T,): without skipping, every layer holds every token so far
-        adaptive_dense = (table.block + table.expert * self._experts[:, None] + table.key * keys).sum(axis=0)
-        dense = table.fixed + adaptive_dense
-        return Spent(table.head + executed.sum(axis=0), dense, np.where(run, adaptive, 0.0).sum(axis=0), adaptive_dense)
+        counters[4] = (routes.exit_layer < 0) | (self._index <= routes.exit_layer)
+        np.multiply(counters[4], routes.exits_open[:, None], out=counters[5])
+        return counters.reshape(6 * L, T)
 
     def usage(self, routes: Routes, token: int = -1) -> Usage:
         """What one token of a pass used; by default the last, from which the next token is chosen."""
-        one = at(routes, token)
-        flops, read = self.flops(one), self.bytes(one)
+        one = routes if routes.layers_run.shape[1] == 1 else at(routes, token)
+        spent = self.spent(one)
         run = one.layers_run[:, 0].tolist()
         exit_layer = int(one.exit_layer[0])
         experts: list[list[int]] = [[] for _ in run]
@@ -114,29 +134,11 @@ class Meter:
             heads=tuple(self._num_heads if ran else 0 for ran in run),
             layers_run=tuple(layer for layer, ran in enumerate(run) if ran),
             exit_layer=None if exit_layer < 0 else exit_layer,
-            executed_flops=float(flops.executed[0]),
-            dense_flops=float(flops.dense[0]),
-            executed_bytes=float(read.executed[0]),
-            dense_bytes=float(read.dense[0]),
+            executed_flops=float(spent.executed[0, 0]),
+            dense_flops=float(spent.dense[0, 0]),
+            executed_bytes=float(spent.executed[1, 0]),
+            dense_bytes=float(spent.dense[1, 0]),
         )
-
-
-class _Table:
-    """A cost table as columns (L, 1), ready to broadcast over tokens."""
-
-    def __init__(self, costs: CostTable) -> None:
-        def column(*names: str) -> Floats:
-            return np.array([[sum(getattr(layer, name) for name in names)] for layer in costs.layers], dtype=np.float64)
-
-        self.head = costs.head
-        self.block = column("attention", "shared_expert")
-        self.key = column("attention_per_key")
-        self.router = column("router")
-        self.expert = column("expert")
-        self.depth_router = column("depth_router")
-        self.exit_check = column("exit_check")
-        self.skipped_kv = column("skipped_kv")
-        self.fixed = costs.head + float(column("router", "depth_router").sum())  # of the dense pass
 
 
 def at(routes: Routes, token: int) -> Routes:

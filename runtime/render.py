@@ -1,0 +1,96 @@
+"""What a person sees of a generation beside its text: a summary, and for each token what it used. All of it on stderr."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .engine import Token
+from .manifest import Manifest
+from .summary import Summary
+
+# From little compute to much; legible on light and dark ground, and in order for the colour-blind too.
+SCALE = ("#2166ac", "#4393c3", "#7fbf7b", "#d9a441", "#d6604d", "#b2182b")
+PLAIN_WIDTH = 160  # of a table where stderr is no terminal
+
+
+def console() -> Console:
+    """Writes to stderr, in colour where that is a terminal."""
+    width = None if sys.stderr.isatty() else PLAIN_WIDTH
+    return Console(stderr=True, highlight=False, soft_wrap=True, width=width)
+
+
+def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
+    """Two lines: how fast, and how much of the model."""
+    if not summary.new_tokens:
+        return [f"0 new tokens · prompt of {summary.prompt_tokens} · {summary.finish_reason}"]
+    model = manifest.model
+    kept = summary.finish_reason if summary.finish_reason == "interrupted" else f"ended by {summary.finish_reason}"
+    return [
+        f"{summary.new_tokens} tokens · {summary.tokens_per_second:.1f} tokens/s · {summary.p50:.2f} ms per token, "
+        f"p95 {summary.p95:.2f} · prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms · {kept}",
+        f"{summary.experts_per_token:.2f} of {model.num_experts} experts · {summary.layers_per_token:.2f} of "
+        f"{model.num_layers} layers · {summary.executed_flops_share:.1%} of dense FLOPs · seed {summary.seed}",
+    ]
+
+
+def show_summary(summary: Summary, manifest: Manifest) -> None:
+    """The summary in grey, below the text."""
+    out = console()
+    for line in summary_lines(summary, manifest):
+        out.print(line, style="dim", markup=False)
+
+
+def show_tokens(tokens: Sequence[Token], manifest: Manifest) -> None:
+    """The text coloured by compute, then a table with a row per token."""
+    out = console()
+    shares = [token.usage.flops_share for token in tokens]
+    if shares and out.color_system:
+        low, high = min(shares), max(shares)
+        out.print(coloured(tokens, low, high))
+        legend = Text("share of dense FLOPs: ", style="dim")
+        legend.append(f"{low:.0%} ", style=SCALE[0])
+        for colour in SCALE:
+            legend.append("■", style=colour)
+        legend.append(f" {high:.0%}", style=SCALE[-1])
+        out.print(legend)
+    out.print(table(tokens, manifest), soft_wrap=False)
+
+
+def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
+    """The text, each token in the colour of its share of dense FLOPs between `low` and `high`."""
+    text = Text()
+    for token in tokens:
+        place = (token.usage.flops_share - low) / (high - low) if high > low else 0.5
+        text.append(printable(token.text, lines=True), style=SCALE[min(int(place * len(SCALE)), len(SCALE) - 1)])
+    return text
+
+
+def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
+    """A row per token: text, experts in each layer (`-` where it was skipped), layers run, exit, share of FLOPs, time."""
+    model = manifest.model
+    rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    rows.add_column("token", no_wrap=True)
+    rows.add_column(f"experts per layer, of {model.num_experts}")
+    rows.add_column(f"layers of {model.num_layers}", justify="right")
+    rows.add_column("exit", justify="right")
+    rows.add_column("FLOPs", justify="right")
+    rows.add_column("ms", justify="right")
+    for token in tokens:
+        usage = token.usage
+        run = set(usage.layers_run)
+        experts = " | ".join(
+            ",".join(map(str, used)) if layer in run else "-" for layer, used in enumerate(usage.experts)
+        )
+        leave = "" if usage.exit_layer is None else str(usage.exit_layer)
+        name = Text("<end>", style="dim") if token.id == model.eos_id else Text(repr(printable(token.text))[1:-1])
+        share, milliseconds = f"{usage.flops_share:.0%}", f"{token.seconds * 1000:.2f}"
+        rows.add_row(name, experts, str(len(run)), leave, share, milliseconds)
+    return rows
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` without the control characters by which a model could steer a terminal; line ends stay where `lines`."""
+    return "".join(char if char.isprintable() or (lines and char in "\n\t") else repr(char)[1:-1] for char in text)

@@ -1,0 +1,84 @@
+"""What a whole generation used and how long it took."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .engine import Generation, Token
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over the new tokens.
+
+    experts_per_token: mean over the tokens and the layers that they ran; layers_per_token: mean of the layers run.
+    executed_flops_share: executed over dense FLOPs, of all new tokens together.
+    Speed is that of decoding: the first token, which waits for the prompt, counts only where it is the only one.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    experts_per_token: float
+    layers_per_token: float
+    executed_flops_share: float
+    tokens_per_second: float
+    p50: float  # milliseconds per token
+    p95: float
+    prompt_seconds: float  # to the first token
+    seed: int
+    finish_reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "experts_per_token": round(self.experts_per_token, 4),
+            "layers_per_token": round(self.layers_per_token, 4),
+            "executed_flops_share": round(self.executed_flops_share, 5),
+            "tokens_per_second": round(self.tokens_per_second, 2),
+            "milliseconds_per_token": {"p50": round(self.p50, 4), "p95": round(self.p95, 4)},
+            "prompt_seconds": round(self.prompt_seconds, 6),
+            "seed": self.seed,
+            "finish_reason": self.finish_reason,
+        }
+
+
+def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
+    """The summary of the tokens that came so far; an unfinished generation was interrupted."""
+    layers = sum(len(token.usage.layers_run) for token in tokens)
+    experts = sum(len(used) for token in tokens for used in token.usage.experts)
+    executed = sum(token.usage.executed_flops for token in tokens)
+    dense = sum(token.usage.dense_flops for token in tokens)
+    seconds = np.array([token.seconds for token in (tokens[1:] or tokens)] or [float("nan")])
+    count = len(tokens)
+    return Summary(
+        prompt_tokens=generation.prompt_tokens,
+        new_tokens=count,
+        experts_per_token=experts / max(layers, 1),
+        layers_per_token=layers / max(count, 1),
+        executed_flops_share=executed / dense if dense else 0.0,
+        tokens_per_second=float(1 / seconds.mean()) if count else 0.0,
+        p50=float(np.median(seconds)) * 1000 if count else 0.0,
+        p95=float(np.percentile(seconds, 95)) * 1000 if count else 0.0,
+        prompt_seconds=tokens[0].seconds if tokens else 0.0,
+        seed=generation.seed,
+        finish_reason=generation.finish_reason or "interrupted",
+    )
+
+
+def token_json(token: Token) -> dict[str, Any]:
+    """One token as `generate --json` writes it."""
+    usage = token.usage
+    return {
+        "id": token.id,
+        "text": token.text,
+        "experts": [list(used) for used in usage.experts],
+        "heads": list(usage.heads),
+        "layers_run": list(usage.layers_run),
+        "exit_layer": usage.exit_layer,
+        "executed_flops": usage.executed_flops,
+        "dense_flops": usage.dense_flops,
+        "seconds": round(token.seconds, 7),
+    }
