@@ -11,7 +11,7 @@ NAME   := demo
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo    train a small model on embedded text, export it, ask it something, measure it (minutes, on a CPU)'
+	@echo 'make demo    train a small model on embedded text, export it, ask it something, measure it; runs/$(NAME) begins anew'
 	@echo 'make test    lint, types and the whole test suite'
 	@echo 'make lint    lint and types only'
 	@echo 'make format  let ruff format the code'
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/adaptive train quickstart --name $(NAME)
+	$(BIN)/adaptive train quickstart --name $(NAME) --overwrite
 	$(BIN)/adaptive export $(NAME) --onnx
 	$(BIN)/adaptive generate --model runs/$(NAME)/model "How do mountains form?"
 	$(BIN)/adaptive bench --model runs/$(NAME)/model
