@@ -92,6 +92,11 @@ class ModelConfig(Section):
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}), or set head_dim")
         if self.width_of_head % 2:
             raise ValueError(f"heads are {self.width_of_head} wide; rotary positions need an even width")
+        if self.depth.layers_share < 1.0 and self.num_layers < 3:
+            raise ValueError(
+                f"layers_share is {self.depth.layers_share} but num_layers is {self.num_layers}: the first and the "
+                "last block always run, so a depth router needs at least 3; or set layers_share to 1"
+            )
         for layer in self.depth.exit_layers:
             if not 0 <= layer < self.num_layers - 1:
                 raise ValueError(f"exit_layers names layer {layer}; an exit needs 0 <= layer < {self.num_layers - 1}")
