@@ -119,15 +119,14 @@ def rechunk(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def line_boundary(text: str, start: int, end: int) -> int:
-    r"""The last place in (start, end) after a newline and before a character that is no white space; 0 when there is
-    none.
+    r"""The last place in (start, end) behind a newline between two visible characters; 0 when there is none.
 
-    Both the GPT-2 pattern of byte-level BPE and our `words` pattern always end a token there: runs of white space never
-    reach past it, and no token holds a newline followed by something visible. So tokens do not depend on the chunking.
+    Cut there, text has the tokens of the whole: both the GPT-2 pattern of byte-level BPE and our `words` pattern make
+    such a newline a token of its own. (In a longer run of white space they look ahead, so that is not cut.)
     """
     at = text.rfind("\n", start, end - 1)
-    while at >= 0:
-        if not text[at + 1].isspace():
+    while at > start:
+        if not text[at + 1].isspace() and not text[at - 1].isspace():
             return at + 1
         at = text.rfind("\n", start, at)
     return 0

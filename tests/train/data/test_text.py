@@ -61,9 +61,9 @@ def test_a_word_without_end_is_cut_all_the_same(monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "place"),
-    [("a\nb", 2), ("a\n b\nc", 5), ("a\n\n\n", 0), ("a\n b", 0), ("ab", 0), ("\nx", 1), ("a\nb\n", 2)],
+    [("a\nb", 2), ("a\nb\n c", 2), ("a\n\nb", 0), ("a\n b", 0), ("a \nb", 0), ("ab", 0), ("\nx", 0), ("a\nb\n", 2)],
 )
-def test_a_line_boundary_has_white_space_only_before_it(text, place):
+def test_a_line_boundary_stands_between_visible_characters(text, place):
     assert line_boundary(text, 0, len(text)) == place
 
 
