@@ -1,4 +1,4 @@
-"""The commands `adaptive generate` and `adaptive bench`. Only click and the standard library up here: `--help` is quick."""
+"""The commands `adaptive generate` and `adaptive bench`. Only click and the standard library up here: help is quick."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import click
 from .errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .engine import Engine, Generation, Params, Token
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -61,7 +63,7 @@ def shared_options(command: Command) -> Command:
 @shared_options
 @click.pass_context
 def generate(
-    ctx: click.Context, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
+    ctx: click.Context, /, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
     threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it; `-` reads the prompt from stdin.
@@ -105,7 +107,8 @@ def read_prompt(prompt: str) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"stdin is not valid UTF-8: found byte 0x{content[error.start]:02x} at {error.start}; convert it with: iconv -t UTF-8"
+            f"stdin is not valid UTF-8: found byte 0x{content[error.start]:02x} at {error.start}; "
+            "convert it with: iconv -t UTF-8"
         ) from error
     return text.removesuffix("\n").removesuffix("\r")
 
@@ -170,3 +173,79 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
     if usage == "tokens":
         show_tokens(tokens, engine.manifest)
     show_summary(summary, engine.manifest)
+
+
+@click.command(epilog="Example: adaptive bench --sweep --plot dial.svg")
+@click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Length of the prompt.")
+@click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after it.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Rounds, after one that warms up.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the place in the text, and of the sampling.")
+@click.option("--sweep", "walk", is_flag=True, help="Walk the dial: quality against measured time.")
+@click.option("--plot", "plot_path", metavar="FILE", help="Where to draw the sweep: .png, .svg or .pdf.")
+@click.option("--text", metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
+@click.option("--text-tokens", type=int, default=8192, show_default=True, help="Score at most this many at each point.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@shared_options
+def bench(
+    model: str | None, plot_path: str | None, text: str | None, as_json: bool, device: str, threads: int | None,
+    verify: bool, prompt_tokens: int, new_tokens: int, repeats: int, seed: int, walk: bool, text_tokens: int,
+    **dial: float | None,
+) -> None:  # fmt: skip
+    """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
+
+    A token's time is that of the pass and of choosing the next token; shown are the median and the 5th and 95th
+    percentile over all rounds, and how far the medians of the rounds lie apart. The floor is the time to read the
+    weights and the cache that a token used, at the rate at which this machine was measured to read as much memory.
+
+    --sweep walks the dial in rounds that interleave all points, and gives for each three shares of the whole model:
+    theoretical (FLOPs of the attention and experts that ran, over those of all), executed (all FLOPs, with head,
+    routers, exit checks and keys of skipped layers, over all of the dense pass) and measured (time over that of the
+    point `all`), with the bits per byte on held-out text. It is drawn beside the model's folder, or to --plot.
+    """
+    from pathlib import Path
+
+    if plot_path and not walk:
+        raise click.UsageError("--plot draws a sweep; add --sweep")
+    if plot_path and Path(plot_path).suffix not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(
+            f"found {plot_path!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot"
+        )
+    from .bench import BenchParams
+    from .bench import bench as measure
+    from .dial import Dial
+    from .locate import find_model
+
+    params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
+                         text=Path(text) if text else None, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
+    folder = find_model(model)
+    result = measure(folder, params, device=device, threads=threads, verify=verify)
+    if walk and result["sweep"][0]["bits_per_byte"] is None:
+        click.echo("note: no held-out text beside the model, so no bits per byte; give one with --text FILE", err=True)
+    if as_json:
+        click.echo(json_module.dumps(result))
+    else:
+        from .bench_render import show
+
+        show(result)
+    if walk:
+        absolute = folder.resolve()
+        draw(
+            result, Path(plot_path) if plot_path else absolute.with_name(f"{absolute.name}-sweep.png"), bool(plot_path)
+        )
+
+
+def draw(result: dict[str, Any], path: Path, asked: bool) -> None:
+    """Draw the sweep to `path`; where nobody asked for it, a note takes the place of an error."""
+    from .bench_render import plot
+
+    try:
+        plot(result, path)
+    except (ModuleNotFoundError, OSError) as error:
+        if asked and isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another --plot FILE") from error
+        if asked:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else 'pip install "adaptive-lm[plot]"'
+        click.echo(f"note: the plot was not drawn ({reason})", err=True)
+    else:
+        click.echo(f"plot: {path}", err=True)

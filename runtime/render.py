@@ -1,4 +1,4 @@
-"""What a person sees of a generation beside its text: a summary, and for each token what it used. All of it on stderr."""
+"""What a person sees beside the text: a summary, and for each token what it used. All of it on stderr."""
 
 import sys
 from collections.abc import Sequence
@@ -28,12 +28,15 @@ def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
         return [f"0 new tokens · prompt of {summary.prompt_tokens} · {summary.finish_reason}"]
     model = manifest.model
     kept = summary.finish_reason if summary.finish_reason == "interrupted" else f"ended by {summary.finish_reason}"
-    return [
+    speed = (
         f"{summary.new_tokens} tokens · {summary.tokens_per_second:.1f} tokens/s · {summary.p50:.2f} ms per token, "
-        f"p95 {summary.p95:.2f} · prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms · {kept}",
+        f"p95 {summary.p95:.2f} · prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms · {kept}"
+    )
+    used = (
         f"{summary.experts_per_token:.2f} of {model.num_experts} experts · {summary.layers_per_token:.2f} of "
-        f"{model.num_layers} layers · {summary.executed_flops_share:.1%} of dense FLOPs · seed {summary.seed}",
-    ]
+        f"{model.num_layers} layers · {summary.executed_flops_share:.1%} of dense FLOPs · seed {summary.seed}"
+    )
+    return [speed, used]
 
 
 def show_summary(summary: Summary, manifest: Manifest) -> None:
@@ -69,7 +72,7 @@ def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
 
 
 def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
-    """A row per token: text, experts in each layer (`-` where it was skipped), layers run, exit, share of FLOPs, time."""
+    """A row per token: text, experts in each layer (`-` where skipped), layers run, exit, share of FLOPs, time."""
     model = manifest.model
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     rows.add_column("token", no_wrap=True)

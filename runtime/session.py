@@ -93,6 +93,10 @@ class Session:
         return session
 
     @property
+    def onnxruntime_version(self) -> str:
+        return str(self._ort.__version__)
+
+    @property
     def position(self) -> int:
         """Tokens computed so far."""
         return self._position

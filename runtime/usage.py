@@ -87,7 +87,7 @@ class Meter:
         )
         depth_router = column("depth_router") * [layer.depth_router for layer in model.layers]
         exit_check = column("exit_check") * [layer.exit for layer in model.layers]
-        # One row per counter of `_counters`, so that a token costs one small product: (2, 6 * L), for T tokens (6 * L, T).
+        # One row per counter of `_counters`, so that tokens cost one small product: (4, 6 * L) @ (6 * L, T).
         executed = (block + column("router"), key, expert, column("skipped_kv"), depth_router, exit_check)
         adaptive = (block, key, expert, zero, zero, zero)
         self._costs = np.concatenate([np.concatenate(rows, axis=1) for rows in (executed, adaptive)])  # (4, 6 * L)

@@ -1,7 +1,7 @@
 """A graph of the contract small enough to know by heart: tables in place of a network, and a real cache in place.
 
-Three layers, four experts, a depth router in layer 1, an exit after layer 0, the policy `project`, 257 byte tokens padded
-to 260. `expected` says in plain numpy what it must give; the tests hold the runtime against it, without torch.
+Three layers, four experts, a depth router in layer 1, an exit after layer 0, policy `project`, 257 byte tokens padded to
+260. `expected` says in plain numpy what it must give; the tests hold the runtime against it, without torch.
 """
 
 import json
@@ -118,7 +118,8 @@ def graph(vocab: int = V) -> onnx.ModelProto:
         nodes, "tiny",
         [info("ids", INT64, "B", "T"), info("positions", INT64, "B", "T"), info("lengths", INT64, L, 1), *thresholds,
          info("num_logits", INT64), *past_info],
-        [info("logits", FLOAT, 1, "n", vocab), info("selected_experts", BOOL, L, 1, "T", E), info("layers_run", BOOL, L, 1, "T"),
+        [info("logits", FLOAT, 1, "n", vocab), info("selected_experts", BOOL, L, 1, "T", E),
+         info("layers_run", BOOL, L, 1, "T"),
          info("exit_layer", INT64, 1, "T"), info("new_lengths", INT64, L, 1), *present],
         weights,
     )  # fmt: skip
@@ -137,15 +138,15 @@ def byte_tokenizer() -> Tokenizer:
 def manifest_content() -> dict[str, Any]:
     """The manifest of the graph, without its files."""
     layers = [{"routing": "top_p", "num_experts": E, "depth_router": i == 1, "exit": i == 0} for i in range(L)]
-    costs = {"attention": 100, "attention_per_key": 3, "router": 7, "expert": 50, "shared_expert": 20, "depth_router": 5,
-             "exit_check": 11, "skipped_kv": 13}  # fmt: skip
+    costs = {"attention": 100, "attention_per_key": 3, "router": 7, "expert": 50, "shared_expert": 20,
+             "depth_router": 5, "exit_check": 11, "skipped_kv": 13}  # fmt: skip
     table = {"head": 1000, "layers": [costs] * L}
     grid = [0.0, 0.5, 1.0]
     return {
         "format": "adaptive-lm", "format_version": 1, "created_by": {"adaptive_lm": "0.1.0"},
-        "model": {"vocab_size": V, "tokenizer_size": TOKENS, "context_length": CONTEXT, "dim": 8, "num_layers": L, "num_heads": 2,
-                  "num_kv_heads": K, "head_dim": H, "precision": "fp32", "skipped_kv": "project", "eos_id": EOS, "num_experts": E,
-                  "layers": layers},
+        "model": {"vocab_size": V, "tokenizer_size": TOKENS, "context_length": CONTEXT, "dim": 8, "num_layers": L,
+                  "num_heads": 2, "num_kv_heads": K, "head_dim": H, "precision": "fp32", "skipped_kv": "project",
+                  "eos_id": EOS, "num_experts": E, "layers": layers},
         "chat_template": None, "inputs": {}, "outputs": {},
         "thresholds": {"router_top_p": [0.5] * L, "depth_threshold": [0.0, 0.4, 0.0], "exit_threshold": [1.0] * L},
         "dial": {"grid": grid, "router_top_p": [[0.1, 0.6, 0.99]] * L, "depth_threshold": [None, [0.9, 0.4, 0.1], None],
@@ -155,7 +156,7 @@ def manifest_content() -> dict[str, Any]:
 
 
 def write_model(folder: Path, proto: onnx.ModelProto | None = None, **changes: Any) -> Path:
-    """An exported model in `folder`: weights of 1 KiB and more outside the graph, manifest last; `changes` to its sections."""
+    """An exported model in `folder`: weights of 1 KiB and more outside the graph; `changes` to the manifest's sections."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(
         proto or graph(),

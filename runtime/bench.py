@@ -1,0 +1,159 @@
+"""`adaptive bench`: how fast an exported model is on this machine, how near to the memory floor, and how good."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .dial import Dial, resolve
+from .engine import Engine, load
+from .errors import UserError, WrongUsageError
+from .floor import floor_seconds, read_bandwidth
+from .machine import describe, peak_memory
+from .measure import Distribution, Text, Timed, time_points
+from .sweep import points, sweep
+
+HELDOUT = "heldout.txt"  # beside the model's folder, written by training
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchParams:
+    """What to measure; `text` None takes the held-out text of the run, where there is one."""
+
+    prompt_tokens: int = 64
+    new_tokens: int = 128
+    repeats: int = 5
+    seed: int = 0
+    walk: bool = False
+    text: Path | None = None
+    text_tokens: int = 8192
+    dial: Dial = field(default_factory=Dial)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "new_tokens", "repeats", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise WrongUsageError(f"found {name} {getattr(self, name)}, expected at least 1")
+        if self.seed < 0:
+            raise WrongUsageError(f"found seed {self.seed}, expected a whole number of at least 0")
+
+
+def bench(
+    folder: Path, params: BenchParams, *, device: str = "auto", threads: int | None = None, verify: bool = True
+) -> dict[str, Any]:
+    """All figures as one object, with the keys of `bench --json`. Raises UserError as `load` does."""
+    import onnxruntime  # noqa: F401 - so that its import does not count as loading
+
+    begin = time.perf_counter()
+    engine = load(folder, device=device, threads=threads, verify=verify)
+    load_seconds = time.perf_counter() - begin
+    context = engine.manifest.model.context_length
+    if params.prompt_tokens + params.new_tokens > context:
+        raise UserError(
+            f"found {params.prompt_tokens} prompt tokens and {params.new_tokens} new ones; "
+            f"this model's context is {context} tokens; lower --prompt-tokens or --new-tokens"
+        )
+    text = read_text(engine, folder, params.text)
+    ids, origin = tokens_to_read(engine, text, params.prompt_tokens + params.new_tokens, params.seed)
+    prompt, answer = ids[: params.prompt_tokens], ids[params.prompt_tokens :]
+
+    point = resolve(engine.manifest, params.dial)
+    timed = time_points(engine, [point], prompt, answer, repeats=params.repeats, seed=params.seed)[0]
+    memory = peak_memory()  # before the floor, whose buffer would count
+    model = engine.manifest.model
+    result: dict[str, Any] = {
+        "machine": describe(engine.session),
+        "model": {
+            "folder": str(folder),
+            "precision": model.precision,
+            "num_layers": model.num_layers,
+            "dim": model.dim,
+            "num_experts": model.num_experts,
+            "vocab_size": model.vocab_size,
+            "context_length": context,
+            "file_bytes": sum(info.bytes for info in engine.manifest.files.values()),
+            "load_seconds": round(load_seconds, 4),
+            "peak_memory_bytes": memory,
+            "thresholds": point.as_lists(),
+        },
+        "settings": {"prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens, "repeats": params.repeats,
+                     "seed": params.seed, "tokens_from": origin},
+        "prefill": prefill_json(timed, params.prompt_tokens),
+        "decode": decode_json(engine, timed),
+    }  # fmt: skip
+    if params.walk:
+        walked = points(engine.manifest, params.dial)
+        result["sweep"] = sweep(
+            engine,
+            walked,
+            prompt,
+            answer,
+            text,
+            repeats=params.repeats,
+            seed=params.seed,
+            max_tokens=params.text_tokens,
+        )
+    return result
+
+
+def prefill_json(timed: Timed, tokens: int) -> dict[str, Any]:
+    """The prompt in one pass."""
+    milliseconds = Distribution.of(1000 * np.array(timed.prefill))
+    return {
+        "tokens": tokens,
+        "tokens_per_second": round(1000 * tokens / milliseconds.median, 2),
+        "milliseconds": {name: round(value, 4) for name, value in asdict(milliseconds).items()},
+    }
+
+
+def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
+    """Token by token, and the memory floor of what it executed."""
+    milliseconds, tally = timed.milliseconds, timed.tally
+    costs = engine.manifest.costs.weight_bytes
+    size = costs.head + sum(
+        layer.attention + layer.router + layer.expert * shape.num_experts + layer.shared_expert
+        for layer, shape in zip(costs.layers, engine.manifest.model.layers, strict=True)
+    )
+    bandwidth = read_bandwidth(int(size), engine.session.threads)
+    read = tally.executed_bytes / tally.tokens
+    floor = 1000 * floor_seconds(read, bandwidth)
+    return {
+        "tokens_per_second": round(1000 / milliseconds.median, 2),
+        "milliseconds_per_token": {name: round(value, 5) for name, value in asdict(milliseconds).items()},
+        "spread": round(timed.spread, 4),
+        "experts_per_token": round(tally.experts / tally.layers, 4),
+        "layers_per_token": round(tally.layers / tally.tokens, 4),
+        "executed_flops_share": round(tally.executed_flops / tally.dense_flops, 5),
+        "bytes_per_token": round(read),
+        "memory_bandwidth": {**asdict(bandwidth), "bytes_per_second": round(bandwidth.bytes_per_second)},
+        "memory_floor_milliseconds": round(floor, 5),
+        "memory_floor_share": round(floor / milliseconds.median, 4),
+    }  # fmt: skip
+
+
+def read_text(engine: Engine, folder: Path, path: Path | None) -> Text | None:
+    """The text to score: `path`, or what training held out. Raises UserError for a given text that cannot be scored."""
+    given = path is not None
+    path = path or folder / ".." / HELDOUT
+    if not given and not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give another --text FILE") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid UTF-8 at byte {error.start}; give another --text FILE") from error
+    ids, spans = engine.tokenizer.encode_with_spans(text)
+    if len(ids) < 2:
+        raise UserError(f"{path} has {len(ids)} tokens, at least 2 are needed to score one; give another --text FILE")
+    return Text(text, ids, spans)
+
+
+def tokens_to_read(engine: Engine, text: Text | None, count: int, seed: int) -> tuple[list[int], str]:
+    """`count` tokens of the text from a seeded place, or seeded random ones where it is too short; and which."""
+    random = np.random.default_rng(seed)
+    if text is not None and len(text.ids) >= count:
+        begin = int(random.integers(len(text.ids) - count + 1))
+        return text.ids[begin : begin + count], "text"
+    return [int(token) for token in random.integers(engine.manifest.model.tokenizer_size, size=count)], "random ids"

@@ -1,0 +1,131 @@
+"""What a person reads of a benchmark: a few lines, and a table and a plot of the sweep."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .render import PLAIN_WIDTH
+
+Figures = dict[str, Any]
+
+
+def show(result: Figures) -> None:
+    """The figures on stdout."""
+    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    for line in lines(result):
+        out.print(line, markup=False)
+    if "sweep" in result:
+        out.print()
+        out.print(sweep_table(result["sweep"]), soft_wrap=False)
+
+
+def lines(result: Figures) -> list[str]:
+    """One line for the machine, the model, the prompt, decoding and the memory floor each."""
+    machine, model, settings = result["machine"], result["model"], result["settings"]
+    prefill, decode = result["prefill"], result["decode"]
+    speed, bandwidth = decode["milliseconds_per_token"], decode["memory_bandwidth"]
+    experts = f"{model['num_layers']} layers of {model['dim']} · {model['num_experts']} experts"
+    memory = f"loaded in {model['load_seconds']:.2f} s · peak memory {_megabytes(model['peak_memory_bytes'])}"
+    used = f"{decode['experts_per_token']:.2f} experts, {decode['layers_per_token']:.2f} layers"
+    rate, cores = bandwidth["bytes_per_second"] / 1e9, f"{machine['threads']} of {machine['cores']} cores"
+    parts = (
+        ("machine", machine["cpu"], cores, machine["device"], f"onnxruntime {machine['onnxruntime']}"),
+        ("model", model["folder"], model["precision"], experts, _megabytes(model["file_bytes"]), memory),
+        (
+            "prefill",
+            f"{prefill['tokens_per_second']:.0f} tokens/s",
+            f"{prefill['tokens']} tokens in {prefill['milliseconds']['median']:.2f} ms ({_range(prefill['milliseconds'])})",
+        ),
+        (
+            "decode",
+            f"{decode['tokens_per_second']:.1f} tokens/s",
+            f"{speed['median']:.3f} ms per token ({_range(speed)})",
+            f"spread of {settings['repeats']} rounds {decode['spread']:.1%}",
+            f"{used}, {decode['executed_flops_share']:.1%} of dense FLOPs",
+        ),
+        (
+            "floor",
+            f"{decode['memory_floor_milliseconds']:.3f} ms to read {_megabytes(decode['bytes_per_token'])} at {rate:.1f} GB/s",
+            f"{decode['memory_floor_share']:.0%} of it reached",
+        ),
+    )
+    return [f"{name:8} {' · '.join(rest)}" for name, *rest in parts]
+
+
+def sweep_table(points: list[Figures]) -> Table:
+    """A row per point."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("point", no_wrap=True)
+    for name in ("experts", "layers", "theoretical", "executed", "measured", "ms per token", "p5 to p95", "bits/byte"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in points:
+        speed, bits = point["milliseconds_per_token"], point["bits_per_byte"]
+        table.add_row(
+            point["name"],
+            f"{point['experts_per_token']:.2f}",
+            f"{point['layers_per_token']:.2f}",
+            f"{point['theoretical_share']:.1%}",
+            f"{point['executed_share']:.1%}",
+            f"{point['measured_share']:.1%}",
+            f"{speed['median']:.3f}",
+            f"{speed['p5']:.3f} - {speed['p95']:.3f}",
+            "-" if bits is None else f"{bits:.4f}",
+        )
+    return table
+
+
+def plot(result: Figures, path: Path) -> None:
+    """Quality against measured time, and the three shares of each point, drawn to `path` in the form of its suffix.
+
+    Raises ModuleNotFoundError without matplotlib, OSError where `path` cannot be written.
+    """
+    import matplotlib  # the figures come without it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = result["sweep"]
+    has_quality = all(point["bits_per_byte"] is not None for point in points)
+    figure, panels = pyplot.subplots(1, 2 if has_quality else 1, figsize=(11 if has_quality else 6, 4.5), squeeze=False)
+    walks: dict[str, list[Figures]] = {}
+    for point in points:
+        walks.setdefault(point["name"].split()[0], []).append(point)
+    if has_quality:
+        panel = panels[0][0]
+        for walk, members in walks.items():
+            speeds = [point["milliseconds_per_token"] for point in members]
+            middle = [speed["median"] for speed in speeds]
+            bars = [[s["median"] - s["p5"] for s in speeds], [s["p95"] - s["median"] for s in speeds]]
+            bits = [point["bits_per_byte"] for point in members]
+            panel.errorbar(middle, bits, xerr=bars, marker="o", markersize=4, capsize=2, linewidth=1, label=walk)
+            if len(members) > 1:
+                for point, x, y in zip(members, middle, bits, strict=True):
+                    panel.annotate(
+                        point["name"].split()[1], (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8
+                    )
+        panel.set(xlabel="measured ms per token (median, p5 to p95)", ylabel="bits per byte, held-out text")
+        panel.legend()
+    panel = panels[0][-1]
+    ordered = sorted(points, key=lambda point: -point["executed_share"])
+    for share in ("theoretical_share", "executed_share", "measured_share"):
+        panel.plot([100 * point[share] for point in ordered], marker="o", markersize=4, label=share.split("_")[0])
+    panel.set_xticks(range(len(ordered)), [point["name"] for point in ordered], rotation=60, ha="right", fontsize=8)
+    panel.set(ylabel="% of the whole model", ylim=(0, None))
+    panel.legend()
+    figure.suptitle(f"{result['model']['folder']}, {result['machine']['cpu']}, {result['machine']['threads']} threads")
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=120)
+    finally:
+        pyplot.close(figure)
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:.0f} MiB"
+
+
+def _range(values: Figures) -> str:
+    return f"p5 {values['p5']:.3f}, p95 {values['p95']:.3f}"

@@ -1,0 +1,49 @@
+"""The machine that a figure comes from."""
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from .session import Session, usable_cores
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """Processor, cores, memory, versions, and what of it the session uses."""
+    import psutil  # only measuring needs it
+
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "threads": session.threads,
+        "device": session.device.name,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": importlib.metadata.version("numpy"),
+        "onnxruntime": session.onnxruntime_version,
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],  # what else ran just before
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker writes it, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS

@@ -1,0 +1,176 @@
+"""Times a model at points of its dial, and measures what it says there.
+
+All points take part in every round, in a new order each time, so that a machine that slows down slows them all; each
+point reads the same tokens, so that only the thresholds differ.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dial import Thresholds
+from .engine import Engine
+from .sampler import Sampler, Sampling
+from .usage import Routes
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Median and 5th and 95th percentile, in the unit of what was measured."""
+
+    median: float
+    p5: float
+    p95: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | Floats) -> "Distribution":
+        low, middle, high = np.percentile(np.asarray(values), [5, 50, 95])
+        return cls(float(middle), float(low), float(high))
+
+
+@dataclass
+class Tally:
+    """What was counted over the decoded tokens of one point, from their usage; the same in every round."""
+
+    tokens: int = 0
+    layers: int = 0
+    experts: int = 0
+    executed_flops: float = 0.0
+    dense_flops: float = 0.0
+    adaptive_flops: float = 0.0
+    adaptive_dense_flops: float = 0.0
+    executed_bytes: float = 0.0
+
+    def add(self, engine: Engine, routes: Routes) -> None:
+        spent = engine.session.meter.spent(routes)
+        self.tokens += routes.layers_run.shape[1]
+        self.layers += int(routes.layers_run.sum())
+        self.experts += int(routes.selected_experts.sum())
+        self.executed_flops += float(spent.executed[0].sum())
+        self.dense_flops += float(spent.dense[0].sum())
+        self.adaptive_flops += float(spent.adaptive[0].sum())
+        self.adaptive_dense_flops += float(spent.adaptive_dense[0].sum())
+        self.executed_bytes += float(spent.executed[1].sum())
+
+
+@dataclass
+class Timed:
+    """The measurements of one point: seconds of each prefill, and of each decoded token by round."""
+
+    prefill: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def milliseconds(self) -> Distribution:
+        """Per decoded token, over all rounds."""
+        return Distribution.of(1000 * np.array(self.rounds).ravel())
+
+    @property
+    def spread(self) -> float:
+        """How far the rounds lie apart: (largest - smallest) / middle of their medians."""
+        medians = np.median(np.array(self.rounds), axis=1)
+        return float((medians.max() - medians.min()) / np.median(medians))
+
+
+def time_points(
+    engine: Engine,
+    points: Sequence[Thresholds],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    repeats: int,
+    seed: int,
+) -> list[Timed]:
+    """Prefill `prompt`, then decode `answer` token by token, `repeats` times at each point.
+
+    A token's time is that of the pass and of choosing the next token, as in generation; what was chosen is put aside
+    and the given token computed next, so that every point and every round does the same work on the same text.
+    """
+    results = [Timed() for _ in points]
+    order = np.random.default_rng(seed)
+    for index, point in enumerate(points):  # warms up, and counts: usage is the same in every round
+        _round(engine, point, prompt, answer, seed, Timed(), results[index].tally)
+    with quiet():
+        for _ in range(repeats):
+            for index in order.permutation(len(points)):
+                _round(engine, points[index], prompt, answer, seed, results[index], None)
+    return results
+
+
+def _round(
+    engine: Engine, point: Thresholds, prompt: Sequence[int], answer: Sequence[int], seed: int, timed: Timed,
+    tally: Tally | None,
+) -> None:  # fmt: skip
+    session = engine.session
+    session.reset(len(prompt) + len(answer))
+    session.set_thresholds(point)
+    sampler = Sampler(Sampling(seed=seed), engine.manifest.model.tokenizer_size, list(prompt))
+    begin = time.perf_counter()
+    step = session.prefill(prompt)
+    timed.prefill.append(time.perf_counter() - begin)
+    seconds = []
+    for token in answer:
+        begin = time.perf_counter()
+        step = session.step(token)
+        sampler.choose(step.logits[-1])
+        seconds.append(time.perf_counter() - begin)
+        if tally is not None:
+            tally.add(engine, step.routes)
+    timed.rounds.append(seconds)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection in the middle of a measurement."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to score: its tokens, and the characters (start, end) of each."""
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+def bits_per_byte(engine: Engine, point: Thresholds, text: Text, max_tokens: int) -> float:
+    """Bits that the model at `point` needs per byte of UTF-8, over windows of its context that do not overlap.
+
+    Every token but the first of the text is scored once, each with what its window holds before it.
+    """
+    session, context = engine.session, engine.manifest.model.context_length
+    session.set_thresholds(point)
+    count = min(len(text.ids), max_tokens + 1)
+    bits = 0.0
+    for begin in range(0, count - 1, context):
+        ids = text.ids[begin : min(begin + context, count - 1)]
+        session.reset(len(ids))
+        logits = session.prefill(ids, num_logits=len(ids)).logits  # (T, V)
+        targets = text.ids[begin + 1 : begin + len(ids) + 1]
+        bits += float(-log_probabilities(logits, targets).sum()) / math.log(2)
+    scored = text.text[text.spans[1][0] : text.spans[count - 1][1]]
+    return bits / len(scored.encode())
+
+
+def log_probabilities(logits: NDArray[np.float32], targets: Sequence[int]) -> Floats:
+    """Natural logarithm of the probability of each target (T,) under logits (T, V), summed in float64."""
+    best = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - best).sum(axis=1, dtype=np.float64)
+    chosen = logits[np.arange(len(targets)), list(targets)].astype(np.float64)
+    result: Floats = chosen - best[:, 0] - np.log(total)
+    return result

@@ -1,0 +1,100 @@
+"""Walks the dial of a model: how much of it to run against how good and how fast it is.
+
+Each point says three things that are easily mistaken for one another:
+
+    theoretical_share   FLOPs of the attention and experts that ran, over those of all layers with all experts: what the
+                        thresholds saved where they decide
+    executed_share      all FLOPs executed, with head, routers, exit checks and keys of skipped layers, over all FLOPs
+                        of the dense pass: what was left to compute
+    measured_share      time per token over that of the point `all`, measured in the same rounds: what was gained
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .dial import Dial, Thresholds, resolve
+from .engine import Engine
+from .manifest import Manifest
+from .measure import Text, Timed, bits_per_byte, time_points
+
+EXPERTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+TOP_P = (0.1, 0.2, 0.4, 0.6, 0.8)  # where the model has no table
+LAYERS_SHARE = (0.85, 0.7, 0.5, 0.3)
+DEPTH_THRESHOLD = (0.3, 0.5, 0.7, 0.9)  # where the model has no table
+EXIT_THRESHOLD = (0.95, 0.8, 0.6, 0.4)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named place of the dial."""
+
+    name: str
+    thresholds: Thresholds
+
+
+def points(manifest: Manifest, asked: Dial) -> list[Point]:
+    """`all` of the model, then the dial walked in each direction that the model has, from much to little.
+
+    The other directions stay where `asked` or, without it, the model's own thresholds put them.
+    """
+    model, table = manifest.model, manifest.dial
+    everything = resolve(manifest, Dial())
+    for name, value in (("router_top_p", 1), ("depth_threshold", 0), ("exit_threshold", 1)):
+        getattr(everything, name)[:] = value
+    walked = [("all", everything), ("default", resolve(manifest, asked))]
+
+    def walk(label: str, values: Sequence[float], replaces: tuple[str, str | None]) -> None:
+        for value in values:
+            own, other = replaces
+            changed = asdict(asked) | {own: value} | ({other: None} if other else {})
+            walked.append((f"{label} {value:g}", resolve(manifest, Dial(**changed))))
+
+    routed = [i for i, layer in enumerate(model.layers) if layer.routing == "top_p"]
+    if routed and all(table.router_top_p[i] is not None for i in routed):
+        most = min(model.layers[i].num_experts for i in routed)
+        values = [value for value in EXPERTS if value < most]
+        walk("experts", [most, *reversed(values)], ("experts", "router_top_p"))
+    elif routed:
+        walk("router_top_p", [1, *reversed(TOP_P)], ("router_top_p", "experts"))
+    routers = [i for i, layer in enumerate(model.layers) if layer.depth_router]
+    if routers and all(table.depth_threshold[i] is not None for i in routers):
+        walk("layers", [1, *LAYERS_SHARE], ("layers_share", "depth_threshold"))
+    elif routers:
+        walk("depth", [0, *DEPTH_THRESHOLD], ("depth_threshold", "layers_share"))
+    if any(layer.exit for layer in model.layers):
+        walk("exit", EXIT_THRESHOLD, ("exit_threshold", None))
+
+    unique: list[Point] = []
+    for name, thresholds in walked:
+        if all(thresholds.as_lists() != point.thresholds.as_lists() for point in unique):
+            unique.append(Point(name, thresholds))
+    return unique
+
+
+def sweep(
+    engine: Engine, walked: Sequence[Point], prompt: Sequence[int], answer: Sequence[int], text: Text | None, *,
+    repeats: int, seed: int, max_tokens: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure every point; `text` None gives no bits per byte."""
+    timed = time_points(engine, [p.thresholds for p in walked], prompt, answer, repeats=repeats, seed=seed)
+    quality = [bits_per_byte(engine, p.thresholds, text, max_tokens) if text else None for p in walked]
+    whole = timed[0].milliseconds.median
+    return [point_json(point, result, bits, whole) for point, result, bits in zip(walked, timed, quality, strict=True)]
+
+
+def point_json(point: Point, timed: Timed, bits: float | None, whole: float) -> dict[str, Any]:
+    """One point as `bench --json` writes it; `whole` is the time of the point `all`."""
+    tally = timed.tally
+    return {
+        "name": point.name,
+        "thresholds": point.thresholds.as_lists(),
+        "experts_per_token": round(tally.experts / tally.layers, 4),
+        "layers_per_token": round(tally.layers / tally.tokens, 4),
+        "theoretical_share": round(tally.adaptive_flops / tally.adaptive_dense_flops, 5),
+        "executed_share": round(tally.executed_flops / tally.dense_flops, 5),
+        "measured_share": round(timed.milliseconds.median / whole, 5),
+        "milliseconds_per_token": {name: round(value, 5) for name, value in asdict(timed.milliseconds).items()},
+        "spread": round(timed.spread, 4),
+        "bits_per_byte": None if bits is None else round(bits, 5),
+    }
