@@ -142,6 +142,8 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         result = StepResult()
         for ids, targets, scored in zip(*(part.chunk(trainer.micro_batches) for part in tensors), strict=True):
+            if not scored.any():
+                continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
             share = scored.sum() / scored_in_all
             with autocast(self.device, self.precision):
                 out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations)

@@ -1,0 +1,194 @@
+"""A run in parts equals a run in one, bit for bit on a CPU; what is not the same run is refused (T13-T22)."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_lm.train import session
+from adaptive_lm.train.checkpoint import Checkpoint, load_checkpoint
+from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import Run, named_run
+
+Make = Callable[..., RunConfig]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "muon": {},
+    "adamw": {"optimizer": {"kind": "adamw"}},
+    "bf16": {"trainer": {"precision": "bf16"}},
+    "accumulated": {"trainer": {"micro_batches": 4}},  # T15
+    "depth routed": {"model": {"num_layers": 3, "depth": {"layers_share": 0.6, "exit_layers": [1]}}},
+    "cosine": {"schedule": {"kind": "cosine"}},
+}
+
+
+def trained(config: RunConfig, name: str, display: Progress, stops: tuple[int, ...] = ()) -> Checkpoint:
+    """A run of `config`, resumed after each of the stops."""
+    run = named_run(name)
+    ends = [*stops, None]
+    outcome = session.begin(config, run, stop_at=ends[0], display=display)
+    for stop in ends[1:]:
+        assert not outcome.complete
+        outcome = session.resume(run, stop_at=stop, display=display)
+    assert outcome.complete
+    return load_checkpoint(run.path)
+
+
+def curve(run: Path) -> list[tuple[Any, ...]]:
+    """What the metrics say, but for what a clock measured."""
+    keys = ("step", "loss", "val_loss", "bits_per_byte", "experts_per_token", "layers_per_token", "grad_norm", "lr")
+    return [tuple(record[key] for key in keys) for record in read_metrics(run / "metrics.jsonl")]
+
+
+def assert_same(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.step == other.step
+    for before, after in ((one.model_state, other.model_state), (one.optimizer_state, other.optimizer_state)):
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            assert torch.equal(tensor, after[name]), name
+    assert one.state["random"] == other.state["random"]
+    assert one.state["tokens_seen"] == other.state["tokens_seen"]
+    assert curve(one.run) == curve(other.run)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_halfway_and_resumed_equals_a_run_in_one(
+    tiny_config: Make, folder: Path, display: Progress, variant: str
+) -> None:
+    """T13, T15: weights, optimizer, controllers, random states and metrics."""
+    config = tiny_config(**VARIANTS[variant])
+    assert_same(trained(config, "whole", display), trained(config, "parts", display, (6,)))
+
+
+@pytest.mark.slow
+def test_200_steps_equal_100_and_a_resume_of_100(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T13 at the length that the issue names."""
+    config = tiny_config(trainer={"steps": 200, "checkpoint_every": 30})
+    assert_same(trained(config, "whole", display), trained(config, "parts", display, (100,)))
+
+
+def test_a_run_resumed_twice_equals_a_run_in_one(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T14."""
+    config = tiny_config()
+    assert_same(trained(config, "whole", display), trained(config, "parts", display, (3, 7)))
+
+
+def test_a_constant_schedule_makes_a_longer_run_the_continuation_of_a_shorter(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    def config(steps: int) -> RunConfig:
+        return tiny_config(
+            schedule={"kind": "constant", "warmup_share": 0.0}, trainer={"steps": steps, "eval_every": 100}
+        )
+
+    session.begin(config(6), named_run("parts"), display=display)
+    assert session.resume(named_run("parts"), [{"trainer": {"steps": 12}}], display=display).complete
+    whole = trained(config(12), "whole", display)
+    for name, tensor in load_checkpoint("runs/parts").model_state.items():
+        assert torch.equal(tensor, whole.model_state[name]), name
+
+
+def test_a_run_killed_after_its_checkpoint_repeats_the_lost_steps_once(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    """Records of steps that were lost with the process are dropped, or the curve would hold them twice."""
+    config = tiny_config()
+    whole = trained(config, "whole", display)
+    session.begin(config, named_run("parts"), stop_at=5, display=display)
+    with Path("runs/parts/metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6, "loss": 99.0}) + "\n" + '{"step": 7, "lo')
+    session.resume(named_run("parts"), display=display)
+    assert curve(Path("runs/parts")) == curve(whole.run)
+
+
+def test_a_damaged_checkpoint_is_passed_over_set_aside_and_trained_again(
+    tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
+) -> None:
+    """T3, T7: it is not tried a second time."""
+    config = tiny_config()
+    whole = trained(config, "whole", display)
+    session.begin(config, named_run("parts"), stop_at=10, display=display)
+    weights = Path("runs/parts/checkpoints/step-000010/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    session.resume(named_run("parts"), display=display)
+    assert "model.safetensors has" in story.getvalue()
+    assert "falling back to runs/parts/checkpoints/step-000005" in story.getvalue()
+    assert Path("runs/parts/checkpoints/step-000010.damaged").is_dir()
+    assert_same(whole, load_checkpoint("runs/parts"))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_from_nothing(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    """T6."""
+    session.begin(tiny_config(), named_run("a"), display=display)
+    for path in Path("runs/a/checkpoints").iterdir():
+        (path / "state.json").unlink()
+    with pytest.raises(UserError, match="every checkpoint of runs/a is damaged"):
+        session.resume(named_run("a"), display=display)
+
+
+@pytest.mark.parametrize(
+    ("change", "listed"),
+    [
+        ({"model": {"dim": 64}}, r"model\.dim: 32 -> 64"),
+        ({"optimizer": {"kind": "adamw"}}, r"optimizer\.kind: 'muon' -> 'adamw'"),  # T20
+        ({"trainer": {"seed": 4}}, r"trainer\.seed: 0 -> 4"),
+        ({"trainer": {"batch_size": 8}}, r"trainer\.batch_size: 4 -> 8"),
+        ({"schedule": {"kind": "cosine"}}, r"schedule\.kind: 'wsd' -> 'cosine'"),
+        ({"tokenizer": {"kind": "words"}}, r"tokenizer\.kind: 'chars' -> 'words'"),  # T21
+        ({"data": {"val_fraction": 0.2}}, r"data\.val_fraction: 0\.1 -> 0\.2"),
+        ({"losses": {"exit_loss": 0.1}, "model": {"dim": 64}}, r"(?s)losses\.exit_loss.*model\.dim"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_with_the_differences(
+    tiny_config: Make, folder: Path, display: Progress, change: dict[str, Any], listed: str
+) -> None:
+    """T18, T20, T21."""
+    session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
+    with pytest.raises(UserError, match=listed):
+        session.resume(named_run("a"), [change], display=display)
+    assert load_checkpoint("runs/a").step == 1
+
+
+def test_what_a_resumed_run_may_change_it_may_change(tiny_config: Make, folder: Path, display: Progress) -> None:
+    session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
+    change = {"steps": 4, "checkpoint_every": 2, "eval_every": 3, "device": "auto", "checkpoint_activations": True}
+    assert session.resume(named_run("a"), [{"trainer": change}], display=display).step == 4
+    assert load_checkpoint("runs/a").config.trainer.steps == 4
+
+
+def test_resuming_on_another_text_is_refused(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path
+) -> None:
+    """T21: the file has the same name and other content."""
+    Path("text.txt").write_text(text_file.read_text())
+    session.begin(tiny_config(data={"sources": ["text.txt"]}), named_run("a"), stop_at=1, display=display)
+    Path("text.txt").write_text(text_file.read_text()[:-300])
+    with pytest.raises(UserError, match="the text, or how it is split and packed: digest"):
+        session.resume(named_run("a"), display=display)
+
+
+def test_a_complete_run_is_left_as_it_is_unless_it_gets_more_steps(
+    tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
+) -> None:
+    session.begin(tiny_config(), named_run("a"), display=display)
+    before = Path("runs/a/metrics.jsonl").read_bytes()
+    assert session.resume(named_run("a"), display=display).complete
+    assert "complete at step 12" in story.getvalue()
+    assert Path("runs/a/metrics.jsonl").read_bytes() == before
+    assert session.resume(named_run("a"), [{"trainer": {"steps": 14}}], display=display).step == 14
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_run_without_checkpoints_cannot_be_resumed(folder: Path, display: Progress, name: str) -> None:
+    (folder / "runs" / "empty").mkdir(parents=True)
+    with pytest.raises(UserError, match="the same command without --resume"):
+        session.resume(Run(Path("runs") / name), display=display)

@@ -1,0 +1,333 @@
+"""What surrounds the loop: the run's folder, the lock, the files beside the checkpoints, signals (T9, T10, T24-T26)."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer
+
+from adaptive_lm.train import evaluate as evaluation
+from adaptive_lm.train import session, trainer
+from adaptive_lm.train.checkpoint import load_checkpoint
+from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.metrics import KEYS, read_metrics
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import named_run, newest_run, next_run
+
+Make = Callable[..., RunConfig]
+
+
+def test_a_run_leaves_all_that_export_and_people_need(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path
+) -> None:
+    outcome = session.begin(tiny_config(trainer={"tensorboard": True}), named_run("a"), display=display)
+    run = Path("runs/a")
+    assert outcome.complete
+    stored = make_config(yaml.safe_load((run / "config.yaml").read_text()))
+    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+    assert stored == load_checkpoint(run).config
+    assert stored.model.vocab_size == tokenizer.get_vocab_size()
+    heldout = (run / "heldout.txt").read_text()
+    assert heldout
+    assert text_file.read_text().rstrip().endswith(heldout.rstrip())
+    made_by = json.loads((run / "versions.json").read_text())["sessions"][0]
+    assert {"adaptive_lm", "torch", "numpy", "python", "platform", "threads", "precision"} <= set(made_by)
+    assert list((run / "tensorboard").glob("events.*"))
+    assert not (run / "chat_template.jinja").exists()
+    steps = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert steps == ["step-000005", "step-000010", "step-000012"]
+
+
+def test_records_hold_their_keys_and_the_losses_by_name(tiny_config: Make, folder: Path, display: Progress) -> None:
+    session.begin(tiny_config(), named_run("a"), display=display)
+    records = read_metrics(Path("runs/a/metrics.jsonl"))
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert all(set(KEYS) <= set(record) for record in records)
+    assert {"load_balancing_loss", "router_z_loss", "router_entropy_loss"} <= set(records[0])
+    assert [record["step"] for record in records if record["val_loss"] is not None] == [5, 10, 12]
+    last = records[-1]
+    assert all(last[key] is not None for key in KEYS)
+    bytes_per_token = last["val_loss"] / 0.6931471805599453 / last["bits_per_byte"]
+    assert bytes_per_token == pytest.approx(1.0, abs=0.01)  # one character is one byte, but for the end of the text
+    assert 1.0 <= last["experts_per_token"] <= 4.0
+    assert last["layers_per_token"] == 2.0
+
+
+def test_conversations_leave_their_chat_template(tiny_config: Make, folder: Path, display: Progress) -> None:
+    lines = [json.dumps({"prompt": f"Where is stone {i}?", "completion": "Under the river."}) for i in range(60)]
+    Path("chat.jsonl").write_text("\n".join(lines))
+    config = tiny_config(data={"sources": ["chat.jsonl"], "loss_on": "answers"}, trainer={"steps": 2})
+    session.begin(config, named_run("a"), display=display)
+    assert "messages" in Path("runs/a/chat_template.jinja").read_text()
+
+
+def test_no_steps_write_the_initial_weights_and_nothing_else(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    config = tiny_config(trainer={"steps": 0}, model={"vocab_size": 100})
+    outcome = session.begin(config, named_run("a"), display=display)
+    found = load_checkpoint("runs/a")
+    assert outcome.complete
+    assert (outcome.evaluation, found.step) == (None, 0)
+    assert found.model_state["embedding.weight"].shape == (100, 32)  # padded: the text has far fewer characters
+    assert read_metrics(Path("runs/a/metrics.jsonl")) == []
+
+
+def test_the_seed_decides_the_weights(tiny_config: Make, folder: Path, display: Progress) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        session.begin(tiny_config(trainer={"steps": 0, "seed": seed}), named_run(name), display=display)
+    one, same, other = (load_checkpoint(f"runs/{name}").model_state["head.weight"] for name in "abc")
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tiny_config: Make, folder: Path, display: Progress) -> None:
+    with pytest.raises(UserError, match=r"model\.vocab_size is 5, but the tokenizer has \d+ tokens"):
+        session.begin(tiny_config(model={"vocab_size": 5}), named_run("a"), display=display)
+
+
+def test_a_text_shorter_than_a_window_is_an_error_before_training(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    Path("short.txt").write_text("A stone.\n" * 3)
+    with pytest.raises(UserError, match=r"short\.txt"):
+        session.begin(tiny_config(data={"sources": ["short.txt"]}), named_run("a"), display=display)
+
+
+def test_an_existing_run_is_an_error_that_says_what_to_type(tiny_config: Make, folder: Path, display: Progress) -> None:
+    session.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display)
+    with pytest.raises(UserError, match=r"exists already.*adaptive train --resume --name a.*--overwrite"):
+        session.begin(tiny_config(), named_run("a"), display=display)
+    assert session.begin(tiny_config(trainer={"steps": 2}), named_run("a"), overwrite=True, display=display).step == 2
+    assert [path.name for path in Path("runs/a/checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_two_trainers_on_one_run_are_one_too_many(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T9: whatever they want of it; the message names the process."""
+    holder = named_run("a")
+    with holder:
+        for attempt in (
+            lambda: session.begin(tiny_config(), named_run("a"), display=display),
+            lambda: session.begin(tiny_config(), named_run("a"), overwrite=True, display=display),
+            lambda: session.resume(named_run("a"), display=display),
+        ):
+            with pytest.raises(UserError, match=rf"runs/a is being trained by process {os.getpid()} on .* since"):
+                attempt()
+    assert session.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display).complete
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T10: `runs` is a file, so nobody can write below it, not even root."""
+    monkeypatch.setattr(session, "prepare", lambda *_, **__: pytest.fail("the data was read first"))
+    Path("runs").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write runs/a: .*Nothing was trained"):
+        session.begin(tiny_config(), named_run("a"), display=display)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_an_error_before_the_first_step(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"one checkpoint takes up to .* MiB"):
+        session.begin(tiny_config(), named_run("a"), display=display)
+
+
+def test_a_disk_that_fills_up_during_the_metrics_is_an_error_and_not_a_traceback(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session.Metrics, "write", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        session.begin(tiny_config(), named_run("a"), display=display)
+
+
+# --- signals
+
+
+def at_step(number: int, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process a signal while step `number` (0, 1, ...) draws its batch."""
+    draw = Corpus.batch
+
+    def draw_and_send(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
+        if step == number:
+            os.kill(os.getpid(), sent)
+        return draw(self, step, *arguments, **options)
+
+    monkeypatch.setattr(Corpus, "batch", draw_and_send)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_leaves_a_run_that_goes_on(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    """T24, T26; and the run in two parts is still the run in one."""
+    before = signal.getsignal(sent)
+    with monkeypatch.context() as patched:
+        at_step(6, sent, patched)
+        outcome = session.begin(tiny_config(), named_run("a"), display=display)
+    assert (outcome.step, outcome.complete, outcome.exit_code) == (7, False, 128 + sent)
+    assert signal.getsignal(sent) is before
+    assert load_checkpoint("runs/a").step == 7
+    assert session.resume(named_run("a"), display=display).step == 12
+    session.begin(tiny_config(), named_run("b"), display=display)
+    one, other = (load_checkpoint(f"runs/{name}").model_state["head.weight"] for name in "ab")
+    assert torch.equal(one, other)
+
+
+def test_a_signal_while_data_is_prepared_ends_at_once_and_the_same_command_starts_again(
+    tiny_config: Make, folder: Path, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T24."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "prepare", interrupted)
+        outcome = session.begin(tiny_config(), named_run("a"), display=display)
+    assert outcome.exit_code == 143
+    assert "SIGTERM: nothing was trained yet; the same command starts again" in story.getvalue()
+    assert session.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display).complete
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["between", "at the end"])
+def test_a_signal_during_an_evaluation_gives_it_up_and_saves(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch, final: bool
+) -> None:
+    """T24."""
+    pad, calls = evaluation.pad_rows, 0
+
+    def pad_and_send(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pad(*arguments)
+
+    monkeypatch.setattr(evaluation, "pad_rows", pad_and_send)
+    config = tiny_config(trainer={"steps": 3} if final else {})
+    outcome = session.begin(config, named_run("a"), display=display)
+    assert calls == 1
+    assert (outcome.exit_code, outcome.evaluation, outcome.complete) == (143, None, final)
+    assert load_checkpoint("runs/a").step == (3 if final else 5)
+    assert len(read_metrics(Path("runs/a/metrics.jsonl"))) == (3 if final else 5)
+
+
+def test_a_signal_during_a_save_lets_it_finish(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T24."""
+    save = trainer.save_checkpoint
+
+    def save_and_send(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.undo()
+        return save(*arguments)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_and_send)
+    runs = folder / "runs"
+    outcome = session.begin(tiny_config(), named_run("a", runs), display=display)
+    assert (outcome.step, outcome.exit_code) == (5, 143)
+    assert load_checkpoint(runs / "a").step == 5
+
+
+SLEEPING = """
+import sys, time
+from adaptive_lm.train import session
+from adaptive_lm.train.data import Corpus
+draw = Corpus.batch
+def slow(self, step, *arguments, **options):
+    if step == 6:
+        print("drawing", flush=True)
+        time.sleep(60)
+    return draw(self, step, *arguments, **options)
+Corpus.batch = slow
+from adaptive_lm.serve.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make, folder: Path) -> None:
+    """T25, T28: the step at hand would take a minute."""
+    Path("tiny.yaml").write_text(tiny_config().to_yaml())
+    command = [sys.executable, "-c", SLEEPING, "train", "tiny.yaml", "--name", "a"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "drawing\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert time.monotonic() - started < 5
+    assert "SIGTERM: finishing the step, then saving runs/a; once more ends it at once" in said
+    assert load_checkpoint("runs/a").step == 5
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, folder: Path) -> None:
+    """T26, through the command line; what it says is then typed."""
+    Path("tiny.yaml").write_text(tiny_config(trainer={"steps": 100_000, "log_every": 1}).to_yaml())
+    adaptive = [sys.executable, "-m", "adaptive_lm.serve"]
+    process = subprocess.Popen(
+        [*adaptive, "train", "tiny.yaml", "--name", "a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("step"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    step = load_checkpoint("runs/a").step
+    assert step > 0
+    typed = re.search(rf"saved at step {step}; go on with: adaptive (.*)", said)
+    assert typed is not None, said
+    assert out == "runs/a\n"
+    again = [*adaptive, *typed[1].split(), "--stop-at", str(step + 3)]
+    assert subprocess.run(again, capture_output=True, check=False).returncode == 0
+    assert load_checkpoint("runs/a").step == step + 3
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-flag", "a b"])
+def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--name"):
+        named_run(name)
+
+
+def test_runs_without_a_name_are_numbered_and_the_newest_is_the_last_trained(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    with pytest.raises(UserError, match="there is no run"):
+        newest_run()
+    for _ in range(2):
+        session.begin(tiny_config(trainer={"steps": 1}), next_run("The river's text"), display=display)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["The-river-s-text-1", "The-river-s-text-2"]
+    os.utime("runs/The-river-s-text-1/metrics.jsonl", (time.time() + 9, time.time() + 9))
+    assert newest_run().name == "The-river-s-text-1"

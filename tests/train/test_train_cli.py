@@ -1,0 +1,109 @@
+"""The command `adaptive train`, as it is typed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from adaptive_lm.serve.cli import group
+from adaptive_lm.train.checkpoint import load_checkpoint
+
+
+@pytest.fixture
+def recipe(tiny: dict[str, Any], folder: Path) -> str:
+    """The tiny values as a recipe file."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return "tiny.yaml"
+
+
+def adaptive(*arguments: str) -> Result:
+    return CliRunner().invoke(group, ["train", *arguments])
+
+
+def test_training_prints_the_folder_on_stdout_and_its_story_on_stderr(recipe: str) -> None:
+    done = adaptive(recipe, "--steps", "3", "--name", "s1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "runs/s1\n"
+    words = ("held-out loss", "perplexity", "bits per byte", "experts per token", "layers per token")
+    assert all(word in done.stderr for word in words)
+    assert done.stderr.endswith("next: adaptive export s1 --onnx\n")
+
+
+def test_a_run_in_parts_is_typed_as_the_help_says(recipe: str) -> None:
+    assert "--stop-at 100" in adaptive("--help").output
+    first = adaptive(recipe, "--steps", "4", "--name", "b", "--stop-at", "2")
+    assert first.exit_code == 0
+    assert "saved at step 2; go on with: adaptive train --resume --name b\n" in first.stderr
+    assert adaptive("--resume", "--name", "b").exit_code == 0
+    assert load_checkpoint("runs/b").step == 4
+    assert "complete at step 4" in adaptive("--resume").stderr  # without a name, the newest run
+
+
+def test_flags_settings_and_recipe_come_together(recipe: str) -> None:
+    done = adaptive(
+        recipe, "--data", "a.txt@0.3", "--data", "b/*.md", "--val", "c.txt", "--text-field", "body",
+        "--tokenizer", "bpe", "--vocab-size", "300", "--max-seconds", "5", "--seed", "3", "--device", "cpu", "--compile",
+        "--checkpoint-activations", "--set", "model.dim=48", "--set", "trainer.seed=4", "--print-config",
+    )  # fmt: skip
+    found = yaml.safe_load(done.stdout)
+    assert found["data"]["sources"] == ["a.txt@0.3", "b/*.md"]
+    assert (found["data"]["val"], found["data"]["text_field"]) == ("c.txt", "body")
+    assert found["tokenizer"]["kind"] == "bpe"
+    assert found["tokenizer"]["vocab_size"] == 300
+    assert (found["trainer"]["max_seconds"], found["trainer"]["steps"]) == (5.0, None)
+    assert (found["trainer"]["compile"], found["trainer"]["checkpoint_activations"]) == (True, True)
+    assert (found["trainer"]["seed"], found["model"]["dim"], found["recipe"]) == (4, 48, "tiny")
+    assert not Path("runs").exists()
+
+
+def test_without_a_recipe_and_data_it_is_the_quickstart(folder: Path) -> None:
+    found = yaml.safe_load(adaptive("--print-config").stdout)
+    assert (found["recipe"], found["data"]["sources"]) == ("quickstart", ["builtin:facts"])
+    alone = yaml.safe_load(adaptive("--data", "x.txt", "--print-config").stdout)
+    assert (alone["recipe"], alone["data"]["sources"]) == (None, ["x.txt"])
+
+
+def test_a_run_is_named_after_its_recipe_or_its_text(recipe: str, tiny: dict[str, Any], text_file: Path) -> None:
+    assert adaptive(recipe, "--steps", "0").stdout == "runs/tiny-1\n"
+    assert adaptive(recipe, "--steps", "0").stdout == "runs/tiny-2\n"
+    small = [f"--set=model.{key}={value}" for key, value in tiny["model"].items() if key != "ffn"]
+    done = adaptive("--data", f"{text_file}@2", "--tokenizer", "chars", "--steps", "0", "--device", "cpu", *small)
+    assert done.stdout == "runs/rivers-1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "trainer.stesp=4"], "did you mean trainer.steps?"),
+        (["--set", "model.dim=wide"], "model.dim: found 'wide'"),
+        (["nothing-such"], "there is no recipe 'nothing-such'"),
+        (["--data", "missing.txt", "--name", "m"], "missing.txt"),
+        (["--resume", "--name", "nix"], "there is no run runs/nix to resume"),
+        (["--resume"], "there is no run"),
+        (["--name", "../x"], "--name"),
+        (["--device", "cuda:77", "--name", "g", "--data", "builtin:facts"], "cuda:77"),
+        (["--tokenizer", "bytess"], "did you mean 'bytes'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_errors_without_a_traceback(folder: Path, arguments: list[str], words: str) -> None:
+    done = adaptive(*arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+def test_resume_and_overwrite_exclude_each_other(folder: Path) -> None:
+    assert adaptive("--resume", "--overwrite").exit_code == 2
+
+
+def test_the_recipe_of_a_resumed_run_must_be_its_own(recipe: str) -> None:
+    adaptive(recipe, "--name", "a", "--stop-at", "1")
+    other = adaptive("quickstart", "--resume", "--name", "a")
+    assert other.exit_code == 1
+    assert "recipe: 'tiny' -> 'quickstart'" in other.stderr
+    assert adaptive(recipe, "--resume", "--name", "a").exit_code == 0
