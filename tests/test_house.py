@@ -100,13 +100,20 @@ def test_the_allowed_arrows_are_allowed() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_cli_file_imports_only_click_and_the_standard_library_at_the_top(room: str) -> None:
-    path = ROOT / room / "cli.py"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    # What stands under `if TYPE_CHECKING:` or in a function is no child of the module, and so is free.
-    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    roots = {name.partition(".")[0] for name in imports_of(top, name_of(path), is_package=False)}
-    assert roots - {"click"} <= sys.stdlib_module_names
+def test_a_cli_file_imports_only_what_is_light_at_the_top(room: str) -> None:
+    """Click, the standard library, and the room's errors, which themselves import nothing."""
+
+    def imported_at_the_top(path: Path) -> set[str]:
+        # What stands under `if TYPE_CHECKING:` or in a function is no child of the module, and so is free.
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+        top = ast.Module([node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        return set(imports_of(top, name_of(path), is_package=False))
+
+    errors = ROOT / room / "errors.py"
+    names = imported_at_the_top(ROOT / room / "cli.py")
+    own = {name for name in names if name.startswith(f"{name_of(errors)}.") or name == name_of(errors)}
+    assert {name.partition(".")[0] for name in names - own} - {"click"} <= sys.stdlib_module_names
+    assert not own or not imported_at_the_top(errors)
 
 
 def test_every_package_is_listed() -> None:
@@ -235,7 +242,8 @@ def parse(line: str) -> None:
 def test_help_ends_with_an_example_that_works_as_typed(command: str) -> None:
     _, found, example = help_of(command).rpartition("Example:")
     assert found, "no 'Example:' at the end of the help"
-    line = " ".join(example.split())
+    line = example.strip()
+    assert "\n" not in line, "wrapped: a line that breaks cannot be copied; `\\b` before the paragraph keeps it whole"
     assert line.startswith(f"adaptive {command}")
     parse(line)
 
