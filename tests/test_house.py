@@ -172,10 +172,31 @@ def test_the_base_install_has_no_torch_and_no_onnx() -> None:
     assert not {requirement.name for requirement in requirements()} & {"torch", "onnx", "safetensors", "tensorboard"}
 
 
+def distribution_of(library: str) -> str:
+    """The name under which a top-level module is installed."""
+    return {"yaml": "pyyaml"}.get(library, canonicalize_name(library))
+
+
+@pytest.mark.parametrize(
+    ("room", "extras"),
+    [("runtime", ["plot"]), ("serve", ["serve"]), ("train", ["train", "hf"]), ("export", ["train"])],
+)
+def test_a_room_imports_only_what_its_installation_brings(room: str, extras: list[str]) -> None:
+    imported = {
+        name.partition(".")[0]
+        for path in FILES
+        if path.relative_to(ROOT).parts[0] == room
+        for name in imports_of(
+            ast.parse(path.read_text(encoding="utf-8")), name_of(path), is_package=path.name == "__init__.py"
+        )
+    }
+    foreign = {distribution_of(library) for library in imported - {"adaptive_lm"} - set(sys.stdlib_module_names)}
+    assert foreign <= {requirement.name for requirement in requirements(*extras)}
+
+
 @pytest.mark.parametrize(("library", "extra"), EXTRAS.items())
 def test_a_missing_library_is_in_the_extra_that_the_error_names(library: str, extra: str) -> None:
-    distribution = {"yaml": "pyyaml"}.get(library, canonicalize_name(library))
-    assert distribution in {requirement.name for requirement in requirements(extra)}
+    assert distribution_of(library) in {requirement.name for requirement in requirements(extra)}
 
 
 def heavy_after(code: str) -> list[str]:
