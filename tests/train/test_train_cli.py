@@ -45,8 +45,8 @@ def test_a_run_in_parts_is_typed_as_the_help_says(recipe: str) -> None:
 def test_flags_settings_and_recipe_come_together(recipe: str) -> None:
     done = adaptive(
         recipe, "--data", "a.txt@0.3", "--data", "b/*.md", "--val", "c.txt", "--text-field", "body",
-        "--tokenizer", "bpe", "--vocab-size", "300", "--max-seconds", "5", "--seed", "3", "--device", "cpu", "--compile",
-        "--checkpoint-activations", "--set", "model.dim=48", "--set", "trainer.seed=4", "--print-config",
+        "--tokenizer", "bpe", "--vocab-size", "300", "--max-seconds", "5", "--seed", "3", "--device", "cpu",
+        "--compile", "--checkpoint-activations", "--set", "model.dim=48", "--set", "trainer.seed=4", "--print-config",
     )  # fmt: skip
     found = yaml.safe_load(done.stdout)
     assert found["data"]["sources"] == ["a.txt@0.3", "b/*.md"]
