@@ -26,10 +26,12 @@ def lines(result: Figures) -> list[str]:
     """One line for the machine, the model, the prompt, decoding and the memory floor each."""
     machine, model, settings = result["machine"], result["model"], result["settings"]
     prefill, decode = result["prefill"], result["decode"]
+    prompt = prefill["milliseconds"]
     speed, bandwidth = decode["milliseconds_per_token"], decode["memory_bandwidth"]
     experts = f"{model['num_layers']} layers of {model['dim']} · {model['num_experts']} experts"
     memory = f"loaded in {model['load_seconds']:.2f} s · peak memory {_megabytes(model['peak_memory_bytes'])}"
     used = f"{decode['experts_per_token']:.2f} experts, {decode['layers_per_token']:.2f} layers"
+    read = _megabytes(decode["bytes_per_token"])
     rate, cores = bandwidth["bytes_per_second"] / 1e9, f"{machine['threads']} of {machine['cores']} cores"
     parts = (
         ("machine", machine["cpu"], cores, machine["device"], f"onnxruntime {machine['onnxruntime']}"),
@@ -37,7 +39,7 @@ def lines(result: Figures) -> list[str]:
         (
             "prefill",
             f"{prefill['tokens_per_second']:.0f} tokens/s",
-            f"{prefill['tokens']} tokens in {prefill['milliseconds']['median']:.2f} ms ({_range(prefill['milliseconds'])})",
+            f"{prefill['tokens']} tokens in {prompt['median']:.2f} ms ({_range(prompt)})",
         ),
         (
             "decode",
@@ -48,7 +50,7 @@ def lines(result: Figures) -> list[str]:
         ),
         (
             "floor",
-            f"{decode['memory_floor_milliseconds']:.3f} ms to read {_megabytes(decode['bytes_per_token'])} at {rate:.1f} GB/s",
+            f"{decode['memory_floor_milliseconds']:.3f} ms to read {read} at {rate:.1f} GB/s",
             f"{decode['memory_floor_share']:.0%} of it reached",
         ),
     )

@@ -1,7 +1,7 @@
 """A graph of the contract small enough to know by heart: tables in place of a network, and a real cache in place.
 
-Three layers, four experts, a depth router in layer 1, an exit after layer 0, policy `project`, 257 byte tokens padded to
-260. `expected` says in plain numpy what it must give; the tests hold the runtime against it, without torch.
+Three layers, four experts, a depth router in layer 1, an exit after layer 0, policy `project`, 257 byte tokens padded
+to 260. `expected` says in plain numpy what it must give; the tests hold the runtime against it, without torch.
 """
 
 import json
@@ -156,7 +156,7 @@ def manifest_content() -> dict[str, Any]:
 
 
 def write_model(folder: Path, proto: onnx.ModelProto | None = None, **changes: Any) -> Path:
-    """An exported model in `folder`: weights of 1 KiB and more outside the graph; `changes` to the manifest's sections."""
+    """An exported model in `folder`: weights from 1 KiB on outside the graph; `changes` to the manifest's sections."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(
         proto or graph(),

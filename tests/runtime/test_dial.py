@@ -1,0 +1,122 @@
+"""What a person asks for becomes one threshold per layer, or an error that says what the model has (S12)."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_graph import E, L, manifest_content
+
+from adaptive_lm.runtime import Dial, Manifest, UserError
+from adaptive_lm.runtime.dial import Thresholds, resolve
+
+
+def manifest(**model: Any) -> Manifest:
+    content = manifest_content()
+    content["model"] |= model
+    return Manifest.model_validate(content)
+
+
+def asked(**dial: float) -> Thresholds:
+    return resolve(manifest(), Dial(**dial))
+
+
+def test_nothing_asked_is_the_models_own() -> None:
+    own = asked()
+    np.testing.assert_array_equal(own.router_top_p, np.float32([0.5] * L))
+    np.testing.assert_array_equal(own.depth_threshold, np.float32([0, 0.4, 0]))
+    np.testing.assert_array_equal(own.exit_threshold, np.float32([1, 1, 1]))
+
+
+@pytest.mark.parametrize(("experts", "top_p"), [(1, 0.1), (1.75, 0.35), (2.5, 0.6), (3.25, 0.795), (E, 1.0)])
+def test_a_wanted_number_of_experts_goes_through_the_table(experts: float, top_p: float) -> None:
+    np.testing.assert_allclose(asked(experts=experts).router_top_p, top_p, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "threshold"), [(0, 0.9), (0.25, 0.65), (0.5, 0.4), (0.75, 0.25), (1, 0.0)])
+def test_a_wanted_share_of_layers_goes_through_the_table_where_there_is_a_router(
+    share: float, threshold: float
+) -> None:
+    np.testing.assert_allclose(asked(layers_share=share).depth_threshold, [0, threshold, 0], rtol=1e-6)
+
+
+def test_more_asked_for_is_never_less_used() -> None:
+    top_p = [float(asked(experts=n).router_top_p[0]) for n in np.linspace(1, E, 50)]
+    depth = [float(asked(layers_share=s).depth_threshold[1]) for s in np.linspace(0, 1, 50)]
+    assert top_p == sorted(top_p)
+    assert depth == sorted(depth, reverse=True)
+
+
+def test_thresholds_go_where_the_model_has_such_a_choice() -> None:
+    found = asked(router_top_p=0.7, depth_threshold=0.3, exit_threshold=0.9)
+    np.testing.assert_array_equal(found.router_top_p, np.float32([0.7] * L))
+    np.testing.assert_array_equal(found.depth_threshold, np.float32([0, 0.3, 0]))
+    np.testing.assert_array_equal(found.exit_threshold, np.float32([0.9, 1, 1]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1.1])
+@pytest.mark.parametrize("name", ["layers_share", "router_top_p", "depth_threshold", "exit_threshold"])
+def test_a_threshold_out_of_range_says_the_range(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"found {name} .*expected 0 to 1") as error:
+        Dial(**{name: value})
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0, 0.99, -1])
+def test_fewer_than_one_expert_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match="found experts"):
+        Dial(experts=value)
+
+
+def test_more_experts_than_the_model_has_gives_both_numbers() -> None:
+    with pytest.raises(UserError, match="found experts 5, this model has 4"):
+        asked(experts=5)
+
+
+def test_no_mass_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="expected more than 0"):
+        Dial(router_top_p=0)
+
+
+@pytest.mark.parametrize(
+    "both",
+    [{"experts": 2, "router_top_p": 0.5}, {"layers_share": 0.5, "depth_threshold": 0.5}],
+    ids=["experts", "layers"],
+)
+def test_two_ways_to_set_one_threshold_exclude_each_other(both: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="give one of them"):
+        Dial(**both)
+
+
+PLAIN = [{"routing": "dense", "num_experts": 1, "depth_router": False, "exit": False}] * L
+
+
+@pytest.mark.parametrize(
+    ("dial", "words"),
+    [
+        ({"experts": 2}, "the number of experts is fixed"),
+        ({"router_top_p": 0.5}, "the number of experts is fixed"),
+        ({"depth_threshold": 0.1}, "no depth routers"),
+        ({"layers_share": 0.5}, "no depth routers"),
+        ({"exit_threshold": 0.5}, "no exit layers"),
+    ],
+)
+def test_what_the_model_does_not_have_is_not_ignored(dial: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(manifest(layers=PLAIN), Dial(**dial))
+
+
+def test_a_plain_model_takes_the_values_that_change_nothing() -> None:
+    resolve(manifest(layers=PLAIN), Dial(depth_threshold=0, exit_threshold=1))
+    resolve(manifest(layers=PLAIN), Dial(layers_share=1))
+
+
+def test_a_model_without_table_asks_for_the_threshold_itself() -> None:
+    content = manifest_content()
+    content["dial"] |= {"router_top_p": [None] * L, "depth_threshold": [None] * L}
+    bare = Manifest.model_validate(content)
+    with pytest.raises(UserError, match="set router_top_p instead"):
+        resolve(bare, Dial(experts=2))
+    with pytest.raises(UserError, match="set depth_threshold instead"):
+        resolve(bare, Dial(layers_share=0.5))
+    assert resolve(bare, Dial(experts=E)).router_top_p[0] == 1
