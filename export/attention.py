@@ -1,7 +1,7 @@
 """Grouped-query attention over a cache that is written in place. Mirrors `train/model/attention.py`.
 
-B batch, T time, n rows (tokens of this layer), S cells a sequence, D width, H query heads, K key/value heads, W width of a
-head, C capacity of the cache.
+B batch, T time, n rows (tokens of this layer), S cells a sequence, D width, H query heads, K key/value heads, W width
+of a head, C capacity of the cache.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .weights import Weights
 class Cells(NamedTuple):
     """How the n rows of a layer lie in the (B, S) grid that attention works on.
 
-    In a prompt (B = 1) the rows stand side by side, S = n; in a batch of single tokens each sequence has one cell, S = 1,
-    and one that skips the layer leaves its cell empty.
+    In a prompt (B = 1) the rows stand side by side, S = n; in a batch of single tokens each sequence has one cell,
+    S = 1, and one that skips the layer leaves its cell empty.
     """
 
-    index: str | None  # (n, 1) int64: the cell of each row; None where row i is cell i
-    count: str | None  # (1,) int64: B * S
+    row_cells: str | None  # (n, 1) int64: the cell of each row; None where row i is cell i
+    num_cells: str | None  # (1,) int64: B * S
     positions: str  # (B, S) int64
     seen: str  # (B, 1, S, C) bool: which places of the cache a cell may look at
 
@@ -43,7 +43,7 @@ class Attention:
         self.rotary, self.shapes = rotary, shapes
 
     def write(self, g: Graph, x: str, cells: Cells, past: Cache, lengths: str, present: Cache) -> Cache:
-        """x (n, D): its keys and values go to the places from `lengths` (B,) on -> the cache, under the names `present`.
+        """x (n, D): its keys and values go to the places from `lengths` (B,) on -> the cache, named `present`.
 
         It lies in the memory of `past` where the caller binds both to one buffer.
         """
@@ -66,16 +66,16 @@ class Attention:
         q = self._rotated(g, q, "q_norm", cells)
         mixed = g.op("Attention", q, present.key, present.value, cells.seen)  # (B, H, S, W)
         mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.int64(-1, width))
-        if cells.index is not None:
-            mixed = g.op("Gather", mixed, g.op("Reshape", cells.index, g.int64(-1)), axis=0)  # (n, H*W)
+        if cells.row_cells is not None:
+            mixed = g.op("Gather", mixed, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)  # (n, H*W)
         return self.weights.linear(g, mixed, f"{self.name}.o.weight")
 
     def _to_heads(self, g: Graph, x: str, shape: str, heads: int, cells: Cells) -> str:
         """x (n, heads * W) -> (B, heads, S, W); empty cells hold zeros."""
-        if cells.index is not None:
-            assert cells.count is not None
-            size = g.op("Concat", cells.count, g.int64(heads * self.config.width_of_head), axis=0)
-            x = g.op("ScatterND", g.op("ConstantOfShape", size), cells.index, x)
+        if cells.row_cells is not None:
+            assert cells.num_cells is not None
+            size = g.op("Concat", cells.num_cells, g.int64(heads * self.config.width_of_head), axis=0)
+            x = g.op("ScatterND", g.op("ConstantOfShape", size), cells.row_cells, x)
         return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
 
     def _rotated(self, g: Graph, heads: str, norm: str, cells: Cells) -> str:

@@ -1,10 +1,10 @@
-"""The experts by zero-row dispatch: each multiplies only the rows of the tokens that chose it, and an expert that nobody
+"""The experts by zero-row dispatch: each multiplies the rows of the tokens that chose it, and an expert that nobody
 chose multiplies none. Mirrors `train/model/experts.py`. N tokens, D width, E experts, F hidden, R chosen pairs.
 """
 
 from __future__ import annotations
 
-from .graph import BOOL, INT64, Graph
+from .graph import INT64, Graph
 from .router import Routes
 from .weights import Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 
@@ -15,8 +15,6 @@ def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str,
     expert, token = g.ops("Split", g.op("NonZero", by_expert), outputs=2, axis=0, num_outputs=2)  # (1, R), by expert
     token = g.op("Reshape", token, g.int64(-1))  # (R,)
     expert = g.op("Reshape", expert, g.int64(-1))
-    chosen = g.op("Reshape", g.op("Cast", by_expert, to=BOOL), g.int64(-1))
-    scale = g.op("Compress", g.op("Transpose", routes.routing_weights, perm=[1, 0]), chosen)  # (R,)
     counts = g.op("Cast", g.op("ReduceSum", routes.selected, g.int64(0), keepdims=0), to=INT64)  # (E,)
     dispatch = _Dispatch(g, weights, num_experts, token, expert, counts)
 
@@ -24,8 +22,21 @@ def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str,
     gate, up = g.ops("Split", hidden, outputs=2, axis=-1, num_outputs=2)
     inner = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)  # (R, F)
     out = dispatch.matmul(inner, f"{name}.down", gather=False)  # (R, D)
-    out = g.op("Mul", out, g.op("Unsqueeze", scale, g.int64(1)))
-    return g.op("ScatterND", residual, g.op("Unsqueeze", token, g.int64(1)), out, reduction="add", name="combine")
+    return _combine(g, out, by_expert, routes.routing_weights, num_experts, residual)
+
+
+def _combine(g: Graph, out: str, by_expert: str, routing_weights: str, num_experts: int, residual: str) -> str:
+    """residual_n + sum over e of g_ne out[row of (e, n)]: out (R, D), by_expert (E, N) -> (N, D).
+
+    Each token gathers its rows. ScatterND with reduction "add" would do it in one node, but ONNX Runtime runs it on
+    several threads without a lock, and two rows of one token now and then lose one of the two additions.
+    """
+    flat = g.op("Reshape", by_expert, g.int64(-1))
+    row = g.op("Mul", g.op("CumSum", flat, g.scalar(0), exclusive=1), flat)  # row 0, times weight 0, where not chosen
+    row = g.op("Reshape", g.op("Cast", row, to=INT64), g.int64(num_experts, -1))
+    rows = g.op("Gather", out, g.op("Transpose", row, perm=[1, 0]), axis=0)  # (N, E, D)
+    mixed = g.op("MatMul", g.op("Unsqueeze", routing_weights, g.int64(1)), rows, name="combine")  # (N, 1, D)
+    return g.op("Add", residual, g.op("Squeeze", mixed, g.int64(1)))
 
 
 class _Dispatch:

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 class Graph:
-    """One graph or branch under construction. Values are named by strings; an operator returns the names of its outputs.
+    """One graph or branch under construction. A value is its name; an operator returns the names of its outputs.
 
     Initializers belong to the graph that uses them: ONNX Runtime prepacks a weight only there.
     """
@@ -62,7 +62,7 @@ class Graph:
         """A constant vector of int64."""
         return self._constant(np.array(values, np.int64))
 
-    def scalar(self, value: bool | int | float | np.generic) -> str:
+    def scalar(self, value: float | np.generic) -> str:
         """A 0-d constant: bool, int64, float32, or the dtype of a numpy scalar."""
         if isinstance(value, np.generic):
             return self._constant(np.asarray(value))
@@ -78,7 +78,7 @@ class Graph:
         otherwise: Callable[[Graph], Sequence[str]],
         results: Sequence[str] = (),
     ) -> tuple[str, ...]:
-        """An `If` whose branches are written by two functions; each returns its outputs, of the given element types."""
+        """An `If` whose branches two functions write; each returns outputs of the given element types."""
         branches = {}
         for side, write in (("then_branch", then), ("else_branch", otherwise)):
             graph = Graph(self._unique("/".join([*self._scope, name, side])), self)

@@ -1,7 +1,8 @@
 """The whole graph. Mirrors `train/model/transformer.py`.
 
 B batch, T time, N = B*T tokens, n of them, D width, L layers, E experts, V vocabulary, C capacity of a cache.
-A prompt is one sequence (B = 1, any T); decoding is a batch of sequences at T = 1, each with its own lengths and thresholds.
+A prompt is one sequence (B = 1, any T); decoding is a batch of sequences at T = 1, each with its own lengths and
+thresholds.
 """
 
 from __future__ import annotations
@@ -85,8 +86,7 @@ class _Transformer:
             self.router_top_p = self._per_token("router_top_p")
             self.depth_threshold = self._per_token("depth_threshold")
             self.exit_threshold = self._per_token("exit_threshold")
-            lengths = g.ops("Split", "lengths", outputs=config.num_layers, axis=0, num_outputs=config.num_layers)
-            self.lengths = [g.op("Reshape", layer, g.int64(-1)) for layer in lengths]
+            self.lengths = self._per_layer(g.op("Reshape", "lengths", g.int64(-1)))  # (B,) each
         self._read_embedding()
 
     def write(self) -> None:
@@ -148,14 +148,15 @@ class _Transformer:
 
     def _per_token(self, thresholds: str) -> tuple[str, ...]:
         """(L, B) -> for each layer (N, 1): every token has its sequence's threshold."""
-        g, layers = self.g, self.config.num_layers
-        spread = g.op("Concat", g.int64(layers), self.size, self.time, axis=0)
+        g = self.g
+        spread = g.op("Concat", g.int64(self.config.num_layers), self.size, self.time, axis=0)
         values = g.op("Expand", g.op("Unsqueeze", thresholds, g.int64(2)), spread)  # (L, B, T)
-        values = g.op("Reshape", values, g.int64(layers, -1, 1))
-        if layers == 1:
-            return (g.op("Squeeze", values, g.int64(0)),)
-        parts = g.ops("Split", values, outputs=layers, axis=0, num_outputs=layers)  # (1, N, 1) each
-        return tuple(g.op("Squeeze", part, g.int64(0)) for part in parts)
+        return self._per_layer(g.op("Reshape", values, g.int64(-1, 1)))
+
+    def _per_layer(self, values: str) -> tuple[str, ...]:
+        """(L * n, ...) -> for each layer (n, ...)."""
+        layers = self.config.num_layers
+        return self.g.ops("Split", values, outputs=layers, axis=0, num_outputs=layers) if layers > 1 else (values,)
 
     def _read_embedding(self) -> None:
         """The tables of embedding and head: one table where they are tied."""
@@ -203,7 +204,7 @@ class _Transformer:
         return "norm.weight"
 
     def _exits(self, x: str, alive: str, exit_threshold: str) -> str:
-        """Which tokens leave here, (N, 1) bool. Only those are asked who are still here and whose threshold is below 1."""
+        """Which tokens leave here, (N, 1) bool. Asked are only those still here whose threshold is below 1."""
         g = self.g
         asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
         rows = g.op("Reshape", g.op("NonZero", g.op("Reshape", asked, g.int64(-1))), g.int64(-1))  # (n,)

@@ -1,5 +1,7 @@
-"""Causal grouped-query attention with rotary positions and QK-norm. B batch, T time, D width, H query heads, K key/value
-heads, W width of a head."""
+"""Causal grouped-query attention with rotary positions and QK-norm.
+
+B batch, T time, D width, H query heads, K key/value heads, W width of a head.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     A token always sees itself, also where it is not visible to others, so that no row of the softmax is empty.
     """
     if visible is None and not (q.device.type == "cpu" and q.dtype == torch.bfloat16):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        plain: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return plain
     time = q.shape[2]
     causal = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
     seen = causal
@@ -70,11 +73,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         itself = torch.eye(time, dtype=torch.bool, device=q.device)
         seen = causal & (visible[:, None, None, :] | itself)  # (B, 1, T, T)
     if not (q.device.type == "cpu" and q.dtype == torch.bfloat16):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        masked: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        return masked
     # torch's CPU kernel for SDPA in bf16 is 3 to 5 times slower than these three operations at short lengths
     batch, kv_heads, groups = q.shape[0], k.shape[1], q.shape[1] // k.shape[1]
     bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))
     scores = (q.reshape(batch * kv_heads, groups * time, -1) * q.shape[-1] ** -0.5) @ k.flatten(0, 1).transpose(1, 2)
     scores = scores.view(batch, kv_heads * groups, time, time) + bias
     mixed = scores.softmax(-1).view(batch * kv_heads, groups * time, time) @ v.flatten(0, 1)
-    return mixed.view(q.shape)
+    out: Tensor = mixed.view(q.shape)
+    return out

@@ -46,7 +46,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], router_top_p: Tensor, depth_threshold: Tensor
     ) -> tuple[Tensor, LayerRouting]:
-        """x (B, T, D); alive (B, T) bool, false once a token has left; tables (T, W/2); thresholds () -> x, LayerRouting."""
+        """x (B, T, D); alive (B, T) bool, false once a token has left; thresholds () -> x and routing."""
         runs, logits, scores = alive, None, None
         if self.depth_router is not None:
             logits, scores = self.depth_router(x.flatten(0, 1))

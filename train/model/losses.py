@@ -62,7 +62,7 @@ def depth_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
 
 
 def exit_loss(model: Transformer, out: ModelOutput, targets: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the exit layers of the cross-entropy of head(norm(x_l)). Source: LayerSkip (arXiv 2404.16710), eq. 4."""
+    """Mean over the exit layers of the cross-entropy of head(norm(x_l)). LayerSkip (arXiv 2404.16710), eq. 4."""
     losses = [cross_entropy(model.head(hidden), targets, counted) for hidden in out.exit_hidden.values()]
     return torch.stack(losses).mean()
 

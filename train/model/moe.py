@@ -1,4 +1,7 @@
-"""The feed-forward part of a block: a mixture of SwiGLU experts, or one dense SwiGLU. N tokens, D width, E experts, F hidden."""
+"""The feed-forward part of a block: a mixture of SwiGLU experts, or one dense SwiGLU.
+
+N tokens, D width, E experts, F hidden.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ModelOutput(NamedTuple):
     exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
 
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
-        """Means over the tokens that count (B, T) or all, 0-d float32: experts per token and layer run, layers per token."""
+        """Means over the tokens that count (B, T) or all, () float32: experts per token and layer run, layers run."""
         runs = torch.stack([layer.runs for layer in self.routing])  # (L, N)
         used = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
         shown = torch.ones_like(runs[0]) if counted is None else counted.flatten()
@@ -44,6 +44,9 @@ class ModelOutput(NamedTuple):
 
 class Transformer(nn.Module):
     """A decoder whose tokens choose experts and layers. Weights are drawn from torch's global generator."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -98,9 +101,9 @@ class Transformer(nn.Module):
     def default_thresholds(self) -> Thresholds:
         """What the controllers hold now, and no early exit: the thresholds of training and of an exported model."""
         ones = torch.ones(self.config.num_layers, device=self.cos.device)
-        top_p = [b.moe.router.default_top_p() if b.moe is not None else ones[0] for b in self._blocks()]
+        top_p = [b.moe.router.default_top_p() if b.moe is not None else ones[0] for b in self.blocks()]
         depth = [
-            b.depth_router.default_threshold() if b.depth_router is not None else 0 * ones[0] for b in self._blocks()
+            b.depth_router.default_threshold() if b.depth_router is not None else 0 * ones[0] for b in self.blocks()
         ]
         return Thresholds(torch.stack(top_p), torch.stack(depth), ones)
 
@@ -110,7 +113,7 @@ class Transformer(nn.Module):
 
         `counted` (B, T) bool leaves out the others, padding above all; None counts every token.
         """
-        for block, layer in zip(self._blocks(), out.routing, strict=True):
+        for block, layer in zip(self.blocks(), out.routing, strict=True):
             shown = torch.ones_like(layer.runs) if counted is None else counted.flatten()
             if layer.depth_scores is not None and block.depth_router is not None:
                 block.depth_router.controller.observe(layer.depth_scores[shown])
@@ -122,5 +125,5 @@ class Transformer(nn.Module):
         for block in self.layers:
             block.compile(fullgraph=True, dynamic=False)
 
-    def _blocks(self) -> list[Block]:
+    def blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]

@@ -1,0 +1,70 @@
+"""From a checkpoint to a checked, exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.files import WEIGHTS
+from ..runtime.session import Session
+from ..train.errors import UserError
+from .check import check, points
+from .package import replacing, write_files
+from .skipping import prove
+from .source import find, read
+from .weights import Precision
+
+PROFILED = 12
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path
+    report: dict[str, Any]
+
+
+def run_export(
+    name: str | None,
+    out: Path | None = None,
+    precision: Precision = "fp32",
+    *,
+    threads: int | None = None,
+    story: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Exports a run or checkpoint (by default the newest run) into the folder `out` (by default `model` in the run).
+
+    Raises:
+        UserError: nothing to export, nowhere to write, or the graph failed its check; then no model is written.
+    """
+    source = read(find(name))
+    target = out or source.checkpoint.run / "model"
+    parameters = sum(p.numel() for p in source.model.parameters())
+    story(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precision}")
+    with replacing(target) as folder:
+        manifest = write_files(source, folder, precision)
+        session = Session(folder, manifest, device="cpu", threads=threads, verify=False)
+        outcome = check(source, session, story)
+        thresholds = list(points(source).values())
+        proof = prove(folder, manifest, source.heldout_ids(PROFILED)[0].tolist(), thresholds)
+        lines = [*outcome.lines, proof.line(source.config.num_layers)]
+        failures = [*outcome.failures, *proof.failures[:1]]
+        for line in lines:
+            story(f"  {line}")
+        if failures:
+            raise UserError(
+                f"the exported graph does not match the model, so {target} was not written:\n  "
+                + "\n  ".join(failures)
+                + "\nThis is a defect of the export, not of your run; please report it with the lines above"
+                if precision == "fp32"
+                else f"int8 changes this model too much, so {target} was not written:\n  "
+                + "\n  ".join(failures)
+                + "\nTrain it longer, or export without --quantize"
+            )
+        report = outcome.report | {"skipping": proof.report()}
+        manifest.model_copy(update={"parity": report}).write(folder)
+    megabytes = sum(f.bytes for f in manifest.files.values()) / 2**20
+    story(f"wrote {target} ({megabytes:.1f} MiB, weights {manifest.files[WEIGHTS].bytes / 2**20:.1f} MiB)")
+    story(f'next: adaptive generate "..." --model {target}')
+    return Exported(target, report)

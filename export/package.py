@@ -1,0 +1,138 @@
+"""Writes the exported model: a folder that is complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import helper
+
+from ..runtime.files import GRAPH, WEIGHTS, digest
+from ..runtime.manifest import FileInfo, Layer, Manifest, Model, Tensor, Thresholds
+from ..train.data.chat import EOS
+from ..train.errors import UserError
+from .costs import costs
+from .graph import IR_VERSION, OPSET
+from .source import Source, dial
+from .transformer import Signature, build, graph_inputs, graph_outputs
+from .weights import Precision
+
+TOKENIZER = "tokenizer.json"
+SMALL = 1024
+"""Bytes up to which a constant stays in the graph's own file."""
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` to write into, which takes its place if nothing goes wrong, and else disappears.
+
+    Raises:
+        UserError: `out` is something else than an exported model, or cannot be written.
+    """
+    temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
+        raise UserError(f"{out} exists and is no exported model; it is left alone, choose another --out")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or out}: {error.strerror or error}; nothing was exported. "
+            "Make room or choose another --out"
+        ) from error
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
+    """Writes graph, weights and tokenizer into `folder` and returns the manifest, still without a parity report."""
+    proto = build(source.config, source.weights(), precision)
+    onnx.save_model(
+        proto,
+        folder / GRAPH,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=WEIGHTS,
+        size_threshold=SMALL,
+    )
+    onnx.checker.check_model(folder / GRAPH)
+    (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
+    names = [name for name in (GRAPH, WEIGHTS, TOKENIZER) if (folder / name).exists()]
+    for name in names:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    config, thresholds = source.config, source.thresholds()
+    return Manifest(
+        created_by={
+            "adaptive_lm": version("adaptive-lm"),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "opset": OPSET,
+            "ir": IR_VERSION,
+            "run": source.checkpoint.run.name,
+            "step": source.checkpoint.step,
+        },
+        model=_model(source, precision),
+        chat_template=source.chat_template,
+        inputs=_tensors(graph_inputs(config)),
+        outputs=_tensors(graph_outputs(config)),
+        thresholds=Thresholds(**{name: value.tolist() for name, value in thresholds._asdict().items()}),
+        dial=dial(source),
+        costs=costs(config, precision),
+        files={name: FileInfo(bytes=(folder / name).stat().st_size, sha256=digest(folder / name)) for name in names},
+    )
+
+
+def _model(source: Source, precision: Precision) -> Model:
+    config = source.config
+    layers = [
+        Layer(
+            routing=config.ffn.routing,
+            num_experts=config.num_experts,
+            depth_router=config.has_depth_router(i),
+            exit=i in config.depth.exit_layers,
+        )
+        for i in range(config.num_layers)
+    ]
+    return Model(
+        vocab_size=config.vocab_size,
+        tokenizer_size=source.tokenizer.get_vocab_size(),
+        context_length=config.context_length,
+        dim=config.dim,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.width_of_head,
+        precision=precision,
+        skipped_kv=config.depth.skipped_kv,
+        eos_id=_eos_id(source),
+        num_experts=config.num_experts,
+        layers=layers,
+    )
+
+
+def _eos_id(source: Source) -> int:
+    eos: int | None = source.tokenizer.token_to_id(EOS)
+    if eos is None:
+        raise UserError(f"{source.checkpoint.run / TOKENIZER} has no {EOS}; it is not this run's tokenizer")
+    return eos
+
+
+def _tensors(signature: Signature) -> dict[str, Tensor]:
+    return {
+        name: Tensor(dtype=helper.tensor_dtype_to_np_dtype(dtype).name, shape=shape)
+        for name, (dtype, shape) in signature.items()
+    }

@@ -1,0 +1,122 @@
+"""Proves that what a token did not choose was not executed, by ONNX Runtime's own profile of decoded tokens.
+
+L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ..runtime.buffers import Cache, Pass
+from ..runtime.files import GRAPH
+from ..runtime.manifest import Manifest
+from ..train.model import Thresholds
+from .graph import Array
+
+EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|down)\.(\d+)$")
+LAYER = re.compile(r"layers\.(\d+)/(?:run/)?attention/Attention$")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What the profile of one pass shows."""
+
+    rows: Array  # (L, 2, E): rows that gate_up and down of each expert multiplied
+    layers: Array  # (L,) bool: layers entered
+
+
+@dataclass(frozen=True)
+class Proof:
+    tokens: int
+    rows_multiplied: int
+    rows_dense: int
+    """What all experts of all layers would have multiplied."""
+    layers_entered: int
+    failures: list[str]
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "expert_rows_multiplied": self.rows_multiplied,
+            "expert_rows_dense": self.rows_dense,
+            "layers_entered": self.layers_entered,
+            "passed": not self.failures,
+        }
+
+    def line(self, num_layers: int) -> str:
+        return (
+            f"profile of {self.tokens} decoded tokens: {self.rows_multiplied} of {self.rows_dense} expert rows "
+            f"multiplied, {self.layers_entered} of {self.tokens * num_layers} layers entered, "
+            + ("as the usage output says" if not self.failures else "NOT as the usage output says")
+        )
+
+
+def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequence[Thresholds]) -> Proof:
+    """Decodes `ids` one by one from an empty cache, with each of `thresholds` in turn, under the profiler."""
+    model = manifest.model
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.enable_mem_pattern = False
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+    cache = Cache(onnxruntime, manifest, "cpu", len(ids))
+    one = Pass(onnxruntime, session, manifest, cache, 1, 1)
+    said: list[tuple[Array, Array]] = []
+    for position, token in enumerate(ids):
+        for name, values in thresholds[position % len(thresholds)]._asdict().items():
+            getattr(cache, name)[:] = values.numpy()[:, None]
+        one.ids[:], one.positions[:] = token, position
+        one.run()
+        cache.lengths[:] = one.new_lengths
+        said.append((one.selected_experts[:, 0, 0].copy(), one.layers_run[:, 0, 0].copy()))
+    path = Path(session.end_profiling())
+    try:
+        executed = read_profile(json.loads(path.read_bytes()), model.num_layers, model.num_experts)
+    finally:
+        path.unlink()
+
+    failures = [] if len(executed) == len(said) else [f"{len(executed)} passes profiled, {len(said)} run"]
+    routed = np.array([layer.routing != "dense" for layer in model.layers])
+    for token, (found, (selected, layers_run)) in enumerate(zip(executed, said, strict=False)):
+        expected = np.repeat((selected & routed[:, None])[:, None], 2, 1)  # (L, 2, E)
+        if not np.array_equal(found.rows, expected.astype(np.int64)):
+            failures.append(f"token {token}: expert rows multiplied differ from the usage output")
+        if not np.array_equal(found.layers, layers_run):
+            failures.append(
+                f"token {token}: entered layers {np.flatnonzero(found.layers).tolist()}, "
+                f"the usage output says {np.flatnonzero(layers_run).tolist()}"
+            )
+    return Proof(
+        tokens=len(said),
+        rows_multiplied=int(sum(found.rows[:, 0].sum() for found in executed)),
+        rows_dense=len(said) * int(routed.sum()) * model.num_experts,
+        layers_entered=int(sum(found.layers.sum() for found in executed)),
+        failures=failures,
+    )
+
+
+def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int) -> list[Executed]:
+    """What each pass of a profile executed, from the names and input shapes of its nodes."""
+    passes = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
+    starts = np.array([start for start, _ in passes])
+    found = [Executed(np.zeros((num_layers, 2, num_experts), np.int64), np.zeros(num_layers, np.bool_)) for _ in passes]
+    for event in events:
+        name = event["name"].removesuffix("_kernel_time")
+        if event.get("cat") != "Node" or name == event["name"]:
+            continue
+        one = found[int(starts.searchsorted(event["ts"], side="right")) - 1]
+        if expert := EXPERT.match(name):
+            shape = next(iter(event["args"]["input_type_shape"][0].values()))
+            one.rows[int(expert[1]), ("gate_up", "down").index(expert[2]), int(expert[3])] += shape[0]
+        elif layer := LAYER.match(name):
+            one.layers[int(layer[1])] = True
+    return found

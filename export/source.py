@@ -1,0 +1,137 @@
+"""What is exported: a checkpoint, its tokenizer, and held-out text to judge it by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ..runtime.manifest import DialTable, DialTarget
+from ..train.checkpoint import Checkpoint, load_checkpoint
+from ..train.errors import UserError
+from ..train.model import ModelConfig, Thresholds, Transformer
+from ..train.model.controller import GRID_POINTS
+from ..train.run import RUNS, newest_run
+from .graph import Array
+
+CALIBRATION_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    checkpoint: Checkpoint
+    model: Transformer
+    tokenizer_json: str
+    tokenizer: Tokenizer
+    chat_template: str | None
+    heldout: str
+    """Text that the model was not trained on."""
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def heldout_ids(self, limit: int) -> Tensor:
+        """The first `limit` tokens of the held-out text, (1, limit) or fewer."""
+        characters = self.heldout[: 16 * limit]  # more than enough for `limit` tokens of any tokenizer here
+        ids = self.tokenizer.encode(characters, add_special_tokens=False).ids[:limit]
+        return torch.tensor([ids], dtype=torch.int64)
+
+    def weights(self) -> dict[str, Array]:
+        """name -> array of every parameter, tied ones once."""
+        return {name: value.detach().numpy() for name, value in self.model.named_parameters()}
+
+    def thresholds(self) -> Thresholds:
+        return self.model.default_thresholds()
+
+
+def find(name: str | None) -> Path:
+    """A run by name or path, a checkpoint by path; by default the newest run.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if name is None:
+        return newest_run().path
+    for path in (Path(name), RUNS / name):
+        if path.is_dir():
+            return path
+    known = sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))
+    there = (
+        f"runs here: {', '.join(known)}" if known else "there are no runs here; train one: adaptive train quickstart"
+    )
+    raise UserError(f"there is no run or checkpoint {name}; {there}")
+
+
+def read(path: Path) -> Source:
+    """Loads the checkpoint at `path` or the newest good one of the run there.
+
+    Raises:
+        UserError: a file of the run is missing or damaged.
+    """
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config.model
+    model = Transformer(config).eval()
+    model.load_state_dict(checkpoint.model_state)
+    tokenizer_json = _text(checkpoint.run / "tokenizer.json")
+    template = checkpoint.run / "chat_template.jinja"
+    source = Source(
+        checkpoint,
+        model,
+        tokenizer_json,
+        Tokenizer.from_str(tokenizer_json),
+        _text(template) if template.exists() else None,
+        _text(checkpoint.run / "heldout.txt"),
+    )
+    if source.heldout_ids(2).shape[1] < 2:
+        raise UserError(f"{checkpoint.run / 'heldout.txt'} is too short to check an export by; train the run again")
+    _calibrate_new(source)
+    return source
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, a file of the run, cannot be read: {error}; restore it or train again") from error
+
+
+@torch.no_grad()
+def _calibrate_new(source: Source) -> None:
+    """Controllers of a model that was never trained have seen nothing: they look at held-out text once."""
+    tables = [m for name, m in source.model.named_modules() if name.endswith("controller")]
+    if tables and all(int(table.num_updates) == 0 for table in tables):
+        ids = source.heldout_ids(CALIBRATION_TOKENS)
+        length = min(source.config.context_length, ids.shape[1])
+        windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
+        for _ in range(2):  # the second time with the depth that the first found
+            source.model.observe(source.model(windows))
+
+
+def dial(source: Source) -> DialTable:
+    """For each wanted average the threshold of each layer: the controllers' quantile tables."""
+    config = source.config
+    experts: list[list[float] | None] = []
+    depth: list[list[float] | None] = []
+    for block in source.model.blocks():
+        routed = block.moe is not None and config.ffn.routing == "top_p"
+        experts.append(_table(block.moe.router.controller.table) if routed and block.moe else None)
+        # the manifest asks for the share that runs, the controller for the share that lies below the threshold
+        depth.append(_table(block.depth_router.controller.table.flip(0)) if block.depth_router else None)
+    return DialTable(
+        grid=np.linspace(0, 1, GRID_POINTS).tolist(),
+        router_top_p=experts,
+        depth_threshold=depth,
+        target=DialTarget(
+            experts_per_token=1.0 if config.ffn.routing == "dense" else config.ffn.experts_per_token,
+            layers_share=config.depth.layers_share,
+        ),
+    )
+
+
+def _table(table: Tensor) -> list[float]:
+    return [float(value) for value in table.clamp(0, 1)]
