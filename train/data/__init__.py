@@ -3,6 +3,6 @@
 from .batches import Batch
 from .config import DataConfig, SourceConfig, TokenizerConfig
 from .corpus import Corpus
-from .prepare import prepare
+from .preparation import prepare
 
 __all__ = ["Batch", "Corpus", "DataConfig", "SourceConfig", "TokenizerConfig", "prepare"]
