@@ -1,0 +1,149 @@
+"""T39. Compiled blocks: one graph each, the same numbers, and no new graph because tokens chose otherwise."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_models import V, decisions, tiny_ids, tiny_model
+
+from adaptive_lm.train.model import LossConfig, ModelOutput, Thresholds, Transformer, training_loss
+from adaptive_lm.train.model.block import Block
+
+pytestmark = [
+    # dynamo asks every tensor for its .grad, also those that have none
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"),
+    # inductor imports a module of torch that still is TorchScript
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+]
+INDUCTOR_TOLERANCE = 2e-5  # absolute; inductor fuses and so rounds differently, on logits of size 10
+KINDS = 2  # of blocks in a model with depth routers: the first and the last have none
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    """Graphs are kept per line of code, not per model: those of another test would answer for ours."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything up to the graph and its gradient, but no machine code: seconds in place of a minute."""
+
+    def trace(self: Block, **options: object) -> None:
+        torch.nn.Module.compile(self, backend="aot_eager", **options)
+
+    monkeypatch.setattr(Block, "compile", trace, raising=False)
+
+
+def num_graphs() -> int:
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+def pair(name: str) -> tuple[Transformer, Transformer]:
+    """A model and its compiled twin, both in training."""
+    plain = copy.deepcopy(tiny_model(name)).train()
+    compiled = copy.deepcopy(plain)
+    compiled.compile_blocks()
+    return plain, compiled
+
+
+def step(model: Transformer, ids: torch.Tensor, **how: bool) -> tuple[ModelOutput, torch.Tensor]:
+    """One step of training without an optimizer: output and all gradients, flat."""
+    out = model(ids, **how)
+    loss, _ = training_loss(model, out, (ids + 1) % V, torch.ones_like(ids, dtype=torch.bool), LossConfig())
+    model.zero_grad()
+    loss.backward()
+    model.observe(out)
+    return out, torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+def assert_the_same(one: ModelOutput, other: ModelOutput, tolerance: float) -> None:
+    for decision, found in decisions(one).items():
+        assert torch.equal(found, decisions(other)[decision]), decision
+    torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_inductor_trains_as_torch_does_and_compiles_once() -> None:
+    """Batches of other text route otherwise and must not be compiled for; evaluation is not compiled at all.
+
+    A model whose blocks are all of one kind, for the machine code of a second kind takes as long again.
+    """
+    plain, compiled = pair("exits_none")
+    for seed in range(4):
+        out, gradients = step(plain, tiny_ids(seed))
+        out_compiled, gradients_compiled = step(compiled, tiny_ids(seed))
+        assert_the_same(out, out_compiled, INDUCTOR_TOLERANCE)
+        torch.testing.assert_close(gradients, gradients_compiled, rtol=0, atol=INDUCTOR_TOLERANCE)
+        assert num_graphs() == 1
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        assert_the_same(plain.eval()(tiny_ids(9, batch=3)), compiled.eval()(tiny_ids(9, batch=3)), 0.0)
+    assert num_graphs() == 1
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_no_routing_costs_a_graph() -> None:
+    """No pair at all, every pair, and thresholds between: all through the graphs of the first batch."""
+    plain, compiled = pair("both_none")
+    layers, ids = plain.config.num_layers, tiny_ids()
+
+    def limits(top_p: float, depth: float, leave: float) -> Thresholds:
+        return Thresholds(*(torch.full((layers,), value) for value in (top_p, depth, leave)))
+
+    used = []
+    for given in (limits(0.6, 0.5, 0.6), limits(0.1, 2.0, 0.0), limits(1.0, 0.0, 1.0), limits(0.5, 2.0, 1.0)):
+        out, out_compiled = plain(ids, given), compiled(ids, given)
+        assert_the_same(out, out_compiled, 0.0)
+        out_compiled.logits.sum().backward()
+        used.append(decisions(out)["selected_experts"].sum((1, 2, 3)).tolist())
+        assert num_graphs() == KINDS
+    assert used[1][1:] == [0, 0, 0], "every token left after the first layer"
+    assert used[2] == [ids.numel() * 4] * layers
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced_only")
+def test_graphs_are_one_per_kind_of_block_and_way_of_running() -> None:
+    """Training and inference, float32 and bf16: each a graph per kind of block; recomputing activations adds none."""
+    plain, compiled = pair("both_none")
+    expected = 0
+    for half in (False, True):
+        expected += KINDS
+        for recompute in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                out, gradients = step(plain, tiny_ids(), checkpoint_activations=recompute)
+                out_compiled, gradients_compiled = step(compiled, tiny_ids(), checkpoint_activations=recompute)
+            assert_the_same(out, out_compiled, 0.0)
+            assert torch.equal(gradients, gradients_compiled)
+            assert num_graphs() == expected
+    plain.eval(), compiled.eval()
+    for seed in range(3):
+        with torch.no_grad():
+            assert_the_same(plain(tiny_ids(seed)), compiled(tiny_ids(seed)), 0.0)
+        assert num_graphs() == expected + KINDS
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.parametrize("name", ["shared_expert", "top_k", "both_project", "dense_both_none"])
+def test_every_kind_of_model_compiles_whole(name: str) -> None:
+    plain, compiled = pair(name)
+    out, gradients = step(plain, tiny_ids())
+    out_compiled, gradients_compiled = step(compiled, tiny_ids())
+    assert_the_same(out, out_compiled, 0.0)
+    assert torch.equal(gradients, gradients_compiled)
+    assert num_graphs() == (KINDS if plain.config.has_depth_router(1) else 1)
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_a_compiled_model_saves_the_same_names() -> None:
+    """T22: nothing in the checkpoint tells that the model was compiled."""
+    plain, compiled = pair("top_p")
+    assert list(compiled.state_dict()) == list(plain.state_dict())

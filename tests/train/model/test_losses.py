@@ -1,0 +1,185 @@
+"""The losses, one at a time, and their sum. N tokens, E experts."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import CONFIGS, B, T, V, tiny_ids, tiny_model
+from torch import Tensor
+
+from adaptive_lm.train.model import FFNConfig, LossConfig, cross_entropy, training_loss
+from adaptive_lm.train.model.block import LayerRouting
+from adaptive_lm.train.model.losses import depth_z_loss, load_balancing_loss, router_entropy_loss, router_z_loss
+from adaptive_lm.train.model.router import Router
+
+N, E, D = 60, 4, 16
+ALL = torch.ones(N, dtype=torch.bool)
+
+
+def layer_of(logits: Tensor, selected: Tensor, runs: Tensor | None = None) -> LayerRouting:
+    """What a layer with these logits (N, E) and selections decided."""
+    router = Router(D, FFNConfig(num_experts=E))
+    router.weight.data = torch.eye(E, D)
+    routes = router(torch.nn.functional.pad(logits, (0, D - E)), torch.tensor(1.0))
+    return LayerRouting(ALL if runs is None else runs, routes._replace(selected_experts=selected), None, None)
+
+
+def evenly(k: int) -> Tensor:
+    """(N, E) bool: every token k experts, every expert the same number of tokens."""
+    return ((torch.arange(E) - torch.arange(N)[:, None]) % E) < k
+
+
+def preferring(first: float) -> tuple[Tensor, Tensor]:
+    """Logits (N, E) that lean to expert 0 by `first` nats, noise aside, and the best expert of each token."""
+    logits = torch.randn(N, E, generator=torch.Generator().manual_seed(0)) + first * torch.eye(E)[0]
+    return logits, torch.nn.functional.one_hot(logits.argmax(-1), E).bool()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_load_balancing_is_one_where_all_is_even(k: int) -> None:
+    """T34, whatever the number of experts a token takes."""
+    assert load_balancing_loss(layer_of(torch.zeros(N, E), evenly(k)), ALL).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_load_balancing_rises_with_every_step_from_even_to_one_expert() -> None:
+    """T34. E is the most it can be: all tokens surely to one expert."""
+    losses = [load_balancing_loss(layer_of(*preferring(first)), ALL).item() for first in (0.0, 0.5, 1, 2, 4, 50)]
+    assert losses == sorted(losses)
+    assert losses[0] > 1 - 1e-6
+    assert losses[-1] == pytest.approx(E, rel=1e-4)
+
+
+def test_load_balancing_pushes_probability_away_from_the_busy_expert() -> None:
+    logits, selected = preferring(1.0)
+    logits.requires_grad_()
+    load_balancing_loss(layer_of(logits, selected), ALL).backward()
+    assert logits.grad is not None
+    assert logits.grad.sum(0)[0] > 0
+    assert (logits.grad.sum(0)[1:] < 0).all()
+
+
+@pytest.mark.parametrize("loss", [load_balancing_loss, router_z_loss, router_entropy_loss, depth_z_loss])
+def test_tokens_that_do_not_count_change_no_loss(loss) -> None:  # type: ignore[no-untyped-def]
+    """T34: padding, and for the router also the tokens that skipped its layer."""
+    logits, selected = preferring(1.0)
+    counted = torch.arange(N) % 3 != 0
+    gate = logits[:, 0].clone()
+
+    def value(logits: Tensor, selected: Tensor, gate: Tensor, counted: Tensor, runs: Tensor = ALL) -> float:
+        layer = layer_of(logits, selected & runs[:, None], runs)
+        return loss(layer._replace(depth_logits=gate), counted).item()
+
+    alone = value(logits, selected, gate, counted)
+    assert alone != pytest.approx(value(logits, selected, gate, ALL), rel=1e-3)
+    noise = torch.where(counted[:, None], logits, 9 * torch.randn(N, E, generator=torch.Generator().manual_seed(1)))
+    others = torch.where(counted[:, None], selected, ~selected)
+    assert value(noise, others, torch.where(counted, gate, 7.0), counted) == alone
+    if loss is not depth_z_loss:
+        assert value(noise, others, gate, ALL, runs=counted) == pytest.approx(alone, rel=1e-6)
+
+
+def test_the_z_loss_is_the_squared_logsumexp_and_pulls_logits_down() -> None:
+    """T34: its sign."""
+    logits, selected = preferring(3.0)
+    logits.requires_grad_()
+    loss = router_z_loss(layer_of(logits, selected), ALL)
+    assert loss.item() == pytest.approx(logits.exp().sum(-1).log().square().mean().item(), rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.sum() > 0
+
+
+def test_the_entropy_loss_is_the_entropy_in_nats() -> None:
+    even = layer_of(torch.zeros(N, E), evenly(1))
+    assert router_entropy_loss(even, ALL).item() == pytest.approx(torch.tensor(E).log().item(), rel=1e-5)
+    logits = torch.zeros(N, E)
+    logits[:, 2] = 1e3  # probabilities of exactly 0 must give no nan, forward or backward
+    logits.requires_grad_()
+    loss = router_entropy_loss(layer_of(logits, evenly(1)), ALL)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_less_entropy_means_fewer_experts() -> None:
+    """T35: under a fixed threshold, minimising this loss alone brings the router from most experts to one."""
+    torch.manual_seed(0)
+    router = Router(D, FFNConfig(num_experts=E, controller="fixed", router_top_p=0.7))
+    torch.nn.init.normal_(router.weight, std=0.02)
+    x = torch.randn(N, D)
+    descent = torch.optim.Adam(router.parameters(), lr=0.05)
+    used = []
+    for _ in range(60):
+        routes = router(x, router.default_top_p())
+        used.append(routes.selected_experts.sum(-1).float().mean().item())
+        descent.zero_grad()
+        router_entropy_loss(LayerRouting(ALL, routes, None, None), ALL).backward()
+        descent.step()
+    assert used[0] > 2.5
+    assert used[-1] < 1.2
+
+
+def test_cross_entropy_is_the_mean_over_the_tokens_that_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(B, T, V, generator=generator), tiny_ids(1)
+    counted = torch.rand(B, T, generator=generator) < 0.6
+    by_hand = [
+        -logits[b, t].softmax(-1)[targets[b, t]].log().item() for b in range(B) for t in range(T) if counted[b, t]
+    ]
+    assert cross_entropy(logits, targets, counted).item() == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    assert cross_entropy(logits, targets, torch.zeros_like(counted)).item() == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
+    model = copy.deepcopy(tiny_model(name)).train()
+    counted = torch.arange(T).expand(B, T) < T - 4
+    weights = LossConfig(
+        load_balancing_loss=0.5, router_z_loss=0.25, router_entropy_loss=0.125, depth_z_loss=2, exit_loss=3
+    )
+    out = model(tiny_ids())
+    total, parts = training_loss(model, out, tiny_ids(1), counted, weights)
+    config = model.config
+    expected = {"cross_entropy"}
+    if config.ffn.routing != "dense":
+        expected |= {"load_balancing_loss", "router_z_loss", "router_entropy_loss"}
+    if config.has_depth_router(1):
+        expected.add("depth_z_loss")
+    if config.depth.exit_layers:
+        expected.add("exit_loss")
+    assert set(parts) == expected
+    by_hand = sum(weights.model_dump().get(part, 1.0) * value.item() for part, value in parts.items())
+    assert total.item() == pytest.approx(by_hand, rel=1e-6)
+    assert all(not value.requires_grad for value in parts.values())
+
+
+def test_the_exit_loss_scores_the_head_after_each_exit_layer() -> None:
+    """The same weights cut off after an exit layer make a model whose cross-entropy is that layer's part."""
+    model = tiny_model("exits_none")
+    counted = torch.ones(B, T, dtype=torch.bool)
+    with torch.no_grad():
+        _, parts = training_loss(model, model(tiny_ids()), tiny_ids(1), counted, LossConfig())
+        losses = []
+        for layer in model.config.depth.exit_layers:
+            shallow = copy.deepcopy(model)
+            shallow.layers = shallow.layers[: layer + 1]
+            losses.append(cross_entropy(shallow(tiny_ids()).logits, tiny_ids(1), counted))
+    assert parts["exit_loss"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["top_p", "both_none"])
+def test_targets_that_do_not_count_change_no_gradient(name: str) -> None:
+    """T34, for the whole loss: padding at the end of a text, whatever stands there."""
+    counted = torch.arange(T).expand(B, T) < T - 5
+    gradients = []
+    for seed in (1, 2):
+        model = copy.deepcopy(tiny_model(name)).train()
+        ids, targets = tiny_ids(), tiny_ids(1)
+        ids = torch.where(counted, ids, tiny_ids(seed))
+        targets = torch.where(counted, targets, tiny_ids(seed))
+        loss, _ = training_loss(model, model(ids), targets, counted, LossConfig(router_entropy_loss=0.1))
+        loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
