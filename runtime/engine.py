@@ -60,16 +60,19 @@ class Generation(Iterator[Token]):
     """
 
     def __init__(self, session: Session, tokenizer: Tokenizer, prompt: list[int], params: Params) -> None:
-        context = session.manifest.model.context_length
+        model = session.manifest.model
+        wrong = next((token for token in prompt if not 0 <= token < model.tokenizer_size), None)
+        if wrong is not None:
+            raise UserError(f"found token {wrong} in the prompt, this model has 0 to {model.tokenizer_size - 1}")
         self.params = params
         self.prompt_tokens = len(prompt)
-        self.max_new_tokens = _fitting(len(prompt), params.max_new_tokens, context)
+        self.max_new_tokens = _fitting(len(prompt), params.max_new_tokens, model.context_length)
         self.thresholds = resolve(session.manifest, params)
         self.finish_reason: str | None = None
         self._session = session
         self._tokenizer = tokenizer
         self._prompt: list[int] | None = prompt  # None once it was computed
-        self._sampler = Sampler(params, session.manifest.model.tokenizer_size, prompt)
+        self._sampler = Sampler(params, model.tokenizer_size, prompt)
         self._stream = tokenizer.stream()
         self._watch = StopWatch(params.stop)
         self._last = 0

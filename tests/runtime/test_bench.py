@@ -1,0 +1,222 @@
+"""`adaptive bench`: the figures it gives, and that they are figures of what they say."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tiny_graph import TABLES, L, V, expected
+
+from adaptive_lm.runtime import Dial, Engine, UserError
+from adaptive_lm.runtime.bench import read_text, tokens_to_read
+from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.floor import read_bandwidth
+from adaptive_lm.runtime.measure import Text, Timed, bits_per_byte, log_probabilities, time_points
+from adaptive_lm.runtime.sweep import points
+from adaptive_lm.serve.cli import group
+
+SHORT = ["--prompt-tokens", "10", "--new-tokens", "12", "--repeats", "3"]
+STORY = "Mountains form where plates meet; the crust folds, and rivers carve it. " * 20
+
+
+@pytest.fixture(autouse=True)
+def _small_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_lm.runtime.floor.AT_LEAST", 2**24)
+    monkeypatch.setattr("adaptive_lm.runtime.floor.ROUNDS", 1)
+
+
+@pytest.fixture
+def bench(copy: Path) -> Callable[..., Result]:
+    (copy.parent / "heldout.txt").write_text(STORY)
+
+    def run(*args: str) -> Result:
+        command = ["bench", "--model", str(copy), "--device", "cpu", "--threads", "1", *SHORT, *args]
+        return CliRunner().invoke(group, command)
+
+    return run
+
+
+def test_json_has_the_keys_that_others_rely_on(bench: Callable[..., Result]) -> None:
+    result = bench("--json")
+    assert result.exit_code == 0, result.stderr
+    content = json.loads(result.stdout)
+    assert {"machine", "model", "prefill", "decode"} <= content.keys()
+    assert "sweep" not in content
+    decode = content["decode"]
+    assert decode["milliseconds_per_token"].keys() == {"median", "p5", "p95"}
+    assert decode["milliseconds_per_token"]["p5"] <= decode["milliseconds_per_token"]["median"]
+    assert decode["tokens_per_second"] == pytest.approx(1000 / decode["milliseconds_per_token"]["median"], rel=1e-2)
+    assert decode["memory_floor_share"] > 0
+    assert content["model"]["load_seconds"] > 0
+    assert content["model"]["peak_memory_bytes"] > 2**20
+    assert content["settings"]["tokens_from"] == "text"
+    assert content["machine"]["threads"] == 1
+
+
+def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Result], copy: Path) -> None:
+    content = json.loads(bench("--json", "--sweep", "--text-tokens", "300").stdout)
+    assert (copy.parent / "model-sweep.png").read_bytes()[:4] == b"\x89PNG"
+    names = [point["name"] for point in content["sweep"]]
+    assert names[:2] == ["all", "default"]
+    assert {name.split()[0] for name in names} == {"all", "default", "experts", "layers", "exit"}
+    for point in content["sweep"]:
+        assert {"thresholds", "experts_per_token", "layers_per_token", "theoretical_share", "executed_share",
+                "milliseconds_per_token", "bits_per_byte"} <= point.keys()  # fmt: skip
+        assert set(point["thresholds"]) == {"router_top_p", "depth_threshold", "exit_threshold"}
+        assert point["theoretical_share"] <= point["executed_share"] or point["name"] == "all"
+        assert point["bits_per_byte"] > 0
+    whole = content["sweep"][0]
+    assert whole["theoretical_share"] == whole["executed_share"] == whole["measured_share"] == 1
+    assert whole["experts_per_token"] == 4
+    assert whole["layers_per_token"] == L
+    experts = [p["experts_per_token"] for p in content["sweep"] if p["name"].startswith("experts")]
+    assert experts == sorted(experts, reverse=True)
+
+
+def test_the_same_seed_counts_the_same(bench: Callable[..., Result]) -> None:
+    def counted(*args: str) -> list[tuple[Any, ...]]:
+        sweep = json.loads(bench("--json", "--sweep", *args).stdout)["sweep"]
+        return [(p["name"], p["executed_share"], p["experts_per_token"], p["bits_per_byte"]) for p in sweep]
+
+    assert counted() == counted()
+    assert [p[1] for p in counted()] != [p[1] for p in counted("--seed", "1")]
+
+
+def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: Path) -> None:
+    result = bench("--sweep", "--plot", str(tmp_path / "dial.svg"))
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["machine", "model", "prefill", "decode", "floor"]
+    assert "bits/byte" in lines[6]
+    assert (tmp_path / "dial.svg").read_text().startswith("<?xml")
+    assert "dial.svg" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--new-tokens", "100"], 1, "this model's context is 96"),
+        (["--repeats", "0"], 2, "found repeats 0, expected at least 1"),
+        (["--seed", "-1"], 2, "found seed -1"),
+        (["--plot", "x.png"], 2, "add --sweep"),
+        (["--sweep", "--plot", "x.bmp"], 2, "expected a name ending in .png"),
+        (["--sweep", "--plot", "/nowhere/x.png"], 1, "cannot write /nowhere/x.png"),
+        (["--text", "/nowhere.txt"], 1, "cannot read /nowhere.txt"),
+        (["--router-top-p", "2"], 2, "found router_top_p 2.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_setting_is_answered_with_one_line(
+    bench: Callable[..., Result], args: list[str], code: int, words: str
+) -> None:
+    result = bench(*args)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_held_out_text_it_says_so_and_measures_the_rest(bench: Callable[..., Result], copy: Path) -> None:
+    (copy.parent / "heldout.txt").unlink()
+    result = bench("--sweep", "--json")
+    content = json.loads(result.stdout)
+    assert content["settings"]["tokens_from"] == "random ids"
+    assert content["sweep"][0]["bits_per_byte"] is None
+    assert "no held-out text beside the model" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"ab\xff", "not valid UTF-8 at byte 2"), (b"a", "has 1 tokens, at least 2")],
+    ids=["bytes", "short"],
+)
+def test_a_text_that_cannot_be_scored_is_named(engine: Engine, tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_text(engine, tmp_path, path)
+
+
+@pytest.mark.parametrize("count", [2, 60, 96, 97, 98, 250])
+def test_bits_per_byte_are_those_of_a_slow_count(engine: Engine, count: int) -> None:
+    """Over every token but the first, in windows of the context, whole or not."""
+    text = ("Fjällen växer långsamt. " * 20)[:250]
+    ids, spans = engine.tokenizer.encode_with_spans(text)
+    found = bits_per_byte(engine, resolve(engine.manifest, Dial()), Text(text, ids, spans), count - 1)
+    nats = 0.0
+    for begin in range(0, count - 1, 96):
+        window = ids[begin : min(begin + 96, count - 1)]
+        logits = expected(window, 0.5, 0.4, 1)[0].astype(np.float64)
+        for row, target in zip(logits, ids[begin + 1 :], strict=False):
+            nats -= math.log(np.exp(row[target] - row.max()) / np.exp(row - row.max()).sum())
+    scored = len(text[: spans[count - 1][1]].encode()) - len(text[: spans[1][0]].encode())
+    assert found == pytest.approx(nats / math.log(2) / scored, rel=1e-4)
+
+
+def test_log_probabilities_of_a_uniform_model() -> None:
+    np.testing.assert_allclose(log_probabilities(np.zeros((3, V), np.float32), [0, 5, 9]), -math.log(V))
+
+
+def test_tokens_are_of_the_text_where_it_is_long_enough(engine: Engine) -> None:
+    ids, spans = engine.tokenizer.encode_with_spans(STORY)
+    text = Text(STORY, ids, spans)
+    found, origin = tokens_to_read(engine, text, 30, seed=4)
+    assert bytes(found).decode() in STORY
+    assert origin == "text"
+    assert tokens_to_read(engine, text, 30, seed=4) == (found, origin)
+    assert tokens_to_read(engine, Text("ab", [1, 2], []), 30, seed=4)[1] == "random ids"
+
+
+def test_every_point_reads_the_same_tokens_in_every_round(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, int]] = []
+    step = type(engine.session).step
+
+    def spy(self: Any, token: int) -> Any:
+        seen.append((float(self._cache.router_top_p[0, 0]), token))
+        return step(self, token)
+
+    monkeypatch.setattr(type(engine.session), "step", spy)
+    walked = [resolve(engine.manifest, Dial(router_top_p=p)) for p in (0.2, 0.9)]
+    timed = time_points(engine, walked, [1, 2, 3], [4, 5, 6], repeats=4, seed=0)
+    assert [len(one.rounds) for one in timed] == [4, 4]
+    assert [one.tally.tokens for one in timed] == [3, 3]
+    rounds = [seen[i : i + 3] for i in range(0, len(seen), 3)]
+    assert len(rounds) == 2 * (1 + 4)
+    assert all([token for _, token in one] == [4, 5, 6] and len({p for p, _ in one}) == 1 for one in rounds)
+    order = [one[0][0] for one in rounds[2:]]
+    assert all(set(order[i : i + 2]) == {order[0], order[1]} for i in range(0, 8, 2)), "each round has each point"
+
+
+def test_the_spread_is_how_far_rounds_lie_apart() -> None:
+    timed = Timed(rounds=[[1.0, 1.0, 9.0], [1.1, 1.1, 1.1], [1.2, 1.2, 1.2]])
+    assert timed.spread == pytest.approx(0.2 / 1.1)
+    assert timed.milliseconds.median == pytest.approx(1100)
+
+
+def test_a_model_without_choices_has_one_point(engine: Engine) -> None:
+    layers = [layer.model_copy(update={"routing": "dense", "num_experts": 1, "depth_router": False, "exit": False})
+              for layer in engine.manifest.model.layers]  # fmt: skip
+    manifest = engine.manifest.model_copy(update={"model": engine.manifest.model.model_copy(update={"layers": layers})})
+    manifest.thresholds.depth_threshold[:] = [0.0] * L
+    manifest.thresholds.router_top_p[:] = [1.0] * L
+    try:
+        assert [point.name for point in points(manifest, Dial())] == ["all"]
+    finally:
+        manifest.thresholds.depth_threshold[:] = [0.0, 0.4, 0.0]
+        manifest.thresholds.router_top_p[:] = [0.5] * L
+
+
+def test_the_measured_bandwidth_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = time.perf_counter()
+    found = read_bandwidth(2**22, 1)
+    assert 1e8 < found.bytes_per_second < 1e13
+    assert found.buffer_bytes == 2**22
+    # What was read cannot have taken less time than the whole measurement.
+    assert found.bytes_per_second >= 2 * 2**24 / (time.perf_counter() - begin)
+
+
+def test_the_tables_of_the_tiny_graph_are_as_the_tests_assume() -> None:
+    assert TABLES["mass_before"].shape == (V, 4)

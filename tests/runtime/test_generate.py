@@ -1,0 +1,260 @@
+"""`adaptive generate`: what goes to stdout, what to stderr, and what a person's mistake gets."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny_graph import E, L, write_manifest
+
+from adaptive_lm.runtime.engine import Generation
+from adaptive_lm.serve.cli import group
+
+TEMPLATE = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n{% endfor %}Assistant:"
+
+
+@pytest.fixture
+def generate(model: Path) -> Callable[..., Result]:
+    def run(*args: str, folder: Path = model, input: str | bytes | None = None) -> Result:
+        command = ["generate", *args, "--model", str(folder), "--device", "cpu", "--threads", "1"]
+        return CliRunner().invoke(group, command, input=input)
+
+    return run
+
+
+def test_the_text_goes_to_stdout_and_the_summary_to_stderr(generate: Callable[..., Result]) -> None:
+    result = generate("hello", "--seed", "3", "--max-new-tokens", "12")
+    assert result.exit_code == 0
+    text = json.loads(generate("hello", "--seed", "3", "--max-new-tokens", "12", "--json").stdout)["text"]
+    assert result.stdout.rstrip("\n") == text.rstrip("\n")
+    assert "12 tokens · " in result.stderr
+    assert "tokens/s" in result.stderr
+    assert f"of {E} experts" in result.stderr
+    assert "% of dense FLOPs · seed 3" in result.stderr
+
+
+def test_json_is_one_object_with_the_keys_that_others_rely_on(generate: Callable[..., Result]) -> None:
+    result = generate("hello", "--seed", "3", "--max-new-tokens", "9", "--json", "--exit-threshold", "0.5")
+    content = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert content["text"] == "".join(token["text"] for token in content["tokens"])
+    for token in content["tokens"]:
+        assert {"id", "text", "experts", "layers_run", "exit_layer", "seconds"} <= token.keys()
+        assert len(token["experts"]) == L
+        assert [layer for layer, used in enumerate(token["experts"]) if used] == token["layers_run"]
+        assert token["exit_layer"] in (None, 0)
+    assert {token["exit_layer"] for token in content["tokens"]} == {None, 0}
+    usage = content["usage"]
+    assert usage["prompt_tokens"] == 5
+    assert usage["new_tokens"] == len(content["tokens"]) == 9
+    assert usage["milliseconds_per_token"].keys() == {"p50", "p95"}
+    assert usage["layers_per_token"] == pytest.approx(
+        sum(len(t["layers_run"]) for t in content["tokens"]) / 9, abs=1e-4
+    )
+    executed = sum(token["executed_flops"] for token in content["tokens"])
+    dense = sum(token["dense_flops"] for token in content["tokens"])
+    assert usage["executed_flops_share"] == pytest.approx(executed / dense, abs=1e-5)
+    assert usage["tokens_per_second"] > 0
+
+
+def test_usage_none_leaves_stderr_empty(generate: Callable[..., Result]) -> None:
+    assert generate("hello", "--usage", "none").stderr == ""
+
+
+def test_usage_tokens_has_a_row_per_token(generate: Callable[..., Result]) -> None:
+    result = generate("hello", "--seed", "3", "--max-new-tokens", "7", "--usage", "tokens", "--exit-threshold", "0.5")
+    lines = result.stderr.splitlines()
+    assert lines[0].split() == [
+        "token",
+        "experts",
+        "per",
+        "layer,",
+        "of",
+        str(E),
+        "layers",
+        "of",
+        str(L),
+        "exit",
+        "FLOPs",
+        "ms",
+    ]
+    assert len(lines) == 1 + 7 + 2
+    assert any(" - " in line for line in lines[1:8]), "a skipped layer shows"
+
+
+def test_colours_follow_the_share_of_flops_on_a_terminal(
+    generate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    result = generate("hello", "--seed", "3", "--max-new-tokens", "7", "--usage", "tokens")
+    assert "\x1b[" in result.stderr
+    assert "share of dense FLOPs: " in result.stderr
+    assert "\x1b[" not in result.stdout
+
+
+def test_a_model_cannot_steer_the_terminal_from_the_table() -> None:
+    from adaptive_lm.runtime.render import printable
+
+    assert printable("a\x1b[2Jb\x07") == r"a\x1b[2Jb\x07"
+    assert printable("a\nü", lines=True) == "a\nü"
+
+
+def test_the_prompt_comes_from_stdin_without_the_shells_line_end(generate: Callable[..., Result]) -> None:
+    asked = json.loads(generate("-", "--json", "--seed", "1", "--max-new-tokens", "3", input="hëllo\n").stdout)
+    assert asked["usage"]["prompt_tokens"] == 6
+    typed = json.loads(generate("hëllo", "--json", "--seed", "1", "--max-new-tokens", "3").stdout)
+    assert asked["text"] == typed["text"]
+
+
+def test_a_chat_template_is_used_unless_raw(generate: Callable[..., Result], changed: Callable[..., Path]) -> None:
+    folder = changed(chat_template=TEMPLATE)
+
+    def prompt_tokens(*args: str) -> Any:
+        return json.loads(generate("Hi?", "--json", *args, folder=folder).stdout)["usage"]["prompt_tokens"]
+
+    assert prompt_tokens() == prompt_tokens("--chat") == len("User: Hi?\nAssistant:")
+    assert prompt_tokens("--raw") == len("Hi?")
+    assert "no chat template" in generate("Hi?", "--chat").stderr
+
+
+def test_the_newest_exported_model_is_the_default(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(("new", "old")):
+        target = tmp_path / "runs" / name / "model"
+        target.parent.mkdir(parents=True)
+        target.symlink_to(copy) if name == "old" else copy.rename(target)
+        copy = target
+        stamp = 2_000_000_000 - 1000 * age
+        os.utime(target / "manifest.json", (stamp, stamp))
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(group, ["generate", "a", "--max-new-tokens", "2"]).exit_code == 0
+    result = CliRunner().invoke(group, ["generate", "a", "--max-new-tokens", "2", "--model", "runs/new"])
+    assert result.exit_code == 0, "the folder of the run is as good"
+
+
+def test_without_any_model_it_says_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(group, ["generate", "a"])
+    assert result.exit_code == 1
+    assert "error: no exported model under" in result.stderr
+    assert "adaptive export" in result.stderr
+
+
+def test_ctrl_c_ends_the_text_and_still_gives_the_summary(
+    generate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Generation.__next__
+
+    def interrupted(self: Generation) -> Any:
+        if self._made == 3:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(Generation, "__next__", interrupted)
+    result = generate("hello", "--seed", "3")
+    assert result.exit_code == 130
+    assert result.stdout.endswith("\n")
+    assert "3 tokens · " in result.stderr
+    assert "interrupted" in result.stderr
+    as_json = generate("hello", "--seed", "3", "--json")
+    assert json.loads(as_json.stdout)["usage"]["finish_reason"] == "interrupted"
+
+
+def test_an_answer_begins_without_the_space_of_the_template() -> None:
+    from adaptive_lm.runtime.cli import stream
+
+    class Piece:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+    def shown(strip: bool) -> str:
+        import click
+
+        @click.command()
+        def command() -> None:
+            stream(iter([Piece(" "), Piece(" Mountains"), Piece(" form")]), strip=strip)  # type: ignore[list-item]
+
+        return CliRunner().invoke(command).stdout
+
+    assert shown(True) == "Mountains form\n"
+    assert shown(False) == "  Mountains form\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--temperature", "nan"], 2, "found temperature nan"),
+        (["--temperature", "-1"], 2, "found temperature -1.0"),
+        (["--top-p", "0"], 2, "found top_p 0.0"),
+        (["--top-k", "0"], 2, "found top_k 0"),
+        (["--router-top-p", "1.5"], 2, "found router_top_p 1.5, expected 0 to 1"),
+        (["--depth-threshold", "-0.1"], 2, "found depth_threshold -0.1, expected 0 to 1"),
+        (["--exit-threshold", "nan"], 2, "found exit_threshold nan, expected 0 to 1"),
+        (["--experts", "9"], 1, "found experts 9, this model has 4"),
+        (["--experts", "2", "--router-top-p", "0.5"], 2, "give one of them"),
+        (["--max-new-tokens", "0"], 2, "found max_new_tokens 0"),
+        (["--max-new-tokens", "96"], 1, "this model's context is 96"),
+        (["--stop", ""], 2, "empty stop string"),
+        (["--seed", "-1"], 2, "found seed -1"),
+        (["--temperature", "warm"], 2, "is not a valid float"),
+        (["--usage", "all"], 2, "is not one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_setting_is_answered_with_one_line(
+    generate: Callable[..., Result], args: list[str], code: int, words: str
+) -> None:
+    result = generate("hello", *args)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "input_bytes", "words"),
+    [
+        ("", None, "the prompt is empty"),
+        ("-", b"", "the prompt is empty"),
+        ("-", b"\n", "the prompt is empty"),
+        ("-", b"ab\xffcd", "stdin is not valid UTF-8: found byte 0xff at 2"),
+        ("a\udcff", None, "not valid UTF-8"),
+        ("x" * 200, None, "found 200 prompt tokens"),
+    ],
+    ids=["empty", "empty stdin", "only a line end", "latin-1", "surrogate", "too long"],
+)
+def test_a_wrong_prompt_is_answered_with_one_line(
+    generate: Callable[..., Result], prompt: str, input_bytes: bytes | None, words: str
+) -> None:
+    result = generate(prompt, input=input_bytes)
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_damaged_model_is_answered_with_one_line(generate: Callable[..., Result], copy: Path) -> None:
+    (copy / "tokenizer.json").write_bytes((copy / "tokenizer.json").read_bytes().replace(b"version", b"verzion"))
+    result = generate("hello", folder=copy)
+    assert result.exit_code == 1
+    assert "tokenizer.json is damaged: found sha256" in result.stderr
+
+
+def test_characters_unknown_to_the_tokenizer_are_told(generate: Callable[..., Result], copy: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    vocab = {"<|endoftext|>": 256, "<unk>": 0} | {chr(64 + i): i for i in range(1, 256)}
+    library = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=False))  # noqa: S106
+    library.decoder = decoders.Fuse()
+    library.add_special_tokens(["<|endoftext|>"])
+    library.save(str(copy / "tokenizer.json"))
+    result = generate("AB日C山", folder=write_manifest(copy))
+    assert result.exit_code == 0, result.stderr
+    assert "note: 2 tokens of the prompt are unknown" in result.stderr
+
+
+@pytest.fixture(autouse=True)
+def _no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")

@@ -1,0 +1,74 @@
+"""CUDA when it really loads, else the CPU, and not a word on stderr."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adaptive_lm.runtime import UserError, load
+from adaptive_lm.runtime.providers import Device, choose_device, why_no_cuda
+
+
+@pytest.fixture(autouse=True)
+def _ask_anew() -> Iterator[None]:
+    why_no_cuda.cache_clear()
+    yield
+    why_no_cuda.cache_clear()
+
+
+def test_the_cpu_is_taken_without_asking_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: pytest.fail("asked"))
+    assert choose_device("cpu") == Device("cpu", ("CPUExecutionProvider",))
+
+
+def test_auto_takes_cuda_only_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: None)
+    assert choose_device("auto").providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: "no driver")
+    assert choose_device("auto").name == "cpu"
+
+
+def test_cuda_asked_for_in_vain_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: "libcublas.so.13 is missing")
+    with pytest.raises(UserError, match=r"CUDA does not load here: libcublas\.so\.13 is missing; use --device cpu"):
+        choose_device("cuda")
+
+
+def test_a_driver_without_device_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
+            return 100
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    assert why_no_cuda() == "the NVIDIA driver does not start (code 100)"
+
+
+def test_a_device_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="found device 'tpu', expected auto, cpu or cuda"):
+        choose_device("tpu")
+
+
+def test_loading_and_generating_is_quiet(model: Path) -> None:
+    code = (
+        "import sys\nfrom adaptive_lm.runtime import Params, load\n"
+        f"engine = load({str(model)!r})\nlist(engine.generate('hello', Params(max_new_tokens=3)))\n"
+        "assert not {'torch', 'onnx'} & sys.modules.keys()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_room_imports_nothing_heavy_until_it_loads() -> None:
+    code = (
+        "import sys\nimport adaptive_lm.runtime\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'tokenizers', 'pydantic'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_says_where_it_runs(model: Path) -> None:
+    assert load(model, device="auto", threads=1).session.device.name in ("cpu", "cuda")
