@@ -1,0 +1,99 @@
+"""Which keys and values should a skipped token leave behind: none, or those of its frozen state?
+
+Trains the same model with each policy (same data, steps, seeds and controller), then decodes with both in turn:
+
+    python benchmarks/skipped_kv.py --seeds 3 --steps 300
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, median, pstdev
+
+import click
+
+from adaptive_lm.runtime.session import Session
+
+POLICIES = ("none", "project")
+
+
+@click.command()
+@click.option("--data", default="builtin:python-docs", show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--steps", default=300, show_default=True)
+@click.option("--share", default=0.6, show_default=True, help="Share of the tokens that run each routed layer.")
+@click.option("--tokens", default=192, show_default=True, help="Decoded tokens per timed round.")
+@click.option("--rounds", default=9, show_default=True)
+def main(data: str, seeds: int, steps: int, share: float, tokens: int, rounds: int) -> None:
+    """Print held-out loss per policy and seed, and the ratio of decode times."""
+    with tempfile.TemporaryDirectory() as folder:
+        losses: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        layers: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        for seed in range(seeds):
+            for policy in POLICIES:
+                record = _train(Path(folder), data, policy, seed, steps, share)
+                losses[policy].append(record["val_loss"])
+                layers[policy].append(record["val_layers_per_token"])
+                click.echo(f"seed {seed} {policy:8} loss {losses[policy][-1]:.4f} layers {layers[policy][-1]:.2f}")
+        for policy in POLICIES:
+            click.echo(f"{policy:8} held-out loss {mean(losses[policy]):.4f} +- {pstdev(losses[policy]):.4f}")
+        differences = [a - b for a, b in zip(losses["none"], losses["project"], strict=True)]
+        click.echo(f"none - project, paired by seed: {mean(differences):+.4f} +- {pstdev(differences):.4f}")
+        _time(Path(folder), tokens, rounds)
+
+
+def _train(folder: Path, data: str, policy: str, seed: int, steps: int, share: float) -> dict[str, float]:
+    name = f"{policy}-{seed}"
+    settings = {
+        "model.context_length": 256,
+        "model.depth.skipped_kv": policy,
+        "model.depth.layers_share": share,
+        "trainer.threads": 1,
+        "trainer.tensorboard": "false",
+        "trainer.sequence_length": 128,
+        "trainer.batch_size": 16,
+        "trainer.eval_every": steps,
+    }
+    command = ["-m", "adaptive_lm.serve", "train", "--data", data, "--tokenizer", "bpe", "--vocab-size", "1024"]
+    command += ["--steps", str(steps), "--seed", str(seed), "--name", name]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True)
+    records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    found: dict[str, float] = json.loads(records[-1])
+    return found
+
+
+def _time(folder: Path, tokens: int, rounds: int) -> None:
+    sessions = {}
+    for policy in POLICIES:
+        name = f"{policy}-0"
+        export = [sys.executable, "-m", "adaptive_lm.serve", "export", name, "--threads", "1"]
+        subprocess.run(export, cwd=folder, check=True, capture_output=True)
+        sessions[policy] = Session(folder / "runs" / name / "model", device="cpu", threads=1)
+    ratios = []
+    for _ in range(rounds + 1):
+        took = {policy: _decode(session, tokens) for policy, session in sessions.items()}
+        ratios.append(took["none"] / took["project"])
+    ratios = sorted(ratios[1:])  # the first round warms up
+    click.echo(
+        f"decode time none / project: median {median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}, "
+        f"{rounds} interleaved rounds of {tokens} tokens)"
+    )
+
+
+def _decode(session: Session, tokens: int) -> float:
+    session.reset()
+    session.prefill([1, 2, 3])
+    begin = time.perf_counter()
+    for i in range(tokens):
+        session.step(4 + i % 900)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
