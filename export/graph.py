@@ -87,7 +87,7 @@ class Graph:
         return self.ops("If", condition, outputs=len(types), name=name, results=results, **branches)
 
     def proto(self, outputs: Sequence[str], types: Sequence[int]) -> onnx.GraphProto:
-        """This branch as a GraphProto. A value of an outer graph, or one returned twice, goes out through an Identity."""
+        """This branch as a GraphProto. An outer value, or one returned twice, goes out through an Identity."""
         own = {output for node in self.nodes for output in node.output}
         names: list[str] = []
         for output in outputs:
