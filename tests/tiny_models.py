@@ -48,7 +48,7 @@ CONFIGS = {
     "exits_none": variant(depth={**EXITS, "skipped_kv": "none"}),
     "exits_project": variant(depth={**EXITS, "skipped_kv": "project"}),
     "both_none": variant(depth={**BOTH, "skipped_kv": "none"}),
-    "both_project": variant(depth={**BOTH, "skipped_kv": "project"}),
+    "both_project": variant(depth={**BOTH, "skipped_kv": "project"}, norm_eps=0.05),
     "dense_both_none": variant(ffn={"routing": "dense", "dim": 40}, depth={**BOTH, "skipped_kv": "none"}),
 }
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]

@@ -133,6 +133,18 @@ def test_a_pair_that_was_not_chosen_is_never_multiplied() -> None:
     assert (gradients[1][~selected] == 0).all()
 
 
+@pytest.mark.parametrize("chosen", CHOICES)
+def test_the_rows_multiplied_are_the_pairs_chosen(chosen: str) -> None:
+    """In bf16 on a CPU rounded up to a multiple per expert, as oneDNN compiles a kernel for every count it meets."""
+    selected = routed(chosen)
+    counts = selected.sum(0)
+    x, weights, gate_up, down = (tensor.detach() for tensor in arguments(dtype=torch.float32))
+    _, hidden = _forward(x, weights, selected, gate_up, down)
+    assert len(hidden) == counts.sum()
+    _, hidden = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16())
+    assert len(hidden) == ((counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE).sum()
+
+
 def test_a_token_without_experts_gets_nothing() -> None:
     selected = routed("some_tokens_skip")
     x, weights, gate_up, down = arguments()

@@ -137,7 +137,9 @@ def test_the_sequences_of_a_batch_do_not_touch_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("policy", ["routers", "exits", "both"])
 def test_the_two_policies_for_skipped_keys_differ(policy: str) -> None:
-    none, project = tiny_model(f"{policy}_none"), Transformer(CONFIGS[f"{policy}_project"]).eval()
+    none = tiny_model(f"{policy}_none")
+    other = none.config.depth.model_copy(update={"skipped_kv": "project"})
+    project = Transformer(none.config.model_copy(update={"depth": other})).eval()
     project.load_state_dict(none.state_dict())
     limits = busy_thresholds(none.config)
     with torch.no_grad():
