@@ -176,8 +176,14 @@ class Manifest(Part):
         and a file that is missing, changed, a link, or outside the folder.
         """
         folder = Path(folder)
-        manifest = cls._parse(folder)
-        check_files(folder, {name: (info.bytes, info.sha256) for name, info in manifest.files.items()}, verify=verify)
+        try:
+            manifest = cls._parse(folder)
+            files = {name: (info.bytes, info.sha256) for name, info in manifest.files.items()}
+            check_files(folder, files, verify=verify)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {error.filename}: {error.strerror}; make it readable or copy the model"
+            ) from error
         return manifest
 
     @classmethod

@@ -75,9 +75,14 @@ class Timed:
         return Distribution.of(1000 * np.array(self.rounds).ravel())
 
     @property
+    def medians(self) -> Floats:
+        """Seconds per token, the median of each round."""
+        return np.asarray(np.median(np.array(self.rounds), axis=1))
+
+    @property
     def spread(self) -> float:
         """How far the rounds lie apart: (largest - smallest) / middle of their medians."""
-        medians = np.median(np.array(self.rounds), axis=1)
+        medians = self.medians
         return float((medians.max() - medians.min()) / np.median(medians))
 
 

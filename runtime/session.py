@@ -29,7 +29,7 @@ ROUND_CAPACITY = (
 class Step:
     """What one pass gave: logits of the last tokens, and what the tokens used."""
 
-    logits: NDArray[np.float32]  # (num_logits, V), a copy
+    logits: NDArray[np.float32]  # (num_logits, V), not written again
     routes: Routes
     usage: Usage  # of the last token, from which the next is chosen
 
@@ -74,6 +74,9 @@ class Session:
         options.intra_op_num_threads = self.threads
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.enable_mem_pattern = False  # planned for one set of shapes; ours change with the prompt
+        # A thread that spins while it waits takes the core from whoever has work: on two busy cores it doubled the time of
+        # a token, on idle ones it gains little (docs/decisions).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they come as exceptions too
         try:
             session = self._ort.InferenceSession(str(path), options, providers=list(self.device.providers))
@@ -170,7 +173,9 @@ class Session:
         self._cache.lengths[:] = graph.new_lengths
         self._position += T
         routes = self._routes(graph, before)
-        return Step(graph.logits[0].copy(), routes, self._meter.usage(routes))
+        # The arrays of a prompt are its own, those of decoding are used again.
+        logits = graph.logits[0].copy() if graph is self._decode else graph.logits[0]
+        return Step(logits, routes, self._meter.usage(routes))
 
     def _routes(self, graph: Pass, before: NDArray[np.int64]) -> Routes:
         layers_run = graph.layers_run[:, 0].copy()  # (L, T)

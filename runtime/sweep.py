@@ -6,12 +6,15 @@ Each point says three things that are easily mistaken for one another:
                         thresholds saved where they decide
     executed_share      all FLOPs executed, with head, routers, exit checks and keys of skipped layers, over all FLOPs
                         of the dense pass: what was left to compute
-    measured_share      time per token over that of the point `all`, measured in the same rounds: what was gained
+    measured_share      time per token over that of the point `all`: what was gained. The ratio of the medians of each
+                        round, which are near in time; of these the median over the rounds
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from .dial import Dial, Thresholds, resolve
 from .engine import Engine
@@ -79,12 +82,13 @@ def sweep(
     """Measure every point; `text` None gives no bits per byte."""
     timed = time_points(engine, [p.thresholds for p in walked], prompt, answer, repeats=repeats, seed=seed)
     quality = [bits_per_byte(engine, p.thresholds, text, max_tokens) if text else None for p in walked]
-    whole = timed[0].milliseconds.median
-    return [point_json(point, result, bits, whole) for point, result, bits in zip(walked, timed, quality, strict=True)]
+    return [
+        point_json(point, result, bits, timed[0]) for point, result, bits in zip(walked, timed, quality, strict=True)
+    ]
 
 
-def point_json(point: Point, timed: Timed, bits: float | None, whole: float) -> dict[str, Any]:
-    """One point as `bench --json` writes it; `whole` is the time of the point `all`."""
+def point_json(point: Point, timed: Timed, bits: float | None, whole: Timed) -> dict[str, Any]:
+    """One point as `bench --json` writes it; `whole` is the point `all`."""
     tally = timed.tally
     return {
         "name": point.name,
@@ -93,7 +97,7 @@ def point_json(point: Point, timed: Timed, bits: float | None, whole: float) -> 
         "layers_per_token": round(tally.layers / tally.tokens, 4),
         "theoretical_share": round(tally.adaptive_flops / tally.adaptive_dense_flops, 5),
         "executed_share": round(tally.executed_flops / tally.dense_flops, 5),
-        "measured_share": round(timed.milliseconds.median / whole, 5),
+        "measured_share": round(float(np.median(timed.medians / whole.medians)), 5),
         "milliseconds_per_token": {name: round(value, 5) for name, value in asdict(timed.milliseconds).items()},
         "spread": round(timed.spread, 4),
         "bits_per_byte": None if bits is None else round(bits, 5),

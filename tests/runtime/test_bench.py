@@ -78,13 +78,16 @@ def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Re
     assert experts == sorted(experts, reverse=True)
 
 
-def test_the_same_seed_counts_the_same(bench: Callable[..., Result]) -> None:
+def test_the_same_seed_counts_the_same(bench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptive_lm.runtime.cli.draw", lambda *args: None)
+
     def counted(*args: str) -> list[tuple[Any, ...]]:
         sweep = json.loads(bench("--json", "--sweep", *args).stdout)["sweep"]
         return [(p["name"], p["executed_share"], p["experts_per_token"], p["bits_per_byte"]) for p in sweep]
 
-    assert counted() == counted()
-    assert [p[1] for p in counted()] != [p[1] for p in counted("--seed", "1")]
+    first = counted()
+    assert counted() == first
+    assert [p[1] for p in counted("--seed", "1")] != [p[1] for p in first]
 
 
 def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: Path) -> None:

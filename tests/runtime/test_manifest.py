@@ -99,6 +99,15 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         Manifest.read(copy)
 
 
+def test_a_file_that_cannot_be_read_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("adaptive_lm.runtime.files.digest", refused)
+    with pytest.raises(UserError, match=r"cannot read .*model\.onnx: Permission denied"):
+        Manifest.read(copy)
+
+
 def test_a_manifest_must_list_graph_and_tokenizer(copy: Path) -> None:
     content = manifest_content()
     (copy / "manifest.json").write_text(json.dumps(content))
