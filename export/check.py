@@ -122,7 +122,8 @@ def _continuation(
     """The graph continues greedily; its judge reads the whole text at once and must choose every token likewise.
 
     Since both are causal, that is the same as generating with the judge token by token. The judge is torch for fp32;
-    for int8, whose numbers are its own, it is the graph itself on the whole text as one prompt.
+    for int8, whose numbers are its own, it is the graph itself on the whole text as one prompt. Where two tokens are as good
+    as each other within the tolerance either may be chosen; such ties are counted.
     """
     thresholds, against_torch = source.thresholds(), session.manifest.model.precision == "fp32"
     prompt = window[0, : min(PROMPT, source.config.context_length // 2)].tolist()
