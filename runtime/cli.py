@@ -42,7 +42,7 @@ def shared_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog='Example: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
+@click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
 @click.argument("prompt")
 @click.option("--max-new-tokens", type=int, help="At most this many; by default 128, or what the context has room for.")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most probable token.")
@@ -175,7 +175,7 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
     show_summary(summary, engine.manifest)
 
 
-@click.command(epilog="Example: adaptive bench --sweep --plot dial.svg")
+@click.command(epilog="\b\nExample: adaptive bench --sweep --plot dial.svg")
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Length of the prompt.")
 @click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after it.")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Rounds, after one that warms up.")

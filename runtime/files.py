@@ -1,7 +1,7 @@
 """The files of an exported model: contained in their folder, whole, and unchanged since they were written.
 
-They are checked before they are opened, so this protects from a model that came damaged or crafted, not from someone who
-can write into its folder while it loads.
+They are checked before they are opened, so this protects from a model that came damaged or crafted, not from someone
+who can write into its folder while it loads.
 """
 
 import hashlib

@@ -73,9 +73,9 @@ class Session:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        options.enable_mem_pattern = False  # planned for one set of shapes; ours change with the prompt
-        # A thread that spins while it waits takes the core from whoever has work: on two busy cores it doubled the time of
-        # a token, on idle ones it gains little (docs/decisions).
+        options.enable_mem_pattern = False  # planned for fixed shapes; ours change with the prompt
+        # A thread that spins while it waits takes the core from whoever has work: on two busy cores that doubled the
+        # time of a token, on idle ones it gains little (docs/decisions).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they come as exceptions too
         try:
