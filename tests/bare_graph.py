@@ -1,0 +1,203 @@
+"""Exported graphs run by hand: numpy in, numpy out, any number of sequences; what the runtime does with more care.
+
+L layers, B sequences, T tokens, E experts, V vocabulary, K key/value heads, C capacity, W width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from tiny_models import CONFIGS, season, tiny_model, variant
+
+from adaptive_lm.export.transformer import build
+from adaptive_lm.export.weights import Precision
+from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
+
+DECISIONS = ("selected_experts", "layers_run", "exit_layer")
+OUTPUTS = ("logits", *DECISIONS, "new_lengths")
+EVERYTHING: dict[str, Any] = {"depth": {"layers_share": 0.5, "exit_layers": (0, 2), "skipped_kv": "project"}}
+MODELS = CONFIGS | {
+    "one_layer": variant(num_layers=1),
+    "one_dense_layer": variant(num_layers=1, ffn={"routing": "dense", "dim": 40}),
+    "two_layers_exit": variant(num_layers=2, depth={"exit_layers": (0,)}),
+    "shared_tied_project": variant(tie_embeddings=True, ffn={"shared_expert_dim": 20}, **EVERYTHING),
+    "top_k_project": variant(ffn={"routing": "top_k", "experts_per_token": 2}, **EVERYTHING),
+}
+
+
+@cache
+def model_of(name: str) -> Transformer:
+    """The seeded torch model of that name in MODELS; shared: copy it before changing it."""
+    if name in CONFIGS:
+        return tiny_model(name)
+    model = Transformer(MODELS[name])
+    season(model, seed=list(MODELS).index(name))
+    return model.eval()
+
+
+def weights_of(model: Transformer) -> dict[str, np.ndarray]:
+    """What `build` takes."""
+    return {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+
+@cache
+def proto_of(name: str, precision: Precision = "fp32") -> onnx.ModelProto:
+    return build(MODELS[name], weights_of(model_of(name)), precision)
+
+
+@cache
+def graph_of(name: str, precision: Precision = "fp32") -> Graph:
+    return Graph(proto_of(name, precision), MODELS[name])
+
+
+@dataclass(frozen=True)
+class Said:
+    """The outputs of one pass."""
+
+    logits: np.ndarray  # (B, num_logits, V)
+    selected_experts: np.ndarray  # (L, B, T, E)
+    layers_run: np.ndarray  # (L, B, T)
+    exit_layer: np.ndarray  # (B, T)
+    new_lengths: np.ndarray  # (L, B)
+
+
+class Graph:
+    """A graph and its ONNX Runtime session."""
+
+    def __init__(self, proto: onnx.ModelProto, config: ModelConfig, threads: int = 1) -> None:
+        self.proto, self.config = proto, config
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+class Sequences:
+    """B sequences in the hands of one graph: their caches, written in place, and what each layer holds of them."""
+
+    def __init__(self, graph: Graph, batch: int = 1, capacity: int = 32, fill: float = 0.0) -> None:
+        config = graph.config
+        self.graph, self.batch = graph, batch
+        self.lengths = np.zeros((config.num_layers, batch), np.int64)
+        self.positions = np.zeros(batch, np.int64)
+        shape = (batch, config.num_kv_heads, capacity, config.width_of_head)
+        self.caches = {
+            f"{kind}.{layer}": onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, fill, np.float32), "cpu", 0)
+            for kind in ("key", "value")
+            for layer in range(config.num_layers)
+        }
+
+    def run(self, ids: np.ndarray, *thresholds: Thresholds, num_logits: int | None = None) -> Said:
+        """ids (B, T), thresholds of each sequence -> Said, logits of all T; the sequences are then T tokens longer."""
+        number = ids.shape[1] if num_logits is None else num_logits
+        inputs: dict[str, np.ndarray] = {
+            "ids": np.asarray(ids, np.int64),
+            "positions": self.positions[:, None] + np.arange(ids.shape[1]),
+            "lengths": self.lengths,
+            "num_logits": np.asarray(number, np.int64),
+        }
+        for name in Thresholds._fields:
+            per_sequence = [getattr(limits, name).numpy() for limits in thresholds]
+            inputs[name] = np.stack(per_sequence, 1).astype(np.float32)  # (L, B)
+        binding = self.graph.session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value) if value.ndim else value)
+        for name in OUTPUTS:
+            binding.bind_output(name, "cpu")
+        for name, cache_ in self.caches.items():
+            binding.bind_ortvalue_input(f"past_{name}", cache_)
+            binding.bind_ortvalue_output(f"present_{name}", cache_)
+        self.graph.session.run_with_iobinding(binding)
+        found = dict(zip(OUTPUTS, binding.copy_outputs_to_cpu(), strict=False))
+        said = Said(**{name: found[name].copy() for name in OUTPUTS})
+        self.lengths = said.new_lengths
+        self.positions = self.positions + ids.shape[1]
+        return said
+
+    def steps(self, ids: np.ndarray, *thresholds: Thresholds) -> Said:
+        """ids (B, T) one column at a time -> Said, as if it had been one pass."""
+        return joined([self.run(ids[:, t : t + 1], *thresholds) for t in range(ids.shape[1])])
+
+    def content(self) -> dict[str, np.ndarray]:
+        """A copy of every cache, (B, K, C, W)."""
+        return {name: value.numpy().copy() for name, value in self.caches.items()}
+
+
+def together(*singles: Sequences) -> Sequences:
+    """Sequences that were computed alone, as one batch."""
+    graph = singles[0].graph
+    capacity = next(iter(singles[0].caches.values())).shape()[2]
+    batch = Sequences(graph, len(singles), capacity)
+    batch.lengths = np.concatenate([single.lengths for single in singles], 1)
+    batch.positions = np.concatenate([single.positions for single in singles])
+    contents = [single.content() for single in singles]
+    for name in batch.caches:
+        stacked = np.concatenate([content[name] for content in contents])
+        batch.caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(stacked, "cpu", 0)
+    return batch
+
+
+def joined(parts: list[Said]) -> Said:
+    """Passes one after the other as one pass."""
+    axis = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1}
+    whole = {name: np.concatenate([getattr(part, name) for part in parts], at) for name, at in axis.items()}
+    return Said(**whole, new_lengths=parts[-1].new_lengths)
+
+
+def row(said: Said, b: int) -> Said:
+    """One sequence of a batch."""
+    only = slice(b, b + 1)
+    return Said(
+        said.logits[only],
+        said.selected_experts[:, only],
+        said.layers_run[:, only],
+        said.exit_layer[only],
+        said.new_lengths[:, only],
+    )
+
+
+def same_decisions(said: Said, judge: Any, tokens: slice = slice(None)) -> None:
+    """Raises AssertionError unless every decision equals the judge's about those of its tokens."""
+    for name in DECISIONS:
+        expected = np.asarray(getattr(judge, name))
+        expected = expected[:, :, tokens] if name != "exit_layer" else expected[:, tokens]
+        np.testing.assert_array_equal(getattr(said, name), expected, err_msg=name)
+
+
+def shifted(thresholds: Thresholds, by: float) -> Thresholds:
+    """The same a little further up (the sequence does less of everything but leaving) or down."""
+    return Thresholds(
+        thresholds.router_top_p - 3 * by, thresholds.depth_threshold + by / 2, thresholds.exit_threshold + by
+    )
+
+
+def everything_on(config: ModelConfig) -> Thresholds:
+    ones = torch.ones(config.num_layers)
+    return Thresholds(ones, 0 * ones, ones)
+
+
+def graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and every branch in it."""
+    yield proto
+    for node in proto.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from graphs(attribute.g)
+
+
+def nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for graph in graphs(proto.graph) for node in graph.node]
+
+
+def initializers(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for graph in graphs(proto.graph) for tensor in graph.initializer]

@@ -1,0 +1,145 @@
+"""What the graph is made of: which operators, where the weights lie, under which names, and how it is written."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
+from onnx import numpy_helper
+
+from adaptive_lm.export.graph import FLOAT, IR_VERSION, OPSET, Graph
+from adaptive_lm.export.transformer import build
+from adaptive_lm.export.weights import Precision, Weights
+
+SMALL = 512  # bytes: of the matrices of these tiny models, in either precision, all are larger
+TABLES = ("rotary.cos", "rotary.sin")
+"""Read by every layer and multiplied by none, so there is nothing that ONNX Runtime would prepack."""
+PRECISIONS: list[Precision] = ["fp32", "int8"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_is_standard_onnx_of_the_stated_version(name: str, precision: Precision) -> None:
+    proto = proto_of(name, precision)
+    onnx.checker.check_model(proto, full_check=False)
+    assert proto.ir_version == IR_VERSION == 11
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", OPSET)] == [("", 24)]
+    assert {node.domain for node in nodes(proto)} == {""}
+    names = [node.name for node in nodes(proto)]
+    assert len(names) == len(set(names)), "two nodes of one name: a profile could not tell them apart"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, precision: Precision) -> None:
+    proto, state = proto_of(name, precision), weights_of(model_of(name))
+    written = Counter(tensor.name for tensor in initializers(proto))
+    read = Counter(value for node in nodes(proto) for value in node.input)
+    for weight, value in state.items():
+        experts = range(len(value)) if value.ndim == 3 else None
+        parts = [weight] if experts is None else [f"{weight}.{expert}" for expert in experts]
+        if precision == "int8" and value.ndim > 1 and "router" not in weight:
+            assert written[f"{weight}.scale"] == 1
+            parts = [f"{part}.int8" for part in parts]
+        for part in parts:
+            assert written[part] == 1, part
+            shared = weight in ("embedding.weight", "head.weight", "norm.weight")  # exits ask the head, too
+            assert read[part] >= 1 if shared else read[part] == 1, part
+    unread = [tensor for tensor in written if not read[tensor]]
+    assert not unread
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_weights_in_the_file_are_those_of_the_checkpoint(name: str) -> None:
+    state = weights_of(model_of(name))
+    written = {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers(proto_of(name))}
+    for weight, value in state.items():
+        if value.ndim == 3:
+            value = np.stack([written[f"{weight}.{expert}"] for expert in range(len(value))])
+            np.testing.assert_array_equal(value, state[weight], err_msg=weight)
+        else:
+            np.testing.assert_array_equal(written[weight], value, err_msg=weight)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_large_weight_lies_in_the_branch_that_reads_it(name: str, precision: Precision) -> None:
+    """ONNX Runtime does not prepack a weight of the root graph that a branch multiplies with."""
+    root = {t.name: numpy_helper.to_array(t).nbytes for t in proto_of(name, precision).graph.initializer}
+    large = {weight for weight, size in root.items() if size > SMALL} - set(TABLES)
+    branches = list(graphs(proto_of(name, precision).graph))[1:]
+    stray = {value for graph in branches for node in graph.node for value in node.input} & large
+    assert not stray
+    if any(MODELS[name].has_depth_router(i) for i in range(MODELS[name].num_layers)):
+        inside = [t for graph in branches for t in graph.initializer if numpy_helper.to_array(t).nbytes > SMALL]
+        assert inside, "the routed layers have large weights, so they must be somewhere in the branches"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_is_one_if_for_each_layer_that_can_be_skipped(name: str) -> None:
+    config = MODELS[name]
+    first_exit = min(config.depth.exit_layers, default=config.num_layers)
+    skippable = [i for i in range(config.num_layers) if config.has_depth_router(i) or i > first_exit]
+    proto = proto_of(name)
+    branches = [node.name for node in nodes(proto) if node.op_type == "If"]
+    assert branches == [f"layers.{i}/run" for i in skippable]
+    assert [node.name for node in proto.graph.node if node.op_type == "If"] == branches, "an If inside an If"
+    assert not any(node.op_type in ("Loop", "Scan") for node in nodes(proto))
+
+
+def test_a_weight_that_no_node_uses_is_a_defect() -> None:
+    state = weights_of(model_of("top_p")) | {"layers.0.forgotten": np.ones(3, np.float32)}
+    with pytest.raises(AssertionError, match=r"no node uses.*layers\.0\.forgotten"):
+        build(MODELS["top_p"], state)
+
+
+def test_a_weight_that_is_missing_is_a_defect() -> None:
+    state = weights_of(model_of("top_p"))
+    del state["layers.1.moe.down"]
+    with pytest.raises(KeyError, match=r"layers\.1\.moe\.down"):
+        build(MODELS["top_p"], state)
+
+
+def test_a_weight_that_is_taken_or_written_twice_is_a_defect() -> None:
+    weights = Weights({"w": np.ones((2, 2), np.float32)}, "fp32")
+    root = Graph("root")
+    weights.parameter(root, "w")
+    with pytest.raises(AssertionError, match="w is taken twice"):
+        weights.take("w")
+    with pytest.raises(AssertionError, match="w is written twice"):
+        root.weight("w", np.ones(2))
+    with pytest.raises(AssertionError, match="w is written twice"):
+        Graph("branch", root).weight("w", np.ones(2))
+
+
+def test_a_branch_returns_outer_values_and_repeated_ones_through_an_identity() -> None:
+    g = Graph("root")
+
+    def twice(b: Graph) -> list[str]:
+        y = b.op("Neg", "x")
+        return [y, y, "x"]
+
+    g.branch("condition", "choice", [FLOAT] * 3, twice, lambda b: ["x"] * 3, results=("first", "", ""))
+    (node,) = g.nodes
+    sides = {attribute.name: attribute.g for attribute in node.attribute}
+    assert node.output[0] == "first"
+    assert [n.op_type for n in sides["then_branch"].node] == ["Neg", "Identity", "Identity"]
+    assert [n.op_type for n in sides["else_branch"].node] == ["Identity"] * 3
+    for side in sides.values():
+        assert len({output.name for output in side.output}) == 3
+
+
+def test_equal_constants_are_written_once_and_keep_their_shape() -> None:
+    g = Graph("root")
+    assert g.int64(1) == g.int64(1) != g.scalar(1)
+    assert g.scalar(1) != g.scalar(1.0) != g.scalar(True)
+    shapes = [tuple(tensor.dims) for tensor in g.initializers.values()]
+    assert shapes == [(1,), (), (), ()]
+
+
+def test_nodes_of_one_name_are_numbered() -> None:
+    g = Graph("root")
+    with g.scope("layer"):
+        assert [g.op("Neg", "x") for _ in range(3)] == ["layer/Neg", "layer/Neg.1", "layer/Neg.2"]
+    assert g.op("Neg", "x") == "Neg"

@@ -1,0 +1,199 @@
+"""int8: how weights and activations are rounded, and that a token's result is its own."""
+
+import copy
+import functools
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from bare_graph import (
+    MODELS,
+    Graph,
+    Sequences,
+    everything_on,
+    graph_of,
+    initializers,
+    model_of,
+    row,
+    same_decisions,
+    weights_of,
+)
+from onnx import helper
+from tiny_models import busy_thresholds, tiny_ids
+
+from adaptive_lm.export import experts, transformer, weights
+from adaptive_lm.export.graph import FLOAT, IR_VERSION, OPSET, UINT8
+from adaptive_lm.export.graph import Graph as Builder
+from adaptive_lm.export.parity import TOLERANCE
+from adaptive_lm.export.transformer import build
+from adaptive_lm.export.weights import Weights, quantize_columns, quantize_rows
+from adaptive_lm.train.model import Thresholds, Transformer
+
+INT8 = TOLERANCE["int8"]
+OUTLIER = 28
+"""A token whose embedding has one huge number: one scale for the whole tensor would leave its neighbours few steps."""
+
+
+def run_one(g: Builder, output: str, x: np.ndarray) -> np.ndarray:
+    """What a graph of one float input x gives for it."""
+    infos = [helper.make_tensor_value_info(name, FLOAT, [None, None]) for name in ("x", output)]
+    graph = helper.make_graph(g.nodes, "one", infos[:1], infos[1:], list(g.initializers.values()))
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run([output], {"x": x})[0]
+    return found
+
+
+def test_columns_are_rounded_to_the_nearest_of_255_steps_each_with_its_own_scale() -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 40, 6)).astype(np.float32) * np.array([1, 1e-3, 50, 1, 0, 1e-30])
+    quantized, scale = quantize_columns(weight.astype(np.float32))
+    assert quantized.dtype == np.int8
+    assert scale.shape == (3, 6)
+    assert (np.abs(quantized).max(1)[:, [0, 1, 2, 3, 5]] == 127).all(), "the largest of each column fills the range"
+    assert (quantized[..., 4] == 0).all(), "a column of zeros divides by no zero"
+    assert (np.abs(quantized * scale[:, None] - weight) <= 0.501 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_product_is_that_of_the_rounded_numbers(rows: int) -> None:
+    random = np.random.default_rng(1)
+    weight = random.normal(size=(7, 24)).astype(np.float32)  # (O, I)
+    x = (random.normal(size=(rows, 24)) * 10.0 ** random.integers(-6, 6, (rows, 1))).astype(np.float32)
+    if rows:
+        x[-1] = 0
+    g = Builder("root")
+    output = Weights({"layer.w.weight": weight}, "int8").linear(g, "x", "layer.w.weight")
+    found = run_one(g, output, x)
+
+    scale = np.maximum(np.abs(x).max(-1, keepdims=True, initial=0) / np.float32(127), np.float32(1e-30))
+    steps = np.rint(x / scale)
+    columns, column_scale = quantize_columns(weight.T)
+    expected = (steps.astype(np.int64) @ columns.astype(np.int64)) * column_scale * scale
+    assert found.shape == (rows, 7)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-30)
+    assert not rows or (found[-1] == 0).all()
+
+
+def test_an_input_is_rounded_once_for_all_its_readers() -> None:
+    g = Builder("root")
+    state = {f"layer.{name}.weight": np.ones((4, 4), np.float32) for name in ("q", "kv")}
+    taken = Weights(state, "int8")
+    for name in state:
+        taken.linear(g, "x", name)
+    assert [node.op_type for node in g.nodes].count("QuantizeLinear") == 1
+
+
+def test_a_matrix_with_a_negative_only_row_keeps_its_sign() -> None:
+    g = Builder("root")
+    output = Weights({"a.w.weight": np.eye(3, dtype=np.float32)}, "int8").linear(g, "x", "a.w.weight")
+    x = np.array([[-1.0, -0.5, 0.0]], np.float32)
+    np.testing.assert_allclose(run_one(g, output, x), x, atol=0.5 / 127)
+
+
+@functools.cache
+def rounded(name: str) -> Transformer:
+    """The torch model with its weights rounded as int8 rounds them; activations stay as they are."""
+    model = copy.deepcopy(model_of(name))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "router" not in key:
+                matrix = parameter.mT if parameter.ndim == 2 else parameter  # (..., I, O)
+                steps, scale = quantize_columns(matrix.numpy())
+                matrix.copy_(torch.from_numpy(steps * scale[..., None, :]))
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
+    """With everything on, so that no decision can tip: what is left is the rounding of activations, a few percent."""
+    limits, ids = everything_on(MODELS[name]), tiny_ids(2, batch=1, time=24)
+    said = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
+    with torch.no_grad():
+        judge = rounded(name)(ids, limits).logits.numpy()
+    error = np.sqrt(((said.logits - judge) ** 2).mean() / (judge**2).mean())
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_gives_a_token_the_same_alone_in_a_prompt_and_in_a_batch(name: str) -> None:
+    limits, ids = busy_thresholds(MODELS[name]), tiny_ids(2, batch=3, time=24).numpy()
+    graph = graph_of(name, "int8")
+    alone = Sequences(graph).steps(ids[:1], limits)
+    prompt = Sequences(graph).run(ids[:1], limits)
+    batch = row(Sequences(graph, 3).steps(ids, limits, limits, limits), 0)
+    for other in (prompt, batch):
+        same_decisions(other, alone)
+        np.testing.assert_allclose(other.logits, alone.logits, rtol=0, atol=1e-4)  # far below TOLERANCE["int8"]
+
+
+def outlier_model(name: str) -> tuple[Graph, Thresholds]:
+    """The int8 graph of a model in which token OUTLIER has an embedding with one huge number."""
+    state = weights_of(model_of(name))
+    embedding = 0.1 * state["embedding.weight"]
+    embedding[OUTLIER, 3] = 60.0
+    proto = build(MODELS[name], state | {"embedding.weight": embedding}, "int8")
+    return Graph(proto, MODELS[name]), busy_thresholds(MODELS[name])
+
+
+def neighbours_change(graph: Graph, limits: Thresholds) -> tuple[float, float]:
+    """The largest change of a token's logits when OUTLIER comes to stand right of it, and beside it in a batch."""
+    ids = tiny_ids(2, batch=3, time=8).numpy() % OUTLIER
+    with_outlier = ids.copy()
+    with_outlier[0, -1] = OUTLIER
+    prompt, other = [Sequences(graph).run(some[:1], limits).logits[0, :-1] for some in (ids, with_outlier)]
+    with_outlier = ids.copy()
+    with_outlier[1:] = OUTLIER
+    batch, beside = [Sequences(graph, 3).steps(some, limits, limits, limits).logits[0] for some in (ids, with_outlier)]
+    return float(np.abs(prompt - other).max()), float(np.abs(batch - beside).max())
+
+
+@pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "both_none"])
+def test_an_outlier_beside_a_token_does_not_reach_it(name: str) -> None:
+    in_prompt, in_batch = neighbours_change(*outlier_model(name))
+    assert in_prompt <= 1e-4
+    assert in_batch <= 1e-4
+
+
+@pytest.fixture
+def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong way: DynamicQuantizeLinear's one scale for the whole tensor."""
+
+    def whole(g: Builder, x: str) -> tuple[str, str]:
+        largest = g.op("ReduceMax", g.op("Abs", x), keepdims=1)
+        scale = g.op("Max", g.op("Mul", largest, g.scalar(1 / 127)), g.scalar(1e-30))
+        steps = g.op("QuantizeLinear", g.op("Div", x, scale), g.scalar(1.0), g.scalar(weights.ZERO_POINT))
+        ones = g.op("Expand", scale, g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(1), axis=0))
+        return steps, ones
+
+    for module in (weights, experts, transformer):
+        assert module.quantize_rows is quantize_rows
+        monkeypatch.setattr(module, "quantize_rows", whole)
+
+
+@pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "both_none"])
+@pytest.mark.usefixtures("one_scale")
+def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
+    """What the tests above are for: the same models fail them by far if rows share a scale."""
+    in_prompt, in_batch = neighbours_change(*outlier_model(name))
+    assert in_prompt > INT8
+    assert in_batch > INT8
+
+
+def test_routers_norms_and_rotary_tables_stay_fp32() -> None:
+    proto = build(MODELS["both_none"], weights_of(model_of("both_none")), "int8")
+    kept = {t.name for t in initializers(proto) if t.data_type == onnx.TensorProto.FLOAT and ":" not in t.name}
+    matrices = {name for name in kept if not name.endswith(".scale")}
+    assert matrices == {name for name in weights_of(model_of("both_none")) if "router" in name or "norm" in name} | {
+        "rotary.cos",
+        "rotary.sin",
+    }
+
+
+def test_uint8_rows_are_what_the_fast_kernel_takes() -> None:
+    """MatMulInteger with a signed left side is some fifteen times slower; see docs/decisions/0001."""
+    g = Builder("root")
+    quantize_rows(g, "x")
+    (zero,) = [t for t in g.initializers.values() if t.data_type == UINT8]
+    assert zero.raw_data == bytes([128])

@@ -1,0 +1,64 @@
+"""Runs made without training: every file that a run folder has, of a tiny model with something to say."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_models import season
+
+from adaptive_lm.train.checkpoint import save_checkpoint
+from adaptive_lm.train.config import make_config
+from adaptive_lm.train.data.tokenizers import byte_tokenizer, char_tokenizer
+from adaptive_lm.train.model import Transformer
+
+WORDS = [
+    "the",
+    "a",
+    "sun",
+    "moon",
+    "river",
+    "stone",
+    "rises",
+    "falls",
+    "turns",
+    "sleeps",
+    "over",
+    "under",
+    "near",
+    "night",
+]
+MODEL: dict[str, Any] = {
+    "context_length": 256,
+    "dim": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "ffn": {"num_experts": 4, "expert_dim": 16, "experts_per_token": 1.6},
+    "depth": {"layers_share": 0.5, "skipped_kv": "none", "exit_layers": [0, 1]},
+}
+
+
+def text(lines: int = 60, seed: int = 0) -> str:
+    generator = random.Random(seed)
+    return "".join(" ".join(generator.choices(WORDS, k=8)) + ".\n" for _ in range(lines))
+
+
+def write_run(folder: Path, steps: tuple[int, ...] = (10,), tokenizer: str = "chars", **model: Any) -> Path:
+    """Writes the run `folder` with a checkpoint at each of `steps`; `model` overrides fields of MODEL.
+
+    The controllers have seen nothing, as in a run of no steps, so an export shows them held-out text.
+    """
+    made = char_tokenizer(iter([text()])) if tokenizer == "chars" else byte_tokenizer()
+    fields = MODEL | {"vocab_size": made.get_vocab_size()} | model
+    config = make_config({"model": fields, "tokenizer": {"kind": tokenizer}})
+    for step in steps:
+        transformer = Transformer(config.model)
+        season(transformer, seed=step)
+        save_checkpoint(folder / "checkpoints", step, config, transformer.state_dict(), {"slot": torch.ones(1)}, {})
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(made.to_str(), encoding="utf-8")
+    (folder / "heldout.txt").write_text(text(seed=1), encoding="utf-8")
+    return folder
