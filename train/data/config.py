@@ -64,7 +64,7 @@ class TokenizerConfig(BaseModel):
 
     kind: str = "bpe"
     vocab_size: int | None = Field(default=None, ge=1)
-    train_bytes: int = Field(default=256 * 2**20, ge=1)
+    train_bytes: int = Field(default=64 * 2**20, ge=1)
 
     @model_validator(mode="after")
     def _known(self) -> "TokenizerConfig":

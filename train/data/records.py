@@ -166,7 +166,7 @@ def _hf(spec: str) -> Iterator[Located]:
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train")
     except Exception as error:  # the library raises many kinds, all about a name, a network or a disk
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"cannot load {spec}: {first}; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT of a data set on "
             "the hub"

@@ -1,5 +1,6 @@
 """Windows: each epoch covers the text once, in another order and from another place; nothing is remembered."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -47,6 +48,8 @@ def test_epochs_begin_at_other_places_and_come_in_other_orders():
     assert len({tuple(epoch) for epoch in epochs}) == 20
     assert len({min(epoch) for epoch in epochs}) > 5
     assert all(epoch != sorted(epoch) for epoch in epochs)
+    # The steps from window to window do not depend on where the epoch began: they tell the order alone.
+    assert len({tuple((b - a) % 100 for a, b in itertools.pairwise(epoch)) for epoch in epochs}) == 20
 
 
 def test_over_the_epochs_no_token_is_left_out():
@@ -63,6 +66,17 @@ def test_the_mask_of_a_stream_belongs_to_its_targets():
     for number in range(200):
         row = windows.row(number, 13)
         np.testing.assert_array_equal(row.loss_mask, (row.targets % 2 == 1) | (row.targets == EOS))
+
+
+def test_where_the_ring_closes_the_mask_is_that_of_the_last_token():
+    stream = stream_of(range(1, 100), masked=True)
+    stream.mask[0], stream.mask[-1] = (
+        True,
+        False,
+    )  # the first is context and no target; the last is one, here not scored
+    windows = StreamWindows(stream, key=1)
+    rows = [windows.row(number, 10) for number in range(10)]
+    assert sum(int(row.loss_mask[row.targets == EOS].sum()) for row in rows) == 0
 
 
 DOCUMENTS = [range(100 * d + 1, 100 * d + 1 + size) for d, size in enumerate([3, 9, 1, 5, 5, 2, 7, 4])]
