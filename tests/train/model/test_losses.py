@@ -9,7 +9,13 @@ from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, cross_entropy, training_loss
 from adaptive_lm.train.model.block import LayerRouting
-from adaptive_lm.train.model.losses import depth_z_loss, load_balancing_loss, router_entropy_loss, router_z_loss
+from adaptive_lm.train.model.losses import (
+    depth_z_loss,
+    exit_loss,
+    load_balancing_loss,
+    router_entropy_loss,
+    router_z_loss,
+)
 from adaptive_lm.train.model.router import Router
 
 N, E, D = 60, 4, 16
@@ -89,6 +95,11 @@ def test_the_z_loss_is_the_squared_logsumexp_and_pulls_logits_down() -> None:
     assert logits.grad.sum() > 0
 
 
+def test_the_depth_z_loss_is_the_squared_logit() -> None:
+    layer = LayerRouting(ALL, None, torch.linspace(-3, 2, N), None)
+    assert depth_z_loss(layer, ALL).item() == pytest.approx(torch.linspace(-3, 2, N).square().mean().item(), rel=1e-5)
+
+
 def test_the_entropy_loss_is_the_entropy_in_nats() -> None:
     even = layer_of(torch.zeros(N, E), evenly(1))
     assert router_entropy_loss(even, ALL).item() == pytest.approx(torch.tensor(E).log().item(), rel=1e-5)
@@ -166,6 +177,15 @@ def test_the_exit_loss_scores_the_head_after_each_exit_layer() -> None:
             shallow.layers = shallow.layers[: layer + 1]
             losses.append(cross_entropy(shallow(tiny_ids()).logits, tiny_ids(1), counted))
     assert parts["exit_loss"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_the_exit_loss_teaches_the_layers_before_the_exit_and_no_others() -> None:
+    model = copy.deepcopy(tiny_model("exits_none")).train()
+    out = model(tiny_ids())
+    exit_loss(model, out, tiny_ids(1), torch.ones(B, T, dtype=torch.bool)).backward()
+    taught = [any(weight.grad is not None for weight in layer.parameters()) for layer in model.layers]
+    assert taught == [True, True, True, False]
+    assert all(model.layers[0].moe.gate_up.grad.flatten(1).any(1))
 
 
 @pytest.mark.parametrize("name", ["top_p", "both_none"])

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import ADAPTS_DEPTH, CONFIGS, ROUTED, decisions, tiny_ids, tiny_model
+from tiny_models import ADAPTS_DEPTH, CONFIGS, ROUTED, decisions, tiny_ids, tiny_model, variant
 from torch import Tensor
 
 from adaptive_lm.train.model import LossConfig, ModelOutput, Thresholds, Transformer, training_loss
@@ -46,6 +46,35 @@ def test_everything_gets_a_gradient_at_the_start(name: str) -> None:
             assert (gradient.abs().amax(1) > 0).all(), f"{key}: an expert whose score learns nothing"
         else:
             assert gradient.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_weights_start_at_the_documented_scales(tied: bool) -> None:
+    torch.manual_seed(0)
+    D, F, L = 64, 48, 4
+    ffn = {"expert_dim": F, "shared_expert_dim": F}
+    depth = {"layers_share": 0.5}
+    model = Transformer(variant(ffn, depth, dim=D, vocab_size=512, num_layers=L, tie_embeddings=tied))
+    silent = 1 / (8 * (2 * L) ** 0.5)
+    block = "layers.1"
+    expected = {
+        "embedding.weight": 0.02 if tied else 1.0,
+        "head.weight": 0.02 if tied else 0.1 * D**-0.5,
+        f"{block}.attention.q.weight": D**-0.5,
+        f"{block}.attention.kv.weight": D**-0.5,
+        f"{block}.attention.o.weight": D**-0.5 * silent,
+        f"{block}.moe.gate_up": D**-0.5,
+        f"{block}.moe.down": F**-0.5 * silent,
+        f"{block}.moe.shared.gate_up.weight": D**-0.5,
+        f"{block}.moe.shared.down.weight": F**-0.5 * silent,
+        f"{block}.moe.router.weight": 0.02,
+    }
+    weights = model.state_dict()
+    for name, scale in expected.items():
+        assert weights[name].std().item() == pytest.approx(scale, rel=0.15), name
+    assert weights[f"{block}.depth_router.weight"].std().item() == pytest.approx(0.02, rel=0.3)
+    assert weights[f"{block}.depth_router.bias"] == 0
+    assert all((value == 1).all() for name, value in weights.items() if name.endswith("norm.weight"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,0 +1,66 @@
+"""On the border itself: scores that equal their threshold exactly, which the graph must decide the same way."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import judge, tiny_ids, tiny_model, variant
+
+from adaptive_lm.train.model import FFNConfig, ModelConfig, Thresholds, Transformer
+from adaptive_lm.train.model.router import Router
+
+TIED = variant(vocab_size=32, depth={"layers_share": 0.5, "exit_layers": (0, 2)})
+
+
+def undecided(config: ModelConfig) -> Transformer:
+    """A model whose every router gives the same to all: P = 1/4, score 1/2, and 1/32 for each next token."""
+    model = Transformer(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "router" in name or name == "head.weight":
+                weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("limit", "experts"), [(0.25, 1), (0.2500001, 2), (0.5, 2), (0.75, 3), (0.7500001, 4), (1.0, 4), (1e-9, 1)]
+)
+def test_an_expert_is_refused_where_the_mass_before_it_reaches_the_threshold(limit: float, experts: int) -> None:
+    """And of experts with equal probability the lower number comes first."""
+    router = Router(8, FFNConfig(num_experts=4))
+    torch.nn.init.zeros_(router.weight)
+    routes = router(torch.randn(3, 8), torch.tensor(limit))
+    assert routes.selected_experts.tolist() == [[expert < experts for expert in range(4)]] * 3
+
+
+@pytest.mark.parametrize(("depth", "runs"), [(0.5, True), (0.5000001, False), (0.0, True)])
+@pytest.mark.parametrize(("leave", "exit_layer"), [(1 / 32, -1), (0.0312499, 0), (1.0, -1)])
+def test_equal_to_the_threshold_runs_the_layer_and_does_not_leave(
+    depth: float, runs: bool, leave: float, exit_layer: int
+) -> None:
+    model, ids = undecided(TIED), tiny_ids()
+    layers = TIED.num_layers
+    limits = Thresholds(*(torch.full((layers,), value) for value in (0.5, depth, leave)))
+    with torch.no_grad():
+        out = model(ids, limits)
+    assert (out.exit_layer == exit_layer).all()
+    assert (out.routing[1].runs == (runs and exit_layer < 0)).all()
+    plain = judge(model, ids, limits)
+    assert (plain.exit_layer == exit_layer).all()
+    assert (plain.layers_run[1] == (runs and exit_layer < 0)).all()
+
+
+def test_a_margin_tells_how_close_a_decision_was() -> None:
+    """The reference counts near ties by these."""
+    model, ids = copy.deepcopy(undecided(TIED)), tiny_ids()
+    layers = TIED.num_layers
+    plain = judge(
+        model, ids, Thresholds(torch.full((layers,), 0.6), torch.full((layers,), 0.4), torch.full((layers,), 0.5))
+    )
+    assert plain.margins["expert_mass"] == pytest.approx(0.1, abs=1e-6)
+    assert plain.margins["expert_rank"] == pytest.approx(0.0)
+    assert plain.margins["depth"][1:3] == pytest.approx(0.1, abs=1e-6)
+    assert plain.margins["exit"][[0, 2]] == pytest.approx(0.5 - 1 / 32, abs=1e-6)
+    assert plain.near_ties().all()
+    busy = judge(tiny_model("both_none"), ids, Thresholds(torch.ones(4), torch.zeros(4), torch.ones(4)))
+    assert not busy.near_ties().any()
