@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,12 @@ def check(source: Source, session: Session, progress: Callable[[str], None]) -> 
 
     progress("comparing a prompt with its tokens one at a time")
     short = windows[0][:, :DECODED]
-    decoded = [(prompt_pass(session, short, t), token_pass(session, short, t)) for t in points(source).values()]
+    decoded = []
+    for name, thresholds in points(source).items():
+        prompt = prompt_pass(session, short, thresholds)
+        if precision == "fp32":  # torch knows the margins of these very numbers
+            prompt = replace(prompt, margins=judged[name][0][0].margins[: short.shape[1]])
+        decoded.append((prompt, token_pass(session, short, thresholds)))
     _note("prompt against single tokens", _compare(decoded), tolerance, report, lines, failures)
 
     progress(f"continuing a prompt by {GREEDY} tokens")
@@ -122,8 +127,8 @@ def _continuation(
     """The graph continues greedily; its judge reads the whole text at once and must choose every token likewise.
 
     Since both are causal, that is the same as generating with the judge token by token. The judge is torch for fp32;
-    for int8, whose numbers are its own, it is the graph itself on the whole text as one prompt. Where two tokens are as good
-    as each other within the tolerance either may be chosen; such ties are counted.
+    for int8, whose numbers are its own, it is the graph itself on the whole text as one prompt. Where two tokens are as
+    good as each other within the tolerance, either may be chosen; such ties are counted.
     """
     thresholds, against_torch = source.thresholds(), session.manifest.model.precision == "fp32"
     prompt = window[0, : min(PROMPT, source.config.context_length // 2)].tolist()
