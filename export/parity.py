@@ -95,6 +95,7 @@ def compare(into: Comparison, judge: Pass, found: Pass) -> None:
 @torch.no_grad()
 def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
     """ids (1, T) -> Pass, with the margin of every decision."""
+    thresholds = _without_rounding(thresholds)
     out = model(ids, thresholds)
     return Pass(
         out.logits[0].float().numpy(),
@@ -112,20 +113,33 @@ def _selected(out: ModelOutput, layer: int) -> Array:
 
 
 def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Tensor:
-    """How far each token's closest decision is from falling the other way, (T,)."""
-    closest = torch.full((out.logits.shape[1],), float("inf"))
+    """How far each token's closest decision is from falling the other way, (T,).
+
+    What is not asked has no margin: a token that left, a layer that runs at any score, an exit that nobody takes.
+    """
+    left = out.exit_layer[0]  # (T,)
+    closest = torch.full(left.shape, float("inf"))
     for i, layer in enumerate(out.routing):
-        if layer.depth_scores is not None:
-            closest = closest.minimum((layer.depth_scores - thresholds.depth_threshold[i]).abs())
+        here = (left < 0) | (left >= i)
+        if layer.depth_scores is not None and thresholds.depth_threshold[i] > 0:
+            margin = (layer.depth_scores - thresholds.depth_threshold[i]).abs()
+            closest = torch.where(here, closest.minimum(margin), closest)
         if layer.routes is not None:
             margin = _expert_margin(layer.routes.router_probs, layer.routes.selected_experts)
             if model.config.ffn.routing == "top_p":
                 to_threshold = (layer.routes.mass_before[:, 1:] - thresholds.router_top_p[i]).abs().amin(-1)
                 margin = margin.minimum(to_threshold)
             closest = torch.where(layer.runs, closest.minimum(margin), closest)
-        if i in out.exit_probs:
-            closest = closest.minimum((out.exit_probs[i][0] - thresholds.exit_threshold[i]).abs())
+        if i in out.exit_probs and thresholds.exit_threshold[i] < 1:
+            margin = (out.exit_probs[i][0] - thresholds.exit_threshold[i]).abs()
+            closest = torch.where(here, closest.minimum(margin), closest)
     return closest
+
+
+def _without_rounding(thresholds: Thresholds) -> Thresholds:
+    """A router_top_p of 1 keeps every expert, also where float32 rounds the mass before the last to 1."""
+    top_p = thresholds.router_top_p
+    return thresholds._replace(router_top_p=torch.where(top_p >= 1, torch.inf, top_p))
 
 
 def _expert_margin(probs: Tensor, selected: Tensor) -> Tensor:

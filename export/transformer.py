@@ -83,7 +83,9 @@ class _Transformer:
             self.size, self.time = g.ops("Split", shape, outputs=2, axis=0, num_outputs=2)  # (1,) each
             self.tokens = g.op("Mul", self.size, self.time)
             self.batch = self._batch()
-            self.router_top_p = self._per_token("router_top_p")
+            # 1 keeps every expert, also where float32 rounds the mass before the last to 1: so it becomes 2
+            every = g.op("GreaterOrEqual", "router_top_p", g.scalar(1.0))
+            self.router_top_p = self._per_token(g.op("Where", every, g.scalar(2.0), "router_top_p"))
             self.depth_threshold = self._per_token("depth_threshold")
             self.exit_threshold = self._per_token("exit_threshold")
             self.lengths = self._per_layer(g.op("Reshape", "lengths", g.int64(-1)))  # (B,) each
