@@ -57,9 +57,10 @@ def find(name: str | None) -> Path:
     """
     if name is None:
         return newest_run().path
-    for path in (Path(name), RUNS / name):
-        if path.is_dir():
-            return path
+    if (RUNS / name / "config.yaml").is_file():  # first: a run may share its name with a folder that lies here
+        return RUNS / name
+    if Path(name).is_dir():
+        return Path(name)
     known = sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))
     there = (
         f"runs here: {', '.join(known)}" if known else "there are no runs here; train one: adaptive train quickstart"
@@ -83,7 +84,7 @@ def read(path: Path) -> Source:
         checkpoint,
         model,
         tokenizer_json,
-        Tokenizer.from_str(tokenizer_json),
+        _tokenizer(tokenizer_json, checkpoint.run / "tokenizer.json", config.vocab_size),
         _text(template) if template.exists() else None,
         _text(checkpoint.run / "heldout.txt"),
     )
@@ -98,6 +99,19 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}, a file of the run, cannot be read: {error}; restore it or train again") from error
+
+
+def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is damaged: {error}; restore it or train again") from error
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.get_vocab_size()} tokens, the model's vocabulary holds {vocab_size}; "
+            "it is not this run's tokenizer: restore that, or train again"
+        )
+    return tokenizer
 
 
 @torch.no_grad()
