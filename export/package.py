@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from onnx import helper
 
 from ..runtime.files import GRAPH, WEIGHTS, digest
-from ..runtime.manifest import FileInfo, Layer, Manifest, Model, Tensor, Thresholds
+from ..runtime.manifest import FORMAT, NAME, FileInfo, Layer, Manifest, Model, Tensor, Thresholds
 from ..train.data.chat import EOS
 from ..train.errors import UserError
 from .costs import costs
@@ -35,11 +36,13 @@ def replacing(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` is something else than an exported model, or cannot be written.
     """
+    out = out.resolve()  # "." has no name to put another beside, and a link is not what shall be replaced
     temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
     old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").exists())):
+    if out.exists() and not _replaceable(out):
         raise UserError(f"{out} exists and is no exported model; it is left alone, choose another --out")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had our number
         temporary.mkdir(parents=True)
         yield temporary
         if out.exists():
@@ -55,6 +58,17 @@ def replacing(out: Path) -> Iterator[Path]:
             old.rename(out)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaceable(out: Path) -> bool:
+    """Whether `out` is empty or an exported model; many other things keep a file manifest.json, too."""
+    if not out.is_dir() or not (out / NAME).exists():
+        return out.is_dir() and not any(out.iterdir())
+    try:
+        content = json.loads((out / NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
