@@ -47,7 +47,8 @@ def run_export(
         session = Session(folder, manifest, device="cpu", threads=threads, verify=False)
         outcome = check(source, session, story)
         thresholds = list(points(source).values())
-        proof = prove(folder, manifest, source.heldout_ids(PROFILED)[0].tolist(), thresholds)
+        profiled = source.heldout_ids(min(PROFILED, source.config.context_length))
+        proof = prove(folder, manifest, profiled[0].tolist(), thresholds)
         lines = [*outcome.lines, proof.line(source.config.num_layers)]
         failures = [*outcome.failures, *proof.failures[:1]]
         for line in lines:
@@ -57,7 +58,7 @@ def run_export(
                 f"the exported graph does not match the model, so {target} was not written:\n  "
                 + "\n  ".join(failures)
                 + "\nThis is a defect of the export, not of your run; please report it with the lines above"
-                if precision == "fp32"
+                if outcome.report.get("quantisation", {"passed": True})["passed"]
                 else f"int8 changes this model too much, so {target} was not written:\n  "
                 + "\n  ".join(failures)
                 + "\nTrain it longer, or export without --quantize"
