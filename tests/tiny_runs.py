@@ -14,22 +14,7 @@ from adaptive_lm.train.config import make_config
 from adaptive_lm.train.data.tokenizers import byte_tokenizer, char_tokenizer
 from adaptive_lm.train.model import Transformer
 
-WORDS = [
-    "the",
-    "a",
-    "sun",
-    "moon",
-    "river",
-    "stone",
-    "rises",
-    "falls",
-    "turns",
-    "sleeps",
-    "over",
-    "under",
-    "near",
-    "night",
-]
+WORDS = ("the", "a", "sun", "moon", "river", "stone", "rises", "falls", "turns", "sleeps", "over", "under", "night")
 MODEL: dict[str, Any] = {
     "context_length": 256,
     "dim": 32,
