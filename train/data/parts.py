@@ -46,8 +46,7 @@ def share_out(parts: list[Part], tokens: list[int]) -> list[float]:
         names = ", ".join(part.name for part in parts if part.weight is None)
         raise UserError(
             f"the given weights add up to {1 - left:g}, which leaves nothing for {names}; give every source a weight, "
-            "or weights that "
-            "add up to less than 1"
+            "or weights that add up to less than 1"
         )
     free = sum(count for count, weight in zip(tokens, given, strict=True) if weight is None)
     return [
