@@ -94,8 +94,8 @@ def train(
     --data trains on that text with values that suit a small text and two minutes, and nothing at all is the recipe
     quickstart.
     """
-    # Threads that spin while they wait make two trainers on two cores ten times slower, measured 9.8 against 0.8 s a step;
-    # the OpenMP under torch reads this when it is loaded.
+    # Threads that spin while they wait make a trainer on busy cores ten times slower (measured: 9.8 against 0.8 s a
+    # step). The OpenMP under torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from . import session
