@@ -1,6 +1,7 @@
 """Generation: what comes out, when it ends, and what it refuses (S4, S6, S8, S13, S61)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tiny_graph import CONTEXT, EOS, TOKENS, expected
 
 from adaptive_lm.runtime import Engine, Params, Token, UserError
+from adaptive_lm.runtime.summary import summarise
 
 GREEDY = Params(temperature=0, max_new_tokens=20)
 
@@ -61,6 +63,19 @@ def test_usage_is_that_of_the_pass_a_token_was_chosen_from(engine: Engine) -> No
 
 def test_time_passes_and_is_measured(engine: Engine) -> None:
     assert all(token.seconds > 0 for token in engine.generate("hello", GREEDY))
+
+
+def test_the_speed_is_that_of_decoding_without_the_wait_for_the_prompt(engine: Engine) -> None:
+    generation = engine.generate("hello", GREEDY)
+    tokens = [replace(token, seconds=9.0 if i == 0 else 0.010 + 0.001 * i) for i, token in enumerate(generation)]
+    summary = summarise(generation, tokens)
+    assert summary.prompt_seconds == 9
+    assert summary.p50 == pytest.approx(20)
+    assert summary.p95 == pytest.approx(28.1)
+    assert summary.tokens_per_second == pytest.approx(50)
+    alone = summarise(generation, tokens[:1])
+    assert alone.tokens_per_second == pytest.approx(1 / 9)
+    assert summarise(generation, []).new_tokens == 0
 
 
 def test_characters_come_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from tiny_graph import E, L, write_manifest
 
 from adaptive_lm.runtime.engine import Generation
+from adaptive_lm.runtime.locate import find_model
 from adaptive_lm.serve.cli import group
 
 TEMPLATE = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n{% endfor %}Assistant:"
@@ -122,14 +124,12 @@ def test_a_chat_template_is_used_unless_raw(generate: Callable[..., Result], cha
 
 
 def test_the_newest_exported_model_is_the_default(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for age, name in enumerate(("new", "old")):
+    for age, name in enumerate(("new", "aged", "older")):
         target = tmp_path / "runs" / name / "model"
-        target.parent.mkdir(parents=True)
-        target.symlink_to(copy) if name == "old" else copy.rename(target)
-        copy = target
-        stamp = 2_000_000_000 - 1000 * age
-        os.utime(target / "manifest.json", (stamp, stamp))
+        shutil.copytree(copy, target)
+        os.utime(target / "manifest.json", (2_000_000_000 - age, 2_000_000_000 - age))
     monkeypatch.chdir(tmp_path)
+    assert find_model(None) == Path("runs/new/model")
     assert CliRunner().invoke(group, ["generate", "a", "--max-new-tokens", "2"]).exit_code == 0
     result = CliRunner().invoke(group, ["generate", "a", "--max-new-tokens", "2", "--model", "runs/new"])
     assert result.exit_code == 0, "the folder of the run is as good"

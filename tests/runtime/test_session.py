@@ -93,15 +93,16 @@ def test_buffers_are_bound_once_per_generation(session: Session, monkeypatch: py
     assert not made
 
 
-def test_rebinding_inputs_at_every_step_changes_nothing(session: Session) -> None:
+def test_rebinding_inputs_at_every_step_changes_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """What CUDA needs, tried where there is none: there, binding is what copies an input to the device."""
     logits, *_ = expected(IDS, 0.5, 0.4, 1.0)
-    session._decode._on_cpu = False
-    try:
-        for t, token in enumerate(IDS):
-            np.testing.assert_allclose(session.step(token).logits[0], logits[t], rtol=1e-5, atol=1e-5)
-    finally:
-        session._decode._on_cpu = True
+    bound: list[str] = []
+    bind = session._decode._bind_inputs
+    monkeypatch.setattr(session._decode, "_on_cpu", False)
+    monkeypatch.setattr(session._decode, "_bind_inputs", lambda: (bound.append("all"), bind()))
+    for t, token in enumerate(IDS):
+        np.testing.assert_allclose(session.step(token).logits[0], logits[t], rtol=1e-5, atol=1e-5)
+    assert len(bound) == len(IDS)
 
 
 def test_thresholds_outlive_a_larger_cache(session: Session) -> None:
