@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .chat import Message, render
@@ -14,7 +15,7 @@ from .sampler import Sampler, Sampling
 from .session import Session
 from .stop import StopWatch, checked_stops
 from .tokenizer import Tokenizer
-from .usage import Usage
+from .usage import Meter, Routes, Usage, at
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -43,14 +44,20 @@ class Token:
     """One new token.
 
     text: what became certain with it, in whole characters; may be "" or hold what earlier tokens began.
-    usage: of the pass that it was chosen from; for the first token, the last position of the prompt.
-    seconds: of that pass and of the choice, measured; for the first token, of the whole prompt.
+    seconds: of the pass that it was chosen from and of the choice, measured; for the first token, of the whole prompt.
+    routes: of the last token of that pass.
     """
 
     id: int
     text: str
-    usage: Usage
     seconds: float
+    routes: Routes
+    meter: Meter
+
+    @cached_property
+    def usage(self) -> Usage:
+        """Of the pass that it was chosen from; computed when asked for, so that who does not look does not wait."""
+        return self.meter.usage(self.routes)
 
 
 class Generation(Iterator[Token]):
@@ -104,7 +111,7 @@ class Generation(Iterator[Token]):
         token = self._last = self._sampler.choose(step.logits[-1])
         seconds = time.perf_counter() - begin
         self._made += 1
-        return Token(token, self._text(token), step.usage, seconds)
+        return Token(token, self._text(token), seconds, at(step.routes, -1), step.meter)
 
     def _text(self, token: int) -> str:
         """What can be shown now; sets `finish_reason`."""

@@ -6,6 +6,7 @@ L layers, T tokens, E experts, V vocabulary.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ class Step:
 
     logits: NDArray[np.float32]  # (num_logits, V), not written again
     routes: Routes
-    usage: Usage  # of the last token, from which the next is chosen
+    meter: Meter
+
+    @cached_property
+    def usage(self) -> Usage:
+        """Of the last token, from which the next is chosen; computed when it is asked for."""
+        return self.meter.usage(self.routes)
 
 
 class Session:
@@ -175,7 +181,7 @@ class Session:
         routes = self._routes(graph, before)
         # The arrays of a prompt are its own, those of decoding are used again.
         logits = graph.logits[0].copy() if graph is self._decode else graph.logits[0]
-        return Step(logits, routes, self._meter.usage(routes))
+        return Step(logits, routes, self._meter)
 
     def _routes(self, graph: Pass, before: NDArray[np.int64]) -> Routes:
         layers_run = graph.layers_run[:, 0].copy()  # (L, T)

@@ -122,7 +122,7 @@ class Meter:
 
     def usage(self, routes: Routes, token: int = -1) -> Usage:
         """What one token of a pass used; by default the last, from which the next token is chosen."""
-        one = routes if routes.layers_run.shape[1] == 1 else at(routes, token)
+        one = at(routes, token)
         spent = self.spent(one)
         run = one.layers_run[:, 0].tolist()
         exit_layer = int(one.exit_layer[0])
@@ -143,6 +143,8 @@ class Meter:
 
 def at(routes: Routes, token: int) -> Routes:
     """The routes of one token, with T = 1."""
+    if routes.layers_run.shape[1] == 1:
+        return routes
     only = [token]
     return Routes(
         selected_experts=routes.selected_experts[:, only],
