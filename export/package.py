@@ -86,6 +86,8 @@ def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     names = [name for name in (GRAPH, WEIGHTS, TOKENIZER) if (folder / name).exists()]
     for name in names:
+        # onnx makes its data file readable for its owner only; a model is as readable as any file written here
+        shutil.copymode(folder / TOKENIZER, folder / name)
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
     config, thresholds = source.config, source.thresholds()
