@@ -23,7 +23,7 @@ class Cells(NamedTuple):
     row_cells: str | None  # (n, 1) int64: the cell of each row; None where row i is cell i
     num_cells: str | None  # (1,) int64: B * S
     positions: str  # (B, S) int64
-    seen: str  # (B, 1, S, C) bool: which places of the cache a cell may look at
+    seen: str  # (B, 1, S, C) bool: which places of the cache a cell may look at; under int8 with a spare row
 
 
 class Cache(NamedTuple):
@@ -64,11 +64,24 @@ class Attention:
             g, self.weights.linear(g, x, f"{self.name}.q.weight"), self.shapes[0], self.config.num_heads, cells
         )
         q = self._rotated(g, q, "q_norm", cells)
-        mixed = g.op("Attention", q, present.key, present.value, cells.seen)  # (B, H, S, W)
+        mixed = self._mix(g, q, present, cells.seen)
         mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.int64(-1, width))
         if cells.row_cells is not None:
             mixed = g.op("Gather", mixed, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)  # (n, H*W)
         return self.weights.linear(g, mixed, f"{self.name}.o.weight")
+
+    def _mix(self, g: Graph, q: str, present: Cache, seen: str) -> str:
+        """softmax(q k^T / sqrt(W)) v: q (B, H, S, W) -> (B, H, S, W).
+
+        Under int8 with a spare row of queries, thrown away: ONNX Runtime multiplies a single row by another kernel than
+        two or more, which rounds the last bit otherwise, and the next quantisation makes a whole step of that bit. With
+        two rows at least, a token alone is computed bit for bit as in a prompt.
+        """
+        if self.weights.precision == "fp32":
+            return g.op("Attention", q, present.key, present.value, seen)
+        q = g.op("Pad", q, g.int64(0, 1), "", g.int64(2), name="spare_row")  # (B, H, S + 1, W)
+        mixed = g.op("Attention", q, present.key, present.value, seen)
+        return g.op("Slice", mixed, g.int64(0), g.int64(-1), g.int64(2))
 
     def _to_heads(self, g: Graph, x: str, shape: str, heads: int, cells: Cells) -> str:
         """x (n, heads * W) -> (B, heads, S, W); empty cells hold zeros."""

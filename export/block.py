@@ -135,7 +135,7 @@ class Block:
             side_by_side = g.op("Where", batch.one_sequence, g.op("Size", rows), g.scalar(1))
             offsets = g.op("Range", g.scalar(0), side_by_side, g.scalar(1))
             last = g.op("Add", g.op("Unsqueeze", lengths, g.int64(1)), offsets)  # (B, S)
-        return Cells(index, count, positions, seen(g, batch.places, last))
+        return Cells(index, count, positions, seen(g, self.weights, batch.places, last))
 
     def _norm(self, g: Graph, x: str, which: str) -> str:
         weight = self.weights.parameter(g, f"{self.name}.{which}.weight")
@@ -147,6 +147,9 @@ class Block:
         return g.op("ConstantOfShape", shape)
 
 
-def seen(g: Graph, places: str, last: str) -> str:
-    """places (C,), last (B, S): the last place a cell looks at -> (B, 1, S, C) bool."""
-    return g.op("LessOrEqual", places, g.op("Unsqueeze", last, g.int64(1, 3)), name="seen")
+def seen(g: Graph, weights: Weights, places: str, last: str) -> str:
+    """places (C,), last (B, S): the last place a cell looks at -> (B, 1, S, C) bool, under int8 (B, 1, S + 1, C)."""
+    visible = g.op("LessOrEqual", places, g.op("Unsqueeze", last, g.int64(1, 3)), name="seen")
+    if weights.precision == "fp32":
+        return visible
+    return g.op("Pad", visible, g.int64(0, 1), g.scalar(True), g.int64(2), name="spare_row")

@@ -142,7 +142,7 @@ class _Transformer:
             size=self.size,
             num_tokens=self.tokens,
             positions=g.op("Reshape", "positions", g.int64(-1)),
-            cells=Cells(None, None, "positions", seen(g, places, "positions")),
+            cells=Cells(None, None, "positions", seen(g, self.weights, places, "positions")),
             places=places,
             shapes=(shapes[0], shapes[1]),
             rotary=(g.weight("rotary.cos", cos), g.weight("rotary.sin", sin)),
