@@ -1,9 +1,16 @@
-"""What the tests of the export share."""
+"""A tiny run, written once without training, and what was exported from it."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import write_run
+
+from adaptive_lm.export import check, exporter
+from adaptive_lm.export.exporter import Exported, run_export
+from adaptive_lm.export.source import Source, read
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -13,3 +20,49 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run `tiny`: 3 layers, 4 experts, a depth router, two exits; checkpoints at 10 and 26. Not to be changed."""
+    return write_run(tmp_path_factory.mktemp("tiny") / "runs" / "tiny", steps=(10, 26))
+
+
+@pytest.fixture(scope="session")
+def source(run: Path) -> Source:
+    return read(run)
+
+
+@pytest.fixture(scope="session")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The run exported in fp32 with the whole check. Not to be changed."""
+    return run_export(str(run), tmp_path_factory.mktemp("fp32") / "model", threads=1)
+
+
+@pytest.fixture(scope="session")
+def exported_int8(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return run_export(str(run), tmp_path_factory.mktemp("int8") / "model", "int8", threads=1)
+
+
+@pytest.fixture
+def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory but for runs/tiny, a copy that may be changed."""
+    shutil.copytree(run, tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same check on fewer tokens."""
+    for name, value in (("TOKENS", 128), ("WINDOW", 128), ("DECODED", 8), ("GREEDY", 8)):
+        monkeypatch.setattr(check, name, value)
+    monkeypatch.setattr(exporter, "PROFILED", 3)
+
+
+@pytest.fixture
+def content() -> Callable[[Path], dict[str, bytes]]:
+    """Every file below a folder, hidden ones too."""
+    return lambda folder: {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }

@@ -1,0 +1,248 @@
+"""The check at the end of an export, and that it notices what it is there to notice."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import write_run
+
+from adaptive_lm.export import check as check_module
+from adaptive_lm.export import exporter, transformer
+from adaptive_lm.export.check import check, points
+from adaptive_lm.export.exporter import Exported, run_export
+from adaptive_lm.export.package import write_files
+from adaptive_lm.export.parity import EPSILON, TOLERANCE
+from adaptive_lm.export.skipping import Proof
+from adaptive_lm.export.source import Source, read
+from adaptive_lm.export.weights import Precision
+from adaptive_lm.runtime.manifest import Manifest
+from adaptive_lm.runtime.session import Session
+from adaptive_lm.train.errors import UserError
+
+Content = Callable[[Path], dict[str, bytes]]
+COMPARISON = {
+    "tokens", "near_ties", "flipped_near_ties", "not_compared", "wrong_decisions", "largest_logit_difference",
+    "tolerance", "passed",
+}  # fmt: skip
+
+
+def graph_of(source: Source, folder: Path, precision: Precision = "fp32") -> Session:
+    folder.mkdir(exist_ok=True)
+    return Session(folder, write_files(source, folder, precision), device="cpu", threads=1, verify=False)
+
+
+def test_the_report_of_fp32_stands_in_the_manifest(exported: Exported) -> None:
+    report = exported.report
+    assert Manifest.read(exported.folder).parity == report
+    against_torch = {f"torch_thresholds_{name}" for name in ("trained", "everything", "little")}
+    compared = against_torch | {"prompt_against_single_tokens"}
+    assert set(report) == compared | {"precision", "continuation", "skipping", "passed"}
+    assert report["precision"] == "fp32"
+    assert report["passed"] is True
+    for name in compared:
+        assert set(report[name]) == COMPARISON
+        assert report[name]["tokens"] == (1024 if name in against_torch else 3 * 96)
+        assert report[name]["wrong_decisions"] == 0
+        assert report[name]["largest_logit_difference"] <= report[name]["tolerance"] == TOLERANCE["fp32"]
+    found = report["continuation"]
+    assert (found["tokens"], found["equal"] + found["near_ties"], found["judge"]) == (200, 200, "torch")
+    assert report["skipping"]["passed"] is True
+    assert 12 < report["skipping"]["expert_rows_multiplied"] < report["skipping"]["expert_rows_dense"]
+
+
+def test_the_report_of_int8_tells_what_it_cost(exported_int8: Exported) -> None:
+    report = exported_int8.report
+    assert set(report) == {
+        "precision", "quantisation", "prompt_against_single_tokens", "continuation", "skipping", "passed"
+    }  # fmt: skip
+    found = report["quantisation"]
+    assert set(found) == {"bits_per_byte", "bits_per_byte_torch", "worse_share", "flipped_decisions_share", "passed"}
+    assert found["worse_share"] == pytest.approx(found["bits_per_byte"] / found["bits_per_byte_torch"] - 1)
+    assert found["worse_share"] <= check_module.MAX_WORSE == 0.005
+    assert 0 < found["flipped_decisions_share"] < 0.05
+    assert report["continuation"]["judge"] == "one prompt"
+    assert report["continuation"]["tokens"] == 200
+
+
+def test_bits_per_byte_are_those_of_the_torch_model(source: Source, exported_int8: Exported) -> None:
+    ids = source.heldout_ids(1024).view(-1, 256)
+    with torch.no_grad():
+        log_probs = source.model(ids, source.thresholds()).logits[:, :-1].log_softmax(-1)
+    nats = -log_probs.gather(-1, ids[:, 1:, None]).double().sum()
+    text = sum(len(source.tokenizer.decode(window[1:].tolist()).encode()) for window in ids)
+    expected = float(nats) / np.log(2) / text
+    assert exported_int8.report["quantisation"]["bits_per_byte_torch"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dense", "short context"])
+def test_models_of_other_kinds_pass_too(tmp_path: Path, kind: str) -> None:
+    """A dense model has no thresholds to turn down, a context of 8 no room for 16 tokens of prompt."""
+    changes: dict[str, Any] = {
+        "dense": {"ffn": {"routing": "dense", "dim": 40}, "depth": {}},
+        "short context": {"context_length": 8},
+    }[kind]
+    report = run_export(str(write_run(tmp_path / "runs" / "other", **changes)), threads=1).report
+    assert report["passed"] is True
+    assert report["continuation"]["tokens"] == (200 if kind == "dense" else 4)
+    assert ("torch_thresholds_little" in report) is (kind == "short context")
+
+
+def test_the_points_compared_are_the_trained_the_full_and_a_frugal_one(source: Source) -> None:
+    found = points(source)
+    assert list(found) == ["trained", "everything", "little"]
+    assert torch.equal(found["trained"].router_top_p, source.thresholds().router_top_p)
+    with torch.no_grad():
+        ids = source.heldout_ids(256)
+        used = {name: source.model(ids, limits).usage() for name, limits in found.items()}
+        exits = source.model(ids, found["little"]).exit_layer
+    layers = [float(used[name]["layers_per_token"]) for name in ("everything", "trained", "little")]
+    experts = [float(used[name]["experts_per_token"]) for name in ("everything", "trained", "little")]
+    assert layers == sorted(layers, reverse=True)
+    assert experts == sorted(experts, reverse=True)
+    assert (layers[0], experts[0]) == (3.0, 4.0)
+    assert 0 < (exits >= 0).float().mean() < 1
+
+
+PERTURBED = [
+    ("layers.0.attention.q.weight", (3, 5), 0.05),
+    ("layers.1.moe.gate_up", (2, 7, 11), 0.2),
+    ("layers.2.moe.router.weight", (1, 4), 0.1),
+    ("layers.1.depth_router.bias", (), 0.1),
+    ("layers.2.attention.k_norm.weight", (1,), 0.05),
+    ("head.weight", (9, 2), 0.01),
+    ("norm.weight", (30,), 0.01),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "by"), PERTURBED, ids=[name for name, _, _ in PERTURBED])
+@pytest.mark.usefixtures("quick")
+def test_one_weight_that_is_a_little_off_is_found(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: tuple[int, ...], by: float
+) -> None:
+    perturb(monkeypatch, name, place, by)
+    outcome = check(source, graph_of(source, tmp_path / "model"), lambda line: None)
+    assert outcome.report["passed"] is False
+    assert outcome.failures
+
+
+def perturb(monkeypatch: pytest.MonkeyPatch, name: str, place: tuple[int, ...], by: float) -> None:
+    """Only what the graph is built from; torch keeps its weights."""
+    true = Source.weights
+
+    def weights(self: Source) -> dict[str, np.ndarray]:
+        found = dict(true(self))
+        found[name] = found[name].copy()
+        found[name][place] += by
+        return found
+
+    monkeypatch.setattr(Source, "weights", weights)
+
+
+@pytest.mark.parametrize("before", ["no model", "a model"])
+@pytest.mark.usefixtures("quick")
+def test_a_graph_that_fails_is_not_written_and_the_one_before_stays(
+    here: Path, monkeypatch: pytest.MonkeyPatch, content: Content, before: str
+) -> None:
+    if before == "a model":
+        run_export("tiny", threads=1)
+    files = content(here)
+    perturb(monkeypatch, "head.weight", (9, 2), 0.01)
+    with pytest.raises(UserError, match=r"does not match the model, so runs/tiny/model was not written") as caught:
+        run_export("tiny", threads=1)
+    assert re.search(r"largest logit difference \d\.\de-\d\d \(tolerance 1e-04\)", str(caught.value))
+    assert "please report it" in str(caught.value)
+    assert content(here) == files
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_int8_model_that_lost_too_much_is_not_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch, content: Content
+) -> None:
+    files = content(here)
+    monkeypatch.setattr(check_module, "MAX_WORSE", -0.5)
+    with pytest.raises(UserError, match="int8 changes this model too much, so runs/tiny/model was not") as caught:
+        run_export("tiny", precision="int8", threads=1)
+    assert "at most -50.0%" in str(caught.value)
+    assert str(caught.value).endswith("Train it longer, or export without --quantize")
+    assert content(here) == files
+
+
+@pytest.mark.usefixtures("quick")
+def test_int8_that_is_nonsense_is_told_from_int8_that_is_coarse(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales of the head in the wrong order: prompt and single tokens agree with each other, the text tells."""
+    true = transformer.quantize_columns
+    monkeypatch.setattr(transformer, "quantize_columns", lambda w: (true(w)[0], 3 * true(w)[1][::-1].copy()))
+    outcome = check(source, graph_of(source, tmp_path / "model", "int8"), lambda line: None)
+    assert outcome.report["quantisation"]["passed"] is False
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_proof_of_skipping_that_fails_stops_the_export_and_int8_is_not_blamed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Proof(3, 36, 36, 9, ["token 0: entered layers [0, 1, 2], the usage output says [0, 2]"])
+    monkeypatch.setattr(exporter, "prove", lambda *arguments: broken)
+    for precision in ("fp32", "int8"):
+        with pytest.raises(UserError, match=r"usage output says.*\n.*defect of the export"):
+            run_export("tiny", precision=precision, threads=1)  # type: ignore[arg-type]
+    assert not (here / "runs" / "tiny" / "model").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_continuation_that_goes_elsewhere_is_found(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = graph_of(source, tmp_path / "model")
+    true = check_module.continue_greedily
+
+    def other(*arguments: Any) -> list[int]:
+        ids = true(*arguments)
+        ids[-3] = (ids[-3] + 1) % source.config.vocab_size
+        return ids
+
+    monkeypatch.setattr(check_module, "continue_greedily", other)
+    outcome = check(source, session, lambda line: None)
+    assert outcome.report["continuation"]["passed"] is False
+    assert outcome.report["continuation"]["equal"] < 8
+    assert any(failure.startswith("greedy continuation against torch") for failure in outcome.failures)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_graph_whose_cache_is_off_differs_between_prompt_and_single_tokens(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = graph_of(source, tmp_path / "model")
+    true = Session.step
+
+    def forgetful(self: Session, token: int) -> Any:
+        step = true(self, token)
+        for value in self._cache.values.values():
+            value.numpy()[:, :, 0] *= 1.01
+        return step
+
+    monkeypatch.setattr(Session, "step", forgetful)
+    outcome = check(source, session, lambda line: None)
+    assert outcome.report["prompt_against_single_tokens"]["passed"] is False
+    assert outcome.report["torch_thresholds_trained"]["passed"] is True
+
+
+def test_sharp_routers_and_sure_tokens_are_no_near_ties(tmp_path: Path) -> None:
+    """A well-trained model gives its last expert 1e-9 and its next token 0.99999: nothing of that is undecided."""
+    source = read(write_run(tmp_path / "runs" / "sharp"))
+    with torch.no_grad():
+        for name, parameter in source.model.named_parameters():
+            parameter.mul_(8 if "moe.router" in name else 3 if name == "head.weight" else 1)
+        sure = source.model(source.heldout_ids(256), points(source)["little"])
+    assert min(float(layer.routes.router_probs.min()) for layer in sure.routing if layer.routes) < 1e-7
+    assert max(float(probs.max()) for probs in sure.exit_probs.values()) > 1 - EPSILON
+    report = check(source, graph_of(source, tmp_path / "model"), lambda line: None).report
+    for name in ("torch_thresholds_trained", "torch_thresholds_everything", "prompt_against_single_tokens"):
+        assert report[name]["wrong_decisions"] == 0
+        assert report[name]["near_ties"] <= 2
+    assert report["torch_thresholds_everything"]["near_ties"] == 0

@@ -1,0 +1,170 @@
+"""The manifest's costs, counted again: FLOPs from ONNX Runtime's profile, bytes from the initializers."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from bare_graph import MODELS, initializers, proto_of
+from onnx import numpy_helper
+from tiny_runs import write_run
+
+from adaptive_lm.export.check import points
+from adaptive_lm.export.costs import costs
+from adaptive_lm.export.package import write_files
+from adaptive_lm.export.source import read
+from adaptive_lm.export.weights import Precision
+from adaptive_lm.runtime.buffers import Cache, Pass
+from adaptive_lm.runtime.dial import Thresholds as SessionThresholds
+from adaptive_lm.runtime.files import GRAPH, WEIGHTS
+from adaptive_lm.runtime.manifest import CostTable, LayerCosts, Manifest
+from adaptive_lm.runtime.session import Session
+from adaptive_lm.train.model import Thresholds
+
+PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
+
+
+def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: Thresholds) -> list[float]:
+    """FLOPs of the matrix products that ONNX Runtime ran for each token of `ids`, one at a time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.enable_mem_pattern = 1, False
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+    cache = Cache(onnxruntime, manifest, "cpu", len(ids))
+    one = Pass(onnxruntime, session, manifest, cache, 1, 1)
+    for name, values in limits._asdict().items():
+        getattr(cache, name)[:] = values.numpy()[:, None]
+    for position, token in enumerate(ids):
+        one.ids[:], one.positions[:] = token, position
+        one.run()
+        cache.lengths[:] = one.new_lengths
+    events = json.loads(Path(session.end_profiling()).read_bytes())
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    found = [0.0] * len(ids)
+    for event in events:
+        if event.get("cat") == "Node" and event["args"].get("op_name") in PRODUCTS and "/combine" not in event["name"]:
+            left = next(iter(event["args"]["input_type_shape"][0].values()))
+            out = next(iter(event["args"]["output_type_shape"][0].values()))
+            found[int(np.searchsorted(starts, event["ts"], side="right")) - 1] += 2.0 * left[-1] * np.prod(out)
+    return found
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "everything": {"ffn": {"num_experts": 4, "expert_dim": 16, "experts_per_token": 1.6, "shared_expert_dim": 8}},
+    "project": {"depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]}},
+    "dense": {"ffn": {"routing": "dense", "dim": 40}, "head_dim": 12},
+    "plain": {"depth": {}, "num_kv_heads": 1, "tie_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_executed_flops_are_those_of_the_matrix_products_that_ran(
+    tmp_path: Path, kind: str, precision: Precision
+) -> None:
+    """Besides them a token pays for attention over its keys and for a depth router, which are no matrix products."""
+    source = read(write_run(tmp_path / "runs" / kind, **KINDS[kind]))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    manifest = write_files(source, folder, precision)
+    ids, at = source.heldout_ids(6)[0].tolist(), points(source)
+    session = Session(folder, manifest, device="cpu", threads=1, verify=False)
+    assert set(at) == {"trained", "everything", "little"}
+    for limits in at.values():
+        session.reset()
+        session.set_thresholds(SessionThresholds(**{n: v.numpy() for n, v in limits._asdict().items()}))
+        for found, token in zip(profiled_flops(folder, manifest, ids, limits), ids, strict=True):
+            step = session.step(token)
+            elsewhere = 0.0
+            for i, layer in enumerate(manifest.costs.flops.layers):
+                if step.routes.layers_run[i, 0]:
+                    elsewhere += layer.attention_per_key * step.routes.keys[i, 0]
+                if manifest.model.layers[i].depth_router and step.routes.exit_layer[0] not in range(i):
+                    elsewhere += layer.depth_router
+            assert step.usage.executed_flops == pytest.approx(found + elsewhere, rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision: Precision) -> None:
+    config = MODELS[name]
+    table = costs(config, precision).weight_bytes
+    every = sum(
+        layer.attention + layer.router + layer.expert * config.num_experts + layer.shared_expert + layer.depth_router
+        for layer in table.layers
+    )
+    weights = [tensor for tensor in initializers(proto_of(name, precision)) if ":" not in tensor.name]
+    sizes = {tensor.name: numpy_helper.to_array(tensor).nbytes for tensor in weights}
+    left_out = ("norm.weight", "rotary.", "bias") + (() if config.tie_embeddings else ("embedding.weight",))
+    in_file = sum(size for weight, size in sizes.items() if not any(word in weight for word in left_out))
+    assert table.head + every == in_file
+
+
+def test_each_part_of_a_layer_costs_what_its_matrices_say() -> None:
+    """By hand: width 32, 4 heads and 2 key/value heads of 8, 4 experts of 12, vocabulary 29; a multiply-add is 2."""
+    config = MODELS["both_project"]
+    flops, read = costs(config, "fp32").flops, costs(config, "fp32").weight_bytes
+    matrices = {
+        "attention": 32 * 32 + 32 * 32 + 32 * 32,  # q, keys and values, o
+        "router": 32 * 4,
+        "expert": 32 * 24 + 12 * 32,
+        "shared_expert": 0,
+        "depth_router": 32,
+        "exit_check": 32 * 29,
+        "skipped_kv": 32 * 32,
+    }
+    expected = LayerCosts(attention_per_key=2 * 2 * 32, **{name: 2.0 * n for name, n in matrices.items()})
+    assert flops.layers[1] == expected
+    assert read.layers[1] == LayerCosts(attention_per_key=2 * 16 * 4, **{name: 4.0 * n for name, n in matrices.items()})
+    assert (flops.head, read.head) == (2 * 32 * 29, 4 * 32 * 29)
+    assert flops.layers[0] == expected.model_copy(update={"depth_router": 0.0})
+    assert flops.layers[3] == expected.model_copy(update={"depth_router": 0.0, "exit_check": 0.0})
+
+
+def test_int8_reads_a_byte_a_weight_and_a_scale_an_output_but_routers_and_cache_are_fp32() -> None:
+    config = MODELS["shared_expert"]
+    fp32, int8 = costs(config, "fp32"), costs(config, "int8")
+    assert int8.flops == fp32.flops
+    one, other = int8.weight_bytes.layers[1], fp32.weight_bytes.layers[1]
+    assert one.attention == other.attention / 4 + 4 * (32 + 32 + 32)
+    assert one.expert == other.expert / 4 + 4 * (24 + 32)
+    assert one.shared_expert == other.shared_expert / 4 + 4 * (40 + 32)
+    assert (one.router, one.attention_per_key) == (other.router, other.attention_per_key)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_is_a_cost_for_every_layer_and_none_is_negative(name: str) -> None:
+    tables: Counter[str] = Counter()
+    for precision in ("fp32", "int8"):
+        for table in (costs(MODELS[name], precision).flops, costs(MODELS[name], precision).weight_bytes):
+            assert isinstance(table, CostTable)
+            assert len(table.layers) == MODELS[name].num_layers
+            assert min(min(layer.model_dump().values()) for layer in table.layers) >= 0
+            tables[precision] += 1
+    assert tables == {"fp32": 2, "int8": 2}
+
+
+def test_the_weights_of_int8_take_a_quarter_of_the_file(tmp_path: Path) -> None:
+    """Where matrices dominate, as in any model of use."""
+    ffn = {"num_experts": 4, "expert_dim": 256, "experts_per_token": 1.6}
+    source = read(write_run(tmp_path / "runs" / "wide", dim=128, num_layers=2, depth={}, ffn=ffn))
+    sizes = {}
+    for precision in ("fp32", "int8"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        manifest = write_files(source, folder, precision)  # type: ignore[arg-type]
+        sizes[precision] = manifest.files[WEIGHTS].bytes
+        read_bytes = manifest.costs.weight_bytes
+        matrices = read_bytes.head + sum(x.attention + x.router + 4 * x.expert for x in read_bytes.layers)
+        assert matrices == pytest.approx(sizes[precision], rel=0.06)
+    assert 0.25 <= sizes["int8"] / sizes["fp32"] < 0.27
+
+
+def test_the_checker_reads_the_graph_with_its_weights_outside(tmp_path: Path) -> None:
+    source = read(write_run(tmp_path / "runs" / "tiny"))
+    write_files(source, tmp_path, "fp32")
+    onnx.checker.check_model(tmp_path / GRAPH, full_check=True)

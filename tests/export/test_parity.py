@@ -1,0 +1,149 @@
+"""What counts as equal: decisions exactly, logits closely, near ties counted and few."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bare_graph import MODELS, Graph, Sequences, everything_on, model_of, weights_of
+from tiny_models import busy_thresholds, judge, tiny_ids
+
+from adaptive_lm.export.parity import EPSILON, NEAR_TIES, Comparison, Pass, compare, margins, torch_pass
+from adaptive_lm.export.transformer import build
+from adaptive_lm.train.model import Thresholds
+
+L, T, E, V = 2, 200, 4, 5
+
+
+@pytest.fixture
+def one() -> Pass:
+    random = np.random.default_rng(0)
+    return Pass(
+        random.normal(size=(T, V)).astype(np.float32),
+        random.random((L, T, E)) < 0.5,
+        np.ones((L, T), bool),
+        np.full(T, -1),
+        np.full(T, 0.1),
+    )
+
+
+def flipped(one: Pass, token: int) -> Pass:
+    """One expert chosen otherwise, and everything after it a little different."""
+    selected, logits = one.selected_experts.copy(), one.logits.copy()
+    selected[1, token, 2] ^= True
+    logits[token:] += 0.5
+    return replace(one, selected_experts=selected, logits=logits)
+
+
+def compared(judge_: Pass, found: Pass) -> Comparison:
+    result = Comparison()
+    compare(result, judge_, found)
+    return result
+
+
+def test_the_same_is_equal(one: Pass) -> None:
+    result = compared(one, one)
+    assert result.passes(1e-4)
+    assert result.report(1e-4) == {
+        "tokens": T, "near_ties": 0, "flipped_near_ties": 0, "not_compared": 0, "wrong_decisions": 0,
+        "largest_logit_difference": 0.0, "tolerance": 1e-4, "passed": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["selected_experts", "layers_run", "exit_layer"])
+def test_one_decision_that_differs_fails_whatever_the_logits(one: Pass, which: str) -> None:
+    changed = getattr(one, which).copy()
+    if which == "exit_layer":
+        changed[7] = 0
+    else:
+        changed[1, 7] ^= True
+    result = compared(one, replace(one, **{which: changed}))
+    assert result.wrong_decisions == 1
+    assert not result.passes(1e-4)
+    assert result.failures == ["token 7: decisions differ at a margin of 1.00e-01"]
+
+
+def test_a_near_tie_that_fell_the_other_way_is_counted_and_ends_the_window(one: Pass) -> None:
+    tied = replace(one, margins=np.where(np.arange(T) == 150, EPSILON / 2, 0.1))
+    result = compared(tied, flipped(one, 150))
+    assert (result.near_ties, result.flipped, result.not_compared, result.wrong_decisions) == (1, 1, 49, 0)
+    assert result.largest_difference == 0, "what stands before the tie is compared, what follows is not"
+    assert result.passes(1e-4)
+
+
+def test_a_difference_before_a_tie_is_no_tie(one: Pass) -> None:
+    tied = replace(one, margins=np.where(np.arange(T) == 150, EPSILON / 2, 0.1))
+    assert compared(tied, flipped(one, 149)).wrong_decisions == 1
+
+
+def test_a_difference_of_the_logits_before_a_tie_still_counts(one: Pass) -> None:
+    tied = replace(one, margins=np.where(np.arange(T) == 150, EPSILON / 2, 0.1))
+    found = flipped(one, 150)
+    found.logits[149, 3] += 0.25
+    assert compared(tied, found).largest_difference == pytest.approx(0.25)
+
+
+def test_too_many_near_ties_fail_even_if_none_flipped(one: Pass) -> None:
+    for ties, passes in ((int(NEAR_TIES * T), True), (int(NEAR_TIES * T) + 1, False)):
+        result = compared(replace(one, margins=np.where(np.arange(T) < ties, 0.0, 0.1)), one)
+        assert result.near_ties == ties
+        assert result.passes(1e-4) is passes
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 2e-4])
+def test_a_logit_that_is_off_or_not_a_number_fails(one: Pass, value: float) -> None:
+    found = replace(one, logits=one.logits.copy())
+    found.logits[-1, 0] += value
+    result = compared(one, found)
+    assert result.largest_difference == (pytest.approx(2e-4, rel=0.01) if value == 2e-4 else np.inf)
+    assert not result.passes(1e-4)
+    assert compared(found, one).passes(1e-4) is False, "whichever side is off"
+
+
+def test_no_token_is_no_proof() -> None:
+    assert not Comparison().passes(1.0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_margins_are_those_of_the_plain_model(name: str) -> None:
+    model, ids, limits = model_of(name), tiny_ids(2, batch=1, time=24), busy_thresholds(MODELS[name])
+    plain = np.array(list(judge(model, ids, limits).margins.values())).min((0, 1))[0]  # (T,)
+    with torch.no_grad():
+        found = margins(model(ids, limits), limits, model).numpy()
+    np.testing.assert_allclose(found, plain, rtol=0, atol=1e-5)
+    assert np.isinf(found).all() == (name in ("dense", "one_dense_layer"))
+
+
+def test_what_cannot_fall_otherwise_has_no_margin() -> None:
+    """Nobody leaves at 1, every layer runs at 0, every expert is kept at 1: however sure the model is."""
+    model, ids = model_of("both_none"), tiny_ids(2, batch=1, time=24)
+    found = torch_pass(model, ids, everything_on(model.config))
+    assert np.isinf(found.margins).all()
+    assert found.selected_experts.all()
+
+
+def test_router_top_p_one_keeps_experts_that_float32_rounds_away() -> None:
+    """Where the last expert has a probability of 1e-9, the mass before it is 1 in float32 and not below 1."""
+    model, ids = copy.deepcopy(model_of("top_p")), tiny_ids(2, batch=1, time=24)
+    everything = everything_on(model.config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(20 if "router" in name else 1)
+        literally = model(ids, everything)
+    assert not all(layer.routes.selected_experts.all() for layer in literally.routing)
+    assert torch_pass(model, ids, everything).selected_experts.all()
+    graph = Graph(build(model.config, weights_of(model)), model.config)
+    assert Sequences(graph).run(ids.numpy(), everything).selected_experts.all()
+
+
+def test_a_token_that_left_is_asked_nothing_more() -> None:
+    model, ids = model_of("both_project"), tiny_ids(2, batch=1, time=24)
+    busy = busy_thresholds(model.config)
+    leave = Thresholds(busy.router_top_p, busy.depth_threshold, 0 * busy.exit_threshold)
+    with torch.no_grad():
+        out = model(ids, leave)
+        assert (out.exit_layer == 0).all()
+        one_layer = margins(out, leave, model)
+        elsewhere = Thresholds(*(torch.cat([limit[:1], limit[1:] + 0.01]) for limit in leave))
+        assert torch.equal(one_layer, margins(out, elsewhere, model))
