@@ -1,6 +1,7 @@
 """Which keys and values should a skipped token leave behind: none, or those of its frozen state?
 
-Trains the same model with each policy (same data, steps, seeds and controller), then decodes with both in turn:
+Trains the same model with each policy (same data, steps, seeds and controller), then decodes with both in turn. Then
+trains one model with exits per seed, which is the same under both policies, and scores it under each as tokens leave:
 
     python benchmarks/skipped_kv.py --seeds 3 --steps 300
 """
@@ -16,8 +17,11 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 
 import click
+import torch
 
+from adaptive_lm.export.source import read
 from adaptive_lm.runtime.session import Session
+from adaptive_lm.train.model import Transformer, cross_entropy
 
 POLICIES = ("none", "project")
 
@@ -36,7 +40,8 @@ def main(data: str, seeds: int, steps: int, share: float, tokens: int, rounds: i
         layers: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         for seed in range(seeds):
             for policy in POLICIES:
-                record = _train(Path(folder), data, policy, seed, steps, share)
+                depth = {"model.depth.skipped_kv": policy, "model.depth.layers_share": share}
+                record = _train(Path(folder), data, f"{policy}-{seed}", seed, steps, depth)
                 losses[policy].append(record["val_loss"])
                 layers[policy].append(record["val_layers_per_token"])
                 click.echo(f"seed {seed} {policy:8} loss {losses[policy][-1]:.4f} layers {layers[policy][-1]:.2f}")
@@ -45,14 +50,14 @@ def main(data: str, seeds: int, steps: int, share: float, tokens: int, rounds: i
         differences = [a - b for a, b in zip(losses["none"], losses["project"], strict=True)]
         click.echo(f"none - project, paired by seed: {mean(differences):+.4f} +- {pstdev(differences):.4f}")
         _time(Path(folder), tokens, rounds)
+        for seed in range(seeds):
+            _exits(Path(folder), data, seed, steps)
 
 
-def _train(folder: Path, data: str, policy: str, seed: int, steps: int, share: float) -> dict[str, float]:
-    name = f"{policy}-{seed}"
+def _train(folder: Path, data: str, name: str, seed: int, steps: int, depth: dict[str, object]) -> dict[str, float]:
     settings = {
+        **depth,
         "model.context_length": 256,
-        "model.depth.skipped_kv": policy,
-        "model.depth.layers_share": share,
         "trainer.threads": 1,
         "trainer.tensorboard": "false",
         "trainer.sequence_length": 128,
@@ -66,6 +71,30 @@ def _train(folder: Path, data: str, policy: str, seed: int, steps: int, share: f
     records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     found: dict[str, float] = json.loads(records[-1])
     return found
+
+
+@torch.no_grad()
+def _exits(folder: Path, data: str, seed: int, steps: int) -> None:
+    name = f"exits-{seed}"
+    _train(folder, data, name, seed, steps, {"model.depth.exit_layers": "[1, 2]"})
+    source = read(folder / "runs" / name)
+    ids = source.heldout_ids(16384)
+    windows = ids[:, : ids.shape[1] // 128 * 128].view(-1, 128)
+    for threshold in (1.0, 0.9, 0.7, 0.5, 0.3):
+        found = []
+        for policy in POLICIES:
+            config = source.config.model_copy(
+                update={"depth": source.config.depth.model_copy(update={"skipped_kv": policy})}
+            )
+            model = Transformer(config).eval()
+            model.load_state_dict(source.checkpoint.model_state)
+            limits = model.default_thresholds()
+            out = model(
+                windows[:, :-1], limits._replace(exit_threshold=torch.full_like(limits.exit_threshold, threshold))
+            )
+            loss = cross_entropy(out.logits, windows[:, 1:], torch.ones_like(windows[:, 1:], dtype=torch.bool))
+            found.append(f"{policy} loss {loss:.4f} layers {out.usage()['layers_per_token']:.2f}")
+        click.echo(f"seed {seed} exit_threshold {threshold}: {'; '.join(found)}")
 
 
 def _time(folder: Path, tokens: int, rounds: int) -> None:
