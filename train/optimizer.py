@@ -24,9 +24,12 @@ class OptimizerConfig(Section):
 
     kind: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the matrices inside the blocks and AdamW for the rest; `adamw`: AdamW alone."""
-    lr: float = Field(0.02, gt=0)
+    lr: float = Field(0.03, gt=0)
     """Muon's learning rate."""
-    adamw_lr: float = Field(3e-3, gt=0)
+    adamw_lr: float = Field(1.2e-2, gt=0)
+    """AdamW's, for the rest."""
+    adamw_matrix_lr: float = Field(3e-3, gt=0)
+    """AdamW's for the matrices too, where `kind` is `adamw`."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled, on the matrices inside the blocks only."""
     momentum: float = Field(0.95, ge=0, lt=1)
@@ -130,7 +133,8 @@ class Optimizers:
         if matrices and config.kind == "muon":
             self.all.append(Muon(matrices.values(), config.lr, config.weight_decay, config.momentum))
         elif matrices:
-            groups.append({"params": list(matrices.values()), "weight_decay": config.weight_decay})
+            decay = config.weight_decay
+            groups.append({"params": list(matrices.values()), "lr": config.adamw_matrix_lr, "weight_decay": decay})
         self.all.append(torch.optim.AdamW(groups, config.adamw_lr, betas, config.eps, fused=True))
         self.peaks = [[float(group["lr"]) for group in one.param_groups] for one in self.all]
 

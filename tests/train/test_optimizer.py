@@ -99,3 +99,9 @@ def test_every_learning_rate_is_its_peak_times_the_factor() -> None:
     optimizers.set_rate(0.5)
     optimizers.set_rate(0.25)
     assert sorted(g["lr"] for one in optimizers.all for g in one.param_groups) == pytest.approx([0.001, 0.005])
+
+
+def test_adamw_alone_has_another_rate_and_decay_for_the_matrices() -> None:
+    config = OptimizerConfig(kind="adamw", adamw_lr=0.01, adamw_matrix_lr=0.002, weight_decay=0.3)
+    (one,) = Optimizers(Transformer(ModelConfig.model_validate(TINY)), config).all
+    assert [(g["lr"], g["weight_decay"]) for g in one.param_groups] == [(0.01, 0.0), (0.002, 0.3)]
