@@ -210,10 +210,9 @@ def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] 
         explicit = merge(explicit, one)
     trainer = explicit.get("trainer")
     if isinstance(trainer, Mapping):
-        if "steps" in trainer and "max_seconds" not in trainer:
-            explicit = merge(explicit, {"trainer": {"max_seconds": None}})
-        elif "max_seconds" in trainer and "steps" not in trainer:
-            explicit = merge(explicit, {"trainer": {"steps": None}})
+        for one_end, other in (("steps", "max_seconds"), ("max_seconds", "steps")):
+            if trainer.get(one_end) is not None and other not in trainer:
+                explicit = merge(explicit, {"trainer": {other: None}})
     try:
         return RunConfig.model_validate(merge(base, explicit))
     except ValidationError as error:

@@ -96,6 +96,7 @@ def test_settings_reach_into_sections_and_keep_the_rest() -> None:
         ({"max_seconds": 9}, None, 9),
         ({"steps": 7, "max_seconds": 9}, 7, 9),
         ({"seed": 1}, 100, 50),
+        ({"max_seconds": None}, 100, None),
     ],
 )
 def test_naming_one_end_of_a_run_switches_the_other_of_the_recipe_off(
