@@ -57,7 +57,8 @@ def find(name: str | None) -> Path:
     """
     if name is None:
         return newest_run().path
-    if (RUNS / name / "config.yaml").is_file():  # first: a run may share its name with a folder that lies here
+    # the run first, since a folder that happens to lie here may share its name; that one is spelt ./NAME
+    if Path(name).name == name and (RUNS / name / "config.yaml").is_file():
         return RUNS / name
     if Path(name).is_dir():
         return Path(name)
