@@ -72,3 +72,17 @@ def test_top_k_uses_k_whatever_the_threshold() -> None:
     for limits in (everything_on(MODELS["top_k"]), busy_thresholds(MODELS["top_k"])):
         said = Sequences(graph_of("top_k")).run(tiny_ids(2, batch=1).numpy(), limits)
         assert (said.selected_experts.sum(-1) == 2).all()
+
+
+def test_of_equal_experts_the_first_are_taken_while_the_mass_before_is_below_the_threshold() -> None:
+    """A router of zeros gives each of four a quarter: the second has a mass of exactly 1/4 before it."""
+    config = MODELS["top_p"]
+    state = weights_of(model_of("top_p"))
+    state |= {name: 0 * value for name, value in state.items() if "router" in name}
+    graph = Graph(build(config, state), config)
+    for top_p, used in ((0.25, 1), (0.2501, 2), (0.5, 2), (0.75, 3), (0.7501, 4)):
+        limits = everything_on(config)
+        limits = limits._replace(router_top_p=top_p * limits.router_top_p)
+        said = Sequences(graph).run(tiny_ids(2, batch=1).numpy(), limits)
+        expected = np.broadcast_to(np.arange(4) < used, said.selected_experts.shape)
+        np.testing.assert_array_equal(said.selected_experts, expected)
