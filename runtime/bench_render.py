@@ -108,7 +108,9 @@ def plot(result: Figures, path: Path) -> None:
                     panel.annotate(
                         point["name"].split()[1], (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8
                     )
-        panel.set(xlabel="measured ms per token (median, p5 to p95)", ylabel="bits per byte, held-out text")
+        # a busy machine's slowest tokens would squeeze all the rest: their bars are cut at the frame, the table has them
+        slowest = max(point["milliseconds_per_token"]["median"] for point in points)
+        panel.set(xlim=(0, 1.4 * slowest), xlabel="measured ms per token (median, p5 to p95)", ylabel="bits per byte")
         panel.legend()
     panel = panels[0][-1]
     ordered = sorted(points, key=lambda point: -point["executed_share"])
@@ -117,7 +119,9 @@ def plot(result: Figures, path: Path) -> None:
     panel.set_xticks(range(len(ordered)), [point["name"] for point in ordered], rotation=60, ha="right", fontsize=8)
     panel.set(ylabel="% of the whole model", ylim=(0, None))
     panel.legend()
-    figure.suptitle(f"{result['model']['folder']}, {result['machine']['cpu']}, {result['machine']['threads']} threads")
+    threads = result["machine"]["threads"]
+    title = f"{result['model']['folder']}, {result['machine']['cpu']}, {threads} thread{'s' * (threads > 1)}"
+    figure.suptitle(title)
     figure.tight_layout()
     try:
         figure.savefig(path, dpi=120)
