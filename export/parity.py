@@ -39,6 +39,7 @@ class Comparison:
     """Tokens behind such a flip in their window."""
     wrong_decisions: int = 0
     largest_difference: float = 0.0
+    """Of a logit; in units of the standard deviation of the window's logits where that is above 1."""
     failures: list[str] = field(default_factory=list)
 
     def passes(self, tolerance: float) -> bool:
@@ -88,14 +89,13 @@ def compare(into: Comparison, judge: Pass, found: Pass) -> None:
     into.near_ties += int(tie.sum())
     if end:
         difference = float(np.abs(judge.logits[:end] - found.logits[:end]).max())
-        # nan compares as false: count it as the largest
-        into.largest_difference = max(into.largest_difference, difference if difference == difference else float("inf"))
+        scaled = difference / max(1.0, float(judge.logits[:end].std())) if np.isfinite(difference) else float("inf")
+        into.largest_difference = max(into.largest_difference, scaled)
 
 
 @torch.no_grad()
 def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
     """ids (1, T) -> Pass, with the margin of every decision."""
-    thresholds = _without_rounding(thresholds)
     out = model(ids, thresholds)
     return Pass(
         out.logits[0].float().numpy(),
@@ -126,7 +126,7 @@ def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Ten
             closest = torch.where(here, closest.minimum(margin), closest)
         if layer.routes is not None:
             margin = _expert_margin(layer.routes.router_probs, layer.routes.selected_experts)
-            if model.config.ffn.routing == "top_p":
+            if model.config.ffn.routing == "top_p" and thresholds.router_top_p[i] < 1:
                 to_threshold = (layer.routes.mass_before[:, 1:] - thresholds.router_top_p[i]).abs().amin(-1)
                 margin = margin.minimum(to_threshold)
             closest = torch.where(layer.runs, closest.minimum(margin), closest)
@@ -134,12 +134,6 @@ def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Ten
             margin = (out.exit_probs[i][0] - thresholds.exit_threshold[i]).abs()
             closest = torch.where(here, closest.minimum(margin), closest)
     return closest
-
-
-def _without_rounding(thresholds: Thresholds) -> Thresholds:
-    """A router_top_p of 1 keeps every expert, also where float32 rounds the mass before the last to 1."""
-    top_p = thresholds.router_top_p
-    return thresholds._replace(router_top_p=torch.where(top_p >= 1, torch.inf, top_p))
 
 
 def _expert_margin(probs: Tensor, selected: Tensor) -> Tensor:

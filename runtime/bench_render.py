@@ -108,7 +108,7 @@ def plot(result: Figures, path: Path) -> None:
                     panel.annotate(
                         point["name"].split()[1], (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8
                     )
-        # a busy machine's slowest tokens would squeeze all the rest: their bars are cut at the frame, the table has them
+        # a busy machine's slowest tokens would squeeze all the rest: their bars are cut here, the table has them
         slowest = max(point["milliseconds_per_token"]["median"] for point in points)
         panel.set(xlim=(0, 1.4 * slowest), xlabel="measured ms per token (median, p5 to p95)", ylabel="bits per byte")
         panel.legend()

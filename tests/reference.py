@@ -159,8 +159,9 @@ class Sequence:
         for rank, expert in enumerate(ranked[1:], start=1):
             taken = rank < self.config.ffn.experts_per_token
             if self.config.ffn.routing == "top_p":
-                taken = mass < limit
-                result.margins["expert_mass"][at] = min(result.margins["expert_mass"][at], abs(mass - limit))
+                taken = mass < limit or limit >= 1  # 1 keeps every expert, whatever rounding makes of the mass
+                if limit < 1:
+                    result.margins["expert_mass"][at] = min(result.margins["expert_mass"][at], abs(mass - limit))
             if not taken:  # the mass only grows: nor will any of the others be
                 result.margins["expert_rank"][at] = P[selected[-1]] - P[expert]
                 break

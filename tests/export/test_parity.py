@@ -130,8 +130,8 @@ def test_router_top_p_one_keeps_experts_that_float32_rounds_away() -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.mul_(20 if "router" in name else 1)
-        literally = model(ids, everything)
-    assert not all(layer.routes.selected_experts.all() for layer in literally.routing)
+        routes = [layer.routes for layer in model(ids, everything).routing]
+    assert any((r.mass_before >= 1).any() for r in routes), "this model shows nothing: its routers are not sharp"
     assert torch_pass(model, ids, everything).selected_experts.all()
     graph = Graph(build(model.config, weights_of(model)), model.config)
     assert Sequences(graph).run(ids.numpy(), everything).selected_experts.all()

@@ -59,7 +59,8 @@ class Router(nn.Module):
                 kept = torch.arange(self.config.num_experts, device=x.device) < int(self.config.experts_per_token)
                 kept = kept.expand_as(ranked)
             else:
-                kept = mass_before < router_top_p  # (N, E)
+                # 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
+                kept = (mass_before < router_top_p) | (router_top_p >= 1)  # (N, E)
             selected = torch.zeros_like(kept).scatter(-1, expert, kept)  # (N, E), in order of expert
             weights = torch.where(selected, router_probs, 0.0)
             if self.config.renormalize:
