@@ -22,6 +22,7 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False)
         self._plain_seconds = plain_seconds
         self._shown = float("-inf")
+        self._worked = time.monotonic()  # a short preparation says nothing
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -40,6 +41,12 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of story; a live line stays under it."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Says every few seconds how much of a long preparation is done."""
+        if time.monotonic() - self._worked >= self._plain_seconds:
+            self._worked = time.monotonic()
+            self.say(f"{what}: {done / max(total, 1):.0%}")
 
     def show(self, record: Mapping[str, Any], end: str, left: float | None, force: bool = False) -> None:
         """The newest record; `end` is what the step counts towards, `left` the seconds to go. `force` shows it now."""

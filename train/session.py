@@ -138,7 +138,10 @@ def _train(
     precision = choose_precision(trainer.precision, device)
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
-    corpus = prepare(config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=config.sequence_length)
+    length = config.sequence_length
+    corpus = prepare(
+        config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=length, progress=display.work
+    )
     identity = {
         "data_digest": corpus.digest,
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
@@ -176,7 +179,8 @@ def _train(
         raise cannot_write(run.path / "metrics.jsonl", error) from error
     loop = Trainer(
         config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
-        counters=counters, identity=identity, stop=lambda: signals.received is not None,
+        counters=counters, identity=identity, saved=[] if found is None else [found.step],
+        stop=lambda: signals.received is not None,
     )  # fmt: skip
     signals.last_words = f"finishing the step, then saving {run.path}"
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,14 +78,17 @@ class Trainer:
         display: Progress,
         counters: Counters,
         identity: dict[str, Any],
+        saved: Sequence[int] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`identity` is what every checkpoint says of the data and the machine; `stop` asks to end after the step."""
+        """`identity` is what every checkpoint says of the data and the machine; `saved` are the steps that good
+        checkpoints hold already; `stop` asks to end after the step.
+        """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
         self.identity, self.stop = identity, stop
         self.device = model.embedding.weight.device
-        self.saved = [counters.step] if counters.step else []  # a run that goes on has its checkpoint
+        self.saved = list(saved)
         self._began = time.monotonic()
         self._seconds_before = counters.seconds
         self._step_seconds = 0.0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from adaptive_lm.train.checkpoint import save_checkpoint
 from adaptive_lm.train.config import RunConfig, make_config
 from adaptive_lm.train.progress import Progress
 
@@ -105,3 +106,19 @@ def story() -> io.StringIO:
 @pytest.fixture
 def display(story: io.StringIO) -> Progress:
     return Progress(Console(file=story, width=400), plain_seconds=0.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "river"
+
+
+@pytest.fixture
+def save(run: Path) -> Callable[[int], Path]:
+    """Saves step N, whose only weight is full of N."""
+
+    def write(step: int) -> Path:
+        weights = {"weight": torch.full((64,), float(step))}
+        return save_checkpoint(run / "checkpoints", step, RunConfig(), weights, {"slot": torch.ones(3)}, {"tokens": 7})
+
+    return write

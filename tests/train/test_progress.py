@@ -42,6 +42,13 @@ def test_without_a_terminal_plain_lines_come_every_few_seconds() -> None:
     assert seen.getvalue() == "step 1/9\nstep 9/9\nsaved [brackets] as they are\n"
 
 
+def test_a_long_preparation_says_how_far_it_is_and_a_short_one_nothing() -> None:
+    for plain_seconds, said in ((0.0, "tokenising: 25%\n"), (1000.0, "")):
+        seen = io.StringIO()
+        Progress(Console(file=seen, width=300), plain_seconds).work("tokenising", 5, 20)
+        assert seen.getvalue() == said
+
+
 def test_on_a_terminal_one_line_lives() -> None:
     seen = io.StringIO()
     console = Console(file=seen, width=120, force_terminal=True, color_system=None)

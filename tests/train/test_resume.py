@@ -2,16 +2,19 @@
 
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from adaptive_lm.train import session
 from adaptive_lm.train.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.metrics import read_metrics
 from adaptive_lm.train.progress import Progress
@@ -78,6 +81,34 @@ def test_a_run_resumed_twice_equals_a_run_in_one(tiny_config: Make, folder: Path
     """T14."""
     config = tiny_config()
     assert_same(trained(config, "whole", display), trained(config, "parts", display, (3, 7)))
+
+
+def test_whatever_draws_random_numbers_goes_on_drawing_where_it_stopped(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T17: python's, numpy's and torch's generators; nothing of ours draws in the loop today, so the test does."""
+    draw = Corpus.batch
+    drawn: list[tuple[float, float, float]] = []
+
+    def draw_more(self: Corpus, *arguments: Any, **options: Any) -> Any:
+        drawn.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(Corpus, "batch", draw_more)
+    trained(tiny_config(), "whole", display)
+    trained(tiny_config(), "parts", display, (6,))
+    assert len(drawn) == 24
+    assert drawn[:12] == drawn[12:]
+
+
+def test_more_steps_for_a_run_of_none_begin_from_its_weights(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    session.begin(tiny_config(trainer={"steps": 0}), named_run("parts"), display=display)
+    session.resume(named_run("parts"), [{"trainer": {"steps": 12}}], display=display)
+    whole = trained(tiny_config(), "whole", display)
+    for name, tensor in load_checkpoint("runs/parts").model_state.items():
+        assert torch.equal(tensor, whole.model_state[name]), name
 
 
 def test_a_constant_schedule_makes_a_longer_run_the_continuation_of_a_shorter(
