@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/adaptive train quickstart --name $(NAME) --overwrite
 	$(BIN)/adaptive export $(NAME) --onnx
-	$(BIN)/adaptive generate --model runs/$(NAME)/model "How do mountains form?"
+	$(BIN)/adaptive generate --model runs/$(NAME)/model --temperature 0 "How do mountains form?"
 	$(BIN)/adaptive bench --model runs/$(NAME)/model
 
 test: lint
