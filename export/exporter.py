@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.files import WEIGHTS
-from ..runtime.session import Session
+from ..runtime.session import Session, usable_cores
 from ..train.errors import UserError
 from .check import check, points
 from .package import replacing, write_files
@@ -44,7 +44,8 @@ def run_export(
     story(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precision}")
     with replacing(target) as folder:
         manifest = write_files(source, folder, precision)
-        session = Session(folder, manifest, device="cpu", threads=threads, verify=False)
+        # several threads also for a small model, which would run on one: a race between them must show here
+        session = Session(folder, manifest, device="cpu", threads=threads or usable_cores(), verify=False)
         outcome = check(source, session, story)
         thresholds = list(points(source).values())
         profiled = source.heldout_ids(min(PROFILED, source.config.context_length))

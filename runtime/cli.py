@@ -34,7 +34,9 @@ def shared_options(command: Command) -> Command:
             click.option("--depth-threshold", type=float, help="Layer threshold, 0 to 1; 0 runs every layer."),
             click.option("--exit-threshold", type=float, help="Sureness at which a token leaves early; 1 is never."),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-            click.option("--threads", type=int, help="Threads of one operator; by default one per core."),
+            click.option(
+                "--threads", type=int, help="Threads of one operator; by default one per core, one for a small model."
+            ),
             click.option("--verify/--no-verify", default=True, help="Compare the files with their digests first."),
         )
     ):

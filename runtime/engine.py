@@ -174,7 +174,8 @@ def load(
 ) -> Engine:
     """Open the exported model in `folder`.
 
-    device: "auto" (CUDA when it really loads), "cpu", "cuda"; threads: None takes one per core; verify: check digests.
+    device: "auto" (CUDA when it really loads), "cpu", "cuda"; threads: None takes one per core, for a small
+    model one; verify: check digests.
     Raises UserError for a model that is missing, damaged, of another version, or whose parts do not belong together.
     """
     folder = Path(folder)

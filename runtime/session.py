@@ -25,6 +25,9 @@ ROUND_CAPACITY = (
     32  # tokens; a few more than asked for cost little, and generations of about one length share the memory
 )
 
+SMALL_BYTES = 128 * 2**20
+"""Weights up to which one thread decodes faster than two (docs/decisions/0005)."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -56,7 +59,7 @@ class Session:
         capacity: int | None = None,
         verify: bool = True,
     ) -> None:
-        """Open the model in `folder`; `threads` None takes one per core, `capacity` None the whole context.
+        """Open the model in `folder`; `threads` None takes `suitable_threads`, `capacity` None the whole context.
 
         Raises UserError for a model that is missing, damaged or does not fit its manifest, and CUDA that does not load.
         """
@@ -67,7 +70,7 @@ class Session:
         folder = Path(folder)
         self.manifest = manifest or Manifest.read(folder, verify=verify)
         self.device = choose_device(device)
-        self.threads = threads or usable_cores()
+        self.threads = threads or suitable_threads(self.manifest)
         self._ort = onnxruntime
         self._session = self._open(folder / GRAPH)
         self._meter = Meter(self.manifest)
@@ -200,6 +203,14 @@ class Session:
     def meter(self) -> Meter:
         """Costs by this model's tables."""
         return self._meter
+
+
+def suitable_threads(manifest: Manifest) -> int:
+    """One per core, but one alone for a model whose operators are too small to be worth waiting for each other."""
+    table = manifest.costs.weight_bytes
+    experts = zip(table.layers, manifest.model.layers, strict=True)
+    dense = table.head + sum(costs.attention + costs.expert * layer.num_experts for costs, layer in experts)
+    return 1 if dense < SMALL_BYTES else usable_cores()
 
 
 def usable_cores() -> int:

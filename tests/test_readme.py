@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SETUP = {"git", "cd", "make", "pip", "python"}
+SETUP = {"make", "pip"}
 SMALLER = ["dim=64", "num_layers=2", "num_heads=2", "num_kv_heads=1", "vocab_size=300", "ffn.expert_dim=64"]
 SHORTER = {
     "train moe-57m": [part for setting in SMALLER for part in ("--set", f"model.{setting}")],

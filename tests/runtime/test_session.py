@@ -10,6 +10,7 @@ from tiny_graph import CONTEXT, EOS, L, V, expected, graph, write_model
 
 from adaptive_lm.runtime import Dial, Engine, Session, UserError
 from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.session import SMALL_BYTES, suitable_threads
 
 IDS = [5, 100, 7, 200, 33, 250, 0, 1, 99]
 POINTS = [(0.5, 0.4, 1.0), (0.9, 0.5, 0.5), (1.0, 0.0, 1.0), (0.01, 1.0, 0.0)]
@@ -172,3 +173,16 @@ def test_skipped_tokens_are_absent_from_a_cache_without_them(changed: Callable[.
     routes = session.prefill(IDS).routes
     np.testing.assert_array_equal(routes.keys, expected(IDS, 0.5, 0.5, 0.6)[2].cumsum(axis=1))
     assert EOS not in IDS
+
+
+def test_a_small_model_takes_one_thread_and_a_large_one_every_core(
+    session: Session, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptive_lm.runtime.session.usable_cores", lambda: 3)
+    small = session.manifest
+    table = small.costs.weight_bytes.model_copy(update={"head": float(SMALL_BYTES)})
+    large = small.model_copy(update={"costs": small.costs.model_copy(update={"weight_bytes": table})})
+    assert suitable_threads(small) == 1
+    assert suitable_threads(large) == 3
+    assert Session(model, device="cpu").threads == 1
+    assert Session(model, device="cpu", threads=2).threads == 2
