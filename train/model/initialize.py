@@ -33,8 +33,9 @@ def initialize(model: Transformer) -> None:
         elif "router" in name:
             nn.init.normal_(parameter, std=ROUTER_STD)
         else:
-            experts = parameter.ndim == 3  # (E, inputs, outputs); a Linear holds (outputs, inputs)
-            std = parameter.shape[1] ** -0.5
+            assert parameter.ndim in (2, 3), name
+            std = (
+                parameter.shape[1] ** -0.5
+            )  # inputs stand second, in (outputs, inputs) as in a stack (E, inputs, outputs)
             writes = name.endswith(("down", "down.weight", "o.weight"))
             nn.init.normal_(parameter, std=std * silent if writes else std)
-            assert experts or parameter.ndim == 2, name
