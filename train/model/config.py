@@ -4,19 +4,61 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from . import rules
+from .control import Controlled, Level, Line, Section
 
 Routing = Literal["top_p", "top_k", "dense"]
+HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
+Positions = Literal["rope", "cope", "none"]
+WindowKind = Literal["fixed", "length", "entropy", "learned"]
+ExitCriterion = Literal["top_prob", "margin", "entropy", "router"]
 SkippedKV = Literal["none", "project"]
 
 
-class Section(BaseModel):
-    """A part of the config: frozen, and an unknown key is an error."""
+class AttentionConfig(Section):
+    """What attention knows of order, and how far it looks back; each for all layers, or a list of one a layer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    positions: Positions | tuple[Positions, ...] = "rope"
+    """`rope` turns queries and keys; `cope` counts the tokens that matter in their context; `none` leaves order to the
+    causal mask."""
+    max_positions: int = Field(64, ge=2)
+    """Contextual positions of `cope`; a token further away has the last of them."""
+    window: int | tuple[int, ...] = 0
+    """Tokens that a layer looks back at, its own included, the most of them where the window adapts; 0 is no window."""
+    window_kind: WindowKind = "fixed"
+    """`length`: a share of the tokens so far; `entropy`: held at a multiple of the tokens that attention spreads over;
+    `learned`: by a score of each token."""
+    window_least: int = Field(16, ge=1)
+    """What a window that adapts never falls below."""
+    window_share: float = Field(0.5, gt=0, le=1)
+    """Share of the tokens so far, under `length`."""
+    window_factor: float = Field(3.0, ge=1)
+    """Window over exp(entropy of attention), under `entropy`."""
+    window_ramp: int = Field(16, ge=1)
+    """Tokens over which the edge of a `learned` window falls while training; at inference it is hard."""
 
 
-class FFNConfig(Section):
+class HeadsConfig(Controlled):
+    """Which query heads a token uses (mixture of heads)."""
+
+    routing: HeadRouting = "all"
+    """`top_k` and `top_p` choose among the heads that are not shared; `adaptive` has none shared and lets a score of
+    the token say how many; `all` builds no router."""
+    shared_heads: int = Field(0, ge=0)
+    """Heads that every token uses."""
+    heads_per_token: float | None = Field(None, ge=1)
+    """The average that the controller holds in each layer, shared heads included; k itself under `top_k`. null takes
+    three quarters."""
+    least_heads: int = Field(1, ge=1)
+    most_heads: int | None = Field(None, ge=1)
+    """The fewest and the most of an `adaptive` token; null takes all."""
+    head_top_p: Level = 0.6
+    """The threshold itself where `controller` is `fixed`, its start where it is `learned` or `pi`."""
+
+
+class FFNConfig(Controlled):
     """The feed-forward part of every block."""
 
     routing: Routing = "top_p"
@@ -32,14 +74,14 @@ class FFNConfig(Section):
     """The average that the controller holds in each layer (`top_p`), or k itself (`top_k`)."""
     renormalize: bool = True
     """Divide the routing weights of the chosen experts by their sum."""
-    controller: Literal["quantile", "fixed"] = "quantile"
-    router_top_p: float = Field(0.4, gt=0, le=1)
-    """The threshold itself where `controller` is `fixed` (Huang et al. 2024 use 0.4)."""
-    ema: float = Field(0.7, ge=0, lt=1)
-    """Decay per step of the quantile table; a slow table lags a router that sharpens."""
+    router_top_p: Level = 0.4
+    """The threshold itself where `controller` is `fixed` (Huang et al. 2024 use 0.4), its start where it is `learned`
+    or `pi`."""
 
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
+        if self.routing != "top_p":
+            self.refuse_control(f"routing {self.routing} has no threshold")
         if self.routing == "dense":
             return self
         if self.experts_per_token > self.num_experts:
@@ -53,21 +95,42 @@ class FFNConfig(Section):
         return self
 
 
-class DepthConfig(Section):
+class DepthConfig(Controlled):
     """Which layers a token runs: skipped by a router, or left out by an early exit."""
 
     layers_share: float = Field(1.0, gt=0, le=1)
     """Share of the tokens that run each routed block (all but the first and the last); 1 builds no depth router."""
+    depth_threshold: Level = 0.5
+    """The threshold itself where `controller` is `fixed`, its start where it is `learned` or `pi`."""
     skipped_kv: SkippedKV = "project"
     """Keys and values of a skipped token: `none` leaves it out of that layer's cache, `project` writes them from its
     frozen state."""
     ema: float = Field(0.6, ge=0, lt=1)
     exit_layers: tuple[int, ...] = ()
     """Layers after which a token may leave, each before the last."""
+    exit_criterion: ExitCriterion = "top_prob"
+    """What must pass the exit threshold: the highest probability, its lead over the second, 1 - entropy / log V, or
+    the score of a router that learns whether the last layer would choose the same."""
+    layer_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the sequences that leave out the last layer while training; earlier layers less (LayerSkip)."""
+    layer_dropout_curriculum: Literal["constant", "exponential"] = "constant"
+    """`exponential`: from nothing at the start of the run to `layer_dropout` at its end."""
+
+    @model_validator(mode="after")
+    def _has_what_it_sets(self) -> Self:
+        if self.layers_share == 1:
+            self.refuse_control("layers_share 1 builds no depth router")
+        if self.exit_criterion != "top_prob" and not self.exit_layers:
+            raise ValueError(
+                f"exit_criterion is {self.exit_criterion} but exit_layers is empty: name the layers after which tokens "
+                "may leave, or leave it out"
+            )
+        return self
 
 
 class ModelConfig(Section):
-    """A decoder: pre-norm, RoPE, grouped-query attention with QK-norm, experts, optional depth routing."""
+    """A decoder: pre-norm, grouped-query attention with QK-norm, and for each token as many heads, experts and layers
+    as it needs."""
 
     vocab_size: int = Field(0, ge=0)
     """0 takes the tokenizer's; a larger number than the tokenizer's pads the vocabulary."""
@@ -81,6 +144,8 @@ class ModelConfig(Section):
     rope_theta: float = Field(10_000.0, gt=0)
     norm_eps: float = Field(1e-5, gt=0)
     tie_embeddings: bool = False
+    attention: AttentionConfig = AttentionConfig()
+    heads: HeadsConfig = HeadsConfig()
     ffn: FFNConfig = FFNConfig()
     depth: DepthConfig = DepthConfig()
 
@@ -90,18 +155,13 @@ class ModelConfig(Section):
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}), or set head_dim")
-        if self.width_of_head % 2:
-            raise ValueError(f"heads are {self.width_of_head} wide; rotary positions need an even width")
-        if self.depth.layers_share < 1.0 and self.num_layers < 3:
-            raise ValueError(
-                f"layers_share is {self.depth.layers_share} but num_layers is {self.num_layers}: the first and the "
-                "last block always run, so a depth router needs at least 3; or set layers_share to 1"
+        rules.fit_depth(self)
+        rules.fit_attention(self)
+        rules.fit_heads(self)
+        for section, name in (("heads", "head_top_p"), ("ffn", "router_top_p"), ("depth", "depth_threshold")):
+            getattr(self, section).fit_level(
+                f"{section}.{name}", getattr(getattr(self, section), name), self.num_layers
             )
-        for layer in self.depth.exit_layers:
-            if not 0 <= layer < self.num_layers - 1:
-                raise ValueError(f"exit_layers names layer {layer}; an exit needs 0 <= layer < {self.num_layers - 1}")
-        if list(self.depth.exit_layers) != sorted(set(self.depth.exit_layers)):
-            raise ValueError(f"exit_layers must rise without repeats, found {list(self.depth.exit_layers)}")
         return self
 
     @property
@@ -113,11 +173,67 @@ class ModelConfig(Section):
         """Experts per layer; a dense FFN counts as one."""
         return 1 if self.ffn.routing == "dense" else self.ffn.num_experts
 
+    @property
+    def routed_heads(self) -> int:
+        return self.num_heads - self.heads.shared_heads
+
+    @property
+    def heads_per_token(self) -> float:
+        """The average asked for, or all heads."""
+        if self.heads.routing == "all":
+            return float(self.num_heads)
+        if self.heads.heads_per_token is not None:
+            return self.heads.heads_per_token
+        wanted = max(0.75 * self.num_heads, self.least_heads if self.heads.routing != "top_k" else 1)
+        return float(round(wanted)) if self.heads.routing == "top_k" else wanted
+
+    @property
+    def least_heads(self) -> int:
+        """The fewest heads that a token can use in a layer that it runs."""
+        return {
+            "all": self.num_heads,
+            "top_k": int(self.heads.heads_per_token or round(0.75 * self.num_heads)),
+            "top_p": self.heads.shared_heads + 1,
+            "adaptive": self.heads.least_heads,
+        }[self.heads.routing]
+
+    @property
+    def most_heads(self) -> int:
+        """The most heads that a token can use."""
+        if self.heads.routing == "adaptive":
+            return self.heads.most_heads or self.num_heads
+        return self.least_heads if self.heads.routing == "top_k" else self.num_heads
+
+    def positions_of(self, layer: int) -> Positions:
+        given = self.attention.positions
+        return given if isinstance(given, str) else given[layer]
+
+    def window_of(self, layer: int) -> int:
+        """The most tokens that a layer looks back at; 0 for all."""
+        given = self.attention.window
+        return given if isinstance(given, int) else given[layer]
+
+    @property
+    def has_windows(self) -> bool:
+        return any(self.window_of(layer) for layer in range(self.num_layers))
+
     def has_depth_router(self, layer: int) -> bool:
         """The first and the last block always run, so they have none."""
         return self.depth.layers_share < 1.0 and 0 < layer < self.num_layers - 1
+
+    def can_skip(self, layer: int) -> bool:
+        """Whether a token can leave out this layer: by its router, or because it left before."""
+        return self.has_depth_router(layer) or any(exit_ < layer for exit_ in self.depth.exit_layers)
+
+    def counts_cells(self, layer: int) -> bool:
+        """Whether the cache of a layer must say which of its tokens ran it: those alone are counted by `cope`."""
+        projects = self.depth.skipped_kv == "project"
+        return projects and self.positions_of(layer) == "cope" and self.can_skip(layer)
 
     @property
     def adapts_depth(self) -> bool:
         """Whether any token can leave out a layer."""
         return bool(self.depth.exit_layers) or any(self.has_depth_router(i) for i in range(self.num_layers))
+
+
+__all__ = ["AttentionConfig", "DepthConfig", "FFNConfig", "HeadsConfig", "Level", "Line", "ModelConfig", "Section"]
