@@ -1,7 +1,7 @@
 """The dial: what a person asks for (experts, a share of the layers, or thresholds) into one threshold per layer."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +55,15 @@ class Thresholds:
     router_top_p: Floats
     depth_threshold: Floats
     exit_threshold: Floats
+    head_top_p: Floats = field(default_factory=lambda: np.zeros(0, np.float32))  # empty: 1 in every layer
+
+    def __post_init__(self) -> None:
+        if not len(self.head_top_p):
+            object.__setattr__(self, "head_top_p", np.ones_like(self.router_top_p))
 
     def as_lists(self) -> dict[str, list[float]]:
-        """For JSON: six decimals say all that a float32 near 1 can."""
-        return {field.name: [round(float(value), 6) for value in getattr(self, field.name)] for field in fields(self)}
+        """For JSON: of each the shortest decimal that reads back as the same float32 (a level near 1 is not 1)."""
+        return {one.name: [float(str(value)) for value in getattr(self, one.name)] for one in fields(self)}
 
 
 def resolve(manifest: Manifest, dial: Dial) -> Thresholds:

@@ -5,13 +5,49 @@ It is written last, so its presence means that the export is complete; it holds 
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .errors import UserError
 from .files import check_files, write_whole
+from .sections import (
+    Costs,
+    CostTable,
+    Curve,
+    CurvePoint,
+    DialTable,
+    DialTarget,
+    ExitAgreement,
+    FileInfo,
+    Layer,
+    LayerCosts,
+    Milliseconds,
+    Model,
+    Part,
+    Tensor,
+    Thresholds,
+)
+
+__all__ = [
+    "CostTable",
+    "Costs",
+    "Curve",
+    "CurvePoint",
+    "DialTable",
+    "DialTarget",
+    "ExitAgreement",
+    "FileInfo",
+    "Layer",
+    "LayerCosts",
+    "Manifest",
+    "Milliseconds",
+    "Model",
+    "Tensor",
+    "Thresholds",
+]
 
 FORMAT = "adaptive-lm"
 FORMAT_VERSION = 1
@@ -19,122 +55,9 @@ NAME = "manifest.json"
 REQUIRED_FILES = ("model.onnx", "tokenizer.json")
 MAX_BYTES = 64 * 2**20  # of the manifest itself; one with a hundred layers has less than a hundredth of it
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Part(BaseModel):
-    """What every section of the manifest is: immutable, and indifferent to fields that a later 1.x writer may add."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class Layer(Part):
-    routing: Literal["top_p", "top_k", "dense"]
-    num_experts: Positive  # 1 where the FFN is dense
-    depth_router: bool
-    exit: bool
-
-
-class Model(Part):
-    vocab_size: Positive  # rows of the embedding; at least `tokenizer_size`, the rest is padding that is never sampled
-    tokenizer_size: Positive
-    context_length: Positive
-    dim: Positive
-    num_layers: Positive
-    num_heads: Positive
-    num_kv_heads: Positive
-    head_dim: Positive
-    precision: Literal["fp32", "int8"]
-    skipped_kv: Literal["none", "project"]
-    eos_id: Count
-    num_experts: Positive
-    layers: list[Layer]
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if len(self.layers) != self.num_layers:
-            raise ValueError(f"{len(self.layers)} layers are described, num_layers is {self.num_layers}")
-        if self.tokenizer_size > self.vocab_size:
-            raise ValueError(f"tokenizer_size {self.tokenizer_size} is larger than vocab_size {self.vocab_size}")
-        if self.eos_id >= self.tokenizer_size:
-            raise ValueError(f"eos_id {self.eos_id} is outside the tokenizer of {self.tokenizer_size}")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
-        if any(layer.num_experts > self.num_experts for layer in self.layers):
-            raise ValueError(f"a layer has more experts than num_experts {self.num_experts}")
-        return self
-
-
-class Tensor(Part):
-    dtype: str
-    shape: list[int | str]
-
-
-class Thresholds(Part):
-    """One threshold per layer: what the model was trained to run with."""
-
-    router_top_p: list[Share]
-    depth_threshold: list[Share]
-    exit_threshold: list[Share]
-
-
-class DialTarget(Part):
-    experts_per_token: Annotated[float, Field(ge=0)] | None = None
-    layers_share: Share | None = None
-
-
-class DialTable(Part):
-    """For each wanted average (`grid`, 0..1), the threshold per layer; None where a layer has no such choice."""
-
-    grid: list[Share]
-    router_top_p: list[list[Share] | None]
-    depth_threshold: list[list[Share] | None]
-    target: DialTarget
-
-    @model_validator(mode="after")
-    def _tables_fit_the_grid(self) -> Self:
-        if len(self.grid) < 2 or sorted(set(self.grid)) != self.grid:
-            raise ValueError("grid must rise strictly and hold at least two values")
-        for name in ("router_top_p", "depth_threshold"):
-            for index, table in enumerate(getattr(self, name)):
-                if table is not None and len(table) != len(self.grid):
-                    raise ValueError(f"{name}[{index}] has {len(table)} values for a grid of {len(self.grid)}")
-        return self
-
-
-class LayerCosts(Part):
-    """Cost of one token in one layer; FLOPs (1 multiply-add = 2) or bytes read, by the table it stands in."""
-
-    attention: Cost
-    attention_per_key: Cost  # times the keys visible to the token
-    router: Cost
-    expert: Cost  # times the experts used
-    shared_expert: Cost
-    depth_router: Cost
-    exit_check: Cost
-    skipped_kv: Cost  # keys and values of a token that skips the layer, under the policy `project`
-
-
-class CostTable(Part):
-    head: Cost
-    layers: list[LayerCosts]
-
-
-class Costs(Part):
-    flops: CostTable
-    weight_bytes: CostTable
-
-
-class FileInfo(Part):
-    bytes: Count
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
 
 class Manifest(Part):
-    """The contract of one exported model; see the classes above for the meaning of each section."""
+    """The contract of one exported model; see sections.py for the meaning of each section."""
 
     format: Literal["adaptive-lm"] = "adaptive-lm"
     format_version: Literal[1] = 1
@@ -146,21 +69,29 @@ class Manifest(Part):
     thresholds: Thresholds
     dial: DialTable
     costs: Costs
+    curve: Curve | None = None  # written by `adaptive calibrate`
     parity: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FileInfo]
 
     @model_validator(mode="after")
     def _one_entry_per_layer(self) -> Self:
         L = self.model.num_layers
-        for name, values in (
-            ("thresholds.router_top_p", self.thresholds.router_top_p),
-            ("thresholds.depth_threshold", self.thresholds.depth_threshold),
-            ("thresholds.exit_threshold", self.thresholds.exit_threshold),
+        lists: list[tuple[str, Sequence[Any]]] = [
             ("dial.router_top_p", self.dial.router_top_p),
             ("dial.depth_threshold", self.dial.depth_threshold),
+            ("dial.head_top_p", self.dial.head_top_p or [None] * L),
             ("costs.flops.layers", self.costs.flops.layers),
             ("costs.weight_bytes.layers", self.costs.weight_bytes.layers),
-        ):
+        ]
+        points = self.curve.points if self.curve else []
+        sets = {"thresholds": self.thresholds} | {
+            f"curve.points.{i}.thresholds": point.thresholds for i, point in enumerate(points)
+        }
+        for where, own in sets.items():
+            names = ("router_top_p", "depth_threshold", "exit_threshold")
+            lists += [(f"{where}.{name}", getattr(own, name)) for name in names]
+            lists.append((f"{where}.head_top_p", own.head_top_p or [1] * L))
+        for name, values in lists:
             if len(values) != L:
                 raise ValueError(f"{name} has {len(values)} entries for {L} layers")
         return self

@@ -67,7 +67,7 @@ def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Re
     for point in content["sweep"]:
         assert {"thresholds", "experts_per_token", "layers_per_token", "theoretical_share", "executed_share",
                 "milliseconds_per_token", "bits_per_byte"} <= point.keys()  # fmt: skip
-        assert set(point["thresholds"]) == {"router_top_p", "depth_threshold", "exit_threshold"}
+        assert set(point["thresholds"]) == {"router_top_p", "depth_threshold", "exit_threshold", "head_top_p"}
         assert point["theoretical_share"] <= point["executed_share"] or point["name"] == "all"
         assert point["bits_per_byte"] > 0
     whole = content["sweep"][0]
