@@ -1,6 +1,7 @@
 """The third definition of the model, and the judge of the other two: plain numpy, one token at a time, with a cache.
 
 Written from the formulas and the routing rules, and slow on purpose: what a fast version folds stands here as a loop.
+Attention stands in reference_attention.py, the rules of choosing in reference_routing.py.
 
     B batch, T time, L layers, D width, H query heads, K key/value heads, W width of a head, E experts,
     F hidden width of an expert, V vocabulary. Here one token is in hand: x is (D,), P is (E,).
@@ -8,18 +9,28 @@ Written from the formulas and the routing rules, and slow on purpose: what a fas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from reference_attention import Attention
+from reference_routing import (
+    Weights,
+    choose_best,
+    choose_by_mass,
+    confidence,
+    per_token_factor,
+    rms_norm,
+    sigmoid,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from adaptive_lm.train.model import ModelConfig
 
 NEAR_TIE = 1e-5  # a decision with a smaller margin may fall either way in float32; such tokens are counted
 FP32_TOLERANCE = 5e-5  # the largest difference of a logit (of size 10) between float32 and this file in float64
-Weights = Mapping[str, np.ndarray]  # by their names in torch's state_dict
+MARGINS = ("expert_mass", "expert_rank", "depth", "exit", "head_limit", "head_rank", "window")
 
 
 class Thresholds(NamedTuple):
@@ -28,6 +39,7 @@ class Thresholds(NamedTuple):
     router_top_p: np.ndarray
     depth_threshold: np.ndarray
     exit_threshold: np.ndarray  # 1: nobody leaves
+    head_top_p: np.ndarray | None = None  # None: 1 in every layer, all heads
 
 
 @dataclass
@@ -36,9 +48,11 @@ class Result:
 
     logits: np.ndarray  # (B, T, V)
     selected_experts: np.ndarray  # (L, B, T, E) bool; all false in a skipped layer; a dense FFN is expert 0 of 1
+    selected_heads: np.ndarray  # (L, B, T, H) bool; all false in a skipped layer, all true where heads are not routed
+    windows: np.ndarray  # (L, B, T) int64: the token's window, its own place included; 0 where none, or skipped
     layers_run: np.ndarray  # (L, B, T) bool
     exit_layer: np.ndarray  # (B, T) int64: the layer after which a token left, else -1
-    cache_lengths: np.ndarray  # (L, B) int64: tokens whose keys the layer holds
+    cache_lengths: np.ndarray  # (L, B) int64: tokens whose keys the layer holds, those behind every window too
     margins: dict[str, np.ndarray]  # name -> (L, B, T): distance to the decision's border, inf where none was taken
 
     def near_ties(self, epsilon: float = NEAR_TIE) -> np.ndarray:
@@ -55,10 +69,12 @@ def forward(
     result = Result(
         logits=np.zeros((B, T, config.vocab_size), dtype),
         selected_experts=np.zeros((L, B, T, E), bool),
+        selected_heads=np.zeros((L, B, T, config.num_heads), bool),
+        windows=np.zeros((L, B, T), np.int64),
         layers_run=np.zeros((L, B, T), bool),
         exit_layer=np.full((B, T), -1),
         cache_lengths=np.zeros((L, B), np.int64),
-        margins={name: np.full((L, B, T), np.inf) for name in ("expert_mass", "expert_rank", "depth", "exit")},
+        margins={name: np.full((L, B, T), np.inf) for name in MARGINS},
     )
     for b in range(B):
         sequence = Sequence(cast, config, thresholds, dtype)
@@ -73,8 +89,16 @@ class Sequence:
 
     def __init__(self, weights: Weights, config: ModelConfig, thresholds: Thresholds, dtype: type) -> None:
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
-        self.keys: list[list[np.ndarray]] = [[] for _ in range(config.num_layers)]
-        self.values: list[list[np.ndarray]] = [[] for _ in range(config.num_layers)]
+        levels = np.ones(config.num_layers) if thresholds.head_top_p is None else thresholds.head_top_p
+        self.attention = [Attention(weights, config, layer, level, dtype) for layer, level in enumerate(levels)]
+
+    @property
+    def keys(self) -> list[list[np.ndarray]]:
+        return [attention.keys for attention in self.attention]
+
+    @property
+    def values(self) -> list[list[np.ndarray]]:
+        return [attention.values for attention in self.attention]
 
     def step(self, id: int, position: int, result: Result, b: int) -> None:
         """The next token: writes its logits and all its decisions into `result` at [b, position].
@@ -88,55 +112,22 @@ class Sequence:
             at = (layer, b, position)
             runs, score = here, 0.5
             if here and self.config.has_depth_router(layer):
-                score, threshold = self.depth_score(layer, x), self.thresholds.depth_threshold[layer]
+                score, threshold = self.depth_score(layer, x)
                 runs = bool(score >= threshold)
                 result.margins["depth"][at] = abs(score - threshold)
             if runs:
-                h = x + self.attention(layer, x, position)
+                h = x + self.attention[layer].step(x, position, result, at)
                 out = h + self.feed_forward(layer, h, result, at)
                 x = x + 2 * score * (out - x) if self.config.has_depth_router(layer) else out
                 result.layers_run[at] = True
             elif self.config.depth.skipped_kv == "project":
-                self.write_keys_values(layer, x, position)
+                self.attention[layer].write(x, position, counted=False)
             if here and layer in self.config.depth.exit_layers:
-                surest = softmax(self.head(x)).max()
-                here = not surest > self.thresholds.exit_threshold[layer]
-                result.margins["exit"][at] = abs(surest - self.thresholds.exit_threshold[layer])
+                sure, threshold = self.confidence(layer, x), self.thresholds.exit_threshold[layer]
+                here = not sure > threshold
+                result.margins["exit"][at] = abs(sure - threshold)
                 result.exit_layer[b, position] = -1 if here else layer
         result.logits[b, position] = self.head(x)
-
-    def attention(self, layer: int, x: np.ndarray, position: int) -> np.ndarray:
-        """softmax(norm(q) norm(k)^T / sqrt(W)) v over this layer's cache, this token now in it; (D,) -> (D,)."""
-        H, K, W = self.config.num_heads, self.config.num_kv_heads, self.config.width_of_head
-        name, heads = f"layers.{layer}.attention", []
-        self.write_keys_values(layer, x, position)
-        normed = self.norm(x, f"layers.{layer}.attention_norm.weight")
-        q = (self.weights[f"{name}.q.weight"] @ normed).reshape(H, W)
-        for head in range(H):
-            query = self.rotate(self.norm(q[head], f"{name}.q_norm.weight"), position)  # (W,)
-            group = head // (H // K)  # H / K neighbouring query heads share one key/value head
-            scores = np.array([query @ key[group] for key in self.keys[layer]], self.dtype) / np.sqrt(self.dtype(W))
-            shares = softmax(scores)
-            heads.append(sum(share * value[group] for share, value in zip(shares, self.values[layer], strict=True)))
-        return self.weights[f"{name}.o.weight"] @ np.concatenate(heads)
-
-    def write_keys_values(self, layer: int, x: np.ndarray, position: int) -> None:
-        """Appends this token's keys, turned to its place in the text (not in the cache), and values to the cache."""
-        name, K, W = f"layers.{layer}.attention", self.config.num_kv_heads, self.config.width_of_head
-        normed = self.norm(x, f"layers.{layer}.attention_norm.weight")
-        k, v = (self.weights[f"{name}.kv.weight"] @ normed).reshape(2, K, W)
-        self.keys[layer].append(np.stack([self.rotate(self.norm(key, f"{name}.k_norm.weight"), position) for key in k]))
-        self.values[layer].append(v)
-
-    def rotate(self, x: np.ndarray, position: int) -> np.ndarray:
-        """(W,) -> (W,): component i and component i + W/2 are turned by position * theta^(-2i/W)."""
-        W = self.config.width_of_head
-        out = np.empty_like(x)
-        for i in range(W // 2):
-            angle = position * self.config.rope_theta ** (-2 * i / W)
-            cos, sin = self.dtype(np.cos(angle)), self.dtype(np.sin(angle))
-            out[i], out[i + W // 2] = x[i] * cos - x[i + W // 2] * sin, x[i] * sin + x[i + W // 2] * cos
-        return out
 
     def feed_forward(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> np.ndarray:
         """y = sum over selected e of g_e E_e(h), plus the shared expert; or the one dense FFN. (D,) -> (D,)"""
@@ -153,27 +144,31 @@ class Sequence:
 
     def router(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
         """P = softmax(W h); experts in order of P until they hold the mass router_top_p, or k of them -> {expert: g}"""
-        P = softmax(self.weights[f"layers.{layer}.moe.router.weight"] @ h)  # (E,)
-        ranked = sorted(range(len(P)), key=lambda expert: -P[expert])  # stable: of equals the lower number first
-        selected, mass, limit = ranked[:1], P[ranked[0]], self.thresholds.router_top_p[layer]
-        for rank, expert in enumerate(ranked[1:], start=1):
-            taken = rank < self.config.ffn.experts_per_token
-            if self.config.ffn.routing == "top_p":
-                taken = mass < limit or limit >= 1  # 1 keeps every expert, whatever rounding makes of the mass
-                if limit < 1:
-                    result.margins["expert_mass"][at] = min(result.margins["expert_mass"][at], abs(mass - limit))
-            if not taken:  # the mass only grows: nor will any of the others be
-                result.margins["expert_rank"][at] = P[selected[-1]] - P[expert]
-                break
-            selected.append(expert)
-            mass = mass + P[expert]
-        total = sum(P[expert] for expert in selected) if self.config.ffn.renormalize else 1
-        return {expert: P[expert] / total for expert in selected}
+        name, ffn = f"layers.{layer}.moe.router", self.config.ffn
+        P = softmax(self.weights[f"{name}.weight"] @ h)  # (E,)
+        if ffn.routing == "top_p":
+            factor = per_token_factor(self.weights, name, h, ffn.per_token_least) if ffn.per_token else 1
+            choice = choose_by_mass(P, self.thresholds.router_top_p[layer], factor)
+        else:
+            choice = choose_best(P, int(ffn.experts_per_token))
+        result.margins["expert_mass"][at], result.margins["expert_rank"][at] = choice.limit_margin, choice.rank_margin
+        total = sum(P[expert] for expert in choice.chosen) if ffn.renormalize else 1
+        return {expert: P[expert] / total for expert in choice.chosen}
 
-    def depth_score(self, layer: int, x: np.ndarray) -> float:
-        """sigmoid(w . rms(x) + b)"""
-        name = f"layers.{layer}.depth_router"
-        return 1 / (1 + np.exp(-(self.weights[f"{name}.weight"] @ self.norm(x) + self.weights[f"{name}.bias"])))
+    def depth_score(self, layer: int, x: np.ndarray) -> tuple[float, float]:
+        """sigmoid(w . rms(x) + b), and the threshold that this token has to reach"""
+        name, depth, z = f"layers.{layer}.depth_router", self.config.depth, self.norm(x)
+        factor = per_token_factor(self.weights, name, z, depth.per_token_least) if depth.per_token else 1
+        score = sigmoid(self.weights[f"{name}.weight"] @ z + self.weights[f"{name}.bias"])
+        return score, self.thresholds.depth_threshold[layer] * factor
+
+    def confidence(self, layer: int, x: np.ndarray) -> float:
+        """How sure a token is after this exit layer: from its logits there, or sigmoid(w . norm(x) + b)"""
+        criterion, name = self.config.depth.exit_criterion, f"exit_routers.{layer}"
+        if criterion == "router":
+            z = self.norm(x, "norm.weight")
+            return sigmoid(self.weights[f"{name}.weight"] @ z + self.weights[f"{name}.bias"])
+        return confidence(criterion, self.head(x))
 
     def ffn(self, name: str, h: np.ndarray) -> np.ndarray:
         """SwiGLU: y = (silu(h Wg) * (h Wu)) Wd"""
@@ -186,14 +181,8 @@ class Sequence:
         return self.weights[name] @ self.norm(x, "norm.weight")
 
     def norm(self, x: np.ndarray, name: str | None = None) -> np.ndarray:
-        """x / sqrt(mean(x^2) + eps), times the weight of that name"""
-        return x / np.sqrt(np.mean(x * x) + self.dtype(self.config.norm_eps)) * (self.weights[name] if name else 1)
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(z - z.max())
-    return exponentials / exponentials.sum()
+        return rms_norm(x, self.config.norm_eps, self.weights[name] if name else None)
 
 
 def silu(z: np.ndarray) -> np.ndarray:
-    return z / (1 + np.exp(-z))
+    return z * sigmoid(z)

@@ -10,6 +10,7 @@ import reference
 import torch
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, Thresholds, Transformer
+from adaptive_lm.train.model.config import AttentionConfig, HeadsConfig
 from adaptive_lm.train.model.norm import RMSNorm
 
 B, T, V = 2, 17, 29
@@ -23,15 +24,36 @@ BASE: dict[str, Any] = {
 }
 
 
-def variant(ffn: dict[str, Any] | None = None, depth: dict[str, Any] | None = None, **top: Any) -> ModelConfig:
+def variant(
+    ffn: dict[str, Any] | None = None,
+    depth: dict[str, Any] | None = None,
+    attention: dict[str, Any] | None = None,
+    heads: dict[str, Any] | None = None,
+    **top: Any,
+) -> ModelConfig:
     """The base of all tiny models with other fields."""
-    experts = FFNConfig(**{"num_experts": 4, "expert_dim": 12, **(ffn or {})})
-    return ModelConfig(**{**BASE, **top}, ffn=experts, depth=DepthConfig(**(depth or {})))
+    return ModelConfig(
+        **{**BASE, **top},
+        ffn=FFNConfig(**{"num_experts": 4, "expert_dim": 12, **(ffn or {})}),
+        depth=DepthConfig(**(depth or {})),
+        attention=AttentionConfig(**(attention or {})),
+        heads=HeadsConfig(**(heads or {})),
+    )
 
 
 ROUTERS = {"layers_share": 0.5}
 EXITS = {"exit_layers": (0, 2)}
 BOTH = {"layers_share": 0.5, "exit_layers": (0, 1, 2)}
+SIX_HEADS = {"num_heads": 6, "num_kv_heads": 3, "head_dim": 8}
+COPE = {"positions": "cope", "max_positions": 6}
+MIXED = {"positions": ("rope", "cope", "none", "cope"), "max_positions": 6}
+BY_MASS = {"routing": "top_p", "heads_per_token": 2.5}
+BY_MASS_AND_SHARED = {"routing": "top_p", "shared_heads": 2, "heads_per_token": 4.5}
+BY_COMPLEXITY = {"routing": "adaptive", "heads_per_token": 2}
+PER_TOKEN = {"per_token": True}
+LENGTH = {"window": 8, "window_kind": "length", "window_least": 3}
+ENTROPY = {"window": 12, "window_kind": "entropy", "window_least": 2}
+LEARNED = {"window": (0, 12, 9, 14), "window_kind": "learned", "window_least": 2, "window_ramp": 4}
 CONFIGS = {
     "top_p": variant(),
     "raw_weights": variant(ffn={"renormalize": False}),
@@ -50,9 +72,62 @@ CONFIGS = {
     "both_none": variant(depth={**BOTH, "skipped_kv": "none"}),
     "both_project": variant(depth={**BOTH, "skipped_kv": "project"}, norm_eps=0.05),
     "dense_both_none": variant(ffn={"routing": "dense", "dim": 40}, depth={**BOTH, "skipped_kv": "none"}),
+    # each mechanism by itself
+    "heads_top_k": variant(heads={"routing": "top_k", "shared_heads": 1, "heads_per_token": 3}),
+    "heads_top_p": variant(heads={**BY_MASS, **PER_TOKEN}),
+    "heads_shared": variant(heads=BY_MASS_AND_SHARED, **SIX_HEADS),
+    "heads_adaptive": variant(heads={**BY_COMPLEXITY, "least_heads": 1, "most_heads": 3}),
+    "cope": variant(attention=COPE),
+    "window_fixed": variant(attention={"window": 5}),
+    "window_length": variant(attention=LENGTH),
+    "window_entropy": variant(attention=ENTROPY),
+    "window_learned": variant(attention=LEARNED),
+    "experts_per_token": variant(ffn=PER_TOKEN),
+    "depth_per_token": variant(depth={**ROUTERS, **PER_TOKEN}),
+    "exit_margin": variant(depth={**EXITS, "exit_criterion": "margin"}),
+    "exit_entropy": variant(depth={**EXITS, "exit_criterion": "entropy", "skipped_kv": "none"}),
+    "exit_router": variant(depth={**EXITS, "exit_criterion": "router"}),
+    # and together
+    "shared_cope": variant(heads=BY_MASS_AND_SHARED, attention=MIXED, **SIX_HEADS),
+    "cope_project": variant(attention=COPE, depth={**BOTH, "skipped_kv": "project"}),
+    "cope_none": variant(attention=COPE, depth={**BOTH, "skipped_kv": "none"}),
+    "window_none": variant(attention={"window": 4}, depth={**ROUTERS, "skipped_kv": "none"}),
+    "learned_project": variant(attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
+    "length_none": variant(
+        attention={**LENGTH, **COPE, "window": (8, 6, 0, 7)},
+        depth={**BOTH, "skipped_kv": "none", "exit_criterion": "entropy"},
+    ),
+    "cope_window_project": variant(
+        attention={**COPE, "window": 7}, depth={**BOTH, "skipped_kv": "project"}, num_kv_heads=1
+    ),
+    "adaptive_per_token": variant(
+        heads=BY_COMPLEXITY, ffn=PER_TOKEN, depth={**ROUTERS, **PER_TOKEN, "skipped_kv": "none"}
+    ),
+    "entropy_exit_router": variant(
+        heads={"routing": "top_k", "heads_per_token": 2},
+        attention={**ENTROPY, "positions": "none"},
+        depth={**EXITS, "exit_criterion": "router", "skipped_kv": "none"},
+        ffn={"routing": "dense", "dim": 40},
+    ),
+    "everything_project": variant(
+        heads={**BY_MASS_AND_SHARED, **PER_TOKEN},
+        attention={**LEARNED, **MIXED},
+        ffn={**PER_TOKEN, "shared_expert_dim": 20},
+        depth={**BOTH, **PER_TOKEN, "exit_criterion": "margin", "skipped_kv": "project"},
+        tie_embeddings=True,
+        **SIX_HEADS,
+    ),
+    "everything_none": variant(
+        heads=BY_COMPLEXITY,
+        attention={**LEARNED, **MIXED},
+        ffn={**PER_TOKEN, "renormalize": False},
+        depth={**BOTH, **PER_TOKEN, "exit_criterion": "router", "skipped_kv": "none"},
+    ),
 }
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
+ROUTES_HEADS = [name for name, config in CONFIGS.items() if config.heads.routing != "all"]
+HAS_WINDOWS = [name for name, config in CONFIGS.items() if config.has_windows]
 
 
 @cache
@@ -77,6 +152,11 @@ def season(model: Transformer, seed: int) -> None:
             else:
                 inputs = weight.shape[-1] if weight.ndim < 3 else weight.shape[1]  # experts hold (E, inputs, outputs)
                 weight.copy_((2.5 if name.startswith(("head", "embedding")) else 1.2) * inputs**-0.5 * noise)
+        attention = model.config.attention
+        for name, window in model.named_buffers():
+            if name.endswith("window_controller.window"):  # another in each layer, none at either end of its range
+                layer = int(name.split(".")[1])
+                window.fill_(attention.window_least + 1 + 2 * layer)
 
 
 def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
@@ -86,8 +166,11 @@ def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
 
 def busy_thresholds(config: ModelConfig) -> Thresholds:
     """Thresholds in the thick of the scores, different in each layer: every mechanism says yes to some tokens only."""
-    ranges = ((0.45, 0.85), (0.45, 0.55), (0.5, 0.7))
-    return Thresholds(*(torch.linspace(low, high, config.num_layers) for low, high in ranges))
+    leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.6, 0.7)}
+    ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.5, 0.9))
+    return Thresholds(
+        *(torch.linspace(low, high, config.num_layers) for low, high in ranges[: len(Thresholds._fields)])
+    )
 
 
 def judge(model: Transformer, ids: torch.Tensor, thresholds: Thresholds, dtype: type = np.float64) -> reference.Result:
@@ -98,11 +181,20 @@ def judge(model: Transformer, ids: torch.Tensor, thresholds: Thresholds, dtype: 
 
 
 def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
-    """The decisions of torch in the shapes of the graph: (L, B, T, E), (L, B, T) and (B, T)."""
+    """The decisions of torch in the shapes of the graph: (L, B, T, E), (L, B, T, H), (L, B, T) and (B, T).
+
+    As in the graph, `selected_heads` and `windows` stand there only where the model has them.
+    """
     shape = out.exit_layer.shape
-    runs = torch.stack([layer.runs.view(shape) for layer in out.routing])
-    used = [
+    runs = [layer.runs.view(shape) for layer in out.routing]
+    experts = [
         layer.routes.selected_experts.view(*shape, -1) if layer.routes else layer.runs.view(*shape, 1)
         for layer in out.routing
     ]
-    return {"selected_experts": torch.stack(used), "layers_run": runs, "exit_layer": out.exit_layer}
+    found = {"selected_experts": torch.stack(experts), "layers_run": torch.stack(runs), "exit_layer": out.exit_layer}
+    if any(getattr(layer, "heads", None) for layer in out.routing):
+        found["selected_heads"] = torch.stack([layer.heads.selected_heads.view(*shape, -1) for layer in out.routing])
+    if any(getattr(layer, "windows", None) is not None for layer in out.routing):
+        seen = [0 if layer.windows is None else layer.windows.view(shape) for layer in out.routing]
+        found["windows"] = torch.stack([window * run for window, run in zip(seen, runs, strict=True)])
+    return found

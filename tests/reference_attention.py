@@ -1,0 +1,175 @@
+"""Attention of the plain model: heads chosen per token, positions, windows and the cache, one token at a time.
+
+D width, H query heads, K key/value heads, W width of a head, S shared heads, R = H - S routed heads,
+P CoPE positions. Here one token is in hand: x is (D,), a query (W,).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from reference_routing import (
+    Choice,
+    Weights,
+    choose_best,
+    choose_by_complexity,
+    choose_by_mass,
+    per_token_factor,
+    rms_norm,
+    sigmoid,
+    softmax,
+)
+
+if TYPE_CHECKING:
+    from reference import Result
+
+    from adaptive_lm.train.model import ModelConfig
+
+WINDOW_STEPS = 16  # a learned window takes one of these many steps between its least and its most
+
+
+class Attention:
+    """One layer's attention over one text, with its cache: a list of tokens, oldest first, kept whole.
+
+    keys, values: (K, W) each. counted: whether CoPE counts the token, that is whether it ran this layer.
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, layer: int, head_top_p: float, dtype: type) -> None:
+        self.weights, self.config, self.layer, self.head_top_p, self.dtype = weights, config, layer, head_top_p, dtype
+        self.name = f"layers.{layer}.attention"
+        self.keys: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
+        self.counted: list[bool] = []
+
+    def step(self, x: np.ndarray, position: int, result: Result, at: tuple[int, int, int]) -> np.ndarray:
+        """A token that runs the layer: x before the norm (D,) -> (D,); heads and window go into `result` at [at].
+
+        sum over its heads i of weight_i W_o,i softmax(q_i k^T / sqrt(W) + position) v, over what its window holds.
+        """
+        self.write(x, position, counted=True)
+        normed, W = self.norm(x, f"layers.{self.layer}.attention_norm.weight"), self.config.width_of_head
+        visible = self.visible(normed, result, at)
+        q = (self.weights[f"{self.name}.q.weight"] @ normed).reshape(self.config.num_heads, W)
+        out = np.zeros_like(x)
+        for head, weight in self.heads(normed, result, at).items():
+            query = self.norm(q[head], f"{self.name}.q_norm.weight")
+            group = head // (self.config.num_heads // self.config.num_kv_heads)  # neighbouring heads share keys
+            shares = softmax(self.scores(query, group, visible, position))
+            mixed = sum(share * self.values[j][group] for share, j in zip(shares, visible, strict=True))
+            out = out + weight * (self.weights[f"{self.name}.o.weight"][:, head * W : (head + 1) * W] @ mixed)
+            result.selected_heads[(*at, head)] = True
+        return out
+
+    def write(self, x: np.ndarray, position: int, counted: bool) -> None:
+        """Appends this token's keys, turned to its place in the text (not in the cache), and values to the cache."""
+        K, W = self.config.num_kv_heads, self.config.width_of_head
+        normed = self.norm(x, f"layers.{self.layer}.attention_norm.weight")
+        k, v = (self.weights[f"{self.name}.kv.weight"] @ normed).reshape(2, K, W)
+        keys = [self.norm(key, f"{self.name}.k_norm.weight") for key in k]
+        self.keys.append(np.stack([self.turn(key, position) for key in keys]))
+        self.values.append(v)
+        self.counted.append(counted)
+
+    def scores(self, query: np.ndarray, group: int, visible: list[int], position: int) -> np.ndarray:
+        """The query (W,) before any rotation against the keys of one group, at each place in `visible`."""
+        turned = self.turn(query, position)
+        scores = np.array([turned @ self.keys[j][group] for j in visible], self.dtype)
+        scores = scores / np.sqrt(self.dtype(self.config.width_of_head))
+        return scores + self.cope(query, scores, visible) if self.positions == "cope" else scores
+
+    @property
+    def positions(self) -> str:
+        return self.config.positions_of(self.layer)
+
+    def turn(self, x: np.ndarray, position: int) -> np.ndarray:
+        """(W,) -> (W,): under RoPE component i and component i + W/2 are turned by position * theta^(-2i/W)."""
+        W = self.config.width_of_head
+        if self.positions != "rope":
+            return x
+        out = np.empty_like(x)
+        for i in range(W // 2):
+            angle = position * self.config.rope_theta ** (-2 * i / W)
+            cos, sin = self.dtype(np.cos(angle)), self.dtype(np.sin(angle))
+            out[i], out[i + W // 2] = x[i] * cos - x[i + W // 2] * sin, x[i] * sin + x[i + W // 2] * cos
+        return out
+
+    def cope(self, query: np.ndarray, scores: np.ndarray, visible: list[int]) -> np.ndarray:
+        """What contextual position encoding adds to the scores of the places in `visible`.
+
+        From right to left gates are added up: place j is as far away as the gates sigmoid(score) from j to this token
+        say, and at most P - 1. A token that did not run this layer has no gate. A distance between two whole numbers
+        is given what lies between their logits q . e. Source: Golovneva et al. 2024 (arXiv 2405.18719), eq. 3-5.
+        """
+        logits = self.weights[f"{self.name}.position_embedding"] @ query  # (P,)
+        bias, passed = np.zeros_like(scores), self.dtype(0)
+        for n in reversed(range(len(visible))):
+            if self.counted[visible[n]]:
+                passed = passed + sigmoid(scores[n])
+            distance = min(passed, self.dtype(len(logits) - 1))
+            below, above = math.floor(distance), math.ceil(distance)
+            part = distance - below
+            bias[n] = logits[below] * (1 - part) + logits[above] * part
+        return bias
+
+    def visible(self, normed: np.ndarray, result: Result, at: tuple[int, int, int]) -> list[int]:
+        """The places in the cache, oldest first, that the newest token sees: itself and all nearer than its window."""
+        place = len(self.keys) - 1
+        if not self.config.window_of(self.layer):
+            return list(range(place + 1))
+        window = self.window(normed, place, result, at)
+        result.windows[at] = window
+        return [j for j in range(place + 1) if j == place or place - j < window]
+
+    def window(self, normed: np.ndarray, place: int, result: Result, at: tuple[int, int, int]) -> int:
+        """How many tokens the one at this place of the cache looks back at, itself included."""
+        attention, most = self.config.attention, self.config.window_of(self.layer)
+        if attention.window_kind == "length":
+            return min(max(math.ceil(attention.window_share * (place + 1)), attention.window_least), most)
+        if attention.window_kind == "entropy":
+            return int(self.weights[f"{self.name}.window_controller.window"])
+        if attention.window_kind == "learned":
+            router = f"{self.name}.window_router"
+            score = WINDOW_STEPS * sigmoid(self.weights[f"{router}.weight"] @ normed + self.weights[f"{router}.bias"])
+            result.margins["window"][at] = abs(score - round(score)) / WINDOW_STEPS
+            return attention.window_least + math.ceil(score) * (most - attention.window_least) // WINDOW_STEPS
+        return most
+
+    def heads(self, normed: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
+        """The heads this token uses -> what their outputs are multiplied by.
+
+        P = softmax of the logits of the R routed heads. Of those chosen, head i weighs m P_i / (sum of P chosen), m
+        their average number. Shared heads weigh S times their own softmax, and a token balances shared against routed.
+        Source: MoH, Jin et al. 2024 (arXiv 2410.11842), eq. 4-6. Departs from it: m is a constant of the model, so
+        that no weight jumps when one more head joins.
+        """
+        H, S, routing = self.config.num_heads, self.config.heads.shared_heads, self.config.heads.routing
+        if routing == "all":
+            return dict.fromkeys(range(H), self.dtype(1))
+        logits = self.weights[f"{self.name}.head_router.weight"] @ normed  # (H,), shared heads first
+        P = softmax(logits[S:])
+        choice = self.choose(P, normed)
+        result.margins["head_limit"][at], result.margins["head_rank"][at] = choice.limit_margin, choice.rank_margin
+        of_shared, of_routed = self.dtype(1), self.dtype(1)
+        if S:
+            of_shared, of_routed = 2 * softmax(self.weights[f"{self.name}.head_router.balance"] @ normed)
+        total = sum(P[i] for i in choice.chosen)
+        m = self.dtype(self.config.heads_per_token - S)
+        shared = {i: of_shared * S * share for i, share in enumerate(softmax(logits[:S]))} if S else {}
+        return shared | {S + i: of_routed * m * P[i] / total for i in sorted(choice.chosen)}
+
+    def choose(self, P: np.ndarray, normed: np.ndarray) -> Choice:
+        """Which of the routed heads, by their probabilities P (R,)."""
+        heads, router = self.config.heads, f"{self.name}.head_router"
+        if heads.routing == "top_k":
+            return choose_best(P, int(self.config.heads_per_token) - heads.shared_heads)
+        if heads.routing == "top_p":
+            least = heads.per_token_least
+            factor = per_token_factor(self.weights, router, normed, least) if heads.per_token else 1
+            return choose_by_mass(P, self.head_top_p, factor)
+        complexity = per_token_factor(self.weights, router, normed, 0)
+        return choose_by_complexity(P, self.head_top_p, complexity, self.config.least_heads, self.config.most_heads)
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return rms_norm(x, self.config.norm_eps, self.weights[name])

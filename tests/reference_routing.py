@@ -1,0 +1,92 @@
+"""How the plain model chooses: among experts, among heads, and by a score against a threshold.
+
+R routed things to choose from (experts or heads), D width. P is (R,), x is (D,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]  # by their names in torch's state_dict
+
+
+class Choice(NamedTuple):
+    """Who was chosen, and how close it was: margins are inf where no decision was taken."""
+
+    chosen: list[int]  # in order of probability
+    limit_margin: float  # least distance of a mass, or of a rank's place, to the threshold it was held against
+    rank_margin: float  # by how much the last one chosen is more probable than the first one refused
+
+
+def choose_best(P: np.ndarray, count: int) -> Choice:
+    """The `count` most probable; of equals the lower number first."""
+    ranked = sorted(range(len(P)), key=lambda i: -P[i])  # stable
+    refused = count < len(P)
+    return Choice(ranked[:count], np.inf, P[ranked[count - 1]] - P[ranked[count]] if refused else np.inf)
+
+
+def choose_by_mass(P: np.ndarray, level: float, factor: float) -> Choice:
+    """In order of P until those before hold the mass level * factor. The first always; a level of 1 takes all."""
+    if level >= 1:  # whatever the factor, and whatever rounding makes of the mass
+        return choose_best(P, len(P))
+    ranked, limit = choose_best(P, len(P)).chosen, level * factor
+    count, mass, margin = 1, P[ranked[0]], np.inf
+    while count < len(P):
+        margin = min(margin, abs(mass - limit))
+        if not mass < limit:
+            break
+        mass = mass + P[ranked[count]]
+        count += 1
+    return choose_best(P, count)._replace(limit_margin=margin)
+
+
+def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: int, most: int) -> Choice:
+    """The best `least`, and of the next as many as lie, at equal steps between 0 and 1, below level * complexity.
+
+    A level of 1 takes `most`, whatever the complexity.
+    """
+    count, margin = least, np.inf
+    for rank in range(least, most):
+        if level >= 1:
+            count += 1
+            continue
+        place, limit = (rank - least + 0.5) / (most - least), level * complexity
+        margin = min(margin, abs(place - limit))
+        if place < limit:
+            count += 1
+    return choose_best(P, count)._replace(limit_margin=margin)
+
+
+def per_token_factor(weights: Weights, router: str, z: np.ndarray, least: float) -> float:
+    """u = least + (1 - least) sigmoid(w . z + b): what this token multiplies the threshold of its layer by."""
+    score = sigmoid(weights[f"{router}.per_token.weight"] @ z + weights[f"{router}.per_token.bias"])
+    return least + (1 - least) * score
+
+
+def confidence(criterion: str, logits: np.ndarray) -> float:
+    """How sure these logits (V,) are of the next token, 0..1: `top_prob`, `margin` or `entropy`."""
+    p = np.sort(softmax(logits))[::-1]
+    if criterion == "top_prob":
+        return p[0]
+    if criterion == "margin":
+        return p[0] - p[1]
+    entropy = sum(-share * np.log(share) for share in p if share > 0)
+    return 1 - entropy / np.log(len(p))
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(z - z.max())
+    return exponentials / exponentials.sum()
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def rms_norm(x: np.ndarray, eps: float, weight: np.ndarray | None = None) -> np.ndarray:
+    """x / sqrt(mean(x^2) + eps), times the weight"""
+    normed = x / np.sqrt(np.mean(x * x) + x.dtype.type(eps))
+    return normed if weight is None else normed * weight
