@@ -70,6 +70,8 @@ def bench(
             "num_layers": model.num_layers,
             "dim": model.dim,
             "num_experts": model.num_experts,
+            "num_heads": model.num_heads,
+            "routes_heads": model.routes_heads,
             "vocab_size": model.vocab_size,
             "context_length": context,
             "file_bytes": sum(info.bytes for info in engine.manifest.files.values()),
@@ -112,7 +114,11 @@ def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
     milliseconds, tally = timed.milliseconds, timed.tally
     costs = engine.manifest.costs.weight_bytes
     size = costs.head + sum(
-        layer.attention + layer.router + layer.expert * shape.num_experts + layer.shared_expert
+        layer.attention
+        + layer.head * engine.manifest.model.num_heads
+        + layer.router
+        + layer.expert * shape.num_experts
+        + layer.shared_expert
         for layer, shape in zip(costs.layers, engine.manifest.model.layers, strict=True)
     )
     bandwidth = read_bandwidth(int(size), engine.session.threads)
@@ -123,6 +129,7 @@ def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
         "milliseconds_per_token": {name: round(value, 5) for name, value in asdict(milliseconds).items()},
         "spread": round(timed.spread, 4),
         "experts_per_token": round(tally.experts / tally.layers, 4),
+        "heads_per_token": round(tally.heads / tally.layers, 4),
         "layers_per_token": round(tally.layers / tally.tokens, 4),
         "executed_flops_share": round(tally.executed_flops / tally.dense_flops, 5),
         "bytes_per_token": round(read),

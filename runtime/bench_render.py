@@ -19,7 +19,7 @@ def show(result: Figures) -> None:
         out.print(line, markup=False)
     if "sweep" in result:
         out.print()
-        out.print(sweep_table(result["sweep"]), soft_wrap=False)
+        out.print(sweep_table(result["sweep"], heads=result["model"]["routes_heads"]), soft_wrap=False)
 
 
 def lines(result: Figures) -> list[str]:
@@ -30,7 +30,8 @@ def lines(result: Figures) -> list[str]:
     speed, bandwidth = decode["milliseconds_per_token"], decode["memory_bandwidth"]
     experts = f"{model['num_layers']} layers of {model['dim']} · {model['num_experts']} experts"
     memory = f"loaded in {model['load_seconds']:.2f} s · peak memory {_megabytes(model['peak_memory_bytes'])}"
-    used = f"{decode['experts_per_token']:.2f} experts, {decode['layers_per_token']:.2f} layers"
+    heads = f"{decode['heads_per_token']:.2f} heads, " if model["routes_heads"] else ""
+    used = f"{decode['experts_per_token']:.2f} experts, {heads}{decode['layers_per_token']:.2f} layers"
     read = _megabytes(decode["bytes_per_token"])
     rate, cores = bandwidth["bytes_per_second"] / 1e9, f"{machine['threads']} of {machine['cores']} cores"
     parts = (
@@ -57,17 +58,28 @@ def lines(result: Figures) -> list[str]:
     return [f"{name:8} {' · '.join(rest)}" for name, *rest in parts]
 
 
-def sweep_table(points: list[Figures]) -> Table:
-    """A row per point."""
+def sweep_table(points: list[Figures], *, heads: bool) -> Table:
+    """A row per point, with how many `heads` where they are routed."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("point", no_wrap=True)
-    for name in ("experts", "layers", "theoretical", "executed", "measured", "ms per token", "p5 to p95", "bits/byte"):
+    for name in (
+        "experts",
+        *["heads"] * heads,
+        "layers",
+        "theoretical",
+        "executed",
+        "measured",
+        "ms per token",
+        "p5 to p95",
+        "bits/byte",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
         speed, bits = point["milliseconds_per_token"], point["bits_per_byte"]
         table.add_row(
             point["name"],
             f"{point['experts_per_token']:.2f}",
+            *[f"{point['heads_per_token']:.2f}"] * heads,
             f"{point['layers_per_token']:.2f}",
             f"{point['theoretical_share']:.1%}",
             f"{point['executed_share']:.1%}",

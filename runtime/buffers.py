@@ -1,7 +1,7 @@
 """The memory that one generation and the graph share: caches, thresholds, and the inputs and outputs of a pass.
 
-L layers, B sequences, T tokens, K key/value heads, C capacity, V vocabulary, E experts. Every array here is bound once;
-ONNX Runtime reads and writes it where it lies, and Python reads and writes the same bytes.
+L layers, B sequences, T tokens, H query heads, K key/value heads, C capacity, V vocabulary, E experts. Every array here
+is bound once; ONNX Runtime reads and writes it where it lies, and Python reads and writes the same bytes.
 """
 
 from typing import Any
@@ -9,40 +9,74 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import Manifest
+from .manifest import Manifest, Model
 
 BATCH = 1  # the graph takes more at T = 1; this runtime runs one sequence
+ROUND_CAPACITY = 32  # tokens; a few more than needed cost little, and generations of about one length share the memory
+
+THRESHOLDS = ("router_top_p", "depth_threshold", "exit_threshold")  # that every graph has
+
+CHUNK = 64
+"""Tokens of one pass of a prompt that is longer than a ring; a ring holds a window and one chunk.
+
+Half of it, and the experts of a chunk would see too few rows to be worth reading; twice, and every decoded token would
+pass over 64 more cells that its window hides, in every layer.
+"""
 
 
 class Cache:
     """Keys and values of every layer, how many tokens each holds, and the thresholds in force.
 
     Past and present are one OrtValue: the graph writes new keys in place, and nothing is copied as the text grows.
+    The cache of a layer with a window is a ring of `ring` cells, which the graph writes round and round.
     """
 
     def __init__(self, ort: Any, manifest: Manifest, device: str, capacity: int) -> None:
         model = manifest.model
         L = model.num_layers
-        shape = (BATCH, model.num_kv_heads, capacity, model.head_dim)
         self.capacity = capacity
         self.lengths = np.zeros((L, BATCH), np.int64)
         self.router_top_p = np.ones((L, BATCH), np.float32)
         self.depth_threshold = np.zeros((L, BATCH), np.float32)
         self.exit_threshold = np.ones((L, BATCH), np.float32)
+        self.head_top_p = np.ones((L, BATCH), np.float32)
+        self._dials_heads = model.dials_heads
+        self._rings = [(layer.window, ring(layer.window, capacity)) for layer in model.layers if layer.window]
         # Zeros, not whatever was there: a masked position still takes part as 0 * value, and 0 * nan is nan.
         self.values = {
-            (kind, layer): ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), device, 0)
-            for kind in ("key", "value")
-            for layer in range(L)
+            name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), device, 0)
+            for name, shape in cache_shapes(model, capacity).items()
         }
 
     def inputs(self) -> dict[str, NDArray[Any]]:
-        return {
-            "lengths": self.lengths,
-            "router_top_p": self.router_top_p,
-            "depth_threshold": self.depth_threshold,
-            "exit_threshold": self.exit_threshold,
-        }
+        names = (*THRESHOLDS, "head_top_p") if self._dials_heads else THRESHOLDS
+        return {name: getattr(self, name) for name in ("lengths", *names)}
+
+    def longest_pass(self, begin: int, end: int) -> int:
+        """How many of the tokens at positions `begin` to `end` one pass may compute.
+
+        A ring must still hold, when the last of them is written, all that the first looks back at.
+        """
+        T = end - begin
+        return T if all(cells >= min(end, window + T - 1) for window, cells in self._rings) else min(T, CHUNK)
+
+
+def ring(window: int, capacity: int) -> int:
+    """Cells of the cache of a layer: the whole capacity, or what a window and one chunk need."""
+    needed = -(-(window + CHUNK - 1) // ROUND_CAPACITY) * ROUND_CAPACITY
+    return min(capacity, needed) if window else capacity
+
+
+def cache_shapes(model: Model, capacity: int) -> dict[tuple[str, int], tuple[int, int, int, int]]:
+    """(kind, layer) of every cache -> its shape: keys and values (B, K, C, W), and (B, 1, C, 1) of the counted."""
+    shapes = {}
+    for index, layer in enumerate(model.layers):
+        cells = ring(layer.window, capacity)
+        for kind in ("key", "value"):
+            shapes[kind, index] = (BATCH, model.num_kv_heads, cells, model.head_dim)
+        if model.counts_cells(index):
+            shapes["counted", index] = (BATCH, 1, cells, 1)
+    return shapes
 
 
 class Pass:
@@ -58,6 +92,8 @@ class Pass:
         self.layers_run = np.zeros((L, BATCH, T), np.bool_)
         self.exit_layer = np.zeros((BATCH, T), np.int64)
         self.new_lengths = np.zeros((L, BATCH), np.int64)
+        self.selected_heads = np.zeros((L, BATCH, T, model.num_heads), np.bool_)
+        self.windows = np.zeros((L, BATCH, T), np.int64)
         self._session = session
         self._binding = session.io_binding()
         self._on_cpu = next(iter(cache.values.values())).device_name() == "cpu"
@@ -68,7 +104,7 @@ class Pass:
         }
         self._keep = (inputs, cache)
         self._bind_inputs()
-        for name in ("logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"):
+        for name in reported(model):
             self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(getattr(self, name)))
         for (kind, layer), value in cache.values.items():
             self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", value)
@@ -85,11 +121,16 @@ class Pass:
             self._binding.bind_ortvalue_input(name, value)
 
 
+def reported(model: Model) -> list[str]:
+    """The outputs of the graph that are no caches."""
+    names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
+    return names + ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
+
+
 def expected_names(manifest: Manifest) -> tuple[set[str], set[str]]:
     """Names of the inputs and outputs that a graph of this format has."""
-    layers = range(manifest.model.num_layers)
-    inputs = {"ids", "positions", "lengths", "router_top_p", "depth_threshold", "exit_threshold", "num_logits"}
-    outputs = {"logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"}
-    inputs |= {f"past_{kind}.{layer}" for kind in ("key", "value") for layer in layers}
-    outputs |= {f"present_{kind}.{layer}" for kind in ("key", "value") for layer in layers}
-    return inputs, outputs
+    model = manifest.model
+    inputs = {"ids", "positions", "lengths", *THRESHOLDS, "num_logits", *["head_top_p"] * model.dials_heads}
+    caches = cache_shapes(model, 1)
+    inputs |= {f"past_{kind}.{layer}" for kind, layer in caches}
+    return inputs, {*reported(model), *(f"present_{kind}.{layer}" for kind, layer in caches)}

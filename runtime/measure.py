@@ -43,6 +43,7 @@ class Tally:
     tokens: int = 0
     layers: int = 0
     experts: int = 0
+    heads: int = 0
     executed_flops: float = 0.0
     dense_flops: float = 0.0
     adaptive_flops: float = 0.0
@@ -51,9 +52,11 @@ class Tally:
 
     def add(self, engine: Engine, routes: Routes) -> None:
         spent = engine.session.meter.spent(routes)
+        every = engine.manifest.model.num_heads
         self.tokens += routes.layers_run.shape[1]
         self.layers += int(routes.layers_run.sum())
         self.experts += int(routes.selected_experts.sum())
+        self.heads += int(routes.layers_run.sum() * every if (h := routes.selected_heads) is None else h.sum())
         self.executed_flops += float(spent.executed[0].sum())
         self.dense_flops += float(spent.dense[0].sum())
         self.adaptive_flops += float(spent.adaptive[0].sum())

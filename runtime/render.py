@@ -32,8 +32,9 @@ def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
         f"{summary.new_tokens} tokens · {summary.tokens_per_second:.1f} tokens/s · {summary.p50:.2f} ms per token, "
         f"p95 {summary.p95:.2f} · prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms · {kept}"
     )
+    heads = f"{summary.heads_per_token:.2f} of {model.num_heads} heads · " if model.routes_heads else ""
     used = (
-        f"{summary.experts_per_token:.2f} of {model.num_experts} experts · {summary.layers_per_token:.2f} of "
+        f"{summary.experts_per_token:.2f} of {model.num_experts} experts · {heads}{summary.layers_per_token:.2f} of "
         f"{model.num_layers} layers · {summary.executed_flops_share:.1%} of dense FLOPs · seed {summary.seed}"
     )
     return [speed, used]
@@ -72,11 +73,18 @@ def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
 
 
 def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
-    """A row per token: text, experts in each layer (`-` where skipped), layers run, exit, share of FLOPs, time."""
+    """A row per token: text, experts in each layer (`-` where skipped), layers run, exit, share of FLOPs, time.
+
+    Where the model has them, how many heads and which window in each layer too (`-` where skipped, `all` without one).
+    """
     model = manifest.model
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     rows.add_column("token", no_wrap=True)
     rows.add_column(f"experts per layer, of {model.num_experts}")
+    if model.routes_heads:
+        rows.add_column(f"heads per layer, of {model.num_heads}")
+    if model.has_windows:
+        rows.add_column("window per layer")
     rows.add_column(f"layers of {model.num_layers}", justify="right")
     rows.add_column("exit", justify="right")
     rows.add_column("FLOPs", justify="right")
@@ -87,10 +95,16 @@ def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
         experts = " | ".join(
             ",".join(map(str, used)) if layer in run else "-" for layer, used in enumerate(usage.experts)
         )
+        cells = [experts]
+        if model.routes_heads:  # ids would fill the line; `--json` has them
+            cells.append(" ".join(str(len(used)) if layer in run else "-" for layer, used in enumerate(usage.heads)))
+        if model.has_windows:
+            seen = ((str(window or "all") if layer in run else "-") for layer, window in enumerate(usage.windows))
+            cells.append(" ".join(seen))
         leave = "" if usage.exit_layer is None else str(usage.exit_layer)
         name = Text("<end>", style="dim") if token.id == model.eos_id else Text(repr(printable(token.text))[1:-1])
         share, milliseconds = f"{usage.flops_share:.0%}", f"{token.seconds * 1000:.2f}"
-        rows.add_row(name, experts, str(len(run)), leave, share, milliseconds)
+        rows.add_row(name, *cells, str(len(run)), leave, share, milliseconds)
     return rows
 
 

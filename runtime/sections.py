@@ -73,6 +73,25 @@ class Model(Part):
                 )
         return self
 
+    @property
+    def routes_heads(self) -> bool:
+        """Whether the graph reports the heads that a token used."""
+        return any(layer.head_routing != "all" for layer in self.layers)
+
+    @property
+    def dials_heads(self) -> bool:
+        """Whether `head_top_p` decides how many heads run."""
+        return any(layer.head_routing in ("top_p", "adaptive") for layer in self.layers)
+
+    @property
+    def has_windows(self) -> bool:
+        return any(layer.window for layer in self.layers)
+
+    def counts_cells(self, index: int) -> bool:
+        """Whether a layer has a third cache, of which tokens ran it: CoPE counts no token that skipped the layer."""
+        skips = self.layers[index].depth_router or any(layer.exit for layer in self.layers[:index])
+        return skips and self.skipped_kv == "project" and self.layers[index].positions == "cope"
+
 
 class Tensor(Part):
     dtype: str

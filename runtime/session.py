@@ -5,7 +5,7 @@ L layers, T tokens, E experts, V vocabulary.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .buffers import Cache, Pass, expected_names
+from .buffers import ROUND_CAPACITY, Cache, Pass, expected_names
 from .dial import Dial, Thresholds, resolve
 from .errors import UserError, WrongUsageError
 from .files import GRAPH
 from .manifest import Manifest
 from .providers import choose_device
-from .usage import Meter, Routes, Usage
-
-ROUND_CAPACITY = (
-    32  # tokens; a few more than asked for cost little, and generations of about one length share the memory
-)
+from .usage import Meter, Routes, Usage, joined
 
 SMALL_BYTES = 128 * 2**20
 """Weights up to which one thread decodes faster than two (docs/decisions/0005)."""
@@ -144,10 +140,12 @@ class Session:
         self._cache.router_top_p[:] = thresholds.router_top_p[:, None]
         self._cache.depth_threshold[:] = thresholds.depth_threshold[:, None]
         self._cache.exit_threshold[:] = thresholds.exit_threshold[:, None]
+        self._cache.head_top_p[:] = thresholds.head_top_p[:, None]
 
     def prefill(self, ids: Sequence[int], num_logits: int = 1) -> Step:
         """Compute `ids` after what the caches hold; logits of the last `num_logits`.
 
+        One pass, or several where a layer with a window keeps too little for one; nothing of the result differs.
         Raises UserError for no ids, for ids outside the vocabulary, and for more than the caches have room for.
         """
         self._check(ids)
@@ -155,7 +153,22 @@ class Session:
             raise ValueError(f"found num_logits {num_logits}, expected 1 to {len(ids)}")
         if len(ids) == 1:
             return self._run(self._decode, ids)
-        return self._run(Pass(self._ort, self._session, self.manifest, self._cache, len(ids), num_logits), ids)
+        longest = self._cache.longest_pass(self._position, self._position + len(ids))
+        parts: list[Step] = []
+        graphs: dict[tuple[int, int], Pass] = {}
+        for begin in range(0, len(ids), longest):
+            part = ids[begin : begin + longest]
+            wanted = begin + len(part) - (len(ids) - num_logits)  # of the tokens so far, those whose logits count
+            shape = (len(part), min(max(wanted, 1), len(part)))  # the graph gives the logits of one token at least
+            if shape not in graphs:
+                graphs[shape] = Pass(self._ort, self._session, self.manifest, self._cache, *shape)
+            step = self._run(graphs[shape], part, again=len(ids) > longest)
+            parts.append(step if wanted > 0 else replace(step, logits=step.logits[:0]))
+        return parts[0] if len(parts) == 1 else self._joined(parts)
+
+    def _joined(self, parts: Sequence[Step]) -> Step:
+        logits = np.concatenate([part.logits for part in parts])
+        return Step(logits, joined([part.routes for part in parts]), self._meter)
 
     def step(self, token: int) -> Step:
         """Compute one token; the logits choose the next. Raises as `prefill` does."""
@@ -173,7 +186,8 @@ class Session:
                 f"found {self._position + len(ids)} tokens, there is room for {self.capacity}; begin with more capacity"
             )
 
-    def _run(self, graph: Pass, ids: Sequence[int]) -> Step:
+    def _run(self, graph: Pass, ids: Sequence[int], *, again: bool = True) -> Step:
+        """`again`: the arrays of `graph` will be written again, so what it gave is copied."""
         T = len(ids)
         graph.ids[0] = ids
         graph.positions[0] = np.arange(self._position, self._position + T)
@@ -182,21 +196,24 @@ class Session:
         self._cache.lengths[:] = graph.new_lengths
         self._position += T
         routes = self._routes(graph, before)
-        # The arrays of a prompt are its own, those of decoding are used again.
-        logits = graph.logits[0].copy() if graph is self._decode else graph.logits[0]
-        return Step(logits, routes, self._meter)
+        return Step(graph.logits[0].copy() if again else graph.logits[0], routes, self._meter)
 
     def _routes(self, graph: Pass, before: NDArray[np.int64]) -> Routes:
         layers_run = graph.layers_run[:, 0].copy()  # (L, T)
+        model = self.manifest.model
         # Under `none` a skipped token is absent from the layer's cache, under `project` every token is present.
-        present = layers_run if self.manifest.model.skipped_kv == "none" else np.ones_like(layers_run)
+        present = layers_run if model.skipped_kv == "none" else np.ones_like(layers_run)
+        keys = before[:, None] + present.cumsum(axis=1)
+        windows = graph.windows[:, 0].copy() if model.has_windows else None
         return Routes(
             selected_experts=graph.selected_experts[:, 0].copy(),
             layers_run=layers_run,
             exit_layer=graph.exit_layer[0].copy(),
-            keys=before[:, None] + present.cumsum(axis=1),
+            keys=keys if windows is None else np.where(windows > 0, np.minimum(keys, windows), keys),
             positions=graph.positions[0].copy(),
             exits_open=self._cache.exit_threshold[:, 0] < 1,
+            selected_heads=graph.selected_heads[:, 0].copy() if model.routes_heads else None,
+            windows=windows,
         )
 
     @property
@@ -208,8 +225,11 @@ class Session:
 def suitable_threads(manifest: Manifest) -> int:
     """One per core, but one alone for a model whose operators are too small to be worth waiting for each other."""
     table = manifest.costs.weight_bytes
+    H = manifest.model.num_heads
     experts = zip(table.layers, manifest.model.layers, strict=True)
-    dense = table.head + sum(costs.attention + costs.expert * layer.num_experts for costs, layer in experts)
+    dense = table.head + sum(
+        costs.attention + costs.head * H + costs.expert * layer.num_experts for costs, layer in experts
+    )
     return 1 if dense < SMALL_BYTES else usable_cores()
 
 

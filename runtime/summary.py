@@ -13,7 +13,8 @@ from .engine import Generation, Token
 class Summary:
     """Means over the new tokens.
 
-    experts_per_token: mean over the tokens and the layers that they ran; layers_per_token: mean of the layers run.
+    experts_per_token, heads_per_token: mean over the tokens and the layers that they ran; layers_per_token: mean of
+    the layers run.
     executed_flops_share: executed over dense FLOPs, of all new tokens together.
     Speed is that of decoding: the first token, which waits for the prompt, counts only where it is the only one.
     """
@@ -21,6 +22,7 @@ class Summary:
     prompt_tokens: int
     new_tokens: int
     experts_per_token: float
+    heads_per_token: float
     layers_per_token: float
     executed_flops_share: float
     tokens_per_second: float
@@ -35,6 +37,7 @@ class Summary:
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
             "experts_per_token": round(self.experts_per_token, 4),
+            "heads_per_token": round(self.heads_per_token, 4),
             "layers_per_token": round(self.layers_per_token, 4),
             "executed_flops_share": round(self.executed_flops_share, 5),
             "tokens_per_second": round(self.tokens_per_second, 2),
@@ -49,6 +52,7 @@ def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
     """The summary of the tokens that came so far; an unfinished generation was interrupted."""
     layers = sum(len(token.usage.layers_run) for token in tokens)
     experts = sum(len(used) for token in tokens for used in token.usage.experts)
+    heads = sum(len(used) for token in tokens for used in token.usage.heads)
     executed = sum(token.usage.executed_flops for token in tokens)
     dense = sum(token.usage.dense_flops for token in tokens)
     seconds = np.array([token.seconds for token in (tokens[1:] or tokens)] or [float("nan")])
@@ -57,6 +61,7 @@ def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
         prompt_tokens=generation.prompt_tokens,
         new_tokens=count,
         experts_per_token=experts / max(layers, 1),
+        heads_per_token=heads / max(layers, 1),
         layers_per_token=layers / max(count, 1),
         executed_flops_share=executed / dense if dense else 0.0,
         tokens_per_second=float(1 / seconds.mean()) if count else 0.0,
@@ -75,7 +80,8 @@ def token_json(token: Token) -> dict[str, Any]:
         "id": token.id,
         "text": token.text,
         "experts": [list(used) for used in usage.experts],
-        "heads": list(usage.heads),
+        "heads": [list(used) for used in usage.heads],
+        "windows": list(usage.windows),
         "layers_run": list(usage.layers_run),
         "exit_layer": usage.exit_layer,
         "executed_flops": usage.executed_flops,

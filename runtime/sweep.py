@@ -94,6 +94,7 @@ def point_json(point: Point, timed: Timed, bits: float | None, whole: Timed) -> 
         "name": point.name,
         "thresholds": point.thresholds.as_lists(),
         "experts_per_token": round(tally.experts / tally.layers, 4),
+        "heads_per_token": round(tally.heads / tally.layers, 4),
         "layers_per_token": round(tally.layers / tally.tokens, 4),
         "theoretical_share": round(tally.adaptive_flops / tally.adaptive_dense_flops, 5),
         "executed_share": round(tally.executed_flops / tally.dense_flops, 5),

@@ -1,13 +1,17 @@
 """What a token used: experts, heads, layers, and what that cost.
 
-L layers, T tokens of one pass, E experts. Costs are those of the manifest: FLOPs (a multiply-add is 2) and bytes read.
+L layers, T tokens of one pass, E experts, H query heads. Costs are those of the manifest: FLOPs (a multiply-add is 2)
+and bytes read.
 
-    executed = head + sum over layers run (attention + attention_per_key * keys + router + expert * used + shared)
+    executed = head + sum over layers run (attention + attention_per_key * keys + router + expert * used + shared
+                                           + (head of the layer + head_per_key * keys) * heads used)
              + depth router and exit check wherever they were asked + keys and values of skipped layers (project policy)
-    dense    = the same with every layer and every expert, and no exit check
+    dense    = the same with every layer, every expert and every head, no window and no exit check
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +30,11 @@ class Routes:
     selected_experts: Bools  # (L, T, E); all False where the layer was skipped
     layers_run: Bools  # (L, T)
     exit_layer: Ints  # (T,): the layer after which the token left, else -1
-    keys: Ints  # (L, T): keys visible to the token in each layer, its own among them
+    keys: Ints  # (L, T): keys visible to the token in each layer, its own among them and none outside its window
     positions: Ints  # (T,)
     exits_open: Bools  # (L,): exit_threshold below 1, so that the exit check was made
+    selected_heads: Bools | None = None  # (L, T, H), all False where the layer was skipped; None: heads are not routed
+    windows: Ints | None = None  # (L, T), 0 where the layer has none or was skipped; None: no layer has one
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Usage:
     """What one token used; `Step.usage` of its pass."""
 
     experts: tuple[tuple[int, ...], ...]  # (L) ids; none where the layer was skipped
-    heads: tuple[int, ...]  # (L) query heads used: all of them, or 0 where the layer was skipped
+    heads: tuple[tuple[int, ...], ...]  # (L) ids; all where heads are not routed, none where the layer was skipped
+    windows: tuple[int, ...]  # (L) most tokens looked back at; 0 where the layer has no window or was skipped
     layers_run: tuple[int, ...]  # ids
     exit_layer: int | None  # None if it did not leave early
     executed_flops: float
@@ -53,6 +60,11 @@ class Usage:
         """Mean over the layers run."""
         return sum(map(len, self.experts)) / max(len(self.layers_run), 1)
 
+    @property
+    def heads_per_layer(self) -> float:
+        """Mean over the layers run."""
+        return sum(map(len, self.heads)) / max(len(self.layers_run), 1)
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -63,7 +75,7 @@ class Spent:
 
     executed: Floats
     dense: Floats
-    adaptive: Floats  # of `executed`, the attention and experts of the layers run: what the thresholds decide about
+    adaptive: Floats  # of `executed`, attention, heads and experts of the layers run: what the thresholds decide
     adaptive_dense: Floats
 
 
@@ -80,6 +92,7 @@ class Meter:
             return np.array([[getattr(layer, name) for layer in table.layers] for table in tables], dtype=np.float64)
 
         zero = np.zeros((2, L))
+        self._num_heads = H = model.num_heads
         block, key, expert = (
             column("attention") + column("shared_expert"),
             column("attention_per_key"),
@@ -87,16 +100,17 @@ class Meter:
         )
         depth_router = column("depth_router") * [layer.depth_router for layer in model.layers]
         exit_check = column("exit_check") * [layer.exit for layer in model.layers]
-        # One row per counter of `_counters`, so that tokens cost one small product: (4, 6 * L) @ (6 * L, T).
-        executed = (block + column("router"), key, expert, column("skipped_kv"), depth_router, exit_check)
-        adaptive = (block, key, expert, zero, zero, zero)
-        self._costs = np.concatenate([np.concatenate(rows, axis=1) for rows in (executed, adaptive)])  # (4, 6 * L)
+        head, head_key = column("head"), column("head_per_key")
+        # One row per counter of `_counters`, so that tokens cost one small product: (4, 8 * L) @ (8 * L, T).
+        decided = (key, expert, head, head_key)
+        executed = (block + column("router"), *decided, column("skipped_kv"), depth_router, exit_check)
+        adaptive = (block, *decided, zero, zero, zero)
+        self._costs = np.concatenate([np.concatenate(rows, axis=1) for rows in (executed, adaptive)])  # (4, 8 * L)
         self._head = np.array([[table.head] for table in tables])  # (2, 1)
-        self._full = (block + expert * num_experts).sum(axis=1, keepdims=True)  # (2, 1): every layer and every expert
-        self._key = key.sum(axis=1, keepdims=True)  # (2, 1)
+        self._full = (block + expert * num_experts + head * H).sum(axis=1, keepdims=True)  # (2, 1): every layer
+        self._key = (key + head_key * H).sum(axis=1, keepdims=True)  # (2, 1)
         self._routers = (column("router") + depth_router).sum(axis=1, keepdims=True)  # (2, 1)
         self._index = np.arange(L)[:, None]  # (L, 1)
-        self._num_heads = model.num_heads
 
     def spent(self, routes: Routes) -> Spent:
         """What each token of `routes` cost, and what it would have cost a dense pass."""
@@ -107,18 +121,26 @@ class Meter:
         return Spent(self._head + both[:2], self._head + self._routers + adaptive_dense, both[2:], adaptive_dense)
 
     def _counters(self, routes: Routes) -> Floats:
-        """How often each part ran, (6 * L, T): block, keys seen, experts, skipped, depth router, exit check."""
+        """How often each part ran, (8 * L, T).
+
+        Block, keys seen, experts, heads, heads times keys seen, skipped, depth router, exit check.
+        """
         run = routes.layers_run  # (L, T)
         L, T = run.shape
-        counters = np.empty((6, L, T))
+        counters = np.empty((8, L, T))
         counters[0] = run
         np.multiply(run, routes.keys, out=counters[1])
         routes.selected_experts.sum(axis=2, out=counters[2])
-        np.logical_not(run, out=counters[3], casting="unsafe")
+        if routes.selected_heads is None:
+            np.multiply(run, self._num_heads, out=counters[3])
+        else:
+            routes.selected_heads.sum(axis=2, out=counters[3])
+        np.multiply(counters[3], routes.keys, out=counters[4])
+        np.logical_not(run, out=counters[5], casting="unsafe")
         # A token that left is asked nothing after the layer at which it left.
-        counters[4] = (routes.exit_layer < 0) | (self._index <= routes.exit_layer)
-        np.multiply(counters[4], routes.exits_open[:, None], out=counters[5])
-        return counters.reshape(6 * L, T)
+        counters[6] = (routes.exit_layer < 0) | (self._index <= routes.exit_layer)
+        np.multiply(counters[6], routes.exits_open[:, None], out=counters[7])
+        return counters.reshape(8 * L, T)
 
     def usage(self, routes: Routes, token: int = -1) -> Usage:
         """What one token of a pass used; by default the last, from which the next token is chosen."""
@@ -126,12 +148,13 @@ class Meter:
         spent = self.spent(one)
         run = one.layers_run[:, 0].tolist()
         exit_layer = int(one.exit_layer[0])
-        experts: list[list[int]] = [[] for _ in run]
-        for layer, expert in zip(*(axis.tolist() for axis in one.selected_experts[:, 0].nonzero()), strict=True):
-            experts[layer].append(expert)
+        every = tuple(range(self._num_heads))
         return Usage(
-            experts=tuple(map(tuple, experts)),
-            heads=tuple(self._num_heads if ran else 0 for ran in run),
+            experts=_ids(one.selected_experts),
+            heads=tuple(every if ran else () for ran in run)
+            if one.selected_heads is None
+            else _ids(one.selected_heads),
+            windows=tuple(0 for _ in run) if one.windows is None else tuple(one.windows[:, 0].tolist()),
             layers_run=tuple(layer for layer, ran in enumerate(run) if ran),
             exit_layer=None if exit_layer < 0 else exit_layer,
             executed_flops=float(spent.executed[0, 0]),
@@ -139,6 +162,14 @@ class Meter:
             executed_bytes=float(spent.executed[1, 0]),
             dense_bytes=float(spent.dense[1, 0]),
         )
+
+
+def _ids(selected: Bools) -> tuple[tuple[int, ...], ...]:
+    """(L, 1, n) bool -> for each layer the indices that are True."""
+    ids: list[list[int]] = [[] for _ in selected]
+    for layer, one in zip(*(axis.tolist() for axis in selected[:, 0].nonzero()), strict=True):
+        ids[layer].append(one)
+    return tuple(map(tuple, ids))
 
 
 def at(routes: Routes, token: int) -> Routes:
@@ -153,4 +184,25 @@ def at(routes: Routes, token: int) -> Routes:
         keys=routes.keys[:, only],
         positions=routes.positions[only],
         exits_open=routes.exits_open,
+        selected_heads=None if routes.selected_heads is None else routes.selected_heads[:, only],
+        windows=None if routes.windows is None else routes.windows[:, only],
+    )
+
+
+def joined(parts: Sequence[Routes]) -> Routes:
+    """The routes of passes that followed each other at the same thresholds, as of one."""
+
+    def all_of(name: str, axis: int) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else np.concatenate(values, axis=axis)
+
+    return Routes(
+        selected_experts=all_of("selected_experts", 1),
+        layers_run=all_of("layers_run", 1),
+        exit_layer=all_of("exit_layer", 0),
+        keys=all_of("keys", 1),
+        positions=all_of("positions", 0),
+        exits_open=parts[0].exits_open,
+        selected_heads=all_of("selected_heads", 1),
+        windows=all_of("windows", 1),
     )

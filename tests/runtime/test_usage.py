@@ -93,7 +93,8 @@ def test_usage_names_experts_heads_layers_and_exit(engine: Engine) -> None:
         assert usage.experts == tuple(tuple(np.flatnonzero(selected[layer, t]).tolist()) for layer in range(L))
         assert usage.layers_run == tuple(np.flatnonzero(run[:, t]).tolist())
         assert usage.exit_layer == (None if exits[t] < 0 else exits[t])
-        assert usage.heads == tuple(2 if ran else 0 for ran in run[:, t])
+        assert usage.heads == tuple((0, 1) if ran else () for ran in run[:, t])
+        assert usage.windows == (0, 0, 0)
         assert 0 < usage.flops_share < 1
 
 
