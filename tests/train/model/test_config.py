@@ -31,6 +31,84 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"depth": {"skipped_kv": "some"}}, ["skipped_kv", "none", "project", "some"]),
     ({"num_layer": 4}, ["num_layer", "not permitted"]),
     ({"ffn": {"num_expert": 4}}, ["ffn.num_expert", "not permitted"]),
+    # positions
+    ({"attention": {"positions": "alibi"}}, ["attention.positions", "rope", "cope", "none", "alibi"]),
+    ({"attention": {"positions": ("rope", "cope")}}, ["attention.positions", "lists 2 layers", "num_layers is 4"]),
+    ({"attention": {"positions": "cope", "max_positions": 1}}, ["max_positions", "greater than or equal to 2", "1"]),
+    # windows
+    (
+        {"attention": {"positions": "cope", "window": 32}},
+        ["attention.window", "layer 0 is 32", "max_positions (64)", "lower max_positions"],
+    ),
+    (
+        {"attention": {"positions": ("rope", "none", "cope", "rope"), "window": (8, 8, 63, 8)}},
+        ["layer 2 is 63", "max_positions (64)"],
+    ),
+    ({"attention": {"window": (8, 8, 8)}}, ["attention.window", "lists 3 layers", "num_layers is 4"]),
+    ({"attention": {"window": -3}}, ["attention.window", "-3", "0 (none) or more"]),
+    ({"attention": {"window_kind": "length"}}, ["window_kind is length", "attention.window is 0"]),
+    (
+        {"attention": {"window_kind": "learned", "window": (0, 32, 8, 32)}},
+        ["attention.window of layer 2 is 8", "window_least (16)"],
+    ),
+    ({"attention": {"window": 32, "window_kind": "tall"}}, ["window_kind", "fixed", "learned", "tall"]),
+    ({"attention": {"window_share": 0.0}}, ["window_share", "greater than 0"]),
+    ({"attention": {"window_share": 1.5}}, ["window_share", "less than or equal to 1", "1.5"]),
+    ({"attention": {"window_factor": 0.5}}, ["window_factor", "greater than or equal to 1", "0.5"]),
+    ({"attention": {"window_ramp": 0}}, ["window_ramp", "greater than or equal to 1"]),
+    # heads
+    ({"heads": {"routing": "some"}}, ["heads.routing", "top_k", "adaptive", "some"]),
+    ({"heads": {"shared_heads": 1}}, ["heads.shared_heads is set", "routing is all", "top_p"]),
+    ({"heads": {"heads_per_token": 2}}, ["heads.heads_per_token is set", "routing is all"]),
+    ({"heads": {"per_token": True}}, ["heads.per_token is True", "routing all has no threshold"]),
+    ({"heads": {"routing": "top_k", "controller": "pi"}}, ["heads.controller is pi", "top_k has no threshold"]),
+    ({"heads": {"routing": "top_p", "shared_heads": 4}}, ["shared_heads is 4", "num_heads 4", "none is left"]),
+    (
+        {"heads": {"routing": "top_p", "shared_heads": 2, "heads_per_token": 2}},
+        ["heads_per_token is 2", "expected 3 to 4", "at least one routed head"],
+    ),
+    ({"heads": {"routing": "top_p", "heads_per_token": 5}}, ["heads_per_token is 5", "expected 1 to 4"]),
+    ({"heads": {"routing": "top_k", "heads_per_token": 2.5}}, ["top_k", "whole heads.heads_per_token", "2.5", "top_p"]),
+    ({"heads": {"routing": "top_p", "most_heads": 3}}, ["most_heads", "adaptive", "top_p"]),
+    ({"heads": {"routing": "top_k", "least_heads": 2}}, ["least_heads", "adaptive", "top_k"]),
+    ({"heads": {"routing": "adaptive", "shared_heads": 1}}, ["shared_heads is 1", "adaptive", "set it to 0"]),
+    (
+        {"heads": {"routing": "adaptive", "least_heads": 3, "most_heads": 2}},
+        ["least_heads is 3", "most_heads 2", "least_heads <= most_heads"],
+    ),
+    ({"heads": {"routing": "adaptive", "most_heads": 5}}, ["most_heads 5", "num_heads (4)"]),
+    (
+        {"heads": {"routing": "adaptive", "most_heads": 2, "heads_per_token": 3}},
+        ["heads_per_token is 3", "expected 1 to 2"],
+    ),
+    # thresholds
+    ({"ffn": {"controller": "fixed", "router_top_p": (0.4, 0.5)}}, ["ffn.router_top_p", "lists 2", "num_layers is 4"]),
+    (
+        {"depth": {"layers_share": 0.5, "controller": "fixed", "depth_threshold": (0.5,) * 5}},
+        ["depth.depth_threshold", "lists 5", "num_layers is 4"],
+    ),
+    ({"heads": {"routing": "top_p", "head_top_p": (0.5,) * 4}}, ["heads.head_top_p", "quantile", "fixed", "learned"]),
+    ({"ffn": {"router_top_p": {"first": 0.3, "last": 0.6}}}, ["ffn.router_top_p", "quantile", "fixed", "learned"]),
+    ({"ffn": {"controller": "fixed", "router_top_p": {"first": 0.3, "last": 1.5}}}, ["last", "1.5"]),
+    (
+        {"ffn": {"controller": "fixed", "router_top_p": (0.4, 0.5, 0.6, 1.2)}},
+        ["ffn.router_top_p holds 1.2", "less than or equal to 1"],
+    ),
+    ({"ffn": {"controller": "fixed", "router_top_p": 0.0}}, ["ffn.router_top_p holds 0.0", "greater than 0"]),
+    ({"ffn": {"controller": "fixed", "scope": "model"}}, ["scope is model", "ffn.router_top_p is fixed", "only pi"]),
+    (
+        {"ffn": {"controller": "pi", "scope": "model", "router_top_p": (0.4, 0.4, 0.4, 0.5)}},
+        ["ffn.router_top_p sets each layer", "scope model", "one number"],
+    ),
+    ({"ffn": {"controller": "tight"}}, ["ffn.controller", "quantile", "pi", "tight"]),
+    ({"ffn": {"routing": "top_k", "experts_per_token": 2, "per_token": True}}, ["per_token is True", "top_k"]),
+    ({"ffn": {"routing": "dense", "controller": "pi"}}, ["controller is pi", "dense has no threshold"]),
+    ({"ffn": {"per_token": True, "per_token_least": 1.0}}, ["per_token_least", "less than 1"]),
+    ({"depth": {"per_token": True}}, ["per_token is True", "layers_share 1 builds no depth router"]),
+    # exits
+    ({"depth": {"exit_criterion": "margin"}}, ["exit_criterion is margin", "exit_layers is empty"]),
+    ({"depth": {"exit_layers": (1,), "exit_criterion": "luck"}}, ["exit_criterion", "top_prob", "router", "luck"]),
+    ({"depth": {"layer_dropout": 1.0}}, ["layer_dropout", "less than 1"]),
 ]
 
 
