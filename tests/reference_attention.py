@@ -17,6 +17,7 @@ from reference_routing import (
     choose_by_complexity,
     choose_by_mass,
     per_token_factor,
+    predicted,
     rms_norm,
     sigmoid,
     softmax,
@@ -168,7 +169,7 @@ class Attention:
             least = heads.per_token_least
             factor = per_token_factor(self.weights, router, normed, least) if heads.per_token else 1
             return choose_by_mass(P, self.head_top_p, factor)
-        complexity = per_token_factor(self.weights, router, normed, 0)
+        complexity = predicted(self.weights, router, normed)
         return choose_by_complexity(P, self.head_top_p, complexity, self.config.least_heads, self.config.most_heads)
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:

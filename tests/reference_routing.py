@@ -44,26 +44,32 @@ def choose_by_mass(P: np.ndarray, level: float, factor: float) -> Choice:
 
 
 def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: int, most: int) -> Choice:
-    """The best `least`, and of the next as many as lie, at equal steps between 0 and 1, below level * complexity.
+    """The best `least`, and of the next, up to `most`, those whose rank scores below the level.
 
-    A level of 1 takes `most`, whatever the complexity.
+    The ranks between lie at equal steps q between 0 and 1, and a token of complexity c moves them all to
+    sigmoid(logit(q) - c): the more complex, the lower. A level of 1 takes `most`, whatever the complexity.
     """
     count, margin = least, np.inf
     for rank in range(least, most):
         if level >= 1:
             count += 1
             continue
-        place, limit = (rank - least + 0.5) / (most - least), level * complexity
-        margin = min(margin, abs(place - limit))
-        if place < limit:
+        q = (rank - least + 0.5) / (most - least)
+        score = sigmoid(np.log(q / (1 - q)) - complexity)
+        margin = min(margin, abs(score - level))
+        if score < level:
             count += 1
     return choose_best(P, count)._replace(limit_margin=margin)
 
 
+def predicted(weights: Weights, router: str, z: np.ndarray) -> float:
+    """w . z + b, what a router's predictor says of this token"""
+    return weights[f"{router}.per_token.weight"] @ z + weights[f"{router}.per_token.bias"]
+
+
 def per_token_factor(weights: Weights, router: str, z: np.ndarray, least: float) -> float:
     """u = least + (1 - least) sigmoid(w . z + b): what this token multiplies the threshold of its layer by."""
-    score = sigmoid(weights[f"{router}.per_token.weight"] @ z + weights[f"{router}.per_token.bias"])
-    return least + (1 - least) * score
+    return least + (1 - least) * sigmoid(predicted(weights, router, z))
 
 
 def confidence(criterion: str, logits: np.ndarray) -> float:

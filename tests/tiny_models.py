@@ -167,7 +167,7 @@ def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
 def busy_thresholds(config: ModelConfig) -> Thresholds:
     """Thresholds in the thick of the scores, different in each layer: every mechanism says yes to some tokens only."""
     leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.6, 0.7)}
-    ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.5, 0.9))
+    ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.4, 0.85))
     return Thresholds(
         *(torch.linspace(low, high, config.num_layers) for low, high in ranges[: len(Thresholds._fields)])
     )

@@ -110,10 +110,10 @@ def test_things_are_chosen_until_those_before_hold_the_mass(level: float, factor
 
 @pytest.mark.parametrize(
     ("level", "complexity", "count"),
-    [(0.5, 0.3, 1), (0.5, 0.34, 2), (0.5, 1.0, 2), (0.99, 0.6, 3), (0.99, 0.99, 4), (1.0, 0.0, 4), (0.01, 1.0, 1)],
+    [(0.5, -1.7, 1), (0.5, -1.5, 2), (0.5, 0.1, 3), (0.16, 0.0, 1), (0.17, 0.0, 2), (0.5, 1.7, 4), (1.0, -9.0, 4)],
 )
 def test_a_complex_token_takes_more_heads(level: float, complexity: float, count: int) -> None:
-    """Of 5 heads at least 1 and at most 4: the ranks 1, 2 and 3 stand at 1/6, 1/2 and 5/6."""
+    """Of 5 heads at least 1 and at most 4: the ranks 1, 2 and 3 stand at 1/6, 1/2 and 5/6, whose logit is 1.61."""
     P = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
     assert choose_by_complexity(P, level, complexity, 1, 4).chosen == [1, 3, 2, 4, 0][:count]
 
@@ -123,7 +123,7 @@ def test_margins_are_the_distances_to_the_border() -> None:
     assert choose_best(P, 2)[1:] == (np.inf, 0.125)
     assert choose_by_mass(P, 0.6, 1)[1:] == pytest.approx((0.1, 0.125))
     assert choose_by_mass(P, 1.0, 1)[1:] == (np.inf, np.inf)
-    assert choose_by_complexity(P, 0.5, 0.9, 1, 3)[1:] == pytest.approx((0.2, 0.125))  # ranks at 1/4 and 3/4, limit .45
+    assert choose_by_complexity(P, 0.3, 0.0, 1, 3)[1:] == pytest.approx((0.05, 0.125))  # ranks at 1/4 and 3/4
 
 
 def test_confidence_is_0_where_all_is_even_and_1_where_one_is_sure() -> None:
