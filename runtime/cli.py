@@ -15,6 +15,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .dial import Dial
     from .engine import Engine, Generation, Params, Token
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -26,11 +27,29 @@ def shared_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option("--model", metavar="FOLDER", help="Exported model; by default the newest under runs/."),
+            click.option(
+                "--compute",
+                type=float,
+                metavar="SHARE",
+                help="Share of the dense FLOPs, above 0 to 1, of a calibrated model.",
+            ),
+            click.option("--target-ms", type=float, metavar="MS", help="Most compute measured to take at most this."),
+            click.option(
+                "--target-loss", type=float, metavar="NATS", help="Least compute measured to lose at most this."
+            ),
+            click.option(
+                "--agreement",
+                type=float,
+                metavar="SHARE",
+                help="Leave early only so far that this share of tokens chooses as the whole model.",
+            ),
             click.option("--experts", type=float, metavar="N", help="Wanted average of experts per token and layer."),
+            click.option("--heads", type=float, metavar="N", help="Wanted average of heads per token and layer."),
             click.option(
                 "--layers-share", type=float, help="Wanted share of tokens that run each layer with a router."
             ),
             click.option("--router-top-p", type=float, help="Expert threshold, 0 to 1; 1 keeps every expert."),
+            click.option("--head-top-p", type=float, help="Head threshold, 0 to 1; 1 uses every head."),
             click.option("--depth-threshold", type=float, help="Layer threshold, 0 to 1; 0 runs every layer."),
             click.option("--exit-threshold", type=float, help="Sureness at which a token leaves early; 1 is never."),
             click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
@@ -83,6 +102,7 @@ def generate(
     engine = load(find_model(model), device=device, threads=threads, verify=verify)
     talk = engine.manifest.chat_template is not None if chat is None else chat
     generation = begin(engine, text, talk, wanted)
+    remark(engine, wanted)
     tokens: list[Token] = []
     interrupted = False
     try:
@@ -124,6 +144,17 @@ def begin(engine: Engine, text: str, talk: bool, params: Params) -> Generation:
     if unknown:
         click.echo(f"note: {unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
     return engine.generate(ids, params)
+
+
+def remark(engine: Engine, dial: Dial) -> None:
+    """What a person should know of the asked point of a calibrated model, on stderr."""
+    if not dial.calibrated:
+        return
+    from .dial import remarks
+    from .machine import describe
+
+    for line in remarks(engine.manifest, dial, describe(engine.session)):
+        click.echo(f"note: {line}", err=True)
 
 
 def collected(tokens: Iterable[Token], into: list[Token]) -> Iterator[Token]:

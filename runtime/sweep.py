@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .dial import Dial, Thresholds, resolve
+from .curve import at_compute
+from .dial import CALIBRATED, Dial, Thresholds, resolve
 from .engine import Engine
 from .manifest import Manifest
 from .measure import Text, Timed, bits_per_byte, time_points
@@ -42,15 +43,14 @@ def points(manifest: Manifest, asked: Dial) -> list[Point]:
     The other directions stay where `asked` or, without it, the model's own thresholds put them.
     """
     model, table = manifest.model, manifest.dial
-    everything = resolve(manifest, Dial())
-    for name, value in (("router_top_p", 1), ("depth_threshold", 0), ("exit_threshold", 1)):
-        getattr(everything, name)[:] = value
+    everything = Thresholds.everything(model.num_layers)
     walked = [("all", everything), ("default", resolve(manifest, asked))]
+    single = asdict(asked) | dict.fromkeys(CALIBRATED)  # a point of the curve sets all thresholds, a walk but one
 
     def walk(label: str, values: Sequence[float], replaces: tuple[str, str | None]) -> None:
         for value in values:
             own, other = replaces
-            changed = asdict(asked) | {own: value} | ({other: None} if other else {})
+            changed = single | {own: value} | ({other: None} if other else {})
             walked.append((f"{label} {value:g}", resolve(manifest, Dial(**changed))))
 
     routed = [i for i, layer in enumerate(model.layers) if layer.routing == "top_p"]
@@ -60,6 +60,14 @@ def points(manifest: Manifest, asked: Dial) -> list[Point]:
         walk("experts", [most, *reversed(values)], ("experts", "router_top_p"))
     elif routed:
         walk("router_top_p", [1, *reversed(TOP_P)], ("router_top_p", "experts"))
+    if model.dials_heads:
+        by_mass = [i for i, layer in enumerate(model.layers) if layer.head_routing in ("top_p", "adaptive")]
+        least, most = (max(ends) for ends in zip(*(model.layers[i].head_range(model.num_heads) for i in by_mass),
+                                                 strict=True))  # fmt: skip
+        if table.head_top_p and all(table.head_top_p[i] is not None for i in by_mass):
+            walk("heads", _evenly(most, least), ("heads", "head_top_p"))
+        else:
+            walk("head_top_p", [1, *reversed(TOP_P)], ("head_top_p", "heads"))
     routers = [i for i, layer in enumerate(model.layers) if layer.depth_router]
     if routers and all(table.depth_threshold[i] is not None for i in routers):
         walk("layers", [1, *LAYERS_SHARE], ("layers_share", "depth_threshold"))
@@ -67,12 +75,21 @@ def points(manifest: Manifest, asked: Dial) -> list[Point]:
         walk("depth", [0, *DEPTH_THRESHOLD], ("depth_threshold", "layers_share"))
     if any(layer.exit for layer in model.layers):
         walk("exit", EXIT_THRESHOLD, ("exit_threshold", None))
+    if manifest.curve:
+        known = [point.compute for point in manifest.curve.points]
+        walked += [(f"compute {value:.3g}", at_compute(manifest.curve, value)) for value in reversed(known)]
 
     unique: list[Point] = []
     for name, thresholds in walked:
         if all(thresholds.as_lists() != point.thresholds.as_lists() for point in unique):
             unique.append(Point(name, thresholds))
     return unique
+
+
+def _evenly(most: int, least: int) -> list[int]:
+    """From `most` down to `least`, at most eight values."""
+    step = -(-(most - least) // 7) or 1
+    return [*range(most, least, -step), least]
 
 
 def sweep(

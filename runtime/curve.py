@@ -1,0 +1,67 @@
+"""A point of the calibrated curve, by what a person asks: a share of the compute, a time, a loss, or agreement."""
+
+from dataclasses import fields
+
+import numpy as np
+
+from .errors import UserError
+from .sections import Curve, ExitAgreement
+from .thresholds import Thresholds
+
+
+def at_compute(curve: Curve, compute: float) -> Thresholds:
+    """Thresholds for `compute`, a share of the dense FLOPs; between two points those between theirs.
+
+    Along a curve each threshold moves one way only, so what lies between two points costs no more than the one and no
+    less than the other. Below the first point it is the first: nothing cheaper was found.
+    """
+    known = [point.compute for point in curve.points]
+    columns = {}
+    for one in fields(Thresholds):
+        levels = np.array([getattr(Thresholds.of(point.thresholds), one.name) for point in curve.points])  # (points, L)
+        columns[one.name] = np.array([np.interp(compute, known, column) for column in levels.T], np.float32)
+    return Thresholds(**columns)
+
+
+def compute_within(curve: Curve, milliseconds: float) -> float:
+    """The highest compute whose measured median is at most `milliseconds` per token."""
+    timed = [(point.compute, point.milliseconds_per_token.median) for point in curve.points
+             if point.milliseconds_per_token is not None]  # fmt: skip
+    if not timed:
+        raise UserError("this model's curve was calibrated without times; type: adaptive calibrate --model FOLDER")
+    fitting = [compute for compute, median in timed if median <= milliseconds]
+    if not fitting:
+        fastest = min(median for _, median in timed)
+        raise UserError(
+            f"found target_ms {milliseconds:g}, the fastest point of this model takes {fastest:.3f} ms per token; "
+            "give at least that"
+        )
+    return max(fitting)
+
+
+def compute_for_loss(curve: Curve, loss: float) -> float:
+    """The least compute whose measured loss is at most `loss` nats per token."""
+    fitting = [point.compute for point in curve.points if point.loss <= loss]
+    if not fitting:
+        best = min(point.loss for point in curve.points)
+        raise UserError(
+            f"found target_loss {loss:g}, the best point of this model loses {best:.4f} nats per token; "
+            "give at least that"
+        )
+    return min(fitting)
+
+
+def agreeing(curve: Curve, share: float) -> ExitAgreement:
+    """The measured exit threshold that promises agreement of at least `share` and no more than it must."""
+    known = sorted(curve.agreement, key=lambda one: one.share)
+    if not known:
+        raise UserError(
+            "this model has no exit layers, so every token has the whole model's choice; leave out agreement"
+        )
+    for one in known:
+        if one.share >= share:
+            return one
+    raise UserError(
+        f"found agreement {share:g}, this model was calibrated up to {known[-1].share:g}; "
+        f"type: adaptive calibrate --agreement {share:g}"
+    )
