@@ -12,7 +12,8 @@ from .engine import Engine, load
 from .errors import UserError, WrongUsageError
 from .floor import floor_seconds, read_bandwidth
 from .machine import describe, peak_memory
-from .measure import Distribution, Text, Timed, time_points
+from .measure import Distribution, Timed, time_points
+from .score import Text
 from .sweep import points, sweep
 
 HELDOUT = "heldout.txt"  # beside the model's folder, written by training

@@ -1,11 +1,10 @@
-"""Times a model at points of its dial, and measures what it says there.
+"""Times a model at points of its dial, and counts what it uses there.
 
 All points take part in every round, in a new order each time, so that a machine that slows down slows them all; each
 point reads the same tokens, so that only the thresholds differ.
 """
 
 import gc
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -145,40 +144,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text to score: its tokens, and the characters (start, end) of each."""
-
-    text: str
-    ids: list[int]
-    spans: list[tuple[int, int]]
-
-
-def bits_per_byte(engine: Engine, point: Thresholds, text: Text, max_tokens: int) -> float:
-    """Bits that the model at `point` needs per byte of UTF-8, over windows of its context that do not overlap.
-
-    Every token but the first of the text is scored once, each with what its window holds before it.
-    """
-    session, context = engine.session, engine.manifest.model.context_length
-    session.set_thresholds(point)
-    count = min(len(text.ids), max_tokens + 1)
-    bits = 0.0
-    for begin in range(0, count - 1, context):
-        ids = text.ids[begin : min(begin + context, count - 1)]
-        session.reset(len(ids))
-        logits = session.prefill(ids, num_logits=len(ids)).logits  # (T, V)
-        targets = text.ids[begin + 1 : begin + len(ids) + 1]
-        bits += float(-log_probabilities(logits, targets).sum()) / math.log(2)
-    scored = text.text[text.spans[1][0] : text.spans[count - 1][1]]
-    return bits / len(scored.encode())
-
-
-def log_probabilities(logits: NDArray[np.float32], targets: Sequence[int]) -> Floats:
-    """Natural logarithm of the probability of each target (T,) under logits (T, V), summed in float64."""
-    best = logits.max(axis=1, keepdims=True)
-    total = np.exp(logits - best).sum(axis=1, dtype=np.float64)
-    chosen = logits[np.arange(len(targets)), list(targets)].astype(np.float64)
-    result: Floats = chosen - best[:, 0] - np.log(total)
-    return result

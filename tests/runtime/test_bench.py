@@ -16,7 +16,8 @@ from adaptive_lm.runtime import Dial, Engine, UserError
 from adaptive_lm.runtime.bench import read_text, tokens_to_read
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.floor import read_bandwidth
-from adaptive_lm.runtime.measure import Text, Timed, bits_per_byte, log_probabilities, time_points
+from adaptive_lm.runtime.measure import Timed, time_points
+from adaptive_lm.runtime.score import Text, bits_per_byte, log_probabilities
 from adaptive_lm.runtime.sweep import points
 from adaptive_lm.serve.cli import group
 

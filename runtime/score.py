@@ -1,0 +1,104 @@
+"""How good a model is at a point of its dial: the loss on a text, and what it used to read it.
+
+T tokens of one window, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .engine import Engine
+from .measure import Tally
+from .thresholds import Thresholds
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to score: its tokens, and the characters (start, end) of each."""
+
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that a model reads from an empty cache, and those that follow each, which are scored."""
+
+    ids: list[int]
+    targets: list[int]
+    bytes: int  # of UTF-8, that the targets stand for
+
+
+def windows(text: Text, count: int, length: int) -> list[Window]:
+    """The first `count` tokens after the first of `text`, in windows of at most `length` that do not overlap.
+
+    Every token is scored once, with what its window holds before it.
+    """
+    found = []
+    end = min(len(text.ids) - 1, count)
+    for begin in range(0, end, length):
+        stop = min(begin + length, end)
+        scored = text.text[text.spans[begin][1] : text.spans[stop][1]]
+        found.append(Window(text.ids[begin:stop], text.ids[begin + 1 : stop + 1], len(scored.encode())))
+    return found
+
+
+@dataclass
+class Score:
+    """What was measured over some windows."""
+
+    tally: Tally = field(default_factory=Tally)
+    nats: float = 0.0
+    bytes: int = 0
+    choices: list[Ints] = field(default_factory=list)  # (T,) of each window: the most probable next tokens
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tally.tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def executed_share(self) -> float:
+        """Executed over dense FLOPs."""
+        return self.tally.executed_flops / self.tally.dense_flops
+
+
+def score(engine: Engine, point: Thresholds, texts: Sequence[Window], *, logits: bool = True) -> Score:
+    """Read every window at `point`; without `logits` only what it used is counted, at less cost."""
+    session, size = engine.session, engine.manifest.model.tokenizer_size
+    session.set_thresholds(point)
+    found = Score()
+    for one in texts:
+        session.reset(len(one.ids))
+        step = session.prefill(one.ids, num_logits=len(one.ids) if logits else 1)
+        found.tally.add(engine, step.routes)
+        if logits:
+            found.nats -= float(log_probabilities(step.logits, one.targets).sum())
+            found.bytes += one.bytes
+            found.choices.append(step.logits[:, :size].argmax(axis=1))
+    return found
+
+
+def bits_per_byte(engine: Engine, point: Thresholds, text: Text, max_tokens: int) -> float:
+    """Bits that the model at `point` needs per byte of UTF-8, over windows of its context that do not overlap."""
+    return score(engine, point, windows(text, max_tokens, engine.manifest.model.context_length)).bits_per_byte
+
+
+def log_probabilities(logits: NDArray[np.float32], targets: Sequence[int]) -> Floats:
+    """Natural logarithm of the probability of each target (T,) under logits (T, V), summed in float64."""
+    best = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - best).sum(axis=1, dtype=np.float64)
+    chosen = logits[np.arange(len(targets)), list(targets)].astype(np.float64)
+    result: Floats = chosen - best[:, 0] - np.log(total)
+    return result
