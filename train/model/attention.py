@@ -1,16 +1,21 @@
-"""Causal grouped-query attention with rotary positions and QK-norm.
+"""Causal grouped-query attention with QK-norm: rotary, contextual or no positions, windows, and a choice of heads.
 
-B batch, T time, D width, H query heads, K key/value heads, W width of a head.
+B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .cope import contextual_bias
+from .heads import HeadRouter, HeadRoutes
 from .norm import RMSNorm
+from .window import LEVELS, WindowController, WindowRouter, places_of, window_by_length, window_levels
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -28,14 +33,32 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
+class Windows(NamedTuple):
+    """How far the tokens of a layer look back."""
+
+    sizes: Tensor  # (N,) int64
+    scores: Tensor | None  # (N,) float32, where the window is learned
+    spread: Tensor | None  # (N,) float32, exp(entropy) of attention, where the window follows it and the model trains
+
+
+class Attended(NamedTuple):
+    """What attention gives and what it decided; None where there was nothing to decide."""
+
+    out: Tensor  # (B, T, D)
+    heads: HeadRoutes | None
+    windows: Windows | None
+
+
 class Attention(nn.Module):
-    """softmax(norm(q) norm(k)^T / sqrt(W)) v, with K <= H key/value heads.
+    """softmax(norm(q) norm(k)^T / sqrt(W) + position) v, with K <= H key/value heads.
 
     Source: grouped queries, Ainslie et al. 2023 (arXiv 2305.13245); QK-norm, Henry et al. 2020 (arXiv 2010.04245) with
     RMSNorm in place of l2 and the usual scale.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    window_table: Tensor | None
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.width = config.width_of_head
@@ -44,38 +67,131 @@ class Attention(nn.Module):
         self.o = nn.Linear(self.num_heads * self.width, config.dim, bias=False)
         self.q_norm = RMSNorm(self.width, config.norm_eps)
         self.k_norm = RMSNorm(self.width, config.norm_eps)
+        self.positions, contextual = config.positions_of(layer), config.positions_of(layer) == "cope"
+        positions = torch.empty(config.attention.max_positions, self.width)
+        self.position_embedding = nn.Parameter(positions) if contextual else None  # (P, W)
+        self.head_router = HeadRouter(config, layer) if config.heads.routing != "all" else None
+        self.window, kind = config.window_of(layer), config.attention.window_kind
+        self.window_least, self.window_ramp = config.attention.window_least, config.attention.window_ramp
+        self.window_router = WindowRouter(config.dim) if self.window and kind == "learned" else None
+        follows = self.window and kind == "entropy"
+        self.window_controller = WindowController(config.attention, self.window) if follows else None
+        tables = {"length": window_by_length, "learned": window_levels}
+        table = torch.from_numpy(tables[kind](config, layer)) if self.window and kind in tables else None
+        self.register_buffer("window_table", table, persistent=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], visible: Tensor | None) -> Tensor:
-        """x (B, T, D); visible (B, T) bool: tokens whose keys this layer holds, None for all -> (B, T, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        present: Tensor | None,
+        counted: Tensor | None,
+        head_top_p: Tensor,
+    ) -> Attended:
+        """x (B, T, D) normed -> Attended.
+
+        Args:
+            present: (B, T) bool, the tokens whose keys this layer holds, None for all.
+            counted: (B, T) bool, the tokens that contextual positions count, None for all that are present.
+            head_top_p: ()
+        """
         batch, time, _ = x.shape
         q = self.q(x).view(batch, time, self.num_heads, self.width).transpose(1, 2)  # (B, H, T, W)
         k, v = (
             self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.width).transpose(1, 2).chunk(2, 1)
         )  # (B, K, T, W)
-        q, k = rotate(self.q_norm(q), rotary).to(v.dtype), rotate(self.k_norm(k), rotary).to(v.dtype)
-        mixed = attend(q, k, v, visible)  # (B, H, T, W)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.positions == "rope":
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        windows, seen, ramp = self._look_back(x, present)
+        spread = None
+        if self.position_embedding is None and ramp is None and not (self.window_controller and self.training):
+            mixed = attend(q, k, v, seen)  # (B, H, T, W)
+        else:
+            mixed, spread = self._attend_openly(q, k, v, seen, ramp, counted)
+        if windows is not None and spread is not None and self.window_controller is not None:
+            windows = windows._replace(spread=spread.flatten())
+        heads = None
+        if self.head_router is not None:
+            heads = self.head_router(x.flatten(0, 1), head_top_p)
+            mixed = mixed * heads.weights.view(batch, time, -1, 1).transpose(1, 2).to(mixed.dtype)
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
-        return out
+        return Attended(out, heads, windows)
+
+    def _look_back(self, x: Tensor, present: Tensor | None) -> tuple[Windows | None, Tensor | None, Tensor | None]:
+        """How far each token looks back; what it sees, (B or 1, 1, T, T) bool, None for all before it; and while a
+        learned window trains, how much of each key it sees, (B, 1, T, T) in 0..1."""
+        if not self.window:
+            return None, None if present is None else seen_by(x.shape[1], present), None
+        places = places_of(present, x)  # (B, T)
+        distance = (places[:, :, None] - places[:, None, :])[:, None]  # (B, 1, T, T)
+        scores, ramp = None, None
+        if self.window_router is not None:
+            assert self.window_table is not None
+            scores = self.window_router(x)  # (B, T)
+            sizes = self.window_table[(LEVELS * scores).ceil().long()]
+            if self.training:
+                reach = self.window_least + (self.window - self.window_least) * scores[:, None, :, None]
+                ramp = ((reach - distance) / self.window_ramp + 0.5).clamp(0, 1)
+                ramp = torch.where(distance == 0, 1.0, ramp)  # a token sees itself
+        elif self.window_table is not None:
+            sizes = self.window_table[places.clamp(min=0)]
+        elif self.window_controller is not None:
+            sizes = self.window_controller.window.expand(places.shape)
+        else:
+            sizes = torch.full_like(places, self.window)
+        near = distance < sizes[:, None, :, None] if ramp is None else ramp > 0
+        seen = seen_by(x.shape[1], present, near)
+        return Windows(sizes.flatten(), None if scores is None else scores.flatten(), None), seen, ramp
+
+    def _attend_openly(
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None, counted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention with its scores in hand, in float32: (B, H, T, W), and exp(entropy), a mean over heads, (B, T)."""
+        with torch.autocast(q.device.type, enabled=False):
+            time, groups = q.shape[2], self.num_heads // self.num_kv_heads
+            seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
+            query, key = q.float(), k.float().repeat_interleave(groups, 1)
+            scores = query @ key.transpose(-1, -2) * self.width**-0.5  # (B, H, T, T)
+            if self.position_embedding is not None:
+                counts = seen.float() if ramp is None else seen * ramp
+                if counted is not None:
+                    counts = counts * counted[:, None, None, :]
+                scores = scores + contextual_bias(query, scores, counts, self.position_embedding.float())
+            if ramp is not None:
+                scores = scores + ramp.clamp(min=1e-6).log()
+            log_shares = scores.masked_fill(~seen, float("-inf")).log_softmax(-1)
+            shares = log_shares.exp()
+            mixed = shares.to(v.dtype) @ v.repeat_interleave(groups, 1)
+            with torch.no_grad():
+                entropy = -(shares * log_shares.masked_fill(~seen, 0.0)).sum(-1)  # (B, H, T)
+            return mixed, entropy.exp().mean(1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """q (B, H, T, W), k and v (B, K, T, W), visible (B, T) or None -> (B, H, T, W).
+def seen_by(time: int, present: Tensor | None, near: Tensor | None = None) -> Tensor:
+    """Which tokens each token sees, (B or 1, 1, T, T) bool: itself, and of those before it those that are `present`
+    (B, T) and `near` (B, 1, T, T)."""
+    one = present if present is not None else near
+    assert one is not None
+    seen = torch.ones(time, time, dtype=torch.bool, device=one.device).tril()[None, None]
+    if near is not None:
+        seen = seen & near
+    if present is not None:
+        itself = torch.eye(time, dtype=torch.bool, device=one.device)
+        seen = (seen & present[:, None, None, :]) | itself
+    return seen
 
-    A token always sees itself, also where it is not visible to others, so that no row of the softmax is empty.
-    """
-    if visible is None and not (q.device.type == "cpu" and q.dtype == torch.bfloat16):
-        plain: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return plain
-    time = q.shape[2]
-    causal = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
-    seen = causal
-    if visible is not None:
-        itself = torch.eye(time, dtype=torch.bool, device=q.device)
-        seen = causal & (visible[:, None, None, :] | itself)  # (B, 1, T, T)
-    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16):
-        masked: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
-        return masked
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """q (B, H, T, W), k and v (B, K, T, W), seen (B or 1, 1, T, T) bool or None for causal -> (B, H, T, W)."""
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if not slow:
+        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=True)
+        return fused
     # torch's CPU kernel for SDPA in bf16 is 3 to 5 times slower than these three operations at short lengths
+    time = q.shape[2]
+    seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
     batch, kv_heads, groups = q.shape[0], k.shape[1], q.shape[1] // k.shape[1]
     bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))
     scores = (q.reshape(batch * kv_heads, groups * time, -1) * q.shape[-1] ** -0.5) @ k.flatten(0, 1).transpose(1, 2)

@@ -6,21 +6,32 @@ from typing import NamedTuple
 
 from torch import Tensor, nn, where
 
-from .attention import Attention
+from .attention import Attention, Windows
 from .config import ModelConfig
-from .depth import DepthRouter
+from .depth import DepthRouter, DepthRoutes
+from .heads import HeadRoutes
 from .moe import DenseFFN, MoE
 from .norm import RMSNorm
 from .router import Routes
 
 
+class Levels(NamedTuple):
+    """The thresholds of one layer, each () float32."""
+
+    router_top_p: Tensor
+    depth_threshold: Tensor
+    head_top_p: Tensor
+
+
 class LayerRouting(NamedTuple):
-    """What one layer decided for N tokens. A dense FFN has no `routes`, a layer that always runs no depth scores."""
+    """What one layer decided for N tokens; None where it had nothing to decide: a dense FFN has no `routes`, a layer
+    that always runs no `depth`, one with all heads no `heads`, one that looks back at everything no `windows`."""
 
     runs: Tensor  # (N,) bool
     routes: Routes | None
-    depth_logits: Tensor | None  # (N,) float32
-    depth_scores: Tensor | None  # (N,) float32
+    depth: DepthRoutes | None
+    heads: HeadRoutes | None
+    windows: Windows | None
 
 
 class Block(nn.Module):
@@ -34,33 +45,42 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.skipped_kv = config.depth.skipped_kv
-        self.adapts_depth = config.adapts_depth
+        self.skips = config.adapts_depth or config.depth.layer_dropout > 0
+        self.counts_cells = config.counts_cells(layer)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.moe = MoE(config) if config.ffn.routing != "dense" else None
+        self.moe = MoE(config, layer) if config.ffn.routing != "dense" else None
         self.ffn = DenseFFN(config.dim, config.ffn.dim) if config.ffn.routing == "dense" else None
         routed = config.has_depth_router(layer)
-        self.depth_router = DepthRouter(config.dim, config.depth, config.norm_eps) if routed else None
+        router = DepthRouter(config.dim, config.depth, config.norm_eps, layer, config.num_layers) if routed else None
+        self.depth_router = router
 
     def forward(
-        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], router_top_p: Tensor, depth_threshold: Tensor
+        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels
     ) -> tuple[Tensor, LayerRouting]:
-        """x (B, T, D); alive (B, T) bool, false once a token has left; thresholds () -> x and routing."""
-        runs, logits, scores = alive, None, None
+        """x (B, T, D); alive (B, T) bool, false once a token has left -> x and routing."""
+        runs, depth = alive, None
         if self.depth_router is not None:
-            logits, scores = self.depth_router(x.flatten(0, 1))
-            runs = alive & (scores >= depth_threshold).view(alive.shape)
-        visible = runs if self.adapts_depth and self.skipped_kv == "none" else None
+            depth = self.depth_router(x.flatten(0, 1), levels.depth_threshold)
+            runs = alive & depth.passes.view(alive.shape)
+        present = runs if self.skips and self.skipped_kv == "none" else None
+        counted = runs if self.counts_cells else None
 
-        h = x + self.attention(self.attention_norm(x), rotary, visible)
-        update, routes = self._feed_forward(self.ffn_norm(h), runs, router_top_p)
+        attended = self.attention(self.attention_norm(x), rotary, present, counted, levels.head_top_p)
+        h = x + attended.out
+        update, routes = self._feed_forward(self.ffn_norm(h), runs, levels.router_top_p)
         out = h + update
-        if scores is not None:
-            out = x + 2 * scores.view(*alive.shape, 1).to(x.dtype) * (out - x)
-        if self.adapts_depth:
+        if depth is not None:
+            out = x + depth.gate.view(*alive.shape, 1).to(x.dtype) * (out - x)
+        heads, windows = attended.heads, attended.windows
+        if self.skips:
             out = where(runs[..., None], out, x)
-        return out, LayerRouting(runs.flatten(), routes, logits, scores)
+            if heads is not None:
+                heads = heads._replace(selected_heads=heads.selected_heads & runs.flatten()[:, None])
+            if windows is not None:
+                windows = windows._replace(sizes=windows.sizes * runs.flatten())
+        return out, LayerRouting(runs.flatten(), routes, depth, heads, windows)
 
     def _feed_forward(self, h: Tensor, runs: Tensor, router_top_p: Tensor) -> tuple[Tensor, Routes | None]:
         if self.moe is None:

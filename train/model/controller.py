@@ -1,4 +1,4 @@
-"""Holds an average by a threshold: an exponential moving average over the quantiles of a routing score."""
+"""Holds an average by a threshold: by the quantiles of a routing score, or by a proportional-integral controller."""
 
 from __future__ import annotations
 
@@ -42,6 +42,38 @@ class QuantileController(nn.Module):
         seen = quantiles(scores)
         decay = torch.where(self.num_updates == 0, 0.0, self.ema)
         self.table.copy_(torch.lerp(seen, self.table, decay))
+        self.num_updates += 1
+
+
+class PIController(nn.Module):
+    """Moves a level until an average is what was asked for: level += kp (error - last error) + ki error.
+
+    The velocity form of a PI controller, whose integral is the level itself, so that it cannot wind up where the level
+    stops at 0 or 1. Source: DTop-p (arXiv 2512.13996), which controls the threshold of top-p routing so.
+
+    Buffers (all part of the checkpoint):
+        level: () float32. error: () float32, of the last batch. num_updates: () int64.
+    """
+
+    level: Tensor
+    error: Tensor
+    num_updates: Tensor
+
+    def __init__(self, level: float, gains: tuple[float, float]) -> None:
+        super().__init__()
+        self.proportional, self.integral = gains
+        self.register_buffer("level", torch.tensor(float(level)))
+        self.register_buffer("error", torch.zeros(()))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def observe(self, error: Tensor) -> None:
+        """error (): how far the level's average is from its target, positive where the level must rise."""
+        last = torch.where(self.num_updates == 0, error, self.error)
+        change = self.proportional * (error - last) + self.integral * error
+        # 1 itself would mean everything, whatever the scores
+        self.level.copy_((self.level + change).clamp(0, 1 - 2**-20))
+        self.error.copy_(error)
         self.num_updates += 1
 
 

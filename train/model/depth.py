@@ -1,38 +1,78 @@
-"""Which layers a token runs. N tokens, D width."""
+"""Which layers a token runs. N tokens, D width, L layers."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DepthConfig
-from .controller import QuantileController
+from .control import levels
+from .threshold import Thresholded, TokenFactor, keep_gradient
 
 
-class DepthRouter(nn.Module):
-    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold.
+class DepthRoutes(NamedTuple):
+    """What a depth router decided for N tokens, each (N,)."""
 
-    Per token and causal: the threshold is a constant of the forward pass, held by a quantile controller so that a share
-    `layers_share` of the tokens runs the layer. Source: Mixture-of-Depths, Raposo et al. 2024 (arXiv 2404.02258).
-    Departs from it: a threshold in place of top-k over the sequence, which looks to the right.
+    logits: Tensor  # float32
+    scores: Tensor  # float32
+    passes: Tensor  # bool: the score reaches the token's threshold
+    gate: Tensor  # float32: what the layer's update is multiplied by where it runs
+    factor: Tensor | None  # (N,) float32: what a token's threshold is of the level, where it is predicted
+    soft_count: Tensor | None  # (N,) float32: 1 where it passes, with a gradient, where a threshold is learned
+
+
+class DepthRouter(Thresholded):
+    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold u.
+
+    Per token and causal: the threshold is a constant of the forward pass (u is 1, or predicted for each token), held by
+    a controller so that a share `layers_share` of the tokens runs the layer. Source: Mixture-of-Depths, Raposo et al.
+    2024 (arXiv 2404.02258). Departs from it: a threshold in place of top-k over the sequence, which looks to the right.
     """
 
-    def __init__(self, dim: int, config: DepthConfig, norm_eps: float) -> None:
-        super().__init__()
-        self.layers_share = config.layers_share
+    def __init__(self, dim: int, config: DepthConfig, norm_eps: float, layer: int = 0, num_layers: int = 1) -> None:
+        level = levels(config.depth_threshold, num_layers)[layer]
+        units = (0.0, config.layers_share, 1.0)
+        super().__init__(config, level, units, torch.full((2,), 0.5), keeps_below=False)
         self.norm_eps = norm_eps
         self.weight = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.zeros(()))
-        self.controller = QuantileController(torch.full((2,), 0.5), config.ema)
+        self.per_token = TokenFactor(dim, config.per_token_least) if config.per_token else None
 
-    def default_threshold(self) -> Tensor:
-        """The threshold in force, () float32."""
-        return self.controller.threshold(1.0 - self.layers_share)
+    def forward(self, x: Tensor, depth_threshold: Tensor) -> DepthRoutes:
+        """x (N, D), depth_threshold () -> DepthRoutes, in float32 whatever autocast says.
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, D) -> logits (N,) and scores (N,), both float32 whatever autocast says."""
+        The gate is 2 r with r the score, so that the router learns from the tokens it lets through and a score of 1/2
+        is a plain residual block; a learned threshold takes its gradient from the same tokens.
+        """
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
-            logits = F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) @ self.weight.float() + self.bias.float()
-            return logits, logits.sigmoid()
+            normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps)
+            logits = normed @ self.weight.float() + self.bias.float()
+            scores = logits.sigmoid()
+            factor = self.per_token(normed).squeeze(-1) if self.per_token is not None else None
+            limit = depth_threshold if factor is None else depth_threshold * factor
+            passes, gate, soft_count = scores >= limit, 2 * scores, None
+            if self.level_logit is not None or factor is not None:
+                soft_count = keep_gradient(passes, limit, scores)
+                gate = gate * torch.where(passes, soft_count, 0.0)
+            return DepthRoutes(logits, scores, passes, gate, factor, soft_count)
+
+    def observe_routes(self, routes: DepthRoutes, shown: Tensor) -> Tensor | None:
+        """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does."""
+        scores = routes.scores if routes.factor is None else routes.scores / routes.factor
+        return self.observe(scores[shown], routes.passes[shown])
+
+
+def layer_dropout_rate(config: DepthConfig, progress: float) -> float:
+    """The dropout rate of the last layer at `progress` 0..1 of the run: LayerSkip (arXiv 2404.16710), eq. 3."""
+    if config.layer_dropout_curriculum == "constant":
+        return config.layer_dropout
+    return config.layer_dropout * (math.exp(progress * math.log(2)) - 1)
+
+
+def dropout_rates(rate: float, layers: int) -> list[float]:
+    """The rate of each layer where the last has `rate`, none of the first: LayerSkip (arXiv 2404.16710), eq. 2."""
+    return [rate * (math.exp(layer * math.log(2) / max(layers - 1, 1)) - 1) for layer in range(layers)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from .block import LayerRouting
-from .config import Section
-from .transformer import ModelOutput, Transformer
+from .control import Section
+from .exits import ExitRouter, agreement_targets
+from .transformer import ModelOutput, Transformer, router_of
 
 
 class LossConfig(Section):
@@ -21,7 +23,18 @@ class LossConfig(Section):
     router_z_loss: float = Field(1e-4, ge=0)
     router_entropy_loss: float = Field(0.0, ge=0)
     depth_z_loss: float = Field(1e-3, ge=0)
+    head_balancing_loss: float = Field(1e-2, ge=0)
+    threshold_loss: float = Field(0.1, ge=0)
+    """Holds the averages asked for where thresholds are learned and no controller does."""
+    window_loss: float = Field(1e-2, ge=0)
+    """On the mean score of learned windows: what looking back must earn."""
     exit_loss: float = Field(0.3, ge=0)
+    exit_weighting: Literal["even", "depth"] = "even"
+    """`depth` weighs an exit by the layers below it (LayerSkip); `even` all alike."""
+    exit_curriculum: Literal["all", "rotational", "gradual"] = "all"
+    """`rotational`: one exit a step, in turn; `gradual`: the last from the start, the others one after the other over
+    the first half of the run (LayerSkip)."""
+    exit_router_loss: float = Field(0.1, ge=0)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
@@ -36,10 +49,21 @@ def load_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     Source: Switch Transformer, Fedus et al. 2021 (arXiv 2101.03961), eq. 4-6.
     """
     assert layer.routes is not None
-    taken = layer.routes.selected_experts & counted[:, None]  # (N, E)
+    return _balance(layer.routes.selected_experts, layer.routes.router_probs, counted & layer.runs)
+
+
+def head_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
+    """The same over the routed heads: MoH (arXiv 2410.11842), eq. 8."""
+    assert layer.heads is not None
+    routed = layer.heads.router_probs.shape[1]
+    return _balance(layer.heads.selected_heads[:, -routed:], layer.heads.router_probs, counted & layer.runs)
+
+
+def _balance(selected: Tensor, probs: Tensor, counted: Tensor) -> Tensor:
+    """selected, probs (N, E) -> ()"""
+    taken = selected & counted[:, None]
     share = taken.sum(0) / taken.sum().clamp(min=1)
-    probs = _mean(layer.routes.router_probs, counted & layer.runs)  # (E,)
-    return len(share) * (share * probs).sum()
+    return len(share) * (share * _mean(probs, counted)).sum()
 
 
 def router_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
@@ -57,37 +81,106 @@ def router_entropy_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
 
 def depth_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean of the squared depth logit: keeps the score near 1/2, where the gate is a plain residual."""
-    assert layer.depth_logits is not None
-    return _mean(layer.depth_logits.square(), counted)
+    assert layer.depth is not None
+    return _mean(layer.depth.logits.square(), counted)
 
 
-def exit_loss(model: Transformer, out: ModelOutput, targets: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the exit layers of the cross-entropy of head(norm(x_l)). LayerSkip (arXiv 2404.16710), eq. 4."""
-    losses = [cross_entropy(model.head(hidden), targets, counted) for hidden in out.exit_hidden.values()]
-    return torch.stack(losses).mean()
+def window_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
+    """Mean score of a learned window. Adaptive Attention Span (arXiv 1905.07799), eq. 3, as a share of the most."""
+    assert layer.windows is not None
+    assert layer.windows.scores is not None
+    return _mean(layer.windows.scores, counted & layer.runs)
+
+
+def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Tensor | None:
+    """(units a token keeps on average - units asked for)^2, a mean over the routers whose threshold is learned and that
+    no controller holds; units are experts, heads or layers. None where there is no such router."""
+    losses = []
+    for kind in ("experts", "heads", "depth"):
+        for block, layer in zip(model.blocks(), out.routing, strict=True):
+            router = router_of(block, kind)
+            if router is None or not router.is_budgeted:
+                continue
+            routes = {"experts": layer.routes, "heads": layer.heads, "depth": layer.depth}[kind]
+            assert routes is not None
+            assert routes.soft_count is not None
+            among = counted if kind == "depth" else counted & layer.runs
+            losses.append((_mean(routes.soft_count, among) - router.target_units).square())
+    return torch.stack(losses).mean() if losses else None
+
+
+def exit_weights_at(config: LossConfig, exit_layers: Sequence[int], step: int, progress: float) -> dict[int, float]:
+    """The weight of each exit's loss at a step and at `progress` 0..1 of the run; they sum to 1, and an exit whose time
+    has not come is left out. LayerSkip (arXiv 2404.16710), eq. 5-6 and its two curricula.
+    """
+    active = list(exit_layers)
+    if config.exit_curriculum == "rotational":
+        active = active[step % len(active) :][:1] if active else []
+    elif config.exit_curriculum == "gradual":
+        number = 1 + int(2 * progress * len(active))
+        active = active[-number:]
+    raw = {layer: (layer + 1) * (layer + 2) / 2 if config.exit_weighting == "depth" else 1.0 for layer in active}
+    return {layer: weight / sum(raw.values()) for layer, weight in raw.items()}
+
+
+def exit_losses(
+    model: Transformer, out: ModelOutput, targets: Tensor, counted: Tensor, weights: Mapping[int, float]
+) -> dict[str, Tensor]:
+    """The weighted mean over the exits of the cross-entropy of head(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4;
+    and where routers decide about leaving, that of their prediction that the last layer would choose the same.
+
+    The routers learn beside the model, which feels nothing of it.
+    """
+    losses: dict[str, list[Tensor]] = {"exit_loss": [], "exit_router_loss": []}
+    for layer, weight in weights.items():
+        hidden = out.exit_hidden[layer]
+        logits = model.head(hidden)
+        losses["exit_loss"].append(weight * cross_entropy(logits, targets, counted))
+        if str(layer) in model.exit_routers:
+            router = model.exit_routers[str(layer)]
+            assert isinstance(router, ExitRouter)
+            agrees = agreement_targets(logits.detach(), out.logits.detach())
+            wrong = F.binary_cross_entropy_with_logits(router.logits(hidden.detach()), agrees, reduction="none")
+            losses["exit_router_loss"].append(weight * _mean(wrong.flatten(), counted.flatten()))
+    return {name: torch.stack(found).sum() for name, found in losses.items() if found}
 
 
 def training_loss(
-    model: Transformer, out: ModelOutput, targets: Tensor, loss_mask: Tensor, config: LossConfig
+    model: Transformer,
+    out: ModelOutput,
+    targets: Tensor,
+    loss_mask: Tensor,
+    config: LossConfig,
+    exit_weights: Mapping[int, float] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss to differentiate, (), and its parts by name, unweighted and detached.
 
     Args:
         targets: (B, T) int64. loss_mask: (B, T) bool, tokens that count; the auxiliary losses ignore the others too.
+        exit_weights: as `exit_weights_at` gives them; None takes those of the end of the run.
     """
     counted = loss_mask.flatten()
-    routed = [layer for layer in out.routing if layer.routes is not None]
-    gated = [layer for layer in out.routing if layer.depth_logits is not None]
     parts = {"cross_entropy": cross_entropy(out.logits, targets, loss_mask)}
+
+    def add(loss: Callable[[LayerRouting, Tensor], Tensor], layers: list[LayerRouting]) -> None:
+        if layers:
+            parts[loss.__name__] = torch.stack([loss(layer, counted) for layer in layers]).mean()
+
+    routed = [layer for layer in out.routing if layer.routes is not None]
     for loss in (load_balancing_loss, router_z_loss, router_entropy_loss):
-        if routed:
-            parts[loss.__name__] = torch.stack([loss(layer, counted) for layer in routed]).mean()
-    if gated:
-        parts["depth_z_loss"] = torch.stack([depth_z_loss(layer, counted) for layer in gated]).mean()
+        add(loss, routed)
+    add(depth_z_loss, [layer for layer in out.routing if layer.depth is not None])
+    add(head_balancing_loss, [layer for layer in out.routing if layer.heads is not None])
+    add(window_loss, [layer for layer in out.routing if layer.windows and layer.windows.scores is not None])
+    budget = threshold_loss(model, out, counted)
+    if budget is not None:
+        parts["threshold_loss"] = budget
     if out.exit_hidden and config.exit_loss:
-        parts["exit_loss"] = exit_loss(model, out, targets, loss_mask)
-    weights: dict[str, Any] = {"cross_entropy": 1.0, **config.model_dump()}
-    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        if exit_weights is None:
+            exit_weights = exit_weights_at(config, list(out.exit_hidden), 0, 1.0)
+        parts.update(exit_losses(model, out, targets, loss_mask, exit_weights))
+    strengths: dict[str, Any] = {"cross_entropy": 1.0, **config.model_dump()}
+    total = torch.stack([strengths[name] * part for name, part in parts.items()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 
 

@@ -35,10 +35,10 @@ class MoE(nn.Module):
     Source: Huang et al. 2024 (arXiv 2403.07652), eq. 1; the shared expert as in DeepSeekMoE (arXiv 2401.06066).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         ffn = config.ffn
-        self.router = Router(config.dim, ffn)
+        self.router = Router(config.dim, ffn, layer, config.num_layers)
         self.gate_up = nn.Parameter(torch.empty(ffn.num_experts, config.dim, 2 * ffn.expert_dim))  # (E, D, 2F)
         self.down = nn.Parameter(torch.empty(ffn.num_experts, ffn.expert_dim, config.dim))  # (E, F, D)
         self.shared = DenseFFN(config.dim, ffn.shared_expert_dim) if ffn.shared_expert_dim else None

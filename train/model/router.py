@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FFNConfig
-from .controller import QuantileController
+from .control import levels
+from .threshold import Thresholded, TokenFactor, keep_gradient
 
 
 class Routes(NamedTuple):
@@ -20,39 +21,38 @@ class Routes(NamedTuple):
     mass_before: Tensor  # (N, E) float32, in order of rank: the probability of all experts ranked higher
     selected_experts: Tensor  # (N, E) bool
     routing_weights: Tensor  # (N, E) float32, 0 where not selected
+    factor: Tensor | None = None  # (N, 1) float32: what a token's threshold is of the level, where it is predicted
+    soft_count: Tensor | None = None  # (N,) float32: the experts kept, with a gradient, where a threshold is learned
 
 
-class Router(nn.Module):
+class Router(Thresholded):
     """Top-p routing: a token takes experts in order of probability until they hold the mass `router_top_p`.
 
-        P = softmax(W x);  selected = {k : sum of P ranked before k < router_top_p};  g_k = P_k / sum of selected P
+        P = softmax(W x);  selected = {k : sum of P ranked before k < router_top_p u};  g_k = P_k / sum of selected P
 
-    The first expert is always taken. Source: Huang et al. 2024 (arXiv 2403.07652), eq. 3-5.
-    Departs from it: the weights are renormalised (measured better), and the threshold is not a constant but held by a
-    quantile controller so that a layer uses `experts_per_token` on average: of the E - 1 ranks that could be refused,
-    a share (experts_per_token - 1) / (E - 1) has a mass before it under that quantile. `top_k` is the fixed baseline.
+    The first expert is always taken; u is 1, or predicted for each token. Source: Huang et al. 2024 (arXiv 2403.07652),
+    eq. 3-5. Departs from it: the weights are renormalised (measured better), and the threshold is not a constant but
+    held by a controller so that a layer uses `experts_per_token` on average; by default by quantiles: of the E - 1
+    ranks that could be refused, a share (experts_per_token - 1) / (E - 1) has a mass before it under that quantile.
+    `top_k` is the fixed baseline.
     """
 
-    def __init__(self, dim: int, config: FFNConfig) -> None:
-        super().__init__()
+    def __init__(self, dim: int, config: FFNConfig, layer: int = 0, num_layers: int = 1) -> None:
+        uniform = torch.arange(1, config.num_experts) / config.num_experts
+        units = (1.0, config.experts_per_token, float(config.num_experts))
+        super().__init__(config, levels(config.router_top_p, num_layers)[layer], units, uniform)
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, dim))  # (E, D)
-        uniform = torch.arange(1, config.num_experts) / config.num_experts
-        self.controller = QuantileController(uniform, config.ema)
-
-    def default_top_p(self) -> Tensor:
-        """The threshold in force, () float32."""
-        if self.config.controller == "fixed":
-            return self.controller.table.new_tensor(self.config.router_top_p)
-        if self.config.experts_per_token == self.config.num_experts:
-            return self.controller.table.new_tensor(1.0)  # the largest mass seen would refuse itself and all above it
-        return self.controller.threshold((self.config.experts_per_token - 1) / (self.config.num_experts - 1))
+        self.per_token = TokenFactor(dim, config.per_token_least) if config.per_token else None
 
     def forward(self, x: Tensor, router_top_p: Tensor) -> Routes:
         """x (N, D), router_top_p () -> Routes. Always in float32, whatever autocast says."""
         with torch.autocast(x.device.type, enabled=False):
-            router_logits = x.float() @ self.weight.float().t()  # (N, E)
+            x = x.float()
+            router_logits = x @ self.weight.float().t()  # (N, E)
             router_probs = router_logits.softmax(-1)  # (N, E)
+            factor = self.per_token(x) if self.per_token is not None else None  # (N, 1)
+            limit = router_top_p if factor is None else router_top_p * factor
             ranked, expert = router_probs.sort(dim=-1, descending=True, stable=True)  # (N, E)
             mass_before = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, E); 0 for the first, which is always kept
             if self.config.routing == "top_k":
@@ -60,13 +60,21 @@ class Router(nn.Module):
                 kept = kept.expand_as(ranked)
             else:
                 # 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
-                kept = (mass_before < router_top_p) | (router_top_p >= 1)  # (N, E)
+                kept = (mass_before < limit) | (router_top_p >= 1)  # (N, E)
+                kept = torch.cat([torch.ones_like(kept[:, :1]), kept[:, 1:]], -1)
             selected = torch.zeros_like(kept).scatter(-1, expert, kept)  # (N, E), in order of expert
-            weights = torch.where(selected, router_probs, 0.0)
+            weights, soft_count = torch.where(selected, router_probs, 0.0), None
+            if self.level_logit is not None or factor is not None:
+                gate = keep_gradient(kept, mass_before, limit)[:, 1:]  # (N, E - 1)
+                gate = torch.cat([torch.ones_like(gate[:, :1]), gate], -1)
+                soft_count = gate.sum(-1)
+                weights = weights * torch.zeros_like(gate).scatter(-1, expert, gate)
             if self.config.renormalize:
                 weights = weights / weights.sum(-1, keepdim=True)
-        return Routes(router_logits, router_probs, mass_before, selected, weights)
+        return Routes(router_logits, router_probs, mass_before, selected, weights, factor, soft_count)
 
-    def observe(self, mass_before: Tensor) -> None:
-        """Shows the controller a batch, (N, E) in order of rank; the first rank is never refused, so it is left out."""
-        self.controller.observe(mass_before[:, 1:])
+    def observe_routes(self, routes: Routes, shown: Tensor) -> Tensor | None:
+        """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does; the first rank is
+        never refused, so it is left out."""
+        scores = routes.mass_before if routes.factor is None else routes.mass_before / routes.factor
+        return self.observe(scores[shown][:, 1:], routes.selected_experts[shown].sum(-1))

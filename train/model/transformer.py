@@ -9,10 +9,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import rotary_tables
-from .block import Block, LayerRouting
+from .block import Block, LayerRouting, Levels
 from .config import ModelConfig
+from .controller import PIController
+from .depth import dropout_rates
+from .exits import ExitRouter, confidence
 from .initialize import initialize
 from .norm import RMSNorm
+from .threshold import Thresholded
 
 
 class Thresholds(NamedTuple):
@@ -21,25 +25,36 @@ class Thresholds(NamedTuple):
     router_top_p: Tensor
     depth_threshold: Tensor
     exit_threshold: Tensor  # 1: nobody leaves
+    head_top_p: Tensor
 
 
 class ModelOutput(NamedTuple):
     logits: Tensor  # (B, T, V)
     routing: list[LayerRouting]  # L of them
     exit_hidden: dict[int, Tensor]  # exit layer -> normed state after it (B, T, D)
-    exit_probs: dict[int, Tensor]  # exit layer -> highest probability (B, T) float32; empty where nobody can leave
+    exit_confidence: dict[int, Tensor]  # exit layer -> how sure it is (B, T) float32; empty where nobody can leave
     exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
 
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
-        """Means over the tokens that count (B, T) or all, () float32: experts per token and layer run, layers run."""
+        """Means over the tokens that count (B, T) or all, () float32: experts per token and layer run, layers run; and
+        where they are chosen, heads and window per token and layer run."""
         runs = torch.stack([layer.runs for layer in self.routing])  # (L, N)
-        used = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
         shown = torch.ones_like(runs[0]) if counted is None else counted.flatten()
         layers = (runs & shown).sum()
-        return {
-            "experts_per_token": (torch.stack(used) * shown).sum() / layers,
-            "layers_per_token": layers / shown.sum(),
-        }
+
+        def mean(used: list[Tensor], among: Tensor) -> Tensor:
+            return (torch.stack(used) * shown).sum() / among
+
+        experts = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
+        found = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / shown.sum()}
+        heads = [layer.heads.selected_heads.sum(-1) for layer in self.routing if layer.heads]
+        if heads:
+            found["heads_per_token"] = mean(heads, layers)
+        windowed = [layer for layer in self.routing if layer.windows]
+        if windowed:
+            sizes = [layer.windows.sizes for layer in windowed if layer.windows]
+            found["window"] = mean(sizes, (torch.stack([layer.runs for layer in windowed]) & shown).sum())
+        return found
 
 
 class Transformer(nn.Module):
@@ -59,6 +74,14 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        learned = config.depth.exit_layers if config.depth.exit_criterion == "router" else ()
+        self.exit_routers = nn.ModuleDict({str(layer): ExitRouter(config.dim) for layer in learned})
+        sections = {"experts": config.ffn, "heads": config.heads, "depth": config.depth}
+        shared = [name for name, section in sections.items() if section.scope == "model"]
+        self.pi = nn.ModuleDict(
+            {name: PIController(self.routers(name)[0].set_level, sections[name].pi_gains) for name in shared}
+        )
+        self.layer_dropout = config.depth.layer_dropout
         cos, sin = rotary_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -81,31 +104,47 @@ class Transformer(nn.Module):
         x = self.embedding(ids)  # (B, T, D)
         alive = torch.ones_like(ids, dtype=torch.bool)
         exit_layer = torch.full_like(ids, -1)
-        routing, exit_hidden, exit_probs = [], {}, {}
+        dropped = self._dropped(ids.shape[0])
+        routing, exit_hidden, exit_confidence = [], {}, {}
         for i, block in enumerate(self.layers):
-            arguments = (x, alive, rotary, limits.router_top_p[i], limits.depth_threshold[i])
+            levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i])
+            here = alive if dropped is None else alive & ~dropped[i, :, None]
             if checkpoint_activations and self.training:
-                x, layer = checkpoint(block, *arguments, use_reentrant=False)
+                x, layer = checkpoint(block, x, here, rotary, levels, use_reentrant=False)
             else:
-                x, layer = block(*arguments)
+                x, layer = block(x, here, rotary, levels)
             routing.append(layer)
             if i in self.config.depth.exit_layers:
                 exit_hidden[i] = self.norm(x)
                 if leaves:
-                    exit_probs[i] = self.head(exit_hidden[i]).float().softmax(-1).amax(-1)  # (B, T)
-                    exits = alive & (exit_probs[i] > limits.exit_threshold[i])
+                    exit_confidence[i] = self._confidence(i, exit_hidden[i])  # (B, T)
+                    exits = alive & (exit_confidence[i] > limits.exit_threshold[i])
                     exit_layer = torch.where(exits, i, exit_layer)
                     alive = alive & ~exits
-        return ModelOutput(self.head(self.norm(x)), routing, exit_hidden, exit_probs, exit_layer)
+        return ModelOutput(self.head(self.norm(x)), routing, exit_hidden, exit_confidence, exit_layer)
 
     def default_thresholds(self) -> Thresholds:
         """What the controllers hold now, and no early exit: the thresholds of training and of an exported model."""
         ones = torch.ones(self.config.num_layers, device=self.cos.device)
-        top_p = [b.moe.router.default_top_p() if b.moe is not None else ones[0] for b in self.blocks()]
-        depth = [
-            b.depth_router.default_threshold() if b.depth_router is not None else 0 * ones[0] for b in self.blocks()
-        ]
-        return Thresholds(torch.stack(top_p), torch.stack(depth), ones)
+
+        def levels(kind: str, otherwise: Tensor) -> Tensor:
+            shared = self.pi[kind] if kind in self.pi else None  # noqa: SIM401 - a ModuleDict has no get
+            assert shared is None or isinstance(shared, PIController)
+            routers = [router_of(block, kind) for block in self.blocks()]
+            return torch.stack([otherwise if router is None else router.level(shared) for router in routers])
+
+        return Thresholds(levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0]))
+
+    def set_sparsity(self, sparsity: float) -> None:
+        """How far the default thresholds go from everything (0) to the averages that the config asks for (1), or beyond
+        them. What a schedule from dense to sparse turns; no part of a checkpoint."""
+        for kind in ("experts", "heads", "depth"):
+            for router in self.routers(kind):
+                router.sparsity = sparsity
+
+    def set_layer_dropout(self, rate: float) -> None:
+        """The share of the sequences that leave out the last layer while training; those before it less."""
+        self.layer_dropout = rate
 
     @torch.no_grad()
     def observe(self, out: ModelOutput, counted: Tensor | None = None) -> None:
@@ -113,12 +152,37 @@ class Transformer(nn.Module):
 
         `counted` (B, T) bool leaves out the others, padding above all; None counts every token.
         """
+        shown = torch.ones_like(out.routing[0].runs) if counted is None else counted.flatten()
+        errors: dict[str, list[Tensor | None]] = {"experts": [], "heads": [], "depth": []}
         for block, layer in zip(self.blocks(), out.routing, strict=True):
-            shown = torch.ones_like(layer.runs) if counted is None else counted.flatten()
-            if layer.depth_scores is not None and block.depth_router is not None:
-                block.depth_router.controller.observe(layer.depth_scores[shown])
+            here, attention = layer.runs & shown, block.attention
+            if layer.depth is not None and block.depth_router is not None:
+                errors["depth"].append(block.depth_router.observe_routes(layer.depth, shown))
             if layer.routes is not None and block.moe is not None:
-                block.moe.router.observe(layer.routes.mass_before[layer.runs & shown])
+                errors["experts"].append(block.moe.router.observe_routes(layer.routes, here))
+            if layer.heads is not None and attention.head_router is not None:
+                errors["heads"].append(attention.head_router.observe_routes(layer.heads, here))
+            if layer.windows is not None and layer.windows.spread is not None and attention.window_controller:
+                attention.window_controller.observe(layer.windows.spread[here])
+        for kind, controller in self.pi.items():
+            found = [error for error in errors[kind] if error is not None]
+            if found and isinstance(controller, PIController):
+                controller.observe(torch.stack(found).mean())
+
+    def _dropped(self, batch: int) -> Tensor | None:
+        """Which sequences leave out which layers, (L, B) bool, drawn anew; None where none does."""
+        if not (self.training and self.layer_dropout):
+            return None
+        rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self.cos.device)
+        return torch.rand(len(rates), batch, device=rates.device) < rates[:, None]
+
+    def _confidence(self, layer: int, hidden: Tensor) -> Tensor:
+        """hidden (B, T, D), normed -> how sure the model is after this layer, (B, T) float32"""
+        criterion = self.config.depth.exit_criterion
+        if criterion == "router":
+            found: Tensor = self.exit_routers[str(layer)](hidden)
+            return found
+        return confidence(criterion, self.head(hidden))
 
     def compile_blocks(self) -> None:
         """Compiles each block without a graph break; blocks of one shape share their code."""
@@ -127,3 +191,15 @@ class Transformer(nn.Module):
 
     def blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]
+
+    def routers(self, kind: str) -> list[Thresholded]:
+        """The routers of `kind` (experts, heads, depth), of the layers that have one."""
+        found = [router_of(block, kind) for block in self.blocks()]
+        return [router for router in found if router is not None]
+
+
+def router_of(block: Block, kind: str) -> Thresholded | None:
+    """The router of `kind` in a block."""
+    if kind == "experts":
+        return block.moe.router if block.moe is not None else None
+    return block.attention.head_router if kind == "heads" else block.depth_router
