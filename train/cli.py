@@ -34,6 +34,7 @@ Example: adaptive train quickstart --name demo
     help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT weighs it. Repeat to mix.",
 )
 @click.option("--val", metavar="SRC", help="Text to hold out; by default the last part of each source.")
+@click.option("--data-dir", metavar="DIR", help="The folder of a recipe's own files, as of recipe science-qa.")
 @click.option("--text-field", metavar="FIELD", help="The field of a record that holds the text.")
 @click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Size of a bpe or words vocabulary.")
@@ -132,6 +133,7 @@ def flag_values(
     *,
     sources: tuple[str, ...],
     val: str | None,
+    data_dir: str | None,
     text_field: str | None,
     tokenizer: str | None,
     vocab_size: int | None,
@@ -144,7 +146,7 @@ def flag_values(
 ) -> dict[str, Any]:
     """The flags that were given, as sections of the config."""
     sections: dict[str, dict[str, Any]] = {
-        "data": {"sources": list(sources) or None, "val": val, "text_field": text_field},
+        "data": {"sources": list(sources) or None, "val": val, "dir": data_dir, "text_field": text_field},
         "tokenizer": {"kind": tokenizer, "vocab_size": vocab_size},
         "trainer": {
             "steps": steps,
@@ -163,8 +165,9 @@ def report(outcome: Outcome) -> None:
     """The end of the story on stderr, the run's folder on stdout, and the exit code of a signal."""
     run, found = outcome.run, outcome.evaluation
     if found is not None:
+        of = "loss on text it was trained on" if outcome.trained_on else "held-out loss"
         click.echo(
-            f"held-out loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
+            f"{of} {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
             f"bits per byte {found.bits_per_byte:.4f}, "
             f"experts per token {found.experts_per_token:.2f}, layers per token {found.layers_per_token:.2f} "
             f"(step {outcome.step}, {found.tokens} tokens)",

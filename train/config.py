@@ -45,7 +45,9 @@ class TrainerConfig(Section):
     keep_checkpoints: int = Field(3, ge=1)
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(10, ge=1)
-    """Steps in a row with a loss or gradient that is not finite, each skipped, after which the run stops."""
+    """Steps in a row that had to be skipped after which the run stops."""
+    skip_spikes: bool = True
+    """Skip a step whose loss or gradient norm is far beyond those of the last 128; one that is not finite always is."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast where the processor has it; weights, optimizer and routers stay fp32."""
@@ -58,8 +60,6 @@ class TrainerConfig(Section):
     def _parts_fit(self) -> Self:
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches ({self.micro_batches}) must divide batch_size ({self.batch_size})")
-        if self.steps is None and self.max_seconds is None:
-            raise ValueError("a run needs an end: set steps or max_seconds")
         return self
 
 
@@ -79,11 +79,15 @@ class RunConfig(BaseModel):
     trainer: TrainerConfig = TrainerConfig()
 
     @model_validator(mode="after")
-    def _sequence_fits(self) -> Self:
+    def _parts_fit_together(self) -> Self:
         if (self.trainer.sequence_length or 0) > self.model.context_length:
             raise ValueError(
                 f"trainer.sequence_length ({self.trainer.sequence_length}) is longer than "
                 f"model.context_length ({self.model.context_length})"
+            )
+        if self.trainer.steps is None and self.trainer.max_seconds is None and not self.data.ends:
+            raise ValueError(
+                "a run needs an end: set trainer.steps or trainer.max_seconds, or give every source its epochs"
             )
         return self
 
@@ -107,10 +111,19 @@ MAY_CHANGE = frozenset(
             "eval_tokens",
             "final_eval_tokens",
         ),
-        *("log_every", "max_bad_steps", "device", "threads", "compile", "checkpoint_activations", "tensorboard"),
+        *(
+            "log_every",
+            "max_bad_steps",
+            "skip_spikes",
+            "device",
+            "threads",
+            "compile",
+            "checkpoint_activations",
+            "tensorboard",
+        ),
     )
-) | {"data.cache_dir"}
-"""What a resumed run may have otherwise than it began with: how long, how watched, on what."""
+) | {"data.cache_dir", "data.dir"}
+"""What a resumed run may have otherwise than it began with: how long, how watched, on what, read from where."""
 
 
 def differences(stored: RunConfig, wanted: RunConfig) -> list[str]:

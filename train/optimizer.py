@@ -1,113 +1,76 @@
-"""The optimizers: Muon for the matrices inside the blocks, AdamW for everything else, or AdamW alone."""
+"""The optimizers of a run: one of four for the matrices inside the blocks, and AdamW for everything else."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from .bidirectional import factors, layer_norms, layer_of
 from .errors import UserError
+from .lars import LARS
 from .model.config import Section
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration (Keller Jordan, https://kellerjordan.github.io/posts/muon/)."""
-NEWTON_SCHULZ_STEPS = 5
+from .muon import Muon
 
 
 class OptimizerConfig(Section):
-    """What moves the weights, and how far."""
+    """What moves the weights, and how far.
 
-    kind: Literal["muon", "adamw"] = "muon"
-    """`muon`: Muon for the matrices inside the blocks and AdamW for the rest; `adamw`: AdamW alone."""
+    `kind` moves the matrices inside the blocks (attention, experts, dense FFN); embedding, head, norms, routers,
+    position embeddings and everything of one dimension always go with AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+
+    - `muon` (Jordan et al. 2024): the default; the fewest steps to a loss.
+    - `adamw`: where published recipes are to be repeated, or Muon's matrix products take too long.
+    - `lars` (You et al., arXiv 1708.03888): very large batches; every step is a stated share of each weight.
+    - `sgd` (momentum, as in torch): the plain baseline.
+    """
+
+    kind: Literal["muon", "adamw", "lars", "sgd"] = "muon"
     lr: float = Field(0.03, gt=0)
-    """Muon's learning rate."""
+    """Peak learning rate of the matrices under `muon` (0.02 to 0.04), `lars` (0.002 to 0.02) and `sgd` (0.05 to 1)."""
     adamw_lr: float = Field(1.2e-2, gt=0)
     """AdamW's, for the rest."""
     adamw_matrix_lr: float = Field(3e-3, gt=0)
     """AdamW's for the matrices too, where `kind` is `adamw`."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled, on the matrices inside the blocks only."""
+    """Decoupled, on the matrices inside the blocks only; under `lars` and `sgd` a part of the gradient."""
     momentum: float = Field(0.95, ge=0, lt=1)
+    """Of `muon`, `lars` and `sgd`."""
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    clip_norm: float = Field(1.0, ge=0)
-    """Largest norm of the whole gradient; 0 does not clip. The norm that is logged is the one before clipping."""
-
-
-class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` that also takes stacks of matrices (E, in, out) and orthogonalises all of one shape at once.
-
-        B <- lerp(B, G, 1 - momentum);  U = NS(lerp(G, B, momentum))
-        W <- W (1 - lr decay) - lr sqrt(max(1, out / in)) U
-
-    A 2-D weight is (out, in) as in nn.Linear, a 3-D one a stack of (in, out) as in the experts. The Newton-Schulz steps
-    run in bfloat16. Judged in the tests by `torch.optim.Muon`, which takes 2-D weights one by one.
-
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    bidirectional: bool = False
+    """Multiply each layer's learning rate by clamp(sqrt(target_norm / (gradient norm + eps)), 0.3, 3), the norm taken
+    before clipping; a layer is a whole block, the embedding, the head, or all the rest. With every `kind`."""
+    target_norm: float = Field(3.0, gt=0)
+    clip: Literal["norm", "percentile", "agc"] = "norm"
+    """`norm`: the gradient is never longer than `clip_norm`. `percentile`: never longer than a percentile of the last
+    `clip_window` gradients (Seetharaman et al. 2020, arXiv 2007.14469), where the right length is not known. `agc`:
+    each row no longer than a share of its weights (Brock et al. 2021, arXiv 2102.06171), for large rates and batches.
     """
+    clip_norm: float = Field(1.0, ge=0)
+    """Of `norm`; 0 does not clip. The norm that is logged is the one before clipping, whatever clips."""
+    clip_percentile: float = Field(10.0, gt=0, le=100)
+    clip_window: int = Field(256, ge=2)
+    """Accepted steps of which `percentile` remembers the norms."""
+    clip_share: float = Field(0.01, gt=0)
+    """Of `agc`: most of a row's gradient, as a share of the row itself."""
 
-    def __init__(
-        self, params: Iterable[Any], lr: float = 0.02, weight_decay: float = 0.1, momentum: float = 0.95
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        for group in self.param_groups:
-            for weight in group["params"]:
-                assert weight.ndim in (2, 3), f"Muon takes matrices and stacks of them, not {tuple(weight.shape)}"
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the trainer has no closure, so no loss
-        assert closure is None
-        for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(buffer, group["momentum"])
-                by_shape[lying(weight)].append((weight, update))
-            for pairs in by_shape.values():
-                _apply(pairs, group["lr"], group["weight_decay"])
-
-
-def lying(weight: Tensor) -> tuple[int, int]:
-    """The shape (rows, columns) in which a matrix is orthogonalised: never more rows than columns."""
-    rows, columns = weight.shape[-2:]
-    return min(rows, columns), max(rows, columns)
-
-
-def _apply(pairs: list[tuple[Tensor, Tensor]], lr: float, weight_decay: float) -> None:
-    """Orthogonalises the updates of weights of one shape in one batch and takes the step."""
-    stacked = []
-    for _, update in pairs:
-        update = update.bfloat16()
-        update = update.mT if update.shape[-2] > update.shape[-1] else update
-        stacked.append(update.reshape(-1, *update.shape[-2:]))
-    orthogonal = orthogonalize(torch.cat(stacked))
-    parts = torch.split(orthogonal, [len(each) for each in stacked])
-    for (weight, _), part in zip(pairs, parts, strict=True):
-        part = part.mT if weight.shape[-2] > weight.shape[-1] else part
-        wide, narrow = (weight.shape[0], weight.shape[1]) if weight.ndim == 2 else (weight.shape[2], weight.shape[1])
-        weight.mul_(1 - lr * weight_decay)
-        weight.add_(part.reshape(weight.shape), alpha=-lr * math.sqrt(max(1.0, wide / narrow)))
-
-
-def orthogonalize(x: Tensor) -> Tensor:
-    """(M, rows, columns) bfloat16, rows <= columns -> the nearest half-orthogonal matrices, roughly, same shape."""
-    a, b, c = NEWTON_SCHULZ
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    @model_validator(mode="after")
+    def _clips_once(self) -> OptimizerConfig:
+        own = {"norm": {"clip_norm"}, "percentile": {"clip_percentile", "clip_window"}, "agc": {"clip_share"}}
+        for kind, names in own.items():
+            for name in sorted(names & self.model_fields_set):
+                default = type(self).model_fields[name].default
+                if kind != self.clip and getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}, which has no effect with clip {self.clip!r}; "
+                        f"leave it out, or set clip to {kind!r}"
+                    )
+        return self
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -116,8 +79,8 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
     rest: dict[str, nn.Parameter] = {}
     for name, weight in model.named_parameters():
         name = name.replace("_orig_mod.", "")
-        inside = name.startswith("layers.") and weight.ndim >= 2 and "router" not in name
-        (matrices if inside else rest)[name] = weight
+        plain = weight.ndim >= 2 and "router" not in name and "position_embedding" not in name
+        (matrices if plain and name.startswith("layers.") else rest)[name] = weight
     return matrices, rest
 
 
@@ -126,23 +89,54 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         matrices, rest = split_parameters(model)
+        self.config = config
         self.names = {**matrices, **rest}
-        betas = (config.beta1, config.beta2)
-        groups: list[dict[str, Any]] = [{"params": list(rest.values()), "weight_decay": 0.0}]
+        self.factors: dict[str, float] = {}
+        """layer -> factor on its learning rate at the last `balance`; empty where rates are not scaled."""
+        self._rate = 1.0
+        decay, momentum = config.weight_decay, config.momentum
+        rest_groups = self._groups(rest, lr=config.adamw_lr, weight_decay=0.0)
         self.all: list[torch.optim.Optimizer] = []
-        if matrices and config.kind == "muon":
-            self.all.append(Muon(matrices.values(), config.lr, config.weight_decay, config.momentum))
+        if config.kind == "adamw":
+            rest_groups += self._groups(matrices, lr=config.adamw_matrix_lr, weight_decay=decay)
         elif matrices:
-            decay = config.weight_decay
-            groups.append({"params": list(matrices.values()), "lr": config.adamw_matrix_lr, "weight_decay": decay})
-        self.all.append(torch.optim.AdamW(groups, config.adamw_lr, betas, config.eps, fused=True))
-        self.peaks = [[float(group["lr"]) for group in one.param_groups] for one in self.all]
+            groups = self._groups(matrices, lr=config.lr)
+            if config.kind == "muon":
+                self.all.append(Muon(groups, config.lr, decay, momentum))
+            elif config.kind == "lars":
+                self.all.append(LARS(groups, config.lr, decay, momentum, config.eps))
+            else:
+                self.all.append(torch.optim.SGD(groups, config.lr, momentum, weight_decay=decay))
+        betas = (config.beta1, config.beta2)
+        self.all.append(torch.optim.AdamW(rest_groups, config.adamw_lr, betas, config.eps, fused=True))
+
+    def _groups(self, weights: dict[str, nn.Parameter], **options: float) -> list[dict[str, Any]]:
+        """One group; or one for each layer, where layers have rates of their own. `peak` is the rate at its highest."""
+        by_layer: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, weight in weights.items():
+            by_layer[layer_of(name) if self.config.bidirectional else ""].append(weight)
+        return [
+            {"params": params, "layer": layer, "peak": options["lr"], **options} for layer, params in by_layer.items()
+        ]
 
     def set_rate(self, factor: float) -> None:
-        """Every learning rate is its peak times `factor`."""
-        for one, peaks in zip(self.all, self.peaks, strict=True):
-            for group, peak in zip(one.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+        """Every learning rate is its peak times `factor`, times its layer's factor where layers have one."""
+        self._rate = factor
+        for one in self.all:
+            for group in one.param_groups:
+                group["lr"] = group["peak"] * factor * self.factors.get(group["layer"], 1.0)
+
+    def balance(self) -> None:
+        """Sets each layer's factor by the gradients there are now: call it before they are clipped."""
+        if self.config.bidirectional:
+            self.factors = factors(layer_norms(self.names.items()), self.config.target_norm)
+            self.set_rate(self._rate)
+
+    def record(self) -> dict[str, float]:
+        """What a record says of the layers' rates: the smallest and the largest factor."""
+        if not self.factors:
+            return {}
+        return {"lr_factor_least": min(self.factors.values()), "lr_factor_most": max(self.factors.values())}
 
     def step(self) -> None:
         for one in self.all:

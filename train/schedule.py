@@ -1,25 +1,68 @@
-"""The learning rate over a run: linear warm-up, then a plateau and a linear decay, a cosine, or nothing."""
+"""What moves over a run: the learning rates, and how sparse the model is."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from .data.order import mix
 from .model.config import Section
+
+FIRST = 1e-3
+"""Factor on the learning rate at the very start of a warm-up: the first moment on a clock still moves the weights."""
+DRAW = 0x5BA5517E
+"""Keeps the draws of the sparsity apart from whatever else is drawn by seed and step."""
 
 
 class ScheduleConfig(Section):
-    """How the learning rates move, as shares of the whole run."""
+    """How learning rates and sparsity move, in shares of the whole run."""
 
-    kind: Literal["wsd", "cosine", "constant"] = "wsd"
-    """`wsd`: warm-up, stable, decay; `cosine`: half a cosine after the warm-up; `constant`: warm-up only."""
+    kind: Literal["wsd", "cosine", "constant", "sgdr"] = "wsd"
+    """`wsd`: warm-up, stable, decay (MiniCPM, arXiv 2404.06395), for a run that may be made longer. `cosine`: half a
+    cosine after the warm-up, for a run whose length is fixed. `sgdr`: cosines that start again (Loshchilov and Hutter,
+    arXiv 1608.03983), for text in stages or several good ends in one run. `constant`: warm-up only."""
+    warmup: Literal["linear", "exponential"] = "linear"
+    """`exponential` rises by equal factors from a thousandth: gentler on weights that routers have not settled on."""
     warmup_share: float = Field(0.03, ge=0, le=1)
     decay_share: float = Field(0.6, ge=0, le=1)
     """Share of the run, at its end, over which `wsd` falls in a line."""
+    restart_period: float = Field(1 / 7, ge=1e-3, le=1)
+    """Length of the first cosine of `sgdr`, as a share of the run after the warm-up."""
+    restart_multiplier: float = Field(2.0, gt=0)
+    """Each further cosine is so many times as long; 1/7 and 2 make three that fill the run."""
     final_share: float = Field(0.0, ge=0, le=1)
-    """What is left of the peak at the very end."""
+    """What is left of the peak at the very end, and before each restart."""
+    dense_share: float = Field(0.0, ge=0, le=1)
+    """Share of the run, at its start, in which every token uses all experts, heads and layers."""
+    sparsify_share: float = Field(0.0, ge=0, le=1)
+    """Share of the run, after that, over which the model goes in a line from all to the averages it is configured for.
+    """
+    random_sparsity: tuple[float, float] | None = None
+    """Each step's sparsity is multiplied by a number drawn evenly between these two: 0 is everything, 1 the configured
+    averages, above 1 fewer still. For a dial that must reach far; it costs loss at the averages themselves."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.dense_share + self.sparsify_share > 1:
+            raise ValueError(
+                f"dense_share ({self.dense_share:g}) and sparsify_share ({self.sparsify_share:g}) are together more "
+                "than the whole run; make them at most 1"
+            )
+        if self.random_sparsity is not None:
+            low, high = self.random_sparsity
+            if not 0 <= low <= high < math.inf:
+                raise ValueError(
+                    f"random_sparsity is {[low, high]}; expected two numbers from 0 up, the smaller first, as in "
+                    "[0.5, 1.5]"
+                )
+        return self
+
+    @property
+    def moves_sparsity(self) -> bool:
+        """Whether the sparsity is ever anything but 1."""
+        return bool(self.dense_share or self.sparsify_share or self.random_sparsity)
 
 
 def progress(step: int, steps: int | None, seconds: float = 0.0, budget_seconds: float | None = None) -> float:
@@ -34,14 +77,58 @@ def progress(step: int, steps: int | None, seconds: float = 0.0, budget_seconds:
 
 
 def multiplier(config: ScheduleConfig, done: float) -> float:
-    """The factor on every learning rate at progress `done` (0..1); `wsd` as in MiniCPM (arXiv 2404.06395)."""
+    """The factor on every learning rate at progress `done` (0..1); steps that were skipped count as done."""
     if done < config.warmup_share:
-        return max(done / config.warmup_share, 1e-3)  # the very first moment on a clock still moves the weights
-    if config.kind == "constant":
-        return 1.0
-    if config.kind == "cosine":
-        after = (done - config.warmup_share) / max(1.0 - config.warmup_share, 1e-9)
-        shape = 0.5 * (1.0 + math.cos(math.pi * after))
-    else:
-        shape = min(1.0, (1.0 - done) / config.decay_share) if config.decay_share else 1.0
+        risen = done / config.warmup_share
+        return max(risen, FIRST) if config.warmup == "linear" else FIRST ** (1 - risen)
+    after = (done - config.warmup_share) / max(1.0 - config.warmup_share, 1e-9)
+    match config.kind:
+        case "constant":
+            return 1.0
+        case "cosine":
+            shape = half_cosine(after)
+        case "sgdr":
+            shape = half_cosine(place_in_cycle(after, config.restart_period, config.restart_multiplier))
+        case "wsd":
+            shape = min(1.0, (1.0 - done) / config.decay_share) if config.decay_share else 1.0
     return config.final_share + (1.0 - config.final_share) * shape
+
+
+def half_cosine(place: float) -> float:
+    """1 at 0, falling to 0 at 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * place))
+
+
+def place_in_cycle(after: float, period: float, factor: float) -> float:
+    """How far (0..1) a cycle is at `after` (0..1): cycles last period, period * factor, period * factor^2, ...
+
+    A function of where the run stands and of nothing else, so there is no counter of restarts to lose. Cycles that
+    shrink never fill the run: the last one that is a thousandth of it or more stays at its end.
+    """
+    start = 0.0
+    while after >= start + period * (1 - 1e-9):
+        if start + period >= 1 - 1e-9 or period * factor < 1e-3:
+            return 1.0
+        start, period = start + period, period * factor
+    return (after - start) / period
+
+
+def scheduled_sparsity(config: ScheduleConfig, done: float) -> float:
+    """0 (everything) to 1 (the configured averages) at progress `done`."""
+    if done < config.dense_share:
+        return 0.0
+    if config.sparsify_share and done < config.dense_share + config.sparsify_share:
+        return (done - config.dense_share) / config.sparsify_share
+    return 1.0
+
+
+def drawn_sparsity(config: ScheduleConfig, done: float, seed: int, step: int) -> float:
+    """The sparsity of training step `step` (0, 1, ...): the scheduled one, times the step's draw.
+
+    The draw is a function of seed and step, so a resumed run draws what it would have drawn.
+    """
+    scheduled = scheduled_sparsity(config, done)
+    if config.random_sparsity is None:
+        return scheduled
+    low, high = config.random_sparsity
+    return scheduled * (low + (high - low) * (mix(seed, step, DRAW) / 2**64))

@@ -39,6 +39,8 @@ class Outcome:
     """Whether the run reached its end; else it can be resumed."""
     evaluation: Evaluation | None = None
     """Of the whole held-out text, at the end of a run."""
+    trained_on: bool = False
+    """Whether that text was trained on, so that its loss says how well it is known by heart and no more."""
     exit_code: int = 0
     """128 + the number of the signal that ended it, if one did."""
 
@@ -149,7 +151,7 @@ def _train(
         "precision": precision,
         "device": device.type,
     }
-    config = with_vocabulary(config, corpus)
+    config = with_end(with_vocabulary(config, corpus), corpus)
     if found is not None:
         compare_identity(run, found, identity, display)
 
@@ -180,7 +182,7 @@ def _train(
     loop = Trainer(
         config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
         counters=counters, identity=identity, saved=[] if found is None else [found.step],
-        stop=lambda: signals.received is not None,
+        stop=lambda: signals.received is not None, state=found.state if found else None,
     )  # fmt: skip
     signals.last_words = f"finishing the step, then saving {run.path}"
     try:
@@ -191,7 +193,7 @@ def _train(
         raise cannot_write(metrics.path, error, "The checkpoints are intact") from error
     finally:
         metrics.close()
-    return Outcome(run, counters.step, complete, evaluation, signals.exit_code)
+    return Outcome(run, counters.step, complete, evaluation, corpus.val_is_trained_on, signals.exit_code)
 
 
 def with_vocabulary(config: RunConfig, corpus: Corpus) -> RunConfig:
@@ -208,6 +210,15 @@ def with_vocabulary(config: RunConfig, corpus: Corpus) -> RunConfig:
         )
     model = config.model.model_copy(update={"vocab_size": asked or corpus.vocab_size})
     return config.model_copy(update={"model": model})
+
+
+def with_end(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """The config with the steps in which every source has its epochs, where neither steps nor seconds were given."""
+    trainer = config.trainer
+    if trainer.steps is not None or trainer.max_seconds is not None:
+        return config
+    steps = corpus.steps(trainer.batch_size, config.sequence_length)
+    return config.model_copy(update={"trainer": trainer.model_copy(update={"steps": steps})})
 
 
 def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:

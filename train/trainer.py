@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checkpoint import prune, save_checkpoint
+from .clipping import Clipping
 from .config import RunConfig
+from .curriculum import Curriculum
 from .data.corpus import Corpus
 from .device import autocast
-from .errors import UserError
 from .evaluate import Evaluation, evaluate
+from .guard import Guard
 from .metrics import Metrics
-from .model.losses import training_loss
 from .model.transformer import Transformer
 from .optimizer import Optimizers
 from .progress import Progress
 from .randomness import random_json, random_tensors
+from .record import StepResult, record_of, scores
 from .run import Run
 from .schedule import multiplier, progress
 
@@ -34,32 +36,14 @@ class Counters:
     tokens_seen: int = 0
     seconds: float = 0.0
     bad_steps: int = 0
-    """Steps skipped in all because a loss or gradient was not finite."""
+    """Steps skipped in all because a loss or gradient was not finite, or a spike."""
     bad_in_a_row: int = 0
 
 
-@dataclass
-class StepResult:
-    """Means over the scored tokens of one step."""
-
-    parts: dict[str, float] = field(default_factory=dict)
-    """The named losses, and experts_per_token and layers_per_token."""
-    grad_norm: float = float("nan")
-    """Before clipping."""
-    skipped: bool = False
-
-
-def scores(found: Evaluation | None) -> dict[str, float]:
-    """The keys of a record that an evaluation fills."""
-    if found is None:
-        return {}
-    return {
-        "val_loss": found.loss,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        "val_experts_per_token": found.experts_per_token,
-        "val_layers_per_token": found.layers_per_token,
-    }
+def controlled(model: Transformer) -> list[Tensor]:
+    """What training moves besides the weights: the buffers that a checkpoint holds."""
+    kept = model.state_dict(keep_vars=True)
+    return [buffer for name, buffer in model.named_buffers() if name in kept]
 
 
 class Trainer:
@@ -80,13 +64,18 @@ class Trainer:
         identity: dict[str, Any],
         saved: Sequence[int] = (),
         stop: Callable[[], bool] = lambda: False,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         """`identity` is what every checkpoint says of the data and the machine; `saved` are the steps that good
-        checkpoints hold already; `stop` asks to end after the step.
+        checkpoints hold already; `stop` asks to end after the step; `state` is that of the checkpoint to go on from.
         """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
         self.identity, self.stop = identity, stop
+        self.guard = Guard(config, (state or {}).get("guard"))
+        self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()))
+        self.curriculum = Curriculum(config, model)
+        self._controlled = controlled(model)
         self.device = model.embedding.weight.device
         self.saved = list(saved)
         self._began = time.monotonic()
@@ -112,8 +101,10 @@ class Trainer:
         complete = self.complete()
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
-            rate = multiplier(self.config.schedule, self.progress())
+            done = self.progress()
+            rate = multiplier(self.config.schedule, done)
             self.optimizers.set_rate(rate)
+            self.curriculum.apply(counters.step, done)
             result = self.step()
             counters.step += 1
             step = counters.step
@@ -137,65 +128,72 @@ class Trainer:
         return complete
 
     def step(self) -> StepResult:
-        """One update from one batch of B sequences, in `micro_batches` parts weighted by their scored tokens."""
+        """One update from one batch of B sequences, in `micro_batches` parts weighted by their scored tokens.
+
+        A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
+        """
         trainer = self.config.trainer
+        if self.corpus.enters_stage(self.counters.step, trainer.batch_size, self.config.sequence_length):
+            self.guard.forget()
         batch = self.corpus.batch(self.counters.step, 0, trainer.batch_size, self.config.sequence_length)
         tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
         result = StepResult()
+        before = [buffer.clone() for buffer in self._controlled]
         for ids, targets, scored in zip(*(part.chunk(trainer.micro_batches) for part in tensors), strict=True):
             if not scored.any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
             share = scored.sum() / scored_in_all
             with autocast(self.device, self.precision):
                 out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations)
-                loss, parts = training_loss(self.model, out, targets, scored, self.config.losses)
+                loss, parts = self.curriculum.loss(out, targets, scored)
             for name, value in {"loss": loss.detach(), **parts, **out.usage(scored)}.items():
                 sums[name] = sums.get(name, 0.0) + value.float() * share
             if not loss.isfinite():
-                result.skipped = True
                 break
             (loss * share).backward()
             self.model.observe(out, scored)
+        result.parts = {name: value.item() for name, value in sums.items()}
+        loss_of_step = result.parts.get("loss", 0.0)
+        result.problem = self.guard.judge(loss_of_step)
         if not result.skipped:
             result.grad_norm = self.clip()
-            result.skipped = not torch.isfinite(torch.tensor(result.grad_norm))
+            result.problem = self.guard.judge(loss_of_step, result.grad_norm)
         if not result.skipped:
             self.optimizers.step()
+            self.clipping.accept(result.grad_norm)
+            self.guard.accept(loss_of_step, result.grad_norm)
+        else:
+            for buffer, kept in zip(self._controlled, before, strict=True):
+                buffer.copy_(kept)
         self.optimizers.zero_grad()
-        result.parts = {name: value.item() for name, value in sums.items()}
         self.counters.tokens_seen += tensors[0].numel()
         return result
 
     def clip(self) -> float:
-        """Clips the gradient to `clip_norm` and returns its norm before."""
-        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
-        limit = self.config.optimizer.clip_norm or float("inf")
-        return float(torch.nn.utils.clip_grad_norm_(weights, limit))
+        """Balances the layers' rates by the gradient, clips it, and returns its norm before."""
+        self.optimizers.balance()
+        return self.clipping.clip(self.optimizers.names.items())
 
     def check(self, result: StepResult) -> None:
         """Counts a skipped step; too many in a row end the run.
 
         Raises:
-            UserError: `max_bad_steps` in a row were not finite.
+            UserError: it was the last of `max_bad_steps` in a row.
         """
         counters = self.counters
         counters.bad_in_a_row = counters.bad_in_a_row + 1 if result.skipped else 0
-        if not result.skipped:
+        if result.problem is None:
             return
         counters.bad_steps += 1
-        what = "gradient" if "loss" in result.parts and result.parts["loss"] == result.parts["loss"] else "loss"
-        self.display.say(f"step {counters.step}: the {what} is not finite; the step is skipped, the weights stay")
-        if counters.bad_in_a_row >= self.config.trainer.max_bad_steps:
-            first = counters.step - counters.bad_in_a_row + 1
-            rates = self.config.optimizer
-            raise UserError(
-                f"the {what} was not finite in steps {first} to {counters.step}, {counters.bad_in_a_row} in a row; the "
-                f"weights are those of step {first - 1}. Under another --name, lower the learning rates "
-                f"(--set optimizer.lr={rates.lr / 2:g} --set optimizer.adamw_lr={rates.adamw_lr / 2:g}), or look at "
-                "the data"
-            )
+        data = self.data_of(counters.step)
+        self.display.say(f"step {counters.step}: {result.problem}; the step is skipped, the weights stay ({data})")
+        self.guard.refuse(counters.step, result.problem, data)
+
+    def data_of(self, step: int) -> str:
+        """Which windows step `step` (1, 2, ...) read."""
+        return self.corpus.where(step - 1, self.config.trainer.batch_size, self.config.sequence_length)
 
     # --- time
 
@@ -224,7 +222,14 @@ class Trainer:
             return
         started = time.monotonic()
         self.counters.seconds = self.seconds()
-        state = {**vars(self.counters), **self.identity, "complete": self.complete(), "random": random_json()}
+        state = {
+            **vars(self.counters),
+            **self.identity,
+            "complete": self.complete(),
+            "random": random_json(),
+            "guard": self.guard.state(),
+            "clip_history": list(self.clipping.history),
+        }
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
         save_checkpoint(self.run.checkpoints, self.counters.step, self.config, self.model.state_dict(), tensors, state)
         self.saved.append(self.counters.step)
@@ -233,7 +238,8 @@ class Trainer:
         self._save_seconds = time.monotonic() - started
 
     def evaluate(self, max_tokens: int | None) -> Evaluation | None:
-        """Scores held-out text, `max_tokens` of it at most."""
+        """Scores held-out text, `max_tokens` of it at most, as sparse as the config says whatever the schedule."""
+        self.curriculum.rest()
         size = self.config.trainer.batch_size
         windows = self.corpus.val_windows(self.config.sequence_length, size, max_tokens)
         found = evaluate(self.model, windows, size, self.corpus.val_bytes_per_token, self.precision, self.stop)
@@ -249,20 +255,18 @@ class Trainer:
 
     def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:
         """One object of metrics.jsonl."""
-        parts = dict(result.parts)
-        total = parts.pop("loss", None)
-        record = {
-            "step": self.counters.step,
-            "loss": parts.pop("cross_entropy", None),
-            "tokens_per_second": speed,
-            "grad_norm": result.grad_norm,
-            "seconds": self.seconds(),
-            "lr": self.config.optimizer.lr * rate,
-            "total_loss": total,
-            **parts,
+        step = self.counters.step
+        return record_of(
+            step,
+            result,
+            tokens_per_second=speed,
+            seconds=self.seconds(),
+            lr=self.config.optimizer.lr * rate,
+            **self.curriculum.record,
+            **self.optimizers.record(),
             **scores(evaluated),
-        }
-        return {**record, "skipped": True} if result.skipped else record
+            **({"data": self.data_of(step)} if result.skipped else {}),
+        )
 
     def show(self, record: dict[str, Any], force: bool) -> None:
         """The record on the live line, with the newest held-out loss and the time left."""

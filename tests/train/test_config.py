@@ -24,7 +24,7 @@ def test_every_packaged_recipe_is_a_valid_config(name: str) -> None:
 
 
 def test_the_issue_names_its_recipes() -> None:
-    assert {"quickstart", "moe-57m"} <= set(recipe_names())
+    assert {"quickstart", "moe-57m", "science-qa"} <= set(recipe_names())
 
 
 def test_a_printed_config_is_a_recipe_for_the_same_config(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_an_unknown_key_is_an_error_that_suggests_the_nearest(key: str, nearest:
         ("trainer.micro_batches=3", "micro_batches \\(3\\) must divide batch_size \\(8\\)"),
         ("trainer.sequence_length=512", "longer than model.context_length \\(256\\)"),
         ("optimizer.lr=0", "optimizer.lr: found 0"),
-        ("schedule.kind=step", "schedule.kind: found 'step', expected 'wsd', 'cosine' or 'constant'"),
+        ("schedule.kind=step", "schedule.kind: found 'step', expected 'wsd', 'cosine', 'constant' or 'sgdr'"),
         ("model=7", "model: found 7"),
     ],
 )
@@ -107,8 +107,14 @@ def test_naming_one_end_of_a_run_switches_the_other_of_the_recipe_off(
 
 
 def test_a_run_without_an_end_is_refused() -> None:
+    endless = {"trainer": {"steps": None, "max_seconds": None}}
     with pytest.raises(UserError, match="a run needs an end"):
-        make_config({"trainer": {"steps": None, "max_seconds": None}})
+        make_config(endless)
+    staged = {"data": {"sources": [{"path": "a.txt", "epochs": 3}]}}
+    assert make_config({**endless, **staged}).trainer.steps is None
+    open_end = {"data": {"sources": [{"path": "a.txt", "epochs": 3}, "b.txt"]}}
+    with pytest.raises(UserError, match="give every source its epochs"):
+        make_config({**endless, **open_end})
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:

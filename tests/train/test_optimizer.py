@@ -1,4 +1,6 @@
-"""Muon against torch's own, and the state of the optimizers as named tensors."""
+"""Which optimizer moves what, at which rate, and the state of the optimizers as named tensors."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -7,17 +9,13 @@ from torch import nn
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model.config import ModelConfig
 from adaptive_lm.train.model.transformer import Transformer
-from adaptive_lm.train.optimizer import Muon, OptimizerConfig, Optimizers, orthogonalize, split_parameters
+from adaptive_lm.train.muon import Muon
+from adaptive_lm.train.optimizer import OptimizerConfig, Optimizers, split_parameters
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 11, "context_length": 16, "dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1,
     "ffn": {"num_experts": 4, "expert_dim": 24},
 }  # fmt: skip
-
-
-def weights(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
-    torch.manual_seed(3)
-    return [nn.Parameter(torch.randn(shape)) for shape in shapes]
 
 
 def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
@@ -26,38 +24,16 @@ def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
         weight.grad = torch.randn_like(weight)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48)], ids=["square", "tall", "wide"])
-def test_muon_moves_a_matrix_as_torch_does(shape: tuple[int, int]) -> None:
-    ours, theirs = weights(shape, shape), weights(shape, shape)
-    mine, judge = Muon(ours, 0.02, 0.1, 0.95), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
-    for step in range(3):
-        give_gradients(ours, step)
-        give_gradients(theirs, step)
-        mine.step()
-        judge.step()
-    for one, other in zip(ours, theirs, strict=True):
-        # Both orthogonalise in bfloat16 (2^-8); three steps of 0.02 with entries of size 1/4.
-        torch.testing.assert_close(one, other, rtol=0, atol=5e-4)
-
-
-@pytest.mark.parametrize("shape", [(4, 16, 48), (4, 48, 16)], ids=["gate_up", "down"])
-def test_muon_moves_a_stack_of_experts_as_each_matrix_alone(shape: tuple[int, int, int]) -> None:
-    (stack,) = weights(shape)
-    alone = [nn.Parameter(matrix.t().clone()) for matrix in stack.detach()]  # (out, in), as nn.Linear has it
-    give_gradients([stack], 5)
-    assert stack.grad is not None
-    for matrix, gradient in zip(alone, stack.grad, strict=True):
-        matrix.grad = gradient.t().clone()
-    Muon([stack], 0.02, 0.1).step()
-    torch.optim.Muon(alone, lr=0.02, weight_decay=0.1).step()
-    torch.testing.assert_close(stack.detach(), torch.stack([m.detach().t() for m in alone]), rtol=0, atol=5e-4)
-
-
-def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
-    torch.manual_seed(0)
-    found = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40).bfloat16()).float())
-    assert found.min() > 0.6
-    assert found.max() < 1.25
+def every_mechanism() -> Transformer:
+    """A model that has each kind of weight there is."""
+    return Transformer(ModelConfig.model_validate({
+        **TINY, "num_layers": 3,
+        "attention": {"positions": ["cope", "rope", "cope"], "max_positions": 8, "window": [0, 12, 0],
+                      "window_kind": "learned", "window_least": 4},
+        "heads": {"routing": "top_p", "shared_heads": 0, "controller": "learned"},
+        "ffn": {**TINY["ffn"], "controller": "learned", "per_token": True},
+        "depth": {"layers_share": 0.5, "per_token": True, "exit_layers": [0], "exit_criterion": "router"},
+    }))  # fmt: skip
 
 
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_everything_else() -> None:
@@ -69,12 +45,25 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adamw_everything_else() -> Non
     assert len(matrices) + len(rest) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
-def test_optimizers_restored_from_their_tensors_take_the_same_next_step(kind: str) -> None:
+def test_routers_thresholds_positions_and_all_of_one_dimension_go_with_adamw() -> None:
+    model = every_mechanism()
+    matrices, rest = split_parameters(model)
+    parts = {name.split(".", 2)[-1] for name in matrices}
+    assert parts == {"attention.q.weight", "attention.kv.weight", "attention.o.weight", "moe.gate_up", "moe.down"}
+    expected = ["position_embedding", "head_router.weight", "moe.router.weight", "depth_router", "window_router",
+                "level_logit", "per_token.weight", "exit_routers.0"]  # fmt: skip
+    assert all(any(part in name for name in rest) for part in expected)
+    optimizers = Optimizers(model, OptimizerConfig())
+    assert isinstance(optimizers.all[0], Muon)  # which asserts that it is given nothing but matrices
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["muon", "adamw", "lars", "sgd"])
+def test_optimizers_restored_from_their_tensors_take_the_same_next_step(kind: str, bidirectional: bool) -> None:
     torch.manual_seed(0)
     model = Transformer(ModelConfig.model_validate(TINY))
     twin = Transformer(ModelConfig.model_validate(TINY))
-    config = OptimizerConfig.model_validate({"kind": kind})
+    config = OptimizerConfig.model_validate({"kind": kind, "bidirectional": bidirectional})
     first = Optimizers(model, config)
     give_gradients(list(model.parameters()), 1)
     first.step()
@@ -83,6 +72,7 @@ def test_optimizers_restored_from_their_tensors_take_the_same_next_step(kind: st
     second.load_state_tensors({name: value.clone() for name, value in first.state_tensors().items()})
     for each, optimizers in ((model, first), (twin, second)):
         give_gradients(list(each.parameters()), 2)
+        optimizers.balance()
         optimizers.step()
     for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(one, other), name
@@ -105,3 +95,59 @@ def test_adamw_alone_has_another_rate_and_decay_for_the_matrices() -> None:
     config = OptimizerConfig(kind="adamw", adamw_lr=0.01, adamw_matrix_lr=0.002, weight_decay=0.3)
     (one,) = Optimizers(Transformer(ModelConfig.model_validate(TINY)), config).all
     assert [(g["lr"], g["weight_decay"]) for g in one.param_groups] == [(0.01, 0.0), (0.002, 0.3)]
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw", "lars", "sgd"])
+def test_every_kind_moves_every_weight_at_its_own_rate(kind: str) -> None:
+    model = Transformer(ModelConfig.model_validate(TINY))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizers = Optimizers(model, OptimizerConfig.model_validate({"kind": kind, "lr": 0.01, "weight_decay": 0.0}))
+    give_gradients(list(model.parameters()), 1)
+    optimizers.step()
+    moved = {
+        name: float((w.detach() - before[name]).norm() / before[name].norm()) for name, w in model.named_parameters()
+    }
+    assert all(share > 1e-4 for share in moved.values())
+    if kind == "lars":  # the share of each matrix that a step moves is the rate itself
+        assert moved["layers.0.attention.q.weight"] == pytest.approx(0.01, rel=1e-4)
+    if kind == "sgd":
+        change = model.get_parameter("layers.1.attention.o.weight") - before["layers.1.attention.o.weight"]
+        gradient = model.get_parameter("layers.1.attention.o.weight").grad
+        assert gradient is not None
+        torch.testing.assert_close(change, -0.01 * gradient)
+
+
+def test_bidirectional_rates_are_those_of_the_layers_and_come_back_to_their_peak() -> None:
+    model = Transformer(ModelConfig.model_validate(TINY))
+    optimizers = Optimizers(model, OptimizerConfig(bidirectional=True, lr=0.02, adamw_lr=0.004, target_norm=3.0))
+    for name, weight in model.named_parameters():
+        size = {"layers.0": 12.0, "layers.1": 0.75}.get(name[:8], 3e-9 if name.startswith("head") else 3.0)
+        group = [p for n, p in model.named_parameters() if n[:8] == name[:8] or not name.startswith("layers")]
+        numbers = sum(p.numel() for p in group) if name.startswith("layers") else weight.numel()
+        weight.grad = torch.full_like(weight, size / numbers**0.5)
+    optimizers.set_rate(0.5)
+    optimizers.balance()
+    assert optimizers.factors == pytest.approx(
+        {"layers.0": 0.5, "layers.1": 2.0, "head": 3.0, "embedding": 1.0, "rest": 1.0}, rel=1e-3
+    )
+    assert optimizers.record() == pytest.approx({"lr_factor_least": 0.5, "lr_factor_most": 3.0}, rel=1e-3)
+    rates = {(type(one), group["layer"]): group["lr"] for one in optimizers.all for group in one.param_groups}
+    assert rates[Muon, "layers.0"] == pytest.approx(0.02 * 0.5 * 0.5, rel=1e-3)
+    assert rates[Muon, "layers.1"] == pytest.approx(0.02 * 0.5 * 2.0, rel=1e-3)
+    assert rates[torch.optim.AdamW, "layers.1"] == pytest.approx(0.004 * 0.5 * 2.0, rel=1e-3)
+    optimizers.balance()  # the factors replace each other, they do not pile up
+    rates = {(type(one), group["layer"]): group["lr"] for one in optimizers.all for group in one.param_groups}
+    assert rates[Muon, "layers.1"] == pytest.approx(0.02 * 0.5 * 2.0, rel=1e-3)
+
+
+def test_without_bidirectional_scaling_there_is_one_group_and_nothing_to_record() -> None:
+    optimizers = Optimizers(Transformer(ModelConfig.model_validate(TINY)), OptimizerConfig())
+    optimizers.balance()
+    assert [len(one.param_groups) for one in optimizers.all] == [1, 1]
+    assert optimizers.record() == {}
+
+
+@pytest.mark.parametrize("given", [{"clip": "agc", "clip_norm": 0.5}, {"clip_percentile": 20}, {"clip_share": 0.1}])
+def test_a_setting_of_another_way_to_clip_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="has no effect with clip"):
+        OptimizerConfig.model_validate(given)

@@ -29,6 +29,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulated": {"trainer": {"micro_batches": 4}},  # T15
     "depth routed": {"model": {"num_layers": 3, "depth": {"layers_share": 0.6, "exit_layers": [1]}}},
     "cosine": {"schedule": {"kind": "cosine"}},
+    "sgdr": {"schedule": {"kind": "sgdr", "warmup": "exponential"}},  # T17: the restart that has passed
+    "bidirectional": {"optimizer": {"kind": "lars", "bidirectional": True}},
+    "sgd": {"optimizer": {"kind": "sgd", "clip": "agc"}},
+    "percentile": {"optimizer": {"clip": "percentile", "clip_percentile": 50}},  # T17: the history of norms
+    "random sparsity": {"schedule": {"dense_share": 0.2, "sparsify_share": 0.5, "random_sparsity": [0.5, 1.5]}},
+    "exit curriculum": {  # T17: which exit's turn it is, and who drops which layer
+        "model": {"num_layers": 3, "depth": {"exit_layers": [0, 1], "layer_dropout": 0.5}},
+        "losses": {"exit_curriculum": "rotational"},
+    },
+    "learned and held": {  # T17: levels, factors, the integral of PI, windows, heads and contextual positions
+        "model": {
+            "num_layers": 3,
+            "attention": {
+                "positions": ["cope", "rope", "none"],
+                "max_positions": 8,
+                "window": [0, 16, 0],
+                "window_kind": "entropy",
+                "window_least": 4,
+            },
+            "heads": {"routing": "top_p", "controller": "pi", "scope": "model"},
+            "ffn": {"controller": "learned", "per_token": True},
+            "depth": {"layers_share": 0.6, "controller": "pi"},
+        },
+    },
 }
 
 
@@ -57,7 +81,8 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
         for name, tensor in before.items():
             assert torch.equal(tensor, after[name]), name
     assert one.state["random"] == other.state["random"]
-    assert one.state["tokens_seen"] == other.state["tokens_seen"]
+    for key in ("tokens_seen", "bad_steps", "guard", "clip_history"):
+        assert one.state[key] == other.state[key]
     assert curve(one.run) == curve(other.run)
 
 

@@ -67,6 +67,24 @@ def test_conversations_leave_their_chat_template(tiny_config: Make, folder: Path
     assert "messages" in Path("runs/a/chat_template.jinja").read_text()
 
 
+def test_sources_with_epochs_end_the_run_where_nothing_else_does(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path
+) -> None:
+    Path("other.txt").write_text(text_file.read_text()[:3000])
+    sources = [{"path": str(text_file), "epochs": 1}, {"path": "other.txt", "epochs": 2}]
+    data = {"sources": sources, "val": "other.txt"}
+    config = tiny_config(data=data, trainer={"steps": None, "max_seconds": None, "batch_size": 16, "eval_every": 500})
+    ring = len(text_file.read_text()) + 1
+    outcome = session.begin(config, named_run("a"), stop_at=5, display=display)
+    assert not outcome.complete
+    outcome = session.resume(named_run("a"), display=display)
+    assert outcome.complete
+    assert outcome.step == -(-(ring // 32 + 2 * (3001 // 32)) // 16)
+    assert outcome.trained_on
+    assert load_checkpoint("runs/a").config.trainer.steps == outcome.step  # the schedule knew where it would end
+    assert read_metrics(Path("runs/a/metrics.jsonl"))[-1]["lr"] < 0.1 * config.optimizer.lr
+
+
 def test_no_steps_write_the_initial_weights_and_nothing_else(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:

@@ -74,6 +74,26 @@ def test_a_run_is_named_after_its_recipe_or_its_text(recipe: str, tiny: dict[str
     assert done.stdout == "runs/rivers-1\n"
 
 
+def test_a_recipe_finds_its_own_files_in_the_folder_that_is_named(
+    recipe: str, tiny: dict[str, Any], folder: Path, text_file: Path
+) -> None:
+    data = {**tiny["data"], "sources": [text_file.name], "val": text_file.name, "dir": "."}
+    Path("own.yaml").write_text(yaml.safe_dump({**tiny, "data": data}))
+    lost = adaptive("own.yaml", "--name", "a")
+    assert lost.exit_code == 1
+    assert "rivers.txt does not exist" in lost.stderr
+    assert "--data-dir" in lost.stderr
+    done = adaptive("own.yaml", "--data-dir", str(text_file.parent), "--name", "a", "--stop-at", "2")
+    assert done.exit_code == 0
+    moved = folder / "elsewhere"  # the text is held by its digest, so its folder may move between the parts of a run
+    moved.mkdir()
+    (moved / "rivers.txt").write_text(text_file.read_text())
+    done = adaptive("--resume", "--name", "a", "--data-dir", str(moved))
+    assert done.exit_code == 0
+    assert "\nloss on text it was trained on " in done.stderr  # never called held out
+    assert "held-out loss" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

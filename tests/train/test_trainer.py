@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive_lm.train import session, trainer
+from adaptive_lm.train import curriculum, session
 from adaptive_lm.train.config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.errors import UserError
@@ -20,8 +20,9 @@ from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.optimizer import Optimizers
 from adaptive_lm.train.progress import Progress
 from adaptive_lm.train.randomness import seed_all
+from adaptive_lm.train.record import StepResult
 from adaptive_lm.train.run import named_run
-from adaptive_lm.train.trainer import Counters, StepResult, Trainer
+from adaptive_lm.train.trainer import Counters, Trainer
 
 Make = Callable[..., RunConfig]
 
@@ -133,10 +134,10 @@ def test_a_clip_norm_of_zero_does_not_clip(build: Callable[..., Trainer]) -> Non
 
 def poison(where: str, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the loss, or only the gradient, of some steps (0, 1, ...) not finite."""
-    compute, calls = trainer.training_loss, iter(range(1000))
+    compute, calls = curriculum.training_loss, iter(range(1000))
 
-    def poisoned(*arguments: Any) -> Any:
-        loss, parts = compute(*arguments)
+    def poisoned(*arguments: Any, **options: Any) -> Any:
+        loss, parts = compute(*arguments, **options)
         if next(calls) not in steps:
             return loss, parts
         if where == "loss":
@@ -144,7 +145,7 @@ def poison(where: str, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None
         loss.register_hook(lambda gradient: gradient * float("inf"))
         return loss, parts
 
-    monkeypatch.setattr(trainer, "training_loss", poisoned)
+    monkeypatch.setattr(curriculum, "training_loss", poisoned)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -154,13 +155,13 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
     """T30, T32."""
     one = build()
     one.step()
-    before = {name: value.clone() for name, value in one.model.named_parameters()}
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}  # controllers too
     slots = {name: value.clone() for name, value in one.optimizers.state_tensors().items()}
     poison(where, {0}, monkeypatch)
     result = one.step()
     one.check(result)
     assert result.skipped
-    assert all(torch.equal(before[name], value) for name, value in one.model.named_parameters())
+    assert all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
     assert all(torch.equal(slots[name], value) for name, value in one.optimizers.state_tensors().items())
     assert (one.counters.bad_steps, one.counters.bad_in_a_row) == (1, 1)
     assert f"the {where} is not finite; the step is skipped" in story.getvalue()
@@ -173,9 +174,12 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_clear_error(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T31: ten in a row, though others came before; the run's last checkpoint is the last good one."""
+    """T31: ten in a row, though others came before; the error names the data of each."""
     poison("loss", {1, 3, *range(6, 100)}, monkeypatch)
-    with pytest.raises(UserError, match=r"not finite in steps 7 to 16, 10 in a row; the weights are those of step 6"):
+    words = (
+        r"(?s)steps 7 to 16, 10 in a row.*the weights are those of step 6.*step 7: the loss is not finite \(.*rivers"
+    )
+    with pytest.raises(UserError, match=words + r"\.txt windows 24-27\).*step 16: .* windows 60-63\)"):
         session.begin(tiny_config(trainer={"steps": 30}), named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert [record["step"] for record in records if record.get("skipped")] == [2, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15]

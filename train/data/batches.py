@@ -39,6 +39,10 @@ class Windows(Protocol):
         """Window `number` of the series."""
         ...
 
+    def count(self, epochs: int, length: int) -> int:
+        """How many windows of `length` tokens the first `epochs` epochs have."""
+        ...
+
 
 class StreamWindows:
     """Windows of the stream from end to end ("stream").
@@ -56,6 +60,10 @@ class StreamWindows:
     def windows_per_epoch(self, length: int) -> int:
         """How many windows of `length` tokens an epoch has; 0 when the stream is too short for one."""
         return self.ring // length
+
+    def count(self, epochs: int, length: int) -> int:
+        """How many windows of `length` tokens the first `epochs` epochs have."""
+        return epochs * self.windows_per_epoch(length)
 
     def row(self, number: int, length: int) -> Row:
         """Window `number`; raises ZeroDivisionError when the stream is shorter than a window."""
@@ -96,7 +104,7 @@ class DocumentWindows:
         """Window `number`."""
         ends = self._ends.setdefault(length, [])
         while not ends or number >= ends[-1]:
-            ends.append((ends[-1] if ends else 0) + len(self._packed(len(ends), length)))
+            self.count(len(ends) + 1, length)
         epoch = int(np.searchsorted(ends, number, side="right"))
         pieces = self._packed(epoch, length)[number - (ends[epoch - 1] if epoch else 0)]
         tokens = np.concatenate([self._stream.tokens[a:b] for a, b in pieces]).astype(np.int64)
@@ -109,6 +117,13 @@ class DocumentWindows:
         tokens = np.pad(tokens, (0, padding), constant_values=self._eos_id)
         mask = np.pad(mask, (0, padding), constant_values=False)
         return Row(tokens[:-1], tokens[1:], mask[1:])
+
+    def count(self, epochs: int, length: int) -> int:
+        """How many windows of `length` tokens the first `epochs` epochs have: each epoch is packed to know."""
+        ends = self._ends.setdefault(length, [])
+        while len(ends) < epochs:
+            ends.append((ends[-1] if ends else 0) + len(self._packed(len(ends), length)))
+        return ends[epochs - 1]
 
     def _pack(self, epoch: int, length: int) -> list[list[tuple[int, int]]]:
         """The windows of an epoch, each a list of (start, end) in the stream, together at most length + 1 tokens."""

@@ -14,6 +14,7 @@ class SourceConfig(BaseModel):
     """One source of text: a file, folder, glob, `hf:NAME[:CONFIG[:SPLIT]]` or `builtin:NAME`.
 
     `weight` is this source's share of the training windows; `text_field` overrides the section's for this source.
+    `epochs`: sources come one after the other, each read so many times.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,13 +22,17 @@ class SourceConfig(BaseModel):
     path: str = Field(min_length=1)
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     text_field: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
 
 
 class DataConfig(BaseModel):
     """The text of a run.
 
-    - `sources`: paths (`PATH@0.3` gives a weight) or `{path, weight, text_field}`. Without weights every token is seen
-      equally often; sources without a weight share what the others leave.
+    - `sources`: paths (`PATH@0.3` gives a weight) or `{path, weight, text_field, epochs}`. Without weights every token
+      is seen equally often; sources without a weight share what the others leave. With `epochs` the sources are stages:
+      the first is read so many times, then the next; the last goes on for as long as the run does, and where neither
+      steps nor seconds are set, its epochs end the run.
+    - `dir`: the folder in which relative paths of sources and of `val` are looked up; by default the current one.
     - `text_field`: the field of a record that holds the text; by default `messages`, `prompt` + `completion` or `text`.
     - `val`: a source held out whole. Without it the last `val_fraction` of each file is held out: the last records, or
       the last characters of a plain text.
@@ -37,19 +42,46 @@ class DataConfig(BaseModel):
       `eos_token`.
     - `pack`: "stream" cuts the tokens of all documents, end to end, into windows; "documents" fills each window with
       whole documents in a new order each epoch and pads the rest, so that every window starts where a document starts.
+    - `end_marker`: characters such as `</s>` that a record may end in and that mean the end of the text; they and the
+      space before them are left out, since every record is ended by `<|endoftext|>`.
     - `cache_dir`: where tokenised text is kept; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str | SourceConfig, ...] = ()
+    dir: str | None = None
     text_field: str | None = None
     val: str | SourceConfig | None = None
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     loss_on: Literal["all", "answers"] = "all"
     chat_template: str | None = None
     pack: Literal["stream", "documents"] = "stream"
+    end_marker: str | None = Field(default=None, min_length=1)
     cache_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "DataConfig":
+        given = [source for source in self.sources if isinstance(source, SourceConfig)]
+        if not any(source.epochs for source in given):
+            return self
+        for number, source in enumerate(self.sources, 1):
+            path = source if isinstance(source, str) else source.path
+            if isinstance(source, SourceConfig) and source.weight is not None:
+                raise ValueError(f"{path} has a weight, but sources with epochs come one after the other; leave it out")
+            if number < len(self.sources) and (isinstance(source, str) or source.epochs is None):
+                raise ValueError(
+                    f"{path} has no epochs, but other sources have; give every source its epochs (the last may go on "
+                    "without end)"
+                )
+        return self
+
+    @property
+    def ends(self) -> bool:
+        """Whether the text itself says when a run is over: every source has its epochs."""
+        return bool(self.sources) and all(
+            isinstance(source, SourceConfig) and source.epochs is not None for source in self.sources
+        )
 
 
 class TokenizerConfig(BaseModel):

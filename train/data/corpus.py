@@ -1,6 +1,7 @@
 """Tokenised text, ready to train on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from tokenizers import Tokenizer
 
@@ -9,6 +10,7 @@ from .batches import Batch, DocumentWindows, Row, StreamWindows, sequential_rows
 from .cache import Entry
 from .chat import EOS
 from .order import Mixture, mix
+from .stages import Stages
 from .tokenizers import eos_id
 
 
@@ -18,8 +20,8 @@ class Corpus:
     `tokenizer`, `vocab_size` and `eos_id` (of `<|endoftext|>`) belong together; `chat_template` is the jinja2 text when
     any source holds conversations, else None; `digest` changes when content, tokenizer or settings do;
     `val_bytes_per_token` is bytes of held-out text per scored held-out token, so that bits per byte = mean loss in nats
-    / ln 2 / val_bytes_per_token; `train_tokens` and `val_tokens` count tokens; `notes` are the sentences that were said
-    while preparing.
+    / ln 2 / val_bytes_per_token; `train_tokens` and `val_tokens` count tokens; `val_is_trained_on` says that all that
+    is held out is trained on as well; `notes` are the sentences that were said while preparing.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class Corpus:
         digest: str,
         chat_template: str | None,
         notes: list[str],
+        epochs: Sequence[int | None] = (),
+        val_is_trained_on: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
@@ -45,6 +49,7 @@ class Corpus:
         self.names = tuple(names)
         self.weights = tuple(weights)
         self._entries, self._val = entries, val
+        self.val_is_trained_on = val_is_trained_on
         self._mixture = Mixture(weights)
         self._windows = [
             StreamWindows(entry.train, mix(seed, index))
@@ -52,6 +57,7 @@ class Corpus:
             else DocumentWindows(entry.train, mix(seed, index), self.eos_id)
             for index, entry in enumerate(entries)
         ]
+        self._stages = Stages(self._windows, epochs) if any(epochs) else None
         self.train_tokens = sum(len(entry.train.tokens) - 1 for entry in entries)
         self.val_tokens = sum(len(entry.val.tokens) - 1 for entry in val)
         scored = sum(entry.stats["val_scored"] for entry in val)
@@ -72,11 +78,34 @@ class Corpus:
             raise ValueError(f"micro={micro} of micros={micros}: pass the number of micro-batches per step as `micros`")
         self.require(length)
         first = (step * micros + micro) * batch_size
-        rows = []
-        for number in range(first, first + batch_size):
-            source, place = self._mixture.deal(number)
-            rows.append(self._windows[source].row(place, length))
-        return stack(rows)
+        dealt = (self._deal(number, length) for number in range(first, first + batch_size))
+        return stack([self._windows[source].row(place, length) for source, place in dealt])
+
+    def _deal(self, number: int, length: int) -> tuple[int, int]:
+        """The source of window `number`, and how many windows that source had before it."""
+        return self._stages.deal(number, length) if self._stages else self._mixture.deal(number)
+
+    def where(self, step: int, batch_size: int, length: int) -> str:
+        """Which windows of which sources step `step` reads, as in `a.txt windows 16-19, b.txt window 3`."""
+        dealt = sorted(self._deal(number, length) for number in range(step * batch_size, (step + 1) * batch_size))
+        parts = []
+        for source, group in groupby(dealt, key=lambda pair: pair[0]):
+            places = [place for _, place in group]  # of one source they follow each other
+            span = f"window {places[0]}" if len(places) == 1 else f"windows {places[0]}-{places[-1]}"
+            parts.append(f"{self.names[source]} {span}")
+        return ", ".join(parts)
+
+    def enters_stage(self, step: int, batch_size: int, length: int) -> bool:
+        """Whether step `step` is the first to read of a source that comes in its turn, the first source aside."""
+        if self._stages is None or step == 0:
+            return False
+        stage, before = (self._deal(number * batch_size - 1, length)[0] for number in (step + 1, step))
+        return stage != before
+
+    def steps(self, batch_size: int, length: int) -> int | None:
+        """Steps in which every source has its epochs; None where they have no such number."""
+        total = self._stages.total(length) if self._stages else None
+        return None if total is None else -(-total // batch_size)
 
     def require(self, length: int) -> None:
         """Raises UserError unless every source can fill a window of `length` tokens and something is held out."""

@@ -36,7 +36,7 @@ def segments(item: Item, cut: int, template: ChatTemplate, answers_only: bool) -
         return
     number = 0
     for where, record in read_records(item):
-        document = document_of(record, item.text_field, where)
+        document = document_of(record, item.text_field, where, item.end_marker)
         if not document:
             continue
         held_out = number >= cut
@@ -51,8 +51,20 @@ def segments(item: Item, cut: int, template: ChatTemplate, answers_only: bool) -
             yield Segment(encodable(text, where), scored, index == 0, eos or last, held_out, answer)
 
 
-def document_of(record: object, text_field: str | None, where: str) -> str | list[Message]:
-    """What a record says: its text, or the messages of a conversation. Raises UserError when it holds neither."""
+def document_of(
+    record: object, text_field: str | None, where: str, end_marker: str | None = None
+) -> str | list[Message]:
+    """What a record says: its text, without the marker of its end, or the messages of a conversation.
+
+    Raises UserError when it holds neither.
+    """
+    document = _document(record, text_field, where)
+    if end_marker is not None and isinstance(document, str) and document.rstrip().endswith(end_marker):
+        return document.rstrip().removesuffix(end_marker).rstrip()
+    return document
+
+
+def _document(record: object, text_field: str | None, where: str) -> str | list[Message]:
     if isinstance(record, str):
         return record
     if not isinstance(record, Mapping):

@@ -15,6 +15,7 @@ class Part:
     def __init__(self, source: Source, found: list[tuple[Item, Scan]], val_fraction: float) -> None:
         self.name = source.name
         self.weight = source.weight
+        self.epochs = source.epochs
         self.items = [item for item, _ in found]
         self.scans = [scan for _, scan in found]
         # At least one character or document of each item trains, whatever the fraction.

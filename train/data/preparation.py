@@ -65,7 +65,7 @@ class _Preparation:
 
     def run(self, seed: int, length: int | None) -> Corpus:
         sources = resolve_sources(self.data, self.say)
-        held = None if self.data.val is None else resolve_source(self.data.val, self.data.text_field, self.say)
+        held = self._held_out()
         found = self._scan([*sources, held] if held else list(sources))
         train = [
             Part(source, items, self.data.val_fraction if held is None else 0.0)
@@ -73,7 +73,7 @@ class _Preparation:
         ]
         val = [Part(held, found[-1], 1.0)] if held else train
         chats = sum(part.chats for part in [*train, *(val if held else [])])
-        self._refuse_or_report(train, val, chats, separate=held is not None)
+        trained_on = self._refuse_or_report(train, val, chats, separate=held is not None)
         tokenizer = self._tokenizer(train)
         tokenizer_json = tokenizer.to_str()
         encoder = Encoder(tokenizer_json, self.tokenizer_config.kind)
@@ -104,14 +104,23 @@ class _Preparation:
                     [part.weight for part in train],
                     self._settings(chats),
                     self.data.pack,
+                    *([[part.epochs for part in train]] if any(part.epochs for part in train) else []),
                 ]
             ),
             chat_template=self.template.text if chats else None,
             notes=self.notes,
+            epochs=[part.epochs for part in train],
+            val_is_trained_on=trained_on,
         )
         if length is not None:
             corpus.require(length)
         return corpus
+
+    def _held_out(self) -> Source | None:
+        data = self.data
+        if data.val is None:
+            return None
+        return resolve_source(data.val, data.text_field, self.say, data.dir, data.end_marker)
 
     def _settings(self, chats: int) -> list[object]:
         return [self.data.loss_on, self.template.text] if chats else []
@@ -143,7 +152,8 @@ class _Preparation:
             found.append(items)
         return found
 
-    def _refuse_or_report(self, train: list[Part], val: list[Part], chats: int, *, separate: bool) -> None:
+    def _refuse_or_report(self, train: list[Part], val: list[Part], chats: int, *, separate: bool) -> bool:
+        """Refuses or names what does not fit; returns whether all that is held out is trained on as well."""
         if self.data.loss_on == "answers" and not chats:
             raise UserError(
                 "loss_on is 'answers', but no record has an answer; expected records of prompt and completion, or of "
@@ -151,11 +161,13 @@ class _Preparation:
             )
         if self.data.chat_template is not None and not chats:
             self.say("data.chat_template is not used: no record is a conversation")
-        if separate:
-            known = {scan.digest for part in train for scan in part.scans}
-            for item, scan in zip(val[0].items, val[0].scans, strict=True):
-                if scan.digest in known:
-                    self.say(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
+        if not separate:
+            return False
+        known = {scan.digest for part in train for scan in part.scans}
+        seen = [item for item, scan in zip(val[0].items, val[0].scans, strict=True) if scan.digest in known]
+        for item in seen:
+            self.say(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
+        return len(seen) == len(val[0].items)
 
     def _tokenizer(self, train: list[Part]) -> Tokenizer:
         """The tokenizer, found in the cache where the same text and settings have made it before."""

@@ -45,6 +45,8 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
     except OSError as error:
         raise UserError(f"cannot read {item.path}: {error.strerror}; check the path and its permissions") from None
     key = [SCAN_VERSION, str(item.path.resolve()), item.kind, item.text_field]
+    if item.end_marker is not None:
+        key.append(item.end_marker)
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     memory = folder / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".json")
     try:
@@ -75,7 +77,7 @@ def _scan_records(item: Item) -> Scan:
     length = chats = size = 0
     digest = hashlib.sha256()
     for where, record in read_records(item):
-        document = document_of(record, item.text_field, where)
+        document = document_of(record, item.text_field, where, item.end_marker)
         if not document:
             continue
         length += 1

@@ -4,7 +4,7 @@ import difflib
 import glob
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ class Item:
     path: Path | None
     text_field: str | None
     chosen: bool  # named directly, so that an empty one is an error and not only skipped
+    end_marker: str | None = None  # what a record may end in that means its end
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Source:
     name: str
     weight: float | None
     items: tuple[Item, ...]
+    epochs: int | None = None
 
 
 def resolve_sources(config: DataConfig, say: Say) -> tuple[Source, ...]:
@@ -50,13 +52,20 @@ def resolve_sources(config: DataConfig, say: Say) -> tuple[Source, ...]:
         raise UserError(
             "no data given; expected at least one source: --data FILE, --data hf:NAME or --data builtin:facts"
         )
-    return tuple(resolve_source(source, config.text_field, say) for source in config.sources)
+    options = (config.text_field, say, config.dir, config.end_marker)
+    return tuple(resolve_source(source, *options) for source in config.sources)
 
 
-def resolve_source(source: str | SourceConfig, text_field: str | None, say: Say) -> Source:
-    """One source: parsed, looked up and listed. Raises UserError."""
+def resolve_source(
+    source: str | SourceConfig,
+    text_field: str | None,
+    say: Say,
+    folder: str | None = None,
+    end_marker: str | None = None,
+) -> Source:
+    """One source: parsed, looked up (a relative path in `folder`) and listed. Raises UserError."""
     if isinstance(source, str):
-        source = parse_source(source)
+        source = parse_source(source, folder)
     spec, field = source.path, source.text_field or text_field
     if spec.startswith("builtin:"):
         name = spec.removeprefix("builtin:")
@@ -68,16 +77,27 @@ def resolve_source(source: str | SourceConfig, text_field: str | None, say: Say)
             raise UserError(f"cannot read {spec!r}; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
         items = [Item(spec, "hf", None, field, chosen=True)]
     else:
-        items = _files(spec, field, say)
-    return Source(spec, source.weight, tuple(items))
+        try:
+            items = _files(_placed(spec, folder), field, say)
+        except UserError as error:
+            if folder is None or Path(spec).is_absolute():
+                raise
+            raise UserError(f"{error}; the folder of {spec} is named by --data-dir, which is {folder!r}") from None
+    items = [replace(item, end_marker=end_marker) for item in items]
+    return Source(spec, source.weight, tuple(items), source.epochs)
 
 
-def parse_source(text: str) -> SourceConfig:
+def _placed(spec: str, folder: str | None) -> str:
+    path = Path(spec).expanduser()
+    return spec if folder is None or path.is_absolute() else str(Path(folder).expanduser() / path)
+
+
+def parse_source(text: str, folder: str | None = None) -> SourceConfig:
     """`PATH` or `PATH@WEIGHT`; a path that exists as written is never cut. Raises UserError for a bad weight."""
     if not text.strip():
         raise UserError("an empty --data; expected a file, a folder, a pattern, hf:NAME or builtin:NAME")
     path, at, tail = text.rpartition("@")
-    if not at or not path or Path(text).exists():
+    if not at or not path or Path(_placed(text, folder)).exists():
         return SourceConfig(path=text)
     try:
         weight = float(tail)

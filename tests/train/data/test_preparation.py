@@ -1,5 +1,6 @@
 """Preparing: where text is cut, what the vocabulary learns from, and what a person hears when it cannot be done."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_of_records_the_last_documents_are_held_out(write, corpus_of):
     assert decoded(corpus, held_out_targets(corpus)) == f"document 18{EOS}document 19{EOS}"
 
 
+def test_held_out_text_is_looked_up_in_the_folder_and_loses_its_markers_too(write, corpus_of, tmp_path):
+    write("a.json", json.dumps([f"to train {n} </s>" for n in range(9)]))
+    write("b.json", json.dumps(["to hold out </s>"]))
+    corpus = corpus_of("a.json", val="b.json", dir=str(tmp_path / "data"), end_marker="</s>")
+    assert decoded(corpus, held_out_targets(corpus)) == f"to hold out{EOS}"
+
+
 def test_a_source_of_its_own_is_held_out_whole_and_the_others_train_whole(write, corpus_of):
     corpus = corpus_of(write("a.txt", "all of this trains"), val=write("b.txt", "all of this is held out"))
     assert train_text(corpus) == f"{EOS}all of this trains{EOS}"
@@ -45,8 +53,11 @@ def test_a_source_of_its_own_is_held_out_whole_and_the_others_train_whole(write,
 
 
 def test_held_out_text_that_also_trains_is_reported(write, corpus_of, said):
-    corpus_of(write("a.txt", lines(20)), val=write("b.txt", lines(20)))
+    corpus = corpus_of(write("a.txt", lines(20)), val=write("b.txt", lines(20)))
     assert [sentence for sentence in said if "b.txt is trained on as well as held out" in sentence]
+    assert corpus.val_is_trained_on
+    assert not corpus_of(write("a.txt", lines(20)), val=write("c.txt", lines(21))).val_is_trained_on
+    assert not corpus_of(write("a.txt", lines(20))).val_is_trained_on
 
 
 @pytest.mark.parametrize("kind", ["bpe", "words", "chars"])

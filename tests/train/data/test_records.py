@@ -7,6 +7,7 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from train_texts import train_text
 
 from adaptive_lm.train.data import SourceConfig
 from adaptive_lm.train.data.documents import document_of
@@ -17,10 +18,10 @@ from adaptive_lm.train.errors import UserError
 TEXTS = ['one, "quoted"\nline', "zwei 👩‍👩‍👧", "three"]
 
 
-def documents(spec, field=None):
+def documents(spec, field=None, end_marker=None):
     """The documents behind one --data."""
-    (item,) = resolve_source(spec, field, print).items
-    return [document_of(record, item.text_field, where) for where, record in read_records(item)]
+    (item,) = resolve_source(spec, field, print, end_marker=end_marker).items
+    return [document_of(record, item.text_field, where, item.end_marker) for where, record in read_records(item)]
 
 
 def parquet(tmp_path, **columns):
@@ -215,3 +216,22 @@ def test_facts_are_prompts_and_completions():
     assert len(facts) >= 400
     assert all([m["role"] for m in fact] == ["user", "assistant"] for fact in facts)
     assert any("mountains form" in fact[0]["content"] for fact in facts)
+
+
+def test_the_marker_of_an_end_is_left_out_where_it_ends_a_record_and_nowhere_else(write):
+    path = write(
+        "a.json",
+        json.dumps(["Water flows </s>", "no marker", "</s> in the middle", "Two </s></s>", {"text": "x</s>\n"}]),
+    )
+    assert documents(path, end_marker="</s>") == ["Water flows", "no marker", "</s> in the middle", "Two </s>", "x"]
+    assert documents(path)[0] == "Water flows </s>"
+
+
+def test_a_corpus_ends_its_documents_itself_and_knows_other_markers_by_another_digest(write, corpus_of):
+    path = write("a.json", json.dumps([f"number {n} </s>" for n in range(40)]))
+    (marked, plain) = (corpus_of(path, end_marker=marker) for marker in ("</s>", None))
+    assert train_text(marked).startswith("<|endoftext|>number 0<|endoftext|>number 1<|endoftext|>")
+    assert train_text(plain).startswith("<|endoftext|>number 0 </s><|endoftext|>")
+    assert marked.digest != plain.digest
+    again = corpus_of(path, end_marker="</s>")  # what was found before is remembered under its own marker
+    assert train_text(again) == train_text(marked)

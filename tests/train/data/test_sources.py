@@ -88,3 +88,23 @@ def test_no_source_at_all_is_refused():
 def test_an_hf_name_may_not_be_empty():
     with pytest.raises(UserError, match="expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT"):
         resolve_source("hf:", None, print)
+
+
+def test_relative_paths_are_looked_up_in_the_folder_that_is_named(write, tmp_path):
+    write("a.txt", "x")
+    write("v@2", "x")
+    folder = str(tmp_path / "data")
+    (source,) = resolve_sources(DataConfig(sources=("a.txt",), dir=folder), print)
+    assert [item.path for item in source.items] == [tmp_path / "data" / "a.txt"]
+    assert source.name == "a.txt"
+    assert [item.name for item in resolve_source(write("b.txt", "x"), None, print, "/nowhere").items] == [
+        f"{folder}/b.txt"
+    ]
+    assert [i.name for i in resolve_source("*.txt", None, print, folder).items] == [f"{folder}/{n}.txt" for n in "ab"]
+    assert parse_source("v@2", folder) == SourceConfig(path="v@2")
+    assert resolve_source("builtin:facts", None, print, folder).items[0].kind == "builtin"
+
+
+def test_a_file_missing_from_that_folder_says_which_option_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"a\.txt does not exist .*--data-dir, which is"):
+        resolve_source("a.txt", None, print, str(tmp_path))

@@ -1,0 +1,64 @@
+"""Muon against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from adaptive_lm.train.muon import Muon, orthogonalize
+
+
+def weights(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    torch.manual_seed(3)
+    return [nn.Parameter(torch.randn(shape)) for shape in shapes]
+
+
+def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
+    torch.manual_seed(seed)
+    for weight in parameters:
+        weight.grad = torch.randn_like(weight)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48)], ids=["square", "tall", "wide"])
+def test_muon_moves_a_matrix_as_torch_does(shape: tuple[int, int]) -> None:
+    ours, theirs = weights(shape, shape), weights(shape, shape)
+    mine, judge = Muon(ours, 0.02, 0.1, 0.95), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        mine.step()
+        judge.step()
+    for one, other in zip(ours, theirs, strict=True):
+        # Both orthogonalise in bfloat16 (2^-8); three steps of 0.02 with entries of size 1/4.
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 48), (4, 48, 16)], ids=["gate_up", "down"])
+def test_muon_moves_a_stack_of_experts_as_each_matrix_alone(shape: tuple[int, int, int]) -> None:
+    (stack,) = weights(shape)
+    alone = [nn.Parameter(matrix.t().clone()) for matrix in stack.detach()]  # (out, in), as nn.Linear has it
+    give_gradients([stack], 5)
+    assert stack.grad is not None
+    for matrix, gradient in zip(alone, stack.grad, strict=True):
+        matrix.grad = gradient.t().clone()
+    Muon([stack], 0.02, 0.1).step()
+    torch.optim.Muon(alone, lr=0.02, weight_decay=0.1).step()
+    torch.testing.assert_close(stack.detach(), torch.stack([m.detach().t() for m in alone]), rtol=0, atol=5e-4)
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    found = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40).bfloat16()).float())
+    assert found.min() > 0.6
+    assert found.max() < 1.25
+
+
+def test_groups_of_muon_share_their_batches_and_keep_their_rates_and_decays() -> None:
+    together, apart = weights((16, 16), (16, 16)), weights((16, 16), (16, 16))
+    give_gradients(together, 4)
+    give_gradients(apart, 4)
+    options = [{"lr": 0.02, "weight_decay": 0.0}, {"lr": 0.05, "weight_decay": 0.4}]
+    Muon([{"params": [one], **each} for one, each in zip(together, options, strict=True)]).step()
+    for one, each in zip(apart, options, strict=True):
+        Muon([one], **each).step()
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

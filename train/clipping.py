@@ -1,0 +1,71 @@
+"""Keeps a gradient from being too long: by a fixed norm, by what was usual lately, or row by row."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .optimizer import OptimizerConfig
+
+LEAST_WEIGHT = 1e-3
+"""Rows of weights shorter than this count as so long, so that a row that starts at zero can leave it (AGC, eq. 3)."""
+
+
+class Clipping:
+    """One of the three ways of `optimizer.clip`; `history` is part of a checkpoint."""
+
+    def __init__(self, config: OptimizerConfig, history: Sequence[float] = ()) -> None:
+        self.config = config
+        self.history = deque(history, config.clip_window if config.clip == "percentile" else 0)
+        """Norms before clipping of the last accepted steps; only `percentile` keeps any."""
+
+    def limit(self, norm: float) -> float:
+        """The longest that a gradient of `norm` may be after clipping."""
+        if self.config.clip == "percentile":
+            usual = [*self.history, norm] if math.isfinite(norm) else list(self.history)
+            return float(np.percentile(usual, self.config.clip_percentile)) if usual else math.inf
+        if self.config.clip == "norm":
+            return self.config.clip_norm or math.inf
+        return math.inf
+
+    def clip(self, weights: Iterable[tuple[str, nn.Parameter]]) -> float:
+        """Clips the gradients in place and returns the norm of all of them together before, on the CPU."""
+        moved = [(name, weight) for name, weight in weights if weight.grad is not None]
+        gradients = [weight.grad for _, weight in moved if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        before = float(norm)
+        if not math.isfinite(before):
+            return before  # the step is skipped
+        if self.config.clip == "agc":
+            for name, weight in moved:
+                if not name.startswith("head."):  # as the paper: not the last layer
+                    clip_rows(weight, self.config.clip_share)
+        elif (limit := self.limit(before)) < math.inf:
+            torch.nn.utils.clip_grads_with_norm_([weight for _, weight in moved], limit, norm)
+        return before
+
+    def accept(self, norm: float) -> None:
+        """Remembers the norm of a step that was taken."""
+        self.history.append(norm)
+
+
+@torch.no_grad()
+def clip_rows(weight: nn.Parameter, share: float) -> None:
+    """Adaptive gradient clipping: G_i <- G_i min(1, share max(|W_i|, 1e-3) / |G_i|) for each output i of the weight.
+
+    Source: Brock et al. 2021 (arXiv 2102.06171), eq. 3. An output is a row (out, in), a column of each expert in a
+    stack (E, in, out), and the whole of anything of one dimension.
+    """
+    assert weight.grad is not None
+    allowed = share * length_of_rows(weight).clamp(min=LEAST_WEIGHT)
+    weight.grad.mul_((allowed / length_of_rows(weight.grad).clamp(min=1e-30)).clamp(max=1.0))
+
+
+def length_of_rows(weight: Tensor) -> Tensor:
+    """Norms that broadcast against the weight: (out, 1), (E, 1, out) or ()."""
+    return torch.linalg.vector_norm(weight, dim=1 if weight.ndim > 1 else None, keepdim=weight.ndim > 1)

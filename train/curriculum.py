@@ -1,0 +1,51 @@
+"""What a model is asked for at each step of a run: how sparse, how deep, and which exits count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .config import RunConfig
+from .model.depth import layer_dropout_rate
+from .model.losses import exit_weights_at, training_loss
+from .model.transformer import ModelOutput, Transformer
+from .schedule import drawn_sparsity
+
+
+class Curriculum:
+    """Sets the model before each step by where the run stands, so there is nothing of it to save: a resumed run is set
+    as the whole one was.
+    """
+
+    def __init__(self, config: RunConfig, model: Transformer) -> None:
+        self.config, self.model = config, model
+        self.record: dict[str, Any] = {}
+        """What is in force, under the names of metrics.jsonl; only what the config moves."""
+        self._exit_weights: dict[int, float] | None = None
+        self._moves_exits = self.config.losses.exit_curriculum != "all"
+
+    def apply(self, step: int, done: float) -> None:
+        """Sets the model for step `step` (0, 1, ...), which stands at progress `done` (0..1) of the run."""
+        config, depth = self.config, self.config.model.depth
+        self.record = {}
+        if config.schedule.moves_sparsity:
+            sparsity = drawn_sparsity(config.schedule, done, config.trainer.seed, step)
+            self.model.set_sparsity(sparsity)
+            self.record["sparsity"] = sparsity
+        if depth.layer_dropout:
+            rate = layer_dropout_rate(depth, done)
+            self.model.set_layer_dropout(rate)
+            self.record["layer_dropout"] = rate
+        if depth.exit_layers:
+            self._exit_weights = exit_weights_at(config.losses, depth.exit_layers, step, done)
+            if self._moves_exits:
+                self.record |= {f"exit_weight.{layer}": weight for layer, weight in self._exit_weights.items()}
+
+    def loss(self, out: ModelOutput, targets: Tensor, scored: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch under what is in force; targets and scored (B, T)."""
+        return training_loss(self.model, out, targets, scored, self.config.losses, exit_weights=self._exit_weights)
+
+    def rest(self) -> None:
+        """As the config says, with nothing scheduled and nothing drawn: how the model is evaluated and exported."""
+        self.model.set_sparsity(1.0)

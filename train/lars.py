@@ -1,0 +1,56 @@
+"""LARS: momentum whose every step is a stated share of the weight it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling.
+
+        r = |W| / (|G| + decay |W| + eps);  V <- momentum V + lr r (G + decay W);  W <- W - V
+
+    so that a step alone moves a weight by about the share `lr` of its own length, whatever the size of its gradient.
+    The norms are those of one matrix: in a stack of experts (E, in, out) each expert has its own, and one that no token
+    used and whose gradient is zero only follows its momentum.
+
+    Source: You et al. 2017, "Large batch training of convolutional networks" (arXiv 1708.03888), algorithm 1.
+    Departs from it: the trust coefficient is part of `lr`, since only the product of the two matters; a zero gradient
+    takes no decay either.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the trainer has no closure, so no loss
+        assert closure is None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                decay = group["weight_decay"]
+                length, slope = norm_of_each(weight), norm_of_each(weight.grad)
+                ratio = torch.where(slope > 0, length / (slope + decay * length + group["eps"]), 0.0)
+                move = group["lr"] * ratio * (weight.grad + decay * weight)
+                weight.sub_(state["momentum_buffer"].mul_(group["momentum"]).add_(move))
+
+
+def norm_of_each(weight: Tensor) -> Tensor:
+    """The norm of each matrix of a stack (E, 1, 1), or of the whole of anything else, ()."""
+    dims = (1, 2) if weight.ndim == 3 else None
+    return torch.linalg.vector_norm(weight, dim=dims, keepdim=weight.ndim == 3)

@@ -1,0 +1,53 @@
+"""What one step measured, and how it is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .evaluate import Evaluation
+
+
+@dataclass
+class StepResult:
+    """Means over the scored tokens of one step."""
+
+    parts: dict[str, float] = field(default_factory=dict)
+    """The named losses, and experts_per_token and layers_per_token."""
+    grad_norm: float = float("nan")
+    """Before clipping."""
+    problem: str | None = None
+    """Why the step was skipped; None if it was taken."""
+
+    @property
+    def skipped(self) -> bool:
+        return self.problem is not None
+
+
+def scores(found: Evaluation | None) -> dict[str, float]:
+    """The keys of a record that an evaluation fills."""
+    if found is None:
+        return {}
+    return {
+        "val_loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "val_experts_per_token": found.experts_per_token,
+        "val_layers_per_token": found.layers_per_token,
+    }
+
+
+def record_of(step: int, result: StepResult, **measured: Any) -> dict[str, Any]:
+    """One object of metrics.jsonl; what `measured` holds comes after what it always has."""
+    parts = dict(result.parts)
+    total = parts.pop("loss", None)
+    cross_entropy = parts.pop("cross_entropy", None)
+    record = {
+        "step": step,
+        "loss": cross_entropy,
+        "grad_norm": result.grad_norm,
+        "total_loss": total,
+        **parts,
+        **measured,
+    }
+    return record if result.problem is None else {**record, "skipped": True, "problem": result.problem}
