@@ -85,7 +85,8 @@ class HeadRouter(Thresholded):
             if self.routing == "adaptive":
                 assert self.per_token is not None
                 scores = (self.rank_logits - self.per_token.logits(x)).sigmoid()  # (N, R); 0 below least, 1 from most
-                kept = (scores < head_top_p) | ((head_top_p >= 1) & (self.rank_logits < float("inf")))
+                kept = ((scores < head_top_p) | (head_top_p >= 1)) & (self.rank_logits < float("inf"))
+                kept = kept | (self.rank_logits == float("-inf"))
                 free = slice(int(self.least_units), int(self.most_units))
             else:
                 scores = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, R); 0 for the first, which is always kept

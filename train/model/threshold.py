@@ -79,21 +79,21 @@ class Thresholded(nn.Module):
 
     def level(self, shared: PIController | None = None) -> Tensor:
         """The level in force, () float32; `shared` is the controller of all layers, where there is one."""
-        table = self.controller.table
+        table, kind = self.controller.table, self.control.controller
         everything = table.new_tensor(1.0 if self.keeps_below else 0.0)
+        if kind in ("fixed", "learned"):
+            set_level = table.new_tensor(self.set_level)
+            own = set_level if self.level_logit is None else self.level_logit.float().sigmoid()
+            return torch.lerp(everything, own, min(self.sparsity, 1.0))
         span = self.most_units - self.least_units
         share = (self.target_units - self.least_units) / span if span else 1.0
         if share >= 1:  # the largest score seen would refuse itself and all above it
             return everything
-        kind = self.control.controller
         if kind == "quantile":
             return self.controller.threshold(share if self.keeps_below else 1 - share)
-        if kind == "pi":
-            pi = shared or self.pi
-            assert pi is not None
-            return pi.level.clone()
-        own = self.level_logit.float().sigmoid() if self.level_logit is not None else table.new_tensor(self.set_level)
-        return torch.lerp(everything, own, min(self.sparsity, 1.0))
+        pi = shared or self.pi
+        assert pi is not None
+        return pi.level.clone()
 
     def observe(self, scores: Tensor, units: Tensor) -> Tensor | None:
         """Shows the controllers a batch: scores (any shape) in units of the level, and the units each token used (n,).
