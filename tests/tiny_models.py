@@ -84,6 +84,11 @@ CONFIGS = {
     "window_learned": variant(attention=LEARNED),
     "experts_per_token": variant(ffn=PER_TOKEN),
     "depth_per_token": variant(depth={**ROUTERS, **PER_TOKEN}),
+    "controllers": variant(
+        heads={**BY_MASS, "controller": "pi", "scope": "model"},
+        ffn={"controller": "learned", "router_top_p": {"first": 0.4, "last": 0.6}},
+        depth={**ROUTERS, "controller": "pi"},
+    ),
     "exit_margin": variant(depth={**EXITS, "exit_criterion": "margin"}),
     "exit_entropy": variant(depth={**EXITS, "exit_criterion": "entropy", "skipped_kv": "none"}),
     "exit_router": variant(depth={**EXITS, "exit_criterion": "router"}),
@@ -147,7 +152,7 @@ def season(model: Transformer, seed: int) -> None:
             noise = torch.randn(weight.shape, generator=generator)
             if weight in norms:
                 weight.copy_(1 + 0.3 * noise)
-            elif name.endswith("bias"):
+            elif weight.ndim == 0:  # a bias, or a learned threshold
                 weight.copy_(0.2 * noise)
             else:
                 inputs = weight.shape[-1] if weight.ndim < 3 else weight.shape[1]  # experts hold (E, inputs, outputs)
@@ -166,11 +171,18 @@ def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
 
 def busy_thresholds(config: ModelConfig) -> Thresholds:
     """Thresholds in the thick of the scores, different in each layer: every mechanism says yes to some tokens only."""
-    leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.6, 0.7)}
+    leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.7, 0.8)}
     ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.4, 0.85))
     return Thresholds(
         *(torch.linspace(low, high, config.num_layers) for low, high in ranges[: len(Thresholds._fields)])
     )
+
+
+def even_thresholds(
+    layers: int, top_p: float = 1.0, depth: float = 0.0, leave: float = 1.0, heads: float = 1.0
+) -> Thresholds:
+    """The same in every layer; everything runs where nothing is said."""
+    return Thresholds(*(torch.full((layers,), value) for value in (top_p, depth, leave, heads)))
 
 
 def judge(model: Transformer, ids: torch.Tensor, thresholds: Thresholds, dtype: type = np.float64) -> reference.Result:
@@ -192,9 +204,12 @@ def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
         for layer in out.routing
     ]
     found = {"selected_experts": torch.stack(experts), "layers_run": torch.stack(runs), "exit_layer": out.exit_layer}
-    if any(getattr(layer, "heads", None) for layer in out.routing):
+    if any(layer.heads for layer in out.routing):
         found["selected_heads"] = torch.stack([layer.heads.selected_heads.view(*shape, -1) for layer in out.routing])
-    if any(getattr(layer, "windows", None) is not None for layer in out.routing):
-        seen = [0 if layer.windows is None else layer.windows.view(shape) for layer in out.routing]
-        found["windows"] = torch.stack([window * run for window, run in zip(seen, runs, strict=True)])
+    if any(layer.windows for layer in out.routing):
+        sizes = [
+            torch.zeros_like(layer.runs).long() if layer.windows is None else layer.windows.sizes
+            for layer in out.routing
+        ]
+        found["windows"] = torch.stack([size.view(shape) for size in sizes])
     return found

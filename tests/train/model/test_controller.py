@@ -1,4 +1,7 @@
-"""The quantile controller: holds an average, forgets nothing in a checkpoint, learns nothing in evaluation."""
+"""The controllers by themselves, and in a model: they forget nothing in a checkpoint, and learn in training alone.
+
+How routers hold their averages by them is asked in test_thresholds.py.
+"""
 
 import copy
 
@@ -7,10 +10,8 @@ import pytest
 import torch
 from tiny_models import CONFIGS, B, T, tiny_ids, tiny_model
 
-from adaptive_lm.train.model import DepthConfig, FFNConfig, Transformer
-from adaptive_lm.train.model.controller import GRID_POINTS, QuantileController, quantiles
-from adaptive_lm.train.model.depth import DepthRouter
-from adaptive_lm.train.model.router import Router
+from adaptive_lm.train.model import Transformer
+from adaptive_lm.train.model.controller import GRID_POINTS, PIController, QuantileController, quantiles
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 32, 33, 34, 1000])
@@ -38,65 +39,41 @@ def test_the_first_batch_sets_the_table_and_the_next_ones_move_it() -> None:
     assert controller.num_updates == 2
 
 
-@pytest.mark.parametrize("wanted", [1.0, 1.3, 1.6, 3.0, 6.0, 8.0])
-def test_a_router_holds_its_average_while_the_scores_sharpen(wanted: float) -> None:
-    """T35. The stream is skewed towards the first experts, and its temperature falls by half on the way."""
-    E, D, N = 8, 16, 512
-    generator = torch.Generator().manual_seed(0)
-    router = Router(D, FFNConfig(num_experts=E, experts_per_token=wanted))
-    direction = torch.randn(E, D, generator=generator) + torch.linspace(1, 0, E)[:, None]
-    used = []
-    for step in range(150):
-        router.weight.data = direction * (0.2 + 0.2 * min(step, 100) / 100)
-        routes = router(torch.randn(N, D, generator=generator), router.default_top_p())
-        used.append(routes.selected_experts.sum(-1).float().mean().item())
-        router.observe(routes.mass_before)
-    assert np.mean(used[110:]) == pytest.approx(wanted, rel=0.03)
-    assert np.mean(used[20:100]) == pytest.approx(wanted, rel=0.1)
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
+def test_a_pi_controller_brings_an_average_to_its_target_and_keeps_it_there(start: float) -> None:
+    """The average rises with the level, not in a line, and moves by itself on the way."""
+    controller = PIController(start, (0.05, 0.01))
+    averages = []
+    for step in range(600):
+        average = 4 * controller.level.item() ** 2 + (0.3 if step > 300 else 0.0)
+        averages.append(average)
+        controller.observe(torch.tensor(1.7 - average))
+    assert np.mean(averages[250:300]) == pytest.approx(1.7, abs=0.02)
+    assert averages[302] > 1.9
+    assert np.mean(averages[550:]) == pytest.approx(1.7, abs=0.02)
+    assert controller.num_updates == 600
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_depth_router_holds_its_share_while_the_scores_drift(share: float) -> None:
-    D, N = 16, 512
-    generator = torch.Generator().manual_seed(0)
-    router = DepthRouter(D, DepthConfig(layers_share=share), 1e-5)
-    runs = []
-    for step in range(80):
-        torch.nn.init.constant_(router.weight, 0.3)
-        torch.nn.init.constant_(router.bias, -2 + 4 * min(step, 50) / 50)
-        _, scores = router(torch.randn(N, D, generator=generator))
-        runs.append((scores >= router.default_threshold()).float().mean().item())
-        router.controller.observe(scores)
-    assert np.mean(runs[60:]) == pytest.approx(share, abs=0.03)
+def test_a_pi_controller_follows_its_formula() -> None:
+    """level += kp (error - last error) + ki error, and the first step knows no last error."""
+    controller = PIController(0.5, (0.2, 0.1))
+    level, last = 0.5, 0.4
+    for error in (0.4, -0.1, 0.3):
+        controller.observe(torch.tensor(error))
+        level, last = level + 0.2 * (error - last) + 0.1 * error, error
+        assert controller.level.item() == pytest.approx(level)
 
 
-@pytest.mark.parametrize("name", ["top_p", "eight_experts"])
-def test_a_model_holds_the_average_of_every_layer(name: str) -> None:
-    model = copy.deepcopy(tiny_model(name)).train()
-    with torch.no_grad():
-        for seed in range(30):
-            out = model(tiny_ids(seed, batch=8))
-            model.observe(out)
-    out = model(tiny_ids(99, batch=16))
-    for layer in out.routing:
-        assert layer.routes.selected_experts.sum(-1).float().mean().item() == pytest.approx(1.6, abs=0.15)
-
-
-@pytest.mark.parametrize("num_experts", [4, 8])
-def test_asking_for_every_expert_gives_every_expert(num_experts: int) -> None:
-    router = Router(16, FFNConfig(num_experts=num_experts, experts_per_token=num_experts))
-    torch.nn.init.normal_(router.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    for seed in range(3):
-        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(seed))
-        routes = router(x, router.default_top_p())
-        assert routes.selected_experts.all()
-        router.observe(routes.mass_before)
-
-
-def test_a_fixed_threshold_stays_where_it_was_put() -> None:
-    router = Router(16, FFNConfig(num_experts=4, controller="fixed", router_top_p=0.4))
-    router.observe(torch.rand(10, 4))
-    assert router.default_top_p().item() == pytest.approx(0.4)
+def test_a_pi_controller_at_the_end_of_its_range_comes_back_at_once() -> None:
+    """Its integral is the level itself and cannot wind up; 1 is never reached, for it would mean everything."""
+    for end, sign in ((1.0, 1.0), (0.0, -1.0)):
+        controller = PIController(0.5, (0.05, 0.01))
+        for _ in range(5000):
+            controller.observe(torch.tensor(0.3 * sign))
+        assert controller.level.item() == pytest.approx(end, abs=1e-5)
+        assert controller.level < 1
+        controller.observe(torch.tensor(-0.3 * sign))
+        assert abs(controller.level.item() - end) > 0.02
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -111,10 +88,24 @@ def test_only_observing_moves_the_tables(name: str, mode: str) -> None:
         assert torch.equal(value, before[key]), key
     model.observe(out)
     moved = {key for key, value in model.named_buffers() if not torch.equal(value, before[key])}
-    routed = model.config.ffn.routing != "dense"
-    expected = {f"layers.{i}.moe.router.controller" for i in range(4) if routed}
-    expected |= {f"layers.{i}.depth_router.controller" for i in range(4) if model.config.has_depth_router(i)}
-    assert moved == {f"{controller}.{buffer}" for controller in expected for buffer in ("table", "num_updates")}
+    config, expected = model.config, set()
+    for layer in range(config.num_layers):
+        sections = {
+            f"layers.{layer}.moe.router": config.ffn if config.ffn.routing != "dense" else None,
+            f"layers.{layer}.attention.head_router": config.heads if config.heads.routing != "all" else None,
+            f"layers.{layer}.depth_router": config.depth if config.has_depth_router(layer) else None,
+        }
+        for router, section in sections.items():
+            if section is not None:
+                expected |= {f"{router}.controller.{buffer}" for buffer in ("table", "num_updates")}
+            if section is not None and section.controller == "pi" and section.scope == "layer":
+                expected |= {f"{router}.pi.{buffer}" for buffer in ("level", "error", "num_updates")}
+        if config.attention.window_kind == "entropy" and mode == "train":
+            controller = f"layers.{layer}.attention.window_controller"
+            expected |= {f"{controller}.{buffer}" for buffer in ("spread", "window", "num_updates")}
+    if config.heads.scope == "model":
+        expected |= {f"pi.heads.{buffer}" for buffer in ("level", "error", "num_updates")}
+    assert moved == expected
 
 
 def test_tokens_that_do_not_count_are_not_observed() -> None:
@@ -128,12 +119,13 @@ def test_tokens_that_do_not_count_are_not_observed() -> None:
     for i, layer in enumerate(out.routing):
         shown = layer.routes.mass_before[counted.flatten() & layer.runs][:, 1:]
         assert torch.equal(model.layers[i].moe.router.controller.table, quantiles(shown))
-    scores = out.routing[1].depth_scores[counted.flatten()]
+    scores = out.routing[1].depth.scores[counted.flatten()]
     assert torch.equal(model.layers[1].depth_router.controller.table, quantiles(scores))
 
 
-def test_the_tables_are_part_of_a_checkpoint() -> None:
-    model = copy.deepcopy(tiny_model("both_none")).train()
+@pytest.mark.parametrize("name", ["both_none", "controllers", "everything_project", "heads_adaptive"])
+def test_what_the_controllers_hold_is_part_of_a_checkpoint(name: str) -> None:
+    model = copy.deepcopy(tiny_model(name)).train()
     with torch.no_grad():
         for seed in range(3):
             model.observe(model(tiny_ids(seed)))
@@ -141,6 +133,12 @@ def test_the_tables_are_part_of_a_checkpoint() -> None:
     other.load_state_dict(model.state_dict())
     for mine, theirs in zip(model.default_thresholds(), other.default_thresholds(), strict=True):
         assert torch.equal(mine, theirs)
-    fresh = Transformer(model.config).default_thresholds()
-    assert not torch.equal(model.default_thresholds().router_top_p, fresh.router_top_p)
-    assert not torch.equal(model.default_thresholds().depth_threshold, fresh.depth_threshold)
+    mine, fresh, config = model.default_thresholds(), Transformer(model.config).default_thresholds(), model.config
+    adapted = {
+        "router_top_p": config.ffn.routing == "top_p",
+        "depth_threshold": config.has_depth_router(1),
+        "exit_threshold": False,
+        "head_top_p": config.heads.routing in ("top_p", "adaptive"),
+    }
+    for threshold, adapts in adapted.items():
+        assert torch.equal(getattr(mine, threshold), getattr(fresh, threshold)) is not adapts, threshold

@@ -42,14 +42,15 @@ def test_a_window_under_none_counts_the_tokens_of_its_layer_and_not_those_of_the
     config, limits = CONFIGS["window_none"], busy_thresholds(CONFIGS["window_none"])
     weights = weights_of("window_none")
     base = said(config, weights, limits)
-    (ran,) = np.flatnonzero(base.layers_run[2, 0])[None]
-    assert len(ran) < T - 3, "layer 2 is skipped by some"
+    layer = min((1, 2), key=lambda layer: base.layers_run[layer, 0].sum())
+    ran = np.flatnonzero(base.layers_run[layer, 0])
+    assert 4 < len(ran) < T - 3
     assert np.diff(ran).max() > 1
-    attention = Attention({k: np.asarray(v, np.float64) for k, v in weights.items()}, config, 2, 1.0, np.float64)
+    attention = Attention({k: np.asarray(v, np.float64) for k, v in weights.items()}, config, layer, 1.0, np.float64)
     generator = np.random.default_rng(0)
     for position in ran:
         attention.write(generator.normal(size=config.dim), int(position), counted=True)
-    seen = attention.visible(np.zeros(config.dim), base, (2, 0, int(ran[-1])))
+    seen = attention.visible(np.zeros(config.dim), base, (layer, 0, int(ran[-1])))
     assert seen == list(range(len(ran) - 4, len(ran)))
 
 

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from tiny_models import judge, tiny_ids, tiny_model, variant
+from tiny_models import even_thresholds, judge, tiny_ids, tiny_model, variant
 
-from adaptive_lm.train.model import FFNConfig, ModelConfig, Thresholds, Transformer
+from adaptive_lm.train.model import FFNConfig, ModelConfig, Transformer
 from adaptive_lm.train.model.router import Router
 
 TIED = variant(vocab_size=32, depth={"layers_share": 0.5, "exit_layers": (0, 2)})
@@ -40,7 +40,7 @@ def test_equal_to_the_threshold_runs_the_layer_and_does_not_leave(
 ) -> None:
     model, ids = undecided(TIED), tiny_ids()
     layers = TIED.num_layers
-    limits = Thresholds(*(torch.full((layers,), value) for value in (0.5, depth, leave)))
+    limits = even_thresholds(layers, 0.5, depth, leave)
     with torch.no_grad():
         out = model(ids, limits)
     assert (out.exit_layer == exit_layer).all()
@@ -53,14 +53,11 @@ def test_equal_to_the_threshold_runs_the_layer_and_does_not_leave(
 def test_a_margin_tells_how_close_a_decision_was() -> None:
     """The reference counts near ties by these."""
     model, ids = copy.deepcopy(undecided(TIED)), tiny_ids()
-    layers = TIED.num_layers
-    plain = judge(
-        model, ids, Thresholds(torch.full((layers,), 0.6), torch.full((layers,), 0.4), torch.full((layers,), 0.5))
-    )
+    plain = judge(model, ids, even_thresholds(TIED.num_layers, 0.6, 0.4, 0.5))
     assert plain.margins["expert_mass"] == pytest.approx(0.1, abs=1e-6)
     assert plain.margins["expert_rank"] == pytest.approx(0.0)
     assert plain.margins["depth"][1:3] == pytest.approx(0.1, abs=1e-6)
     assert plain.margins["exit"][[0, 2]] == pytest.approx(0.5 - 1 / 32, abs=1e-6)
     assert plain.near_ties().all()
-    busy = judge(tiny_model("both_none"), ids, Thresholds(torch.ones(4), torch.zeros(4), torch.ones(4)))
+    busy = judge(tiny_model("both_none"), ids, even_thresholds(4))
     assert not busy.near_ties().any()

@@ -10,18 +10,20 @@ from tiny_models import (
     ADAPTS_DEPTH,
     CONFIGS,
     ROUTED,
+    ROUTES_HEADS,
     B,
     T,
     V,
     busy_thresholds,
     decisions,
+    even_thresholds,
     judge,
     tiny_ids,
     tiny_model,
     variant,
 )
 
-from adaptive_lm.train.model import Thresholds, Transformer
+from adaptive_lm.train.model import Transformer
 
 IDS = [f"{name}-B{B}-T{T}-E{config.num_experts}" for name, config in CONFIGS.items()]
 
@@ -46,10 +48,22 @@ def test_the_tiny_models_are_undecided_enough_to_judge_by(name: str) -> None:
     """A mechanism that says the same to every token would be compared with nothing."""
     model = tiny_model(name)
     plain = judge(model, tiny_ids(), busy_thresholds(model.config))
+    ran, heads = plain.layers_run, plain.selected_heads
     if model.config.ffn.routing == "top_p":
-        assert len(np.unique(plain.selected_experts.sum(-1)[plain.layers_run])) > 1
+        assert len(np.unique(plain.selected_experts.sum(-1)[ran])) > 1
     if model.config.num_experts > 1:
         assert plain.selected_experts.any((0, 1, 2)).all(), "an expert that nobody uses"
+    if model.config.heads.routing in ("top_p", "adaptive"):
+        assert len(np.unique(heads.sum(-1)[ran])) > 1
+        assert heads.sum(-1)[ran].min() >= model.config.least_heads
+        assert heads.sum(-1)[ran].max() <= model.config.most_heads
+    if model.config.heads.routing != "all":
+        assert heads.any((0, 1, 2)).all(), "a head that nobody uses"
+        assert len(np.unique(heads[ran], axis=0)) > 2
+    if model.config.has_windows:
+        assert 0 < plain.windows[ran & (plain.windows > 0)].min() < T - 2, "windows that hide nothing"
+    if model.config.attention.window_kind in ("length", "learned"):
+        assert any(len(np.unique(sizes[sizes > 0])) > 2 for sizes in plain.windows)
     if model.config.has_depth_router(1):
         runs = plain.layers_run[1:-1] & ~np.isinf(plain.margins["depth"][1:-1])
         assert 0 < runs.sum() < np.isfinite(plain.margins["depth"]).sum()
@@ -71,36 +85,55 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_every_weight_matters_to_the_plain_model(name: str) -> None:
-    model, ids = tiny_model(name), tiny_ids(batch=1, time=3).numpy()
-    weights = {key: value.numpy() for key, value in model.state_dict().items()}
-    all_run = reference.Thresholds(*np.repeat([[1.0], [0.0], [1.0]], model.config.num_layers, 1))
-    logits = reference.forward(weights, model.config, ids, all_run).logits
-    for key, _ in model.named_parameters():
-        moved = weights[key] + np.random.default_rng(0).normal(size=weights[key].shape)
-        others = reference.forward({**weights, key: moved}, model.config, ids, all_run).logits
-        assert abs(others - logits).max() > 1e-3, key
+    """Where all runs, or else where much is refused: what only scales a threshold is felt there alone."""
+    config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
+    weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
+    everything = reference.Thresholds(*(limit.numpy() for limit in even_thresholds(config.num_layers)))
+    busy = reference.Thresholds(*(limit.numpy() for limit in busy_thresholds(config)))
+    before = {
+        time: reference.forward(weights, config, ids[:, :time], limits).logits
+        for time, limits in ((3, everything), (T, busy))
+    }
+    generator = np.random.default_rng(0)
+    for key, _ in tiny_model(name).named_parameters():
+        if key.endswith("level_logit"):  # of the thresholds that training starts from, which are given here
+            continue
+        by = 3 * generator.normal(size=weights[key].shape) if weights[key].ndim else 6.0
+        tries = ((3, everything, by), (T, busy, by), (T, busy, -by))
+        assert any(
+            abs(
+                reference.forward({**weights, key: weights[key] + moved}, config, ids[:, :time], limits).logits
+                - before[time]
+            ).max()
+            > 1e-3
+            for time, limits, moved in tries
+        ), key
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["both_none", "both_project"])
+@pytest.mark.parametrize("name", ["both_none", "both_project", *ROUTES_HEADS])
 def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, share: float) -> None:
+    """A token's own factor moves neither end: at a level of 1 every expert and head runs, at next to 0 the fewest."""
     model, ids = tiny_model(name), tiny_ids()
-    layers = model.config.num_layers
-    most = torch.ones(layers), torch.zeros(layers), torch.ones(layers)
-    least = torch.full((layers,), 1e-6), torch.full((layers,), 1.1), torch.zeros(layers)
-    limits = Thresholds(*(most if share else least))
+    config, layers = model.config, model.config.num_layers
+    limits = even_thresholds(layers) if share else even_thresholds(layers, 1e-6, 2.1, 0.0, 1e-6)
     plain = judge(model, ids, limits)
     with torch.no_grad():
         found = decisions(model(ids, limits))
     for decision, torch_says in found.items():
         np.testing.assert_array_equal(torch_says.numpy(), getattr(plain, decision), err_msg=decision)
+    heads = plain.selected_heads[plain.layers_run].sum(-1)
+    assert (heads == (config.most_heads if share else config.least_heads)).all()
     if share:
-        assert found["selected_experts"].all()
         assert found["layers_run"].all()
-    else:
-        assert (found["layers_run"].sum(0) == 1).all()
-        assert (found["selected_experts"].sum((0, -1)) == 1).all()
+        assert found["selected_experts"].all() or config.ffn.routing == "top_k"
+        return
+    if config.has_depth_router(1):
+        always_runs = 1 if config.depth.exit_layers else 2
+        assert (found["layers_run"].sum(0) == always_runs).all()
+    if config.depth.exit_layers:
         assert (found["exit_layer"] == 0).all()
+    assert (found["selected_experts"][:, found["layers_run"].any(0)].sum(-1) <= 1).all()
 
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
@@ -119,7 +152,8 @@ def test_a_token_changes_nothing_to_its_left(name: str, given: bool) -> None:
         after = model(changed, limits)
     for decision, old in decisions(before).items():
         new = decisions(after)[decision]
-        old, new = (d if decision != "selected_experts" else d.transpose(-1, -2) for d in (old, new))  # time last
+        if decision.startswith("selected"):
+            old, new = old.transpose(-1, -2), new.transpose(-1, -2)  # time last
         assert torch.equal(old[..., :place], new[..., :place]), decision
     torch.testing.assert_close(after.logits[:, :place], before.logits[:, :place], rtol=0, atol=reference.FP32_TOLERANCE)
     assert not torch.allclose(after.logits[:, place:], before.logits[:, place:], atol=0.1)
@@ -154,7 +188,7 @@ def test_without_thresholds_nobody_leaves() -> None:
         out = model(ids)
     assert (out.exit_layer == -1).all()
     assert set(out.exit_hidden) == {0, 1, 2}
-    assert not out.exit_probs
+    assert not out.exit_confidence
 
 
 @pytest.mark.parametrize("name", ROUTED)
