@@ -68,4 +68,6 @@ def clip_rows(weight: nn.Parameter, share: float) -> None:
 
 def length_of_rows(weight: Tensor) -> Tensor:
     """Norms that broadcast against the weight: (out, 1), (E, 1, out) or ()."""
-    return torch.linalg.vector_norm(weight, dim=1 if weight.ndim > 1 else None, keepdim=weight.ndim > 1)
+    deep = weight.ndim > 1
+    found: Tensor = torch.linalg.vector_norm(weight, dim=1 if deep else None, keepdim=deep)
+    return found

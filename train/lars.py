@@ -53,4 +53,5 @@ class LARS(torch.optim.Optimizer):
 def norm_of_each(weight: Tensor) -> Tensor:
     """The norm of each matrix of a stack (E, 1, 1), or of the whole of anything else, ()."""
     dims = (1, 2) if weight.ndim == 3 else None
-    return torch.linalg.vector_norm(weight, dim=dims, keepdim=weight.ndim == 3)
+    found: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=weight.ndim == 3)
+    return found

@@ -3,7 +3,7 @@
 B windows of a batch, T tokens of a window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -107,16 +107,7 @@ class DocumentWindows:
             self.count(len(ends) + 1, length)
         epoch = int(np.searchsorted(ends, number, side="right"))
         pieces = self._packed(epoch, length)[number - (ends[epoch - 1] if epoch else 0)]
-        tokens = np.concatenate([self._stream.tokens[a:b] for a, b in pieces]).astype(np.int64)
-        mask = np.ones(len(tokens), dtype=bool)
-        if self._stream.mask is not None:
-            mask = np.concatenate([self._stream.mask[a:b] for a, b in pieces])
-        # What stands before a piece has nothing to do with it, so its first token is not asked for.
-        mask[np.cumsum([0, *(b - a for a, b in pieces[:-1])])] = False
-        padding = length + 1 - len(tokens)
-        tokens = np.pad(tokens, (0, padding), constant_values=self._eos_id)
-        mask = np.pad(mask, (0, padding), constant_values=False)
-        return Row(tokens[:-1], tokens[1:], mask[1:])
+        return row_of(self._stream, pieces, length, self._eos_id)
 
     def count(self, epochs: int, length: int) -> int:
         """How many windows of `length` tokens the first `epochs` epochs have: each epoch is packed to know."""
@@ -128,27 +119,63 @@ class DocumentWindows:
     def _pack(self, epoch: int, length: int) -> list[list[tuple[int, int]]]:
         """The windows of an epoch, each a list of (start, end) in the stream, together at most length + 1 tokens."""
         starts, ends = self._pieces(length)
-        windows: list[list[tuple[int, int]]] = []
-        room = 0
-        for index in shuffled(len(starts), mix(self._key, epoch, 3)).tolist():
-            size = int(ends[index] - starts[index])
-            if size > room:
-                windows.append([])
-                room = length + 1
-            windows[-1].append((int(starts[index]), int(ends[index])))
-            room -= size
-        return windows
+        order = shuffled(len(starts), mix(self._key, epoch, 3))
+        return list(filled(zip(starts[order].tolist(), ends[order].tolist(), strict=True), length))
 
     @lru_cache(maxsize=2)  # noqa: B019 - as many as there are sources, and they live as long as the run
     def _pieces(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Start and end of each piece of at most length + 1 tokens; those of one document share the token at a cut."""
-        starts = self._stream.docs.astype(np.int64)
-        ends = np.append(starts[1:], len(self._stream.tokens))
-        counts = np.maximum(1, -(-(ends - starts - 1) // length))
-        first = np.repeat(starts, counts)
-        within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
-        first = first + within * length
-        return first, np.minimum(first + length + 1, np.repeat(ends, counts))
+        return pieces_of(self._stream, length)
+
+
+def pieces_of(stream: Stream, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and end of each piece of at most length + 1 tokens; those of one document share the token at a cut."""
+    starts = stream.docs.astype(np.int64)
+    ends = np.append(starts[1:], len(stream.tokens))
+    counts = np.maximum(1, -(-(ends - starts - 1) // length))
+    first = np.repeat(starts, counts)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = first + within * length
+    return first, np.minimum(first + length + 1, np.repeat(ends, counts))
+
+
+def filled(pieces: Iterable[tuple[int, int]], length: int) -> Iterator[list[tuple[int, int]]]:
+    """Pieces (start, end) in the order given, as many to a window of length + 1 tokens as fit."""
+    window: list[tuple[int, int]] = []
+    room = length + 1
+    for start, end in pieces:
+        if window and end - start > room:
+            yield window
+            window, room = [], length + 1
+        window.append((start, end))
+        room -= end - start
+    if window:
+        yield window
+
+
+def row_of(stream: Stream, pieces: list[tuple[int, int]], length: int, eos_id: int) -> Row:
+    """The pieces of a window one after the other, and padding; what is not the first token of a piece is scored."""
+    tokens = np.concatenate([stream.tokens[a:b] for a, b in pieces]).astype(np.int64)
+    mask = np.ones(len(tokens), dtype=bool)
+    if stream.mask is not None:
+        mask = np.concatenate([stream.mask[a:b] for a, b in pieces])
+    # What stands before a piece has nothing to do with it, so its first token is not asked for.
+    mask[np.cumsum([0, *(b - a for a, b in pieces[:-1])])] = False
+    padding = length + 1 - len(tokens)
+    tokens = np.pad(tokens, (0, padding), constant_values=eos_id)
+    mask = np.pad(mask, (0, padding), constant_values=False)
+    return Row(tokens[:-1], tokens[1:], mask[1:])
+
+
+def document_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> Iterator[Row]:
+    """Windows of whole documents in order, packed and scored as in training, up to `max_tokens` from the first on.
+
+    A window that began inside a document, or asked for the first word of one, would ask for what was never taught.
+    """
+    starts, ends = pieces_of(stream, length)
+    for window in filled(zip(starts.tolist(), ends.tolist(), strict=True), length):
+        if window[0][0] > max_tokens:  # the first token of the stream is no document's
+            return
+        yield row_of(stream, window, length, eos_id)
 
 
 def sequential_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> Iterator[Row]:

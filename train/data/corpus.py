@@ -6,7 +6,7 @@ from itertools import groupby
 from tokenizers import Tokenizer
 
 from ..errors import UserError
-from .batches import Batch, DocumentWindows, Row, StreamWindows, sequential_rows, stack
+from .batches import Batch, DocumentWindows, Row, StreamWindows, document_rows, sequential_rows, stack
 from .cache import Entry
 from .chat import EOS
 from .order import Mixture, mix
@@ -51,6 +51,7 @@ class Corpus:
         self._entries, self._val = entries, val
         self.val_is_trained_on = val_is_trained_on
         self._mixture = Mixture(weights)
+        self._val_rows = sequential_rows if pack == "stream" else document_rows
         self._windows = [
             StreamWindows(entry.train, mix(seed, index))
             if pack == "stream"
@@ -121,7 +122,8 @@ class Corpus:
                 )
 
     def val_windows(self, length: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out text in order: windows that do not overlap, every token a target once, the last window padded.
+        """The held-out text in order: windows that do not overlap, every token a target once, the last window padded;
+        or, where training packs documents, windows packed and scored in the same way.
 
         With `max_tokens` each source gives its share of that many, from its beginning. The last batch may have fewer
         rows.
@@ -130,7 +132,7 @@ class Corpus:
         for entry in self._val:
             size = len(entry.val.tokens) - 1
             limit = size if max_tokens is None else -(-size * max_tokens // max(1, self.val_tokens))
-            for row in sequential_rows(entry.val, length, self.eos_id, limit):
+            for row in self._val_rows(entry.val, length, self.eos_id, limit):
                 rows.append(row)
                 if len(rows) == batch_size:
                     yield stack(rows)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from adaptive_lm.train.data.batches import DocumentWindows, StreamWindows, sequential_rows
+from adaptive_lm.train.data.batches import DocumentWindows, StreamWindows, document_rows, sequential_rows
 from adaptive_lm.train.data.cache import Stream
 
 EOS = 0
@@ -153,3 +153,21 @@ def test_held_out_windows_hold_every_target_once_in_order(length):
 def test_held_out_windows_stop_at_the_limit():
     rows = list(sequential_rows(COUNTING, 8, EOS, max_tokens=20))
     assert np.concatenate([row.targets[row.loss_mask] for row in rows]).tolist() == list(range(1, 21))
+
+
+@pytest.mark.parametrize("length", [4, 12, 100])
+def test_held_out_documents_come_whole_and_in_order_and_are_scored_as_in_training(length):
+    stream = stream_of(*DOCUMENTS, masked=True)
+    rows = list(document_rows(stream, length, EOS, max_tokens=10**9))
+    scored = [int(t) for row in rows for t in row.targets[row.loss_mask]]
+    assert scored == [t for d in DOCUMENTS for t in [*list(d)[1:], EOS] if t % 2 == 1 or t == EOS]
+    trained = DocumentWindows(stream, key=2, eos_id=EOS)
+    epoch = [trained.row(number, length) for number in range(trained.count(1, length))]
+    assert sorted(int(t) for row in epoch for t in row.targets[row.loss_mask]) == sorted(scored)
+    if length == 12:
+        assert all(int(row.ids[0]) in {d[0] for d in DOCUMENTS} for row in rows)
+
+
+def test_held_out_documents_stop_at_the_limit():
+    rows = list(document_rows(stream_of(*DOCUMENTS), 12, EOS, max_tokens=15))
+    assert {int(row.ids[0]) for row in rows} == {1, 101}  # 3 + 1 tokens, then 9 + 1 and 1 + 1; the next begins at 18

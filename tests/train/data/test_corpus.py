@@ -99,6 +99,14 @@ def test_every_held_out_token_is_a_target_once_whatever_the_window(write, corpus
         np.testing.assert_array_equal(held_out_targets(corpus, length, batch_size), expected)
 
 
+def test_held_out_windows_are_packed_as_those_of_training(write, corpus_of):
+    """A window that began inside a document would score what was never taught."""
+    corpus = corpus_of(write("b.jsonl", jsonl(PAIRS)), pack="documents")
+    texts = [decoded(corpus, row) for batch in corpus.val_windows(64, 3) for row in batch.ids]
+    assert texts
+    assert all(text.startswith("User: What is") for text in texts)
+
+
 def test_a_bound_on_held_out_tokens_takes_from_every_source(write, corpus_of):
     corpus = corpus_of(write("a.txt", "a" * 10_000), write("b.txt", "b" * 30_000))
     text = decoded(corpus, held_out_targets(corpus, max_tokens=400))
