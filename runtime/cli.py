@@ -4,63 +4,21 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import UserError
+from .options import check_plot, dial_options, model_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .dial import Dial
     from .engine import Engine, Generation, Params, Token
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def shared_options(command: Command) -> Command:
-    """Options of every command that runs a model."""
-    for option in reversed(
-        (
-            click.option("--model", metavar="FOLDER", help="Exported model; by default the newest under runs/."),
-            click.option(
-                "--compute",
-                type=float,
-                metavar="SHARE",
-                help="Share of the dense FLOPs, above 0 to 1, of a calibrated model.",
-            ),
-            click.option("--target-ms", type=float, metavar="MS", help="Most compute measured to take at most this."),
-            click.option(
-                "--target-loss", type=float, metavar="NATS", help="Least compute measured to lose at most this."
-            ),
-            click.option(
-                "--agreement",
-                type=float,
-                metavar="SHARE",
-                help="Leave early only so far that this share of tokens chooses as the whole model.",
-            ),
-            click.option("--experts", type=float, metavar="N", help="Wanted average of experts per token and layer."),
-            click.option("--heads", type=float, metavar="N", help="Wanted average of heads per token and layer."),
-            click.option(
-                "--layers-share", type=float, help="Wanted share of tokens that run each layer with a router."
-            ),
-            click.option("--router-top-p", type=float, help="Expert threshold, 0 to 1; 1 keeps every expert."),
-            click.option("--head-top-p", type=float, help="Head threshold, 0 to 1; 1 uses every head."),
-            click.option("--depth-threshold", type=float, help="Layer threshold, 0 to 1; 0 runs every layer."),
-            click.option("--exit-threshold", type=float, help="Sureness at which a token leaves early; 1 is never."),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-            click.option(
-                "--threads", type=int, help="Threads of one operator; by default one per core, one for a small model."
-            ),
-            click.option("--verify/--no-verify", default=True, help="Compare the files with their digests first."),
-        )
-    ):
-        command = option(command)
-    return command
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
@@ -81,7 +39,8 @@ def shared_options(command: Command) -> Command:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, with the usage of each token, at the end."
 )
-@shared_options
+@dial_options
+@model_options
 @click.pass_context
 def generate(
     ctx: click.Context, /, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
@@ -218,7 +177,8 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
 @click.option("--text", metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
 @click.option("--text-tokens", type=int, default=8192, show_default=True, help="Score at most this many at each point.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@shared_options
+@dial_options
+@model_options
 def bench(
     model: str | None, plot_path: str | None, text: str | None, as_json: bool, device: str, threads: int | None,
     verify: bool, prompt_tokens: int, new_tokens: int, repeats: int, seed: int, walk: bool, text_tokens: int,
@@ -239,10 +199,7 @@ def bench(
 
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")
-    if plot_path and Path(plot_path).suffix not in (".png", ".svg", ".pdf"):
-        raise click.BadParameter(
-            f"found {plot_path!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot"
-        )
+    check_plot(plot_path)
     from .bench import BenchParams
     from .bench import bench as measure
     from .dial import Dial
@@ -261,24 +218,7 @@ def bench(
 
         show(result)
     if walk:
-        absolute = folder.resolve()
-        draw(
-            result, Path(plot_path) if plot_path else absolute.with_name(f"{absolute.name}-sweep.png"), bool(plot_path)
-        )
+        from .bench_render import plot
+        from .drawing import beside, draw
 
-
-def draw(result: dict[str, Any], path: Path, asked: bool) -> None:
-    """Draw the sweep to `path`; where nobody asked for it, a note takes the place of an error."""
-    from .bench_render import plot
-
-    try:
-        plot(result, path)
-    except (ModuleNotFoundError, OSError) as error:
-        if asked and isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another --plot FILE") from error
-        if asked:
-            raise
-        reason = error.strerror if isinstance(error, OSError) else 'pip install "adaptive-lm[plot]"'
-        click.echo(f"note: the plot was not drawn ({reason})", err=True)
-    else:
-        click.echo(f"plot: {path}", err=True)
+        draw(partial(plot, result), Path(plot_path) if plot_path else beside(folder, "sweep"), asked=bool(plot_path))

@@ -1,26 +1,38 @@
 """A point of the calibrated curve, by what a person asks: a share of the compute, a time, a loss, or agreement."""
 
+from bisect import bisect_left
 from dataclasses import fields
 
 import numpy as np
 
 from .errors import UserError
 from .sections import Curve, ExitAgreement
-from .thresholds import Thresholds
+from .thresholds import Floats, Thresholds
 
 
 def at_compute(curve: Curve, compute: float) -> Thresholds:
     """Thresholds for `compute`, a share of the dense FLOPs; between two points those between theirs.
 
     Along a curve each threshold moves one way only, so what lies between two points costs no more than the one and no
-    less than the other. Below the first point it is the first: nothing cheaper was found.
+    less than the other. Exits that are closed at the point above stand as at the point below: barely open, they would
+    cost their checks and save nothing. Below the first point it is the first: nothing cheaper was found.
     """
     known = [point.compute for point in curve.points]
-    columns = {}
-    for one in fields(Thresholds):
-        levels = np.array([getattr(Thresholds.of(point.thresholds), one.name) for point in curve.points])  # (points, L)
-        columns[one.name] = np.array([np.interp(compute, known, column) for column in levels.T], np.float32)
-    return Thresholds(**columns)
+    above = min(bisect_left(known, compute), len(known) - 1)
+    high = Thresholds.of(curve.points[above].thresholds)
+    if above == 0 or compute >= known[above]:
+        return high
+    low = Thresholds.of(curve.points[above - 1].thresholds)
+    share = np.float32((compute - known[above - 1]) / (known[above] - known[above - 1]))
+
+    def between(name: str) -> Floats:
+        a, b = getattr(low, name), getattr(high, name)
+        return np.asarray(a + share * (b - a), np.float32)
+
+    found = Thresholds(*(between(one.name) for one in fields(Thresholds)))
+    closed = high.exit_threshold == 1
+    found.exit_threshold[closed] = low.exit_threshold[closed]
+    return found
 
 
 def compute_within(curve: Curve, milliseconds: float) -> float:

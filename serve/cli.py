@@ -13,6 +13,7 @@ import click
 COMMANDS: Mapping[str, str] = {
     "train": "adaptive_lm.train.cli:train",
     "export": "adaptive_lm.export.cli:export",
+    "calibrate": "adaptive_lm.runtime.cli_calibrate:calibrate",
     "generate": "adaptive_lm.runtime.cli:generate",
     "bench": "adaptive_lm.runtime.cli:bench",
 }

@@ -80,7 +80,7 @@ def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Re
 
 
 def test_the_same_seed_counts_the_same(bench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.cli.draw", lambda *args: None)
+    monkeypatch.setattr("adaptive_lm.runtime.drawing.draw", lambda *args, **options: None)
 
     def counted(*args: str) -> list[tuple[Any, ...]]:
         sweep = json.loads(bench("--json", "--sweep", *args).stdout)["sweep"]

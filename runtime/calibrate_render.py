@@ -1,0 +1,93 @@
+"""What a person reads of a calibration: a table of the curve, a word on its times, and a plot."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from .render import PLAIN_WIDTH
+
+if TYPE_CHECKING:
+    from .calibrate import Calibrated
+
+
+def show(result: "Calibrated") -> None:
+    """The curve on stdout."""
+    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    out.print(table(result), soft_wrap=False)
+    for line in lines(result):
+        out.print(line, markup=False)
+
+
+def table(result: "Calibrated") -> Table:
+    """A row per point, with heads and times where the model has them."""
+    points = result.curve.points
+    heads, timed = "heads" in result.mechanisms, points[0].milliseconds_per_token is not None
+    rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    names = ["compute", "executed", "loss", "bits/byte", "experts", *["heads"] * heads, "layers", "exit at"]
+    for name in [*names, *["ms per token", "p5 to p95"] * timed]:
+        rows.add_column(name, justify="right", no_wrap=True)
+    for point in points:
+        leave = min(point.thresholds.exit_threshold)
+        speed = point.milliseconds_per_token
+        rows.add_row(
+            f"{point.compute:.3f}",
+            f"{point.executed_share:.1%}",
+            f"{point.loss:.4f}",
+            f"{point.bits_per_byte:.4f}",
+            f"{point.experts_per_token:.2f}",
+            *[f"{point.heads_per_token:.2f}"] * heads,
+            f"{point.layers_per_token:.2f}",
+            "-" if leave == 1 else f"{leave:.3f}",
+            *([f"{speed.median:.3f}", f"{speed.p5:.3f} - {speed.p95:.3f}"] if speed else []),
+        )
+    return rows
+
+
+def lines(result: "Calibrated") -> list[str]:
+    """Whether time follows compute, and the exits of each agreement."""
+    curve = result.curve
+    found = [
+        f"measured on {curve.tokens} tokens of {curve.text} that the thresholds were not chosen on; executed rises"
+    ]
+    if curve.points[0].milliseconds_per_token is not None:
+        pairs = ", ".join(f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls)
+        found.append(f"measured time does not rise everywhere: {pairs}" if pairs else "measured time rises too")
+    found += [
+        f"agreement {one.share:g} (confidence {one.confidence:g}): leave above {one.exit_threshold:g}; "
+        f"{one.measured:.2%} of the tokens agreed, {one.layers_per_token:.2f} layers per token"
+        for one in curve.agreement
+    ]
+    return found
+
+
+def plot(result: "Calibrated", name: str, path: Path) -> None:
+    """Loss and measured time against the executed share, drawn to `path` in the form of its suffix.
+
+    Raises ModuleNotFoundError without matplotlib, OSError where `path` cannot be written.
+    """
+    import matplotlib  # the figures come without it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    points = result.curve.points
+    executed = [100 * point.executed_share for point in points]
+    speeds = [point.milliseconds_per_token for point in points if point.milliseconds_per_token is not None]
+    figure, panels = pyplot.subplots(1, 2 if speeds else 1, figsize=(11 if speeds else 6, 4.5), squeeze=False)
+    panels[0][0].plot(executed, [point.loss for point in points], marker="o", markersize=4)
+    panels[0][0].set(xlabel="% of the dense FLOPs executed", ylabel="held-out loss, nats per token")
+    if speeds:
+        median = [speed.median for speed in speeds]
+        bars = [[s.median - s.p5 for s in speeds], [s.p95 - s.median for s in speeds]]
+        panels[0][1].errorbar(executed, median, yerr=bars, marker="o", markersize=4, capsize=2)
+        panels[0][1].set(xlabel="% of the dense FLOPs executed", ylabel="ms per token (median, p5 to p95)",
+                         ylim=(0, 1.4 * max(median)))  # fmt: skip
+    figure.suptitle(f"{name}, {result.curve.machine['cpu']}, adapting {', '.join(result.mechanisms)}")
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=120)
+    finally:
+        pyplot.close(figure)
