@@ -175,7 +175,7 @@ def training_loss(
     budget = threshold_loss(model, out, counted)
     if budget is not None:
         parts["threshold_loss"] = budget
-    if out.exit_hidden and config.exit_loss:
+    if out.exit_hidden and (config.exit_loss or (len(model.exit_routers) and config.exit_router_loss)):
         if exit_weights is None:
             exit_weights = exit_weights_at(config, list(out.exit_hidden), 0, 1.0)
         parts.update(exit_losses(model, out, targets, loss_mask, exit_weights))
