@@ -8,26 +8,43 @@ from tiny_models import CONFIGS, B, T, V, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, cross_entropy, training_loss
+from adaptive_lm.train.model.attention import Windows
 from adaptive_lm.train.model.block import LayerRouting
+from adaptive_lm.train.model.depth import DepthRoutes
+from adaptive_lm.train.model.heads import HeadRoutes
 from adaptive_lm.train.model.losses import (
     depth_z_loss,
-    exit_loss,
+    head_balancing_loss,
     load_balancing_loss,
     router_entropy_loss,
     router_z_loss,
+    window_loss,
 )
 from adaptive_lm.train.model.router import Router
 
 N, E, D = 60, 4, 16
 ALL = torch.ones(N, dtype=torch.bool)
+ZEROS = torch.zeros(N)
+BALANCING = [load_balancing_loss, head_balancing_loss]
 
 
-def layer_of(logits: Tensor, selected: Tensor, runs: Tensor | None = None) -> LayerRouting:
-    """What a layer with these logits (N, E) and selections decided."""
+def layer_of(logits: Tensor, selected: Tensor, runs: Tensor | None = None, gate: Tensor = ZEROS) -> LayerRouting:
+    """What a layer with these logits (N, E) of experts and of heads, and these selections of both, decided; `gate` (N,)
+    are the logits of its depth and the scores of its windows."""
     router = Router(D, FFNConfig(num_experts=E))
     router.weight.data = torch.eye(E, D)
     routes = router(torch.nn.functional.pad(logits, (0, D - E)), torch.tensor(1.0))
-    return LayerRouting(ALL if runs is None else runs, routes._replace(selected_experts=selected), None, None)
+    shared = torch.ones(N, 2, dtype=torch.bool)  # heads that all tokens use, which no balance counts
+    heads = HeadRoutes(
+        logits, logits.softmax(-1), routes.mass_before, torch.cat([shared, selected], -1), logits, None, None
+    )
+    return LayerRouting(
+        ALL if runs is None else runs,
+        routes._replace(selected_experts=selected),
+        DepthRoutes(gate, gate.sigmoid(), ALL, gate, None, None),
+        heads,
+        Windows(ZEROS.long(), gate.sigmoid(), None),
+    )
 
 
 def evenly(k: int) -> Tensor:
@@ -41,47 +58,50 @@ def preferring(first: float) -> tuple[Tensor, Tensor]:
     return logits, torch.nn.functional.one_hot(logits.argmax(-1), E).bool()
 
 
+@pytest.mark.parametrize("loss", BALANCING)
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_load_balancing_is_one_where_all_is_even(k: int) -> None:
-    """T34, whatever the number of experts a token takes."""
-    assert load_balancing_loss(layer_of(torch.zeros(N, E), evenly(k)), ALL).item() == pytest.approx(1.0, abs=1e-6)
+def test_load_balancing_is_one_where_all_is_even(k: int, loss) -> None:  # type: ignore[no-untyped-def]
+    """T34, whatever the number of experts or heads a token takes."""
+    assert loss(layer_of(torch.zeros(N, E), evenly(k)), ALL).item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_load_balancing_rises_with_every_step_from_even_to_one_expert() -> None:
-    """T34. E is the most it can be: all tokens surely to one expert."""
-    losses = [load_balancing_loss(layer_of(*preferring(first)), ALL).item() for first in (0.0, 0.5, 1, 2, 4, 50)]
+@pytest.mark.parametrize("loss", BALANCING)
+def test_load_balancing_rises_with_every_step_from_even_to_one_expert(loss) -> None:  # type: ignore[no-untyped-def]
+    """T34. E is the most it can be: all tokens surely to one expert, or one head."""
+    losses = [loss(layer_of(*preferring(first)), ALL).item() for first in (0.0, 0.5, 1, 2, 4, 50)]
     assert losses == sorted(losses)
     assert losses[0] > 1 - 1e-6
     assert losses[-1] == pytest.approx(E, rel=1e-4)
 
 
-def test_load_balancing_pushes_probability_away_from_the_busy_expert() -> None:
+@pytest.mark.parametrize("loss", BALANCING)
+def test_load_balancing_pushes_probability_away_from_the_busy_expert(loss) -> None:  # type: ignore[no-untyped-def]
     logits, selected = preferring(1.0)
     logits.requires_grad_()
-    load_balancing_loss(layer_of(logits, selected), ALL).backward()
+    loss(layer_of(logits, selected), ALL).backward()
     assert logits.grad is not None
     assert logits.grad.sum(0)[0] > 0
     assert (logits.grad.sum(0)[1:] < 0).all()
 
 
-@pytest.mark.parametrize("loss", [load_balancing_loss, router_z_loss, router_entropy_loss, depth_z_loss])
+@pytest.mark.parametrize("loss", [*BALANCING, router_z_loss, router_entropy_loss, depth_z_loss, window_loss])
 def test_tokens_that_do_not_count_change_no_loss(loss) -> None:  # type: ignore[no-untyped-def]
-    """T34: padding, and for the router also the tokens that skipped its layer."""
+    """T34: padding, and for what a layer decides within it also the tokens that skipped it."""
     logits, selected = preferring(1.0)
     counted = torch.arange(N) % 3 != 0
     gate = logits[:, 0].clone()
 
     def value(logits: Tensor, selected: Tensor, gate: Tensor, counted: Tensor, runs: Tensor = ALL) -> float:
-        layer = layer_of(logits, selected & runs[:, None], runs)
-        return loss(layer._replace(depth_logits=gate), counted).item()
+        return loss(layer_of(logits, selected & runs[:, None], runs, gate), counted).item()
 
     alone = value(logits, selected, gate, counted)
     assert alone != pytest.approx(value(logits, selected, gate, ALL), rel=1e-3)
     noise = torch.where(counted[:, None], logits, 9 * torch.randn(N, E, generator=torch.Generator().manual_seed(1)))
     others = torch.where(counted[:, None], selected, ~selected)
-    assert value(noise, others, torch.where(counted, gate, 7.0), counted) == alone
+    elsewhere = torch.where(counted, gate, 7.0)
+    assert value(noise, others, elsewhere, counted) == alone
     if loss is not depth_z_loss:
-        assert value(noise, others, gate, ALL, runs=counted) == pytest.approx(alone, rel=1e-6)
+        assert value(noise, others, elsewhere, ALL, runs=counted) == pytest.approx(alone, rel=1e-6)
 
 
 def test_the_z_loss_is_the_squared_logsumexp_and_pulls_logits_down() -> None:
@@ -96,8 +116,18 @@ def test_the_z_loss_is_the_squared_logsumexp_and_pulls_logits_down() -> None:
 
 
 def test_the_depth_z_loss_is_the_squared_logit() -> None:
-    layer = LayerRouting(ALL, None, torch.linspace(-3, 2, N), None)
+    layer = layer_of(torch.zeros(N, E), evenly(1), gate=torch.linspace(-3, 2, N))
     assert depth_z_loss(layer, ALL).item() == pytest.approx(torch.linspace(-3, 2, N).square().mean().item(), rel=1e-5)
+
+
+def test_the_window_loss_makes_looking_back_cost() -> None:
+    """In shares of the way from the least to the most, so it weighs the same for a long window."""
+    gate = torch.linspace(-3, 2, N).requires_grad_()
+    loss = window_loss(layer_of(torch.zeros(N, E), evenly(1), gate=gate), ALL)
+    assert loss.item() == pytest.approx(gate.sigmoid().mean().item(), rel=1e-5)
+    loss.backward()
+    assert gate.grad is not None
+    assert (gate.grad > 0).all()
 
 
 def test_the_entropy_loss_is_the_entropy_in_nats() -> None:
@@ -122,10 +152,10 @@ def test_less_entropy_means_fewer_experts() -> None:
     descent = torch.optim.Adam(router.parameters(), lr=0.05)
     used = []
     for _ in range(60):
-        routes = router(x, router.default_top_p())
+        routes = router(x, router.level())
         used.append(routes.selected_experts.sum(-1).float().mean().item())
         descent.zero_grad()
-        router_entropy_loss(LayerRouting(ALL, routes, None, None), ALL).backward()
+        router_entropy_loss(LayerRouting(ALL, routes, None, None, None), ALL).backward()
         descent.step()
     assert used[0] > 2.5
     assert used[-1] < 1.2
@@ -147,7 +177,15 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
     model = copy.deepcopy(tiny_model(name)).train()
     counted = torch.arange(T).expand(B, T) < T - 4
     weights = LossConfig(
-        load_balancing_loss=0.5, router_z_loss=0.25, router_entropy_loss=0.125, depth_z_loss=2, exit_loss=3
+        load_balancing_loss=0.5,
+        router_z_loss=0.25,
+        router_entropy_loss=0.125,
+        depth_z_loss=2,
+        head_balancing_loss=0.75,
+        threshold_loss=1.5,
+        window_loss=0.7,
+        exit_loss=3,
+        exit_router_loss=0.3,
     )
     out = model(tiny_ids())
     total, parts = training_loss(model, out, tiny_ids(1), counted, weights)
@@ -155,37 +193,23 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
     expected = {"cross_entropy"}
     if config.ffn.routing != "dense":
         expected |= {"load_balancing_loss", "router_z_loss", "router_entropy_loss"}
+    if config.heads.routing != "all":
+        expected.add("head_balancing_loss")
     if config.has_depth_router(1):
         expected.add("depth_z_loss")
+    if config.attention.window_kind == "learned":
+        expected.add("window_loss")
+    if any(section.controller in ("learned", "fixed") for section in (config.ffn, config.heads, config.depth)):
+        expected.add("threshold_loss")
     if config.depth.exit_layers:
         expected.add("exit_loss")
+    if config.depth.exit_criterion == "router":
+        expected.add("exit_router_loss")
     assert set(parts) == expected
-    by_hand = sum(weights.model_dump().get(part, 1.0) * value.item() for part, value in parts.items())
+    strengths = weights.model_dump() | {"cross_entropy": 1.0}
+    by_hand = sum(strengths[part] * value.item() for part, value in parts.items())
     assert total.item() == pytest.approx(by_hand, rel=1e-6)
     assert all(not value.requires_grad for value in parts.values())
-
-
-def test_the_exit_loss_scores_the_head_after_each_exit_layer() -> None:
-    """The same weights cut off after an exit layer make a model whose cross-entropy is that layer's part."""
-    model = tiny_model("exits_none")
-    counted = torch.ones(B, T, dtype=torch.bool)
-    with torch.no_grad():
-        _, parts = training_loss(model, model(tiny_ids()), tiny_ids(1), counted, LossConfig())
-        losses = []
-        for layer in model.config.depth.exit_layers:
-            shallow = copy.deepcopy(model)
-            shallow.layers = shallow.layers[: layer + 1]
-            losses.append(cross_entropy(shallow(tiny_ids()).logits, tiny_ids(1), counted))
-    assert parts["exit_loss"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
-
-
-def test_the_exit_loss_teaches_the_layers_before_the_exit_and_no_others() -> None:
-    model = copy.deepcopy(tiny_model("exits_none")).train()
-    out = model(tiny_ids())
-    exit_loss(model, out, tiny_ids(1), torch.ones(B, T, dtype=torch.bool)).backward()
-    taught = [any(weight.grad is not None for weight in layer.parameters()) for layer in model.layers]
-    assert taught == [True, True, True, False]
-    assert all(model.layers[0].moe.gate_up.grad.flatten(1).any(1))
 
 
 @pytest.mark.parametrize("name", ["top_p", "both_none"])
