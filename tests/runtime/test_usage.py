@@ -8,6 +8,7 @@ from tiny_graph import E, L, expected, manifest_content
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
 from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.manifest import Costs
 from adaptive_lm.runtime.usage import Meter, Routes
 
 IDS = list(b"How do mountains form?")
@@ -16,7 +17,7 @@ IDS = list(b"How do mountains form?")
 def different_costs() -> dict[str, Any]:
     """Every cost another prime, so that no two mistakes cancel."""
     primes = iter(
-        [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101] * 2
+        [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101] * 3
     )
     names = (
         "attention",
@@ -27,6 +28,8 @@ def different_costs() -> dict[str, Any]:
         "depth_router",
         "exit_check",
         "skipped_kv",
+        "head",
+        "head_per_key",
     )
     return {
         table: {"head": next(primes), "layers": [{name: next(primes) for name in names} for _ in range(L)]}
@@ -34,7 +37,7 @@ def different_costs() -> dict[str, Any]:
     }
 
 
-def by_hand(table: dict[str, Any], routes: Routes, t: int, *, dense: bool) -> float:
+def by_hand(table: dict[str, Any], routes: Routes, t: int, *, dense: bool, num_heads: int = 2) -> float:
     """The sentence of the contract, word by word."""
     layers = manifest_content()["model"]["layers"]
     cost = table["head"]
@@ -46,6 +49,9 @@ def by_hand(table: dict[str, Any], routes: Routes, t: int, *, dense: bool) -> fl
         if dense or routes.layers_run[layer, t]:
             cost += part["attention"] + part["attention_per_key"] * keys + part["router"]
             cost += part["expert"] * used + part["shared_expert"]
+            every = dense or routes.selected_heads is None
+            heads = num_heads if every else int(routes.selected_heads[layer, t].sum())
+            cost += heads * (part["head"] + part["head_per_key"] * keys)
         else:
             cost += part["skipped_kv"]
         if layers[layer]["depth_router"] and here:
@@ -72,6 +78,24 @@ def test_costs_are_those_of_the_contract(engine: Engine, top_p: float, depth: fl
         usage = meter.usage(routes, t)
         assert usage.executed_flops == by_hand(costs["flops"], routes, t, dense=False)
         assert usage.dense_bytes == by_hand(costs["weight_bytes"], routes, t, dense=True)
+
+
+def test_costs_of_heads_and_windows_are_those_of_the_contract(rich_engine: Engine) -> None:
+    """Only the heads that were chosen, only the keys inside the window; a dense pass has every head and no window."""
+    costs = different_costs()
+    meter = Meter(rich_engine.manifest.model_copy(update={"costs": Costs.model_validate(costs)}))
+    rich_engine.session.reset(len(IDS))
+    rich_engine.session.set_thresholds(
+        resolve(rich_engine.manifest, Dial(router_top_p=0.5, depth_threshold=0.5, exit_threshold=0.6, head_top_p=0.5))
+    )
+    routes = rich_engine.session.prefill(IDS).routes
+    assert routes.windows is not None
+    assert (routes.keys[0] == np.minimum(np.arange(len(IDS)) + 1, 8)).all()
+    spent = meter.spent(routes)
+    for t in range(len(IDS)):
+        for row, table in enumerate(("flops", "weight_bytes")):
+            assert spent.executed[row, t] == by_hand(costs[table], routes, t, dense=False, num_heads=4)
+            assert spent.dense[row, t] == by_hand(costs[table], routes, t, dense=True, num_heads=4)
 
 
 def test_all_of_the_model_costs_what_the_dense_pass_costs(engine: Engine) -> None:
