@@ -6,11 +6,15 @@ of a head, C capacity of the cache.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..train.model.config import ModelConfig
-from .graph import Graph
+from .cope import Order, attend_by_context
+from .graph import FLOAT, INT64_ZERO, Graph
+from .heads import Execution, HeadRoutes, Slices, head_router
 from .weights import Weights
+from .window import Ring, behind_the_seam, learned_windows, ring_of, seen_in_ring
 
 
 class Cells(NamedTuple):
@@ -23,24 +27,45 @@ class Cells(NamedTuple):
     row_cells: str | None  # (n, 1) int64: the cell of each row; None where row i is cell i
     num_cells: str | None  # (1,) int64: B * S
     positions: str  # (B, S) int64
+    places: str  # (B, S) int64: how many tokens this layer held before this one
     seen: str  # (B, 1, S, C) bool: which places of the cache a cell may look at; under int8 with a spare row
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, each (B, K, C, W); what is not yet written is never seen."""
+    """Keys and values of one layer, each (B, K, C, W); what is not yet written is never seen.
+
+    `counted` (B, 1, C, 1) float32 is 1 where the token ran the layer; only of layers that must know.
+    """
 
     key: str
     value: str
+    counted: str = ""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the attention of every layer reads, computed once in the root graph."""
+
+    rotary: tuple[str, str] | None  # cos and sin
+    shapes: tuple[str, str]  # (B, -1, H, W) and (B, -1, 2K, W) as int64 vectors
+    windows: list[int | str | None]  # of each layer, see window.Tables
+    reach: list[str | None]
+    heads: Execution
+
+
+class Attended(NamedTuple):
+    out: str  # (n, D)
+    choices: list[str]  # (n, H) float32 where heads are routed, (n, 1) float32 where each token has its own window
 
 
 class Attention:
-    """The operators of one layer's attention; `shapes` of the root: (B, -1, H, W) and (B, -1, 2K, W)."""
+    """The operators of one layer's attention."""
 
-    def __init__(
-        self, weights: Weights, name: str, config: ModelConfig, rotary: tuple[str, str], shapes: tuple[str, str]
-    ) -> None:
-        self.weights, self.name, self.config = weights, name, config
-        self.rotary, self.shapes = rotary, shapes
+    def __init__(self, weights: Weights, config: ModelConfig, layer: int, shared: Shared) -> None:
+        self.weights, self.config, self.layer, self.shared = weights, config, layer, shared
+        self.name = f"layers.{layer}.attention"
+        self.positions = config.positions_of(layer)
+        self.mode = "circular" if config.window_of(layer) else "linear"
 
     def write(self, g: Graph, x: str, cells: Cells, past: Cache, lengths: str, present: Cache) -> Cache:
         """x (n, D): its keys and values go to the places from `lengths` (B,) on -> the cache, named `present`.
@@ -48,50 +73,149 @@ class Attention:
         It lies in the memory of `past` where the caller binds both to one buffer.
         """
         kv = self._to_heads(
-            g, self.weights.linear(g, x, f"{self.name}.kv.weight"), self.shapes[1], 2 * self.config.num_kv_heads, cells
+            g,
+            self.weights.linear(g, x, f"{self.name}.kv.weight"),
+            self.shared.shapes[1],
+            2 * self.config.num_kv_heads,
+            cells,
         )
         key, value = g.ops("Split", kv, outputs=2, axis=1, num_outputs=2)  # (B, K, S, W)
-        key = self._rotated(g, key, "k_norm", cells)
+        key = self._positioned(g, key, "k_norm", cells)
         return Cache(
-            g.op("TensorScatter", past.key, key, lengths, axis=2, name="write_key", result=present.key),
-            g.op("TensorScatter", past.value, value, lengths, axis=2, name="write_value", result=present.value),
+            self._scatter(g, past.key, key, lengths, "write_key", present.key),
+            self._scatter(g, past.value, value, lengths, "write_value", present.value),
         )
 
-    def attend(self, g: Graph, x: str, cells: Cells, present: Cache) -> str:
-        """x (n, D) -> (n, D)."""
-        width = self.config.num_heads * self.config.width_of_head
-        q = self._to_heads(
-            g, self.weights.linear(g, x, f"{self.name}.q.weight"), self.shapes[0], self.config.num_heads, cells
-        )
-        q = self._rotated(g, q, "q_norm", cells)
-        mixed = self._mix(g, q, present, cells.seen)
-        mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.int64(-1, width))
+    def count(self, g: Graph, runs: str, grid: str, past: Cache, lengths: str, present: Cache) -> str:
+        """runs (N, 1) bool: which of the tokens that are written run the layer -> `counted` of the cache."""
+        counted = g.op("Reshape", g.op("Cast", runs, to=FLOAT), grid)  # (B, 1, T, 1)
+        return self._scatter(g, past.counted, counted, lengths, "write_counted", present.counted)
+
+    def attend(self, g: Graph, x: str, cells: Cells, present: Cache, head_top_p: str) -> Attended:
+        """x (n, D) normed -> Attended."""
+        config, routes, slices, choices = self.config, None, None, []
+        if config.heads.routing != "all":
+            routes = head_router(g, self.weights, f"{self.name}.head_router", config, x, head_top_p)
+            choices.append(routes.selected)
+            if self.shared.heads == "sliced":
+                slices = Slices(g, self.weights, self.name, config, routes)
+        if slices:
+            q = slices.queries(x)  # (n, H, W)
+            if cells.row_cells is not None:
+                q = g.op("Reshape", q, g.int64(-1, config.num_heads * config.width_of_head))
+        else:
+            q = self.weights.linear(g, x, f"{self.name}.q.weight")
+        q = self._to_heads(g, q, self.shared.shapes[0], config.num_heads, cells)
+        q = self._positioned(g, q, "q_norm", cells)
+        ring, seen = None, cells.seen
+        if config.window_of(self.layer):
+            ring = ring_of(g, present.key)
+            seen, windows = self._look_back(g, x, cells, ring)
+            choices += windows
+        mixed = g.op("Transpose", self._mix(g, q, present, seen, ring, cells), perm=[0, 2, 1, 3])  # (B, S, H, W)
+        return Attended(self._project(g, mixed, cells, routes, slices), choices)
+
+    def _project(self, g: Graph, mixed: str, cells: Cells, routes: HeadRoutes | None, slices: Slices | None) -> str:
+        """The heads' outputs, weighted where they are routed, times o: (B, S, H, W) -> (n, D)."""
+        heads, width = self.config.num_heads, self.config.width_of_head
+        mixed = g.op("Reshape", mixed, g.int64(-1, heads, width) if routes else g.int64(-1, heads * width))
         if cells.row_cells is not None:
-            mixed = g.op("Gather", mixed, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)  # (n, H*W)
+            mixed = g.op("Gather", mixed, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)
+        if slices:
+            return slices.outputs(mixed)
+        if routes:
+            mixed = g.op("Mul", mixed, g.op("Unsqueeze", routes.weights, g.int64(2)), name="weigh_heads")
+            mixed = g.op("Reshape", mixed, g.int64(-1, heads * width))
         return self.weights.linear(g, mixed, f"{self.name}.o.weight")
 
-    def _mix(self, g: Graph, q: str, present: Cache, seen: str) -> str:
-        """softmax(q k^T / sqrt(W)) v: q (B, H, S, W) -> (B, H, S, W).
+    def _mix(self, g: Graph, q: str, present: Cache, seen: str, ring: Ring | None, cells: Cells) -> str:
+        """softmax(q k^T / sqrt(W) + position) v: q (B, H, S, W) -> (B, H, S, W).
 
         Under int8 with a spare row of queries, thrown away: ONNX Runtime multiplies a single row by another kernel than
         two or more, which rounds the last bit otherwise, and the next quantisation makes a whole step of that bit. With
         two rows at least, a token alone is computed bit for bit as in a prompt.
         """
-        if self.weights.precision == "fp32":
-            return g.op("Attention", q, present.key, present.value, seen)
-        q = g.op("Pad", q, g.int64(0, 1), "", g.int64(2), name="spare_row")  # (B, H, S + 1, W)
-        mixed = g.op("Attention", q, present.key, present.value, seen)
-        return g.op("Slice", mixed, g.int64(0), g.int64(-1), g.int64(2))
+        spare = self.weights.precision != "fp32"
+        if spare:
+            q = g.op("Pad", q, g.int64(0, 1), "", g.int64(2), name="spare_row")  # (B, H, S + 1, W)
+        if self.positions == "cope":
+            order = Order(self._counts(g, present, seen), behind_the_seam(g, ring, cells.places) if ring else None)
+            mixed = attend_by_context(
+                g, self.weights, self.name, self.config, q, present.key, present.value, seen, order
+            )
+        else:
+            mixed = g.op("Attention", q, present.key, present.value, seen)
+        return g.op("Slice", mixed, g.int64(0), g.int64(-1), g.int64(2)) if spare else mixed
+
+    def _counts(self, g: Graph, present: Cache, seen: str) -> str:
+        """Which of the cells that are seen count for positions: those whose token ran this layer."""
+        if not present.counted:
+            return seen
+        counted = g.op("Reshape", g.op("Greater", present.counted, g.scalar(0.0)), g.int64(0, 1, 1, -1))
+        return g.op("And", seen, counted, name="counts")
+
+    def _look_back(self, g: Graph, x: str, cells: Cells, ring: Ring) -> tuple[str, list[str]]:
+        """Which cells of its ring each token sees, and (n, 1) float32 its window where tokens of a layer differ."""
+        table, windows = self.shared.reach[self.layer], self.shared.windows[self.layer]
+        reported = []
+        if table is not None:
+            reach = self._by_place(g, table, cells)
+            if isinstance(windows, str):
+                sizes = self._by_place(g, windows, cells)
+                reported.append(g.op("Cast", self._to_rows(g, sizes, cells), to=FLOAT))
+        else:
+            sizes = learned_windows(g, self.weights, self.name, self.config, self.layer, x)
+            reported.append(g.op("Cast", sizes, to=FLOAT))
+            so_far = g.op("Add", cells.places, g.scalar(1))
+            reach = g.op("Min", self._to_grid(g, sizes, cells), so_far)
+        seen = seen_in_ring(g, ring, cells.places, reach)
+        return spare_row(g, self.weights, seen), reported
+
+    def _by_place(self, g: Graph, table: str, cells: Cells) -> str:
+        """What a table (context_length,) says of each cell, (B, S), once for all layers that ask in this graph."""
+        if (table, cells.places) not in g.derived:
+            g.derived[table, cells.places] = (g.op("Gather", table, cells.places),)
+        return g.derived[table, cells.places][0]
+
+    def _to_rows(self, g: Graph, grid: str, cells: Cells) -> str:
+        """(B, S) -> (n, 1)."""
+        rows = g.op("Reshape", grid, g.int64(-1, 1))
+        if cells.row_cells is None:
+            return rows
+        return g.op("Gather", rows, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)
+
+    def _to_grid(self, g: Graph, rows: str, cells: Cells) -> str:
+        """(n, 1) int64 -> (B, S); empty cells hold 0."""
+        if cells.row_cells is not None:
+            assert cells.num_cells is not None
+            empty = g.op("ConstantOfShape", cells.num_cells, value=INT64_ZERO)
+            rows = g.op("ScatterND", empty, cells.row_cells, g.op("Reshape", rows, g.int64(-1)))
+        return g.op("Reshape", rows, g.op("Shape", cells.places))
 
     def _to_heads(self, g: Graph, x: str, shape: str, heads: int, cells: Cells) -> str:
-        """x (n, heads * W) -> (B, heads, S, W); empty cells hold zeros."""
+        """x (n, heads * W) or (n, heads, W) -> (B, heads, S, W); empty cells hold zeros."""
         if cells.row_cells is not None:
             assert cells.num_cells is not None
             size = g.op("Concat", cells.num_cells, g.int64(heads * self.config.width_of_head), axis=0)
             x = g.op("ScatterND", g.op("ConstantOfShape", size), cells.row_cells, x)
         return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
 
-    def _rotated(self, g: Graph, heads: str, norm: str, cells: Cells) -> str:
+    def _positioned(self, g: Graph, heads: str, norm: str, cells: Cells) -> str:
+        """Normed, and under RoPE turned by its position."""
         weight = self.weights.parameter(g, f"{self.name}.{norm}.weight")
         heads = g.op("RMSNormalization", heads, weight, axis=-1, epsilon=self.config.norm_eps, name=norm)
-        return g.op("RotaryEmbedding", heads, *self.rotary, cells.positions)
+        if self.positions != "rope":
+            return heads
+        assert self.shared.rotary is not None
+        return g.op("RotaryEmbedding", heads, *self.shared.rotary, cells.positions)
+
+    def _scatter(self, g: Graph, past: str, update: str, lengths: str, name: str, result: str) -> str:
+        mode = {"mode": self.mode} if self.mode == "circular" else {}  # linear is the operator's own default
+        return g.op("TensorScatter", past, update, lengths, axis=2, name=name, result=result, **mode)
+
+
+def spare_row(g: Graph, weights: Weights, seen: str) -> str:
+    """seen (B, 1, S, C) -> the same, under int8 with a row more that sees everything."""
+    if weights.precision == "fp32":
+        return seen
+    return g.op("Pad", seen, g.int64(0, 1), g.scalar(True), g.int64(2), name="spare_row")

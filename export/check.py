@@ -47,10 +47,11 @@ def points(source: Source) -> dict[str, Thresholds]:
     """Thresholds to compare at: the trained ones, everything on, and little."""
     trained = source.thresholds()
     ones, zeros = torch.ones_like(trained.router_top_p), torch.zeros_like(trained.router_top_p)
-    found = {"trained": trained, "everything": Thresholds(ones, zeros, ones)}
-    if source.config.adapts_depth or source.config.ffn.routing == "top_p":
-        depth = (trained.depth_threshold + 0.1).clamp(max=1) if source.config.depth.layers_share < 1 else zeros
-        found["little"] = Thresholds(trained.router_top_p / 2, depth, 0.5 * ones)
+    found = {"trained": trained, "everything": Thresholds(ones, zeros, ones, ones)}
+    config = source.config
+    if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
+        depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
+        found["little"] = Thresholds(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
     return found
 
 
@@ -160,10 +161,9 @@ def _quantisation(
     bits = [sum(_bits(side, w) for side, w in zip(s, windows, strict=True)) for s in zip(*pairs, strict=True)]
     num_bytes = sum(len(source.tokenizer.decode(w[0, 1:].tolist()).encode()) for w in windows)
     torch_bits, int8_bits = (total / num_bytes for total in bits)
-    decisions = sum(j.selected_experts.size + j.layers_run.size for j, _ in pairs)
-    flips = sum(
-        int((j.selected_experts != f.selected_experts).sum() + (j.layers_run != f.layers_run).sum()) for j, f in pairs
-    )
+    routed = ("selected_experts", "selected_heads", "layers_run")
+    decisions = sum(getattr(judge, name).size for judge, _ in pairs for name in routed)
+    flips = sum(int((getattr(judge, name) != getattr(found, name)).sum()) for judge, found in pairs for name in routed)
     worse = int8_bits / torch_bits - 1
     report["quantisation"] = {
         "bits_per_byte": int8_bits,

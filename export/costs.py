@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 from ..runtime.manifest import Costs, CostTable, LayerCosts
 from ..train.model.config import ModelConfig
+from .heads import execution_of
 from .weights import Precision
 
 FP32_BYTES = 4
+COPE_PER_KEY = 8.0
+"""FLOPs of one head for the contextual position of one key: sigmoid, sum, cap, floor, part, product, two additions."""
 Cost = Callable[[int, int], float]
 """Of a matrix (inputs, outputs) for one token."""
 
@@ -17,12 +20,14 @@ def costs(config: ModelConfig, precision: Precision) -> Costs:
     """The manifest's two tables, from the shapes of the matrices: norms and activations are left out as negligible."""
     layers = range(config.num_layers)
     matrix = {"fp32": _fp32_bytes, "int8": _int8_bytes}[precision]
+    sliced = config.heads.routing != "all" and execution_of(config, precision) == "sliced"
     flops = CostTable(
-        head=_flops(config.dim, config.vocab_size), layers=[_layer(config, i, _flops, _flops, None) for i in layers]
+        head=_flops(config.dim, config.vocab_size),
+        layers=[_layer(config, i, sliced, _flops, _flops, None) for i in layers],
     )
     read = CostTable(
         head=matrix(config.dim, config.vocab_size),
-        layers=[_layer(config, i, matrix, _fp32_bytes, FP32_BYTES) for i in layers],
+        layers=[_layer(config, i, sliced, matrix, _fp32_bytes, FP32_BYTES) for i in layers],
     )
     return Costs(flops=flops, weight_bytes=read)
 
@@ -39,23 +44,49 @@ def _int8_bytes(inputs: int, outputs: int) -> float:
     return float(inputs * outputs + FP32_BYTES * outputs)  # and a scale for each output
 
 
-def _layer(config: ModelConfig, layer: int, matrix: Cost, router: Cost, cache_bytes: int | None) -> LayerCosts:
+def _layer(
+    config: ModelConfig, layer: int, sliced: bool, matrix: Cost, router: Cost, cache_bytes: int | None
+) -> LayerCosts:
     """One layer by the cost of a matrix that can be quantised and of one that stays fp32.
 
-    `cache_bytes` is the size of a number in the cache, or None where the cost is FLOPs.
+    `cache_bytes` is the size of a number in the cache, or None where the cost is FLOPs. `sliced` heads multiply by
+    their slices of q and o where a token chose them; all heads attend, since they share the keys that must be read.
     """
-    dim, ffn = config.dim, config.ffn
-    queries, keys = config.num_heads * config.width_of_head, config.num_kv_heads * config.width_of_head
+    dim, ffn, heads, width = config.dim, config.ffn, config.num_heads, config.width_of_head
+    queries, keys = heads * width, config.num_kv_heads * width
     hidden = ffn.dim if ffn.routing == "dense" else ffn.expert_dim
     shared = ffn.shared_expert_dim if ffn.routing != "dense" else 0
     keys_and_values = matrix(dim, 2 * keys)
+    attention, per_key = keys_and_values, 2.0 * keys * cache_bytes if cache_bytes else 4.0 * queries
+    if not sliced:
+        attention += matrix(dim, queries) + matrix(queries, dim)
+    if config.positions_of(layer) == "cope":
+        positions = 2 * router(width, config.attention.max_positions)  # and the steps between them
+        attention += positions if cache_bytes else heads * positions
+        counted = cache_bytes if cache_bytes and config.counts_cells(layer) else 0
+        per_key += counted if cache_bytes else COPE_PER_KEY * heads
+    exit_check = router(dim, 1) if config.depth.exit_criterion == "router" else matrix(dim, config.vocab_size)
     return LayerCosts(
-        attention=matrix(dim, queries) + keys_and_values + matrix(queries, dim),
-        attention_per_key=2.0 * keys * cache_bytes if cache_bytes else 4.0 * queries,
-        router=0.0 if ffn.routing == "dense" else router(dim, ffn.num_experts),
+        attention=attention,
+        attention_per_key=per_key,
+        router=_routers(config, layer, router),
         expert=matrix(dim, 2 * hidden) + matrix(hidden, dim),
         shared_expert=matrix(dim, 2 * shared) + matrix(shared, dim) if shared else 0.0,
-        depth_router=router(dim, 1) if config.has_depth_router(layer) else 0.0,
-        exit_check=matrix(dim, config.vocab_size) if layer in config.depth.exit_layers else 0.0,
+        depth_router=(1 + config.depth.per_token) * router(dim, 1) if config.has_depth_router(layer) else 0.0,
+        exit_check=exit_check if layer in config.depth.exit_layers else 0.0,
         skipped_kv=keys_and_values if config.depth.skipped_kv == "project" else 0.0,
+        head=matrix(dim, width) + matrix(width, dim) if sliced else 0.0,
     )
+
+
+def _routers(config: ModelConfig, layer: int, router: Cost) -> float:
+    """What a token that runs the layer pays for its choices in it: experts, heads, window, and their thresholds."""
+    outputs = 0
+    if config.ffn.routing != "dense":
+        outputs += config.ffn.num_experts + config.ffn.per_token
+    if config.heads.routing != "all":
+        outputs += config.num_heads + 2 * bool(config.heads.shared_heads)
+        outputs += config.heads.per_token or config.heads.routing == "adaptive"
+    if config.window_of(layer) and config.attention.window_kind == "learned":
+        outputs += 1
+    return router(config.dim, outputs) if outputs else 0.0

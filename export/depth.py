@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from ..train.model.config import ModelConfig
 from .graph import Graph
+from .threshold import token_factor
 from .weights import Weights
 
 
-def depth_scores(g: Graph, weights: Weights, name: str, x: str, norm_eps: float) -> str:
-    """sigmoid(w . rms(x) + b), float32 in every precision: x (N, D) -> (N, 1)."""
+class DepthRoutes(NamedTuple):
+    scores: str  # (N, 1) float32
+    passes: str  # (N, 1) bool: the score reaches the token's threshold
+
+
+def depth_router(
+    g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, depth_threshold: str
+) -> DepthRoutes:
+    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold u, float32 in every precision.
+
+    x (N, D), depth_threshold (N, 1).
+    """
     with g.scope("depth_router"):
-        scaled = g.op("RMSNormalization", x, weights.parameter(g, f"{name}.weight"), axis=-1, epsilon=norm_eps)
-        logits = g.op("ReduceSum", scaled, g.int64(1), keepdims=1)
-        return g.op("Sigmoid", g.op("Add", logits, weights.parameter(g, f"{name}.bias")), name="depth_scores")
+        scores = g.op("Sigmoid", _logits(g, weights, name, config, x), name="depth_scores")
+        if config.depth.per_token:
+            logits = _logits(g, weights, f"{name}.per_token", config, x)
+            factor = token_factor(g, logits, config.depth.per_token_least)
+            depth_threshold = g.op("Mul", depth_threshold, factor, name="limit")
+    return DepthRoutes(scores, g.op("GreaterOrEqual", scores, depth_threshold, name="passes"))
+
+
+def _logits(g: Graph, weights: Weights, name: str, config: ModelConfig, x: str) -> str:
+    """w . rms(x) + b: (N, D) -> (N, 1)."""
+    weight = weights.parameter(g, f"{name}.weight")
+    scaled = g.op("RMSNormalization", x, weight, axis=-1, epsilon=config.norm_eps)
+    return g.op("Add", g.op("ReduceSum", scaled, g.int64(1), keepdims=1), weights.parameter(g, f"{name}.bias"))

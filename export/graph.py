@@ -69,6 +69,10 @@ class Graph:
         dtype = np.bool_ if isinstance(value, bool) else np.int64 if isinstance(value, int) else np.float32
         return self._constant(np.asarray(value, dtype))
 
+    def constant(self, value: Array) -> str:
+        """A small constant array of any dtype."""
+        return self._constant(np.asarray(value))
+
     def branch(
         self,
         condition: str,
@@ -123,5 +127,6 @@ class _Scope:
 
 
 FLOAT, INT64, BOOL, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8
+INT32 = TensorProto.INT32
 INT64_ZERO = helper.make_tensor("zero", INT64, [1], [0])
 """The fill of a ConstantOfShape; its default is a float."""

@@ -120,6 +120,12 @@ def _model(source: Source, precision: Precision) -> Model:
             num_experts=config.num_experts,
             depth_router=config.has_depth_router(i),
             exit=i in config.depth.exit_layers,
+            positions=config.positions_of(i),
+            window=config.window_of(i),
+            head_routing=config.heads.routing,
+            shared_heads=config.heads.shared_heads,
+            least_heads=config.least_heads,
+            most_heads=config.most_heads,
         )
         for i in range(config.num_layers)
     ]
@@ -137,6 +143,7 @@ def _model(source: Source, precision: Precision) -> Model:
         eos_id=_eos_id(source),
         num_experts=config.num_experts,
         layers=layers,
+        exit_criterion=config.depth.exit_criterion,
     )
 
 

@@ -1,13 +1,14 @@
 """Proves that the exported graph decides and computes what the torch model does.
 
-L layers, T tokens, E experts, V vocabulary. Decisions (experts, layers, exits) must be equal; a token whose margin to
-a threshold is below EPSILON is a near tie: it is counted, its decision may differ, and at most NEAR_TIES of the tokens
-may be such. After a tie that fell the other way the sequences differ, so the rest of that window is not compared and is
-counted too.
+L layers, T tokens, E experts, H heads, V vocabulary. Decisions (experts, heads, windows, layers, exits) must be equal;
+a token whose margin to a threshold is below EPSILON is a near tie: it is counted, its decision may differ, and at most
+NEAR_TIES of the tokens may be such. After a tie that fell the other way the sequences differ, so the rest of that
+window is not compared and is counted too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor
 from ..runtime.dial import Thresholds as SessionThresholds
 from ..runtime.session import Session, Step
 from ..train.model import ModelOutput, Thresholds, Transformer
+from ..train.model.block import LayerRouting
+from ..train.model.heads import HeadRoutes
+from ..train.model.window import LEVELS
 from .graph import Array
 
 EPSILON = 1e-5
@@ -67,13 +71,23 @@ class Pass:
     selected_experts: Array  # (L, T, E) bool
     layers_run: Array  # (L, T) bool
     exit_layer: Array  # (T,)
+    selected_heads: Array  # (L, T, H) bool; (L, T, 0) where heads are not routed
+    windows: Array  # (L, T) int64; zeros where no layer has one
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
+
+    def differs_from(self, other: Pass) -> Array:
+        """(T,) bool: some decision about the token is another."""
+        differs: Array = self.exit_layer != other.exit_layer
+        for name in ("selected_experts", "selected_heads"):
+            differs = differs | (getattr(self, name) != getattr(other, name)).any((0, 2))
+        for name in ("layers_run", "windows"):
+            differs = differs | (getattr(self, name) != getattr(other, name)).any(0)
+        return differs
 
 
 def compare(into: Comparison, judge: Pass, found: Pass) -> None:
     """Adds a window to `into`. The margins are those of `judge`."""
-    differs = (judge.selected_experts != found.selected_experts).any((0, 2))
-    differs |= (judge.layers_run != found.layers_run).any(0) | (judge.exit_layer != found.exit_layer)
+    differs = judge.differs_from(found)
     tie = judge.margins < EPSILON
     end = len(differs)
     if differs.any():
@@ -97,19 +111,20 @@ def compare(into: Comparison, judge: Pass, found: Pass) -> None:
 def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
     """ids (1, T) -> Pass, with the margin of every decision."""
     out = model(ids, thresholds)
+    tokens = ids.shape[1]
+    experts = [layer.routes.selected_experts if layer.routes else layer.runs[:, None] for layer in out.routing]
+    nobody, everything = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
+    heads = [layer.heads.selected_heads if layer.heads else nobody for layer in out.routing]
+    windows = [layer.windows.sizes if layer.windows else everything for layer in out.routing]
     return Pass(
         out.logits[0].float().numpy(),
-        np.stack([_selected(out, i) for i in range(len(out.routing))]),
+        torch.stack(experts).numpy(),
         torch.stack([layer.runs for layer in out.routing]).numpy(),
         out.exit_layer[0].numpy(),
+        torch.stack(heads).numpy(),
+        torch.stack(windows).numpy(),
         margins(out, thresholds, model).numpy(),
     )
-
-
-def _selected(out: ModelOutput, layer: int) -> Array:
-    routes = out.routing[layer].routes
-    selected: Array = (routes.selected_experts if routes else out.routing[layer].runs[:, None]).numpy()
-    return selected
 
 
 def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Tensor:
@@ -121,23 +136,47 @@ def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Ten
     closest = torch.full(left.shape, float("inf"))
     for i, layer in enumerate(out.routing):
         here = (left < 0) | (left >= i)
-        if layer.depth_scores is not None and thresholds.depth_threshold[i] > 0:
-            margin = (layer.depth_scores - thresholds.depth_threshold[i]).abs()
+        if layer.depth is not None and thresholds.depth_threshold[i] > 0:
+            margin = (layer.depth.scores - _limit(thresholds.depth_threshold[i], layer.depth.factor)).abs()
             closest = torch.where(here, closest.minimum(margin), closest)
-        if layer.routes is not None:
-            margin = _expert_margin(layer.routes.router_probs, layer.routes.selected_experts)
-            if model.config.ffn.routing == "top_p" and thresholds.router_top_p[i] < 1:
-                to_threshold = (layer.routes.mass_before[:, 1:] - thresholds.router_top_p[i]).abs().amin(-1)
-                margin = margin.minimum(to_threshold)
+        for margin in _choices(layer, i, thresholds, model):
             closest = torch.where(layer.runs, closest.minimum(margin), closest)
-        if i in out.exit_probs and thresholds.exit_threshold[i] < 1:
-            margin = (out.exit_probs[i][0] - thresholds.exit_threshold[i]).abs()
+        if i in out.exit_confidence and thresholds.exit_threshold[i] < 1:
+            margin = (out.exit_confidence[i][0] - thresholds.exit_threshold[i]).abs()
             closest = torch.where(here, closest.minimum(margin), closest)
     return closest
 
 
-def _expert_margin(probs: Tensor, selected: Tensor) -> Tensor:
-    """Between the least probable expert that was chosen and the most probable that was not, (N,)."""
+def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transformer) -> Iterator[Tensor]:
+    """The margins, (T,) each, of what a token decides inside a layer that it runs."""
+    config = model.config
+    if layer.routes is not None:
+        yield _rank_margin(layer.routes.router_probs, layer.routes.selected_experts)
+        if config.ffn.routing == "top_p" and thresholds.router_top_p[i] < 1:
+            limit = _limit(thresholds.router_top_p[i], layer.routes.factor)
+            yield (layer.routes.mass_before[:, 1:] - limit).abs().amin(-1)
+    if layer.heads is not None:
+        yield _rank_margin(layer.heads.router_probs, layer.heads.selected_heads[:, config.heads.shared_heads :])
+        if config.heads.routing != "top_k" and thresholds.head_top_p[i] < 1:
+            yield _head_limit_margin(layer.heads, thresholds.head_top_p[i], model)
+    if layer.windows is not None and layer.windows.scores is not None:
+        score = LEVELS * layer.windows.scores
+        yield (score - score.round()).abs() / LEVELS
+
+
+def _limit(level: Tensor, factor: Tensor | None) -> Tensor:
+    return level if factor is None else level * factor
+
+
+def _head_limit_margin(heads: HeadRoutes, level: Tensor, model: Transformer) -> Tensor:
+    """Of the ranks that the threshold decides about, the least distance to it, (T,); inf where there are none."""
+    shared, least, most = model.config.heads.shared_heads, model.config.least_heads, model.config.most_heads
+    distance = (heads.mass_before - _limit(level, heads.factor)).abs()[:, least - shared : most - shared]
+    return torch.cat([distance, distance.new_full((len(distance), 1), torch.inf)], -1).amin(-1)
+
+
+def _rank_margin(probs: Tensor, selected: Tensor) -> Tensor:
+    """Between the least probable that was chosen and the most probable that was not, (T,)."""
     least = torch.where(selected, probs, torch.inf).amin(-1)
     most = torch.where(selected, -torch.inf, probs).amax(-1)
     return (least - most).abs()
@@ -172,10 +211,16 @@ def _begin(session: Session, thresholds: Thresholds, capacity: int) -> None:
 
 
 def _as_pass(steps: list[Step], tokens: int) -> Pass:
+    routes = [step.routes for step in steps]
+    layers = len(routes[0].layers_run)
+    heads = [one.selected_heads for one in routes if one.selected_heads is not None]
+    windows = [one.windows for one in routes if one.windows is not None]
     return Pass(
         np.concatenate([step.logits for step in steps]),
-        np.concatenate([step.routes.selected_experts for step in steps], 1),
-        np.concatenate([step.routes.layers_run for step in steps], 1),
-        np.concatenate([step.routes.exit_layer for step in steps]),
+        np.concatenate([one.selected_experts for one in routes], 1),
+        np.concatenate([one.layers_run for one in routes], 1),
+        np.concatenate([one.exit_layer for one in routes]),
+        np.concatenate(heads, 1) if heads else np.zeros((layers, tokens, 0), np.bool_),
+        np.concatenate(windows, 1) if windows else np.zeros((layers, tokens), np.int64),
         np.full(tokens, np.inf),
     )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..train.model.config import FFNConfig
 from .graph import FLOAT, Graph
+from .threshold import limit
 from .weights import Weights
 
 
@@ -27,7 +28,8 @@ def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, rou
             kept = g.op("Expand", kept, g.op("Shape", ranked))
         else:
             mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, E)
-            kept = g.op("Less", mass_before, router_top_p)
+            least = config.per_token_least if config.per_token else None
+            kept = g.op("Less", mass_before, limit(g, weights, name, x, router_top_p, least))
         kept = g.op("Cast", kept, to=FLOAT)
         # every place is overwritten, since `expert` is a permutation: router_probs only lends its shape
         selected = g.op("ScatterElements", router_probs, expert, kept, axis=-1, name="selected_experts")

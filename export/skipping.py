@@ -1,6 +1,6 @@
 """Proves that what a token did not choose was not executed, by ONNX Runtime's own profile of decoded tokens.
 
-L layers, E experts.
+L layers, E experts, H heads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ..train.model import Thresholds
 from .graph import Array
 
 EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|down)\.(\d+)$")
-LAYER = re.compile(r"layers\.(\d+)/(?:run/)?attention/Attention$")
+HEAD = re.compile(r"layers\.(\d+)/(?:run/)?attention/([qo])\.(\d+)$")
+LAYER = re.compile(r"layers\.(\d+)/(?:run/)?attention/(?:Attention|cope/gates)$")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Executed:
     """What the profile of one pass shows."""
 
     rows: Array  # (L, 2, E): rows that gate_up and down of each expert multiplied
+    head_rows: Array  # (L, 2, H): rows that the slices of q and o of each head multiplied
     layers: Array  # (L,) bool: layers entered
 
 
@@ -41,6 +43,9 @@ class Proof:
     """What all experts of all layers would have multiplied."""
     layers_entered: int
     failures: list[str]
+    head_rows_multiplied: int = 0
+    head_rows_dense: int = 0
+    """What the slices of all heads would have multiplied; 0 where all heads are one product."""
 
     def report(self) -> dict[str, Any]:
         return {
@@ -48,13 +53,16 @@ class Proof:
             "expert_rows_multiplied": self.rows_multiplied,
             "expert_rows_dense": self.rows_dense,
             "layers_entered": self.layers_entered,
+            "head_rows_multiplied": self.head_rows_multiplied,
+            "head_rows_dense": self.head_rows_dense,
             "passed": not self.failures,
         }
 
     def line(self, num_layers: int) -> str:
+        heads = f"{self.head_rows_multiplied} of {self.head_rows_dense} head rows, " if self.head_rows_dense else ""
         return (
             f"profile of {self.tokens} decoded tokens: {self.rows_multiplied} of {self.rows_dense} expert rows "
-            f"multiplied, {self.layers_entered} of {self.tokens * num_layers} layers entered, "
+            f"multiplied, {heads}{self.layers_entered} of {self.tokens * num_layers} layers entered, "
             + ("as the usage output says" if not self.failures else "NOT as the usage output says")
         )
 
@@ -70,26 +78,31 @@ def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequ
     session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
     cache = Cache(onnxruntime, manifest, "cpu", len(ids))
     one = Pass(onnxruntime, session, manifest, cache, 1, 1)
-    said: list[tuple[Array, Array]] = []
+    said: list[tuple[Array, Array, Array]] = []
     for position, token in enumerate(ids):
         for name, values in thresholds[position % len(thresholds)]._asdict().items():
             getattr(cache, name)[:] = values.numpy()[:, None]
         one.ids[:], one.positions[:] = token, position
         one.run()
         cache.lengths[:] = one.new_lengths
-        said.append((one.selected_experts[:, 0, 0].copy(), one.layers_run[:, 0, 0].copy()))
+        used = (one.selected_experts, one.selected_heads, one.layers_run)
+        said.append((used[0][:, 0, 0].copy(), used[1][:, 0, 0].copy(), used[2][:, 0, 0].copy()))
     path = Path(session.end_profiling())
     try:
-        executed = read_profile(json.loads(path.read_bytes()), model.num_layers, model.num_experts)
+        executed = read_profile(json.loads(path.read_bytes()), model.num_layers, model.num_experts, model.num_heads)
     finally:
         path.unlink()
 
     failures = [] if len(executed) == len(said) else [f"{len(executed)} passes profiled, {len(said)} run"]
     routed = np.array([layer.routing != "dense" for layer in model.layers])
-    for token, (found, (selected, layers_run)) in enumerate(zip(executed, said, strict=False)):
-        expected = np.repeat((selected & routed[:, None])[:, None], 2, 1)  # (L, 2, E)
-        if not np.array_equal(found.rows, expected.astype(np.int64)):
-            failures.append(f"token {token}: expert rows multiplied differ from the usage output")
+    sliced = np.array([layer.head > 0 for layer in manifest.costs.flops.layers])
+    for token, (found, (selected, heads, layers_run)) in enumerate(zip(executed, said, strict=False)):
+        for name, rows, used in (
+            ("expert", found.rows, selected & routed[:, None]),
+            ("head", found.head_rows, heads & sliced[:, None]),
+        ):
+            if not np.array_equal(rows, np.repeat(used[:, None], 2, 1).astype(np.int64)):  # (L, 2, E) or (L, 2, H)
+                failures.append(f"token {token}: {name} rows multiplied differ from the usage output")
         if not np.array_equal(found.layers, layers_run):
             failures.append(
                 f"token {token}: entered layers {np.flatnonzero(found.layers).tolist()}, "
@@ -101,14 +114,21 @@ def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequ
         rows_dense=len(said) * int(routed.sum()) * model.num_experts,
         layers_entered=int(sum(found.layers.sum() for found in executed)),
         failures=failures,
+        head_rows_multiplied=int(sum(found.head_rows[:, 0].sum() for found in executed)),
+        head_rows_dense=len(said) * int(sliced.sum()) * model.num_heads,
     )
 
 
-def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int) -> list[Executed]:
+def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int, num_heads: int) -> list[Executed]:
     """What each pass of a profile executed, from the names and input shapes of its nodes."""
     passes = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
     starts = np.array([start for start, _ in passes])
-    found = [Executed(np.zeros((num_layers, 2, num_experts), np.int64), np.zeros(num_layers, np.bool_)) for _ in passes]
+
+    def nothing() -> Executed:
+        rows, head_rows = (np.zeros((num_layers, 2, parts), np.int64) for parts in (num_experts, num_heads))
+        return Executed(rows, head_rows, np.zeros(num_layers, np.bool_))
+
+    found = [nothing() for _ in passes]
     for event in events:
         name = event["name"].removesuffix("_kernel_time")
         if event.get("cat") != "Node" or name == event["name"]:
@@ -117,6 +137,9 @@ def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int
         if expert := EXPERT.match(name):
             shape = next(iter(event["args"]["input_type_shape"][0].values()))
             one.rows[int(expert[1]), ("gate_up", "down").index(expert[2]), int(expert[3])] += shape[0]
+        elif head := HEAD.match(name):
+            shape = next(iter(event["args"]["input_type_shape"][0].values()))
+            one.head_rows[int(head[1]), ("q", "o").index(head[2]), int(head[3])] += shape[0]
         elif layer := LAYER.match(name):
             one.layers[int(layer[1])] = True
     return found

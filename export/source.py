@@ -42,11 +42,21 @@ class Source:
         return torch.tensor([ids], dtype=torch.int64)
 
     def weights(self) -> dict[str, Array]:
-        """name -> array of every parameter, tied ones once."""
-        return {name: value.detach().numpy() for name, value in self.model.named_parameters()}
+        """name -> array of what the graph holds."""
+        return weights_of(self.model)
 
     def thresholds(self) -> Thresholds:
         return self.model.default_thresholds()
+
+
+def weights_of(model: Transformer) -> dict[str, Array]:
+    """name -> array of every parameter that the graph holds, tied ones once, and of the windows that were found.
+
+    Levels, learned or controlled, are no part of it: they are numbers in the manifest and inputs of the graph.
+    """
+    levels, windows = ".level_logit", ".window_controller.window"
+    found = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
+    return found | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
 
 
 def find(name: str | None) -> Path:
@@ -131,19 +141,26 @@ def dial(source: Source) -> DialTable:
     """For each wanted average the threshold of each layer: the controllers' quantile tables."""
     config = source.config
     experts: list[list[float] | None] = []
+    heads: list[list[float] | None] = []
     depth: list[list[float] | None] = []
+    chooses = config.heads.routing in ("top_p", "adaptive") and config.least_heads < config.most_heads
     for block in source.model.blocks():
         routed = block.moe is not None and config.ffn.routing == "top_p"
         experts.append(_table(block.moe.router.controller.table) if routed and block.moe else None)
+        router = block.attention.head_router if chooses else None
+        # a level of 1 is every head, whatever the largest score seen
+        heads.append([*_table(router.controller.table)[:-1], 1.0] if router else None)
         # the manifest asks for the share that runs, the controller for the share that lies below the threshold
         depth.append(_table(block.depth_router.controller.table.flip(0)) if block.depth_router else None)
     return DialTable(
         grid=np.linspace(0, 1, GRID_POINTS).tolist(),
         router_top_p=experts,
         depth_threshold=depth,
+        head_top_p=heads,
         target=DialTarget(
             experts_per_token=1.0 if config.ffn.routing == "dense" else config.ffn.experts_per_token,
             layers_share=config.depth.layers_share,
+            heads_per_token=config.heads_per_token if config.heads.routing != "all" else None,
         ),
     )
 

@@ -7,28 +7,39 @@ thresholds.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 from onnx import helper
 
 from ..train.model.attention import rotary_tables
 from ..train.model.config import ModelConfig
-from .attention import Cache, Cells
-from .block import Batch, Block, LayerInputs, seen
+from .attention import Cache, Cells, Shared
+from .block import Batch, Block, LayerInputs, reported, seen
+from .exits import confidence, exit_router
 from .graph import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
+from .heads import Execution, execution_of
+from .threshold import EVERYTHING
 from .weights import Precision, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
+from .window import Tables
+
+FIRST = 1e-20
+"""The least threshold of heads: a mass of 0 lies below it, so that the first head is always taken."""
 
 
-def build(config: ModelConfig, state: dict[str, Array], precision: Precision = "fp32") -> onnx.ModelProto:
+def build(
+    config: ModelConfig, state: dict[str, Array], precision: Precision = "fp32", heads: Execution | None = None
+) -> onnx.ModelProto:
     """The model as one ONNX graph of standard operators.
 
     Args:
-        state: name -> array, the checkpoint's weights without the controllers' tables.
+        state: name -> array, the checkpoint's weights without what controllers hold, but with the windows they found.
+        heads: how routed heads run; by default as is faster for their size.
     Raises:
         AssertionError: a weight of the checkpoint is used not exactly once.
     """
     weights = Weights(state, precision)
     g = Graph("adaptive")
-    _Transformer(g, weights, config).write()
+    _Transformer(g, weights, config, heads or execution_of(config, precision)).write()
     if weights.untaken():
         raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
     inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config).items()]
@@ -54,6 +65,8 @@ def graph_inputs(config: ModelConfig) -> Signature:
         "exit_threshold": (FLOAT, [layers, "B"]),
         "num_logits": (INT64, []),
     }
+    if config.heads.routing in ("top_p", "adaptive"):
+        signature["head_top_p"] = (FLOAT, [layers, "B"])
     return signature | _caches(config, "past")
 
 
@@ -67,25 +80,38 @@ def graph_outputs(config: ModelConfig) -> Signature:
         "exit_layer": (INT64, ["B", "T"]),
         "new_lengths": (INT64, [layers, "B"]),
     }
+    if config.heads.routing != "all":
+        signature["selected_heads"] = (BOOL, [layers, "B", "T", config.num_heads])
+    if config.has_windows:
+        signature["windows"] = (INT64, [layers, "B", "T"])
     return signature | _caches(config, "present")
 
 
 def _caches(config: ModelConfig, when: str) -> Signature:
-    shape: list[str | int] = ["B", config.num_kv_heads, "C", config.width_of_head]
-    return {f"{when}_{part}.{i}": (FLOAT, shape) for i in range(config.num_layers) for part in ("key", "value")}
+    """A layer with a window has a capacity of its own: its cache is a ring."""
+    signature: Signature = {}
+    for i in range(config.num_layers):
+        capacity = f"C.{i}" if config.window_of(i) else "C"
+        for part in ("key", "value"):
+            signature[f"{when}_{part}.{i}"] = (FLOAT, ["B", config.num_kv_heads, capacity, config.width_of_head])
+        if config.counts_cells(i):
+            signature[f"{when}_counted.{i}"] = (FLOAT, ["B", 1, capacity, 1])
+    return signature
 
 
 class _Transformer:
-    def __init__(self, g: Graph, weights: Weights, config: ModelConfig) -> None:
-        self.g, self.weights, self.config = g, weights, config
+    def __init__(self, g: Graph, weights: Weights, config: ModelConfig, heads: Execution) -> None:
+        self.g, self.weights, self.config, self.heads = g, weights, config, heads
         with g.scope("batch"):
             shape = g.op("Shape", "ids")
             self.size, self.time = g.ops("Split", shape, outputs=2, axis=0, num_outputs=2)  # (1,) each
             self.tokens = g.op("Mul", self.size, self.time)
             self.batch = self._batch()
-            # 1 keeps every expert, also where float32 rounds the mass before the last to 1: so it becomes 2
-            every = g.op("GreaterOrEqual", "router_top_p", g.scalar(1.0))
-            self.router_top_p = self._per_token(g.op("Where", every, g.scalar(2.0), "router_top_p"))
+            self.router_top_p = self._per_token(self._or_everything("router_top_p"))
+            self.head_top_p: tuple[str, ...] = ("",) * config.num_layers
+            if "head_top_p" in graph_inputs(config):
+                level = g.op("Max", self._or_everything("head_top_p"), g.scalar(FIRST))
+                self.head_top_p = self._per_token(level)
             self.depth_threshold = self._per_token("depth_threshold")
             self.exit_threshold = self._per_token("exit_threshold")
             self.lengths = self._per_layer(g.op("Reshape", "lengths", g.int64(-1)))  # (B,) each
@@ -96,30 +122,47 @@ class _Transformer:
         everyone = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", everyone))
         x = self._embed()
-        selected, runs = [], []
+        chosen, runs = [], []
         for i in range(layers):
             with g.scope(f"layers.{i}"):
-                past = Cache(f"past_key.{i}", f"past_value.{i}")
-                present = Cache(f"present_key.{i}", f"present_value.{i}")
-                inputs = LayerInputs(past, present, self.lengths[i], self.router_top_p[i], self.depth_threshold[i])
+                parts = ("key", "value", "counted") if self.config.counts_cells(i) else ("key", "value")
+                past, present = (Cache(*(f"{when}_{part}.{i}" for part in parts)) for when in ("past", "present"))
+                levels = (self.router_top_p[i], self.depth_threshold[i], self.head_top_p[i])
+                inputs = LayerInputs(past, present, self.lengths[i], *levels)
                 out = Block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
                 x = out.x
-                selected.append(out.selected)
+                chosen.append(out.chosen)
                 runs.append(out.runs or everyone)
             if i in self.config.depth.exit_layers:
                 with g.scope(f"exit.{i}"):
-                    exits = self._exits(x, alive or everyone, self.exit_threshold[i])
+                    exits = self._exits(i, x, alive or everyone, self.exit_threshold[i])
                     exit_layer = g.op("Where", exits, g.scalar(i), exit_layer, name="exit_layer")
                     alive = g.op("And", alive or everyone, g.op("Not", exits), name="alive")
 
         per_layer = g.op("Concat", g.int64(layers), self.size, self.time, axis=0)
         layers_run = g.op("Reshape", g.op("Concat", *runs, axis=0), per_layer, result="layers_run")
-        per_expert = g.op("Concat", per_layer, g.int64(self.config.num_experts), axis=0)
-        selections = g.op("Cast", g.op("Concat", *selected, axis=0), to=BOOL)
-        g.op("Reshape", selections, per_expert, result="selected_experts")
+        self._report(chosen, per_layer, layers_run)
         g.op("Reshape", exit_layer, g.op("Shape", "ids"), result="exit_layer")
         g.op("Add", "lengths", self._written(layers_run), result="new_lengths")
         self._last_logits(x)
+
+    def _report(self, chosen: list[str], per_layer: str, layers_run: str) -> None:
+        """chosen, of each layer (N, X): what each token used, as outputs; layers_run (L, B, T)."""
+        g, columns = self.g, reported(self.config)
+        shapes = {"windows": per_layer} | {
+            name: g.op("Concat", per_layer, g.int64(number), axis=0)
+            for name, number in columns.items()
+            if name != "windows"
+        }
+        parts: tuple[str, ...] = (g.op("Concat", *chosen, axis=0),)
+        if len(columns) > 1:
+            parts = g.ops("Split", parts[0], g.int64(*columns.values()), outputs=len(columns), axis=1)
+        for name, part in zip(columns, parts, strict=True):
+            values = g.op("Cast", part, to=INT64 if name == "windows" else BOOL)
+            g.op("Reshape", values, shapes[name], result=name)
+        if self.config.has_windows and "windows" not in columns:  # one number a layer
+            sizes = np.array(self.batch.attention.windows, np.int64).reshape(-1, 1, 1)
+            g.op("Mul", g.op("Cast", layers_run, to=INT64), g.constant(sizes), result="windows")
 
     def _written(self, layers_run: str) -> str:
         """How many places each layer's cache gained, (L, B) or (1,) int64."""
@@ -129,24 +172,42 @@ class _Transformer:
 
     def _batch(self) -> Batch:
         g, config = self.g, self.config
-        width = config.width_of_head
-        cos, sin = (table.numpy() for table in rotary_tables(config))
-        capacity = g.op("Squeeze", g.op("Shape", "past_key.0", start=2, end=3))
-        places = g.op("Range", g.scalar(0), capacity, g.scalar(1))
+        width, layers = config.width_of_head, range(config.num_layers)
+        places = mask = ""
+        if unlimited := [i for i in layers if not config.window_of(i)]:
+            capacity = g.op("Squeeze", g.op("Shape", f"past_key.{unlimited[0]}", start=2, end=3))
+            places = g.op("Range", g.scalar(0), capacity, g.scalar(1))
         shapes = tuple(
             g.op("Concat", self.size, g.int64(-1, heads, width), axis=0)
             for heads in (config.num_heads, 2 * config.num_kv_heads)
         )
+        one_sequence = g.op("Equal", self.size, g.int64(1))
+        positions = g.op("Reshape", "positions", g.int64(-1))
+        if unlimited:
+            mask = seen(g, self.weights, places, "positions")
+        counts = any(config.counts_cells(i) for i in layers)
+        tables = Tables(g, self.weights, config)
         return Batch(
-            one_sequence=g.op("Equal", self.size, g.int64(1)),
+            one_sequence=one_sequence,
             size=self.size,
             num_tokens=self.tokens,
-            positions=g.op("Reshape", "positions", g.int64(-1)),
-            cells=Cells(None, None, "positions", seen(g, self.weights, places, "positions")),
+            positions=positions,
+            cells=Cells(None, None, "positions", "positions", mask),
             places=places,
-            shapes=(shapes[0], shapes[1]),
-            rotary=(g.weight("rotary.cos", cos), g.weight("rotary.sin", sin)),
+            grid=g.op("Concat", self.size, g.int64(1), self.time, g.int64(1), axis=0) if counts else "",
+            attention=Shared(self._rotary(), (shapes[0], shapes[1]), tables.windows, tables.reach, self.heads),
         )
+
+    def _rotary(self) -> tuple[str, str] | None:
+        if all(self.config.positions_of(i) != "rope" for i in range(self.config.num_layers)):
+            return None
+        cos, sin = (table.numpy() for table in rotary_tables(self.config))
+        return self.g.weight("rotary.cos", cos), self.g.weight("rotary.sin", sin)
+
+    def _or_everything(self, level: str) -> str:
+        """(L, B): a level of 1 keeps everything."""
+        g = self.g
+        return g.op("Where", g.op("GreaterOrEqual", level, g.scalar(1.0)), g.scalar(EVERYTHING), level)
 
     def _per_token(self, thresholds: str) -> tuple[str, ...]:
         """(L, B) -> for each layer (N, 1): every token has its sequence's threshold."""
@@ -190,29 +251,31 @@ class _Transformer:
         scale = g.op("Unsqueeze", g.op("Gather", scale, ids, axis=0), g.int64(1))
         return g.op("Mul", g.op("Cast", rows, to=FLOAT), scale)
 
-    def _logits(self, x: str, norm: str) -> str:
-        """head(norm(x)): (n, D) -> (n, V)."""
-        g = self.g
-        x = g.op("RMSNormalization", x, norm, axis=-1, epsilon=self.config.norm_eps, name="norm")
-        if self.weights.precision == "fp32":
-            return g.op("Gemm", x, self.head, transB=1, name="head")
-        rows, row_scale = quantize_rows(g, x)
-        return dequantize(g, integer_matmul(g, rows, self.head, "head"), row_scale, self.head_scale)
-
-    @property
-    def _norm(self) -> str:
+    def _normed(self, x: str) -> str:
+        """The last norm, which exits share: (n, D) -> (n, D)."""
         if "norm.weight" not in self.weights.taken:
             self.weights.parameter(self.g, "norm.weight")
-        return "norm.weight"
+        return self.g.op("RMSNormalization", x, "norm.weight", axis=-1, epsilon=self.config.norm_eps, name="norm")
 
-    def _exits(self, x: str, alive: str, exit_threshold: str) -> str:
-        """Which tokens leave here, (N, 1) bool. Asked are only those still here whose threshold is below 1."""
+    def _logits(self, normed: str) -> str:
+        """The head: (n, D) -> (n, V)."""
         g = self.g
+        if self.weights.precision == "fp32":
+            return g.op("Gemm", normed, self.head, transB=1, name="head")
+        rows, row_scale = quantize_rows(g, normed)
+        return dequantize(g, integer_matmul(g, rows, self.head, "head"), row_scale, self.head_scale)
+
+    def _exits(self, layer: int, x: str, alive: str, exit_threshold: str) -> str:
+        """Which tokens leave here, (N, 1) bool. Asked are only those still here whose threshold is below 1."""
+        g, criterion = self.g, self.config.depth.exit_criterion
         asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
         rows = g.op("Reshape", g.op("NonZero", g.op("Reshape", asked, g.int64(-1))), g.int64(-1))  # (n,)
-        probs = g.op("Softmax", self._logits(g.op("Gather", x, rows, axis=0), self._norm), axis=-1)
-        highest = g.op("ReduceMax", probs, g.int64(1), keepdims=1)  # (n, 1)
-        leaves = g.op("Greater", highest, g.op("Gather", exit_threshold, rows, axis=0))
+        normed = self._normed(g.op("Gather", x, rows, axis=0))
+        if criterion == "router":
+            sure = exit_router(g, self.weights, f"exit_routers.{layer}", normed)
+        else:
+            sure = confidence(g, criterion, self._logits(normed), self.config.vocab_size)
+        leaves = g.op("Greater", sure, g.op("Gather", exit_threshold, rows, axis=0))  # (n, 1)
         return g.op("ScatterND", g.op("And", asked, g.scalar(False)), g.op("Unsqueeze", rows, g.int64(1)), leaves)
 
     def _last_logits(self, x: str) -> None:
@@ -221,6 +284,6 @@ class _Transformer:
         grid = g.op("Concat", self.size, self.time, g.int64(self.config.dim), axis=0)
         wanted = g.op("Reshape", "num_logits", g.int64(1))
         last = g.op("Slice", g.op("Reshape", x, grid), g.op("Neg", wanted), g.int64(2**62), g.int64(1))
-        logits = self._logits(g.op("Reshape", last, g.int64(-1, self.config.dim)), self._norm)
+        logits = self._logits(self._normed(g.op("Reshape", last, g.int64(-1, self.config.dim))))
         shape = g.op("Concat", self.size, wanted, g.int64(self.config.vocab_size), axis=0)
         g.op("Reshape", logits, shape, result="logits")

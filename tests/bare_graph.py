@@ -1,12 +1,12 @@
 """Exported graphs run by hand: numpy in, numpy out, any number of sequences; what the runtime does with more care.
 
-L layers, B sequences, T tokens, E experts, V vocabulary, K key/value heads, C capacity, W width of a head.
+L layers, B sequences, T tokens, E experts, H heads, V vocabulary, K key/value heads, C capacity, W width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -16,12 +16,15 @@ import onnxruntime
 import torch
 from tiny_models import CONFIGS, season, tiny_model, variant
 
-from adaptive_lm.export.transformer import build
+from adaptive_lm.export.heads import Execution
+from adaptive_lm.export.source import weights_of
+from adaptive_lm.export.transformer import build, graph_inputs
 from adaptive_lm.export.weights import Precision
 from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
 
-DECISIONS = ("selected_experts", "layers_run", "exit_layer")
-OUTPUTS = ("logits", *DECISIONS, "new_lengths")
+DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
+AXIS = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1, "selected_heads": 2, "windows": 2}
+"""Of the tokens in each output."""
 EVERYTHING: dict[str, Any] = {"depth": {"layers_share": 0.5, "exit_layers": (0, 2), "skipped_kv": "project"}}
 MODELS = CONFIGS | {
     "one_layer": variant(num_layers=1),
@@ -42,19 +45,14 @@ def model_of(name: str) -> Transformer:
     return model.eval()
 
 
-def weights_of(model: Transformer) -> dict[str, np.ndarray]:
-    """What `build` takes."""
-    return {name: value.detach().numpy() for name, value in model.named_parameters()}
+@cache
+def proto_of(name: str, precision: Precision = "fp32", heads: Execution | None = None) -> onnx.ModelProto:
+    return build(MODELS[name], weights_of(model_of(name)), precision, heads)
 
 
 @cache
-def proto_of(name: str, precision: Precision = "fp32") -> onnx.ModelProto:
-    return build(MODELS[name], weights_of(model_of(name)), precision)
-
-
-@cache
-def graph_of(name: str, precision: Precision = "fp32") -> Graph:
-    return Graph(proto_of(name, precision), MODELS[name])
+def graph_of(name: str, precision: Precision = "fp32", heads: Execution | None = None) -> Graph:
+    return Graph(proto_of(name, precision, heads), MODELS[name])
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,8 @@ class Said:
     layers_run: np.ndarray  # (L, B, T)
     exit_layer: np.ndarray  # (B, T)
     new_lengths: np.ndarray  # (L, B)
+    selected_heads: np.ndarray | None = None  # (L, B, T, H), where heads are routed
+    windows: np.ndarray | None = None  # (L, B, T), where a layer has one
 
 
 class Graph:
@@ -85,20 +85,30 @@ class Graph:
 class Sequences:
     """B sequences in the hands of one graph: their caches, written in place, and what each layer holds of them."""
 
-    def __init__(self, graph: Graph, batch: int = 1, capacity: int = 32, fill: float = 0.0) -> None:
+    def __init__(
+        self, graph: Graph, batch: int = 1, capacity: int = 32, fill: float = 0.0, longest: int | None = None
+    ) -> None:
+        """Caches with windows are rings for passes of at most `longest` tokens; None never lets them wrap."""
         config = graph.config
-        self.graph, self.batch = graph, batch
+        self.graph, self.batch, self.longest = graph, batch, longest or capacity
         self.lengths = np.zeros((config.num_layers, batch), np.int64)
         self.positions = np.zeros(batch, np.int64)
-        shape = (batch, config.num_kv_heads, capacity, config.width_of_head)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(config.num_layers):
+            window = config.window_of(layer)
+            cells = min(window + self.longest - 1, capacity) if window else capacity
+            for kind in ("key", "value"):
+                shapes[f"{kind}.{layer}"] = (batch, config.num_kv_heads, cells, config.width_of_head)
+            if config.counts_cells(layer):
+                shapes[f"counted.{layer}"] = (batch, 1, cells, 1)
         self.caches = {
-            f"{kind}.{layer}": onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, fill, np.float32), "cpu", 0)
-            for kind in ("key", "value")
-            for layer in range(config.num_layers)
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, fill, np.float32), "cpu", 0)
+            for name, shape in shapes.items()
         }
 
     def run(self, ids: np.ndarray, *thresholds: Thresholds, num_logits: int | None = None) -> Said:
         """ids (B, T), thresholds of each sequence -> Said, logits of all T; the sequences are then T tokens longer."""
+        assert ids.shape[1] <= self.longest, "the rings are too small for so long a pass"
         number = ids.shape[1] if num_logits is None else num_logits
         inputs: dict[str, np.ndarray] = {
             "ids": np.asarray(ids, np.int64),
@@ -106,27 +116,32 @@ class Sequences:
             "lengths": self.lengths,
             "num_logits": np.asarray(number, np.int64),
         }
-        for name in Thresholds._fields:
+        for name in (field for field in Thresholds._fields if field in graph_inputs(self.graph.config)):
             per_sequence = [getattr(limits, name).numpy() for limits in thresholds]
             inputs[name] = np.stack(per_sequence, 1).astype(np.float32)  # (L, B)
         binding = self.graph.session.io_binding()
         for name, value in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value) if value.ndim else value)
-        for name in OUTPUTS:
+        outputs = [output.name for output in self.graph.session.get_outputs() if "present_" not in output.name]
+        for name in outputs:
             binding.bind_output(name, "cpu")
         for name, cache_ in self.caches.items():
             binding.bind_ortvalue_input(f"past_{name}", cache_)
             binding.bind_ortvalue_output(f"present_{name}", cache_)
         self.graph.session.run_with_iobinding(binding)
-        found = dict(zip(OUTPUTS, binding.copy_outputs_to_cpu(), strict=False))
-        said = Said(**{name: found[name].copy() for name in OUTPUTS})
+        found = dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=False))
+        said = Said(**{name: found[name].copy() for name in outputs})
         self.lengths = said.new_lengths
         self.positions = self.positions + ids.shape[1]
         return said
 
     def steps(self, ids: np.ndarray, *thresholds: Thresholds) -> Said:
         """ids (B, T) one column at a time -> Said, as if it had been one pass."""
-        return joined([self.run(ids[:, t : t + 1], *thresholds) for t in range(ids.shape[1])])
+        return self.parts(ids, 1, *thresholds)
+
+    def parts(self, ids: np.ndarray, size: int, *thresholds: Thresholds) -> Said:
+        """ids (B, T), `size` columns at a time -> Said, as if it had been one pass."""
+        return joined([self.run(ids[:, t : t + size], *thresholds) for t in range(0, ids.shape[1], size)])
 
     def content(self) -> dict[str, np.ndarray]:
         """A copy of every cache, (B, K, C, W)."""
@@ -135,9 +150,7 @@ class Sequences:
 
 def together(*singles: Sequences) -> Sequences:
     """Sequences that were computed alone, as one batch."""
-    graph = singles[0].graph
-    capacity = next(iter(singles[0].caches.values())).shape()[2]
-    batch = Sequences(graph, len(singles), capacity)
+    batch = Sequences(singles[0].graph, len(singles), longest=singles[0].longest)
     batch.lengths = np.concatenate([single.lengths for single in singles], 1)
     batch.positions = np.concatenate([single.positions for single in singles])
     contents = [single.content() for single in singles]
@@ -149,26 +162,29 @@ def together(*singles: Sequences) -> Sequences:
 
 def joined(parts: list[Said]) -> Said:
     """Passes one after the other as one pass."""
-    axis = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1}
-    whole = {name: np.concatenate([getattr(part, name) for part in parts], at) for name, at in axis.items()}
+    whole = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis)
+        for name, axis in AXIS.items()
+        if getattr(parts[0], name) is not None
+    }
     return Said(**whole, new_lengths=parts[-1].new_lengths)
 
 
 def row(said: Said, b: int) -> Said:
     """One sequence of a batch."""
-    only = slice(b, b + 1)
-    return Said(
-        said.logits[only],
-        said.selected_experts[:, only],
-        said.layers_run[:, only],
-        said.exit_layer[only],
-        said.new_lengths[:, only],
-    )
+    axis = AXIS | {"new_lengths": 2}  # the axis of the tokens follows that of the sequences
+    return Said(**{
+        field.name: np.take(value, [b], axis[field.name] - 1)
+        for field in fields(said)
+        if (value := getattr(said, field.name)) is not None
+    })  # fmt: skip
 
 
 def same_decisions(said: Said, judge: Any, tokens: slice = slice(None)) -> None:
     """Raises AssertionError unless every decision equals the judge's about those of its tokens."""
     for name in DECISIONS:
+        if getattr(said, name) is None:
+            continue
         expected = np.asarray(getattr(judge, name))
         expected = expected[:, :, tokens] if name != "exit_layer" else expected[:, tokens]
         np.testing.assert_array_equal(getattr(said, name), expected, err_msg=name)
@@ -177,13 +193,16 @@ def same_decisions(said: Said, judge: Any, tokens: slice = slice(None)) -> None:
 def shifted(thresholds: Thresholds, by: float) -> Thresholds:
     """The same a little further up (the sequence does less of everything but leaving) or down."""
     return Thresholds(
-        thresholds.router_top_p - 3 * by, thresholds.depth_threshold + by / 2, thresholds.exit_threshold + by
+        thresholds.router_top_p - 3 * by,
+        thresholds.depth_threshold + by / 2,
+        thresholds.exit_threshold + by,
+        thresholds.head_top_p - 3 * by,
     )
 
 
 def everything_on(config: ModelConfig) -> Thresholds:
     ones = torch.ones(config.num_layers)
-    return Thresholds(ones, 0 * ones, ones)
+    return Thresholds(ones, 0 * ones, ones, ones)
 
 
 def graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import reference
-import torch
 from bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
-from tiny_models import ADAPTS_DEPTH, busy_thresholds, tiny_ids
+from tiny_models import ADAPTS_DEPTH, busy_thresholds, even_thresholds, tiny_ids
 
 from adaptive_lm.export.parity import TOLERANCE
 from adaptive_lm.train.model import Thresholds
@@ -38,7 +37,9 @@ def test_the_buffer_holds_the_keys_of_the_plain_model_and_nothing_else_changed(n
         for layer, length in enumerate(sequences.lengths[:, b]):
             for kind, expected in (("key", plain.keys[layer]), ("value", plain.values[layer])):
                 written = found[f"{kind}.{layer}"][b, :, :length].swapaxes(0, 1)  # (length, K, W)
-                np.testing.assert_allclose(written, np.stack(expected), rtol=0, atol=TOLERANCE["fp32"])
+                assert len(expected) == length
+                if length:
+                    np.testing.assert_allclose(written, np.stack(expected), rtol=0, atol=TOLERANCE["fp32"])
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -70,11 +71,11 @@ def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str)
 @pytest.mark.parametrize("name", [name for name in ADAPTS_DEPTH if MODELS[name].depth.skipped_kv == "none"])
 def test_a_layer_that_nobody_runs_leaves_its_cache_untouched(name: str) -> None:
     layers = MODELS[name].num_layers
-    nobody = Thresholds(torch.ones(layers), torch.full((layers,), 1.1), torch.zeros(layers))
+    nobody = even_thresholds(layers, depth=3.0, leave=-0.1)  # beyond what a factor of 1/2 can lower into reach
     sequences = Sequences(graph_of(name), B, fill=FILL)
     said = sequences.steps(tiny_ids(2, batch=B, time=3).numpy(), *[nobody] * B)
     idle = np.flatnonzero(~said.layers_run.any((1, 2)))
-    assert len(idle) >= 2
+    assert len(idle) >= 1
     for layer in idle:
         for kind in ("key", "value"):
             assert (sequences.content()[f"{kind}.{layer}"] == FILL).all()

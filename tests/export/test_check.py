@@ -240,7 +240,7 @@ def test_sharp_routers_and_sure_tokens_are_no_near_ties(tmp_path: Path) -> None:
             parameter.mul_(8 if "moe.router" in name else 3 if name == "head.weight" else 1)
         sure = source.model(source.heldout_ids(256), points(source)["little"])
     assert min(float(layer.routes.router_probs.min()) for layer in sure.routing if layer.routes) < 1e-7
-    assert max(float(probs.max()) for probs in sure.exit_probs.values()) > 1 - EPSILON
+    assert max(float(probs.max()) for probs in sure.exit_confidence.values()) > 1 - EPSILON
     report = check(source, graph_of(source, tmp_path / "model"), lambda line: None).report
     for name in ("torch_thresholds_trained", "torch_thresholds_everything", "prompt_against_single_tokens"):
         assert report[name]["wrong_decisions"] == 0

@@ -37,9 +37,11 @@ def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, p
     written = Counter(tensor.name for tensor in initializers(proto))
     read = Counter(value for node in nodes(proto) for value in node.input)
     for weight, value in state.items():
+        if weight.endswith("window_controller.window"):
+            continue  # a number of the masks' tables
         experts = range(len(value)) if value.ndim == 3 else None
         parts = [weight] if experts is None else [f"{weight}.{expert}" for expert in experts]
-        if precision == "int8" and value.ndim > 1 and "router" not in weight:
+        if precision == "int8" and value.ndim > 1 and "router" not in weight and "position" not in weight:
             assert written[f"{weight}.scale"] == 1
             parts = [f"{part}.int8" for part in parts]
         for part in parts:
@@ -55,6 +57,8 @@ def test_the_weights_in_the_file_are_those_of_the_checkpoint(name: str) -> None:
     state = weights_of(model_of(name))
     written = {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers(proto_of(name))}
     for weight, value in state.items():
+        if weight.endswith("window_controller.window"):
+            continue  # a number of the masks' tables
         if value.ndim == 3:
             value = np.stack([written[f"{weight}.{expert}"] for expert in range(len(value))])
             np.testing.assert_array_equal(value, state[weight], err_msg=weight)

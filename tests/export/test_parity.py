@@ -13,7 +13,7 @@ from adaptive_lm.export.parity import EPSILON, NEAR_TIES, Comparison, Pass, comp
 from adaptive_lm.export.transformer import build
 from adaptive_lm.train.model import Thresholds
 
-L, T, E, V = 2, 200, 4, 5
+L, T, E, H, V = 2, 200, 4, 6, 5
 
 
 @pytest.fixture
@@ -24,6 +24,8 @@ def one() -> Pass:
         random.random((L, T, E)) < 0.5,
         np.ones((L, T), bool),
         np.full(T, -1),
+        random.random((L, T, H)) < 0.5,
+        np.full((L, T), 8),
         np.full(T, 0.1),
     )
 
@@ -51,7 +53,7 @@ def test_the_same_is_equal(one: Pass) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("which", ["selected_experts", "layers_run", "exit_layer"])
+@pytest.mark.parametrize("which", ["selected_experts", "layers_run", "exit_layer", "selected_heads", "windows"])
 def test_one_decision_that_differs_fails_whatever_the_logits(one: Pass, which: str) -> None:
     changed = getattr(one, which).copy()
     if which == "exit_layer":
@@ -112,7 +114,7 @@ def test_margins_are_those_of_the_plain_model(name: str) -> None:
     with torch.no_grad():
         found = margins(model(ids, limits), limits, model).numpy()
     np.testing.assert_allclose(found, plain, rtol=0, atol=1e-5)
-    assert np.isinf(found).all() == (name in ("dense", "one_dense_layer"))
+    assert np.isinf(found).all() == (name in ("dense", "one_dense_layer")), "nothing to choose, nothing to be close to"
 
 
 def test_what_cannot_fall_otherwise_has_no_margin() -> None:
@@ -140,7 +142,7 @@ def test_router_top_p_one_keeps_experts_that_float32_rounds_away() -> None:
 def test_a_token_that_left_is_asked_nothing_more() -> None:
     model, ids = model_of("both_project"), tiny_ids(2, batch=1, time=24)
     busy = busy_thresholds(model.config)
-    leave = Thresholds(busy.router_top_p, busy.depth_threshold, 0 * busy.exit_threshold)
+    leave = busy._replace(exit_threshold=0 * busy.exit_threshold)
     with torch.no_grad():
         out = model(ids, leave)
         assert (out.exit_layer == 0).all()

@@ -158,6 +158,10 @@ def test_a_profile_is_read_by_the_names_and_shapes_of_its_nodes() -> None:
         node("layers.0/moe/down.3_kernel_time", 111, rows=2),
         node("layers.1/run/moe/gate_up.0_kernel_time", 112, rows=0),
         node("layers.1/run/attention/Attention_kernel_time", 113),
+        node("layers.2/run/attention/cope/gates_kernel_time", 113),
+        node("layers.2/run/attention/q.1_kernel_time", 113, rows=2),
+        node("layers.2/run/attention/o.1_kernel_time", 113, rows=2),
+        node("layers.2/run/attention/q_norm_kernel_time", 113),
         node("layers.0/moe/shared/gate_up_kernel_time", 114),
         node("layers.0/moe/gate_up.3_fence_before", 115),
         node("layers.0/moe/gate_up.3_kernel_time", 116, cat="Session"),
@@ -165,10 +169,12 @@ def test_a_profile_is_read_by_the_names_and_shapes_of_its_nodes() -> None:
         node("layers.12/moe/gate_up.1_kernel_time", 205),
         {"cat": "Session", "name": "model_run", "ts": 100, "dur": 50},
     ]
-    first, second = read_profile(json.loads(json.dumps(events)), 13, 4)
+    first, second = read_profile(json.loads(json.dumps(events)), 13, 4, 3)
     assert first.rows[0].tolist() == [[0, 0, 0, 2], [0, 0, 0, 2]]
     assert first.rows[1:].sum() == 0
-    assert np.flatnonzero(first.layers).tolist() == [1]
+    assert np.flatnonzero(first.layers).tolist() == [1, 2]
+    assert first.head_rows[2].tolist() == [[0, 2, 0], [0, 2, 0]]
+    assert first.head_rows.sum() == 4
     assert np.argwhere(second.rows).tolist() == [[12, 0, 1]]
 
 

@@ -108,7 +108,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
 
 
 def test_the_weights_are_the_parameters_and_tied_ones_stand_once(tmp_path: Path, source: Source) -> None:
-    assert set(source.weights()) == {name for name, _ in source.model.named_parameters()}
+    assert set(source.weights()) == {name for name, _ in source.model.named_parameters()}, "it learned no level"
     assert "head.weight" in source.weights()
     assert not any("controller" in name or name in ("cos", "sin") for name in source.weights())
     tied = read(write_run(tmp_path / "runs" / "tied", tie_embeddings=True))
@@ -152,7 +152,7 @@ def test_the_dial_gives_the_averages_it_is_asked_for(source: Source, exported: o
     def at(wanted: Dial) -> tuple[float, float]:
         found = resolve(manifest, wanted)
         ones = torch.ones(source.config.num_layers)
-        limits = Thresholds(torch.from_numpy(found.router_top_p), torch.from_numpy(found.depth_threshold), ones)
+        limits = Thresholds(torch.from_numpy(found.router_top_p), torch.from_numpy(found.depth_threshold), ones, ones)
         with torch.no_grad():
             out = source.model(ids, limits)
         return float(out.usage()["experts_per_token"]), float(out.routing[1].runs.float().mean())

