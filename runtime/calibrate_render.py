@@ -53,8 +53,8 @@ def lines(result: "Calibrated") -> list[str]:
         f"measured on {curve.tokens} tokens of {curve.text} that the thresholds were not chosen on; executed rises"
     ]
     if curve.points[0].milliseconds_per_token is not None:
-        pairs = ", ".join(f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls)
-        found.append(f"measured time does not rise everywhere: {pairs}" if pairs else "measured time rises too")
+        pairs = [f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls]
+        found += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises too"]
     found += [
         f"agreement {one.share:g} (confidence {one.confidence:g}): leave above {one.exit_threshold:g}; "
         f"{one.measured:.2%} of the tokens agreed, {one.layers_per_token:.2f} layers per token"

@@ -42,28 +42,24 @@ def mechanisms(manifest: Manifest) -> list[Mechanism]:
     model, table = manifest.model, manifest.dial
     heads = table.head_top_p or [None] * model.num_layers
 
-    def tabled(columns: Sequence[list[float] | None], least: float, by_level: Callable[[float], float]) -> Level:
+    def tabled(columns: Sequence[list[float] | None], all_of_it: float, least: float = 0.0) -> Level:
         def level(layer: int, coordinate: float) -> float:
-            column = columns[layer]
-            if column is None:  # no table: equal steps of the threshold itself
-                return by_level(coordinate)
-            return max(float(np.interp(1 - coordinate, table.grid, column)), least)
+            # Everything is at the threshold that says so, not at what the table saw last: between the two lies a jump.
+            # Without a table, equal steps of the threshold itself.
+            column = [*(columns[layer] or [1 - all_of_it] * 2)[:-1], all_of_it]
+            grid = table.grid if columns[layer] else [0, 1]
+            return max(float(np.interp(1 - coordinate, grid, column)), least)
 
         return level
-
-    def falling(coordinate: float) -> float:
-        return max(1 - coordinate, FEWEST_EXPERTS)
 
     experts = tuple(i for i, one in enumerate(model.layers) if one.routing == "top_p" and one.num_experts > 1)
     routed = tuple(i for i, one in enumerate(model.layers) if one.head_routing in ("top_p", "adaptive")
                    and len(set(one.head_range(model.num_heads))) > 1)  # fmt: skip
     routers = tuple(i for i, one in enumerate(model.layers) if one.depth_router)
     found = (
-        Mechanism("experts", "router_top_p", experts, tabled(table.router_top_p, FEWEST_EXPERTS, falling)),
-        Mechanism("heads", "head_top_p", routed, tabled(heads, 0.0, falling)),
-        Mechanism(
-            "depth", "depth_threshold", routers, tabled(table.depth_threshold, 0.0, lambda coordinate: coordinate)
-        ),
+        Mechanism("experts", "router_top_p", experts, tabled(table.router_top_p, 1.0, FEWEST_EXPERTS)),
+        Mechanism("heads", "head_top_p", routed, tabled(heads, 1.0)),
+        Mechanism("depth", "depth_threshold", routers, tabled(table.depth_threshold, 0.0)),
     )
     return [one for one in found if one.layers]
 
