@@ -190,3 +190,34 @@ def write_rich(folder: Path) -> Path:
     """An exported model in `folder`, and its held-out text beside it."""
     (folder.parent / "heldout.txt").write_text(STORY * 30)
     return tiny_graph.write_model(folder, graph(), **sections())
+
+
+# A curve by hand: four points, the third of them faster than the second, and two agreements.
+HERE = {"cpu": "this one", "threads": 1, "device": "cpu"}
+
+
+def curve_point(
+    compute: float, top_p: float, depth: float, leave: float, heads: float, **measured: Any
+) -> dict[str, Any]:
+    thresholds = {"router_top_p": [top_p] * L, "depth_threshold": [0, depth, 0], "exit_threshold": [leave, 1, 1],
+                  "head_top_p": [heads] * L}  # fmt: skip
+    found = {"executed_share": compute, "loss": 3 - compute, "bits_per_byte": 1.0, "experts_per_token": 2,
+             "heads_per_token": 2, "layers_per_token": 2}  # fmt: skip
+    return {"compute": compute, "thresholds": thresholds} | found | measured
+
+
+def milliseconds(median: float) -> dict[str, Any]:
+    return {"milliseconds_per_token": {"median": median, "p5": median, "p95": median}}
+
+
+POINTS = [
+    curve_point(0.3, 0.2, 0.8, 0.4, 0.5, **milliseconds(1.0)),
+    curve_point(0.5, 0.6, 0.4, 0.8, 0.5, **milliseconds(2.0)),
+    curve_point(0.7, 0.6, 0.0, 1.0, 0.9, **milliseconds(1.9)),
+    curve_point(1.0, 1.0, 0.0, 1.0, 1.0, **milliseconds(4.0)),
+]
+AGREEMENT = [
+    {"share": share, "confidence": 0.95, "exit_threshold": leave, "measured": share, "layers_per_token": 2}
+    for share, leave in ((0.9, 0.5), (0.99, 0.8))
+]
+CURVE = {"text": "heldout.txt", "tokens": 8000, "machine": HERE, "points": POINTS, "agreement": AGREEMENT}

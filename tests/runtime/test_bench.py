@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich_graph import CURVE
 from tiny_graph import TABLES, L, V, expected
 
-from adaptive_lm.runtime import Dial, Engine, UserError
+from adaptive_lm.runtime import Dial, Engine, Manifest, UserError
 from adaptive_lm.runtime.bench import read_text, tokens_to_read
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.floor import read_bandwidth
@@ -211,6 +212,42 @@ def test_a_model_without_choices_has_one_point(engine: Engine) -> None:
     finally:
         manifest.thresholds.depth_threshold[:] = [0.0, 0.4, 0.0]
         manifest.thresholds.router_top_p[:] = [0.5] * L
+
+
+def test_a_sweep_walks_the_heads_and_the_calibrated_curve_where_there_are(rich: Path) -> None:
+    manifest = Manifest.read(rich)
+    assert [point.name for point in points(manifest, Dial()) if point.name.startswith("heads")] == [
+        "heads 4", "heads 3", "heads 2", "heads 1"
+    ]  # fmt: skip
+    assert not [point for point in points(manifest, Dial()) if point.name.startswith("compute")]
+    calibrated = Manifest.model_validate(manifest.model_dump() | {"curve": CURVE})
+    walked = points(calibrated, Dial())
+    assert [one.name for one in walked if one.name.startswith("compute")] == [
+        "compute 0.7",
+        "compute 0.5",
+        "compute 0.3",
+    ]
+    asked = points(calibrated, Dial(compute=0.5))
+    assert asked[1].name == "default"
+    assert asked[1].thresholds.as_lists() == resolve(calibrated, Dial(compute=0.5)).as_lists()
+    without = manifest.model_copy(update={"dial": manifest.dial.model_copy(update={"head_top_p": []})})
+    assert [one.name for one in points(without, Dial()) if one.name.startswith("head")] == [
+        "head_top_p 1", "head_top_p 0.6", "head_top_p 0.4", "head_top_p 0.2", "head_top_p 0.1"
+    ]  # fmt: skip
+
+
+def test_a_bench_counts_the_heads_of_a_model_that_routes_them(rich_copy: Path, tmp_path: Path) -> None:
+    command = ["bench", "--model", str(rich_copy), "--device", "cpu", "--threads", "1", *SHORT, "--sweep",
+               "--text-tokens", "300", "--plot", str(tmp_path / "x.png")]  # fmt: skip
+    people = CliRunner().invoke(group, command)
+    assert people.exit_code == 0, people.stderr
+    assert " heads, " in people.stdout
+    assert people.stdout.splitlines()[6].split()[:4] == ["point", "experts", "heads", "layers"]
+    content = json.loads(CliRunner().invoke(group, [*command, "--json"]).stdout)
+    heads = [point["heads_per_token"] for point in content["sweep"] if point["name"].startswith("heads")]
+    assert heads == sorted(heads, reverse=True)
+    assert 1 <= heads[-1] < heads[0] == 4
+    assert content["sweep"][0]["heads_per_token"] == 4
 
 
 def test_the_measured_bandwidth_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,39 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich_graph import sections
+from rich_graph import CURVE, HERE, POINTS, curve_point, sections
 from tiny_graph import L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
 from adaptive_lm.runtime.dial import remarks, resolve
 from adaptive_lm.runtime.thresholds import Thresholds
-
-HERE = {"cpu": "this one", "threads": 1, "device": "cpu"}
-
-
-def point(compute: float, top_p: float, depth: float, leave: float, heads: float, **measured: Any) -> dict[str, Any]:
-    thresholds = {"router_top_p": [top_p] * L, "depth_threshold": [0, depth, 0], "exit_threshold": [leave, 1, 1],
-                  "head_top_p": [heads] * L}  # fmt: skip
-    found = {"executed_share": compute, "loss": 3 - compute, "bits_per_byte": 1.0, "experts_per_token": 2,
-             "heads_per_token": 2, "layers_per_token": 2}  # fmt: skip
-    return {"compute": compute, "thresholds": thresholds} | found | measured
-
-
-def milliseconds(median: float) -> dict[str, Any]:
-    return {"milliseconds_per_token": {"median": median, "p5": median, "p95": median}}
-
-
-POINTS = [
-    point(0.3, 0.2, 0.8, 0.4, 0.5, **milliseconds(1.0)),
-    point(0.5, 0.6, 0.4, 0.8, 0.5, **milliseconds(2.0)),
-    point(0.7, 0.6, 0.0, 1.0, 0.9, **milliseconds(1.9)),
-    point(1.0, 1.0, 0.0, 1.0, 1.0, **milliseconds(4.0)),
-]
-AGREEMENT = [
-    {"share": share, "confidence": 0.95, "exit_threshold": leave, "measured": share, "layers_per_token": 2}
-    for share, leave in ((0.9, 0.5), (0.99, 0.8))
-]
-CURVE = {"text": "heldout.txt", "tokens": 8000, "machine": HERE, "points": POINTS, "agreement": AGREEMENT}
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -148,7 +121,7 @@ def test_times_of_another_machine_are_told() -> None:
         ({"points": POINTS[::-1]}, "compute of the points must rise"),
         ({"points": POINTS[:1]}, "at least two points"),
         ({"points": [POINTS[0], POINTS[1] | {"executed_share": 0.2}]}, "executed_share of the points must not fall"),
-        ({"points": [point(0, 1, 0, 1, 1), *POINTS]}, "greater than 0"),
+        ({"points": [curve_point(0, 1, 0, 1, 1), *POINTS]}, "greater than 0"),
         (
             {"points": [POINTS[0] | {"thresholds": POINTS[0]["thresholds"] | {"head_top_p": [1]}}, *POINTS[1:]]},
             r"curve\.points\.0\.thresholds\.head_top_p has 1 entries for 3 layers",

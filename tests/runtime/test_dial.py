@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich_graph import H, sections
 from tiny_graph import E, L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
@@ -14,6 +15,15 @@ from adaptive_lm.runtime.dial import Thresholds, resolve
 def manifest(**model: Any) -> Manifest:
     content = manifest_content()
     content["model"] |= model
+    return Manifest.model_validate(content)
+
+
+def rich(**layer: Any) -> Manifest:
+    """The manifest of the model with every mechanism, its layers with other fields."""
+    content = manifest_content()
+    for section, value in sections().items():
+        content[section] = content[section] | value
+    content["model"]["layers"] = [one | layer for one in content["model"]["layers"]]
     return Manifest.model_validate(content)
 
 
@@ -55,7 +65,7 @@ def test_thresholds_go_where_the_model_has_such_a_choice() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1.1])
-@pytest.mark.parametrize("name", ["layers_share", "router_top_p", "depth_threshold", "exit_threshold"])
+@pytest.mark.parametrize("name", ["layers_share", "router_top_p", "depth_threshold", "exit_threshold", "head_top_p"])
 def test_a_threshold_out_of_range_says_the_range(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"found {name} .*expected 0 to 1") as error:
         Dial(**{name: value})
@@ -80,8 +90,15 @@ def test_no_mass_at_all_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "both",
-    [{"experts": 2, "router_top_p": 0.5}, {"layers_share": 0.5, "depth_threshold": 0.5}],
-    ids=["experts", "layers"],
+    [
+        {"experts": 2, "router_top_p": 0.5},
+        {"layers_share": 0.5, "depth_threshold": 0.5},
+        {"heads": 2, "head_top_p": 0.5},
+        {"compute": 0.5, "target_ms": 2},
+        {"target_ms": 2, "target_loss": 2},
+        {"agreement": 0.9, "compute": 0.5},
+    ],
+    ids=lambda both: " ".join(both),
 )
 def test_two_ways_to_set_one_threshold_exclude_each_other(both: dict[str, float]) -> None:
     with pytest.raises(UserError, match="give one of them"):
@@ -120,3 +137,82 @@ def test_a_model_without_table_asks_for_the_threshold_itself() -> None:
     with pytest.raises(UserError, match="set depth_threshold instead"):
         resolve(bare, Dial(layers_share=0.5))
     assert resolve(bare, Dial(experts=E)).router_top_p[0] == 1
+
+
+@pytest.mark.parametrize("single", ["experts", "heads", "layers_share", "router_top_p", "head_top_p",
+                                    "depth_threshold", "exit_threshold"])  # fmt: skip
+@pytest.mark.parametrize("calibrated", ["compute", "target_ms", "target_loss", "agreement"])
+def test_a_point_of_the_curve_excludes_every_single_threshold(calibrated: str, single: str) -> None:
+    with pytest.raises(UserError, match=f"found both {calibrated} and {single}.*give one of them") as error:
+        Dial(**{calibrated: 0.5, single: 1})
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 0, 1.01])
+def test_compute_is_above_nothing_and_at_most_everything(value: float) -> None:
+    with pytest.raises(UserError, match=r"found compute .*expected above 0 and at most 1"):
+        Dial(compute=value)
+
+
+@pytest.mark.parametrize("name", ["target_ms", "target_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 0])
+def test_a_target_is_a_number_above_nothing(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"found {name} .*expected a number above 0"):
+        Dial(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, 0, 1, 2])
+def test_agreement_is_below_everything(value: float) -> None:
+    with pytest.raises(UserError, match=r"found agreement .*below 1"):
+        Dial(agreement=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0, -1])
+def test_fewer_than_one_head_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match="found heads"):
+        Dial(heads=value)
+
+
+@pytest.mark.parametrize(("heads", "level"), [(1, 0.01), (1.75, 0.4), (2.5, 0.7), (3.25, 0.9), (H, 1.0)])
+def test_a_wanted_number_of_heads_goes_through_the_table(heads: float, level: float) -> None:
+    np.testing.assert_allclose(resolve(rich(), Dial(heads=heads)).head_top_p, level, rtol=1e-6)
+
+
+def test_a_wanted_number_of_heads_counts_from_the_fewest_to_the_most_that_a_token_can_use() -> None:
+    few = rich(head_routing="adaptive", least_heads=2, most_heads=3)
+    np.testing.assert_allclose(resolve(few, Dial(heads=2.5)).head_top_p, 0.7, rtol=1e-6)
+    assert (resolve(few, Dial(heads=3)).head_top_p == 1).all()
+    for wrong in (1.9, 3.1):
+        with pytest.raises(UserError, match=f"found heads {wrong:g}, this model uses 2 to 3 per layer"):
+            resolve(few, Dial(heads=wrong))
+
+
+def test_a_head_threshold_is_that_of_every_layer_and_the_models_own_without_one() -> None:
+    np.testing.assert_array_equal(resolve(rich(), Dial(head_top_p=0.3)).head_top_p, np.float32([0.3] * L))
+    np.testing.assert_array_equal(resolve(rich(), Dial()).head_top_p, np.float32([0.8] * L))
+
+
+@pytest.mark.parametrize("dial", [{"heads": 2}, {"head_top_p": 0.5}], ids=str)
+def test_a_number_of_heads_is_refused_where_it_is_fixed(dial: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"the number of heads is fixed in this model \(routing all\)"):
+        asked(**dial)
+    with pytest.raises(UserError, match=r"the number of heads is fixed in this model \(routing top_k\)"):
+        resolve(rich(head_routing="top_k", least_heads=2, most_heads=2), Dial(**dial))
+
+
+def test_a_model_without_a_table_of_heads_asks_for_the_threshold_itself() -> None:
+    bare = rich().model_copy(update={"dial": rich().dial.model_copy(update={"head_top_p": []})})
+    with pytest.raises(UserError, match="set head_top_p instead"):
+        resolve(bare, Dial(heads=2))
+
+
+def test_thresholds_without_heads_have_every_head() -> None:
+    ones = np.ones(L, np.float32)
+    np.testing.assert_array_equal(Thresholds(ones, ones, ones).head_top_p, ones)
+
+
+def test_a_level_just_below_one_is_not_written_as_one() -> None:
+    """At 1 all experts run; six decimals would make it of this one."""
+    below = np.nextafter(np.float32(1), np.float32(0))
+    lists = Thresholds(*(np.full(L, below) for _ in range(4))).as_lists()
+    assert all(value < 1 and np.float32(value) == below for values in lists.values() for value in values)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich_graph import CURVE
 from tiny_graph import E, L, write_manifest
 
 from adaptive_lm.runtime.engine import Generation
@@ -85,6 +86,58 @@ def test_usage_tokens_has_a_row_per_token(generate: Callable[..., Result]) -> No
     ]
     assert len(lines) == 1 + 7 + 2
     assert any(" - " in line for line in lines[1:8]), "a skipped layer shows"
+
+
+def test_routed_heads_and_windows_show_where_the_model_has_them(generate: Callable[..., Result], rich: Path) -> None:
+    asked = ("hello", "--seed", "3", "--max-new-tokens", "20", "--depth-threshold", "0.5", "--head-top-p", "0.5")
+    result = generate(*asked, "--usage", "tokens", folder=rich)
+    lines = result.stderr.splitlines()
+    header = [cell for cell in lines[0].split("  ") if cell]
+    assert [cell.strip() for cell in header] == [
+        "token", f"experts per layer, of {E}", "heads per layer, of 4", "window per layer", f"layers of {L}", "exit",
+        "FLOPs", "ms",
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 160
+    assert "of 4 heads · " in lines[-1]
+    tokens = json.loads(generate(*asked, "--json", folder=rich).stdout)["tokens"]
+    for line, token in zip(lines[1:], tokens, strict=False):
+        run = token["layers_run"]
+        heads = " ".join(str(len(used)) if i in run else "-" for i, used in enumerate(token["heads"]))
+        seen = " ".join(str(w or "all") if i in run else "-" for i, w in enumerate(token["windows"]))
+        assert f"  {heads}  " in line
+        assert f"  {seen}  " in line
+        assert token["windows"][0] == 8
+    assert any(token["windows"][1] == 0 and 1 in token["layers_run"] for token in tokens)
+    assert any(" - " in line for line in lines[1:]), "a skipped layer shows"
+
+
+def test_json_names_the_heads_of_each_layer(generate: Callable[..., Result], rich: Path) -> None:
+    content = json.loads(
+        generate("hello", "--json", "--head-top-p", "0.5", "--max-new-tokens", "9", folder=rich).stdout
+    )
+    used = [heads for token in content["tokens"] for heads in token["heads"] if heads]
+    assert content["usage"]["heads_per_token"] == pytest.approx(sum(map(len, used)) / len(used), abs=1e-4)
+    assert content["thresholds"]["head_top_p"] == [0.5] * L
+    plain = json.loads(generate("hello", "--json", "--max-new-tokens", "9").stdout)
+    assert all(heads in ([0, 1], []) for token in plain["tokens"] for heads in token["heads"])
+    assert plain["usage"]["heads_per_token"] == 2
+
+
+def test_a_compute_below_the_least_and_a_time_of_elsewhere_are_told(
+    generate: Callable[..., Result], rich_copy: Path
+) -> None:
+    content = json.loads((rich_copy / "manifest.json").read_bytes()) | {"curve": CURVE}
+    (rich_copy / "manifest.json").write_text(json.dumps(content))
+
+    def told(*args: str) -> str:
+        result = generate("hello", "--max-new-tokens", "5", *args, folder=rich_copy)
+        assert result.exit_code == 0, result.stderr
+        return result.stderr
+
+    assert "note: the least compute that this model was calibrated for is 0.3" in told("--compute", "0.1")
+    assert "note: the times were measured on another machine (cpu this one; here cpu " in told("--target-ms", "2")
+    assert "note" not in told("--compute", "0.4")
+    assert "note" not in told()
 
 
 def test_colours_follow_the_share_of_flops_on_a_terminal(
@@ -195,6 +248,14 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
         (["--exit-threshold", "nan"], 2, "found exit_threshold nan, expected 0 to 1"),
         (["--experts", "9"], 1, "found experts 9, this model has 4"),
         (["--experts", "2", "--router-top-p", "0.5"], 2, "give one of them"),
+        (["--compute", "0"], 2, "found compute 0.0, expected above 0 and at most 1"),
+        (["--compute", "0.5", "--experts", "2"], 2, "found both compute and experts"),
+        (["--compute", "0.5"], 1, "this model is not calibrated; type: adaptive calibrate --model"),
+        (["--target-ms", "2"], 1, "this model is not calibrated"),
+        (["--target-loss", "2"], 1, "this model is not calibrated"),
+        (["--agreement", "0.99"], 1, "this model is not calibrated"),
+        (["--heads", "2"], 1, "the number of heads is fixed"),
+        (["--head-top-p", "1.5"], 2, "found head_top_p 1.5, expected 0 to 1"),
         (["--max-new-tokens", "0"], 2, "found max_new_tokens 0"),
         (["--max-new-tokens", "96"], 1, "this model's context is 96"),
         (["--stop", ""], 2, "empty stop string"),

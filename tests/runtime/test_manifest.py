@@ -8,7 +8,8 @@ from typing import Any
 
 import onnx
 import pytest
-from tiny_graph import manifest_content, write_manifest
+from rich_graph import sections
+from tiny_graph import L, manifest_content, write_manifest
 
 from adaptive_lm.runtime import Manifest, UserError, load
 from adaptive_lm.runtime.files import digest, write_whole
@@ -61,6 +62,9 @@ def test_other_json_is_no_manifest(copy: Path, content: str) -> None:
         ("thresholds", {"router_top_p": [0.5]}, "router_top_p has 1 entries for 3 layers"),
         ("thresholds", {"depth_threshold": [0, 1.5, 0]}, r"thresholds\.depth_threshold\.1"),
         ("dial", {"grid": [0, 0.5, 0.5]}, "grid must rise"),
+        ("thresholds", {"head_top_p": [0.5]}, r"thresholds\.head_top_p has 1 entries for 3 layers"),
+        ("dial", {"head_top_p": [None]}, r"dial\.head_top_p has 1 entries for 3 layers"),
+        ("dial", {"head_top_p": [[0, 1]] * 3}, r"head_top_p\[0\] has 2 values for a grid of 3"),
         ("files", {"tokenizer.json": {"bytes": 1, "sha256": "zz"}}, r"files\.tokenizer\.json\.sha256"),
     ],
 )
@@ -69,6 +73,65 @@ def test_a_manifest_that_contradicts_itself_names_the_field(
 ) -> None:
     with pytest.raises(UserError, match=words):
         Manifest.read(changed(**{section: change}))
+
+
+def test_a_manifest_from_before_reads_as_what_such_a_model_is(model: Path) -> None:
+    content = json.loads((model / "manifest.json").read_bytes())
+    for layer in content["model"]["layers"]:
+        for name in ("positions", "window", "head_routing", "shared_heads", "least_heads", "most_heads"):
+            del layer[name]
+    del content["model"]["exit_criterion"], content["thresholds"]["head_top_p"], content["dial"]["head_top_p"]
+    del content["dial"]["target"]["heads_per_token"], content["curve"]
+    for table in content["costs"].values():
+        for layer in table["layers"]:
+            del layer["head"], layer["head_per_key"]
+    old = Manifest.model_validate(content)
+    assert old == Manifest.read(model)
+    assert old.model.layers[0].head_range(old.model.num_heads) == (2, 2)
+    assert old.model.exit_criterion == "top_prob"
+    assert not any((old.model.routes_heads, old.model.dials_heads, old.model.has_windows, old.curve))
+    assert not any(old.model.counts_cells(layer) for layer in range(L))
+    assert old.costs.flops.layers[0].head == 0
+
+
+def rich(model: dict[str, Any] | None = None, **layer: Any) -> Manifest:
+    content = manifest_content()
+    for section, value in sections().items():
+        content[section] = content[section] | value
+    content["model"] |= model or {}
+    content["model"]["layers"] = [one | layer for one in content["model"]["layers"]]
+    return Manifest.model_validate(content)
+
+
+def test_cells_are_counted_where_cope_could_count_a_token_that_skipped() -> None:
+    """Layer 0 of the three is never skipped; under `none` a skipped token is in no cache at all."""
+
+    def counted(manifest: Manifest) -> list[bool]:
+        return [manifest.model.counts_cells(layer) for layer in range(L)]
+
+    assert counted(rich()) == [False, True, True]
+    assert counted(rich(positions="cope")) == [False, True, True]
+    assert counted(rich(positions="rope")) == [False] * 3
+    assert counted(rich(exit=False)) == [False, True, False]
+    assert counted(rich(exit=False, depth_router=False)) == [False] * 3
+    assert counted(rich(model={"skipped_kv": "none"})) == [False] * 3
+
+
+def test_a_head_threshold_is_an_input_only_where_it_decides() -> None:
+    assert rich().model.dials_heads
+    fixed = rich(head_routing="top_k", least_heads=2, most_heads=2).model
+    assert fixed.routes_heads
+    assert not fixed.dials_heads
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [{"least_heads": 3, "most_heads": 2}, {"shared_heads": 2}, {"most_heads": 5}],
+    ids=["falling", "shared", "too many"],
+)
+def test_numbers_of_heads_that_do_not_fit_are_refused(layer: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="they must not fall"):
+        rich(**layer)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json"])
