@@ -105,13 +105,12 @@ class Attention(nn.Module):
             q, k = rotate(q, rotary), rotate(k, rotary)
         q, k = q.to(v.dtype), k.to(v.dtype)
         windows, seen, ramp = self._look_back(x, present)
-        spread = None
-        if self.position_embedding is None and ramp is None and not (self.window_controller and self.training):
-            mixed = attend(q, k, v, seen)  # (B, H, T, W)
+        if self.position_embedding is None and not (self.window_controller and self.training):
+            mixed = attend(q, k, v, seen, ramp)  # (B, H, T, W)
         else:
             mixed, spread = self._attend_openly(q, k, v, seen, ramp, counted)
-        if windows is not None and spread is not None and self.window_controller is not None:
-            windows = windows._replace(spread=spread.flatten())
+            if windows is not None and spread is not None:
+                windows = windows._replace(spread=spread.flatten())
         heads = None
         if self.head_router is not None:
             heads = self.head_router(x.flatten(0, 1), head_top_p)
@@ -147,8 +146,9 @@ class Attention(nn.Module):
 
     def _attend_openly(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None, counted: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Attention with its scores in hand, in float32: (B, H, T, W), and exp(entropy), a mean over heads, (B, T)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention with its scores in hand, in float32: (B, H, T, W); and where the window follows it, exp(entropy),
+        a mean over the heads, (B, T)."""
         with torch.autocast(q.device.type, enabled=False):
             time, groups = q.shape[2], self.num_heads // self.num_kv_heads
             seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
@@ -159,13 +159,13 @@ class Attention(nn.Module):
                 if counted is not None:
                     counts = counts * counted[:, None, None, :]
                 scores = scores + contextual_bias(query, scores, counts, self.position_embedding.float())
-            if ramp is not None:
-                scores = scores + ramp.clamp(min=1e-6).log()
-            log_shares = scores.masked_fill(~seen, float("-inf")).log_softmax(-1)
-            shares = log_shares.exp()
+            scores = scores + mask_bias(seen, ramp)
+            shares = scores.softmax(-1)
             mixed = shares.to(v.dtype) @ v.repeat_interleave(groups, 1)
+            if self.window_controller is None or not self.training:
+                return mixed, None
             with torch.no_grad():
-                entropy = -(shares * log_shares.masked_fill(~seen, 0.0)).sum(-1)  # (B, H, T)
+                entropy = torch.special.entr(shares).sum(-1)  # (B, H, T)
             return mixed, entropy.exp().mean(1)
 
 
@@ -183,19 +183,31 @@ def seen_by(time: int, present: Tensor | None, near: Tensor | None = None) -> Te
     return seen
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """q (B, H, T, W), k and v (B, K, T, W), seen (B or 1, 1, T, T) bool or None for causal -> (B, H, T, W)."""
+def mask_bias(seen: Tensor, ramp: Tensor | None) -> Tensor:
+    """What is added to the scores: -inf where a key is not seen (B or 1, 1, T, T), else the logarithm of how much it
+    is, `ramp` (B, 1, T, T) in 0..1."""
+    if ramp is None:
+        return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
+    return ramp.clamp(min=1e-6).log().masked_fill(~seen, float("-inf"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None = None) -> Tensor:
+    """q (B, H, T, W), k and v (B, K, T, W) -> (B, H, T, W).
+
+    Args:
+        seen: (B or 1, 1, T, T) bool, None for all that stand before. ramp: (B, 1, T, T), how much of each is seen.
+    """
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not slow:
-        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=True)
+        mask = seen if seen is None or ramp is None else mask_bias(seen, ramp).to(q.dtype)
+        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return fused
     # torch's CPU kernel for SDPA in bf16 is 3 to 5 times slower than these three operations at short lengths
     time = q.shape[2]
     seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
     batch, kv_heads, groups = q.shape[0], k.shape[1], q.shape[1] // k.shape[1]
-    bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))
     scores = (q.reshape(batch * kv_heads, groups * time, -1) * q.shape[-1] ** -0.5) @ k.flatten(0, 1).transpose(1, 2)
-    scores = scores.view(batch, kv_heads * groups, time, time) + bias
+    scores = scores.view(batch, kv_heads * groups, time, time) + mask_bias(seen, ramp).to(q.dtype)
     mixed = scores.softmax(-1).view(batch * kv_heads, groups * time, time) @ v.flatten(0, 1)
     out: Tensor = mixed.view(q.shape)
     return out
