@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import click
 
-from .options import check_plot, model_options
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT
+from .cli import EXIT_INTERRUPTED, check_plot, model_options
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")
@@ -44,8 +43,6 @@ def calibrate(
 
     A small model takes a minute or two. Ctrl-C leaves the model as it was.
     """
-    from pathlib import Path
-
     if folder and model:
         raise click.UsageError("found two models, expected one: give MODEL or --model FOLDER")
     check_plot(plot_path)
