@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from rich_graph import STORY
-from tiny_graph import E, L, write_manifest
+from rich_graph import STORY, expected
+from tiny_graph import TOKENS, E, L, write_manifest
 
-from adaptive_lm.runtime import Dial, Manifest, UserError, load
+from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
 from adaptive_lm.runtime.calibrate import CalibrateParams, check_rises, halves
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.files import digest
 from adaptive_lm.runtime.measure import Tally
-from adaptive_lm.runtime.score import Score, score, windows
+from adaptive_lm.runtime.score import Score, Window, score, windows
 from adaptive_lm.serve.cli import group
 
 QUICK = ["--tokens", "1024", "--repeats", "1", "--new-tokens", "8"]
@@ -108,6 +108,14 @@ def test_agreement_is_what_an_exit_at_that_threshold_gives(calibrated: tuple[Pat
         assert float((np.concatenate(found.choices) == whole).mean()) == pytest.approx(one.measured, abs=1e-5)
         assert found.tally.layers / found.tally.tokens == pytest.approx(one.layers_per_token, abs=1e-3)
     assert curve.agreement[0].layers_per_token < L
+
+
+def test_a_choice_is_a_token_and_never_padding(rich_engine: Engine) -> None:
+    ids = [int(token) for token in np.random.default_rng(2).integers(0, TOKENS, size=200)]
+    found = score(rich_engine, resolve(rich_engine.manifest, Dial()), [Window(ids, ids, 1)]).choices[0]
+    logits = expected(ids, 0.5, 0.4, 1, 0.8).logits
+    assert (logits.argmax(axis=1) >= TOKENS).any(), "padding would be chosen"
+    np.testing.assert_array_equal(found, logits[:, :TOKENS].argmax(axis=1))
 
 
 def test_nothing_but_the_curve_changes(rich: Path, calibrated: tuple[Path, Result]) -> None:

@@ -71,6 +71,18 @@ def test_neighbouring_moves_are_exchanged_where_that_is_better() -> None:
     assert _exchanged(measure, [measure(one.setting) for one in steps])[1].setting != (0.0, 0.25)
 
 
+def test_the_walk_itself_ends_with_the_exchange() -> None:
+    """The second mechanism saves a little at one notch, and spoils the first, which saves much for as little."""
+
+    def spoils(setting: Setting) -> Measured:
+        a, b = setting[0] * NOTCHES, min(setting[1] * NOTCHES, 1)
+        both = 0.8 if a and b else 0.0
+        return Measured(setting, 1 - 0.2 * a - 0.02 * b, 2 + 0.22 * min(a, 1) + 3 * max(a - 1, 0) + 0.02 * b + both)
+
+    steps = whole(spoils, 0.79)
+    assert [step.setting for step in steps] == [(0, 0), (1 / NOTCHES, 0), (1 / NOTCHES, 1 / NOTCHES)]
+
+
 @pytest.mark.parametrize("asked", [0.999, 0.9, 0.61, 0.5, 0.31])
 def test_an_asked_cost_is_reached_from_below_and_on_the_path(asked: float) -> None:
     steps = whole()
