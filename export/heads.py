@@ -16,7 +16,7 @@ from .threshold import limit, linear
 from .weights import Precision, Weights
 
 Execution = Literal["masked", "sliced"]
-SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**16}
+SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**18}
 """Weights of one head (its rows of q and its columns of o) from which slices are the faster execution; measured, see
 docs/decisions/0010."""
 

@@ -46,7 +46,7 @@ class Source:
         return weights_of(self.model)
 
     def thresholds(self) -> Thresholds:
-        return self.model.default_thresholds()
+        return Thresholds(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
 
 
 def weights_of(model: Transformer) -> dict[str, Array]:

@@ -92,6 +92,16 @@ def test_there_is_one_if_for_each_layer_that_can_be_skipped(name: str) -> None:
     assert not any(node.op_type in ("Loop", "Scan") for node in nodes(proto))
 
 
+@pytest.mark.parametrize(
+    ("name", "fp32", "int8"),
+    [("top_p", 317, 507), ("dense", 177, 355), ("both_none", 527, 747), ("both_project", 498, 736),
+     ("shared_tied_project", 508, 786)],
+)  # fmt: skip
+def test_models_without_the_later_mechanisms_have_no_node_for_them(name: str, fp32: int, int8: int) -> None:
+    """What each had before heads, windows, contextual positions and factors were built; their bytes were the same."""
+    assert [len(nodes(proto_of(name, precision))) for precision in PRECISIONS] == [fp32, int8]
+
+
 def test_a_weight_that_no_node_uses_is_a_defect() -> None:
     state = weights_of(model_of("top_p")) | {"layers.0.forgotten": np.ones(3, np.float32)}
     with pytest.raises(AssertionError, match=r"no node uses.*layers\.0\.forgotten"):

@@ -12,7 +12,7 @@ import pytest
 from bare_graph import everything_on
 from tiny_runs import write_run
 
-from adaptive_lm.export import skipping
+from adaptive_lm.export import heads, skipping
 from adaptive_lm.export.check import points
 from adaptive_lm.export.exporter import Exported
 from adaptive_lm.export.package import write_files
@@ -31,14 +31,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "shared": {"ffn": {"num_experts": 4, "expert_dim": 16, "shared_expert_dim": 8}, "depth": {}},
     "top_k": {"ffn": {"routing": "top_k", "num_experts": 4, "expert_dim": 16, "experts_per_token": 2}},
     "dense": {"ffn": {"routing": "dense", "dim": 40}},
+    "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
+    "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
 }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
-    tmp_path: Path, kind: str, precision: Precision
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision
 ) -> None:
+    monkeypatch.setattr(heads, "SLICED_FROM", {"fp32": 0, "int8": 0})
     source = read(write_run(tmp_path / "runs" / kind, **KINDS[kind]))
     folder = tmp_path / "model"
     folder.mkdir()
@@ -49,13 +52,19 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     assert not list(folder.glob("profile*")), "the profile stays behind"
 
     session = Session(folder, manifest, device="cpu", threads=1, verify=False)
-    rows = layers = 0
+    rows = layers = head_rows = 0
     for t, token in enumerate(ids):
         session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)]._asdict().items()}))
         usage = session.step(token).usage
         layers += len(usage.layers_run)
         rows += 0 if kind == "dense" else sum(map(len, usage.experts))
+        head_rows += sum(map(len, usage.heads)) if "heads" in KINDS[kind] else 0
     assert (proof.tokens, proof.rows_multiplied, proof.layers_entered) == (TOKENS, rows, layers)
+    assert proof.head_rows_multiplied == head_rows
+    assert proof.head_rows_dense == (TOKENS * 3 * 4 if "heads" in KINDS[kind] else 0)
+    if "heads" in KINDS[kind]:
+        assert TOKENS < head_rows < TOKENS * 3 * 4
+        assert f"{head_rows} of {TOKENS * 12} head rows" in proof.line(3)
     assert proof.rows_dense == (0 if kind == "dense" else TOKENS * 3 * 4)
     if kind not in ("dense", "top_k"):
         assert TOKENS < proof.rows_multiplied < proof.rows_dense

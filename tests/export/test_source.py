@@ -5,16 +5,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_runs import text, write_run
 
+from adaptive_lm.export.exporter import run_export
+from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import Source, dial, find, read
 from adaptive_lm.runtime.dial import Dial, resolve
 from adaptive_lm.runtime.manifest import Manifest
-from adaptive_lm.train.checkpoint import load_checkpoint, save_checkpoint
+from adaptive_lm.train.checkpoint import load_checkpoint, save_checkpoint, write_json
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model import Thresholds
@@ -132,6 +135,96 @@ def test_controllers_that_have_seen_nothing_look_at_heldout_text(here: Path) -> 
     assert all(int(fresh.model_state[name]) == 0 for name in found if name.endswith("num_updates"))
     assert all(int(value) == 2 for name, value in found.items() if name.endswith("num_updates"))
     assert not any(torch.equal(fresh.model_state[name], value) for name, value in found.items())
+
+
+OLD_MODEL: dict[str, Any] = {
+    "vocab_size": 22, "context_length": 256, "dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,
+    "head_dim": 0, "rope_theta": 10000.0, "norm_eps": 1e-05, "tie_embeddings": False,
+    "ffn": {
+        "routing": "top_p", "dim": 344, "num_experts": 4, "expert_dim": 16, "shared_expert_dim": 0,
+        "experts_per_token": 1.6, "renormalize": True, "controller": "quantile", "router_top_p": 0.4, "ema": 0.7,
+    },
+    "depth": {"layers_share": 0.5, "skipped_kv": "none", "ema": 0.6, "exit_layers": [0, 1]},
+}  # fmt: skip
+"""The model of a checkpoint, word for word, from before heads, windows, positions and controllers could be chosen."""
+OLD_STATE = {
+    "embedding.weight", "norm.weight", "head.weight",
+    *(f"layers.1.depth_router.{part}" for part in ("weight", "bias", "controller.table", "controller.num_updates")),
+    *(
+        f"layers.{layer}.{part}"
+        for layer in range(3)
+        for part in (
+            "attention_norm.weight", "attention.q.weight", "attention.kv.weight", "attention.o.weight",
+            "attention.q_norm.weight", "attention.k_norm.weight", "ffn_norm.weight", "moe.gate_up", "moe.down",
+            "moe.router.weight", "moe.router.controller.table", "moe.router.controller.num_updates",
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_checkpoint_from_before_the_later_mechanisms_is_read_and_exported(here: Path) -> None:
+    folder = Path("runs/tiny/checkpoints/step-000026")
+    assert set(load_checkpoint(folder).model_state) == OLD_STATE, "no name that it lacks, none of its names gone"
+    state = json.loads((folder / "state.json").read_bytes())
+    state["config"]["model"] = OLD_MODEL
+    complete = json.loads((folder / "complete.json").read_bytes())
+    complete["files"]["state.json"] = write_json(folder / "state.json", state)
+    write_json(folder / "complete.json", complete)
+    assert read(folder).config == read(find("runs/tiny/checkpoints/step-000010")).config
+    exported = run_export("tiny", threads=1)
+    assert exported.report["passed"] is True
+    manifest = Manifest.read(exported.folder)
+    assert (manifest.model.layers[0].positions, manifest.model.layers[0].window) == ("rope", 0)
+    assert "head_top_p" not in manifest.inputs
+    assert not {"selected_heads", "windows"} & set(manifest.outputs)
+
+
+def test_levels_and_what_controllers_hold_stay_out_of_the_graph_but_the_windows_they_found(tmp_path: Path) -> None:
+    """Learned levels are parameters of torch; in the exported model they are numbers of the manifest."""
+    changes: dict[str, Any] = {
+        "ffn": {
+            "num_experts": 4,
+            "expert_dim": 16,
+            "controller": "learned",
+            "router_top_p": {"first": 0.3, "last": 0.6},
+        },
+        "heads": {"routing": "top_p", "controller": "pi", "scope": "model"},
+        "depth": {"layers_share": 0.5, "controller": "learned", "depth_threshold": [0.4, 0.45, 0.5]},
+        "attention": {"window": 8, "window_kind": "entropy", "window_least": 2},
+    }
+    source = read(write_run(tmp_path / "runs" / "levels", **changes))
+    parameters = {name for name, _ in source.model.named_parameters()}
+    levels = {name for name in parameters if name.endswith("level_logit")}
+    windows = {f"layers.{i}.attention.window_controller.window" for i in range(3)}
+    assert len(levels) == 4
+    assert set(source.weights()) == parameters - levels | windows
+    held = source.thresholds()
+    assert len({round(float(level), 4) for level in held.router_top_p}) == 3
+    assert (held.head_top_p == held.head_top_p[0]).all()
+    (tmp_path / "model").mkdir()
+    written = write_files(source, tmp_path / "model", "fp32").thresholds
+    for name, values in held._asdict().items():
+        np.testing.assert_array_equal(np.float32(getattr(written, name)), values.numpy())
+
+
+def test_the_dial_gives_the_heads_it_is_asked_for(tmp_path: Path) -> None:
+    for routing, least in (("top_p", 2), ("adaptive", 1)):
+        heads = {"routing": routing, "shared_heads": 1} if routing == "top_p" else {"routing": routing}
+        source = read(write_run(tmp_path / "runs" / routing, heads=heads, depth={}))
+        table = dial(source)
+        assert table.target.heads_per_token == 3.0
+        ids = source.heldout_ids(2048)[:, :2048].view(-1, 256)
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+            place = table.grid.index(share)
+            level = torch.tensor([entry[place] for entry in table.head_top_p if entry])
+            with torch.no_grad():
+                out = source.model(ids, source.thresholds()._replace(head_top_p=level))
+            expected = least + share * (4 - least)
+            assert float(out.usage()["heads_per_token"]) == pytest.approx(expected, abs=0.15), (routing, share)
+    fixed = dial(read(write_run(tmp_path / "runs" / "top_k", heads={"routing": "top_k", "heads_per_token": 2})))
+    assert fixed.head_top_p == [None, None, None]
+    assert fixed.target.heads_per_token == 2.0
 
 
 def test_controllers_of_a_trained_model_are_left_alone(here: Path) -> None:
