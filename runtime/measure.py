@@ -102,14 +102,26 @@ def time_points(
     A token's time is that of the pass and of choosing the next token, as in generation; what was chosen is put aside
     and the given token computed next, so that every point and every round does the same work on the same text.
     """
-    results = [Timed() for _ in points]
+    return time_engines([(engine, point) for point in points], prompt, answer, repeats=repeats, seed=seed)
+
+
+def time_engines(
+    asked: Sequence[tuple[Engine, Thresholds]],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    repeats: int,
+    seed: int,
+) -> list[Timed]:
+    """The same for points of several models with one tokenizer, all of which take part in every round."""
+    results = [Timed() for _ in asked]
     order = np.random.default_rng(seed)
-    for index, point in enumerate(points):  # warms up, and counts: usage is the same in every round
-        _round(engine, point, prompt, answer, seed, Timed(), results[index].tally)
+    for (engine, point), result in zip(asked, results, strict=True):  # warms up, and counts: usage is always the same
+        _round(engine, point, prompt, answer, seed, Timed(), result.tally)
     with quiet():
         for _ in range(repeats):
-            for index in order.permutation(len(points)):
-                _round(engine, points[index], prompt, answer, seed, results[index], None)
+            for index in order.permutation(len(asked)):
+                _round(*asked[index], prompt, answer, seed, results[index], None)
     return results
 
 
