@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_models import V, decisions, tiny_ids, tiny_model
+from tiny_models import V, decisions, even_thresholds, tiny_ids, tiny_model
 
-from adaptive_lm.train.model import LossConfig, ModelOutput, Thresholds, Transformer, training_loss
+from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, training_loss
 from adaptive_lm.train.model.block import Block
 
 pytestmark = [
@@ -95,12 +95,10 @@ def test_no_routing_costs_a_graph() -> None:
     plain, compiled = pair("both_none")
     layers, ids = plain.config.num_layers, tiny_ids()
 
-    def limits(top_p: float, depth: float, leave: float) -> Thresholds:
-        return Thresholds(*(torch.full((layers,), value) for value in (top_p, depth, leave)))
-
     used = []
-    for given in (limits(0.6, 0.5, 0.6), limits(0.1, 2.0, 0.0), limits(1.0, 0.0, 1.0), limits(0.5, 2.0, 1.0)):
-        out, out_compiled = plain(ids, given), compiled(ids, given)
+    for given in ((0.6, 0.5, 0.6), (0.1, 2.0, 0.0), (1.0, 0.0, 1.0), (0.5, 2.0, 1.0)):
+        limits = even_thresholds(layers, *given)
+        out, out_compiled = plain(ids, limits), compiled(ids, limits)
         assert_the_same(out, out_compiled, 0.0)
         out_compiled.logits.sum().backward()
         used.append(decisions(out)["selected_experts"].sum((1, 2, 3)).tolist())
