@@ -5,7 +5,6 @@ the curve comes from tokens that its thresholds were chosen on.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,21 +17,18 @@ from pydantic import ValidationError
 from . import sections
 from .agreement import CONFIDENCE, Compared, promises
 from .bench import HELDOUT, read_text
+from .curve_points import Search
 from .engine import Engine, load
 from .errors import UserError, WrongUsageError
 from .files import write_whole
 from .machine import describe
 from .manifest import NAME, Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
 from .measure import Timed, time_points
-from .mechanisms import Mechanism, Setting, exit_mechanism, mechanisms, thresholds_of
+from .mechanisms import mechanisms
 from .progress import Progress
 from .score import Score, Window, score, windows
-from .search import Measured, path, reach
 from .thresholds import Thresholds
 
-LEAST = 0.25  # of the dense FLOPs: below it, models of our sizes say little
-NUM_POINTS = 10
-LEAST_RANGE = 0.02  # of the executed share, between everything and the least: less is no dial
 LEAST_TOKENS = 512
 
 
@@ -97,8 +93,7 @@ def calibrate(
     progress.say(f"{sum(len(one.ids) for one in choosing)} tokens of {name} to choose on, "
                  f"{sum(len(one.ids) for one in reporting)} to report on")  # fmt: skip
     search = Search(engine, choosing, progress)
-    asked = search.asked()
-    points = [(compute, search.thresholds(setting)) for compute, setting in asked]
+    points = search.points()
 
     progress.show("measuring the points on the other half")
     scores = [score(engine, thresholds, reporting) for _, thresholds in points]
@@ -139,68 +134,6 @@ def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[
     length = min(engine.manifest.model.context_length, count // 8)
     found = windows(text, count, length)
     return found[0::2], found[1::2], params.data.name if params.data else HELDOUT
-
-
-class Search:
-    """The path of one model on the text to choose on; each setting is measured once."""
-
-    def __init__(self, engine: Engine, texts: Sequence[Window], progress: Progress) -> None:
-        self._engine, self._texts, self._progress = engine, texts, progress
-        self._known: dict[Setting, Measured] = {}
-        self._costs: dict[Setting, float] = {}
-        begin = time.perf_counter()
-        everything = score(engine, Thresholds.everything(engine.manifest.model.num_layers), texts)
-        self._seconds = time.perf_counter() - begin
-        self.most = everything.executed_share
-        exits = exit_mechanism(engine.manifest, self._cost)
-        self.mechanisms: list[Mechanism] = mechanisms(engine.manifest) + ([exits] if exits else [])
-        if not self.mechanisms:
-            raise UserError(
-                "this model has nothing to adapt: its exits cost more than they save; train one with fewer exit layers"
-            )
-        # Twelve notches each, of which a step takes one to three, after looking at two moves of each.
-        count = len(self.mechanisms)
-        about = self._seconds * 0.7 * (6 * count * 2 * count + 40)
-        names = ", ".join(one.name for one in self.mechanisms)
-        progress.say(f"adapting {names}; this takes about {_duration(about)}")
-
-    def thresholds(self, setting: Setting) -> Thresholds:
-        return thresholds_of(self._engine.manifest, self.mechanisms, setting)
-
-    def asked(self) -> list[tuple[float, Setting]]:
-        """(compute, setting) of every point of the curve, rising."""
-        steps: list[Measured] = []
-        for steps in path(self._measure, len(self.mechanisms), LEAST):
-            self._progress.show(f"choosing: from {self.most:.0%} to {steps[-1].cost:.1%} of the dense FLOPs, "
-                                f"loss {steps[0].loss:.4f} to {steps[-1].loss:.4f}")  # fmt: skip
-        least = steps[-1].cost
-        if self.most - least < LEAST_RANGE:
-            raise UserError(
-                f"found {least:.1%} to {self.most:.1%} of the dense FLOPs between the least and everything: nothing to "
-                "adapt; train with more to choose from, such as more experts"
-            )
-        grid = computes(max(least, LEAST), self.most)
-        found = []
-        for compute in grid[:-1]:
-            self._progress.show(f"finding the thresholds for compute {compute:.3g}")
-            found.append((compute, reach(lambda one: self._cost(self.thresholds(one)), steps, compute)))
-        return [*found, (1.0, steps[0].setting)]
-
-    def _measure(self, setting: Setting) -> Measured:
-        if setting not in self._known:
-            found = score(self._engine, self.thresholds(setting), self._texts)
-            self._known[setting] = Measured(setting, found.executed_share, found.loss)
-        return self._known[setting]
-
-    def _cost(self, thresholds: Thresholds) -> float:
-        return score(self._engine, thresholds, self._texts, logits=False).executed_share
-
-
-def computes(least: float, most: float) -> list[float]:
-    """The computes of the points, from the least in even steps; the last is 1 for everything, whatever that costs."""
-    least = float(np.ceil(least * 1000) / 1000)
-    inner = np.linspace(least, most, NUM_POINTS)[:-1]
-    return [*(round(float(one), 3) for one in inner), 1.0]
 
 
 def curve_point(compute: float, thresholds: Thresholds, found: Score, timed: Timed | None = None) -> CurvePoint:
@@ -285,7 +218,3 @@ def write(folder: Path, curve: Curve) -> None:
     except ValidationError as error:  # ours, not a person's
         raise RuntimeError(f"the curve does not fit the manifest: {error}") from error
     write_whole(place, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

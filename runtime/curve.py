@@ -23,13 +23,17 @@ def at_compute(curve: Curve, compute: float) -> Thresholds:
     if above == 0 or compute >= known[above]:
         return high
     low = Thresholds.of(curve.points[above - 1].thresholds)
-    share = np.float32((compute - known[above - 1]) / (known[above] - known[above - 1]))
+    return between(low, high, (compute - known[above - 1]) / (known[above] - known[above - 1]))
 
-    def between(name: str) -> Floats:
+
+def between(low: Thresholds, high: Thresholds, share: float) -> Thresholds:
+    """Thresholds `share` of the way from `low` to `high`, above 0 and below 1; see `at_compute`."""
+
+    def middle(name: str) -> Floats:
         a, b = getattr(low, name), getattr(high, name)
-        return np.asarray(a + share * (b - a), np.float32)
+        return np.asarray(a + np.float32(share) * (b - a), np.float32)
 
-    found = Thresholds(*(between(one.name) for one in fields(Thresholds)))
+    found = Thresholds(*(middle(one.name) for one in fields(Thresholds)))
     closed = high.exit_threshold == 1
     found.exit_threshold[closed] = low.exit_threshold[closed]
     return found

@@ -121,7 +121,8 @@ def time_engines(
     with quiet():
         for _ in range(repeats):
             for index in order.permutation(len(asked)):
-                _round(*asked[index], prompt, answer, seed, results[index], None)
+                engine, point = asked[index]
+                _round(engine, point, prompt, answer, seed, results[index], None)
     return results
 
 

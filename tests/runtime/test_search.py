@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from adaptive_lm.runtime.calibrate import computes
+from adaptive_lm.runtime.curve_points import computes
 from adaptive_lm.runtime.mechanisms import Setting
 from adaptive_lm.runtime.search import CLOSE, NOTCHES, Measured, path, reach
 

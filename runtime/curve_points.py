@@ -1,0 +1,103 @@
+"""The points of a model's curve: which computes, and the thresholds of each, chosen on a text."""
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from .curve import between
+from .engine import Engine
+from .errors import UserError
+from .mechanisms import Mechanism, Setting, exit_mechanism, mechanisms, thresholds_of
+from .progress import Progress
+from .score import Window, score
+from .search import Measured, path, reach
+from .thresholds import Thresholds
+
+LEAST = 0.25  # of the dense FLOPs: below it, models of our sizes say little
+NUM_POINTS = 10
+BENT = 0.01  # of the executed share: a dial that is this far off between two points gets a third
+MORE_ROUNDS = 2
+LEAST_RANGE = 0.02  # of the executed share, between everything and the least: less is no dial
+
+
+class Search:
+    """The path of one model on the text to choose on; each setting is measured once."""
+
+    def __init__(self, engine: Engine, texts: Sequence[Window], progress: Progress) -> None:
+        self._engine, self._texts, self._progress = engine, texts, progress
+        self._known: dict[Setting, Measured] = {}
+        begin = time.perf_counter()
+        everything = score(engine, Thresholds.everything(engine.manifest.model.num_layers), texts)
+        self._seconds = time.perf_counter() - begin
+        self.most = everything.executed_share
+        exits = exit_mechanism(engine.manifest, self._cost)
+        self.mechanisms: list[Mechanism] = mechanisms(engine.manifest) + ([exits] if exits else [])
+        if not self.mechanisms:
+            raise UserError(
+                "this model has nothing to adapt: its exits cost more than they save; train one with fewer exit layers"
+            )
+        # Twelve notches each, of which a step takes one to three, after looking at two moves of each.
+        count = len(self.mechanisms)
+        about = self._seconds * 0.7 * (6 * count * 2 * count + 40)
+        names = ", ".join(one.name for one in self.mechanisms)
+        progress.say(f"adapting {names}; this takes about {_duration(about)}")
+
+    def thresholds(self, setting: Setting) -> Thresholds:
+        return thresholds_of(self._engine.manifest, self.mechanisms, setting)
+
+    def points(self) -> list[tuple[float, Thresholds]]:
+        """(compute, thresholds) of every point of the curve, rising: ten, and more where the dial would bend."""
+        steps: list[Measured] = []
+        for steps in path(self._measure, len(self.mechanisms), LEAST):
+            self._progress.show(f"choosing: from {self.most:.0%} to {steps[-1].cost:.1%} of the dense FLOPs, "
+                                f"loss {steps[0].loss:.4f} to {steps[-1].loss:.4f}")  # fmt: skip
+        least = steps[-1].cost
+        if self.most - least < LEAST_RANGE:
+            raise UserError(
+                f"found {least:.1%} to {self.most:.1%} of the dense FLOPs between the least and everything: nothing to "
+                "adapt; train with more to choose from, such as more experts"
+            )
+        found = {1.0: self.thresholds(steps[0].setting)}
+        for compute in computes(max(least, LEAST), self.most)[:-1]:
+            found[compute] = self._reached(steps, compute)
+        for _ in range(MORE_ROUNDS):
+            for compute in self._bent(found):
+                more = self._reached(steps, compute)
+                if abs(self._cost(more) - compute) <= BENT:  # else the cost jumps here, and no point fills that
+                    found[compute] = more
+        return sorted(found.items())
+
+    def _reached(self, steps: list[Measured], compute: float) -> Thresholds:
+        self._progress.show(f"finding the thresholds for compute {compute:.3g}")
+        return self.thresholds(reach(lambda setting: self._cost(self.thresholds(setting)), steps, compute))
+
+    def _bent(self, found: dict[float, Thresholds]) -> list[float]:
+        """Computes half way between two points, where what `between` gives does not execute about that."""
+        bent = []
+        for low, high in pairwise(sorted(found)[:-1]):  # what lies below the last costs whatever everything costs
+            middle = round((low + high) / 2, 4)
+            if abs(self._cost(between(found[low], found[high], 0.5)) - middle) > BENT:
+                bent.append(middle)
+        return bent
+
+    def _measure(self, setting: Setting) -> Measured:
+        if setting not in self._known:
+            found = score(self._engine, self.thresholds(setting), self._texts)
+            self._known[setting] = Measured(setting, found.executed_share, found.loss)
+        return self._known[setting]
+
+    def _cost(self, thresholds: Thresholds) -> float:
+        return score(self._engine, thresholds, self._texts, logits=False).executed_share
+
+
+def computes(least: float, most: float) -> list[float]:
+    """The computes of the points, from the least in even steps; the last is 1 for everything, whatever that costs."""
+    least = float(np.ceil(least * 1000) / 1000)
+    inner = np.linspace(least, most, NUM_POINTS)[:-1]
+    return [*(round(float(one), 3) for one in inner), 1.0]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
