@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from adaptive_lm.train.model import ModelConfig
 
-WINDOW_STEPS = 16  # a learned window takes one of these many steps between its least and its most
+WINDOW_STEPS = 15  # a learned window takes one of these many steps between its least and its most
 
 
 class Attention:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .config import AttentionConfig, ModelConfig
 
-LEVELS = 16
-"""Steps between the least and the most of a learned window: few, so that few tokens stand near an edge."""
+LEVELS = 15
+"""Steps between the least and the most of a learned window: few, so that few tokens stand near an edge; odd, so that a
+score of 1/2, from which a router starts, stands between two."""
 
 
 def window_by_length(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
@@ -38,7 +39,7 @@ class WindowRouter(nn.Module):
 
     While training the edge is a ramp around z = least + (most - least) score, through which the score has a gradient:
     a key at distance d counts min(max((z - d) / ramp + 1/2, 0), 1). At inference it is hard, at the level
-    ceil(16 score). Source: Adaptive Attention Span, Sukhbaatar et al. 2019 (arXiv 1905.07799), eq. 2-4 and the dynamic
+    ceil(15 score). Source: Adaptive Attention Span, Sukhbaatar et al. 2019 (arXiv 1905.07799), eq. 2-4 and the dynamic
     span of section 2.2. Departs from it: the ramp is centred on z, so that the hard edge cuts it in the middle.
     """
 
