@@ -89,6 +89,11 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "a run needs an end: set trainer.steps or trainer.max_seconds, or give every source its epochs"
             )
+        if self.schedule.each_stage and (self.trainer.max_seconds is not None or not self.data.staged):
+            raise ValueError(
+                "schedule.each_stage needs sources with epochs and no trainer.max_seconds: a clock does not say when a "
+                "stage is over; give sources their epochs and set max_seconds to null, or leave each_stage out"
+            )
         return self
 
     @property

@@ -26,6 +26,8 @@ class ScheduleConfig(Section):
     warmup: Literal["linear", "exponential"] = "linear"
     """`exponential` rises by equal factors from a thousandth: gentler on weights that routers have not settled on."""
     warmup_share: float = Field(0.03, ge=0, le=1)
+    each_stage: bool = False
+    """Whether each source that comes in its turn (`epochs`) has the whole schedule of the learning rate for itself."""
     decay_share: float = Field(0.6, ge=0, le=1)
     """Share of the run, at its end, over which `wsd` falls in a line."""
     restart_period: float = Field(1 / 7, ge=1e-3, le=1)
@@ -45,6 +47,14 @@ class ScheduleConfig(Section):
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
+        left = place_in_cycle(1 - 1e-6, self.restart_period, self.restart_multiplier)
+        if self.kind == "sgdr" and left < 0.95:
+            fitting = nearest_period(self.restart_period, self.restart_multiplier)
+            raise ValueError(
+                f"restart_period {self.restart_period:g} and restart_multiplier {self.restart_multiplier:g} cut the "
+                f"last cosine off at {left:.0%}, so the run would end at a high learning rate; a period of "
+                f"{fitting:.6g} fits"
+            )
         if self.dense_share + self.sparsify_share > 1:
             raise ValueError(
                 f"dense_share ({self.dense_share:g}) and sparsify_share ({self.sparsify_share:g}) are together more "
@@ -111,6 +121,12 @@ def place_in_cycle(after: float, period: float, factor: float) -> float:
             return 1.0
         start, period = start + period, period * factor
     return (after - start) / period
+
+
+def nearest_period(period: float, factor: float) -> float:
+    """The period nearest to `period` with which a whole number of cycles fills the run."""
+    fitting = [1 / sum(factor**cycle for cycle in range(number)) for number in range(1, 33)]
+    return min(fitting, key=lambda each: abs(each - period))
 
 
 def scheduled_sparsity(config: ScheduleConfig, done: float) -> float:

@@ -102,7 +102,7 @@ class Trainer:
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
             done = self.progress()
-            rate = multiplier(self.config.schedule, done)
+            rate = multiplier(self.config.schedule, self.progress_of_rate(done))
             self.optimizers.set_rate(rate)
             self.curriculum.apply(counters.step, done)
             result = self.step()
@@ -133,7 +133,8 @@ class Trainer:
         A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
         """
         trainer = self.config.trainer
-        if self.corpus.enters_stage(self.counters.step, trainer.batch_size, self.config.sequence_length):
+        first, _ = self.corpus.stage(self.counters.step, trainer.batch_size, self.config.sequence_length)
+        if first == self.counters.step:
             self.guard.forget()
         batch = self.corpus.batch(self.counters.step, 0, trainer.batch_size, self.config.sequence_length)
         tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
@@ -209,6 +210,15 @@ class Trainer:
     def progress(self) -> float:
         """Where the step to come stands in the run, 0..1."""
         return progress(self.counters.step, self.config.trainer.steps, self.seconds(), self.budget())
+
+    def progress_of_rate(self, done: float) -> float:
+        """Where the learning rate stands when the run stands at `done`: in the stage, where each has its schedule."""
+        if not self.config.schedule.each_stage:
+            return done
+        trainer, step = self.config.trainer, self.counters.step
+        first, after = self.corpus.stage(step, trainer.batch_size, self.config.sequence_length)
+        last = min(each for each in (after, trainer.steps) if each is not None)  # the config has seen to the steps
+        return progress(step - first, last - first)
 
     def complete(self) -> bool:
         steps, budget = self.config.trainer.steps, self.budget()

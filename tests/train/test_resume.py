@@ -81,6 +81,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
         for name, tensor in before.items():
             assert torch.equal(tensor, after[name]), name
     assert one.state["random"] == other.state["random"]
+    assert len(one.state["guard"]["losses"]) == min(one.step, 128)
     for key in ("tokens_seen", "bad_steps", "guard", "clip_history"):
         assert one.state[key] == other.state[key]
     assert curve(one.run) == curve(other.run)

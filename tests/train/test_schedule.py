@@ -116,6 +116,8 @@ def test_the_draw_multiplies_what_is_scheduled() -> None:
         ({"random_sparsity": (1.5, 0.5)}, "the smaller first"),
         ({"random_sparsity": (-0.1, 0.5)}, "two numbers from 0 up"),
         ({"random_sparsity": (0.0, float("inf"))}, "two numbers from 0 up"),
+        ({"kind": "sgdr", "restart_period": 0.45, "restart_multiplier": 1}, "off at 22%.*a period of 0.5 fits"),
+        ({"kind": "sgdr", "restart_period": 0.3, "restart_multiplier": 2}, "a period of 0.333333 fits"),
         ({"restart_period": 0.0}, "greater than or equal to 0.001"),
     ],
 )

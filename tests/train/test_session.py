@@ -85,6 +85,42 @@ def test_sources_with_epochs_end_the_run_where_nothing_else_does(
     assert read_metrics(Path("runs/a/metrics.jsonl"))[-1]["lr"] < 0.1 * config.optimizer.lr
 
 
+def test_each_stage_can_have_the_schedule_for_itself(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path
+) -> None:
+    Path("other.txt").write_text(text_file.read_text()[:3000])
+    sources = [{"path": str(text_file), "epochs": 1}, {"path": "other.txt", "epochs": 2}]
+    config = tiny_config(
+        data={"sources": sources, "val": "other.txt"},
+        schedule={"kind": "cosine", "each_stage": True, "warmup_share": 0.1},
+        trainer={"steps": None, "max_seconds": None, "batch_size": 16, "eval_every": 500},
+    )
+    session.begin(config, named_run("a"), stop_at=18, display=display)
+    assert session.resume(named_run("a"), display=display).complete
+    rates = [record["lr"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
+    border = (len(text_file.read_text()) + 1) // 32 // 16
+    first, second = rates[:border], rates[border:]
+    for stage in (first, second):
+        assert stage[0] < 0.5 * config.optimizer.lr  # warms up
+        assert max(stage) > 0.95 * config.optimizer.lr
+        assert stage[-1] < 0.1 * config.optimizer.lr  # and comes down
+        peak = stage.index(max(stage))
+        assert stage[peak:] == sorted(stage[peak:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "trainer"),
+    [
+        ({}, {"steps": 9, "max_seconds": None}),
+        ({"sources": [{"path": "a.txt", "epochs": 1}]}, {"steps": None, "max_seconds": 60.0}),
+    ],
+    ids=["no stages", "a clock"],
+)
+def test_a_schedule_for_each_stage_needs_stages_and_no_clock(data: dict[str, Any], trainer: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"schedule\.each_stage needs sources with epochs"):
+        make_config({"schedule": {"each_stage": True}, "data": data, "trainer": trainer})
+
+
 def test_no_steps_write_the_initial_weights_and_nothing_else(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:

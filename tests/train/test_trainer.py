@@ -123,6 +123,16 @@ def test_the_logged_gradient_norm_is_the_one_before_clipping(build: Callable[...
     assert clipped == [pytest.approx(true_norm / 7, rel=1e-4)]
 
 
+def test_the_layers_rates_are_balanced_by_the_gradients_before_they_are_clipped(build: Callable[..., Trainer]) -> None:
+    _, raw = gradients(build())
+    first = sum(float(g.double().square().sum()) for name, g in raw.items() if name.startswith("layers.0.")) ** 0.5
+    one = build(optimizer={"bidirectional": True, "target_norm": first * 4, "clip_norm": first / 100})
+    one.step()
+    assert one.optimizers.factors["layers.0"] == pytest.approx(2.0, rel=1e-4)
+    record = one.record(StepResult(), None, 1.0, 1.0)
+    assert record["lr_factor_least"] <= 2.0 <= record["lr_factor_most"]
+
+
 def test_a_clip_norm_of_zero_does_not_clip(build: Callable[..., Trainer]) -> None:
     _, raw = gradients(build())
     one = build(optimizer={"clip_norm": 0})
@@ -184,6 +194,31 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_clear_error(
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert [record["step"] for record in records if record.get("skipped")] == [2, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15]
     assert all(record["loss"] is None or math.isfinite(record["loss"]) for record in records)
+
+
+def test_a_spike_is_skipped_and_where_the_text_changes_it_is_not(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, text_file: Path
+) -> None:
+    """T32: the step after 128 usual ones has a hundred times their gradient; another text has the right to."""
+    sources = [{"path": str(text_file), "epochs": 2}, str(text_file)]
+    one = build(data={"sources": sources, "val": str(text_file)}, trainer={"steps": 500})
+    border = one.corpus.stage(10**6, 4, 32)[0]
+    for _ in range(128):
+        one.guard.accept(3.0, 1.0)
+    compute = curriculum.training_loss
+
+    def huge(*arguments: Any, **options: Any) -> Any:
+        loss, parts = compute(*arguments, **options)
+        return loss * 100, parts
+
+    monkeypatch.setattr(curriculum, "training_loss", huge)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    for step in (border - 1, border):
+        one.counters.step = step
+        result = one.step()
+        moved = not all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
+        assert moved is (step == border)
+        assert ("is a spike" in str(result.problem)) is (step == border - 1)
 
 
 def test_an_evaluation_changes_neither_weights_nor_controllers(build: Callable[..., Trainer]) -> None:

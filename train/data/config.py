@@ -62,8 +62,7 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "DataConfig":
-        given = [source for source in self.sources if isinstance(source, SourceConfig)]
-        if not any(source.epochs for source in given):
+        if not self.staged:
             return self
         for number, source in enumerate(self.sources, 1):
             path = source if isinstance(source, str) else source.path
@@ -75,6 +74,11 @@ class DataConfig(BaseModel):
                     "without end)"
                 )
         return self
+
+    @property
+    def staged(self) -> bool:
+        """Whether sources come one after the other."""
+        return any(isinstance(source, SourceConfig) and source.epochs is not None for source in self.sources)
 
     @property
     def ends(self) -> bool:

@@ -96,12 +96,15 @@ class Corpus:
             parts.append(f"{self.names[source]} {span}")
         return ", ".join(parts)
 
-    def enters_stage(self, step: int, batch_size: int, length: int) -> bool:
-        """Whether step `step` is the first to read of a source that comes in its turn, the first source aside."""
-        if self._stages is None or step == 0:
-            return False
-        stage, before = (self._deal(number * batch_size - 1, length)[0] for number in (step + 1, step))
-        return stage != before
+    def stage(self, step: int, batch_size: int, length: int) -> tuple[int, int | None]:
+        """The first step of the stage that step `step` belongs to, and the first of the next; None in the last stage.
+
+        A step belongs to the stage of its last window.
+        """
+        if self._stages is None:
+            return 0, None
+        first, after = self._stages.around((step + 1) * batch_size - 1, length)
+        return first // batch_size, None if after is None else after // batch_size
 
     def steps(self, batch_size: int, length: int) -> int | None:
         """Steps in which every source has its epochs; None where they have no such number."""

@@ -33,6 +33,11 @@ class Stages:
         """Windows until every source has had its epochs; None where the last has no number of them."""
         return None if self._epochs[-1] is None else self.ends(length)[-1]
 
+    def around(self, number: int, length: int) -> tuple[int, int | None]:
+        """The first window of the stage that window `number` belongs to, and of the next; None in the last stage."""
+        stage, place = self.deal(number, length)
+        return number - place, self.ends(length)[stage] if stage < len(self._windows) - 1 else None
+
     def deal(self, number: int, length: int) -> tuple[int, int]:
         """The source of window `number`, and how many windows that source had before it."""
         ends = self.ends(length)[: len(self._windows) - 1]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from train_texts import train_text
 
-from adaptive_lm.train.data import SourceConfig
+from adaptive_lm.train.data import SourceConfig, scan
 from adaptive_lm.train.data.documents import document_of
 from adaptive_lm.train.data.records import read_records
 from adaptive_lm.train.data.sources import resolve_source
@@ -227,7 +227,8 @@ def test_the_marker_of_an_end_is_left_out_where_it_ends_a_record_and_nowhere_els
     assert documents(path)[0] == "Water flows </s>"
 
 
-def test_a_corpus_ends_its_documents_itself_and_knows_other_markers_by_another_digest(write, corpus_of):
+def test_a_corpus_ends_its_documents_itself_and_knows_other_markers_by_another_digest(write, corpus_of, monkeypatch):
+    monkeypatch.setattr(scan, "SETTLED_SECONDS", -1)  # what was just written is remembered all the same
     path = write("a.json", json.dumps([f"number {n} </s>" for n in range(40)]))
     (marked, plain) = (corpus_of(path, end_marker=marker) for marker in ("</s>", None))
     assert train_text(marked).startswith("<|endoftext|>number 0<|endoftext|>number 1<|endoftext|>")

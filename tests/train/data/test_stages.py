@@ -82,12 +82,13 @@ def test_a_resumed_run_finds_itself_in_the_stage_it_was_in(write, corpus_of):
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_stage_is_entered_once_by_the_first_step_that_reads_of_it(write, corpus_of):
-    corpus = staged(write, corpus_of, 1, 1, 1)  # 45 windows each: the borders fall into steps 11 and 22
-    assert [step for step in range(60) if corpus.enters_stage(step, 4, LENGTH)] == [11, 22]
-    assert [step for step in range(60) if corpus.enters_stage(step, 5, LENGTH)] == [9, 18]
+def test_a_step_belongs_to_the_stage_of_its_last_window(write, corpus_of):
+    corpus = staged(write, corpus_of, 1, 1, 1)  # 45 windows each: with 4 a step the borders fall into steps 11 and 22
+    found = [corpus.stage(step, 4, LENGTH) for step in range(60)]
+    assert found == [(0, 11)] * 11 + [(11, 22)] * 11 + [(22, None)] * 38
+    assert [corpus.stage(step, 5, LENGTH) for step in (8, 9, 17, 18)] == [(0, 9), (9, 18), (9, 18), (18, None)]
     mixed = corpus_of(write("a.txt", lines(50)), write("b.txt", lines(50)))
-    assert not any(mixed.enters_stage(step, 4, LENGTH) for step in range(60))
+    assert mixed.stage(7, 4, LENGTH) == (0, None)
 
 
 def test_where_a_step_reads_is_said_by_source_and_window(write, corpus_of):
