@@ -85,7 +85,7 @@ def plot(result: "Calibrated", name: str, path: Path) -> None:
         panels[0][1].errorbar(executed, median, yerr=bars, marker="o", markersize=4, capsize=2)
         panels[0][1].set(xlabel="% of the dense FLOPs executed", ylabel="ms per token (median, p5 to p95)",
                          ylim=(0, 1.4 * max(median)))  # fmt: skip
-    figure.suptitle(f"{name}, {result.curve.machine['cpu']}, adapting {', '.join(result.mechanisms)}")
+    figure.suptitle(f"{name}, adapting {', '.join(result.mechanisms)}\n{result.curve.machine['cpu']}", fontsize=10)
     figure.tight_layout()
     try:
         figure.savefig(path, dpi=120)
