@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import V, decisions, even_thresholds, tiny_ids, tiny_model
 
-from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, training_loss
+from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, training_loss
 from adaptive_lm.train.model.block import Block
 
 pytestmark = [
@@ -15,6 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"),
     # inductor imports a module of torch that still is TorchScript
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+    # dynamo makes an instance of torch.autograd.Function where it meets one of ours, which torch itself calls old
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
 INDUCTOR_TOLERANCE = 2e-5  # absolute; inductor fuses and so rounds differently, on logits of size 10
 KINDS = 2  # of blocks in a model with depth routers: the first and the last have none
@@ -39,6 +41,16 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.nn.Module.compile(self, backend="aot_eager", **options)
 
     monkeypatch.setattr(Block, "compile", trace, raising=False)
+
+
+def kind_of(config: ModelConfig, layer: int) -> tuple[object, ...]:
+    """Two blocks of one kind share their code."""
+    return (
+        config.has_depth_router(layer),
+        config.positions_of(layer),
+        config.window_of(layer),
+        config.counts_cells(layer),
+    )
 
 
 def num_graphs() -> int:
@@ -129,15 +141,37 @@ def test_graphs_are_one_per_kind_of_block_and_way_of_running() -> None:
         assert num_graphs() == expected + KINDS
 
 
+NEW = [
+    "heads_top_k",
+    "heads_shared",
+    "heads_adaptive",
+    "cope_project",
+    "window_length",
+    "window_entropy",
+    "controllers",
+]
+NEW += ["window_learned", "everything_project", "everything_none"]
+
+
 @pytest.mark.usefixtures("traced_only")
-@pytest.mark.parametrize("name", ["shared_expert", "top_k", "both_project", "dense_both_none"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shared_expert",
+        "top_k",
+        "both_project",
+        "dense_both_none",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in NEW),
+    ],
+)
 def test_every_kind_of_model_compiles_whole(name: str) -> None:
+    """Blocks that differ in shape, positions or window have a graph each."""
     plain, compiled = pair(name)
     out, gradients = step(plain, tiny_ids())
     out_compiled, gradients_compiled = step(compiled, tiny_ids())
     assert_the_same(out, out_compiled, 0.0)
     assert torch.equal(gradients, gradients_compiled)
-    assert num_graphs() == (KINDS if plain.config.has_depth_router(1) else 1)
+    assert num_graphs() == len({kind_of(plain.config, layer) for layer in range(4)})
 
 
 @pytest.mark.usefixtures("traced_only")

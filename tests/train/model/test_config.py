@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from tiny_models import CONFIGS, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer
+from adaptive_lm.train.model.control import Controlled
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"num_heads": 4, "num_kv_heads": 3}, ["num_heads (4)", "multiple of num_kv_heads (3)"]),
@@ -142,48 +143,113 @@ def test_the_first_and_the_last_block_always_run() -> None:
     assert not any(CONFIGS["exits_none"].has_depth_router(layer) for layer in range(4))
 
 
+def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of one layer by their names, and their shapes."""
+    ffn, dim, width = config.ffn, config.dim, config.width_of_head
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    held: dict[str, tuple[int, ...]] = {
+        "attention_norm.weight": (dim,),
+        "attention.q.weight": (heads * width, dim),
+        "attention.kv.weight": (2 * kv_heads * width, dim),
+        "attention.o.weight": (dim, heads * width),
+        "attention.q_norm.weight": (width,),
+        "attention.k_norm.weight": (width,),
+        "ffn_norm.weight": (dim,),
+    }
+    routers: list[tuple[str, Controlled, bool]] = []
+    if ffn.routing == "dense":
+        held |= {"ffn.gate_up.weight": (2 * ffn.dim, dim), "ffn.down.weight": (dim, ffn.dim)}
+    else:
+        held |= {
+            "moe.router.weight": (ffn.num_experts, dim),
+            "moe.gate_up": (ffn.num_experts, dim, 2 * ffn.expert_dim),
+            "moe.down": (ffn.num_experts, ffn.expert_dim, dim),
+        }
+        routers.append(("moe.router", ffn, False))
+        if ffn.shared_expert_dim:
+            held["moe.shared.gate_up.weight"] = (2 * ffn.shared_expert_dim, dim)
+            held["moe.shared.down.weight"] = (dim, ffn.shared_expert_dim)
+    if config.heads.routing != "all":
+        held["attention.head_router.weight"] = (heads, dim)
+        if config.heads.shared_heads:
+            held["attention.head_router.balance"] = (2, dim)
+        routers.append(("attention.head_router", config.heads, config.heads.routing == "adaptive"))
+    if config.has_depth_router(layer):
+        held |= {"depth_router.weight": (dim,), "depth_router.bias": ()}
+        routers.append(("depth_router", config.depth, False))
+    for router, control, always in routers:
+        held |= {f"{router}.controller.table": (33,), f"{router}.controller.num_updates": ()}
+        if control.per_token or always:
+            held |= {f"{router}.per_token.weight": (dim,), f"{router}.per_token.bias": ()}
+        if control.controller == "learned":
+            held[f"{router}.level_logit"] = ()
+        if control.controller == "pi" and control.scope == "layer":
+            held |= {f"{router}.pi.{buffer}": () for buffer in ("level", "error", "num_updates")}
+    if config.positions_of(layer) == "cope":
+        held["attention.position_embedding"] = (config.attention.max_positions, width)
+    if config.window_of(layer) and config.attention.window_kind == "learned":
+        held |= {"attention.window_router.weight": (dim,), "attention.window_router.bias": ()}
+    if config.window_of(layer) and config.attention.window_kind == "entropy":
+        held |= {f"attention.window_controller.{buffer}": () for buffer in ("spread", "window", "num_updates")}
+    return held
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_holds_what_its_config_says(name: str) -> None:
     """One weight, one name: what the exported graph will look for, and nothing else."""
     config = CONFIGS[name]
-    expected = {"embedding.weight": (config.vocab_size, config.dim), "norm.weight": (config.dim,)}
-    expected["head.weight"] = expected["embedding.weight"]
-    heads, kv_heads, width, dim, ffn = (
-        config.num_heads,
-        config.num_kv_heads,
-        config.width_of_head,
-        config.dim,
-        config.ffn,
-    )
+    expected: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
+    expected |= {"norm.weight": (config.dim,), "head.weight": expected["embedding.weight"]}
     for layer in range(config.num_layers):
-        block: dict[str, tuple[int, ...]] = {
-            "attention_norm.weight": (dim,),
-            "attention.q.weight": (heads * width, dim),
-            "attention.kv.weight": (2 * kv_heads * width, dim),
-            "attention.o.weight": (dim, heads * width),
-            "attention.q_norm.weight": (width,),
-            "attention.k_norm.weight": (width,),
-            "ffn_norm.weight": (dim,),
-        }
-        if ffn.routing == "dense":
-            block |= {"ffn.gate_up.weight": (2 * ffn.dim, dim), "ffn.down.weight": (dim, ffn.dim)}
-        else:
-            block |= {
-                "moe.router.weight": (ffn.num_experts, dim),
-                "moe.router.controller.table": (33,),
-                "moe.router.controller.num_updates": (),
-                "moe.gate_up": (ffn.num_experts, dim, 2 * ffn.expert_dim),
-                "moe.down": (ffn.num_experts, ffn.expert_dim, dim),
-            }
-            if ffn.shared_expert_dim:
-                block["moe.shared.gate_up.weight"] = (2 * ffn.shared_expert_dim, dim)
-                block["moe.shared.down.weight"] = (dim, ffn.shared_expert_dim)
-        if config.has_depth_router(layer):
-            block |= {
-                "depth_router.weight": (dim,),
-                "depth_router.bias": (),
-                "depth_router.controller.table": (33,),
-                "depth_router.controller.num_updates": (),
-            }
+        block = expected_of_block(config, layer)
         expected |= {f"layers.{layer}.{key}": shape for key, shape in block.items()}
+    if config.depth.exit_criterion == "router":
+        for layer in config.depth.exit_layers:
+            expected |= {f"exit_routers.{layer}.weight": (config.dim,), f"exit_routers.{layer}.bias": ()}
+    for kind, section in (("experts", config.ffn), ("heads", config.heads), ("depth", config.depth)):
+        if section.scope == "model":
+            expected |= {f"pi.{kind}.{buffer}": () for buffer in ("level", "error", "num_updates")}
     assert {key: tuple(value.shape) for key, value in Transformer(config).state_dict().items()} == expected
+
+
+def test_the_bounds_of_the_heads_follow_their_routing() -> None:
+    bounds = {
+        name: (config.least_heads, config.heads_per_token, config.most_heads, config.routed_heads)
+        for name, config in CONFIGS.items()
+        if name in ("top_p", "heads_top_k", "heads_top_p", "heads_shared", "heads_adaptive")
+    }
+    assert bounds == {
+        "top_p": (4, 4.0, 4, 4),
+        "heads_top_k": (3, 3, 3, 3),
+        "heads_top_p": (1, 2.5, 4, 4),
+        "heads_shared": (3, 4.5, 6, 4),
+        "heads_adaptive": (1, 2, 3, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ({"routing": "all"}, 4.0),
+        ({"routing": "top_k"}, 3.0),
+        ({"routing": "top_p"}, 3.0),
+        ({"routing": "adaptive", "least_heads": 2}, 3.0),
+    ],
+    ids=lambda given: str(given),
+)
+def test_three_quarters_of_the_heads_run_where_nothing_is_said(heads: dict[str, Any], expected: float) -> None:
+    assert variant(heads=heads).heads_per_token == expected
+    assert variant(heads={**heads}, num_heads=2, num_kv_heads=1, dim=32).heads_per_token <= 2
+
+
+def test_a_layer_counts_its_cells_where_some_of_them_skipped_it() -> None:
+    """Contextual positions, keys of skipped tokens, and a way to skip the layer: all three."""
+    counts = {
+        name: [config.counts_cells(layer) for layer in range(4)] for name, config in CONFIGS.items() if "cope" in name
+    }
+    assert counts["cope"] == counts["cope_none"] == counts["shared_cope"] == [False] * 4
+    assert counts["cope_project"] == counts["cope_window_project"] == [False, True, True, True]
+    mixed = CONFIGS["everything_project"]
+    assert [mixed.counts_cells(layer) for layer in range(4)] == [False, True, False, True]
+    routers = variant(attention={"positions": "cope", "max_positions": 4}, depth={"layers_share": 0.5})
+    assert [routers.counts_cells(layer) for layer in range(4)] == [False, True, True, False]

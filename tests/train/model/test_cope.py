@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, decisions, even_thresholds, tiny_ids, tiny_mode
 from torch import Tensor
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.cope import contextual_bias
+from adaptive_lm.train.model.cope import contextual_bias, contextual_bias_plainly
 
 B, H, T, W, P = 2, 3, 11, 8, 6
 
@@ -72,10 +72,34 @@ def test_positions_follow_the_tokens_that_open_gates_and_not_their_number() -> N
     torch.testing.assert_close(apart[[0, 5]], together, rtol=0, atol=1e-5)
 
 
-def test_gradients_reach_queries_scores_and_every_position() -> None:
-    tensors = [tensor.double().requires_grad_() for tensor in drawn()]
-    counts = torch.ones(T, T).double().tril()[None, None]
-    assert torch.autograd.gradcheck(lambda q, scores, e: contextual_bias(q, scores, counts, e), tensors)
+@pytest.mark.parametrize("shared", [False, True], ids=["counts_of_each_text", "counts_of_all"])
+def test_its_gradient_is_that_of_the_form_in_the_paper(shared: bool) -> None:
+    """By the plain form, and by finite differences; of queries, scores, positions, and of how much a key counts."""
+    q, scores, embedding = (tensor.double() for tensor in drawn())
+    counts = torch.rand(1 if shared else B, 1, T, T, generator=torch.Generator().manual_seed(2)).double().tril()
+    tensors = [tensor.requires_grad_() for tensor in (q, scores, counts, embedding)]
+    found, expected = contextual_bias(*tensors), contextual_bias_plainly(*tensors)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    of_bias = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)).double().tril()  # what is seen
+    mine, plain = (torch.autograd.grad(bias, tensors, of_bias) for bias in (found, expected))
+    for of_mine, of_plain in zip(mine, plain, strict=True):
+        torch.testing.assert_close(of_mine, of_plain, rtol=0, atol=1e-12)
+    small = [tensor.detach()[..., :5, :].clone() for tensor in (q[:1, :1], embedding)]
+    squares = [tensor.detach()[:1, :1, :5, :5].clone() for tensor in (scores, counts)]
+    arguments = [tensor.requires_grad_() for tensor in (small[0], *squares, small[1])]
+    assert torch.autograd.gradcheck(lambda *tensors: contextual_bias(*tensors).tril(), arguments)
+
+
+def test_a_position_held_at_the_last_one_is_moved_by_no_gate() -> None:
+    """Twelve open gates and three positions: far keys stand at the last, whatever their gates do."""
+    q = torch.randn(1, 1, 12, W, generator=torch.Generator().manual_seed(0))
+    scores = torch.full((1, 1, 12, 12), 5.0, requires_grad=True)
+    bias = contextual_bias(q, scores, torch.ones(1, 1, 12, 12).tril(), drawn()[2][:3])
+    assert (bias[0, 0, 11, :8] == bias[0, 0, 11, 0]).all()
+    (gradient,) = torch.autograd.grad(bias[0, 0, 11, :8].sum(), scores, retain_graph=True)
+    assert (gradient == 0).all()
+    (gradient,) = torch.autograd.grad(bias[0, 0, 11, 10], scores)
+    assert gradient[0, 0, 11, 10:].abs().min() > 0
 
 
 def test_contextual_positions_stay_float32_under_bf16_autocast() -> None:

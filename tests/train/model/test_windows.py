@@ -141,22 +141,23 @@ def test_a_window_by_length_is_a_share_of_the_tokens_so_far_between_least_and_mo
 
 
 @pytest.mark.parametrize(("least", "most"), [(2, 12), (16, 16), (1, 64), (3, 5)])
-def test_a_learned_window_has_16_levels_from_least_to_most(least: int, most: int) -> None:
+def test_a_learned_window_goes_from_least_to_most_in_15_even_steps(least: int, most: int) -> None:
     table = window_levels(variant(attention={"window": most, "window_kind": "learned", "window_least": least}), 0)
     assert table.dtype == np.int64
-    assert len(table) == 16
+    assert table.tolist() == [least + step * (most - least) // 15 for step in range(16)]
     assert (table[0], table[-1]) == (least, most)
-    assert table.tolist() == [least + level * (most - least) // 15 for level in range(16)]
 
 
-@pytest.mark.parametrize(("score", "level"), [(-200.0, 0), (200.0, 15), (0.0, 8), (0.2, 9)])
-def test_a_score_is_rounded_up_to_its_level(score: float, level: int) -> None:
-    """A score of exactly 1/2 stands in the middle of level 8; the ends are reached."""
+@pytest.mark.parametrize(
+    ("bias", "level"), [(-200.0, 0), (200.0, 15), (0.0, 8), (math.log(8 / 7) - 1e-3, 8), (math.log(8 / 7) + 1e-3, 9)]
+)
+def test_a_score_is_rounded_up_to_its_level(bias: float, level: int) -> None:
+    """Both ends are reached; scores from 7/15 to 8/15 are level 8, so that 1/2, where a router begins, is no border."""
     model = one_layer(window=17, window_kind="learned")
     router = model.layers[0].attention.window_router
     with torch.no_grad():
         router.weight.zero_()
-        router.bias.fill_(score)
+        router.bias.fill_(bias)
         sizes = model(tiny_ids()).routing[0].windows.sizes
     assert (sizes == 2 + level).all()
 
