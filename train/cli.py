@@ -166,11 +166,11 @@ def report(outcome: Outcome) -> None:
     run, found = outcome.run, outcome.evaluation
     if found is not None:
         of = "loss on text it was trained on" if outcome.trained_on else "held-out loss"
+        used = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in found.usage.items())
         click.echo(
             f"{of} {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
             f"bits per byte {found.bits_per_byte:.4f}, "
-            f"experts per token {found.experts_per_token:.2f}, layers per token {found.layers_per_token:.2f} "
-            f"(step {outcome.step}, {found.tokens} tokens)",
+            f"{used} (step {outcome.step}, {found.tokens} tokens)",
             err=True,
         )
     if outcome.complete:

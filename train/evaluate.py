@@ -22,10 +22,18 @@ class Evaluation:
     loss: float
     """Mean cross-entropy in nats per scored token."""
     bits_per_byte: float
-    experts_per_token: float
-    layers_per_token: float
+    usage: dict[str, float]
+    """Means over the scored tokens: experts_per_token and layers_per_token, and what else the model chooses."""
     tokens: int
     """Scored tokens."""
+
+    @property
+    def experts_per_token(self) -> float:
+        return self.usage["experts_per_token"]
+
+    @property
+    def layers_per_token(self) -> float:
+        return self.usage["layers_per_token"]
 
     @property
     def perplexity(self) -> float:
@@ -47,8 +55,8 @@ def evaluate(
         None if `stop()` became true on the way, or nothing was scored.
     """
     device = model.embedding.weight.device
-    nats = experts = layers = 0.0
-    tokens = 0
+    nats, tokens = 0.0, 0
+    usage: dict[str, float] = {}
     model.eval()
     try:
         # A compiled block would be compiled anew for inference: that takes longer than it saves.
@@ -65,17 +73,16 @@ def evaluate(
                 count = int(scored.sum())
                 if not count:
                     continue
-                usage = out.usage(scored)
                 nats += float((losses.double() * scored.flatten()).sum())
-                experts += float(usage["experts_per_token"]) * count
-                layers += float(usage["layers_per_token"]) * count
+                for name, value in out.usage(scored).items():
+                    usage[name] = usage.get(name, 0.0) + float(value) * count
                 tokens += count
     finally:
         model.train()
     if not tokens:
         return None
     loss = nats / tokens
-    return Evaluation(loss, loss / math.log(2) / bytes_per_token, experts / tokens, layers / tokens, tokens)
+    return Evaluation(loss, loss / math.log(2) / bytes_per_token, {n: v / tokens for n, v in usage.items()}, tokens)
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:

@@ -13,7 +13,7 @@ class StepResult:
     """Means over the scored tokens of one step."""
 
     parts: dict[str, float] = field(default_factory=dict)
-    """The named losses, and experts_per_token and layers_per_token."""
+    """The named losses, and the averages used: experts_per_token, layers_per_token and what else the model chooses."""
     grad_norm: float = float("nan")
     """Before clipping."""
     problem: str | None = None
@@ -32,8 +32,7 @@ def scores(found: Evaluation | None) -> dict[str, float]:
         "val_loss": found.loss,
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,
-        "val_experts_per_token": found.experts_per_token,
-        "val_layers_per_token": found.layers_per_token,
+        **{f"val_{name}": value for name, value in found.usage.items()},
     }
 
 

@@ -57,6 +57,18 @@ def test_records_hold_their_keys_and_the_losses_by_name(tiny_config: Make, folde
     assert bytes_per_token == pytest.approx(1.0, abs=0.01)  # one character is one byte, but for the end of the text
     assert 1.0 <= last["experts_per_token"] <= 4.0
     assert last["layers_per_token"] == 2.0
+    assert not any("heads" in key or "window" in key for key in last)  # nothing chooses them here
+
+
+def test_heads_and_windows_are_recorded_where_they_are_chosen(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    model = {"attention": {"window": 9}, "heads": {"routing": "top_k", "heads_per_token": 1}}
+    session.begin(tiny_config(model=model), named_run("a"), display=display)
+    last = read_metrics(Path("runs/a/metrics.jsonl"))[-1]
+    assert (last["heads_per_token"], last["val_heads_per_token"]) == (1.0, 1.0)
+    assert last["window"] == pytest.approx(9.0, abs=1e-4)
+    assert last["val_window"] == pytest.approx(9.0, abs=1e-4)
 
 
 def test_conversations_leave_their_chat_template(tiny_config: Make, folder: Path, display: Progress) -> None:
