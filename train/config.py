@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -36,6 +36,9 @@ class TrainerConfig(Section):
     """Parts of the batch that pass one after the other, their gradients weighted by scored tokens."""
     sequence_length: int | None = Field(None, ge=2)
     """Tokens per sequence; null takes model.context_length."""
+    sequence_lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Several lengths in turn, one a step, in place of one; `batch_size` is that of the longest, and shorter steps have
+    so many more sequences as keep the tokens of a step the same."""
     eval_every: int = Field(100, ge=1)
     eval_tokens: int = Field(8192, ge=1)
     """Held-out tokens scored every `eval_every` steps."""
@@ -60,6 +63,11 @@ class TrainerConfig(Section):
     def _parts_fit(self) -> Self:
         if self.batch_size % self.micro_batches:
             raise ValueError(f"micro_batches ({self.micro_batches}) must divide batch_size ({self.batch_size})")
+        if self.sequence_lengths:
+            if self.sequence_length is not None:
+                raise ValueError("sequence_length and sequence_lengths are both given; leave one of them out")
+            if len(set(self.sequence_lengths)) < len(self.sequence_lengths):
+                raise ValueError(f"sequence_lengths {list(self.sequence_lengths)} names a length twice")
         return self
 
 
@@ -80,10 +88,16 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if (self.trainer.sequence_length or 0) > self.model.context_length:
+        if self.sequence_length > self.model.context_length:
+            name = "sequence_lengths" if self.trainer.sequence_lengths else "sequence_length"
             raise ValueError(
-                f"trainer.sequence_length ({self.trainer.sequence_length}) is longer than "
+                f"trainer.{name} ({self.sequence_length}) is longer than "
                 f"model.context_length ({self.model.context_length})"
+            )
+        if self.trainer.sequence_lengths and self.data.staged:
+            raise ValueError(
+                "trainer.sequence_lengths and sources with epochs do not go together: an epoch is of one length; "
+                "leave one of them out"
             )
         if self.trainer.steps is None and self.trainer.max_seconds is None and not self.data.ends:
             raise ValueError(
@@ -98,7 +112,9 @@ class RunConfig(BaseModel):
 
     @property
     def sequence_length(self) -> int:
-        return self.trainer.sequence_length or self.model.context_length
+        """Tokens of a sequence, the longest where there are several."""
+        lengths = self.trainer.sequence_lengths or (self.trainer.sequence_length or self.model.context_length,)
+        return max(lengths)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -18,6 +18,7 @@ from .data.corpus import Corpus
 from .device import autocast
 from .evaluate import Evaluation, evaluate
 from .guard import Guard
+from .lengths import Lengths
 from .metrics import Metrics
 from .model.transformer import Transformer
 from .optimizer import Optimizers
@@ -75,6 +76,7 @@ class Trainer:
         self.guard = Guard(config, (state or {}).get("guard"))
         self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()))
         self.curriculum = Curriculum(config, model)
+        self.lengths = Lengths(config)
         self._controlled = controlled(model)
         self.device = model.embedding.weight.device
         self.saved = list(saved)
@@ -133,10 +135,10 @@ class Trainer:
         A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
         """
         trainer = self.config.trainer
-        first, _ = self.corpus.stage(self.counters.step, trainer.batch_size, self.config.sequence_length)
-        if first == self.counters.step:
+        rows, length, place = self.lengths.shape(self.counters.step)
+        if self.corpus.stage(place, rows, length)[0] == place:
             self.guard.forget()
-        batch = self.corpus.batch(self.counters.step, 0, trainer.batch_size, self.config.sequence_length)
+        batch = self.corpus.batch(place, 0, rows, length)
         tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
@@ -194,7 +196,8 @@ class Trainer:
 
     def data_of(self, step: int) -> str:
         """Which windows step `step` (1, 2, ...) read."""
-        return self.corpus.where(step - 1, self.config.trainer.batch_size, self.config.sequence_length)
+        rows, length, place = self.lengths.shape(step - 1)
+        return self.corpus.where(place, rows, length)
 
     # --- time
 
@@ -215,9 +218,10 @@ class Trainer:
         """Where the learning rate stands when the run stands at `done`: in the stage, where each has its schedule."""
         if not self.config.schedule.each_stage:
             return done
-        trainer, step = self.config.trainer, self.counters.step
-        first, after = self.corpus.stage(step, trainer.batch_size, self.config.sequence_length)
-        last = min(each for each in (after, trainer.steps) if each is not None)  # the config has seen to the steps
+        rows, length, step = self.lengths.shape(self.counters.step)
+        first, after = self.corpus.stage(step, rows, length)
+        # the config has seen to it that there are steps
+        last = min(each for each in (after, self.config.trainer.steps) if each is not None)
         return progress(step - first, last - first)
 
     def complete(self) -> bool:

@@ -1,0 +1,78 @@
+"""Several sequence lengths in one run."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adaptive_lm.train import session
+from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.lengths import Lengths
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import named_run
+
+Make = Callable[..., RunConfig]
+
+
+def lengths(*given: int, batch_size: int = 4) -> Lengths:
+    return Lengths(make_config({"trainer": {"sequence_lengths": given, "batch_size": batch_size}}))
+
+
+def test_each_length_has_its_turn_and_every_step_its_tokens() -> None:
+    found = [lengths(16, 64, 32).shape(step) for step in range(300)]
+    assert Counter(shape.length for shape in found) == {16: 100, 64: 100, 32: 100}
+    assert {shape.batch_size * shape.length for shape in found} == {4 * 64}
+    for length in (16, 32, 64):  # no window of a length is left out or read twice
+        assert [shape.place for shape in found if shape.length == length] == list(range(100))
+
+
+def test_a_length_that_does_not_divide_the_longest_has_at_most_its_tokens() -> None:
+    assert {shape.length: shape.batch_size for shape in map(lengths(24, 64).shape, range(8))} == {64: 4, 24: 10}
+
+
+def test_one_length_is_every_step() -> None:
+    one = Lengths(make_config({"trainer": {"sequence_length": 32, "batch_size": 5}}))
+    assert [one.shape(step) for step in (0, 7)] == [(5, 32, 0), (5, 32, 7)]
+
+
+def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Corpus.batch
+    drawn: list[np.ndarray[Any, Any]] = []
+
+    def look(self: Corpus, *arguments: Any, **options: Any) -> Any:
+        batch = draw(self, *arguments, **options)
+        drawn.append(batch.ids)
+        return batch
+
+    monkeypatch.setattr(Corpus, "batch", look)
+    config = tiny_config(trainer={"sequence_lengths": [8, 32]})
+    session.begin(config, named_run("whole"), display=display)
+    session.begin(config, named_run("parts"), stop_at=5, display=display)
+    session.resume(named_run("parts"), display=display)
+    assert {ids.shape for ids in drawn} == {(16, 8), (4, 32)}
+    assert all(np.array_equal(one, other) for one, other in zip(drawn[:12], drawn[12:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"trainer": {"sequence_lengths": [16, 512]}}, r"trainer\.sequence_lengths \(512\) is longer than"),
+        ({"trainer": {"sequence_lengths": [16, 16]}}, "names a length twice"),
+        ({"trainer": {"sequence_lengths": [16], "sequence_length": 8}}, "leave one of them out"),
+        ({"trainer": {"sequence_lengths": [1]}}, "greater than or equal to 2"),
+        (
+            {"trainer": {"sequence_lengths": [16]}, "data": {"sources": [{"path": "a.txt", "epochs": 2}]}},
+            "an epoch is of one length",
+        ),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_config(sections)
