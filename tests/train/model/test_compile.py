@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_models import V, decisions, even_thresholds, tiny_ids, tiny_model
+from tiny_models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, training_loss
 from adaptive_lm.train.model.block import Block
@@ -59,9 +59,9 @@ def num_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def pair(name: str) -> tuple[Transformer, Transformer]:
+def pair(model: str | Transformer) -> tuple[Transformer, Transformer]:
     """A model and its compiled twin, both in training."""
-    plain = copy.deepcopy(tiny_model(name)).train()
+    plain = copy.deepcopy(tiny_model(model) if isinstance(model, str) else model).train()
     compiled = copy.deepcopy(plain)
     compiled.compile_blocks()
     return plain, compiled
@@ -99,6 +99,33 @@ def test_inductor_trains_as_torch_does_and_compiles_once() -> None:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         assert_the_same(plain.eval()(tiny_ids(9, batch=3)), compiled.eval()(tiny_ids(9, batch=3)), 0.0)
     assert num_graphs() == 1
+
+
+@pytest.mark.slow
+def test_inductor_trains_heads_positions_and_windows_as_torch_does() -> None:
+    """Two layers of one kind that has them all: heads by mass with a predictor, contextual positions, a window."""
+    model = Transformer(
+        variant(
+            num_layers=2,
+            heads={"routing": "top_p", "shared_heads": 1, "heads_per_token": 3, "per_token": True},
+            attention={
+                "positions": "cope",
+                "max_positions": 6,
+                "window": 12,
+                "window_kind": "learned",
+                "window_least": 2,
+            },
+            ffn={"routing": "dense", "dim": 40},
+        )
+    )
+    season(model, seed=0)
+    plain, compiled = pair(model)
+    for seed in range(3):
+        out, gradients = step(plain, tiny_ids(seed))
+        out_compiled, gradients_compiled = step(compiled, tiny_ids(seed))
+        assert_the_same(out, out_compiled, INDUCTOR_TOLERANCE)
+        torch.testing.assert_close(gradients, gradients_compiled, rtol=0, atol=INDUCTOR_TOLERANCE)
+        assert num_graphs() == 1
 
 
 @pytest.mark.usefixtures("traced_only")
@@ -141,16 +168,8 @@ def test_graphs_are_one_per_kind_of_block_and_way_of_running() -> None:
         assert num_graphs() == expected + KINDS
 
 
-NEW = [
-    "heads_top_k",
-    "heads_shared",
-    "heads_adaptive",
-    "cope_project",
-    "window_length",
-    "window_entropy",
-    "controllers",
-]
-NEW += ["window_learned", "everything_project", "everything_none"]
+NEW = ["heads_shared", "cope_project", "window_length", "window_entropy", "controllers"]
+NEW += ["everything_project", "everything_none"]
 
 
 @pytest.mark.usefixtures("traced_only")

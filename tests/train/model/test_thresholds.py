@@ -1,6 +1,6 @@
-"""How experts, heads and depth hold what was asked for: by controllers, by hand, by learning, and for each token.
+"""How experts, heads and depth hold what was asked for: by controllers, by hand, and for each token.
 
-N tokens, D width, E experts, H heads.
+N tokens. What is learned of it stands in test_learned_thresholds.py.
 """
 
 import copy
@@ -10,59 +10,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_ids, tiny_model, variant
-from torch import Tensor
+from tiny_routers import KINDS, LEAST, MOST, WANTED, N, router_of, stream, used
 
-from adaptive_lm.train.model import DepthConfig, FFNConfig, LossConfig, Transformer, training_loss
-from adaptive_lm.train.model.depth import DepthRouter
-from adaptive_lm.train.model.heads import HeadRouter
-from adaptive_lm.train.model.losses import threshold_loss
-from adaptive_lm.train.model.router import Router
-from adaptive_lm.train.model.threshold import Thresholded, keep_gradient
+from adaptive_lm.train.model import Transformer
 
-N, D, E, H = 512, 16, 8, 6
 ALL = torch.ones(N, dtype=torch.bool)
-WANTED = {"experts": 1.7, "heads": 3.5, "adaptive": 3.0, "depth": 0.6}
-LEAST = {"experts": 1, "heads": 3, "adaptive": 2, "depth": 0}
-MOST = {"experts": E, "heads": H, "adaptive": 5, "depth": 1}
-KINDS = list(WANTED)
-
-
-def router_of(kind: str, wanted: float | None = None, **control: Any) -> Thresholded:
-    """A router of each kind with seeded weights."""
-    wanted = WANTED[kind] if wanted is None else wanted
-    heads = {"num_heads": H, "head_dim": 8, "num_kv_heads": 2, "dim": D}
-    router: Thresholded
-    if kind == "experts":
-        router = Router(D, FFNConfig(num_experts=E, experts_per_token=wanted, **control))
-    elif kind == "heads":
-        fields = {"routing": "top_p", "shared_heads": 2, "heads_per_token": wanted, **control}
-        router = HeadRouter(variant(heads=fields, **heads))
-    elif kind == "adaptive":
-        fields = {"routing": "adaptive", "least_heads": 2, "most_heads": 5, "heads_per_token": wanted, **control}
-        router = HeadRouter(variant(heads=fields, **heads))
-    else:
-        router = DepthRouter(D, DepthConfig(layers_share=wanted, **control), 1e-5)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in router.named_parameters():
-            if not name.endswith("level_logit"):
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    return router
-
-
-def used(routes: Any) -> Tensor:
-    """Units of each token (N,): experts, heads or layers."""
-    if hasattr(routes, "passes"):
-        return routes.passes.float()
-    chosen = routes.selected_heads if hasattr(routes, "selected_heads") else routes.selected_experts
-    return chosen.sum(-1).float()
-
-
-def stream(seed: int = 1) -> Any:
-    """Batches of (N, D) without end."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randn(N, D, generator=generator)
 
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["level", "per_token"])
@@ -181,73 +133,6 @@ def test_a_fixed_threshold_is_what_was_put_whatever_average_is_asked_for(kind: s
     assert router.level().item() == pytest.approx(0.35)
 
 
-@pytest.mark.parametrize(
-    ("kind", "per_token", "controller"),
-    [
-        (kind, per_token, controller)
-        for kind in KINDS
-        for per_token in (False, True)
-        for controller in ("fixed", "learned")
-        if controller == "learned" or per_token or kind == "adaptive"
-    ],
-)
-def test_what_is_learned_of_a_threshold_moves_towards_its_budget(kind: str, per_token: bool, controller: str) -> None:
-    """Under its loss alone, from too much and from too little; a fixed level learns through its predictor."""
-    span, distances = MOST[kind] - LEAST[kind], []
-    for start in (0.1, 0.9):
-        name = {"experts": "router_top_p", "depth": "depth_threshold"}.get(kind, "head_top_p")
-        level = start if controller == "learned" else 0.7
-        router = router_of(kind, controller=controller, per_token=per_token, per_token_least=0.0, **{name: level})
-        if router.per_token is not None and controller == "fixed":
-            router.per_token.bias.data.fill_(5 * (start - 0.5))
-        assert router.is_budgeted
-        thresholds = [weight for key, weight in router.named_parameters() if "level" in key or "per_token" in key]
-        descent, averages = torch.optim.Adam(thresholds, lr=0.05), []
-        for _, x in zip(range(200), stream(), strict=False):
-            routes = router(x, router.level())
-            averages.append(used(routes).mean().item())
-            assert routes.soft_count.mean().item() == pytest.approx(averages[-1], abs=1e-4)
-            descent.zero_grad()
-            (routes.soft_count.mean() - router.target_units).square().backward()
-            descent.step()
-        distances.append(abs(averages[0] - WANTED[kind]))
-        assert abs(np.mean(averages[180:]) - WANTED[kind]) < 0.2 * distances[-1] + 0.02 * span
-    assert max(distances) > 0.09 * span, "it starts far away"
-
-
-def test_the_loss_of_a_learned_threshold_is_the_squared_distance_to_the_average_asked_for() -> None:
-    model = copy.deepcopy(tiny_model("controllers")).train()
-    out, counted = model(tiny_ids()), torch.arange(2 * 17) % 3 > 0
-    found = threshold_loss(model, out, counted)
-    expected = []
-    for layer in out.routing:
-        shown = counted & layer.runs
-        kept = layer.routes.selected_experts[shown].sum(-1).float().mean()
-        expected.append((kept.item() - model.config.ffn.experts_per_token) ** 2)
-    assert found is not None
-    assert found.item() == pytest.approx(np.mean(expected), rel=1e-4)
-    assert threshold_loss(tiny_model("top_p"), out, counted) is None, "a controller holds it"
-
-
-@pytest.mark.parametrize("name", ["experts_per_token", "depth_per_token", "heads_top_p", "heads_adaptive"])
-def test_a_predictor_gives_each_token_a_threshold_of_its_own(name: str) -> None:
-    model = tiny_model(name)
-    config = model.config
-    with torch.no_grad():
-        layer = model(tiny_ids()).routing[1]
-    if name == "heads_adaptive":
-        factor, least = layer.heads.mass_before[:, 1], 0.0  # where a token's second rank stands
-    else:
-        routes, section = {
-            "experts_per_token": (layer.routes, config.ffn),
-            "depth_per_token": (layer.depth, config.depth),
-            "heads_top_p": (layer.heads, config.heads),
-        }[name]
-        factor, least = routes.factor.flatten(), section.per_token_least
-    assert ((least <= factor) & (factor <= 1)).all()
-    assert factor.max() - factor.min() > 0.3 * (1 - least)
-
-
 @pytest.mark.parametrize("controller", ["quantile", "pi", "fixed", "learned"])
 def test_sparsity_goes_from_everything_to_what_was_asked_for(controller: str) -> None:
     """0 keeps everything whatever holds the threshold, and 1 is as if nothing had been said."""
@@ -297,17 +182,6 @@ def test_a_sparsity_beyond_1_keeps_still_fewer() -> None:
     assert used_by[1.15] == pytest.approx(4 - 1.15 * 2.4, abs=0.15)
 
 
-def test_a_hard_decision_has_the_gradient_of_a_soft_one() -> None:
-    """Straight-through: 1 or 0 forward, and backward the slope of a sigmoid around the border."""
-    score, limit = torch.linspace(0, 1, 11), torch.tensor(0.5, requires_grad=True)
-    kept = keep_gradient(score < limit, score, limit)
-    assert kept.tolist() == pytest.approx([1.0] * 5 + [0.0] * 6, abs=1e-6)
-    slopes = [torch.autograd.grad(k, limit, retain_graph=True)[0].item() for k in kept]
-    assert slopes[5] == pytest.approx(2.5)
-    assert all(slope > 0 for slope in slopes)
-    assert slopes[:6] == sorted(slopes[:6])
-
-
 @pytest.mark.parametrize("level", [0.0, 1e-6])
 def test_no_level_takes_the_last_expert_or_the_least_heads_away(level: float) -> None:
     for kind in ("experts", "heads", "adaptive"):
@@ -321,10 +195,3 @@ def test_no_level_takes_the_last_expert_or_the_least_heads_away(level: float) ->
 def test_a_level_of_1_or_more_keeps_everything_there_is_to_keep(level: float) -> None:
     for kind in ("experts", "heads", "adaptive"):
         assert (used(router_of(kind)(next(stream()), torch.tensor(level))) == MOST[kind]).all(), kind
-
-
-def test_a_learned_threshold_is_part_of_the_training_loss() -> None:
-    model = copy.deepcopy(tiny_model("controllers")).train()
-    out = model(tiny_ids())
-    _, parts = training_loss(model, out, tiny_ids(1), torch.ones(2, 17, dtype=torch.bool), LossConfig())
-    assert parts["threshold_loss"] > 0
