@@ -127,6 +127,6 @@ class _Scope:
 
 
 FLOAT, INT64, BOOL, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8
-INT32 = TensorProto.INT32
+INT32, DOUBLE = TensorProto.INT32, TensorProto.DOUBLE
 INT64_ZERO = helper.make_tensor("zero", INT64, [1], [0])
 """The fill of a ConstantOfShape; its default is a float."""

@@ -19,6 +19,8 @@ from ..train.run import RUNS, newest_run
 from .graph import Array
 
 CALIBRATION_TOKENS = 4096
+BESIDE = 1e-4
+"""Ten times the margin of a near tie, and less than any threshold is known to."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Source:
         return weights_of(self.model)
 
     def thresholds(self) -> Thresholds:
-        return Thresholds(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        """What the controllers hold, those of heads set beside the scores that they were taken from."""
+        levels = Thresholds(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        return levels._replace(head_top_p=beside(levels.head_top_p))
 
 
 def weights_of(model: Transformer) -> dict[str, Array]:
@@ -57,6 +61,16 @@ def weights_of(model: Transformer) -> dict[str, Array]:
     levels, windows = ".level_logit", ".window_controller.window"
     found = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
     return found | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
+
+
+def beside(level: Tensor) -> Tensor:
+    """A level of heads a little higher, if it is below 1.
+
+    Before the first attention a router knows nothing but the token's id, so that all occurrences of a frequent token
+    have one and the same score; a quantile of the scores is often just that one, and as a level it would leave the
+    token undecided: one in twenty tokens was a near tie.
+    """
+    return torch.where(level < 1, (level + BESIDE).clamp(max=1 - 2**-20), level)  # 1 itself is every head
 
 
 def find(name: str | None) -> Path:
@@ -149,7 +163,7 @@ def dial(source: Source) -> DialTable:
         experts.append(_table(block.moe.router.controller.table) if routed and block.moe else None)
         router = block.attention.head_router if chooses else None
         # a level of 1 is every head, whatever the largest score seen
-        heads.append([*_table(router.controller.table)[:-1], 1.0] if router else None)
+        heads.append([*_table(beside(router.controller.table))[:-1], 1.0] if router else None)
         # the manifest asks for the share that runs, the controller for the share that lies below the threshold
         depth.append(_table(block.depth_router.controller.table.flip(0)) if block.depth_router else None)
     return DialTable(

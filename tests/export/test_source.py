@@ -200,6 +200,7 @@ def test_levels_and_what_controllers_hold_stay_out_of_the_graph_but_the_windows_
     assert len(levels) == 4
     assert set(source.weights()) == parameters - levels | windows
     held = source.thresholds()
+    assert torch.allclose(held.head_top_p, source.model.default_thresholds().head_top_p + 1e-4)
     assert len({round(float(level), 4) for level in held.router_top_p}) == 3
     assert (held.head_top_p == held.head_top_p[0]).all()
     (tmp_path / "model").mkdir()
@@ -225,6 +226,24 @@ def test_the_dial_gives_the_heads_it_is_asked_for(tmp_path: Path) -> None:
     fixed = dial(read(write_run(tmp_path / "runs" / "top_k", heads={"routing": "top_k", "heads_per_token": 2})))
     assert fixed.head_top_p == [None, None, None]
     assert fixed.target.heads_per_token == 2.0
+
+
+def test_no_level_of_heads_is_the_score_of_a_frequent_token(tmp_path: Path) -> None:
+    """Before the first attention all its occurrences score alike, so a quantile of the scores is often theirs."""
+    near: dict[str, int] = {"held": 0, "exported": 0}
+    for seed in range(4):
+        run = write_run(
+            tmp_path / "runs" / str(seed), steps=(seed,), heads={"routing": "top_p", "heads_per_token": 2.5}, depth={}
+        )
+        source = read(run)
+        with torch.no_grad():
+            heads = source.model(source.heldout_ids(256)).routing[0].heads
+        levels = {"held": source.model.default_thresholds(), "exported": source.thresholds()}
+        for name, limits in levels.items():
+            distance = (heads.mass_before[:, 1:] - limits.head_top_p[0]).abs().amin(-1)
+            near[name] += int((distance < 1e-5).sum())
+    assert near["exported"] == 0
+    assert near["held"] > 0.01 * 4 * 256, "if the controllers never hold such a level, nothing need be set beside it"
 
 
 def test_controllers_of_a_trained_model_are_left_alone(here: Path) -> None:
