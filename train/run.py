@@ -45,6 +45,17 @@ class Run:
         metrics = self.path / "metrics.jsonl"
         return bool(list_checkpoints(self.checkpoints)) or (metrics.exists() and metrics.stat().st_size > 0)
 
+    def is_held(self) -> bool:
+        """Whether a process trains it now. The lock is only looked at where its file names a holder."""
+        path = self.path / "lock"
+        try:
+            if not path.stat().st_size:
+                return False
+            with path.open("a+", encoding="utf-8") as lock:
+                return not _take(lock)  # a holder that was killed left its name, but not its lock
+        except OSError:
+            return False
+
     @property
     def resume_command(self) -> str:
         return f"adaptive train --resume --name {self.name}"

@@ -1,0 +1,144 @@
+"""`adaptive runs` and `adaptive compare`: what became of runs, read from their folders."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from adaptive_lm.train import session
+from adaptive_lm.train.cli_runs import compare, runs
+from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import named_run
+from adaptive_lm.train.runs import all_runs, changed, summary
+
+Make = Callable[..., RunConfig]
+
+
+def typed(command: click.Command, *arguments: str) -> Result:
+    return CliRunner().invoke(command, arguments)
+
+
+@pytest.fixture
+def two(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """A complete run `a` and a stopped run `b` with another rate."""
+    session.begin(tiny_config(), named_run("a"), display=display)
+    session.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
+
+
+def test_a_summary_says_how_far_how_good_and_at_what_cost(two: None) -> None:
+    one, other = summary(Path("runs/a")), summary(Path("runs/b"))
+    assert (one.state, one.step, one.steps, one.skipped) == ("complete", 12, 12, 0)
+    assert (other.state, other.step, other.steps) == ("stopped", 7, 12)
+    records = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert one.loss == pytest.approx(sum(sorted(record["loss"] for record in records[-10:])[4:6]) / 2)
+    assert one.val_loss == records[-1]["val_loss"]
+    assert other.val_loss is not None  # the last that was measured, at step 5
+    assert one.usage == {"experts_per_token": records[-1]["experts_per_token"], "layers_per_token": 2.0}
+    assert one.seconds == records[-1]["seconds"]
+
+
+def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two: None) -> None:
+    run = named_run("b")
+    with run:
+        assert summary(Path("runs/b")).state == "training"
+    assert summary(Path("runs/b")).state == "stopped"
+    hold = (
+        "import time; from adaptive_lm.train.run import named_run\n"
+        "with named_run('b'):\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert summary(Path("runs/b")).state == "training"
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert "process" in Path("runs/b/lock").read_text()  # its name is left, its lock is not
+    assert summary(Path("runs/b")).state == "stopped"
+
+
+def test_looking_at_a_run_does_not_take_it(two: None, display: Progress) -> None:
+    summary(Path("runs/b"))
+    assert session.resume(named_run("b"), display=display).complete
+
+
+def test_a_run_without_a_checkpoint_or_a_record_is_listed_all_the_same(two: None) -> None:
+    empty = Path("runs/empty")
+    empty.mkdir()
+    (empty / "config.yaml").write_text(Path("runs/a/config.yaml").read_text())
+    Path("runs/no-run").mkdir()
+    found = {one.name: one for one in all_runs()}
+    assert set(found) == {"a", "b", "empty"}
+    assert (found["empty"].state, found["empty"].step, found["empty"].loss) == ("no checkpoint", 0, None)
+    assert "empty" in typed(runs).stdout
+
+
+def test_skipped_steps_are_counted_and_their_losses_left_out(two: None) -> None:
+    with Path("runs/a/metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 12, "loss": 99.0, "skipped": True}) + "\n")
+    assert summary(Path("runs/a")).loss < 99  # type: ignore[operator]
+    state = Path("runs/a/checkpoints/step-000012/state.json")
+    state.write_text(json.dumps({**json.loads(state.read_text()), "bad_steps": 3}))
+    assert summary(Path("runs/a")).skipped == 3
+
+
+def test_only_the_settings_that_differ_are_listed(two: None) -> None:
+    assert changed([summary(Path("runs/a")), summary(Path("runs/b"))]) == {"optimizer.lr": [0.03, 0.01]}
+    assert changed([summary(Path("runs/a"))] * 2) == {}
+
+
+def test_runs_prints_a_row_each(two: None) -> None:
+    done = typed(runs)
+    assert done.exit_code == 0
+    head, first, second = done.stdout.splitlines()
+    assert head.split()[:4] == ["run", "state", "steps", "loss"]
+    assert first.split()[:3] == ["a", "complete", "12/12"]
+    assert second.split()[:3] == ["b", "stopped", "7/12"]
+    objects = [json.loads(line) for line in typed(runs, "--json").stdout.splitlines()]
+    assert [(one["name"], one["state"], one["layers_per_token"]) for one in objects] == [
+        ("a", "complete", 2.0),
+        ("b", "stopped", 2.0),
+    ]
+
+
+def test_compare_prints_settings_outcomes_and_curves_and_draws_them(two: None) -> None:
+    done = typed(compare, "a", "b", "--plot", "c.png")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["setting", "a", "b"]
+    assert lines[1].split() == ["optimizer.lr", "0.03", "0.01"]
+    assert ["state", "complete", "stopped"] in [line.split() for line in lines]
+    assert lines[-2:] == ["a a", "b b"]
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(typed(compare, "a", "b", "--json").stdout)
+    assert found["settings"] == {"optimizer.lr": [0.03, 0.01]}
+    assert [one["step"] for one in found["runs"]] == [12, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "nix"], "there is no run runs/nix"),
+        (["a", "../x"], "--name"),
+        (["a", "b", "--metric", "lose"], "none of these runs has measured 'lose'"),
+    ],
+)
+def test_mistakes_are_errors_for_people(two: None, arguments: list[str], words: str) -> None:
+    done = typed(compare, *arguments)
+    assert isinstance(done.exception, UserError)
+    assert words in str(done.exception)
+
+
+def test_mistakes_of_the_line_are_wrong_usage(folder: Path) -> None:
+    assert typed(compare).exit_code == 2
+    assert typed(compare, "a", "--plot", "c.jpeg").exit_code == 2
+    assert "train one: adaptive train" in str(typed(runs).exception)
+    assert typed(runs, "--json").stdout == ""

@@ -1,0 +1,122 @@
+"""What became of runs: one summary each, read from their folders without opening a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import yaml
+
+from .checkpoint import COMPLETE, list_checkpoints
+from .config import flatten
+from .errors import UserError
+from .metrics import read_metrics
+from .run import RUNS, named_run
+
+State = Literal["complete", "training", "stopped", "no checkpoint"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a line. What was not measured is None; `usage` holds the averages of its last record."""
+
+    name: str
+    state: State
+    step: int
+    steps: int | None
+    loss: float | None
+    """Cross-entropy of the last steps that were logged, their median: one step alone says little."""
+    val_loss: float | None
+    """The last measured."""
+    usage: dict[str, float]
+    tokens_per_second: float | None
+    seconds: float | None
+    """Of training, all sessions together: what the run cost."""
+    skipped: int
+    """Steps that were not taken."""
+    config: dict[str, Any] = field(repr=False)
+    """Every setting, by its dotted key."""
+
+    def figures(self) -> dict[str, Any]:
+        """The outcome, without the config."""
+        figures = asdict(self)
+        del figures["config"]
+        return {**figures, **figures.pop("usage")}
+
+
+LAST = 10
+"""Records that the loss of a summary is the median of."""
+
+
+def summary(path: Path) -> Summary:
+    """Reads the run in the folder `path`.
+
+    Raises:
+        UserError: it is no folder of a run.
+    """
+    try:
+        config = flatten(yaml.safe_load((path / "config.yaml").read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise UserError(f"{path} is no run: its config.yaml cannot be read; see adaptive runs") from error
+    records = [record for record in read_metrics(path / "metrics.jsonl") if not record.get("skipped")]
+    last: Mapping[str, Any] = records[-1] if records else {}
+    state = newest_state(path)
+    losses = [record["loss"] for record in records[-LAST:] if record.get("loss") is not None]
+    speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second") is not None]
+    scored = [record["val_loss"] for record in records if record.get("val_loss") is not None]
+    names = ("experts_per_token", "heads_per_token", "layers_per_token", "window")
+    return Summary(
+        name=path.name,
+        state=state_of(path, state),
+        step=int(state.get("step", last.get("step", 0))),
+        steps=config.get("trainer.steps"),
+        loss=median(losses) if losses else None,
+        val_loss=scored[-1] if scored else None,
+        usage={name: float(last[name]) for name in names if last.get(name) is not None},
+        tokens_per_second=median(speeds) if speeds else None,
+        seconds=last.get("seconds"),
+        skipped=int(state.get("bad_steps", 0)),
+        config=config,
+    )
+
+
+def newest_state(path: Path) -> dict[str, Any]:
+    """What the newest checkpoint that was written whole says of itself, {} without one; digests are not compared."""
+    for checkpoint in reversed(list_checkpoints(path / "checkpoints")):
+        try:
+            if (checkpoint / COMPLETE).exists():
+                return dict(json.loads((checkpoint / "state.json").read_bytes()))
+        except (OSError, ValueError):
+            continue
+    return {}
+
+
+def state_of(path: Path, state: Mapping[str, Any]) -> State:
+    if named_run(path.name, path.parent).is_held():
+        return "training"
+    if not state:
+        return "no checkpoint"
+    return "complete" if state.get("complete") else "stopped"
+
+
+def all_runs(runs: Path = RUNS) -> list[Summary]:
+    """Every run, the one trained last at the end; folders that are no runs are left out."""
+    found = []
+    for config in sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime):
+        try:
+            found.append(summary(config.parent))
+        except UserError:
+            continue
+    return found
+
+
+def changed(summaries: Iterable[Summary]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs: dotted key -> the value of each, None where it has none."""
+    configs = [each.config for each in summaries]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    rows = {key: [config.get(key) for config in configs] for key in keys}
+    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
