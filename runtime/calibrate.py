@@ -65,6 +65,7 @@ class Calibrated:
 
     curve: Curve
     mechanisms: list[str]
+    routes_heads: bool
 
     @property
     def time_falls(self) -> list[tuple[float, float]]:
@@ -108,7 +109,7 @@ def calibrate(
         agreement=agreements(engine, reporting, params.agreement, progress),
     )
     write(folder, curve)
-    return Calibrated(curve, [one.name for one in search.mechanisms])
+    return Calibrated(curve, [one.name for one in search.mechanisms], engine.manifest.model.routes_heads)
 
 
 def check_adapts(manifest: Manifest) -> None:

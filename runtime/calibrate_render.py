@@ -24,7 +24,7 @@ def show(result: "Calibrated") -> None:
 def table(result: "Calibrated") -> Table:
     """A row per point, with heads and times where the model has them."""
     points = result.curve.points
-    heads, timed = "heads" in result.mechanisms, points[0].milliseconds_per_token is not None
+    heads, timed = result.routes_heads, points[0].milliseconds_per_token is not None
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     names = ["compute", "executed", "loss", "bits/byte", "experts", *["heads"] * heads, "layers", "exit at"]
     for name in [*names, *["ms per token", "p5 to p95"] * timed]:

@@ -16,6 +16,7 @@ from .search import Measured, path, reach
 from .thresholds import Thresholds
 
 LEAST = 0.25  # of the dense FLOPs: below it, models of our sizes say little
+SAVES = 0.001  # of the executed share, by all of a mechanism: less is nothing to choose by
 NUM_POINTS = 10
 BENT = 0.01  # of the executed share: a dial that is this far off between two points gets a third
 MORE_ROUNDS = 2
@@ -28,15 +29,19 @@ class Search:
     def __init__(self, engine: Engine, texts: Sequence[Window], progress: Progress) -> None:
         self._engine, self._texts, self._progress = engine, texts, progress
         self._known: dict[Setting, Measured] = {}
+        self._base = Thresholds.everything(engine.manifest.model.num_layers)
         begin = time.perf_counter()
-        everything = score(engine, Thresholds.everything(engine.manifest.model.num_layers), texts)
+        self.most = score(engine, self._base, texts).executed_share
         self._seconds = time.perf_counter() - begin
-        self.most = everything.executed_share
+        saving, free = self._sorted(mechanisms(engine.manifest))
         exits = exit_mechanism(engine.manifest, self._cost)
-        self.mechanisms: list[Mechanism] = mechanisms(engine.manifest) + ([exits] if exits else [])
+        self.mechanisms: list[Mechanism] = saving + ([exits] if exits else [])
+        for one in free:
+            self._settle(one)
         if not self.mechanisms:
             raise UserError(
-                "this model has nothing to adapt: its exits cost more than they save; train one with fewer exit layers"
+                "this model has nothing to adapt: what its thresholds decide saves no FLOPs (exits may cost more "
+                "checks than they save); train one with experts or depth routers, or with fewer exit layers"
             )
         # Twelve notches each, of which a step takes one to three, after looking at two moves of each.
         count = len(self.mechanisms)
@@ -44,8 +49,29 @@ class Search:
         names = ", ".join(one.name for one in self.mechanisms)
         progress.say(f"adapting {names}; this takes about {_duration(about)}")
 
+    def _sorted(self, found: list[Mechanism]) -> tuple[list[Mechanism], list[Mechanism]]:
+        """Those that save executed FLOPs, and those that do not, such as heads that the graph computes all the same."""
+        saving: list[Mechanism] = []
+        free: list[Mechanism] = []
+        for one in found:
+            saved = self.most - self._cost(thresholds_of(self._base, [one], (1.0,)))
+            (saving if saved > SAVES else free).append(one)
+        return saving, free
+
+    def _settle(self, mechanism: Mechanism) -> None:
+        """Keep what saves nothing at all of it or at the model's own threshold, whichever loses less."""
+        own = thresholds_of(self._base, [], ())
+        places = list(mechanism.layers)
+        trained = getattr(Thresholds.of(self._engine.manifest.thresholds), mechanism.field)
+        getattr(own, mechanism.field)[places] = trained[places]
+        better = score(self._engine, own, self._texts).loss < score(self._engine, self._base, self._texts).loss
+        if better:
+            self._base = own
+        where = "at the model's own threshold" if better else "all on"
+        self._progress.say(f"{mechanism.name} save no FLOPs of this graph: they stay {where}, which loses less")
+
     def thresholds(self, setting: Setting) -> Thresholds:
-        return thresholds_of(self._engine.manifest, self.mechanisms, setting)
+        return thresholds_of(self._base, self.mechanisms, setting)
 
     def points(self) -> list[tuple[float, Thresholds]]:
         """(compute, thresholds) of every point of the curve, rising: ten, and more where the dial would bend."""

@@ -6,7 +6,7 @@ way only as its coordinate rises.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -91,9 +91,9 @@ def exit_mechanism(manifest: Manifest, cost: Callable[[Thresholds], float]) -> M
     return Mechanism("exit", "exit_threshold", layers, level)
 
 
-def thresholds_of(manifest: Manifest, found: Sequence[Mechanism], setting: Setting) -> Thresholds:
-    """The thresholds of a setting."""
-    thresholds = Thresholds.everything(manifest.model.num_layers)
+def thresholds_of(base: Thresholds, found: Sequence[Mechanism], setting: Setting) -> Thresholds:
+    """The thresholds of a setting; `base` are those of a setting of nothing but 0."""
+    thresholds = replace(base, **{one.name: getattr(base, one.name).copy() for one in fields(base)})
     for mechanism, coordinate in zip(found, setting, strict=True):
         mechanism.apply(thresholds, coordinate)
     return thresholds

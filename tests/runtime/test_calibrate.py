@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich_graph
+import tiny_graph
 from click.testing import CliRunner, Result
 from rich_graph import STORY, expected
 from tiny_graph import TOKENS, E, L, write_manifest
@@ -279,6 +281,26 @@ def test_exits_that_cost_more_than_they_save_are_left_closed(copy: Path) -> None
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["mechanisms"] == ["experts", "depth"]
     assert all(one.thresholds.exit_threshold == [1] * L for one in Manifest.read(copy).curve.points)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("gain", [1.0, -1.0], ids=["all on", "own"])
+def test_heads_that_save_nothing_are_settled_by_their_loss(
+    rich_copy: Path, monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
+    """As where the graph computes every head and multiplies by 0: no notch of them is on the way to less."""
+    monkeypatch.setitem(rich_graph.GAIN, "head", gain)
+    costs = rich_graph.sections()["costs"]
+    for layer in costs["flops"]["layers"]:
+        layer |= {"head": 0, "head_per_key": 0}
+    rest = {name: value for name, value in rich_graph.sections().items() if name != "costs"}
+    folder = tiny_graph.write_model(rich_copy, rich_graph.graph(), **rest, costs=costs)
+    result = run(folder, "--repeats", "0", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["mechanisms"] == ["experts", "depth", "exit"]
+    level = 1.0 if gain > 0 else 0.8
+    points = Manifest.read(folder).curve.points  # type: ignore[union-attr]
+    assert all(one.thresholds.head_top_p == [level] * L for one in points)
+    assert f"heads save no FLOPs of this graph: they stay {'all on' if gain > 0 else 'at the'}" in result.stderr
 
 
 @pytest.mark.parametrize(
