@@ -47,14 +47,12 @@ def table(result: "Calibrated") -> Table:
 
 
 def lines(result: "Calibrated") -> list[str]:
-    """Whether time follows compute, and the exits of each agreement."""
+    """Whether time follows compute, pair by pair where it does not, and the exits of each agreement."""
     curve = result.curve
-    found = [
-        f"measured on {curve.tokens} tokens of {curve.text} that the thresholds were not chosen on; executed rises"
-    ]
+    found = [f"measured on {curve.tokens} tokens of {curve.text} that no threshold was chosen on; executed FLOPs rise"]
     if curve.points[0].milliseconds_per_token is not None:
         pairs = [f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls]
-        found += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises too"]
+        found += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises with them"]
     found += [
         f"agreement {one.share:g} (confidence {one.confidence:g}): leave above {one.exit_threshold:g}; "
         f"{one.measured:.2%} of the tokens agreed, {one.layers_per_token:.2f} layers per token"
