@@ -57,7 +57,8 @@ def fit_heads(config: ModelConfig) -> None:
     if heads.routing in ("all", "top_k"):
         heads.refuse_control(f"heads.routing {heads.routing} has no threshold", "heads.")
     if heads.routing == "all":
-        given = [name for name in ("shared_heads", "heads_per_token", "most_heads") if getattr(heads, name)]
+        fields = ("shared_heads", "heads_per_token", "least_heads", "most_heads")
+        given = [name for name in fields if getattr(heads, name) != type(heads).model_fields[name].default]
         if given:
             raise ValueError(f"heads.{given[0]} is set but heads.routing is all: choose top_k, top_p or adaptive")
         return

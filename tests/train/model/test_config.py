@@ -60,6 +60,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     # heads
     ({"heads": {"routing": "some"}}, ["heads.routing", "top_k", "adaptive", "some"]),
     ({"heads": {"shared_heads": 1}}, ["heads.shared_heads is set", "routing is all", "top_p"]),
+    ({"heads": {"least_heads": 2}}, ["heads.least_heads is set", "routing is all"]),
     ({"heads": {"heads_per_token": 2}}, ["heads.heads_per_token is set", "routing is all"]),
     ({"heads": {"per_token": True}}, ["heads.per_token is True", "routing all has no threshold"]),
     ({"heads": {"routing": "top_k", "controller": "pi"}}, ["heads.controller is pi", "top_k has no threshold"]),
