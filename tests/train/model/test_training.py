@@ -101,6 +101,19 @@ def test_recomputing_activations_changes_no_bit(name: str) -> None:
         assert torch.equal(buffer, dict(again.named_buffers())[key]), key
 
 
+def test_recomputing_activations_leaves_out_the_same_layers() -> None:
+    """T38, with layer dropout: what was drawn is not drawn again."""
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = Transformer(variant(depth={"layer_dropout": 0.5})).train()
+        out, loss, gradients = loss_and_gradients(model, checkpoint_activations=recompute)
+        assert not decisions(out)["layers_run"].all()
+        found.append((decisions(out)["layers_run"], loss, *gradients.values()))
+    for kept, again in zip(*found, strict=True):
+        assert torch.equal(kept, again)
+
+
 def test_recomputing_activations_keeps_fewer_of_them() -> None:
     """Else the test above would compare a model with itself."""
     kept: dict[bool, int] = {}

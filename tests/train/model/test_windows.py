@@ -78,7 +78,7 @@ def test_attention_under_a_ramp_is_its_formula(positions: str, dtype: torch.dtyp
     config = variant(
         num_kv_heads=4,
         attention={
-            "window": 9, "window_kind": "learned", "window_least": 2, "window_ramp": 4, "positions": positions,
+            "window": 9, "window_kind": "learned", "window_least": 1, "window_ramp": 8, "positions": positions,
         },
     )  # fmt: skip
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_attention_under_a_ramp_is_its_formula(positions: str, dtype: torch.dtyp
     hook = attention.o.register_forward_hook(lambda _, given_, gave: given.append(given_[0].float()))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         out = attention(x, rotary, None, None, ALL_HEADS)
-        reach = 2 + 7 * out.windows.scores.view(B, T)
+        reach = 1 + 8 * out.windows.scores.view(B, T)
     hook.remove()
     with torch.no_grad():
         q, (k, v) = attention.q(x), attention.kv(x).chunk(2, -1)
@@ -102,7 +102,7 @@ def test_attention_under_a_ramp_is_its_formula(positions: str, dtype: torch.dtyp
             q, k = rotate(q, rotary), rotate(k, rotary)
     expected = torch.zeros(B, 4, T, 8)
     for b, head, t in torch.cartesian_prod(torch.arange(B), torch.arange(4), torch.arange(T)).tolist():
-        how_much = [1.0 if t == j else min(max((reach[b, t].item() - (t - j)) / 4 + 0.5, 0), 1) for j in range(t + 1)]
+        how_much = [1.0 if t == j else min(max((reach[b, t].item() - (t - j)) / 8 + 0.5, 0), 1) for j in range(t + 1)]
         raw = (k[b, head, : t + 1] @ q[b, head, t] / 8**0.5).exp() * torch.tensor(how_much)
         expected[b, head, t] = raw / raw.sum() @ v[b, head, : t + 1]
     found = given[0].view(B, T, 4, 8).transpose(1, 2)
