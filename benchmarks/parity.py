@@ -128,9 +128,8 @@ def main(tokens: int, decoded: int, only: str) -> None:
     kinds = {**ALONE, **TOGETHER}
     runs = [(name, kind, False) for name, kind in kinds.items()]
     runs += [(f"{name}, sliced", kind, True) for name, kind in kinds.items() if "heads" in kind]
-    click.echo(
-        f"{'':34} {'':>7} {'near ties':>10} {'':>7} {'wrong':>6} {'against torch':>14} {'one at a time':>14}  used"
-    )
+    columns = {"tokens": 7, "near ties": 10, "flipped": 8, "wrong": 6, "against torch": 14, "one at a time": 14}
+    click.echo(" " * 34 + "".join(f" {column:>{width}}" for column, width in columns.items()) + "  used")
     begin, failed = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, kind, sliced) in enumerate(runs):
@@ -143,7 +142,7 @@ def main(tokens: int, decoded: int, only: str) -> None:
             failed += [] if passed else [name]
             ties = f"{prompts.near_ties / prompts.tokens:.2%}"
             click.echo(
-                f"{name:34} {prompts.tokens:7} {ties:>10} {prompts.flipped:7} "
+                f"{name:34} {prompts.tokens:7} {ties:>10} {prompts.flipped:8} "
                 f"{prompts.wrong_decisions + singles.wrong_decisions:6} {prompts.largest_difference:14.1e} "
                 f"{singles.largest_difference:14.1e}  {used}{'' if passed else '  FAILED'}"
             )

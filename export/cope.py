@@ -78,6 +78,6 @@ def _sums(g: Graph, gates: str, order: Order) -> str:
 
 
 def _sum_from_the_right(g: Graph, gates: str) -> str:
-    """In float64, as torch sums on a CPU: in float32 the logits were twice as far from the exact ones as torch's."""
+    """In float64, as torch sums on a CPU: in float32 the logits were 1.4 times as far from float64 as torch's."""
     sums = g.op("CumSum", g.op("Cast", gates, to=DOUBLE), g.scalar(3), reverse=1)
     return g.op("Cast", sums, to=FLOAT)

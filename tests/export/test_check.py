@@ -129,6 +129,60 @@ def test_one_weight_that_is_a_little_off_is_found(
     assert outcome.failures
 
 
+LATER: dict[str, Any] = {
+    "heads": {"routing": "top_p", "shared_heads": 1, "heads_per_token": 2.5, "per_token": True},
+    "attention": {
+        "positions": ["cope", "rope", "cope"], "max_positions": 8, "window": 16, "window_kind": "learned",
+        "window_least": 8,
+    },
+    "ffn": {"num_experts": 4, "expert_dim": 16, "experts_per_token": 1.6, "per_token": True},
+    "depth": {
+        "layers_share": 0.5, "per_token": True, "exit_layers": [0, 1], "exit_criterion": "router",
+        "skipped_kv": "project",
+    },
+}  # fmt: skip
+"""A model with every mechanism that came later."""
+LATER_PERTURBED = [
+    ("layers.0.attention.head_router.weight", (2, 5), 0.1),
+    ("layers.1.attention.head_router.balance", (0, 5), 0.1),
+    ("layers.0.attention.head_router.per_token.bias", (), 0.3),
+    ("layers.2.attention.position_embedding", (3, 4), 0.1),
+    ("layers.1.attention.window_router.bias", (), 0.2),
+    ("layers.0.moe.router.per_token.bias", (), 0.2),
+    ("layers.1.depth_router.per_token.bias", (), 0.2),
+    ("exit_routers.1.bias", (), 0.2),
+]
+
+
+@pytest.fixture(scope="module")
+def later(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return read(write_run(tmp_path_factory.mktemp("later") / "runs" / "later", **LATER))
+
+
+def test_a_model_with_every_mechanism_is_exported_in_both_precisions(tmp_path: Path, later: Source) -> None:
+    for precision, compared in (("fp32", 5), ("int8", 2)):
+        out = run_export(str(later.checkpoint.run), tmp_path / precision, precision, threads=1)  # type: ignore[arg-type]
+        assert out.report["passed"] is True
+        assert sum("passed" in part for part in out.report.values() if isinstance(part, dict)) >= compared
+        model = Manifest.read(out.folder).model
+        assert [layer.positions for layer in model.layers] == ["cope", "rope", "cope"]
+        assert {(layer.head_routing, layer.shared_heads, layer.least_heads) for layer in model.layers} == {
+            ("top_p", 1, 2)
+        }
+        assert [layer.window for layer in model.layers] == [16] * 3
+        assert model.exit_criterion == "router"
+
+
+@pytest.mark.parametrize(("name", "place", "by"), LATER_PERTURBED, ids=[name for name, _, _ in LATER_PERTURBED])
+@pytest.mark.usefixtures("quick")
+def test_one_number_of_a_later_mechanism_that_is_a_little_off_is_found(
+    later: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: tuple[int, ...], by: float
+) -> None:
+    perturb(monkeypatch, name, place, by)
+    outcome = check(later, graph_of(later, tmp_path / "model"), lambda line: None)
+    assert outcome.report["passed"] is False
+
+
 def perturb(monkeypatch: pytest.MonkeyPatch, name: str, place: tuple[int, ...], by: float) -> None:
     """Only what the graph is built from; torch keeps its weights."""
     true = Source.weights
