@@ -27,6 +27,7 @@ LINES = [
     "User: Where do rivers go? Assistant: Rivers carry their water to the sea </s>",
     "User: Why is stone heavy? Assistant: Its atoms are packed closely </s>",
 ]
+STAGES = ("pretraining", "chat_training")
 SCIENCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "science-qa"
 
 
@@ -59,23 +60,20 @@ def test_science_qa_uses_every_mechanism_that_it_names_and_stays_small() -> None
 
 
 def test_science_qa_learns_facts_then_answers_by_heart(folder: Path, display: Progress, tmp_path: Path) -> None:
-    """The recipe on eight lines of its format, with fewer epochs."""
+    """The recipe on eight lines of its format, with fewer epochs at a higher rate."""
     (tmp_path / "pretraining_data.json").write_text(json.dumps(FACTS))
     (tmp_path / "chat_training_data.json").write_text(json.dumps(LINES))
     over: list[dict[str, Any]] = [
         {"data": {"dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}},
-        {
-            "data": {
-                "sources": [{"path": f"{name}_data.json", "epochs": 30} for name in ("pretraining", "chat_training")]
-            }
-        },
+        {"data": {"sources": [{"path": f"{name}_data.json", "epochs": 60} for name in STAGES]}},
+        {"optimizer": {"adamw_lr": 0.012}},
         {"trainer": {"threads": 1, "batch_size": 2, "eval_every": 1000, "tensorboard": False, "device": "cpu"}},
     ]
     outcome = session.begin(make_config(read_recipe("science-qa"), over), named_run("qa"), display=display)
     assert outcome.complete
     assert outcome.trained_on
     assert outcome.evaluation is not None
-    assert outcome.evaluation.loss < 0.4  # three questions cannot be foretold: that is 0.2 nats a token
+    assert outcome.evaluation.loss < 0.3  # which of three questions is asked cannot be foretold: 0.07 nats a token
     for line in LINES:
         prompt, _, wanted = line.removesuffix(" </s>").partition(" Assistant:")
         assert answer(Path("runs/qa"), prompt).startswith(f" Assistant:{wanted}<|endoftext|>")
