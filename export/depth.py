@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..train.model.config import ModelConfig
 from .graph import Graph
-from .threshold import token_factor
+from .threshold import shifted
 from .weights import Weights
 
 
@@ -18,7 +18,7 @@ class DepthRoutes(NamedTuple):
 def depth_router(
     g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, depth_threshold: str
 ) -> DepthRoutes:
-    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold u, float32 in every precision.
+    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold, float32 in every precision.
 
     x (N, D), depth_threshold (N, 1).
     """
@@ -26,8 +26,9 @@ def depth_router(
         scores = g.op("Sigmoid", _logits(g, weights, name, config, x), name="depth_scores")
         if config.depth.per_token:
             logits = _logits(g, weights, f"{name}.per_token", config, x)
-            factor = token_factor(g, logits, config.depth.per_token_least)
-            depth_threshold = g.op("Mul", depth_threshold, factor, name="limit")
+            moved = shifted(g, depth_threshold, logits, config.depth.per_token_reach)
+            everything = g.op("LessOrEqual", depth_threshold, g.scalar(0.0))
+            depth_threshold = g.op("Where", everything, depth_threshold, moved, name="limit")
     return DepthRoutes(scores, g.op("GreaterOrEqual", scores, depth_threshold, name="passes"))
 
 

@@ -48,8 +48,8 @@ def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: s
             kept = g.op("Expand", g.op("Less", _ranks(g, routed), g.scalar(number)), g.op("Shape", ranked))
         else:
             mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, R)
-            least = heads.per_token_least if heads.per_token else None
-            kept = g.op("Less", mass_before, limit(g, weights, name, x, head_top_p, least))
+            reach = heads.per_token_reach if heads.per_token else None
+            kept = g.op("Less", mass_before, limit(g, weights, name, x, head_top_p, reach))
         # every place is overwritten, since `head` is a permutation: router_probs only lends its shape
         selected = g.op("ScatterElements", router_probs, head, g.op("Cast", kept, to=FLOAT), axis=-1)
         chosen = g.op("Mul", router_probs, selected)

@@ -21,6 +21,7 @@ from ..runtime.session import Session, Step
 from ..train.model import ModelOutput, Thresholds, Transformer
 from ..train.model.block import LayerRouting
 from ..train.model.heads import HeadRoutes
+from ..train.model.threshold import shifted
 from ..train.model.window import LEVELS
 from .graph import Array
 
@@ -137,7 +138,7 @@ def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Ten
     for i, layer in enumerate(out.routing):
         here = (left < 0) | (left >= i)
         if layer.depth is not None and thresholds.depth_threshold[i] > 0:
-            margin = (layer.depth.scores - _limit(thresholds.depth_threshold[i], layer.depth.factor)).abs()
+            margin = (layer.depth.scores - shifted(thresholds.depth_threshold[i], layer.depth.shift)).abs()
             closest = torch.where(here, closest.minimum(margin), closest)
         for margin in _choices(layer, i, thresholds, model):
             closest = torch.where(layer.runs, closest.minimum(margin), closest)
@@ -153,7 +154,7 @@ def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transfo
     if layer.routes is not None:
         yield _rank_margin(layer.routes.router_probs, layer.routes.selected_experts)
         if config.ffn.routing == "top_p" and thresholds.router_top_p[i] < 1:
-            limit = _limit(thresholds.router_top_p[i], layer.routes.factor)
+            limit = shifted(thresholds.router_top_p[i], layer.routes.shift)
             yield (layer.routes.mass_before[:, 1:] - limit).abs().amin(-1)
     if layer.heads is not None:
         yield _rank_margin(layer.heads.router_probs, layer.heads.selected_heads[:, config.heads.shared_heads :])
@@ -164,14 +165,10 @@ def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transfo
         yield (score - score.round()).abs() / LEVELS
 
 
-def _limit(level: Tensor, factor: Tensor | None) -> Tensor:
-    return level if factor is None else level * factor
-
-
 def _head_limit_margin(heads: HeadRoutes, level: Tensor, model: Transformer) -> Tensor:
     """Of the ranks that the threshold decides about, the least distance to it, (T,); inf where there are none."""
     shared, least, most = model.config.heads.shared_heads, model.config.least_heads, model.config.most_heads
-    distance = (heads.mass_before - _limit(level, heads.factor)).abs()[:, least - shared : most - shared]
+    distance = (heads.mass_before - shifted(level, heads.shift)).abs()[:, least - shared : most - shared]
     return torch.cat([distance, distance.new_full((len(distance), 1), torch.inf)], -1).amin(-1)
 
 

@@ -28,8 +28,8 @@ def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, rou
             kept = g.op("Expand", kept, g.op("Shape", ranked))
         else:
             mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, E)
-            least = config.per_token_least if config.per_token else None
-            kept = g.op("Less", mass_before, limit(g, weights, name, x, router_top_p, least))
+            reach = config.per_token_reach if config.per_token else None
+            kept = g.op("Less", mass_before, limit(g, weights, name, x, router_top_p, reach))
         kept = g.op("Cast", kept, to=FLOAT)
         # every place is overwritten, since `expert` is a permutation: router_probs only lends its shape
         selected = g.op("ScatterElements", router_probs, expert, kept, axis=-1, name="selected_experts")

@@ -1,7 +1,10 @@
-"""What a token's threshold is of its layer's level. N tokens, D width. Mirrors `train/model/threshold.py`."""
+"""How a token's threshold is moved from its layer's level. N tokens, D width. Mirrors `train/model/threshold.py`."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from ..train.model.threshold import EDGE
 from .graph import Graph
 from .weights import Weights
 
@@ -15,16 +18,18 @@ def linear(g: Graph, weights: Weights, name: str, x: str) -> str:
     return g.op("Add", g.op("ReduceSum", products, g.int64(1), keepdims=1), weights.parameter(g, f"{name}.bias"))
 
 
-def token_factor(g: Graph, logits: str, least: float) -> str:
-    """u = least + (1 - least) sigmoid(logits): (N, 1) -> (N, 1)."""
-    share = g.op("Mul", g.op("Sigmoid", logits), g.scalar(1 - least))
-    return g.op("Add", share, g.scalar(least), name="factor")
+def shifted(g: Graph, level: str, logits: str, reach: float) -> str:
+    """sigmoid(logit(level) + reach tanh(logits)), the level kept off its ends as in torch: (N, 1) -> (N, 1)."""
+    inside = g.op("Min", g.op("Max", level, g.scalar(np.float32(EDGE))), g.scalar(np.float32(1 - EDGE)))
+    odds = g.op("Log", g.op("Div", inside, g.op("Sub", g.scalar(1.0), inside)))
+    shift = g.op("Mul", g.op("Tanh", logits), g.scalar(reach), name="shift")
+    return g.op("Sigmoid", g.op("Add", odds, shift))
 
 
-def limit(g: Graph, weights: Weights, name: str, x: str, level: str, least: float | None) -> str:
-    """What masses are compared with: the level (N, 1), times a token's factor where one is predicted (`least` is the
-    end of its range) unless the level is EVERYTHING."""
-    if least is None:
+def limit(g: Graph, weights: Weights, name: str, x: str, level: str, reach: float | None) -> str:
+    """What masses are compared with: the level (N, 1), moved by at most `reach` for each token, where that is given,
+    unless the level is EVERYTHING."""
+    if reach is None:
         return level
-    factor = token_factor(g, linear(g, weights, f"{name}.per_token", x), least)
-    return g.op("Where", g.op("Greater", level, g.scalar(1.0)), level, g.op("Mul", level, factor), name="limit")
+    moved = shifted(g, level, linear(g, weights, f"{name}.per_token", x), reach)
+    return g.op("Where", g.op("Greater", level, g.scalar(1.0)), level, moved, name="limit")

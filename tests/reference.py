@@ -19,7 +19,7 @@ from reference_routing import (
     choose_best,
     choose_by_mass,
     confidence,
-    per_token_factor,
+    per_token_limit,
     rms_norm,
     sigmoid,
     softmax,
@@ -147,8 +147,10 @@ class Sequence:
         name, ffn = f"layers.{layer}.moe.router", self.config.ffn
         P = softmax(self.weights[f"{name}.weight"] @ h)  # (E,)
         if ffn.routing == "top_p":
-            factor = per_token_factor(self.weights, name, h, ffn.per_token_least) if ffn.per_token else 1
-            choice = choose_by_mass(P, self.thresholds.router_top_p[layer], factor)
+            limit = self.thresholds.router_top_p[layer]
+            if ffn.per_token:
+                limit = per_token_limit(self.weights, name, h, ffn.per_token_reach, limit)
+            choice = choose_by_mass(P, limit)
         else:
             choice = choose_best(P, int(ffn.experts_per_token))
         result.margins["expert_mass"][at], result.margins["expert_rank"][at] = choice.limit_margin, choice.rank_margin
@@ -158,9 +160,11 @@ class Sequence:
     def depth_score(self, layer: int, x: np.ndarray) -> tuple[float, float]:
         """sigmoid(w . rms(x) + b), and the threshold that this token has to reach"""
         name, depth, z = f"layers.{layer}.depth_router", self.config.depth, self.norm(x)
-        factor = per_token_factor(self.weights, name, z, depth.per_token_least) if depth.per_token else 1
         score = sigmoid(self.weights[f"{name}.weight"] @ z + self.weights[f"{name}.bias"])
-        return score, self.thresholds.depth_threshold[layer] * factor
+        level = self.thresholds.depth_threshold[layer]
+        if depth.per_token:
+            level = per_token_limit(self.weights, name, z, depth.per_token_reach, level)
+        return score, level
 
     def confidence(self, layer: int, x: np.ndarray) -> float:
         """How sure a token is after this exit layer: from its logits there, or sigmoid(w . norm(x) + b)"""

@@ -16,7 +16,7 @@ from reference_routing import (
     choose_best,
     choose_by_complexity,
     choose_by_mass,
-    per_token_factor,
+    per_token_limit,
     predicted,
     rms_norm,
     sigmoid,
@@ -166,9 +166,10 @@ class Attention:
         if heads.routing == "top_k":
             return choose_best(P, int(self.config.heads_per_token) - heads.shared_heads)
         if heads.routing == "top_p":
-            least = heads.per_token_least
-            factor = per_token_factor(self.weights, router, normed, least) if heads.per_token else 1
-            return choose_by_mass(P, self.head_top_p, factor)
+            limit = self.head_top_p
+            if heads.per_token:
+                limit = per_token_limit(self.weights, router, normed, heads.per_token_reach, limit)
+            return choose_by_mass(P, limit)
         complexity = predicted(self.weights, router, normed)
         return choose_by_complexity(P, self.head_top_p, complexity, self.config.least_heads, self.config.most_heads)
 

@@ -28,11 +28,11 @@ def choose_best(P: np.ndarray, count: int) -> Choice:
     return Choice(ranked[:count], np.inf, P[ranked[count - 1]] - P[ranked[count]] if refused else np.inf)
 
 
-def choose_by_mass(P: np.ndarray, level: float, factor: float) -> Choice:
-    """In order of P until those before hold the mass level * factor. The first always; a level of 1 takes all."""
-    if level >= 1:  # whatever the factor, and whatever rounding makes of the mass
+def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
+    """In order of P until those before hold the mass `limit`. The first always; a limit of 1 takes all."""
+    if limit >= 1:  # whatever rounding makes of the mass
         return choose_best(P, len(P))
-    ranked, limit = choose_best(P, len(P)).chosen, level * factor
+    ranked = choose_best(P, len(P)).chosen
     count, mass, margin = 1, P[ranked[0]], np.inf
     while count < len(P):
         margin = min(margin, abs(mass - limit))
@@ -67,9 +67,12 @@ def predicted(weights: Weights, router: str, z: np.ndarray) -> float:
     return weights[f"{router}.per_token.weight"] @ z + weights[f"{router}.per_token.bias"]
 
 
-def per_token_factor(weights: Weights, router: str, z: np.ndarray, least: float) -> float:
-    """u = least + (1 - least) sigmoid(w . z + b): what this token multiplies the threshold of its layer by."""
-    return least + (1 - least) * sigmoid(predicted(weights, router, z))
+def per_token_limit(weights: Weights, router: str, z: np.ndarray, reach: float, level: float) -> float:
+    """sigmoid(logit(level) + reach tanh(w . z + b)): the threshold of this token; a level at an end stays there."""
+    if not 0 < level < 1:
+        return level
+    inside = min(max(level, 1e-6), 1 - 1e-6)
+    return sigmoid(np.log(inside / (1 - inside)) + reach * np.tanh(predicted(weights, router, z)))
 
 
 def confidence(criterion: str, logits: np.ndarray) -> float:

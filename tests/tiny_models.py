@@ -83,7 +83,7 @@ CONFIGS = {
     "window_entropy": variant(attention=ENTROPY),
     "window_learned": variant(attention=LEARNED),
     "experts_per_token": variant(ffn=PER_TOKEN),
-    "depth_per_token": variant(depth={**ROUTERS, **PER_TOKEN}),
+    "depth_per_token": variant(depth={**ROUTERS, **PER_TOKEN, "per_token_reach": 1.5}),
     "controllers": variant(
         heads={**BY_MASS, "controller": "pi", "scope": "model"},
         ffn={"controller": "learned", "router_top_p": {"first": 0.4, "last": 0.6}},

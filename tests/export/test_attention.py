@@ -71,7 +71,7 @@ def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str)
 @pytest.mark.parametrize("name", [name for name in ADAPTS_DEPTH if MODELS[name].depth.skipped_kv == "none"])
 def test_a_layer_that_nobody_runs_leaves_its_cache_untouched(name: str) -> None:
     layers = MODELS[name].num_layers
-    nobody = even_thresholds(layers, depth=3.0, leave=-0.1)  # beyond what a factor of 1/2 can lower into reach
+    nobody = even_thresholds(layers, depth=3.0, leave=-0.1)
     sequences = Sequences(graph_of(name), B, fill=FILL)
     said = sequences.steps(tiny_ids(2, batch=B, time=3).numpy(), *[nobody] * B)
     idle = np.flatnonzero(~said.layers_run.any((1, 2)))

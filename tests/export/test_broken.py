@@ -52,8 +52,8 @@ def only_first(node: onnx.NodeProto) -> None:
     del node.input[1:]
 
 
-def without_factor(node: onnx.NodeProto) -> None:
-    """Where(everything, level, level * factor) -> level."""
+def without_shift(node: onnx.NodeProto) -> None:
+    """Where(everything, level, moved) -> level."""
     node.op_type = "Identity"
     level = node.input[1]
     del node.input[1:]
@@ -62,7 +62,7 @@ def without_factor(node: onnx.NodeProto) -> None:
 
 BROKEN: dict[str, tuple[str, str, Change]] = {
     "heads: the mass includes the head itself": ("heads_top_p", "head_router/mass_before", attribute("exclusive", 0)),
-    "heads: no factor for the token": ("heads_top_p", "head_router/limit", without_factor),
+    "heads: no shift for the token": ("heads_top_p", "head_router/limit", without_shift),
     "heads: one more of the best": ("heads_top_k", r"head_router/Less", becomes("LessOrEqual")),
     "heads: shared and routed change their weights": ("heads_shared", r"head_router/Split\.1", swapped),
     "heads: complexity moves ranks the other way": ("heads_adaptive", "head_router/Sub", becomes("Add")),
@@ -76,8 +76,8 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
     "window: the ring does not turn": ("window_fixed", "attention/Mod", only_first),
     "window: learned levels are rounded down": ("window_learned", "window_router/Ceil", becomes("Floor")),
     "window: learned windows reach before the first token": ("window_learned", "attention/Min", only_first),
-    "experts: no factor for the token": ("experts_per_token", "router/limit", without_factor),
-    "depth: the factor is added": ("depth_per_token", "depth_router/limit", becomes("Add")),
+    "experts: no shift for the token": ("experts_per_token", "router/limit", without_shift),
+    "depth: the shift is unbounded": ("depth_per_token", "depth_router/Tanh", becomes("Identity")),
     "exits: the best alone in place of its lead": ("exit_margin", r"exit\.\d/Sub", only_first),
     "exits: entropy without its sign": ("exit_entropy", r"exit\.\d/Add", becomes("Sub")),
     "exits: the router's score is no sigmoid": ("exit_router", r"exit\.\d/exit_scores", becomes("Tanh")),

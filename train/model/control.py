@@ -36,7 +36,7 @@ class Controlled(Section):
 
     The level of a layer is held at a target average (`quantile`: the quantile of the scores seen, of which a table is
     kept that is the dial; `pi`: a proportional-integral controller, DTop-p, arXiv 2512.13996), set (`fixed`), or
-    learned by gradient under a budget (`learned`). On top, `per_token` scales it for each token.
+    learned by gradient under a budget (`learned`). On top, `per_token` moves it for each token.
     """
 
     controller: Literal["quantile", "fixed", "learned", "pi"] = "quantile"
@@ -47,9 +47,9 @@ class Controlled(Section):
     ema: float = Field(0.7, ge=0, lt=1)
     """Decay per step of the quantile table; a slow table lags a router that sharpens."""
     per_token: bool = False
-    """Whether a predictor scales the threshold for each token."""
-    per_token_least: float = Field(0.5, ge=0, lt=1)
-    """The range of that factor is this to 1."""
+    """Whether a predictor moves the threshold for each token."""
+    per_token_reach: float = Field(1.0, gt=0)
+    """How far it moves the threshold at most, either way, in logits: with 1, a level of 0.5 becomes 0.27 to 0.73."""
 
     def refuse_control(self, why: str, prefix: str = "") -> None:
         """Raises ValueError for a setting that nothing would read."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .config import DepthConfig
 from .control import levels
-from .threshold import Thresholded, TokenFactor, keep_gradient
+from .threshold import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class DepthRoutes(NamedTuple):
@@ -21,14 +21,14 @@ class DepthRoutes(NamedTuple):
     scores: Tensor  # float32
     passes: Tensor  # bool: the score reaches the token's threshold
     gate: Tensor  # float32: what the layer's update is multiplied by where it runs
-    factor: Tensor | None  # (N,) float32: what a token's threshold is of the level, where it is predicted
+    shift: Tensor | None  # (N,) float32: how far a token's threshold is from the level, in logits
     soft_count: Tensor | None  # (N,) float32: 1 where it passes, with a gradient, where a threshold is learned
 
 
 class DepthRouter(Thresholded):
-    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold u.
+    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold.
 
-    Per token and causal: the threshold is a constant of the forward pass (u is 1, or predicted for each token), held by
+    Per token and causal: the threshold is a constant of the forward pass (or moved by the token itself), held by
     a controller so that a share `layers_share` of the tokens runs the layer. Source: Mixture-of-Depths, Raposo et al.
     2024 (arXiv 2404.02258). Departs from it: a threshold in place of top-k over the sequence, which looks to the right.
     """
@@ -40,7 +40,7 @@ class DepthRouter(Thresholded):
         self.norm_eps = norm_eps
         self.weight = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.zeros(()))
-        self.per_token = TokenFactor(dim, config.per_token_least) if config.per_token else None
+        self.per_token = TokenShift(dim, config.per_token_reach) if config.per_token else None
 
     def forward(self, x: Tensor, depth_threshold: Tensor) -> DepthRoutes:
         """x (N, D), depth_threshold () -> DepthRoutes, in float32 whatever autocast says.
@@ -52,17 +52,17 @@ class DepthRouter(Thresholded):
             normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps)
             logits = normed @ self.weight.float() + self.bias.float()
             scores = logits.sigmoid()
-            factor = self.per_token(normed).squeeze(-1) if self.per_token is not None else None
-            limit = depth_threshold if factor is None else depth_threshold * factor
-            passes, gate, soft_count = scores >= limit, 2 * scores, None
-            if self.level_logit is not None or factor is not None:
+            shift = self.per_token(normed).squeeze(-1) if self.per_token is not None else None
+            limit = shifted(depth_threshold, shift)
+            passes, gate, soft_count = (scores >= limit) | (depth_threshold <= 0), 2 * scores, None
+            if self.level_logit is not None or shift is not None:
                 soft_count = keep_gradient(passes, limit, scores)
                 gate = gate * torch.where(passes, soft_count, 0.0)
-            return DepthRoutes(logits, scores, passes, gate, factor, soft_count)
+            return DepthRoutes(logits, scores, passes, gate, shift, soft_count)
 
     def observe_routes(self, routes: DepthRoutes, shown: Tensor) -> Tensor | None:
         """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does."""
-        scores = routes.scores if routes.factor is None else routes.scores / routes.factor
+        scores = shifted(routes.scores, None if routes.shift is None else -routes.shift)
         return self.observe(scores[shown], routes.passes[shown])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .control import levels
-from .threshold import Thresholded, TokenFactor, keep_gradient
+from .threshold import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class HeadRoutes(NamedTuple):
@@ -21,7 +21,7 @@ class HeadRoutes(NamedTuple):
     mass_before: Tensor  # (N, R) float32, in order of rank: what is compared with head_top_p
     selected_heads: Tensor  # (N, H) bool, the shared ones first
     weights: Tensor  # (N, H) float32 on the outputs of the heads, 0 where not selected
-    factor: Tensor | None  # (N, 1) float32: what a token's threshold is of the level, where it is predicted
+    shift: Tensor | None  # (N, 1) float32: how far a token's threshold is from the level, in logits
     soft_count: Tensor | None  # (N,) float32: the heads kept, with a gradient, where their number is learned
 
 
@@ -31,8 +31,8 @@ class HeadRouter(Thresholded):
         P = softmax over the routed rows of (W x);  w_i = m P_i / sum of selected P     for a selected routed head
         with S shared heads, a = 2 softmax(A x):  w_i a_1 for those, a_0 S softmax_i over the shared rows for these
 
-    `top_k` takes the m most probable, `top_p` heads in order of probability until they hold the mass `head_top_p` u
-    (u is 1, or predicted for each token; the first is always taken). `adaptive` has no shared heads: a complexity c of
+    `top_k` takes the m most probable, `top_p` heads in order of probability until they hold the mass `head_top_p`
+    (which can be moved for each token; the first is always taken). `adaptive` has no shared heads: a complexity c of
     the token says how many run, between `least_heads` and `most_heads`: of the ranks r between them those with
 
         sigmoid(logit(q_r) - c) < head_top_p,   q_r = (r - least + 1/2) / (most - least),   c = w . x + b
@@ -56,7 +56,7 @@ class HeadRouter(Thresholded):
         self.weight = nn.Parameter(torch.empty(config.num_heads, config.dim))  # (H, D), shared heads first
         self.balance = nn.Parameter(torch.empty(2, config.dim)) if shared else None
         predicts = adaptive or heads.per_token
-        self.per_token = TokenFactor(config.dim, heads.per_token_least) if predicts else None
+        self.per_token = TokenShift(config.dim, None if adaptive else heads.per_token_reach) if predicts else None
         logits = torch.full((routed,), float("inf"))  # of each rank: from `most` on it runs at no complexity,
         if adaptive:
             logits[:least], logits[least:most] = float("-inf"), between.logit()  # below `least` at any
@@ -81,18 +81,18 @@ class HeadRouter(Thresholded):
             router_logits = logits[:, self.shared :]  # (N, R)
             router_probs = router_logits.softmax(-1)
             ranked, head = router_probs.sort(dim=-1, descending=True, stable=True)  # (N, R)
-            factor, limit = None, head_top_p
+            shift, limit = None, head_top_p
             if self.routing == "adaptive":
                 assert self.per_token is not None
-                scores = (self.rank_logits - self.per_token.logits(x)).sigmoid()  # (N, R); 0 below least, 1 from most
+                scores = (self.rank_logits - self.per_token(x)).sigmoid()  # (N, R); 0 below least, 1 from most
                 kept = ((scores < head_top_p) | (head_top_p >= 1)) & (self.rank_logits < float("inf"))
                 kept = kept | (self.rank_logits == float("-inf"))
                 free = slice(int(self.least_units), int(self.most_units))
             else:
                 scores = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, R); 0 for the first, which is always kept
                 if self.per_token is not None:
-                    factor = self.per_token(x)  # (N, 1)
-                    limit = head_top_p * factor
+                    shift = self.per_token(x)  # (N, 1)
+                    limit = shifted(head_top_p, shift)
                 if self.routing == "top_k":
                     kept = (torch.arange(self.routed, device=x.device) < int(self.scale)).expand_as(ranked)
                 else:
@@ -113,12 +113,12 @@ class HeadRouter(Thresholded):
                 common = self.shared * logits[:, : self.shared].softmax(-1)  # (N, S)
                 weights = torch.cat([share[:, :1] * common, share[:, 1:] * weights], -1)  # (N, H)
                 selected = torch.cat([torch.ones_like(common, dtype=torch.bool), selected], -1)
-        return HeadRoutes(router_logits, router_probs, scores, selected, weights, factor, soft_count)
+        return HeadRoutes(router_logits, router_probs, scores, selected, weights, shift, soft_count)
 
     def observe_routes(self, routes: HeadRoutes, shown: Tensor) -> Tensor | None:
         """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does; ranks that are
         never refused or never taken are left out."""
-        scores = routes.mass_before if routes.factor is None else routes.mass_before / routes.factor
+        scores = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
         adaptive = self.routing == "adaptive"
         free = slice(int(self.least_units), int(self.most_units)) if adaptive else slice(1, self.routed)
         return self.observe(scores[shown][:, free], routes.selected_heads[shown].sum(-1))

@@ -111,7 +111,10 @@ def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Ten
 
 def exit_weights_at(config: LossConfig, exit_layers: Sequence[int], step: int, progress: float) -> dict[int, float]:
     """The weight of each exit's loss at a step and at `progress` 0..1 of the run; they sum to 1, and an exit whose time
-    has not come is left out. LayerSkip (arXiv 2404.16710), eq. 5-6 and its two curricula.
+    has not come is left out.
+
+    Source: LayerSkip (arXiv 2404.16710), section 4.1.2 and its two curricula. Departs from it: weights by depth count
+    layers from 1, so that an exit after the first has one too.
     """
     active = list(exit_layers)
     if config.exit_curriculum == "rotational":

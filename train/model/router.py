@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .config import FFNConfig
 from .control import levels
-from .threshold import Thresholded, TokenFactor, keep_gradient
+from .threshold import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class Routes(NamedTuple):
@@ -21,19 +21,20 @@ class Routes(NamedTuple):
     mass_before: Tensor  # (N, E) float32, in order of rank: the probability of all experts ranked higher
     selected_experts: Tensor  # (N, E) bool
     routing_weights: Tensor  # (N, E) float32, 0 where not selected
-    factor: Tensor | None = None  # (N, 1) float32: what a token's threshold is of the level, where it is predicted
+    shift: Tensor | None = None  # (N, 1) float32: how far a token's threshold is from the level, in logits
     soft_count: Tensor | None = None  # (N,) float32: the experts kept, with a gradient, where a threshold is learned
 
 
 class Router(Thresholded):
     """Top-p routing: a token takes experts in order of probability until they hold the mass `router_top_p`.
 
-        P = softmax(W x);  selected = {k : sum of P ranked before k < router_top_p u};  g_k = P_k / sum of selected P
+        P = softmax(W x);  selected = {k : sum of P ranked before k < router_top_p};  g_k = P_k / sum of selected P
 
-    The first expert is always taken; u is 1, or predicted for each token. Source: Huang et al. 2024 (arXiv 2403.07652),
-    eq. 3-5. Departs from it: the weights are renormalised (measured better), and the threshold is not a constant but
-    held by a controller so that a layer uses `experts_per_token` on average; by default by quantiles: of the E - 1
-    ranks that could be refused, a share (experts_per_token - 1) / (E - 1) has a mass before it under that quantile.
+    The first expert is always taken; the threshold can be moved for each token. Source: Huang et al. 2024 (arXiv
+    2403.07652), eq. 3-5. Departs from it: the weights are renormalised (measured better), and the threshold is not a
+    constant but held by a controller so that a layer uses `experts_per_token` on average; by default by quantiles: of
+    the E - 1 ranks that could be refused, a share (experts_per_token - 1) / (E - 1) has a mass before it under that
+    quantile.
     `top_k` is the fixed baseline.
     """
 
@@ -43,7 +44,7 @@ class Router(Thresholded):
         super().__init__(config, levels(config.router_top_p, num_layers)[layer], units, uniform)
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, dim))  # (E, D)
-        self.per_token = TokenFactor(dim, config.per_token_least) if config.per_token else None
+        self.per_token = TokenShift(dim, config.per_token_reach) if config.per_token else None
 
     def forward(self, x: Tensor, router_top_p: Tensor) -> Routes:
         """x (N, D), router_top_p () -> Routes. Always in float32, whatever autocast says."""
@@ -51,8 +52,8 @@ class Router(Thresholded):
             x = x.float()
             router_logits = x @ self.weight.float().t()  # (N, E)
             router_probs = router_logits.softmax(-1)  # (N, E)
-            factor = self.per_token(x) if self.per_token is not None else None  # (N, 1)
-            limit = router_top_p if factor is None else router_top_p * factor
+            shift = self.per_token(x) if self.per_token is not None else None  # (N, 1)
+            limit = shifted(router_top_p, shift)
             ranked, expert = router_probs.sort(dim=-1, descending=True, stable=True)  # (N, E)
             mass_before = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, E); 0 for the first, which is always kept
             if self.config.routing == "top_k":
@@ -64,17 +65,17 @@ class Router(Thresholded):
                 kept = torch.cat([torch.ones_like(kept[:, :1]), kept[:, 1:]], -1)
             selected = torch.zeros_like(kept).scatter(-1, expert, kept)  # (N, E), in order of expert
             weights, soft_count = torch.where(selected, router_probs, 0.0), None
-            if self.level_logit is not None or factor is not None:
+            if self.level_logit is not None or shift is not None:
                 gate = keep_gradient(kept, mass_before, limit)[:, 1:]  # (N, E - 1)
                 gate = torch.cat([torch.ones_like(gate[:, :1]), gate], -1)
                 soft_count = gate.sum(-1)
                 weights = weights * torch.zeros_like(gate).scatter(-1, expert, gate)
             if self.config.renormalize:
                 weights = weights / weights.sum(-1, keepdim=True)
-        return Routes(router_logits, router_probs, mass_before, selected, weights, factor, soft_count)
+        return Routes(router_logits, router_probs, mass_before, selected, weights, shift, soft_count)
 
     def observe_routes(self, routes: Routes, shown: Tensor) -> Tensor | None:
         """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does; the first rank is
         never refused, so it is left out."""
-        scores = routes.mass_before if routes.factor is None else routes.mass_before / routes.factor
+        scores = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
         return self.observe(scores[shown][:, 1:], routes.selected_experts[shown].sum(-1))

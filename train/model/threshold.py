@@ -1,4 +1,4 @@
-"""The threshold of a routing decision: a level for the layer, times a factor for the token where one is predicted.
+"""The threshold of a routing decision: the level of its layer, moved for each token where a shift is predicted.
 
 N tokens, D width.
 """
@@ -16,24 +16,31 @@ from .controller import PIController, QuantileController
 
 SOFTNESS = 0.1
 """Width of the sigmoid by which a hard decision has a gradient (straight-through), in units of the score."""
+EDGE = 1e-6
+"""Nearest that a level comes to 0 or 1 when it is moved; the ends themselves mean everything, or only the least."""
 
 
-class TokenFactor(nn.Module):
-    """u = least + (1 - least) sigmoid(w . x + b): what a token's threshold is of its layer's level, in [least, 1]."""
+class TokenShift(nn.Module):
+    """c = reach tanh(w . x + b), or w . x + b where nothing bounds it: how far a token's threshold lies from the level
+    of its layer, in logits."""
 
-    def __init__(self, dim: int, least: float) -> None:
+    def __init__(self, dim: int, reach: float | None) -> None:
         super().__init__()
-        self.least = least
+        self.reach = reach
         self.weight = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x (N, D) float32 -> (N, 1) float32"""
-        return F.linear(x, self.weight.float()[None], self.bias.float()[None])
-
     def forward(self, x: Tensor) -> Tensor:
         """x (N, D) float32 -> (N, 1) float32"""
-        return self.least + (1 - self.least) * self.logits(x).sigmoid()
+        raw = F.linear(x, self.weight.float()[None], self.bias.float()[None])
+        return raw if self.reach is None else self.reach * raw.tanh()
+
+
+def shifted(level: Tensor, shift: Tensor | None) -> Tensor:
+    """sigmoid(logit(level) + c), the threshold of each token, in 0..1 like the level: level (), shift (N, 1)."""
+    if shift is None:
+        return level
+    return (level.clamp(EDGE, 1 - EDGE).logit() + shift).sigmoid()
 
 
 class Thresholded(nn.Module):
@@ -96,13 +103,12 @@ class Thresholded(nn.Module):
         return pi.level.clone()
 
     def observe(self, scores: Tensor, units: Tensor) -> Tensor | None:
-        """Shows the controllers a batch: scores (any shape) in units of the level, and the units each token used (n,).
+        """Shows the controllers a batch: scores (any shape) as the level sees them, and the units each token used (n,).
 
         Returns:
             How much more must be kept, in units a token, as a change of the level, (); None where there was no token.
         """
-        # a token's factor can push the quotient past what a level may be; 1 itself means everything
-        self.controller.observe(scores.clamp(max=1 - 2**-20))
+        self.controller.observe(scores.clamp(max=1 - 2**-20))  # 1 itself means everything
         if not len(units):
             return None
         missing = self.target_units - units.float().mean()

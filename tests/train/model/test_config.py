@@ -105,7 +105,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"ffn": {"controller": "tight"}}, ["ffn.controller", "quantile", "pi", "tight"]),
     ({"ffn": {"routing": "top_k", "experts_per_token": 2, "per_token": True}}, ["per_token is True", "top_k"]),
     ({"ffn": {"routing": "dense", "controller": "pi"}}, ["controller is pi", "dense has no threshold"]),
-    ({"ffn": {"per_token": True, "per_token_least": 1.0}}, ["per_token_least", "less than 1"]),
+    ({"ffn": {"per_token": True, "per_token_reach": 0.0}}, ["per_token_reach", "greater than 0"]),
     ({"depth": {"per_token": True}}, ["per_token is True", "layers_share 1 builds no depth router"]),
     # exits
     ({"depth": {"exit_criterion": "margin"}}, ["exit_criterion is margin", "exit_layers is empty"]),

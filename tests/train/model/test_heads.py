@@ -84,7 +84,7 @@ def test_a_more_complex_token_takes_more_heads() -> None:
     """Its complexity is a number of its own, and whichever heads are best for it come first."""
     router = router_of(routing="adaptive", heads_per_token=3)
     routes = router(tokens(), torch.tensor(0.5))
-    complexity = router.per_token.logits(tokens()).flatten()
+    complexity = router.per_token(tokens()).flatten()
     counts = routes.selected_heads.sum(-1)[complexity.argsort()]
     assert torch.equal(counts, counts.sort().values)
     assert counts[0] < counts[-1]

@@ -10,7 +10,7 @@ from tiny_routers import KINDS, LEAST, MOST, WANTED, router_of, stream, used
 
 from adaptive_lm.train.model import LossConfig, training_loss
 from adaptive_lm.train.model.losses import threshold_loss
-from adaptive_lm.train.model.threshold import keep_gradient
+from adaptive_lm.train.model.threshold import keep_gradient, shifted
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_what_is_learned_of_a_threshold_moves_towards_its_budget(kind: str, per_
     for start in (0.1, 0.9):
         name = {"experts": "router_top_p", "depth": "depth_threshold"}.get(kind, "head_top_p")
         level = start if controller == "learned" else 0.7
-        router = router_of(kind, controller=controller, per_token=per_token, per_token_least=0.0, **{name: level})
+        router = router_of(kind, controller=controller, per_token=per_token, per_token_reach=4.0, **{name: level})
         if router.per_token is not None and controller == "fixed":
             router.per_token.bias.data.fill_(5 * (start - 0.5))
         assert router.is_budgeted
@@ -68,16 +68,17 @@ def test_a_predictor_gives_each_token_a_threshold_of_its_own(name: str) -> None:
     with torch.no_grad():
         layer = model(tiny_ids()).routing[1]
     if name == "heads_adaptive":
-        factor, least = layer.heads.mass_before[:, 1], 0.0  # where a token's second rank stands
+        limit = layer.heads.mass_before[:, 1]  # where a token's second rank stands
     else:
         routes, section = {
             "experts_per_token": (layer.routes, config.ffn),
             "depth_per_token": (layer.depth, config.depth),
             "heads_top_p": (layer.heads, config.heads),
         }[name]
-        factor, least = routes.factor.flatten(), section.per_token_least
-    assert ((least <= factor) & (factor <= 1)).all()
-    assert factor.max() - factor.min() > 0.3 * (1 - least)
+        limit = shifted(torch.tensor(0.5), routes.shift).flatten()
+        reach = torch.tensor(section.per_token_reach).sigmoid()
+        assert ((1 - reach <= limit) & (limit <= reach)).all()
+    assert limit.max() - limit.min() > 0.2
 
 
 def test_a_hard_decision_has_the_gradient_of_a_soft_one() -> None:

@@ -94,19 +94,19 @@ def test_equal_position_embeddings_of_zero_are_no_positions_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "factor", "chosen"),
+    ("limit", "chosen"),
     [
-        (0.5, 1, [2]),
-        (0.5001, 1, [2, 0]),
-        (0.5001, 0.9, [2]),
-        (0.75, 1, [2, 0]),
-        (0.76, 1, [2, 0, 1]),
-        (1.0, 0.1, [2, 0, 1, 3]),
+        (0.0, [2]),
+        (0.5, [2]),
+        (0.5001, [2, 0]),
+        (0.75, [2, 0]),
+        (0.76, [2, 0, 1]),
+        (1.0, [2, 0, 1, 3]),
     ],
 )
-def test_things_are_chosen_until_those_before_hold_the_mass(level: float, factor: float, chosen: list[int]) -> None:
-    """Of equals the lower number first; a level of 1 takes all, whatever the factor."""
-    assert choose_by_mass(np.array([0.25, 0.125, 0.5, 0.125]), level, factor).chosen == chosen
+def test_things_are_chosen_until_those_before_hold_the_mass(limit: float, chosen: list[int]) -> None:
+    """Of equals the lower number first; a limit of 1 takes all."""
+    assert choose_by_mass(np.array([0.25, 0.125, 0.5, 0.125]), limit).chosen == chosen
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_a_complex_token_takes_more_heads(level: float, complexity: float, count
 def test_margins_are_the_distances_to_the_border() -> None:
     P = np.array([0.25, 0.125, 0.5, 0.125])
     assert choose_best(P, 2)[1:] == (np.inf, 0.125)
-    assert choose_by_mass(P, 0.6, 1)[1:] == pytest.approx((0.1, 0.125))
-    assert choose_by_mass(P, 1.0, 1)[1:] == (np.inf, np.inf)
+    assert choose_by_mass(P, 0.6)[1:] == pytest.approx((0.1, 0.125))
+    assert choose_by_mass(P, 1.0)[1:] == (np.inf, np.inf)
     assert choose_by_complexity(P, 0.3, 0.0, 1, 3)[1:] == pytest.approx((0.05, 0.125))  # ranks at 1/4 and 3/4
 
 

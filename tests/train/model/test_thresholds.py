@@ -46,11 +46,12 @@ def test_a_controller_holds_the_average_while_the_scores_drift(kind: str, contro
         if wanted in (0.1, 0.9) or kind != "depth"
     ],
 )
-def test_the_whole_range_can_be_asked_for(kind: str, wanted: str | float) -> None:
+@pytest.mark.parametrize("per_token", [False, True], ids=["level", "per_token"])
+def test_the_whole_range_can_be_asked_for(kind: str, wanted: str | float, per_token: bool) -> None:
     """A layer that always runs has no router, and none never runs."""
     least, most = LEAST[kind], MOST[kind]
     asked = {"least": least, "most": most}[wanted] if isinstance(wanted, str) else least + (most - least) * wanted
-    router = router_of(kind, asked)
+    router = router_of(kind, asked, per_token=per_token)
     for _, x in zip(range(20), stream(), strict=False):
         with torch.no_grad():
             routes = router(x, router.level())

@@ -113,7 +113,7 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["both_none", "both_project", *ROUTES_HEADS])
 def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, share: float) -> None:
-    """A token's own factor moves neither end: at a level of 1 every expert and head runs, at next to 0 the fewest."""
+    """A token's own shift moves neither end: at a level of 1 every expert and head runs, at next to 0 the fewest."""
     model, ids = tiny_model(name), tiny_ids()
     config, layers = model.config, model.config.num_layers
     limits = even_thresholds(layers) if share else even_thresholds(layers, 1e-6, 2.1, 0.0, 1e-6)
