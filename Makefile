@@ -6,14 +6,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ROOMS  := runtime train export serve
 NAME   := demo
+TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format clean bench-mechanisms
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    train a small model on embedded text, export it, ask it something, measure it; runs/$(NAME) begins anew'
 	@echo 'make test    lint, types and the whole test suite'
 	@echo 'make lint    lint and types only'
+	@echo 'make bench-mechanisms  what each way to adapt gives: half an hour a text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
 	@echo 'make format  let ruff format the code'
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
 
@@ -36,6 +38,9 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench-mechanisms: $(STAMP)
+	$(BIN)/python benchmarks/mechanisms.py $(TEXTS:%=--data %) $(BENCH_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -179,7 +179,7 @@ def distribution_of(library: str) -> str:
 
 @pytest.mark.parametrize(
     ("room", "extras"),
-    [("runtime", ["plot"]), ("serve", ["serve"]), ("train", ["train", "hf"]), ("export", ["train"])],
+    [("runtime", ["plot"]), ("serve", ["serve"]), ("train", ["train", "plot", "hf"]), ("export", ["train"])],
 )
 def test_a_room_imports_only_what_its_installation_brings(room: str, extras: list[str]) -> None:
     imported = {

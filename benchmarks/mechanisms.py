@@ -1,0 +1,296 @@
+"""What each way to adapt gives and takes: trained for equal time, then run on ONNX Runtime against plain dense models.
+
+    python benchmarks/mechanisms.py --data builtin:python-docs --data ../shared/data/shakespeare.txt --seeds 2
+
+Every kind trains for the same seconds on one core (`--jobs 2` trains two at once, each pinned to a core), is exported
+with the whole parity check, and reads the same held-out text on ONNX Runtime. Times are interleaved over all kinds in
+one process on one thread. The full model is calibrated as well: its dial is held against its own compute 1.0 and
+against the dense model of equal measured time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import click
+import numpy as np
+
+from adaptive_lm.runtime import Dial, Engine, load
+from adaptive_lm.runtime.bench import read_text
+from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.measure import Timed, time_engines
+from adaptive_lm.runtime.score import score, windows
+from adaptive_lm.runtime.thresholds import Thresholds
+
+BASE: dict[str, Any] = {
+    "model.context_length": 128,
+    "trainer.batch_size": 16,
+    "trainer.threads": 1,
+    "trainer.tensorboard": False,
+    "trainer.eval_every": 100_000,
+    "trainer.final_eval_tokens": 1,
+}
+HEADS = {"model.heads.routing": "top_p", "model.heads.shared_heads": 1, "model.heads.heads_per_token": 3}
+DEPTH = {"model.depth.layers_share": 0.75}
+EXIT = {"model.depth.exit_layers": [1, 2]}
+COPE = {"model.attention.positions": "cope", "model.attention.max_positions": 32}
+WINDOWS = {"model.attention.window": 128, "model.attention.window_kind": "learned", "model.attention.window_least": 32}
+DENSE = {"model.ffn.routing": "dense"}
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": DENSE,
+    "dense, 3 layers": DENSE | {"model.num_layers": 3},
+    "dense, 8 layers": DENSE | {"model.num_layers": 8},
+    "dense, 192 wide": DENSE | {"model.dim": 192, "model.num_heads": 6, "model.num_kv_heads": 3, "model.ffn.dim": 516},
+    "top-2": {"model.ffn.routing": "top_k", "model.ffn.experts_per_token": 2, "model.ffn.expert_dim": 172},
+    "top-p": {},
+    "+ heads": HEADS,
+    "+ depth": DEPTH,
+    "+ exit": EXIT,
+    "+ CoPE": COPE,
+    "+ windows": WINDOWS,
+    "full": HEADS | DEPTH | EXIT | COPE | WINDOWS | {"model.attention.positions": ["cope", "rope", "cope", "rope"]},
+}
+"""Settings over BASE. 4 layers of 128 and a hidden width of 344 used per token, unless a kind says otherwise."""
+POINTS = ("0.25", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1")
+"""Of `compute` in the plot; the dial itself is calibrated at ten."""
+
+
+@dataclass
+class Row:
+    """One kind, one seed: what was measured of it."""
+
+    kind: str
+    seed: int
+    steps: int
+    loss: float  # nats per token, held out, on ONNX Runtime
+    flops: float  # executed per token, of the held-out text
+    experts: float
+    heads: float
+    layers: float
+    milliseconds: float  # median per decoded token
+    p5: float
+    p95: float
+
+
+def adaptive(*arguments: str, folder: Path, core: int | None = None) -> None:
+    """Runs the command line in `folder`, pinned to a core. Raises RuntimeError with its last words where it fails."""
+    command = [sys.executable, "-m", "adaptive_lm.serve", *arguments]
+    if core is not None:
+        command = ["taskset", "-c", str(core), *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
+
+
+def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: int | None) -> None:
+    """Trains and exports one kind; what is complete already is kept."""
+    name = run_name(kind, seed)
+    if (folder / "runs" / name / "model" / "manifest.json").exists():
+        return
+    tokenizer = ["bpe", "--vocab-size", "1024"] if data.startswith("builtin:") else ["chars"]
+    settings = [part for key, value in (BASE | KINDS[kind]).items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    ends = ["--max-seconds", str(seconds), "--seed", str(seed), "--name", name, "--overwrite"]
+    adaptive("train", "--data", data, "--tokenizer", *tokenizer, *ends, *settings, folder=folder, core=core)
+    adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
+    click.echo(f"  trained {kind}, seed {seed}", err=True)
+
+
+def train_all(folder: Path, data: str, seeds: int, seconds: float, jobs: int) -> None:
+    """Every kind within each seed, in an order that turns by one from seed to seed."""
+    cores: Queue[int | None] = Queue()
+    for core in sorted(os.sched_getaffinity(0))[:jobs]:
+        cores.put(core)
+
+    def one(kind: str, seed: int) -> None:
+        core = cores.get()
+        try:
+            train(folder, data, kind, seed, seconds, core)
+        finally:
+            cores.put(core)
+
+    names = list(KINDS)
+    with ThreadPoolExecutor(jobs) as pool:
+        orders = ((seed, names[seed % len(names) :] + names[: seed % len(names)]) for seed in range(seeds))
+        for task in [pool.submit(one, kind, seed) for seed, order in orders for kind in order]:
+            task.result()
+
+
+def run_name(kind: str, seed: int) -> str:
+    return f"{kind.replace('+ ', 'with-').replace(', ', '-').replace(' ', '-').lower()}-{seed}"
+
+
+def measure(folder: Path, seed: int, tokens: int, rounds: int) -> tuple[list[Row], list[dict[str, Any]]]:
+    """All kinds of one seed, and the points of the full model's dial."""
+    engines = {kind: open_model(folder, kind, seed) for kind in KINDS}
+    full = engines["full"]
+    default = {kind: resolve(engine.manifest, default_dial(engine)) for kind, engine in engines.items()}
+    dial = {point: resolve(full.manifest, Dial(compute=float(point))) for point in POINTS}
+    asked: list[tuple[str, Engine, Thresholds]] = [(kind, engines[kind], limits) for kind, limits in default.items()]
+    asked += [(point, full, limits) for point, limits in dial.items()]
+    text = read_text(full, folder / "runs" / run_name("full", seed) / "model", None)
+    assert text is not None
+    prompt, answer = text.ids[:32], text.ids[32:112]
+    timed = time_engines([(engine, limits) for _, engine, limits in asked], prompt, answer, repeats=rounds, seed=seed)
+    rows, points = [], []
+    for (name, engine, limits), one in zip(asked, timed, strict=True):
+        found = score(engine, limits, windows(text, tokens, engine.manifest.model.context_length))
+        row = row_of(name, seed, folder, found, one)
+        rows.append(row) if name in KINDS else points.append({**vars(row), "compute": float(name)})
+    return rows, points
+
+
+def open_model(folder: Path, kind: str, seed: int) -> Engine:
+    return load(folder / "runs" / run_name(kind, seed) / "model", device="cpu", threads=1)
+
+
+def default_dial(engine: Engine) -> Dial:
+    """As the model was trained; one with exits leaves where 95 % of the tokens keep the whole model's choice."""
+    curve = engine.manifest.curve
+    return Dial(agreement=0.95) if curve is not None and curve.agreement else Dial()
+
+
+def row_of(name: str, seed: int, folder: Path, found: Any, timed: Timed) -> Row:
+    tally, speed = found.tally, timed.milliseconds
+    metrics = folder / "runs" / run_name(name if name in KINDS else "full", seed) / "metrics.jsonl"
+    return Row(
+        kind=name,
+        seed=seed,
+        steps=json.loads(metrics.read_text().splitlines()[-1])["step"],
+        loss=found.loss,
+        flops=tally.executed_flops / tally.tokens,
+        experts=tally.experts / tally.layers,
+        heads=tally.heads / tally.layers,
+        layers=tally.layers / tally.tokens,
+        milliseconds=speed.median,
+        p5=speed.p5,
+        p95=speed.p95,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Means over the seeds, and how far these lie apart."""
+    lines = [
+        "| kind | steps | held-out loss | experts | heads | layers | MFLOPs per token | ms per token (p5 to p95) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        own = [row for row in rows if row.kind == kind]
+        loss = [row.loss for row in own]
+        spread = f" ± {(max(loss) - min(loss)) / 2:.3f}" if len(own) > 1 else ""
+        lines.append(
+            f"| {kind} | {mean(own, 'steps'):.0f} | {np.mean(loss):.3f}{spread} | {mean(own, 'experts'):.2f} | "
+            f"{mean(own, 'heads'):.2f} | {mean(own, 'layers'):.2f} | {mean(own, 'flops') / 1e6:.2f} | "
+            f"{mean(own, 'milliseconds'):.3f} ({mean(own, 'p5'):.3f} to {mean(own, 'p95'):.3f}) |"
+        )
+    return "\n".join(lines)
+
+
+def mean(rows: list[Row], name: str) -> float:
+    return float(np.mean([getattr(row, name) for row in rows]))
+
+
+def verdicts(rows: list[Row], points: list[dict[str, Any]]) -> list[str]:
+    """What the issue asks of the dial, answered with the figures: at compute 0.5 of the full model."""
+    half = [point for point in points if point["compute"] == 0.5]
+    whole = [point for point in points if point["compute"] == 1.0]
+    worse = [a["loss"] / b["loss"] - 1 for a, b in zip(half, whole, strict=True)]
+    time = float(np.mean([point["milliseconds"] for point in half]))
+    loss = float(np.mean([point["loss"] for point in half]))
+    dense = {kind: [row for row in rows if row.kind == kind] for kind in KINDS if kind.startswith("dense")}
+    fitting = {kind: own for kind, own in dense.items() if mean(own, "milliseconds") <= time}
+    lines = [f"full at compute 0.5 against its own compute 1.0: {np.mean(worse):+.2%} of loss (at most +1.5 %)"]
+    if fitting:
+        best = min(fitting, key=lambda kind: mean(fitting[kind], "loss"))
+        lines.append(
+            f"full at compute 0.5: loss {loss:.3f} in {time:.3f} ms; the best dense model that is no slower, {best}: "
+            f"{mean(fitting[best], 'loss'):.3f} in {mean(fitting[best], 'milliseconds'):.3f} ms"
+        )
+    speeds = [np.mean([p["milliseconds"] for p in points if p["compute"] == float(c)]) for c in POINTS]
+    rises = bool((np.diff(speeds) >= 0).all())
+    lines.append(
+        f"the dial: {speeds[0]:.3f} to {speeds[-1]:.3f} ms, {'monotone' if rises else 'NOT monotone'} in measured time"
+    )
+    return lines
+
+
+def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss against time and against executed FLOPs: the full model's dial as a line, all kinds as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    for panel, name, unit, scale in (
+        (panels[0], "milliseconds", "ms per token, one thread", 1.0),
+        (panels[1], "flops", "executed MFLOPs per token", 1e-6),
+    ):
+        line = [
+            (np.mean([p[name] for p in points if p["compute"] == float(c)]) * scale,
+             np.mean([p["loss"] for p in points if p["compute"] == float(c)]))
+            for c in POINTS
+        ]  # fmt: skip
+        panel.plot(*zip(*line, strict=True), marker=".", color="#b2182b", label="full, compute 0.25 to 1")
+        for kind in KINDS:
+            own = [row for row in rows if row.kind == kind]
+            at = (mean(own, name) * scale, mean(own, "loss"))
+            panel.plot(*at, "s" if kind.startswith("dense") else "o", color="#2166ac" if "dense" in kind else "#d9a441")
+            panel.annotate(kind, at, textcoords="offset points", xytext=(5, 3), fontsize=8)
+        panel.set_xlabel(unit)
+        panel.legend(fontsize=8)
+    panels[0].set_ylabel("held-out loss, nats per token")
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+@click.command()
+@click.option("--data", "sources", multiple=True, default=["builtin:python-docs"], show_default=True)
+@click.option("--seconds", default=144.0, show_default=True, help="Of training, each kind on one core.")
+@click.option("--seeds", default=1, show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Runs that train at once, each pinned to a core.")
+@click.option("--tokens", default=16384, show_default=True, help="Held-out tokens scored.")
+@click.option("--rounds", default=9, show_default=True, help="Interleaved rounds of 80 decoded tokens.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where runs are kept, and taken up again.")
+@click.option("--plot", "plots", type=click.Path(path_type=Path), help="Folder for one PNG for each text.")
+def main(
+    sources: tuple[str, ...], seconds: float, seeds: int, jobs: int, tokens: int, rounds: int, folder: Path | None,
+    plots: Path | None,
+) -> None:  # fmt: skip
+    """Print the table of each text, and what the full model's dial reaches."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for source in sources:
+            name = source.rpartition(":")[2].rpartition("/")[2].removesuffix(".txt")
+            here = (folder or Path(temporary)).resolve() / name
+            here.mkdir(parents=True, exist_ok=True)
+            data = source if ":" in source else str(Path(source).resolve())
+            train_all(here, data, seeds, seconds, jobs)
+            rows: list[Row] = []
+            points: list[dict[str, Any]] = []
+            for seed in range(seeds):
+                for kind in ("+ exit", "full"):
+                    model = f"runs/{run_name(kind, seed)}/model"
+                    adaptive("calibrate", "--model", model, "--threads", "1", folder=here)
+                more_rows, more_points = measure(here, seed, tokens, rounds)
+                rows += more_rows
+                points += more_points
+            click.echo(f"\n{name}, {seconds:g} s of training on one core, {seeds} seeds\n\n{table(rows)}\n")
+            click.echo("\n".join(verdicts(rows, points)))
+            if plots is not None:
+                plots.mkdir(parents=True, exist_ok=True)
+                plot(rows, points, plots / f"dial-{name}.png", f"{name}: {seconds:g} s of training each")
+
+
+if __name__ == "__main__":
+    main()
