@@ -91,6 +91,26 @@ def test_every_learning_rate_is_its_peak_times_the_factor() -> None:
     assert sorted(g["lr"] for one in optimizers.all for g in one.param_groups) == pytest.approx([0.001, 0.005])
 
 
+@pytest.mark.parametrize(
+    ("given", "rate", "decay"),
+    [
+        ({}, 0.03, 0.1),
+        ({"kind": "lars"}, 0.003, 0.1),
+        ({"kind": "sgd"}, 0.1, 1e-4),
+        ({"kind": "sgd", "weight_decay": 0.02}, 0.1, 0.02),
+        ({"kind": "lars", "lr": 0.5}, 0.5, 0.1),
+    ],
+)
+def test_matrices_have_the_rate_and_decay_of_their_kind_unless_others_are_given(
+    given: dict[str, Any], rate: float, decay: float
+) -> None:
+    config = OptimizerConfig.model_validate(given)
+    matrices, rest = Optimizers(Transformer(ModelConfig.model_validate(TINY)), config).all
+    assert [(group["lr"], group["weight_decay"]) for group in matrices.param_groups] == [(rate, decay)]
+    assert [(group["lr"], group["weight_decay"]) for group in rest.param_groups] == [(0.012, 0.0)]
+    assert OptimizerConfig.model_validate(config.model_dump()) == config  # what is stored says it
+
+
 def test_adamw_alone_has_another_rate_and_decay_for_the_matrices() -> None:
     config = OptimizerConfig(kind="adamw", adamw_lr=0.01, adamw_matrix_lr=0.002, weight_decay=0.3)
     (one,) = Optimizers(Transformer(ModelConfig.model_validate(TINY)), config).all
