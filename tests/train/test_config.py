@@ -61,7 +61,7 @@ def test_an_unknown_key_is_an_error_that_suggests_the_nearest(key: str, nearest:
         ("trainer.micro_batches=3", "micro_batches \\(3\\) must divide batch_size \\(8\\)"),
         ("trainer.sequence_length=512", "longer than model.context_length \\(256\\)"),
         ("optimizer.lr=0", "optimizer.lr: found 0"),
-        ("optimizer.kind=[sgd]", "optimizer.kind: found ['sgd'], expected 'muon', 'adamw', 'lars' or 'sgd'"),
+        ("optimizer.kind=[sgd]", "optimizer.kind: found \\['sgd'\\], expected 'muon', 'adamw', 'lars' or 'sgd'"),
         ("schedule.kind=step", "schedule.kind: found 'step', expected 'wsd', 'cosine', 'constant' or 'sgdr'"),
         ("model=7", "model: found 7"),
     ],
