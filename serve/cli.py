@@ -12,6 +12,8 @@ import click
 # imported.
 COMMANDS: Mapping[str, str] = {
     "train": "adaptive_lm.train.cli:train",
+    "runs": "adaptive_lm.train.cli_runs:runs",
+    "compare": "adaptive_lm.train.cli_runs:compare",
     "export": "adaptive_lm.export.cli:export",
     "calibrate": "adaptive_lm.runtime.cli_calibrate:calibrate",
     "generate": "adaptive_lm.runtime.cli:generate",

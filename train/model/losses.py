@@ -24,6 +24,8 @@ class LossConfig(Section):
     router_entropy_loss: float = Field(0.0, ge=0)
     depth_z_loss: float = Field(1e-3, ge=0)
     head_balancing_loss: float = Field(1e-2, ge=0)
+    head_z_loss: float = Field(1e-3, ge=0)
+    """Keeps head routers soft; where they saturate, masses crowd at 1 and no threshold tells them apart."""
     threshold_loss: float = Field(0.1, ge=0)
     """Holds the averages asked for where thresholds are learned and no controller does."""
     window_loss: float = Field(1e-2, ge=0)
@@ -57,6 +59,12 @@ def head_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     assert layer.heads is not None
     routed = layer.heads.router_probs.shape[1]
     return _balance(layer.heads.selected_heads[:, -routed:], layer.heads.router_probs, counted & layer.runs)
+
+
+def head_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
+    """The z-loss of the routed heads: ST-MoE (arXiv 2202.08906), eq. 5."""
+    assert layer.heads is not None
+    return _mean(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def _balance(selected: Tensor, probs: Tensor, counted: Tensor) -> Tensor:
@@ -173,7 +181,8 @@ def training_loss(
     for loss in (load_balancing_loss, router_z_loss, router_entropy_loss):
         add(loss, routed)
     add(depth_z_loss, [layer for layer in out.routing if layer.depth is not None])
-    add(head_balancing_loss, [layer for layer in out.routing if layer.heads is not None])
+    for loss in (head_balancing_loss, head_z_loss):
+        add(loss, [layer for layer in out.routing if layer.heads is not None])
     add(window_loss, [layer for layer in out.routing if layer.windows and layer.windows.scores is not None])
     budget = threshold_loss(model, out, counted)
     if budget is not None:
