@@ -10,7 +10,7 @@ from typing import Any
 from ..runtime.files import WEIGHTS
 from ..runtime.session import Session, usable_cores
 from ..train.errors import UserError
-from .check import check, points
+from .check import check, only_ties, points
 from .package import replacing, write_files
 from .skipping import prove
 from .source import find, read
@@ -54,19 +54,32 @@ def run_export(
         failures = [*outcome.failures, *proof.failures[:1]]
         for line in lines:
             story(f"  {line}")
+        report = outcome.report | {"skipping": proof.report()}
         if failures:
             raise UserError(
-                f"the exported graph does not match the model, so {target} was not written:\n  "
-                + "\n  ".join(failures)
-                + "\nThis is a defect of the export, not of your run; please report it with the lines above"
-                if outcome.report.get("quantisation", {"passed": True})["passed"]
-                else f"int8 changes this model too much, so {target} was not written:\n  "
-                + "\n  ".join(failures)
-                + "\nTrain it longer, or export without --quantize"
+                f"{_refusal(report)}, so {target} was not written:\n  " + "\n  ".join(failures) + f"\n{_advice(report)}"
             )
-        report = outcome.report | {"skipping": proof.report()}
         manifest.model_copy(update={"parity": report}).write(folder)
     megabytes = sum(f.bytes for f in manifest.files.values()) / 2**20
     story(f"wrote {target} ({megabytes:.1f} MiB, weights {manifest.files[WEIGHTS].bytes / 2**20:.1f} MiB)")
     story(f'next: adaptive generate "..." --model {target}')
     return Exported(target, report)
+
+
+def _refusal(report: dict[str, Any]) -> str:
+    if not report.get("quantisation", {"passed": True})["passed"]:
+        return "int8 changes this model too much"
+    if only_ties(report):
+        return "too many decisions of this model stand at their thresholds"
+    return "the exported graph does not match the model"
+
+
+def _advice(report: dict[str, Any]) -> str:
+    if not report.get("quantisation", {"passed": True})["passed"]:
+        return "Train it longer, or export without --quantize"
+    if only_ties(report):
+        return (
+            "Where routers saturate, scores crowd at the thresholds and rounding would decide. Train with a lower "
+            "optimizer.adamw_lr, or with higher losses.head_z_loss and losses.router_z_loss"
+        )
+    return "This is a defect of the export, not of your run; please report it with the lines above"

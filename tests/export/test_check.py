@@ -11,7 +11,7 @@ import torch
 from tiny_runs import write_run
 
 from adaptive_lm.export import check as check_module
-from adaptive_lm.export import exporter, transformer
+from adaptive_lm.export import exporter, parity, transformer
 from adaptive_lm.export.check import check, points
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.package import write_files
@@ -210,6 +210,19 @@ def test_a_graph_that_fails_is_not_written_and_the_one_before_stays(
     assert re.search(r"largest logit difference \d\.\de-\d\d \(tolerance 1e-04\)", str(caught.value))
     assert "please report it" in str(caught.value)
     assert content(here) == files
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_model_whose_decisions_stand_at_their_thresholds_is_told_how_to_train(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is right, yet too many tokens would be decided by rounding: not the export's fault."""
+    monkeypatch.setattr(parity, "EPSILON", 1.0)
+    with pytest.raises(UserError, match="too many decisions of this model stand at their thresholds") as caught:
+        run_export("tiny", threads=1)
+    assert "losses.router_z_loss" in str(caught.value)
+    assert "report it" not in str(caught.value)
+    assert not (here / "runs" / "tiny" / "model").exists()
 
 
 @pytest.mark.usefixtures("quick")

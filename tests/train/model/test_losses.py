@@ -182,6 +182,7 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
         router_entropy_loss=0.125,
         depth_z_loss=2,
         head_balancing_loss=0.75,
+        head_z_loss=0.625,
         threshold_loss=1.5,
         window_loss=0.7,
         exit_loss=3,
@@ -194,7 +195,7 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
     if config.ffn.routing != "dense":
         expected |= {"load_balancing_loss", "router_z_loss", "router_entropy_loss"}
     if config.heads.routing != "all":
-        expected.add("head_balancing_loss")
+        expected |= {"head_balancing_loss", "head_z_loss"}
     if config.has_depth_router(1):
         expected.add("depth_z_loss")
     if config.attention.window_kind == "learned":
