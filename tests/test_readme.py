@@ -22,6 +22,7 @@ SMALLER = ["dim=64", "num_layers=2", "num_heads=2", "num_kv_heads=1", "vocab_siz
 SHORTER = {
     "train moe-57m": [part for setting in SMALLER for part in ("--set", f"model.{setting}")],
     "train": ["--steps", "2", "--set", "trainer.final_eval_tokens=512"],
+    "calibrate": ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"],
     "bench": ["--repeats", "1", "--new-tokens", "8", "--text-tokens", "256"],
 }
 """Appended to a command that begins so; the last value of an option counts."""
