@@ -168,7 +168,7 @@ def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transfo
             yield _head_limit_margin(layer.heads, thresholds.head_top_p[i], model)
     if layer.windows is not None and layer.windows.scores is not None:
         score = LEVELS * layer.windows.scores
-        yield (score - score.round()).abs() / LEVELS
+        yield (score - score.round().clamp(1, LEVELS - 1)).abs() / LEVELS
 
 
 def _head_limit_margin(heads: HeadRoutes, level: Tensor, model: Transformer) -> Tensor:

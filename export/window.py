@@ -89,8 +89,9 @@ class Tables:
 
 
 def learned_windows(g: Graph, weights: Weights, name: str, config: ModelConfig, layer: int, x: str) -> str:
-    """x (n, D) normed -> (n, 1) int64: the window of each token, at the level ceil(15 score)."""
+    """x (n, D) normed -> (n, 1) int64: the window of each token, at the level min(floor(15 score), 14)."""
     with g.scope("window_router"):
         scores = g.op("Sigmoid", linear(g, weights, f"{name}.window_router", x), name="window_scores")
-        level = g.op("Cast", g.op("Ceil", g.op("Mul", scores, g.scalar(float(LEVELS)))), to=INT64)
+        level = g.op("Cast", g.op("Floor", g.op("Mul", scores, g.scalar(float(LEVELS)))), to=INT64)
+        level = g.op("Min", level, g.scalar(LEVELS - 1))
         return g.op("Gather", g.constant(window_levels(config, layer)), level, name="windows")

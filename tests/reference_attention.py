@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from adaptive_lm.train.model import ModelConfig
 
-WINDOW_STEPS = 15  # a learned window takes one of these many steps between its least and its most
+WINDOW_SIZES = 15  # a learned window has one of so many sizes, from its least to its most
 
 
 class Attention:
@@ -132,9 +132,11 @@ class Attention:
             return int(self.weights[f"{self.name}.window_controller.window"])
         if attention.window_kind == "learned":
             router = f"{self.name}.window_router"
-            score = WINDOW_STEPS * sigmoid(self.weights[f"{router}.weight"] @ normed + self.weights[f"{router}.bias"])
-            result.margins["window"][at] = abs(score - round(score)) / WINDOW_STEPS
-            return attention.window_least + math.ceil(score) * (most - attention.window_least) // WINDOW_STEPS
+            score = WINDOW_SIZES * sigmoid(self.weights[f"{router}.weight"] @ normed + self.weights[f"{router}.bias"])
+            border = min(max(round(score), 1), WINDOW_SIZES - 1)  # 0 and 1 themselves are no borders
+            result.margins["window"][at] = abs(score - border) / WINDOW_SIZES
+            level = min(math.floor(score), WINDOW_SIZES - 1)
+            return attention.window_least + level * (most - attention.window_least) // (WINDOW_SIZES - 1)
         return most
 
     def heads(self, normed: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:

@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
     "cope: a ring is summed in order of its cells": ("cope_window_project", "cope/And", becomes("Xor")),
     "window: one token more": ("window_fixed", "attention/seen", becomes("LessOrEqual")),
     "window: the ring does not turn": ("window_fixed", "attention/Mod", only_first),
-    "window: learned levels are rounded down": ("window_learned", "window_router/Ceil", becomes("Floor")),
+    "window: learned levels are rounded up": ("window_learned", "window_router/Floor", becomes("Ceil")),
     "window: learned windows reach before the first token": ("window_learned", "attention/Min", only_first),
     "experts: no shift for the token": ("experts_per_token", "router/limit", without_shift),
     "depth: the shift is unbounded": ("depth_per_token", "depth_router/Tanh", becomes("Identity")),

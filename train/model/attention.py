@@ -15,7 +15,7 @@ from .config import ModelConfig
 from .cope import contextual_bias
 from .heads import HeadRouter, HeadRoutes
 from .norm import RMSNorm
-from .window import LEVELS, WindowController, WindowRouter, places_of, window_by_length, window_levels
+from .window import WindowController, WindowRouter, level_of, places_of, window_by_length, window_levels
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class Attention(nn.Module):
         if self.window_router is not None:
             assert self.window_table is not None
             scores = self.window_router(x)  # (B, T)
-            sizes = self.window_table[(LEVELS * scores).ceil().long()]
+            sizes = self.window_table[level_of(scores)]
             if self.training:
                 reach = self.window_least + (self.window - self.window_least) * scores[:, None, :, None]
                 ramp = ((reach - distance) / self.window_ramp + 0.5).clamp(0, 1)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .config import AttentionConfig, ModelConfig
 
 LEVELS = 15
-"""Steps between the least and the most of a learned window: few, so that few tokens stand near an edge; odd, so that a
-score of 1/2, from which a router starts, stands between two."""
+"""Sizes of a learned window: few, so that few tokens stand near an edge; odd, so that a score of 1/2, from which a
+router starts, stands on none. The ends of the score are no edges, so one that saturates is decided too."""
 
 
 def window_by_length(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
@@ -29,9 +29,14 @@ def window_by_length(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
 
 
 def window_levels(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
-    """The learned window of each level, (LEVELS + 1,): from the least to the most in even steps, rounded down."""
+    """The learned window of each level, (LEVELS,): from the least to the most in even steps, rounded down."""
     least, most = config.attention.window_least, config.window_of(layer)
-    return least + np.arange(LEVELS + 1) * (most - least) // LEVELS
+    return least + np.arange(LEVELS) * (most - least) // (LEVELS - 1)
+
+
+def level_of(scores: Tensor) -> Tensor:
+    """min(floor(15 score), 14): scores (...) in 0..1 -> (...) int64"""
+    return (LEVELS * scores).long().clamp(max=LEVELS - 1)
 
 
 class WindowRouter(nn.Module):
@@ -39,7 +44,7 @@ class WindowRouter(nn.Module):
 
     While training the edge is a ramp around z = least + (most - least) score, through which the score has a gradient:
     a key at distance d counts min(max((z - d) / ramp + 1/2, 0), 1). At inference it is hard, at the level
-    ceil(15 score). Source: Adaptive Attention Span, Sukhbaatar et al. 2019 (arXiv 1905.07799), eq. 2-4 and the dynamic
+    floor(15 score). Source: Adaptive Attention Span, Sukhbaatar et al. 2019 (arXiv 1905.07799), eq. 2-4 and the dynamic
     span of section 2.2. Departs from it: the ramp is centred on z, so that the hard edge cuts it in the middle.
     """
 
