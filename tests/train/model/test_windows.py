@@ -141,19 +141,19 @@ def test_a_window_by_length_is_a_share_of_the_tokens_so_far_between_least_and_mo
 
 
 @pytest.mark.parametrize(("least", "most"), [(2, 12), (16, 16), (1, 64), (3, 5)])
-def test_a_learned_window_goes_from_least_to_most_in_15_even_steps(least: int, most: int) -> None:
+def test_a_learned_window_goes_from_least_to_most_in_even_steps_of_15_sizes(least: int, most: int) -> None:
     table = window_levels(variant(attention={"window": most, "window_kind": "learned", "window_least": least}), 0)
     assert table.dtype == np.int64
-    assert table.tolist() == [least + step * (most - least) // 15 for step in range(16)]
+    assert table.tolist() == [least + step * (most - least) // 14 for step in range(15)]
     assert (table[0], table[-1]) == (least, most)
 
 
 @pytest.mark.parametrize(
-    ("bias", "level"), [(-200.0, 0), (200.0, 15), (0.0, 8), (math.log(8 / 7) - 1e-3, 8), (math.log(8 / 7) + 1e-3, 9)]
+    ("bias", "level"), [(-200.0, 0), (200.0, 14), (0.0, 7), (math.log(8 / 7) - 1e-3, 7), (math.log(8 / 7) + 1e-3, 8)]
 )
-def test_a_score_is_rounded_up_to_its_level(bias: float, level: int) -> None:
-    """Both ends are reached; scores from 7/15 to 8/15 are level 8, so that 1/2, where a router begins, is no border."""
-    model = one_layer(window=17, window_kind="learned")
+def test_a_score_is_rounded_down_to_its_level(bias: float, level: int) -> None:
+    """Both ends are reached; scores from 7/15 to 8/15 are level 7, so that 1/2, where a router begins, is no border."""
+    model = one_layer(window=16, window_kind="learned")
     router = model.layers[0].attention.window_router
     with torch.no_grad():
         router.weight.zero_()
