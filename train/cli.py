@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from .session import Outcome
+    from .verdict import Report
 
 EPILOG = """\b
 Where a run ends: --steps or --max-seconds; naming one on the command line switches the recipe's other off.
@@ -161,8 +162,17 @@ def flag_values(
     return {name: values for name, values in given.items() if values}
 
 
+def report_gates(report: Report) -> None:
+    """A line for each gate, and where one failed, what stands as the best since."""
+    for verdict in report.verdicts:
+        click.echo(str(verdict), err=True)
+    if not report.passed:
+        stands = f"{report.best} stays the best" if report.best else "there is no better run to go back to"
+        click.echo(f"gates: {len(report.failed)} of {len(report.verdicts)} failed; {stands}", err=True)
+
+
 def report(outcome: Outcome) -> None:
-    """The end of the story on stderr, the run's folder on stdout, and the exit code of a signal."""
+    """The end of the story on stderr, the run's folder on stdout, and the exit code of a signal or a failed gate."""
     run, found = outcome.run, outcome.evaluation
     if found is not None:
         of = "loss on text it was trained on" if outcome.trained_on else "held-out loss"
@@ -173,6 +183,8 @@ def report(outcome: Outcome) -> None:
             f"{used} (step {outcome.step}, {found.tokens} tokens)",
             err=True,
         )
+    if outcome.report is not None:
+        report_gates(outcome.report)
     if outcome.complete:
         click.echo(f"next: adaptive export {run.name} --onnx", err=True)
     elif outcome.step:

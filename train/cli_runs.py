@@ -36,11 +36,12 @@ def runs(json: bool) -> None:
 @click.option("--plot", metavar="FILE", help="Draw the curves to a .png, .svg or .pdf as well.")
 @click.option("--json", is_flag=True, help="Settings that differ and outcomes as one JSON object on stdout.")
 def compare(names: tuple[str, ...], metric: str, by: str, plot: str | None, json: bool) -> None:
-    """Lay runs side by side: the settings in which they differ, what came out, and their curves."""
+    """Lay runs side by side: the settings in which they differ, what came out, their gates, and their curves."""
     if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"found {plot!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot")
 
     from . import runs_render
+    from .lineage import standing
     from .run import named_run
     from .runs import changed, summary
 
@@ -52,10 +53,13 @@ def compare(names: tuple[str, ...], metric: str, by: str, plot: str | None, json
     curves = runs_render.curves_of(paths, metric, by)
     if not any(curves.values()):
         raise UserError(f"none of these runs has measured {metric!r}; see the keys of {paths[0] / 'metrics.jsonl'}")
+    stands = [standing(path) for path in paths]
+    best = [None if path is None else path.name for path in stands]
     if json:
-        click.echo(json_module.dumps({"settings": changed(found), "runs": runs_render.as_json(found)}))
+        figures = [{**one, "best": name} for one, name in zip(runs_render.as_json(found), best, strict=True)]
+        click.echo(json_module.dumps({"settings": changed(found), "runs": figures}))
     else:
-        runs_render.show_comparison(found, curves, f"{metric} by {by}")
+        runs_render.show_comparison(found, best, curves, f"{metric} by {by}")
     if plot:
         try:
             runs_render.plot(curves, metric, by, Path(plot))

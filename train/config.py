@@ -12,12 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .data.config import DataConfig, TokenizerConfig
 from .errors import UserError
+from .gates import GatesConfig
 from .model.config import ModelConfig, Section
 from .model.losses import LossConfig
 from .optimizer import OptimizerConfig
 from .schedule import ScheduleConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of a run."""
 
 
 class TrainerConfig(Section):
@@ -78,6 +81,8 @@ class RunConfig(BaseModel):
 
     recipe: str | None = None
     """Name of the recipe it began from."""
+    parent: str | None = Field(None, pattern=NAME)
+    """Name of the run that this one is to better; it stays the best where a gate of this one fails."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
@@ -85,6 +90,7 @@ class RunConfig(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     trainer: TrainerConfig = TrainerConfig()
+    gates: GatesConfig = GatesConfig()
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -108,6 +114,8 @@ class RunConfig(BaseModel):
                 "schedule.each_stage needs sources with epochs and no trainer.max_seconds: a clock does not say when a "
                 "stage is over; give sources their epochs and set max_seconds to null, or leave each_stage out"
             )
+        if self.gates.no_worse_than_parent and self.parent is None:
+            raise ValueError("gates.no_worse_than_parent needs a parent: name its run, as in --set parent=baseline")
         return self
 
     @property
@@ -118,54 +126,6 @@ class RunConfig(BaseModel):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-MAY_CHANGE = frozenset(
-    f"trainer.{key}"
-    for key in (
-        *(
-            "steps",
-            "max_seconds",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "eval_every",
-            "eval_tokens",
-            "final_eval_tokens",
-        ),
-        *(
-            "log_every",
-            "max_bad_steps",
-            "skip_spikes",
-            "device",
-            "threads",
-            "compile",
-            "checkpoint_activations",
-            "tensorboard",
-        ),
-    )
-) | {"data.cache_dir", "data.dir"}
-"""What a resumed run may have otherwise than it began with: how long, how watched, on what, read from where."""
-
-
-def differences(stored: RunConfig, wanted: RunConfig) -> list[str]:
-    """`key: stored -> wanted` for all that a resumed run may not change; the text itself is held by its digest."""
-    before, after = flatten(stored.model_dump(mode="json")), flatten(wanted.model_dump(mode="json"))
-    return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted({*before, *after} - MAY_CHANGE)
-        if before.get(key) != after.get(key)
-    ]
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"dim": 8}} -> {"model.dim": 8}; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def recipe_names() -> list[str]:

@@ -149,6 +149,11 @@ class Optimizers:
             self.factors = factors(layer_norms(self.names.items()), self.config.target_norm)
             self.set_rate(self._rate)
 
+    def norm_of(self, layer: str) -> float | None:
+        """Norm of the gradient that a layer has now, `layers.0` for the first block; None where it has none."""
+        found = layer_norms((name, weight) for name, weight in self.names.items() if layer_of(name) == layer)
+        return float(found[layer]) if found else None
+
     def record(self) -> dict[str, float]:
         """What a record says of the layers' rates: the smallest and the largest factor."""
         if not self.factors:

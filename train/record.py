@@ -16,6 +16,8 @@ class StepResult:
     """The named losses, and the averages used: experts_per_token, layers_per_token and what else the model chooses."""
     grad_norm: float = float("nan")
     """Before clipping."""
+    first_block_grad_norm: float | None = None
+    """Of the first block alone, before clipping; measured in the steps that are logged."""
     problem: str | None = None
     """Why the step was skipped; None if it was taken."""
 
@@ -49,4 +51,6 @@ def record_of(step: int, result: StepResult, **measured: Any) -> dict[str, Any]:
         **parts,
         **measured,
     }
+    if result.first_block_grad_norm is not None:
+        record["first_block_grad_norm"] = result.first_block_grad_norm
     return record if result.problem is None else {**record, "skipped": True, "problem": result.problem}

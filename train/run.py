@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from .checkpoint import list_checkpoints
-from .config import RunConfig
+from .config import NAME, RunConfig
 from .errors import UserError
 from .files import cannot_write, write_whole
 
 RUNS = Path("runs")
-NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME_RULE = re.compile(NAME)
 
 
 class Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -12,10 +12,12 @@ from typing import Any, Literal
 import yaml
 
 from .checkpoint import COMPLETE, list_checkpoints
-from .config import flatten
+from .differences import flatten
 from .errors import UserError
+from .gates import GatesConfig
 from .metrics import read_metrics
-from .run import RUNS, named_run
+from .run import NAME_RULE, RUNS, named_run
+from .verdict import Report, read_report
 
 State = Literal["complete", "training", "stopped", "no checkpoint"]
 
@@ -38,14 +40,27 @@ class Summary:
     """Of training, all sessions together: what the run cost."""
     skipped: int
     """Steps that were not taken."""
+    parent: str | None
+    """The run that this one is to better."""
+    gated: bool
+    """Whether anything must hold at its end."""
+    report: Report | None
+    """What became of that, once it was looked at."""
     config: dict[str, Any] = field(repr=False)
     """Every setting, by its dotted key."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run is complete and no gate of it failed."""
+        return self.state == "complete" and (not self.gated or (self.report is not None and self.report.passed))
 
     def figures(self) -> dict[str, Any]:
         """The outcome, without the config."""
         figures = asdict(self)
-        del figures["config"]
-        return {**figures, **figures.pop("usage")}
+        del figures["config"], figures["gated"]
+        report = figures.pop("report")
+        gates = {"passed": self.report.passed, "verdicts": report["verdicts"]} if self.report else None
+        return {**figures, **figures.pop("usage"), "gates": gates}
 
 
 LAST = 10
@@ -59,29 +74,41 @@ def summary(path: Path) -> Summary:
         UserError: it is no folder of a run.
     """
     try:
-        config = flatten(yaml.safe_load((path / "config.yaml").read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        sections = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+        config = flatten(sections)
+        gated = GatesConfig.model_validate(sections.get("gates", {})).asked
+    except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
         raise UserError(f"{path} is no run: its config.yaml cannot be read; see adaptive runs") from error
     records = [record for record in read_metrics(path / "metrics.jsonl") if not record.get("skipped")]
     last: Mapping[str, Any] = records[-1] if records else {}
     state = newest_state(path)
-    losses = [record["loss"] for record in records[-LAST:] if record.get("loss") is not None]
     speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second") is not None]
     scored = [record["val_loss"] for record in records if record.get("val_loss") is not None]
+    parent = config.get("parent")
     names = ("experts_per_token", "heads_per_token", "layers_per_token", "window")
     return Summary(
         name=path.name,
         state=state_of(path, state),
         step=int(state.get("step", last.get("step", 0))),
         steps=config.get("trainer.steps"),
-        loss=median(losses) if losses else None,
+        loss=recent_loss(records),
         val_loss=scored[-1] if scored else None,
         usage={name: float(last[name]) for name in names if last.get(name) is not None},
         tokens_per_second=median(speeds) if speeds else None,
         seconds=last.get("seconds"),
         skipped=int(state.get("bad_steps", 0)),
+        parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
+        gated=gated,
+        report=read_report(path),
         config=config,
     )
+
+
+def recent_loss(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median of the last that were logged; of steps that were skipped, the loss does not count."""
+    losses = [record["loss"] for record in records if not record.get("skipped")][-LAST:]
+    losses = [loss for loss in losses if loss is not None]
+    return median(losses) if losses else None
 
 
 def newest_state(path: Path) -> dict[str, Any]:

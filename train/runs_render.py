@@ -48,19 +48,45 @@ def cells(one: Summary) -> dict[str, str]:
         "tokens/s": "-" if one.tokens_per_second is None else rate(one.tokens_per_second),
         "time": "-" if one.seconds is None else duration(one.seconds),
         "skipped": str(one.skipped),
+        "gates": gates_in_short(one),
+        "parent": one.parent or "-",
     }
+
+
+SOMETIMES = ("gates", "parent")
+"""Columns that are left out where no run has anything in them."""
+
+
+def gates_in_short(one: Summary) -> str:
+    """`pass`, or the gates that failed, or that it is not known yet."""
+    if not one.gated:
+        return "-"
+    if one.report is None:
+        return "not yet"
+    return "pass" if one.report.passed else f"FAIL: {', '.join(one.report.failed)}"
+
+
+def rows_of(found: Sequence[Summary]) -> list[dict[str, str]]:
+    """The cells of each run, without the columns that are empty in all."""
+    rows = [cells(one) for one in found]
+    empty = {name for name in SOMETIMES if all(row[name] == "-" for row in rows)}
+    return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
 
 def show_runs(found: Sequence[Summary]) -> None:
     """A row per run."""
-    made = table("run", *cells(found[0]))
-    for one in found:
-        made.add_row(one.name, *cells(one).values())
+    rows = rows_of(found)
+    made = table("run", *rows[0])
+    for one, row in zip(found, rows, strict=True):
+        made.add_row(one.name, *row.values())
     console().print(made)
 
 
-def show_comparison(found: Sequence[Summary], curves: Mapping[str, Curve], of: str) -> None:
-    """What was set otherwise, what came out, and the curves; a column per run."""
+def show_comparison(found: Sequence[Summary], best: Sequence[str | None], curves: Mapping[str, Curve], of: str) -> None:
+    """What was set otherwise, what came out, what became of the gates, and the curves; a column per run.
+
+    `best` says for each run which stands as the best in its line.
+    """
     out = console()
     settings = table("setting", *(one.name for one in found))
     for key, values in changed(found).items():
@@ -68,15 +94,28 @@ def show_comparison(found: Sequence[Summary], curves: Mapping[str, Curve], of: s
     if not settings.row_count:
         settings.add_row("none differs")
     outcome = table("outcome", *(one.name for one in found))
-    columns = [cells(one) for one in found]
+    columns = rows_of(found)
     for name in columns[0]:
         outcome.add_row(name, *(column[name] for column in columns))
-    out.print(settings)
-    out.print()
-    out.print(outcome)
-    out.print()
+    tables = [settings, outcome]
+    if any(one.gated for one in found):
+        tables.append(verdicts(found, best))
+    for each in tables:
+        out.print(each)
+        out.print()
     for line in (of, *chart(curves)):
         out.print(line, markup=False, soft_wrap=True)
+
+
+def verdicts(found: Sequence[Summary], best: Sequence[str | None]) -> Table:
+    """A row per gate, and one for the run that stands as the best."""
+    by_run = [{each.gate: each for each in one.report.verdicts} if one.report else {} for one in found]
+    made = table("gate", *(one.name for one in found))
+    for gate in dict.fromkeys(gate for row in by_run for gate in row):
+        shown = [row.get(gate) for row in by_run]
+        made.add_row(gate, *("-" if each is None else f"{each.words} ({each.expected})" for each in shown))
+    made.add_row("stands as best", *(name or "-" for name in best))
+    return made
 
 
 def setting(value: Any) -> str:

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint, clean, newest_good, set_aside
-from .config import RunConfig, differences, make_config
+from .config import RunConfig, make_config
 from .data import Corpus, prepare
 from .device import choose_device, choose_precision, versions
+from .differences import differences
 from .errors import UserError
 from .evaluate import Evaluation
 from .files import cannot_write
+from .gatekeeper import examine
+from .lineage import require_parent
 from .metrics import Metrics
 from .model.transformer import Transformer
 from .optimizer import Optimizers
@@ -25,6 +28,7 @@ from .randomness import restore_random, seed_all
 from .run import Run
 from .signals import Stopped, StopSignals
 from .trainer import Counters, Trainer
+from .verdict import REPORT, Report, read_report
 
 HELDOUT_BYTES = 256 * 1024
 
@@ -42,7 +46,9 @@ class Outcome:
     trained_on: bool = False
     """Whether that text was trained on, so that its loss says how well it is known by heart and no more."""
     exit_code: int = 0
-    """128 + the number of the signal that ended it, if one did."""
+    """128 + the number of the signal that ended it, if one did; 1 where a gate failed."""
+    report: Report | None = None
+    """What became of its gates; None where none are asked, or the run has not come to its end."""
 
 
 def begin(
@@ -67,6 +73,7 @@ def begin(
                         f"{run.path} exists already; go on with it: {run.resume_command}; or give the new one another "
                         "--name; or replace it: the same command with --overwrite"
                     )
+                require_parent(run, config)
                 try:
                     run.empty()
                 except OSError as error:
@@ -104,13 +111,16 @@ def resume(
                     )
                 config = make_config(found.config.model_dump(mode="json"), overrides)
                 refuse(run, differences(found.config, config))
-                if found.state.get("complete") and not _longer(found.config, config):
+                ended = bool(found.state.get("complete")) and not _longer(found.config, config)
+                if ended and (not config.gates.asked or _judged(run, config)):
                     display.say(
                         f"{run.path} is complete at step {found.step}; to go on, give more --steps or --max-seconds"
                     )
-                    return Outcome(run, found.step, True)
+                    report = read_report(run.path) if config.gates.asked else None
+                    return Outcome(run, found.step, True, exit_code=code_of(report), report=report)
+                require_parent(run, config)
                 set_aside(found.damaged)
-                return _train(config, run, found, stop_at, signals, display)
+                return _train(config, run, found, stop_at, signals, display, ended)
         except Stopped as stopped:
             display.say(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
@@ -131,9 +141,28 @@ def _longer(stored: RunConfig, wanted: RunConfig) -> bool:
     return ends[0] != ends[1]
 
 
+def code_of(report: Report | None) -> int:
+    """1 where a gate failed."""
+    return int(report is not None and not report.passed)
+
+
+def _judged(run: Run, config: RunConfig) -> bool:
+    """Whether the run was held against just these gates."""
+    report = read_report(run.path)
+    asked = config.gates.model_dump(mode="json")
+    return report is not None and (report.asked, report.parent) == (asked, config.parent)
+
+
 def _train(
-    config: RunConfig, run: Run, found: Checkpoint | None, stop_at: int | None, signals: StopSignals, display: Progress
+    config: RunConfig,
+    run: Run,
+    found: Checkpoint | None,
+    stop_at: int | None,
+    signals: StopSignals,
+    display: Progress,
+    ended: bool = False,
 ) -> Outcome:
+    """`ended`: there is nothing to train any more, only gates to be held against."""
     clean(run.checkpoints)
     trainer = config.trainer
     device = choose_device(trainer.device)
@@ -185,15 +214,22 @@ def _train(
         stop=lambda: signals.received is not None, state=found.state if found else None,
     )  # fmt: skip
     signals.last_words = f"finishing the step, then saving {run.path}"
+    asked, report = config.gates.asked, None
     try:
+        (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
         with signals.deferred(), display:
-            complete = loop.train(stop_at)
-            evaluation = loop.finish() if complete and trainer.steps != 0 else None
+            complete = ended or loop.train(stop_at)
+            evaluation = loop.finish() if complete and (trainer.steps != 0 or asked) else None
+            if evaluation is not None and asked:
+                report = examine(loop, evaluation)
     except OSError as error:
         raise cannot_write(metrics.path, error, "The checkpoints are intact") from error
     finally:
         metrics.close()
-    return Outcome(run, counters.step, complete, evaluation, corpus.val_is_trained_on, signals.exit_code)
+    if complete and asked and report is None:
+        display.say(f"the gates were not looked at; do that: {run.resume_command}")
+    exit_code = signals.exit_code or code_of(report)
+    return Outcome(run, counters.step, complete, evaluation, corpus.val_is_trained_on, exit_code, report)
 
 
 def with_vocabulary(config: RunConfig, corpus: Corpus) -> RunConfig:

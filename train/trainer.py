@@ -83,6 +83,7 @@ class Trainer:
         self._began = time.monotonic()
         self._seconds_before = counters.seconds
         self._step_seconds = 0.0
+        self._schedule_progress = 0.0
         self._save_seconds = 1e-8 * sum(p.numel() for p in model.parameters())  # until one was measured
         self._last: dict[str, Any] = {}
         self._last_val: Evaluation | None = None
@@ -104,7 +105,8 @@ class Trainer:
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
             done = self.progress()
-            rate = multiplier(self.config.schedule, self.progress_of_rate(done))
+            self._schedule_progress = self.progress_of_rate(done)
+            rate = multiplier(self.config.schedule, self._schedule_progress)
             self.optimizers.set_rate(rate)
             self.curriculum.apply(counters.step, done)
             result = self.step()
@@ -161,6 +163,8 @@ class Trainer:
         loss_of_step = result.parts.get("loss", 0.0)
         result.problem = self.guard.judge(loss_of_step)
         if not result.skipped:
+            if (self.counters.step + 1) % trainer.log_every == 0:
+                result.first_block_grad_norm = self.optimizers.norm_of("layers.0")
             result.grad_norm = self.clip()
             result.problem = self.guard.judge(loss_of_step, result.grad_norm)
         if not result.skipped:
@@ -276,6 +280,7 @@ class Trainer:
             tokens_per_second=speed,
             seconds=self.seconds(),
             lr=self.config.optimizer.lr * rate,
+            schedule_progress=self._schedule_progress,
             **self.curriculum.record,
             **self.optimizers.record(),
             **scores(evaluated),

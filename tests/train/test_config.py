@@ -8,13 +8,13 @@ import yaml
 
 from adaptive_lm.train.config import (
     RunConfig,
-    differences,
     known_keys,
     make_config,
     parse_setting,
     read_recipe,
     recipe_names,
 )
+from adaptive_lm.train.differences import differences
 from adaptive_lm.train.errors import UserError
 
 

@@ -1,0 +1,36 @@
+"""What a model says when it always takes the likeliest token. T time, V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer
+
+from .data.tokenizers import eos_id
+from .device import autocast
+from .model.transformer import Transformer
+
+
+@torch.no_grad()
+def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, precision: str) -> str:
+    """The continuation of `prompt`, without it, up to the end of the text or `max_tokens` tokens.
+
+    Each token reads the whole text again, at the thresholds that the controllers hold: slow, and nothing is changed.
+    """
+    device, length = model.embedding.weight.device, model.config.context_length
+    ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    begun, end = len(ids), eos_id(tokenizer)
+    model.eval()
+    try:
+        # A compiled block would be compiled anew for each length.
+        with torch.compiler.set_stance("force_eager"):
+            while ids and len(ids) < begun + max_tokens:
+                window = torch.tensor([ids[-length:]], device=device)  # (1, T)
+                with autocast(device, precision):
+                    logits = model(window).logits[0, -1]  # (V,)
+                token = int(logits.argmax())
+                if token == end:
+                    break
+                ids.append(token)
+    finally:
+        model.train()
+    return str(tokenizer.decode(ids[begun:], skip_special_tokens=False))
