@@ -1,0 +1,229 @@
+"""`adaptive inspect`: reads a text with an exported model, and collects the figures of inspection.py.
+
+The text is cut into pieces as long as the model's context; each is read from an empty cache, in one pass as a prompt.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bench import HELDOUT
+from .dial import Dial, remarks, resolve
+from .engine import Engine, load
+from .errors import UserError, WrongUsageError
+from .inspection import Choice, Look, Part, Split, looks_of, parts_of
+from .machine import describe
+from .manifest import Model
+from .score import Text
+from .thresholds import Thresholds
+from .token_groups import Grouping, by_class, by_position, by_token
+from .usage import Routes, Usage, joined
+
+FEW_TOKENS = 512
+SAMPLE = 400  # tokens of the text that the page shows with what each used
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectParams:
+    """data: None takes the held-out text of the run; tokens: the first of it.
+
+    frequent: how many of the most frequent tokens get a line of their own.
+    dead_below: a unit that fewer of a layer's tokens use, as a share, counts as dead.
+    """
+
+    data: Path | None = None
+    tokens: int = 16384
+    frequent: int = 20
+    dead_below: float = 0.001
+    dial: Dial = field(default_factory=Dial)
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "frequent"):
+            if getattr(self, name) < 1:
+                raise WrongUsageError(f"found {name} {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.dead_below <= 1:
+            raise WrongUsageError(f"found dead_below {self.dead_below}, expected a share, such as 0.001")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model used for the tokens of a text, at one point of its dial."""
+
+    model: str
+    text: str  # its name
+    tokens: int
+    unknown: int  # of them, tokens that the tokenizer does not know
+    thresholds: Thresholds
+    executed_share: float  # of the dense FLOPs
+    dead_below: float
+    groupings: tuple[Grouping, ...]  # classes, positions, tokens
+    parts: tuple[Part, ...]
+    looks: tuple[Look, ...]
+    sample: tuple[tuple[str, Usage], ...]  # text and usage of the first tokens
+    remarks: tuple[str, ...]  # what a person should know of the figures
+
+    def part(self, name: str) -> Part | None:
+        return next((part for part in self.parts if part.name == name), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """What could not be measured, such as the share of a group without tokens, is null."""
+        content = {
+            "model": self.model, "text": self.text, "tokens": self.tokens, "unknown_tokens": self.unknown,
+            "executed_flops_share": self.executed_share,
+            "dead_below": self.dead_below,
+            "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},
+            **{name: self._part(name) for name in ("experts", "heads", "layers")},
+            "windows": [self._look(look) for look in self.looks] or None,
+        }  # fmt: skip
+        # Thresholds are not rounded: one near 1 is not 1.
+        return {"thresholds": self.thresholds.as_lists()} | {key: _plain(value) for key, value in content.items()}
+
+    def _part(self, name: str) -> dict[str, Any] | None:
+        part = self.part(name)
+        if part is None:
+            return None
+        groups = {one.name: _rows(one.labels, per_token=part.per_group(i)) for i, one in enumerate(self.groupings)}
+        return {"per_token": vars(part.per_token), "per_token_of": groups,
+                "choices": [_choice(choice) for choice in part.choices]}  # fmt: skip
+
+    def _look(self, look: Look) -> dict[str, Any]:
+        pairs = zip(self.groupings, look.by_group, strict=True)
+        groups = {one.name: _rows(one.labels, window=means) for one, means in pairs}
+        return {"layer": look.layer, "most": look.most, "window": vars(look.window), "window_of": groups}
+
+
+def inspect_model(
+    folder: Path, params: InspectParams, *, device: str = "auto", threads: int | None = None, verify: bool = True
+) -> Inspection:
+    """Read the text and count. Raises UserError as `load` does, for a model without a choice, and for no text."""
+    engine = load(folder, device=device, threads=threads, verify=verify)
+    check_chooses(engine.manifest.model)
+    thresholds = resolve(engine.manifest, params.dial)
+    text, name = read_text(engine, folder, params.data)
+    ids, spans = text.ids[: params.tokens], text.spans[: params.tokens]
+    routes = read(engine, thresholds, ids)
+    groupings = (
+        by_class(text.text, spans),
+        by_position(routes.positions),
+        by_token(ids, [text.text[slice(*span)] for span in spans], params.frequent),
+    )
+    spent = engine.session.meter.spent(routes)
+    unknown = 0 if engine.tokenizer.unknown_id is None else ids.count(engine.tokenizer.unknown_id)
+    model = engine.manifest.model
+    return Inspection(
+        model=str(folder),
+        text=name,
+        tokens=len(ids),
+        unknown=unknown,
+        thresholds=thresholds,
+        executed_share=float(spent.executed[0].sum() / spent.dense[0].sum()),
+        dead_below=params.dead_below,
+        groupings=groupings,
+        parts=tuple(parts_of(model, routes, groupings, params.dead_below)),
+        looks=tuple(looks_of(model, routes, groupings)),
+        sample=tuple(_sample(engine, text.text, spans, routes)),
+        remarks=tuple(_remarks(engine, params, len(ids), unknown)),
+    )
+
+
+def check_chooses(model: Model) -> None:
+    """Raises UserError for a model that uses all of itself for every token."""
+    chooses = any(
+        (one.routing != "dense" and one.num_experts > 1) or one.head_routing != "all" or one.depth_router or one.exit
+        or one.window for one in model.layers
+    )  # fmt: skip
+    if not chooses:
+        raise UserError(
+            "this model has nothing to inspect: found no routed experts or heads, no layer that a token can skip and "
+            "no window, expected at least one; train one with: adaptive train quickstart --set model.ffn.routing=top_p"
+        )
+
+
+def read_text(engine: Engine, folder: Path, path: Path | None) -> tuple[Text, str]:
+    """The text and its name: `path`, or what training held out. Raises UserError where there is nothing to read."""
+    place = path or folder / ".." / HELDOUT
+    if path is None and not place.is_file():
+        raise UserError(f"no {HELDOUT} beside {folder}, expected what training held out; give a text with: --data FILE")
+    try:
+        content = place.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {place}: {error.strerror}; give another --data FILE") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not valid UTF-8 at byte {error.start}; give another --data FILE") from error
+    ids, spans = engine.tokenizer.encode_with_spans(content)
+    if not ids:
+        raise UserError(f"{place} has no tokens, expected at least one; give another --data FILE")
+    return Text(content, ids, spans), place.name
+
+
+def read(engine: Engine, thresholds: Thresholds, ids: Sequence[int]) -> Routes:
+    """The routes of all ids, every stretch of the context's length from an empty cache."""
+    session, context = engine.session, engine.manifest.model.context_length
+    session.set_thresholds(thresholds)
+    passes = []
+    for begin in range(0, len(ids), context):
+        stretch = ids[begin : begin + context]
+        session.reset(len(stretch))
+        passes.append(session.prefill(stretch).routes)
+    return joined(passes)
+
+
+def _sample(
+    engine: Engine, text: str, spans: Sequence[tuple[int, int]], routes: Routes
+) -> list[tuple[str, Usage]]:  # fmt: skip
+    """The first tokens; their texts joined are the text, with the white space that a tokenizer leaves out."""
+    found: list[tuple[str, Usage]] = []
+    shown = 0
+    for token, (_, end) in enumerate(spans[:SAMPLE]):
+        found.append((text[shown:end], engine.session.meter.usage(routes, token)))
+        shown = max(shown, end)
+    return found
+
+
+def _remarks(engine: Engine, params: InspectParams, tokens: int, unknown: int) -> list[str]:
+    found = remarks(engine.manifest, params.dial, describe(engine.session)) if params.dial.calibrated else []
+    if tokens < FEW_TOKENS:
+        found.append(f"only {tokens} tokens were read, so shares are rough; {FEW_TOKENS} or more say more")
+    if unknown:
+        found.append(f"{unknown} of {tokens} tokens are unknown to this model's tokenizer")
+    return found
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    pair = choice.strongest_pair
+    return {
+        "layer": choice.layer, "tokens": choice.tokens, "chosen_by_router": choice.free, "share": choice.share,
+        "per_token": vars(choice.per_token), "how_many": choice.how_many,
+        "entropy": choice.entropy, "normalised_entropy": choice.normalised_entropy, "effective": choice.effective,
+        "dead": choice.dead, "coactivation": choice.coactivation, "strongest_pair": pair,
+        "by": {one.name: _split(one) for one in choice.splits},
+    }  # fmt: skip
+
+
+def _split(split: Split) -> dict[str, Any]:
+    groups = _rows(split.labels, tokens=split.tokens, share=split.share)
+    return {"mutual_information": split.information, "specialisation": split.specialisation,
+            "by_chance": split.by_chance, "groups": groups}  # fmt: skip
+
+
+def _rows(labels: Sequence[str], **columns: Any) -> list[dict[str, Any]]:
+    return [{"label": label, **{name: column[i] for name, column in columns.items()}} for i, label in enumerate(labels)]
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: six decimals, and None for what is NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(one) for one in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return None if math.isnan(value) else round(float(value), 6)
+    return value
