@@ -228,15 +228,22 @@ def set_aside(paths: tuple[Path, ...]) -> None:
 
 
 def prune(
-    folder: Path, keep: int, trusted: frozenset[Path] = frozenset(), warning: Callable[[str], None] = warn
+    folder: Path,
+    keep: int,
+    trusted: frozenset[Path] = frozenset(),
+    warning: Callable[[str], None] = warn,
+    best: Path | None = None,
 ) -> None:
-    """Deletes all but the newest `keep` good checkpoints; nothing goes before `keep` newer ones proved good.
+    """Deletes all but the newest `keep` good checkpoints and the `best`; nothing goes before `keep` newer ones proved
+    good.
 
     Of those in `trusted`, written or read by this process, only the sizes are compared.
     """
     good = 0
     for path in reversed(list_checkpoints(folder)):
         if good >= keep:
+            if path == best:
+                continue
             try:
                 shutil.rmtree(path)
             except OSError as error:

@@ -186,6 +186,15 @@ def report(outcome: Outcome) -> None:
     if outcome.report is not None:
         report_gates(outcome.report)
     if outcome.complete:
+        from .best import read_best
+
+        best = read_best(run.path)
+        if best is not None and best.step != outcome.step:
+            click.echo(
+                f"the checkpoint of step {best.step} has a lower loss, {best.val_loss:.4f} over {best.tokens} tokens; "
+                f"adaptive export {best.place(run.path)} --onnx exports that one",
+                err=True,
+            )
         click.echo(f"next: adaptive export {run.name} --onnx", err=True)
     elif outcome.step:
         click.echo(f"saved at step {outcome.step}; go on with: {run.resume_command}", err=True)

@@ -48,7 +48,9 @@ class TrainerConfig(Section):
     final_eval_tokens: int | None = Field(1_000_000, ge=1)
     """Held-out tokens scored at the end of the run, after the time it was given; null scores all."""
     checkpoint_every: int = Field(250, ge=1)
+    """Steps from a checkpoint to the next; `eval_tokens` held-out tokens are scored with each."""
     keep_checkpoints: int = Field(3, ge=1)
+    """Of the newest; that of the least held-out loss is kept as well."""
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(10, ge=1)
     """Steps in a row that had to be skipped after which the run stops."""

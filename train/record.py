@@ -1,4 +1,4 @@
-"""What one step measured, and how it is written down."""
+"""Where a run stands, what one step measured, and how that is written down."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .evaluate import Evaluation
+
+
+@dataclass
+class Counters:
+    """Where a run stands; part of every checkpoint."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    seconds: float = 0.0
+    bad_steps: int = 0
+    """Steps skipped in all because a loss or gradient was not finite, or a spike."""
+    bad_in_a_row: int = 0
 
 
 @dataclass

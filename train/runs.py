@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from .best import Score, read_best
 from .checkpoint import COMPLETE, list_checkpoints
 from .differences import flatten
 from .errors import UserError
@@ -40,6 +41,8 @@ class Summary:
     """Of training, all sessions together: what the run cost."""
     skipped: int
     """Steps that were not taken."""
+    best_checkpoint: Score | None
+    """That of the least held-out loss."""
     parent: str | None
     """The run that this one is to better."""
     gated: bool
@@ -97,6 +100,7 @@ def summary(path: Path) -> Summary:
         tokens_per_second=median(speeds) if speeds else None,
         seconds=last.get("seconds"),
         skipped=int(state.get("bad_steps", 0)),
+        best_checkpoint=read_best(path),
         parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
         gated=gated,
         report=read_report(path),

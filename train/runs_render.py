@@ -48,13 +48,20 @@ def cells(one: Summary) -> dict[str, str]:
         "tokens/s": "-" if one.tokens_per_second is None else rate(one.tokens_per_second),
         "time": "-" if one.seconds is None else duration(one.seconds),
         "skipped": str(one.skipped),
+        "best at": best_before(one),
         "gates": gates_in_short(one),
         "parent": one.parent or "-",
     }
 
 
-SOMETIMES = ("gates", "parent")
+SOMETIMES = ("best at", "gates", "parent")
 """Columns that are left out where no run has anything in them."""
+
+
+def best_before(one: Summary) -> str:
+    """The step of the best checkpoint and its loss, where it is not the newest."""
+    best = one.best_checkpoint
+    return "-" if best is None or best.step == one.step else f"{best.step} ({best.val_loss:.4f})"
 
 
 def gates_in_short(one: Summary) -> str:

@@ -25,9 +25,10 @@ from .model.transformer import Transformer
 from .optimizer import Optimizers
 from .progress import Progress
 from .randomness import restore_random, seed_all
+from .record import Counters
 from .run import Run
 from .signals import Stopped, StopSignals
-from .trainer import Counters, Trainer
+from .trainer import Trainer
 from .verdict import REPORT, Report, read_report
 
 HELDOUT_BYTES = 256 * 1024

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import prune, save_checkpoint
+from .best import Score
 from .clipping import Clipping
 from .config import RunConfig
 from .curriculum import Curriculum
@@ -24,21 +23,10 @@ from .model.transformer import Transformer
 from .optimizer import Optimizers
 from .progress import Progress
 from .randomness import random_json, random_tensors
-from .record import StepResult, record_of, scores
+from .record import Counters, StepResult, record_of, scores
 from .run import Run
+from .saver import Saver
 from .schedule import multiplier, progress
-
-
-@dataclass
-class Counters:
-    """Where a run stands; part of every checkpoint."""
-
-    step: int = 0
-    tokens_seen: int = 0
-    seconds: float = 0.0
-    bad_steps: int = 0
-    """Steps skipped in all because a loss or gradient was not finite, or a spike."""
-    bad_in_a_row: int = 0
 
 
 def controlled(model: Transformer) -> list[Tensor]:
@@ -79,12 +67,15 @@ class Trainer:
         self.lengths = Lengths(config)
         self._controlled = controlled(model)
         self.device = model.embedding.weight.device
-        self.saved = list(saved)
         self._began = time.monotonic()
         self._seconds_before = counters.seconds
         self._step_seconds = 0.0
         self._schedule_progress = 0.0
-        self._save_seconds = 1e-8 * sum(p.numel() for p in model.parameters())  # until one was measured
+        believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
+        self.saver = Saver(config, run, display, saved, believed)
+        if state and state.get("scored"):
+            self.saver.offer(Score(counters.step, **state["scored"]))
+        self._scored: Score | None = None
         self._last: dict[str, Any] = {}
         self._last_val: Evaluation | None = None
 
@@ -117,8 +108,10 @@ class Trainer:
             self.check(result)
             complete = self.complete()
             evaluated = None
-            if step % trainer.eval_every == 0 and not complete:
+            saves = step % trainer.checkpoint_every == 0
+            if (saves or step % trainer.eval_every == 0) and not complete:
                 evaluated = self.evaluate(trainer.eval_tokens)
+                self._scored = self.score_of(evaluated) if saves else None  # a stop makes no other best
             if step % trainer.log_every == 0 or evaluated or complete or result.skipped:
                 speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
                 self._last = self.record(result, evaluated, speed, rate)
@@ -126,7 +119,7 @@ class Trainer:
                     self.metrics.write(self._last)
                 self.show(self._last, force=evaluated is not None or complete)
                 marked, marked_tokens = time.monotonic(), counters.tokens_seen
-            if step % trainer.checkpoint_every == 0:
+            if saves:
                 self.save()
         self.save()
         return complete
@@ -212,7 +205,7 @@ class Trainer:
     def budget(self) -> float | None:
         """Seconds that steps may take: those given, less a step and the last save."""
         limit = self.config.trainer.max_seconds
-        return None if limit is None else max(limit - self._step_seconds - self._save_seconds, 1e-3)
+        return None if limit is None else max(limit - self._step_seconds - self.saver.seconds, 1e-3)
 
     def progress(self) -> float:
         """Where the step to come stands in the run, 0..1."""
@@ -235,10 +228,10 @@ class Trainer:
     # --- what is written and shown
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment, unless there is one, and deletes those beyond `keep_checkpoints`."""
-        if self.counters.step in self.saved:
+        """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept."""
+        step = self.counters.step
+        if step in self.saver.saved:
             return
-        started = time.monotonic()
         self.counters.seconds = self.seconds()
         state = {
             **vars(self.counters),
@@ -249,11 +242,12 @@ class Trainer:
             "clip_history": list(self.clipping.history),
         }
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
-        save_checkpoint(self.run.checkpoints, self.counters.step, self.config, self.model.state_dict(), tensors, state)
-        self.saved.append(self.counters.step)
-        trusted = frozenset(self.run.checkpoints / f"step-{step:06d}" for step in self.saved)
-        prune(self.run.checkpoints, self.config.trainer.keep_checkpoints, trusted, self.display.say)
-        self._save_seconds = time.monotonic() - started
+        scored = self._scored if self._scored and self._scored.step == step else None
+        self.saver.save(step, self.model.state_dict(), tensors, state, scored)
+
+    def score_of(self, found: Evaluation | None) -> Score | None:
+        """The loss over `eval_tokens` tokens as that of this step; None if the evaluation was given up."""
+        return None if found is None else Score(self.counters.step, found.loss, self.config.trainer.eval_tokens)
 
     def evaluate(self, max_tokens: int | None) -> Evaluation | None:
         """Scores held-out text, `max_tokens` of it at most, as sparse as the config says whatever the schedule."""
@@ -265,10 +259,16 @@ class Trainer:
         return found
 
     def finish(self) -> Evaluation | None:
-        """The evaluation at the end, None if `stop` came first, and the record of the last step with it."""
-        found = self.evaluate(self.config.trainer.final_eval_tokens)
+        """The evaluation at the end, None if `stop` came first, and the record of the last step with it.
+
+        As many tokens as on the way are scored once more, or the last checkpoint would not compare with the others.
+        """
+        trainer = self.config.trainer
+        found = self.evaluate(trainer.final_eval_tokens)
         if self._last:
             self.metrics.write({**self._last, **scores(found)})
+        same = trainer.final_eval_tokens == trainer.eval_tokens
+        self.saver.offer(self.score_of(found if same or found is None else self.evaluate(trainer.eval_tokens)))
         return found
 
     def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:

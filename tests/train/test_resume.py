@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from adaptive_lm.train import session
+from adaptive_lm.train.best import read_best
 from adaptive_lm.train.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.config import RunConfig
 from adaptive_lm.train.data import Corpus
@@ -84,6 +85,8 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
     assert len(one.state["guard"]["losses"]) == min(one.step, 128)
     for key in ("tokens_seen", "bad_steps", "guard", "clip_history"):
         assert one.state[key] == other.state[key]
+    assert one.state["scored"] == other.state["scored"]
+    assert read_best(one.run) == read_best(other.run)
     assert curve(one.run) == curve(other.run)
 
 

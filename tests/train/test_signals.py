@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from adaptive_lm.train import evaluate as evaluation
-from adaptive_lm.train import session, trainer
+from adaptive_lm.train import saver, session
 from adaptive_lm.train.checkpoint import load_checkpoint
 from adaptive_lm.train.config import RunConfig
 from adaptive_lm.train.data import Corpus
@@ -99,7 +99,7 @@ def test_a_signal_during_a_save_lets_it_finish(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T24."""
-    save = trainer.save_checkpoint
+    save = saver.save_checkpoint
 
     def save_and_send(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -107,7 +107,7 @@ def test_a_signal_during_a_save_lets_it_finish(
         return save(*arguments)
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(trainer, "save_checkpoint", save_and_send)
+    monkeypatch.setattr(saver, "save_checkpoint", save_and_send)
     runs = folder / "runs"
     outcome = session.begin(tiny_config(), named_run("a", runs), display=display)
     assert (outcome.step, outcome.exit_code) == (5, 143)

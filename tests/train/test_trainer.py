@@ -20,9 +20,9 @@ from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.optimizer import Optimizers
 from adaptive_lm.train.progress import Progress
 from adaptive_lm.train.randomness import seed_all
-from adaptive_lm.train.record import StepResult
+from adaptive_lm.train.record import Counters, StepResult
 from adaptive_lm.train.run import named_run
-from adaptive_lm.train.trainer import Counters, Trainer
+from adaptive_lm.train.trainer import Trainer
 
 Make = Callable[..., RunConfig]
 

@@ -1,0 +1,59 @@
+"""Which checkpoint of a run has the least held-out loss: a pointer beside them, written whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .checkpoint import COMPLETE
+from .files import cannot_write, write_whole
+
+POINTER = "best.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """The held-out loss of the checkpoint of a step."""
+
+    step: int
+    val_loss: float
+    tokens: int
+    """Held-out tokens that were asked for: losses over other numbers of them do not compare."""
+
+    def place(self, run: Path) -> Path:
+        """The folder of the checkpoint."""
+        return run / "checkpoints" / f"step-{self.step:06d}"
+
+    def beats(self, other: Score | None) -> bool:
+        """Whether this one is to be pointed at in place of `other`."""
+        if not math.isfinite(self.val_loss):
+            return False
+        return other is None or self.tokens != other.tokens or self.val_loss < other.val_loss
+
+
+def read_best(run: Path) -> Score | None:
+    """The best checkpoint of the run in the folder `run`; None where none was found or the one named is gone."""
+    try:
+        content = json.loads((run / POINTER).read_bytes())
+        if content.pop("format_version") != FORMAT_VERSION:
+            return None
+        score = Score(int(content["step"]), float(content["val_loss"]), int(content["tokens"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return score if (score.place(run) / COMPLETE).exists() else None
+
+
+def point_at(run: Path, best: Score) -> None:
+    """Makes `best` the best checkpoint of the run; a reader sees the old pointer or the new one.
+
+    Raises:
+        UserError: it cannot be written; the old pointer and all checkpoints are intact.
+    """
+    path = run / POINTER
+    try:
+        write_whole(path, json.dumps({"format_version": FORMAT_VERSION, **asdict(best)}, allow_nan=False) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error, "The checkpoints are intact") from error
