@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from .config import RunConfig
+    from .run import Run
     from .session import Outcome
     from .verdict import Report
 
@@ -36,6 +39,11 @@ Example: adaptive train quickstart --name demo
 )
 @click.option("--val", metavar="SRC", help="Text to hold out; by default the last part of each source.")
 @click.option("--data-dir", metavar="DIR", help="The folder of a recipe's own files, as of recipe science-qa.")
+@click.option(
+    "--stage",
+    type=click.Choice(["baseline", "1", "2", "3", "4", "all"]),
+    help="Train a stage of the recipe as run NAME-baseline or NAME-stageN, or all one after the other.",
+)
 @click.option("--text-field", metavar="FIELD", help="The field of a record that holds the text.")
 @click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Size of a bpe or words vocabulary.")
@@ -82,6 +90,7 @@ Example: adaptive train quickstart --name demo
 @click.option("--print-config", is_flag=True, help="Print the config as YAML, and do nothing.")
 def train(
     recipe: str | None,
+    stage: str | None,
     name: str | None,
     stop_at: int | None,
     resume: bool,
@@ -107,6 +116,19 @@ def train(
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run and --overwrite deletes it; give one of them")
     overrides = [flag_values(**flags), *(parse_setting(setting) for setting in settings)]
+    if stage is not None:
+        if recipe is None or resume:
+            raise click.UsageError("--stage begins stages of a RECIPE; go on with one by --resume --name NAME-stageN")
+        if stage == "all" and (stop_at or print_config):
+            raise click.UsageError("--stop-at and --print-config want one stage: give --stage baseline, 1, 2, 3 or 4")
+        from .staged import staged
+
+        made = staged(recipe, stage, name or recipe, overrides)
+        if print_config:
+            click.echo(made[0][0].to_yaml(), nl=False)
+        else:
+            train_stages(made, overwrite, stop_at)
+        return
     if resume:
         run = named_run(name) if name else newest_run()
         if recipe:
@@ -162,6 +184,24 @@ def flag_values(
     return {name: values for name, values in given.items() if values}
 
 
+def train_stages(made: Sequence[tuple[RunConfig, Run]], overwrite: bool, stop_at: int | None) -> None:
+    """Trains one stage after the other; one whose gates fail ends with 1, and the next is trained all the same."""
+    from . import session
+
+    code = 0
+    for config, run in made:
+        outcome = session.begin(config, run, overwrite=overwrite, stop_at=stop_at)
+        tell(outcome)
+        code = code or outcome.exit_code
+        if not outcome.complete or outcome.exit_code > 1:
+            code = outcome.exit_code
+            break
+    if len(made) > 1:
+        click.echo(f"next: adaptive compare {' '.join(run.name for _, run in made)}", err=True)
+    if code:
+        click.get_current_context().exit(code)
+
+
 def report_gates(report: Report) -> None:
     """A line for each gate, and where one failed, what stands as the best since."""
     for verdict in report.verdicts:
@@ -172,7 +212,14 @@ def report_gates(report: Report) -> None:
 
 
 def report(outcome: Outcome) -> None:
-    """The end of the story on stderr, the run's folder on stdout, and the exit code of a signal or a failed gate."""
+    """What `tell` says, and the exit code of a signal or a failed gate."""
+    tell(outcome)
+    if outcome.exit_code:
+        click.get_current_context().exit(outcome.exit_code)
+
+
+def tell(outcome: Outcome) -> None:
+    """The end of the story on stderr, and the run's folder on stdout."""
     run, found = outcome.run, outcome.evaluation
     if found is not None:
         of = "loss on text it was trained on" if outcome.trained_on else "held-out loss"
@@ -200,5 +247,3 @@ def report(outcome: Outcome) -> None:
         click.echo(f"saved at step {outcome.step}; go on with: {run.resume_command}", err=True)
     if outcome.complete or outcome.step:
         click.echo(str(run.path))
-    if outcome.exit_code:
-        click.get_current_context().exit(outcome.exit_code)

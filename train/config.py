@@ -134,12 +134,14 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def read_recipe(recipe: str) -> dict[str, Any]:
-    """The values of a packaged recipe, or of the YAML file at a path.
+def read_recipe(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a packaged recipe, or of the YAML file at a path; with `extends`, over those of another.
 
     Raises:
-        UserError: there is no such recipe or file, or it is not a YAML mapping.
+        UserError: there is no such recipe or file, it is not a YAML mapping, or it extends itself.
     """
+    if recipe in extended_by:
+        raise UserError(f"recipe {recipe!r} extends itself, by {', '.join(extended_by)}; leave out one `extends`")
     path = RECIPES / f"{recipe}.yaml"
     if recipe not in recipe_names():
         path = Path(recipe)
@@ -162,6 +164,9 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise UserError(
             f"{path} holds {type(values).__name__}, expected sections such as `trainer:` with keys under them"
         )
+    base = values.pop("extends", None)
+    if base is not None:
+        values = merge(read_recipe(str(base), (*extended_by, recipe)), values)
     return {**values, "recipe": path.stem}
 
 

@@ -235,6 +235,18 @@ def test_a_resumed_run_knows_the_best_of_its_first_part(
     assert read_best(Path("runs/a")) == Score(8, 1.0, 64)
 
 
+def test_a_run_killed_before_its_pointer_points_again_when_it_goes_on(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T1, T17: the checkpoint was written, and then the process ended."""
+    scripted(RISING, monkeypatch)
+    config = tiny_config(trainer={"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1})
+    session.begin(config, named_run("a"), stop_at=8, display=display)
+    Path("runs/a/best.json").unlink()
+    session.resume(named_run("a"), display=display)
+    assert kept(Path("runs/a")) == [8, 18]
+
+
 def test_a_run_that_begins_again_forgets_the_best_of_the_old_one(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:

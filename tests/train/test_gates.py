@@ -332,6 +332,16 @@ def test_other_gates_for_a_complete_run_are_looked_at_without_training(
     assert all(torch.equal(value, after.model_state[name]) for name, value in before.model_state.items())
 
 
+def test_a_run_that_ended_by_the_clock_is_not_trained_on_for_its_gates(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(trainer={"steps": None, "max_seconds": 0.5})
+    step = session.begin(config, named_run("a"), display=display).step
+    monkeypatch.setattr(session.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    outcome = session.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
+    assert (outcome.step, outcome.complete, outcome.exit_code) == (step, True, 0)
+
+
 def test_a_run_that_goes_on_is_judged_anew_and_keeps_no_old_report(train: Train, display: Progress) -> None:
     train("a", max_loss=100.0)
     longer = [{"trainer": {"steps": 6}}]
