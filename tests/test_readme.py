@@ -23,6 +23,7 @@ SHORTER = {
     "train moe-57m": [part for setting in SMALLER for part in ("--set", f"model.{setting}")],
     "train": ["--steps", "2", "--set", "trainer.final_eval_tokens=512"],
     "calibrate": ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"],
+    "inspect": ["--tokens", "512"],
     "bench": ["--repeats", "1", "--new-tokens", "8", "--text-tokens", "256"],
 }
 """Appended to a command that begins so; the last value of an option counts."""
