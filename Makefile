@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ROOMS  := runtime train export serve
 NAME   := demo
+PYTEST_FLAGS ?= -n auto
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
 .PHONY: help demo test lint format clean bench-mechanisms
