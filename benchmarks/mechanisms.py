@@ -100,9 +100,17 @@ def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: i
     tokenizer = ["bpe", "--vocab-size", "1024"] if data.startswith("builtin:") else ["chars"]
     settings = [part for key, value in (BASE | KINDS[kind]).items() for part in ("--set", f"{key}={json.dumps(value)}")]
     ends = ["--max-seconds", str(seconds), "--seed", str(seed), "--name", name, "--overwrite"]
-    adaptive("train", "--data", data, "--tokenizer", *tokenizer, *ends, *settings, folder=folder, core=core)
+    if not trained(folder / "runs" / name):
+        adaptive("train", "--data", data, "--tokenizer", *tokenizer, *ends, *settings, folder=folder, core=core)
     adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
     click.echo(f"  trained {kind}, seed {seed}", err=True)
+
+
+def trained(run: Path) -> bool:
+    """Whether a run reached its end: only its last record has a held-out loss, since nothing is evaluated before."""
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return bool(lines) and json.loads(lines[-1]).get("val_loss") is not None
 
 
 def train_all(folder: Path, data: str, seeds: int, seconds: float, jobs: int) -> None:
