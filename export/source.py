@@ -15,6 +15,7 @@ from ..train.checkpoint import Checkpoint, load_checkpoint
 from ..train.errors import UserError
 from ..train.model import ModelConfig, Thresholds, Transformer
 from ..train.model.controller import GRID_POINTS
+from ..train.model.threshold import shifted
 from ..train.run import RUNS, newest_run
 from .graph import Array
 
@@ -50,7 +51,9 @@ class Source:
     def thresholds(self) -> Thresholds:
         """What the controllers hold, those of heads set beside the scores that they were taken from."""
         levels = Thresholds(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
-        return levels._replace(head_top_p=beside(levels.head_top_p))
+        scores, elsewhere = scores_of_ids(self.model), torch.empty(0)
+        heads = [beside(float(one), elsewhere if layer else scores) for layer, one in enumerate(levels.head_top_p)]
+        return levels._replace(head_top_p=torch.tensor(heads))
 
 
 def weights_of(model: Transformer) -> dict[str, Array]:
@@ -63,14 +66,30 @@ def weights_of(model: Transformer) -> dict[str, Array]:
     return found | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
 
 
-def beside(level: Tensor) -> Tensor:
-    """A level of heads a little higher, if it is below 1.
+def scores_of_ids(model: Transformer) -> Tensor:
+    """The scores that the heads of the first layer can have at all, as its level sees them, sorted (n,): before the
+    first attention a router knows nothing but the token's id."""
+    block = model.blocks()[0]
+    router = block.attention.head_router
+    if router is None:
+        return torch.empty(0)
+    with torch.no_grad():
+        routes = router(block.attention_norm(model.embedding.weight), torch.ones(()))
+    moved = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
+    return moved.flatten().sort().values
 
-    Before the first attention a router knows nothing but the token's id, so that all occurrences of a frequent token
-    have one and the same score; a quantile of the scores is often just that one, and as a level it would leave the
-    token undecided: one in twenty tokens was a near tie.
+
+def beside(level: float, scores: Tensor) -> float:
+    """A level of heads a little higher, if it is below 1, where none of `scores` (n,) stands.
+
+    All occurrences of a frequent token have one and the same score in the first layer; a quantile of the scores is
+    often just that one, and as a level it would leave the token undecided: one in twenty tokens was a near tie.
     """
-    return torch.where(level < 1, (level + BESIDE).clamp(max=1 - 2**-20), level)  # 1 itself is every head
+    if level >= 1:
+        return level  # every head
+    tries = [min(level + BESIDE * (1 + step / 4), 1 - 2**-20) for step in range(80)]
+    free = (each for each in tries if not len(scores) or (scores - each).abs().min() >= BESIDE / 2)
+    return next(free, tries[0])
 
 
 def find(name: str | None) -> Path:
@@ -162,8 +181,12 @@ def dial(source: Source) -> DialTable:
         routed = block.moe is not None and config.ffn.routing == "top_p"
         experts.append(_table(block.moe.router.controller.table) if routed and block.moe else None)
         router = block.attention.head_router if chooses else None
-        # a level of 1 is every head, whatever the largest score seen
-        heads.append([*_table(beside(router.controller.table))[:-1], 1.0] if router else None)
+        if router is None:
+            heads.append(None)
+        else:  # a level of 1 is every head, whatever the largest score seen
+            known = torch.empty(0) if heads else scores_of_ids(source.model)
+            levels = [beside(float(one), known) for one in router.controller.table[:-1]]
+            heads.append([*_table(torch.tensor(levels).cummax(0).values), 1.0])
         # the manifest asks for the share that runs, the controller for the share that lies below the threshold
         depth.append(_table(block.depth_router.controller.table.flip(0)) if block.depth_router else None)
     return DialTable(

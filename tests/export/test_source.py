@@ -14,7 +14,7 @@ from tiny_runs import text, write_run
 
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.source import Source, dial, find, read
+from adaptive_lm.export.source import BESIDE, Source, beside, dial, find, read
 from adaptive_lm.runtime.dial import Dial, resolve
 from adaptive_lm.runtime.manifest import Manifest
 from adaptive_lm.train.checkpoint import load_checkpoint, save_checkpoint, write_json
@@ -244,6 +244,17 @@ def test_no_level_of_heads_is_the_score_of_a_frequent_token(tmp_path: Path) -> N
             near[name] += int((distance < 1e-5).sum())
     assert near["exported"] == 0
     assert near["held"] > 0.01 * 4 * 256, "if the controllers never hold such a level, nothing need be set beside it"
+
+
+def test_a_level_of_heads_moves_into_a_gap_between_the_scores() -> None:
+    """It is set a little higher, and further where that is the score of another token; 1 stays every head."""
+    scores = torch.tensor([0.5, 0.5 + BESIDE, 0.5 + 1.5 * BESIDE, 0.9])
+    for level in (0.5, 0.5 + BESIDE / 2, 0.7, 0.9 - BESIDE):
+        moved = beside(level, scores)
+        assert level < moved < level + 5 * BESIDE
+        assert (scores - moved).abs().min() >= BESIDE / 2
+    assert beside(0.3, torch.empty(0)) == pytest.approx(0.3 + BESIDE)
+    assert beside(1.0, scores) == 1.0
 
 
 def test_controllers_of_a_trained_model_are_left_alone(here: Path) -> None:
