@@ -103,6 +103,19 @@ def test_a_logit_that_is_off_or_not_a_number_fails(one: Pass, value: float) -> N
     assert compared(found, one).passes(1e-4) is False, "whichever side is off"
 
 
+def test_ties_of_tokens_judged_elsewhere_do_not_fail_but_decisions_do(one: Pass) -> None:
+    """Prompt against single tokens reads some of the tokens that were compared with torch, too few for a share."""
+    tied = replace(one, margins=np.zeros_like(one.margins))
+    found = replace(one, selected_experts=~one.selected_experts)
+    for capped in (True, False):
+        ties, wrong = Comparison(capped=capped), Comparison(capped=capped)
+        compare(ties, tied, tied)
+        compare(wrong, one, found)
+        assert ties.near_ties == T
+        assert ties.passes(1e-4) is not capped
+        assert not wrong.passes(1e-4)
+
+
 def test_no_token_is_no_proof() -> None:
     assert not Comparison().passes(1.0)
 
