@@ -36,7 +36,7 @@ corpus = prepare(data, TokenizerConfig(kind=sys.argv[3]), seed=0)
 prepared = time.perf_counter()
 peak = memory("VmHWM")
 for step in range(200):
-    corpus.batch(step, 0, 32, 256)
+    corpus.batch(step * 32, 32, 256)
 drawn = time.perf_counter()
 print(json.dumps({
     "seconds": prepared - started, "imported_bytes": imported, "peak_bytes": peak,

@@ -18,6 +18,8 @@ class Counters:
     bad_steps: int = 0
     """Steps skipped in all because a loss or gradient was not finite, or a spike."""
     bad_in_a_row: int = 0
+    windows: list[int] = field(default_factory=list)
+    """Windows read so far of each sequence length, in the order in which the config names them."""
 
 
 @dataclass

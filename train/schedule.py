@@ -75,13 +75,16 @@ class ScheduleConfig(Section):
         return bool(self.dense_share or self.sparsify_share or self.random_sparsity)
 
 
-def progress(step: int, steps: int | None, seconds: float = 0.0, budget_seconds: float | None = None) -> float:
+def progress(
+    step: int, steps: int | None, seconds: float = 0.0, budget_seconds: float | None = None, width: int = 1
+) -> float:
     """Where in the run `step` (0, 1, ...) stands, 0..1: by steps, by the clock, or by whichever is further.
 
-    The middle of the step counts, so neither the first nor the last has a learning rate of zero. A run that is resumed
-    with another number of steps continues on the schedule of the new number.
+    `step` and `steps` may count windows, `width` of which make a step. The middle of the step counts, so neither the
+    first nor the last has a learning rate of zero. A run that is resumed with another number of steps continues on the
+    schedule of the new number.
     """
-    by_steps = 0.0 if not steps else (step + 0.5) / steps
+    by_steps = 0.0 if not steps else (step + 0.5 * width) / steps
     by_clock = 0.0 if not budget_seconds else seconds / budget_seconds
     return min(1.0, max(by_steps, by_clock))
 

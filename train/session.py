@@ -194,7 +194,9 @@ def _train(
         slots = {name: value for name, value in found.optimizer_state.items() if not name.startswith("random.")}
         optimizers.load_state_tensors(slots)
         restore_random(found.optimizer_state, found.state["random"])
-        counters = Counters(**{each.name: found.state[each.name] for each in fields(Counters)})
+        counters = Counters(
+            **{each.name: found.state[each.name] for each in fields(Counters) if each.name in found.state}
+        )
     require_space(run, model)
     if trainer.compile:
         model.compile_blocks()
@@ -254,7 +256,8 @@ def with_end(config: RunConfig, corpus: Corpus) -> RunConfig:
     trainer = config.trainer
     if trainer.steps is not None or trainer.max_seconds is not None:
         return config
-    steps = corpus.steps(trainer.batch_size, config.sequence_length)
+    windows = corpus.total_windows(config.sequence_length)
+    steps = None if windows is None else -(-windows // trainer.batch_size)
     return config.model_copy(update={"trainer": trainer.model_copy(update={"steps": steps})})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .best import Score
 from .clipping import Clipping
+from .clock import Clock
 from .config import RunConfig
 from .curriculum import Curriculum
 from .data.corpus import Corpus
@@ -26,7 +27,7 @@ from .randomness import random_json, random_tensors
 from .record import Counters, StepResult, record_of, scores
 from .run import Run
 from .saver import Saver
-from .schedule import multiplier, progress
+from .schedule import multiplier
 
 
 def controlled(model: Transformer) -> list[Tensor]:
@@ -67,12 +68,11 @@ class Trainer:
         self.lengths = Lengths(config)
         self._controlled = controlled(model)
         self.device = model.embedding.weight.device
-        self._began = time.monotonic()
-        self._seconds_before = counters.seconds
-        self._step_seconds = 0.0
+        self.shape = self.lengths.shape(counters)
         self._schedule_progress = 0.0
         believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
         self.saver = Saver(config, run, display, saved, believed)
+        self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
             self.saver.offer(Score(counters.step, **state["scored"]))
         self._scored: Score | None = None
@@ -89,14 +89,15 @@ class Trainer:
         Raises:
             UserError: losses stopped being finite, or a checkpoint could not be written.
         """
-        self._began = time.monotonic()
+        self.clock.start()
         trainer, counters = self.config.trainer, self.counters
         marked, marked_tokens = time.monotonic(), counters.tokens_seen
-        complete = self.complete()
+        complete = self.clock.complete()
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
-            done = self.progress()
-            self._schedule_progress = self.progress_of_rate(done)
+            done = self.clock.progress()
+            self.shape = self.lengths.shape(counters)
+            self._schedule_progress = self.clock.progress_of_rate(done, self.shape)
             rate = multiplier(self.config.schedule, self._schedule_progress)
             self.optimizers.set_rate(rate)
             self.curriculum.apply(counters.step, done)
@@ -104,9 +105,9 @@ class Trainer:
             counters.step += 1
             step = counters.step
             now = time.monotonic()
-            self._step_seconds = now - started
+            self.clock.step_seconds = now - started
             self.check(result)
-            complete = self.complete()
+            complete = self.clock.complete()
             evaluated = None
             saves = step % trainer.checkpoint_every == 0
             if (saves or step % trainer.eval_every == 0) and not complete:
@@ -130,10 +131,10 @@ class Trainer:
         A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
         """
         trainer = self.config.trainer
-        rows, length, place = self.lengths.shape(self.counters.step)
-        if self.corpus.stage(place, rows, length)[0] == place:
+        rows, length, first = self.shape
+        if self.corpus.stage(self.shape.last, length)[0] >= first:  # the text changes
             self.guard.forget()
-        batch = self.corpus.batch(place, 0, rows, length)
+        batch = self.corpus.batch(first, rows, length)
         tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
@@ -169,6 +170,7 @@ class Trainer:
                 buffer.copy_(kept)
         self.optimizers.zero_grad()
         self.counters.tokens_seen += tensors[0].numel()
+        self.lengths.advance(self.counters, self.shape)
         return result
 
     def clip(self) -> float:
@@ -187,43 +189,14 @@ class Trainer:
         if result.problem is None:
             return
         counters.bad_steps += 1
-        data = self.data_of(counters.step)
+        data = self.data()
         self.display.say(f"step {counters.step}: {result.problem}; the step is skipped, the weights stay ({data})")
         self.guard.refuse(counters.step, result.problem, data)
 
-    def data_of(self, step: int) -> str:
-        """Which windows step `step` (1, 2, ...) read."""
-        rows, length, place = self.lengths.shape(step - 1)
-        return self.corpus.where(place, rows, length)
-
-    # --- time
-
-    def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return self._seconds_before + time.monotonic() - self._began
-
-    def budget(self) -> float | None:
-        """Seconds that steps may take: those given, less a step and the last save."""
-        limit = self.config.trainer.max_seconds
-        return None if limit is None else max(limit - self._step_seconds - self.saver.seconds, 1e-3)
-
-    def progress(self) -> float:
-        """Where the step to come stands in the run, 0..1."""
-        return progress(self.counters.step, self.config.trainer.steps, self.seconds(), self.budget())
-
-    def progress_of_rate(self, done: float) -> float:
-        """Where the learning rate stands when the run stands at `done`: in the stage, where each has its schedule."""
-        if not self.config.schedule.each_stage:
-            return done
-        rows, length, step = self.lengths.shape(self.counters.step)
-        first, after = self.corpus.stage(step, rows, length)
-        # the config has seen to it that there are steps
-        last = min(each for each in (after, self.config.trainer.steps) if each is not None)
-        return progress(step - first, last - first)
-
-    def complete(self) -> bool:
-        steps, budget = self.config.trainer.steps, self.budget()
-        return (steps is not None and self.counters.step >= steps) or (budget is not None and self.seconds() >= budget)
+    def data(self) -> str:
+        """Which windows the last step read."""
+        rows, length, first = self.shape
+        return self.corpus.where(first, rows, length)
 
     # --- what is written and shown
 
@@ -232,11 +205,11 @@ class Trainer:
         step = self.counters.step
         if step in self.saver.saved:
             return
-        self.counters.seconds = self.seconds()
+        self.counters.seconds = self.clock.seconds()
         state = {
             **vars(self.counters),
             **self.identity,
-            "complete": self.complete(),
+            "complete": self.clock.complete(),
             "random": random_json(),
             "guard": self.guard.state(),
             "clip_history": list(self.clipping.history),
@@ -244,6 +217,7 @@ class Trainer:
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
         self.saver.save(step, self.model.state_dict(), tensors, state, scored)
+        self.clock.save_seconds = self.saver.seconds
 
     def score_of(self, found: Evaluation | None) -> Score | None:
         """The loss over `eval_tokens` tokens as that of this step; None if the evaluation was given up."""
@@ -278,22 +252,17 @@ class Trainer:
             step,
             result,
             tokens_per_second=speed,
-            seconds=self.seconds(),
+            seconds=self.clock.seconds(),
             lr=self.config.optimizer.lr * rate,
             schedule_progress=self._schedule_progress,
             **self.curriculum.record,
             **self.optimizers.record(),
             **scores(evaluated),
-            **({"data": self.data_of(step)} if result.skipped else {}),
+            **({"data": self.data()} if result.skipped else {}),
         )
 
     def show(self, record: dict[str, Any], force: bool) -> None:
         """The record on the live line, with the newest held-out loss and the time left."""
         shown = {**record, "val_loss": self._last_val.loss if self._last_val else None}
-        done = self.progress()
-        here = time.monotonic() - self._began
-        left = here * (1 - done) / done if done > 0 and not self._seconds_before else None
-        budget, steps = self.budget(), self.config.trainer.steps
-        if budget is not None and (left is None or budget - self.seconds() < left):
-            left = budget - self.seconds()
-        self.display.show(shown, f"/{steps}" if steps else "", left, force)
+        steps = self.config.trainer.steps
+        self.display.show(shown, f"/{steps}" if steps else "", self.clock.left(), force)

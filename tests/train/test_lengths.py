@@ -12,8 +12,9 @@ from adaptive_lm.train import session
 from adaptive_lm.train.config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.lengths import Lengths
+from adaptive_lm.train.lengths import Lengths, Shape
 from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.record import Counters
 from adaptive_lm.train.run import named_run
 
 Make = Callable[..., RunConfig]
@@ -23,21 +24,38 @@ def lengths(*given: int, batch_size: int = 4) -> Lengths:
     return Lengths(make_config({"trainer": {"sequence_lengths": given, "batch_size": batch_size}}))
 
 
+def shapes(dealer: Lengths, steps: int) -> list[Shape]:
+    """Those of the first steps of a run."""
+    counters, found = Counters(), []
+    for counters.step in range(steps):
+        found.append(dealer.shape(counters))
+        dealer.advance(counters, found[-1])
+    return found
+
+
 def test_each_length_has_its_turn_and_every_step_its_tokens() -> None:
-    found = [lengths(16, 64, 32).shape(step) for step in range(300)]
+    found = shapes(lengths(16, 64, 32), 300)
     assert Counter(shape.length for shape in found) == {16: 100, 64: 100, 32: 100}
     assert {shape.batch_size * shape.length for shape in found} == {4 * 64}
     for length in (16, 32, 64):  # no window of a length is left out or read twice
-        assert [shape.place for shape in found if shape.length == length] == list(range(100))
+        rows = 4 * 64 // length
+        assert [shape.first for shape in found if shape.length == length] == list(range(0, 100 * rows, rows))
 
 
 def test_a_length_that_does_not_divide_the_longest_has_at_most_its_tokens() -> None:
-    assert {shape.length: shape.batch_size for shape in map(lengths(24, 64).shape, range(8))} == {64: 4, 24: 10}
+    assert {shape.length: shape.batch_size for shape in shapes(lengths(24, 64), 8)} == {64: 4, 24: 10}
 
 
 def test_one_length_is_every_step() -> None:
     one = Lengths(make_config({"trainer": {"sequence_length": 32, "batch_size": 5}}))
-    assert [one.shape(step) for step in (0, 7)] == [(5, 32, 0), (5, 32, 7)]
+    assert shapes(one, 8)[::7] == [(5, 32, 0), (5, 32, 35)]
+
+
+def test_a_checkpoint_that_counted_no_windows_goes_on_where_it_was() -> None:
+    """T23: such a run had batches of one size, so its step says how far it was."""
+    dealer = lengths(16, 64, 32)
+    for step, shape in enumerate(shapes(dealer, 10)):
+        assert dealer.shape(Counters(step=step)) == shape
 
 
 def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(

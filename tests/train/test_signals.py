@@ -30,10 +30,10 @@ def at_step(number: int, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sends this process a signal while step `number` (0, 1, ...) draws its batch."""
     draw = Corpus.batch
 
-    def draw_and_send(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
-        if step == number:
+    def draw_and_send(self: Corpus, first: int, batch_size: int, length: int) -> Any:
+        if first == number * batch_size:
             os.kill(os.getpid(), sent)
-        return draw(self, step, *arguments, **options)
+        return draw(self, first, batch_size, length)
 
     monkeypatch.setattr(Corpus, "batch", draw_and_send)
 
@@ -119,11 +119,11 @@ import sys, time
 from adaptive_lm.train import session
 from adaptive_lm.train.data import Corpus
 draw = Corpus.batch
-def slow(self, step, *arguments, **options):
-    if step == 6:
+def slow(self, first, batch_size, length):
+    if first == 6 * batch_size:
         print("drawing", flush=True)
         time.sleep(60)
-    return draw(self, step, *arguments, **options)
+    return draw(self, first, batch_size, length)
 Corpus.batch = slow
 from adaptive_lm.serve.cli import main
 main()

@@ -68,17 +68,14 @@ class Corpus:
         """The tokenizer as the text of a tokenizer.json."""
         return str(self.tokenizer.to_str(pretty=True))
 
-    def batch(self, step: int, micro: int, batch_size: int, length: int, *, micros: int = 1) -> Batch:
-        """Training batch `micro` of the `micros` of step `step`: (batch_size, length) windows.
+    def batch(self, first: int, batch_size: int, length: int) -> Batch:
+        """Windows `first` to `first + batch_size - 1` of those of `length` tokens: (batch_size, length).
 
-        A pure function of its arguments and the seed. Windows are numbered (step * micros + micro) * batch_size + row,
-        so that no window of an epoch is repeated or left out, and 8 micro-batches of 1 hold the same windows as 1 of 8.
+        A pure function of its arguments and the seed. Windows are numbered from 0 on and each belongs to one epoch, so
+        whoever takes them in their order, in batches of any sizes, repeats none and leaves none out.
         Raises UserError when the training text is shorter than one window.
         """
-        if not 0 <= micro < micros:
-            raise ValueError(f"micro={micro} of micros={micros}: pass the number of micro-batches per step as `micros`")
         self.require(length)
-        first = (step * micros + micro) * batch_size
         dealt = (self._deal(number, length) for number in range(first, first + batch_size))
         return stack([self._windows[source].row(place, length) for source, place in dealt])
 
@@ -86,9 +83,9 @@ class Corpus:
         """The source of window `number`, and how many windows that source had before it."""
         return self._stages.deal(number, length) if self._stages else self._mixture.deal(number)
 
-    def where(self, step: int, batch_size: int, length: int) -> str:
-        """Which windows of which sources step `step` reads, as in `a.txt windows 16-19, b.txt window 3`."""
-        dealt = sorted(self._deal(number, length) for number in range(step * batch_size, (step + 1) * batch_size))
+    def where(self, first: int, batch_size: int, length: int) -> str:
+        """Which windows of which sources a batch holds, as in `a.txt windows 16-19, b.txt window 3`."""
+        dealt = sorted(self._deal(number, length) for number in range(first, first + batch_size))
         parts = []
         for source, group in groupby(dealt, key=lambda pair: pair[0]):
             places = [place for _, place in group]  # of one source they follow each other
@@ -96,20 +93,19 @@ class Corpus:
             parts.append(f"{self.names[source]} {span}")
         return ", ".join(parts)
 
-    def stage(self, step: int, batch_size: int, length: int) -> tuple[int, int | None]:
-        """The first step of the stage that step `step` belongs to, and the first of the next; None in the last stage.
+    def stage(self, number: int, length: int) -> tuple[int, int | None]:
+        """The first window of the stage that window `number` belongs to, and of the next; None in the last stage."""
+        return self._stages.around(number, length) if self._stages else (0, None)
 
-        A step belongs to the stage of its last window.
-        """
-        if self._stages is None:
-            return 0, None
-        first, after = self._stages.around((step + 1) * batch_size - 1, length)
-        return first // batch_size, None if after is None else after // batch_size
+    def total_windows(self, length: int) -> int | None:
+        """Windows in which every source has its epochs; None where they have no such number."""
+        return self._stages.total(length) if self._stages else None
 
-    def steps(self, batch_size: int, length: int) -> int | None:
-        """Steps in which every source has its epochs; None where they have no such number."""
-        total = self._stages.total(length) if self._stages else None
-        return None if total is None else -(-total // batch_size)
+    def epoch(self, number: int, length: int) -> int:
+        """Windows of one epoch of the source that window `number` is of; of all sources together where they mix."""
+        if self._stages:
+            return self._windows[self._deal(number, length)[0]].count(1, length)
+        return sum(windows.count(1, length) for windows in self._windows)
 
     def require(self, length: int) -> None:
         """Raises UserError unless every source can fill a window of `length` tokens and something is held out."""

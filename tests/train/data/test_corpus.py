@@ -14,7 +14,7 @@ from adaptive_lm.train.errors import UserError
 
 def test_a_batch_is_windows_and_the_tokens_that_follow(write, corpus_of):
     corpus = corpus_of(write("a.txt", lines(200)))
-    batch = corpus.batch(0, 0, batch_size=4, length=32)
+    batch = corpus.batch(0, batch_size=4, length=32)
     assert batch.ids.shape == batch.targets.shape == batch.loss_mask.shape == (4, 32)
     assert (batch.ids.dtype, batch.targets.dtype, batch.loss_mask.dtype) == (np.int64, np.int64, np.bool_)
     np.testing.assert_array_equal(batch.ids[:, 1:], batch.targets[:, :-1])
@@ -30,43 +30,37 @@ def test_batches_need_no_memory_of_those_before(write, corpus_of, pack):
     """T15, T16: a resumed run sees the windows that the uninterrupted one would have seen."""
     source = write("a.jsonl", jsonl(PAIRS))
     in_turn = corpus_of(source, pack=pack)
-    stream = [in_turn.batch(step, micro, 2, 24, micros=3) for step in range(30) for micro in range(3)]
+    stream = [in_turn.batch(number * 2, 2, 24) for number in range(90)]
     resumed = corpus_of(source, pack=pack)
-    for step, micro in [(29, 2), (10, 1), (0, 0)]:
-        for a, b in zip(resumed.batch(step, micro, 2, 24, micros=3), stream[3 * step + micro], strict=True):
+    for number in (89, 31, 0):
+        for a, b in zip(resumed.batch(number * 2, 2, 24), stream[number], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_micro_batches_are_the_rows_of_one_large_batch(write, corpus_of):
-    """T40."""
+def test_small_batches_are_the_rows_of_one_large_batch(write, corpus_of):
+    """T40, T19: in batches of any sizes the windows come in the same order."""
     corpus = corpus_of(write("a.txt", lines(200)))
-    large = corpus.batch(5, 0, 8, 16)
-    small = [corpus.batch(5, micro, 2, 16, micros=4) for micro in range(4)]
+    large = corpus.batch(40, 8, 16)
+    small = [corpus.batch(first, rows, 16) for first, rows in ((40, 3), (43, 1), (44, 4))]
     np.testing.assert_array_equal(large.ids, np.concatenate([batch.ids for batch in small]))
 
 
-def test_steps_and_micro_batches_never_repeat_a_window_of_an_epoch(write, corpus_of):
+def test_batches_that_grow_never_repeat_a_window_of_an_epoch(write, corpus_of):
     corpus = corpus_of(write("a.txt", "".join(f"{n:04d}" for n in range(2000))), tokenizer="bytes")
     windows = corpus._windows[0].windows_per_epoch(16)
-    rows = [
-        tuple(row)
-        for step in range(windows // 6)
-        for micro in range(3)
-        for row in corpus.batch(step, micro, 2, 16, micros=3).ids.tolist()
-    ]
+    rows, size = [], 1
+    while len(rows) + size <= windows:
+        rows += [tuple(row) for row in corpus.batch(len(rows), size, 16).ids.tolist()]
+        size += 3
     assert len(set(rows)) == len(rows)
-
-
-def test_a_micro_batch_beyond_their_number_is_a_mistake_of_ours(write, corpus_of):
-    with pytest.raises(ValueError, match="pass the number of micro-batches per step as `micros`"):
-        corpus_of(write("a.txt", lines(200))).batch(0, 1, 2, 16)
+    assert len(rows) > windows / 2
 
 
 def test_the_seed_chooses_the_order_and_nothing_else(write, corpus_of):
     source = write("a.txt", lines(200))
     one, same, other = (corpus_of(source, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one.batch(3, 0, 4, 16).ids, same.batch(3, 0, 4, 16).ids)
-    assert not np.array_equal(one.batch(3, 0, 4, 16).ids, other.batch(3, 0, 4, 16).ids)
+    np.testing.assert_array_equal(one.batch(12, 4, 16).ids, same.batch(12, 4, 16).ids)
+    assert not np.array_equal(one.batch(12, 4, 16).ids, other.batch(12, 4, 16).ids)
     assert one.digest == other.digest
 
 
@@ -81,7 +75,7 @@ def test_weights_are_shares_of_the_windows(write, corpus_of, weights, shares):
     ]
     corpus = corpus_of(*sources)
     counts = Counter(
-        decoded(corpus, row).replace(EOS, "")[0] for step in range(50) for row in corpus.batch(step, 0, 8, 16).ids
+        decoded(corpus, row).replace(EOS, "")[0] for step in range(50) for row in corpus.batch(step * 8, 8, 16).ids
     )
     assert abs(counts["a"] - 400 * shares[0]) <= 1
 
@@ -130,7 +124,7 @@ def test_prompts_and_completions_read_as_conversations(write, corpus_of):
     assert train_text(corpus) == EOS + expected
     assert corpus.chat_template is not None
     assert "Assistant:" in corpus.chat_template
-    assert all(batch.loss_mask.all() for batch in [corpus.batch(0, 0, 4, 16)])
+    assert all(batch.loss_mask.all() for batch in [corpus.batch(0, 4, 16)])
 
 
 @pytest.mark.parametrize("pack", ["stream", "documents"])
@@ -139,7 +133,7 @@ def test_loss_on_answers_scores_answers_and_their_end_and_nothing_else(write, co
     corpus = corpus_of(write("a.jsonl", jsonl(PAIRS)), tokenizer=kind, loss_on="answers", pack=pack)
     scored = Counter()
     for step in range(40):
-        batch = corpus.batch(step, 0, 4, 256)
+        batch = corpus.batch(step * 4, 4, 256)
         for targets, mask in zip(batch.targets, batch.loss_mask, strict=True):
             for run in "".join(decoded(corpus, [t]) if m else "\0" for t, m in zip(targets, mask, strict=True)).split(
                 "\0"
@@ -164,7 +158,7 @@ def test_bits_per_byte_of_answers_count_the_bytes_of_answers(write, corpus_of):
 
 def test_plain_text_beside_answers_is_scored_whole(write, corpus_of):
     corpus = corpus_of(write("a.txt", lines(100)) + "@0.5", write("b.jsonl", jsonl(PAIRS)) + "@0.5", loss_on="answers")
-    masks = [corpus.batch(0, 0, 2, 64).loss_mask[row].mean() for row in range(2)]
+    masks = [corpus.batch(0, 2, 64).loss_mask[row].mean() for row in range(2)]
     assert max(masks) == 1
     assert min(masks) < 0.6
 
@@ -180,6 +174,6 @@ def test_too_little_text_for_a_window_gives_the_numbers_and_a_context_that_fits(
     with pytest.raises(
         UserError, match=r"a\.txt: 92 training tokens, but one window of context length 128 needs 129; .*=64"
     ):
-        corpus.batch(0, 0, 1, 128)
-    corpus.batch(0, 0, 1, 91)
-    corpus.batch(0, 0, 1, 64)
+        corpus.batch(0, 1, 128)
+    corpus.batch(0, 1, 91)
+    corpus.batch(0, 1, 64)

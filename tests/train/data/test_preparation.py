@@ -149,7 +149,7 @@ def test_bad_input_is_named_through_the_whole_line(write, corpus_of):
 def test_the_builtin_texts_train(corpus_of):
     corpus = corpus_of("builtin:facts@0.5", "builtin:python-docs@0.5", tokenizer="bpe", vocab_size=600)
     assert corpus.chat_template is not None
-    assert corpus.batch(0, 0, 2, 128).ids.shape == (2, 128)
+    assert corpus.batch(0, 2, 128).ids.shape == (2, 128)
     assert corpus.heldout_text(4096).startswith("User: ")
 
 

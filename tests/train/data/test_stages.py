@@ -34,7 +34,8 @@ def staged(write, corpus_of, *epochs, pack="stream"):
 
 def sources_of(corpus, steps, batch_size=4):
     """The letter of each window, in the order in which they come."""
-    return [decoded(corpus, row)[-1] for step in range(steps) for row in corpus.batch(step, 0, batch_size, LENGTH).ids]
+    rows = corpus.batch(0, steps * batch_size, LENGTH).ids
+    return [decoded(corpus, row)[-1] for row in rows]
 
 
 def test_each_window_belongs_to_the_stage_that_its_number_falls_in():
@@ -51,8 +52,8 @@ def test_each_window_belongs_to_the_stage_that_its_number_falls_in():
 def test_the_first_source_is_read_so_many_times_then_the_next(write, corpus_of, pack):
     corpus = staged(write, corpus_of, 2, 1, pack=pack)
     each = 721 // LENGTH if pack == "stream" else -(-720 // LENGTH)
-    assert corpus.steps(4, LENGTH) == -(-3 * each // 4)
-    letters = sources_of(corpus, corpus.steps(4, LENGTH))
+    assert corpus.total_windows(LENGTH) == 3 * each
+    letters = sources_of(corpus, -(-3 * each // 4))
     assert letters[: 3 * each] == ["a"] * 2 * each + ["b"] * each
 
 
@@ -66,7 +67,7 @@ def test_every_document_comes_once_in_each_epoch_of_its_stage(write, corpus_of):
     first = corpus._windows[0].count(3, LENGTH)
     seen = Counter()
     for number in range(first):
-        text = decoded(corpus, corpus.batch(number, 0, 1, LENGTH).ids[0])
+        text = decoded(corpus, corpus.batch(number, 1, LENGTH).ids[0])
         seen.update(part[:2] for part in text.split("<|endoftext|>") if part)
     assert set(seen) == {f"{n:02d}" for n in range(36)}  # the last tenth is held out
     assert set(seen.values()) == {3}
@@ -75,34 +76,35 @@ def test_every_document_comes_once_in_each_epoch_of_its_stage(write, corpus_of):
 def test_a_resumed_run_finds_itself_in_the_stage_it_was_in(write, corpus_of):
     """T15, T16: a batch is a function of its step, whichever was asked for before."""
     in_turn = staged(write, corpus_of, 2, 1, pack="documents")
-    batches = [in_turn.batch(step, 0, 4, LENGTH) for step in range(40)]
+    batches = [in_turn.batch(step * 4, 4, LENGTH) for step in range(40)]
     for step in (39, 23, 22, 0):
-        again = staged(write, corpus_of, 2, 1, pack="documents").batch(step, 0, 4, LENGTH)
+        again = staged(write, corpus_of, 2, 1, pack="documents").batch(step * 4, 4, LENGTH)
         for a, b in zip(again, batches[step], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_step_belongs_to_the_stage_of_its_last_window(write, corpus_of):
-    corpus = staged(write, corpus_of, 1, 1, 1)  # 45 windows each: with 4 a step the borders fall into steps 11 and 22
-    found = [corpus.stage(step, 4, LENGTH) for step in range(60)]
-    assert found == [(0, 11)] * 11 + [(11, 22)] * 11 + [(22, None)] * 38
-    assert [corpus.stage(step, 5, LENGTH) for step in (8, 9, 17, 18)] == [(0, 9), (9, 18), (9, 18), (18, None)]
+def test_a_window_belongs_to_a_stage_and_has_an_epoch(write, corpus_of):
+    corpus = staged(write, corpus_of, 1, 1, 1)  # 45 windows each
+    found = [corpus.stage(number, LENGTH) for number in range(200)]
+    assert found == [(0, 45)] * 45 + [(45, 90)] * 45 + [(90, None)] * 110
     mixed = corpus_of(write("a.txt", lines(50)), write("b.txt", lines(50)))
-    assert mixed.stage(7, 4, LENGTH) == (0, None)
+    assert mixed.stage(28, LENGTH) == (0, None)
+    assert corpus.epoch(50, LENGTH) == 45
+    assert mixed.epoch(0, LENGTH) == sum(windows.count(1, LENGTH) for windows in mixed._windows)
 
 
 def test_where_a_step_reads_is_said_by_source_and_window(write, corpus_of):
     corpus = staged(write, corpus_of, 1, 1)
     names = corpus.names
     assert corpus.where(0, 4, LENGTH) == f"{names[0]} windows 0-3"
-    assert corpus.where(11, 4, LENGTH) == f"{names[0]} window 44, {names[1]} windows 0-2"
+    assert corpus.where(44, 4, LENGTH) == f"{names[0]} window 44, {names[1]} windows 0-2"
 
 
 def test_epochs_change_the_digest_and_a_corpus_without_them_has_no_end(write, corpus_of):
     digests = {staged(write, corpus_of, *epochs).digest for epochs in [(1, 1), (1, 2), (1, None), (None, None)]}
     assert len(digests) == 4
-    assert corpus_of(write("a.jsonl", jsonl(PAIRS))).steps(4, LENGTH) is None
-    assert staged(write, corpus_of, 1, None).steps(4, LENGTH) is None
+    assert corpus_of(write("a.jsonl", jsonl(PAIRS))).total_windows(LENGTH) is None
+    assert staged(write, corpus_of, 1, None).total_windows(LENGTH) is None
 
 
 @pytest.mark.parametrize(
