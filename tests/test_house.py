@@ -179,7 +179,12 @@ def distribution_of(library: str) -> str:
 
 @pytest.mark.parametrize(
     ("room", "extras"),
-    [("runtime", ["plot"]), ("serve", ["serve"]), ("train", ["train", "plot", "hf"]), ("export", ["train"])],
+    [
+        ("runtime", ["plot"]),
+        ("serve", ["serve"]),
+        ("train", ["train", "plot", "hf", "augment", "trackers"]),
+        ("export", ["train"]),
+    ],
 )
 def test_a_room_imports_only_what_its_installation_brings(room: str, extras: list[str]) -> None:
     imported = {

@@ -2,18 +2,21 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import EntryWriter
+from .cache import Entry, EntryWriter
 from .chat import EOS
+from .config import TokenizerConfig
 from .documents import Segment
 from .tokenizers import Encoder
 
 BATCH_CHARS = 2 * 2**20  # tokenised at once: enough to keep every core busy, small enough to forget
 HELDOUT_BYTES = 2**20
+SAMPLE_CHARS = 2**16
 
 
 def write_entry(
@@ -73,6 +76,28 @@ def _encoded(segments: Iterable[Segment], encoder: Encoder) -> Iterator[tuple[Se
             batch, size = [], 0
     if batch:
         yield from zip(batch, encoder.encode_batch([s.text for s in batch]), strict=True)
+
+
+def expected_bytes(segments: Iterable[Segment], encoder: Encoder, num_bytes: int, token_bytes: int) -> int:
+    """About how many bytes the entry of a text of `num_bytes` takes, from the tokens of its first segments."""
+    text = "".join(segment.text for segment in islice(segments, 64))[:SAMPLE_CHARS]
+    tokens = len(encoder.encode_batch([text])[0])
+    return int(num_bytes * token_bytes * tokens / max(1, len(text.encode()))) + 2**20
+
+
+def report_unknown(entries: list[Entry], size: int, config: TokenizerConfig, say: Callable[[str], None]) -> None:
+    """Says how much of the held-out text a vocabulary of `size` does not know, if any."""
+    unknown = sum(entry.stats["val_unknown"] for entry in entries)
+    if not unknown:
+        return
+    total = sum(len(entry.val.tokens) - 1 for entry in entries)
+    full = config.kind == "words" and size >= config.size_limit
+    cure = "a larger tokenizer.vocab_size knows more of them, and " if full else ""
+    say(
+        f"{unknown:,} of {total:,} held-out tokens ({unknown / total:.2%}) are not in the vocabulary of the "
+        f"{config.kind} tokenizer and count as <unk>, so loss and bits per byte seem better "
+        f"than they are; {cure}bpe and bytes know everything"
+    )
 
 
 def free_bytes(folder: Path) -> int:

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .augment import AugmentConfig
+
 TOKENIZER_KINDS = ("bpe", "words", "chars", "bytes")
 DEFAULT_VOCAB_SIZE = 4096
 
@@ -14,7 +16,7 @@ class SourceConfig(BaseModel):
     """One source of text: a file, folder, glob, `hf:NAME[:CONFIG[:SPLIT]]` or `builtin:NAME`.
 
     `weight` is this source's share of the training windows; `text_field` overrides the section's for this source.
-    `epochs`: sources come one after the other, each read so many times.
+    `epochs`: sources come one after the other, each read so many times. `augment` stands in place of the section's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +25,7 @@ class SourceConfig(BaseModel):
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     text_field: str | None = None
     epochs: int | None = Field(default=None, ge=1)
+    augment: AugmentConfig | None = None
 
 
 class DataConfig(BaseModel):
@@ -44,6 +47,7 @@ class DataConfig(BaseModel):
       whole documents in a new order each epoch and pads the rest, so that every window starts where a document starts.
     - `end_marker`: characters such as `</s>` that a record may end in and that mean the end of the text; they and the
       space before them are left out, since every record is ended by `<|endoftext|>`.
+    - `augment`: how training text is varied, for small texts that are read many times; off by default.
     - `cache_dir`: where tokenised text is kept; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`.
     """
 
@@ -58,6 +62,7 @@ class DataConfig(BaseModel):
     chat_template: str | None = None
     pack: Literal["stream", "documents"] = "stream"
     end_marker: str | None = Field(default=None, min_length=1)
+    augment: AugmentConfig = AugmentConfig()
     cache_dir: str | None = None
 
     @model_validator(mode="after")

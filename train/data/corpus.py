@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from ..errors import UserError
-from .batches import Batch, DocumentWindows, Row, StreamWindows, document_rows, sequential_rows, stack
-from .cache import Entry
+from .batches import Batch, Row, document_rows, sequential_rows, stack
+from .cache import Entry, Stream
 from .chat import EOS
+from .noise import Noise
 from .order import Mixture, mix
 from .stages import Stages
 from .tokenizers import eos_id
+from .variants import series
 
 
 class Corpus:
@@ -39,7 +42,11 @@ class Corpus:
         notes: list[str],
         epochs: Sequence[int | None] = (),
         val_is_trained_on: bool = False,
+        variants: Sequence[Sequence[Stream]] = (),
+        noise: Sequence[Noise | None] = (),
     ) -> None:
+        """`variants` are rewritten training texts of each source, which take turns with its own; `noise` changes its
+        windows."""
         self.tokenizer = tokenizer
         self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
         self.eos_id = eos_id(tokenizer)
@@ -52,11 +59,13 @@ class Corpus:
         self.val_is_trained_on = val_is_trained_on
         self._mixture = Mixture(weights)
         self._val_rows = sequential_rows if pack == "stream" else document_rows
+        self._fills_windows = pack == "stream"
+        without: list[Any] = [() for _ in entries]
         self._windows = [
-            StreamWindows(entry.train, mix(seed, index))
-            if pack == "stream"
-            else DocumentWindows(entry.train, mix(seed, index), self.eos_id)
-            for index, entry in enumerate(entries)
+            series([entry.train, *others], mix(seed, index), pack, self.eos_id, changing)
+            for index, (entry, others, changing) in enumerate(
+                zip(entries, variants or without, noise or [None] * len(entries), strict=True)
+            )
         ]
         self._stages = Stages(self._windows, epochs) if any(epochs) else None
         self.train_tokens = sum(len(entry.train.tokens) - 1 for entry in entries)
@@ -111,9 +120,9 @@ class Corpus:
         """Raises UserError unless every source can fill a window of `length` tokens and something is held out."""
         if not self.val_tokens:
             raise UserError("nothing is held out")  # prepare refuses this; here for whoever builds a Corpus by hand
-        for name, entry, windows in zip(self.names, self._entries, self._windows, strict=True):
+        for name, entry in zip(self.names, self._entries, strict=True):
             found = len(entry.train.tokens)
-            if isinstance(windows, StreamWindows) and found < length + 1:
+            if self._fills_windows and found < length + 1:
                 raise UserError(
                     f"{name}: {found} training tokens, but one window of context length {length} needs {length + 1}; "
                     "give more "

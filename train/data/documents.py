@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from ..errors import UserError
 from .chat import ChatTemplate, Message
+from .order import mix
 from .records import read_records
+from .rewrite import Rewriter
 from .sources import Item
 from .text import text_chunks
 
@@ -22,16 +24,27 @@ class Segment(NamedTuple):
     answer: bool = False  # said by the assistant
 
 
-def segments(item: Item, cut: int, template: ChatTemplate, answers_only: bool) -> Iterator[Segment]:
-    """The segments of `item`; all after its first `cut` characters (plain text) or documents (records) is held out."""
+def segments(
+    item: Item,
+    cut: int,
+    template: ChatTemplate,
+    answers_only: bool,
+    rewriter: Rewriter | None = None,
+    place: int = 0,
+) -> Iterator[Segment]:
+    """The segments of `item`; all after its first `cut` characters (plain text) or documents (records) is held out.
+
+    `rewriter` has the word on each training document of the item, which is number `place` of its source.
+    """
     if item.kind == "text":
         assert item.path is not None
         fresh = True
         part = False
-        for held_out, text, last in text_chunks(item.path, cut):
+        for number, (held_out, text, last) in enumerate(text_chunks(item.path, cut)):
             fresh = fresh or held_out != part
             part = held_out
-            yield Segment(text, True, fresh, last, held_out)
+            said = text if rewriter is None or held_out else rewriter.text(text, mix(place, number))
+            yield Segment(said, True, fresh, last, held_out)
             fresh = last
         return
     number = 0
@@ -42,8 +55,12 @@ def segments(item: Item, cut: int, template: ChatTemplate, answers_only: bool) -
         held_out = number >= cut
         number += 1
         if isinstance(document, str):
+            if rewriter is not None and not held_out:
+                document = rewriter.record(document, mix(place, number))
             yield Segment(encodable(document, where), True, True, True, held_out)
             continue
+        if rewriter is not None and not held_out:
+            document = rewriter.messages(document, mix(place, number))
         pieces = template.segments(document, where)
         for index, (text, answer, eos) in enumerate(pieces):
             last = index == len(pieces) - 1

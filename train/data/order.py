@@ -70,3 +70,11 @@ class Mixture:
                 return source, before
             number -= before
         return len(self._shares) - 1, number
+
+
+def uniform(count: int, key: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that `key` chooses, (count,)."""
+    state = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(key))
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
+    return np.asarray((state ^ (state >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ..errors import UserError
 from .chat import ChatTemplate
 from .documents import Segment, segments
+from .rewrite import Rewriter
 from .scan import Scan
 from .sources import Item, Source
 
@@ -16,6 +17,7 @@ class Part:
         self.name = source.name
         self.weight = source.weight
         self.epochs = source.epochs
+        self.augment = source.augment
         self.items = [item for item, _ in found]
         self.scans = [scan for _, scan in found]
         # At least one character or document of each item trains, whatever the fraction.
@@ -30,10 +32,22 @@ class Part:
             for item, scan, cut in zip(self.items, self.scans, self.cuts, strict=True)
         ]
 
-    def segments(self, template: ChatTemplate, answers_only: bool) -> Iterator[Segment]:
-        """The text of all items in order; training text of an item comes before its held-out text."""
-        for item, cut in zip(self.items, self.cuts, strict=True):
-            yield from segments(item, cut, template, answers_only)
+    def left(self, rewriter: Rewriter) -> list[bool]:
+        """Of each item, whether `rewriter` leaves it as it is for its name: the one thing that a name decides."""
+        return [rewriter.leaves(item.name) for item in self.items]
+
+    def segments(
+        self, template: ChatTemplate, answers_only: bool, rewriter: Rewriter | None = None
+    ) -> Iterator[Segment]:
+        """The text of all items in order; training text of an item comes before its held-out text.
+
+        With `rewriter`, the training text alone, in other words.
+        """
+        for number, (item, cut) in enumerate(zip(self.items, self.cuts, strict=True)):
+            own = None if rewriter is None or rewriter.leaves(item.name) else rewriter
+            for segment in segments(item, cut, template, answers_only, own, number):
+                if rewriter is None or not segment.held_out:
+                    yield segment
 
 
 def share_out(parts: list[Part], tokens: list[int]) -> list[float]:

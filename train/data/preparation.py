@@ -2,19 +2,21 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain
 
 import tokenizers
 from tokenizers import Tokenizer
 
 from ..errors import UserError
-from .build import free_bytes, write_entry
+from .augmenter import Augmenter, Plan
+from .build import expected_bytes, free_bytes, report_unknown, write_entry
 from .cache import Entry, cache_folder, digest_of, disk_error, new_entry, open_entry, write_file
 from .chat import ChatTemplate
 from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
+from .rewrite import Rewriter
 from .scan import Scan, scan_item
 from .sources import Item, Say, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id
@@ -22,7 +24,6 @@ from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknow
 Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
 # Part of every key: raise it when the same input would give other tokens.
 PIPELINE_VERSION = 1
-SAMPLE_CHARS = 2**16
 
 
 def say_on_stderr(text: str) -> None:
@@ -74,12 +75,21 @@ class _Preparation:
         val = [Part(held, found[-1], 1.0)] if held else train
         chats = sum(part.chats for part in [*train, *(val if held else [])])
         trained_on = self._refuse_or_report(train, val, chats, separate=held is not None)
-        tokenizer = self._tokenizer(train)
+        plan = Plan([part.augment or self.data.augment for part in train])
+        tokenizer = self._tokenizer(train, plan.phrases)
         tokenizer_json = tokenizer.to_str()
         encoder = Encoder(tokenizer_json, self.tokenizer_config.kind)
         entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in train]
         val_entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in val] if held else entries
-        self._report_unknown(val_entries, tokenizer)
+        augmenter = Augmenter(plan, tokenizer, encoder, seed, self.say)
+        variants = []
+        for index, (part, entry) in enumerate(zip(train, entries, strict=True)):
+            made = [
+                self._entry(part, tokenizer, tokenizer_json, encoder, rewriter).train
+                for rewriter in augmenter.rewriters(index)
+            ]
+            variants.append(augmenter.changed(index, part.name, [entry.train, *made]))
+        report_unknown(val_entries, tokenizer.get_vocab_size(), self.tokenizer_config, self.say)
         if not sum(entry.stats["val_scored"] for entry in val_entries):
             found_text = ", ".join(f"{part.name}: {part.num_bytes} bytes" for part in val)
             raise UserError(
@@ -105,12 +115,18 @@ class _Preparation:
                     self._settings(chats),
                     self.data.pack,
                     *([[part.epochs for part in train]] if any(part.epochs for part in train) else []),
+                    *plan.identity([[item.name for item in part.items] for part in train]),
                 ]
             ),
             chat_template=self.template.text if chats else None,
             notes=self.notes,
             epochs=[part.epochs for part in train],
             val_is_trained_on=trained_on,
+            variants=variants,
+            noise=[
+                augmenter.noise(index, [item.name for item in part.items], entry.train)
+                for index, (part, entry) in enumerate(zip(train, entries, strict=True))
+            ],
         )
         if length is not None:
             corpus.require(length)
@@ -169,8 +185,11 @@ class _Preparation:
             self.say(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
         return len(seen) == len(val[0].items)
 
-    def _tokenizer(self, train: list[Part]) -> Tokenizer:
-        """The tokenizer, found in the cache where the same text and settings have made it before."""
+    def _tokenizer(self, train: list[Part], phrases: Sequence[str]) -> Tokenizer:
+        """The tokenizer, found in the cache where the same text and settings have made it before.
+
+        It learns from the training text and from `phrases`.
+        """
         config = self.tokenizer_config
         if config.is_file or config.kind == "bytes":
             return make_tokenizer(config, iter(()))
@@ -182,7 +201,10 @@ class _Preparation:
             config.train_bytes if bounded and total > config.train_bytes else None,
         ]
         chat = self.template.text if any(part.chats for part in train) else None
-        key = digest_of([PIPELINE_VERSION, tokenizers.__version__, settings, chat, [part.identity() for part in train]])
+        learned = [part.identity() for part in train]
+        key = digest_of(
+            [PIPELINE_VERSION, tokenizers.__version__, settings, chat, learned, *([phrases] if phrases else [])]
+        )
         path = self.folder / "tokenizers" / f"{key[:32]}.json"
         try:
             return parse_tokenizer(path.read_text(encoding="utf-8"), str(path))
@@ -196,7 +218,7 @@ class _Preparation:
                 f"the tokenizer learns from {share:.1%} of the training text "
                 f"(tokenizer.train_bytes={config.train_bytes:,})"
             )
-        tokenizer = make_tokenizer(config, self._training_text(train, share, total))
+        tokenizer = make_tokenizer(config, chain(self._training_text(train, share, total), phrases))
         text = tokenizer.to_str()
         try:
             write_file(path, text)
@@ -218,16 +240,25 @@ class _Preparation:
                         yield segment.text
                     self.progress("learning the vocabulary", min(done, total), total)
 
-    def _entry(self, part: Part, tokenizer: Tokenizer, tokenizer_json: str, encoder: Encoder) -> Entry:
+    def _entry(
+        self,
+        part: Part,
+        tokenizer: Tokenizer,
+        tokenizer_json: str,
+        encoder: Encoder,
+        rewriter: Rewriter | None = None,
+    ) -> Entry:
         masked = self.data.loss_on == "answers" and part.chats > 0
-        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats)])
+        other = [] if rewriter is None else [rewriter.identity, part.left(rewriter)]
+        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats), *other])
         folder = self.folder / "tokens" / key[:32]
         wide = tokenizer.get_vocab_size(with_added_tokens=True) > 2**16
         for _ in range(3):  # another process may remove a damaged entry just when we have made a good one
             entry = open_entry(folder)
             if entry is not None:
                 return entry
-            needed = self._expected_bytes(part, encoder, (4 if wide else 2) + masked)
+            sample = part.segments(self.template, False)
+            needed = expected_bytes(sample, encoder, part.num_bytes, (4 if wide else 2) + masked)
             free = free_bytes(folder.parent)
             if free < needed:
                 raise UserError(
@@ -244,7 +275,7 @@ class _Preparation:
             with new_entry(folder, needed) as place:
                 write_entry(
                     place,
-                    part.segments(self.template, self.data.loss_on == "answers"),
+                    part.segments(self.template, self.data.loss_on == "answers", rewriter),
                     encoder,
                     wide=wide,
                     masked=masked,
@@ -255,26 +286,6 @@ class _Preparation:
         raise UserError(
             f"{folder} is damaged again each time it is written; check the disk, or choose another folder with "
             "--set data.cache_dir=FOLDER"
-        )
-
-    def _expected_bytes(self, part: Part, encoder: Encoder, token_bytes: int) -> int:
-        """About how many bytes the entry takes, from the tokens of the first text."""
-        sample = [segment.text for segment in islice(part.segments(self.template, False), 64)]
-        text = "".join(sample)[:SAMPLE_CHARS]
-        tokens = len(encoder.encode_batch([text])[0])
-        return int(part.num_bytes * token_bytes * tokens / max(1, len(text.encode()))) + 2**20
-
-    def _report_unknown(self, entries: list[Entry], tokenizer: Tokenizer) -> None:
-        unknown = sum(entry.stats["val_unknown"] for entry in entries)
-        if not unknown:
-            return
-        total = sum(len(entry.val.tokens) - 1 for entry in entries)
-        full = self.tokenizer_config.kind == "words" and tokenizer.get_vocab_size() >= self.tokenizer_config.size_limit
-        cure = "a larger tokenizer.vocab_size knows more of them, and " if full else ""
-        self.say(
-            f"{unknown:,} of {total:,} held-out tokens ({unknown / total:.2%}) are not in the vocabulary of the "
-            f"{self.tokenizer_config.kind} tokenizer and count as <unk>, so loss and bits per byte seem better "
-            f"than they are; {cure}bpe and bytes know everything"
         )
 
 

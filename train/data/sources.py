@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
+from .augment import AugmentConfig
 from .builtin import BUILTINS
 from .config import DataConfig, SourceConfig
 
@@ -44,6 +45,7 @@ class Source:
     weight: float | None
     items: tuple[Item, ...]
     epochs: int | None = None
+    augment: AugmentConfig | None = None  # None: as the section says
 
 
 def resolve_sources(config: DataConfig, say: Say) -> tuple[Source, ...]:
@@ -84,7 +86,7 @@ def resolve_source(
                 raise
             raise UserError(f"{error}; the folder of {spec} is named by --data-dir, which is {folder!r}") from None
     items = [replace(item, end_marker=end_marker) for item in items]
-    return Source(spec, source.weight, tuple(items), source.epochs)
+    return Source(spec, source.weight, tuple(items), source.epochs, source.augment)
 
 
 def _placed(spec: str, folder: str | None) -> str:

@@ -1,0 +1,111 @@
+"""What `data.augment` does to each source, once the tokenizer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import zip_longest
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ..errors import UserError
+from .augment import AugmentConfig
+from .cache import Stream
+from .codelike import named_as_code
+from .noise import Noise, Words
+from .order import mix
+from .rewrite import SLOT, Rewriter, read_templates
+from .sources import Say
+from .synonyms import Synonyms
+from .tokenizers import Encoder, unknown_id
+
+AUGMENT = 7
+"""What sets the keys of this room apart from those of the order of windows."""
+
+
+class Plan:
+    """The settings of each source, with the files that they name read.
+
+    Raises:
+        UserError: a table or a file of templates cannot be read, or WordNet is not installed.
+    """
+
+    def __init__(self, configs: Sequence[AugmentConfig]) -> None:
+        self.configs = list(configs)
+        self.templates = [() if one.templates is None else read_templates(one.templates) for one in configs]
+        tables = {one.synonyms: Synonyms(one.synonyms) for one in configs if one.synonyms is not None}
+        self.synonyms = [None if one.synonyms is None else tables[one.synonyms] for one in configs]
+
+    @property
+    def phrases(self) -> list[str]:
+        """What the templates say around a question: words that the tokenizer must know too."""
+        return sorted({phrase for templates in self.templates for one in templates for phrase in around(one)})
+
+    def identity(self, names: Sequence[Sequence[str]]) -> list[object]:
+        """What it does to the text in files of these names, source by source; empty where it does nothing."""
+        if not any(one.noisy or one.rewrites for one in self.configs):
+            return []
+        digests = [None if one is None else one.digest for one in self.synonyms]
+        settings = [one.model_dump(mode="json", exclude={"synonyms", "templates"}) for one in self.configs]
+        code = [[named_as_code(name) for name in files] for files in names]
+        return ["augment", settings, digests, [list(one) for one in self.templates], code]
+
+
+def around(template: str) -> list[str]:
+    """What stands before and behind the question, each with a space before it."""
+    return [f" {part.strip()}" for part in template.split(SLOT) if part.strip()]
+
+
+class Augmenter:
+    """Rewriters and noise of each source.
+
+    Raises:
+        UserError: an unknown token is asked for, and the tokenizer has none.
+    """
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, say: Say) -> None:
+        self._plan, self._tokenizer, self._encoder, self._seed, self._say = plan, tokenizer, encoder, seed, say
+        self._unknown = unknown_id(tokenizer)
+        self._known = lru_cache(maxsize=2**16)(self._is_known)
+        self._words = Words(tokenizer) if any(one.noisy for one in plan.configs) else None
+        if self._unknown is None and any(one.unknown_word and one.word_dropout for one in plan.configs):
+            raise UserError(
+                "data.augment.unknown_word is set, but this tokenizer knows everything and has no unknown token; leave "
+                "it out, and tokens are replaced by others of the text; or use --tokenizer words or chars"
+            )
+
+    def rewriters(self, source: int) -> list[Rewriter]:
+        """One for each variant of a source, none where it is not rewritten."""
+        config = self._plan.configs[source]
+        if not config.rewrites:
+            return []
+        templates = self._plan.templates[source]
+        known = [one for one in templates if all(map(self._known, around(one)))]
+        if len(known) < len(templates):
+            self._say(
+                f"{len(templates) - len(known)} of {len(templates)} templates of data.augment hold words that the "
+                "tokenizer does not know, and are left out"
+            )
+        key = mix(self._seed, source, AUGMENT)
+        numbers = range(1, config.variants + 1)
+        return [Rewriter(config, self._plan.synonyms[source], known, self._known, key, number) for number in numbers]
+
+    def noise(self, source: int, names: Sequence[str], stream: Stream) -> Noise | None:
+        """None where the windows of a source, which are of the files `names`, stay as they are."""
+        config = self._plan.configs[source]
+        if not config.noisy or self._words is None or (config.leave_code and all(map(named_as_code, names))):
+            return None
+        return Noise(config, self._words, stream, self._unknown)
+
+    def changed(self, source: int, name: str, streams: Sequence[Stream]) -> list[Stream]:
+        """Those of `streams` that are not the text itself, which is the first; says so where none is."""
+        found = [one for one in streams[1:] if not np.array_equal(one.tokens, streams[0].tokens)]
+        if len(streams) > 1 and not found:
+            parts = zip_longest(("synonyms", "templates"), (self._plan.synonyms[source], self._plan.templates[source]))
+            asked = " and ".join(f"data.augment.{part}" for part, given in parts if given)
+            self._say(f"{name}: {asked} change nothing: there is no word of the table, or no question, in it")
+        return found
+
+    def _is_known(self, text: str) -> bool:
+        return self._unknown is None or not bool((self._encoder.encode_batch([text])[0] == self._unknown).any())

@@ -1,0 +1,118 @@
+"""Rewritten wordings of documents, before they are tokenised: synonyms, and other ways to ask a question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .augment import BUILTIN, AugmentConfig
+from .chat import Message
+from .codelike import looks_like_code, named_as_code, paragraphs
+from .order import mix
+from .synonyms import Synonyms, cannot_read, read_values
+
+SLOT = "{question}"
+BUILTIN_TEMPLATES = (
+    SLOT,
+    f"Can you tell me: {SLOT}",
+    f"Question: {SLOT}",
+    f"Please answer: {SLOT}",
+    f"I would like to know: {SLOT}",
+    f"{SLOT} Please explain.",
+    f"Tell me, {SLOT}",
+    f"Here is a question: {SLOT}",
+)
+# Records that are one string: a question and its answer behind these words, as in "User: ... Assistant: ...".
+_ASKED = re.compile(r"\A(\s*(?:User|Human|Question|Q):\s*)(.+?)(\s+(?:Assistant|Bot|Answer|A):\s.*)\Z", re.DOTALL)
+
+
+class Rewriter:
+    """Makes variant `variant` (1, 2, ...) of a source's documents; the same seed makes the same."""
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        synonyms: Synonyms | None,
+        templates: Sequence[str],
+        known: Callable[[str], bool],
+        key: int,
+        variant: int,
+    ) -> None:
+        self.config, self._synonyms, self._templates, self._known = config, synonyms, templates, known
+        self._key = mix(key, variant)
+        self.identity: list[object] = [
+            self._key,
+            config.model_dump(mode="json", exclude={"word_dropout", "unknown_word", "span_shuffle", "span_words"}),
+            synonyms.digest if synonyms else None,
+            list(templates),
+        ]
+        """What a rewritten text depends on besides the text."""
+
+    def leaves(self, name: str) -> bool:
+        """Whether a file is left as it is for its name."""
+        return self.config.leave_code and named_as_code(name)
+
+    def text(self, text: str, number: int) -> str:
+        """Piece `number` of plain text: words are replaced, paragraph by paragraph, where it is not code."""
+        if self._synonyms is None or (self.config.leave_code and looks_like_code(text)):
+            return text
+        pieces = paragraphs(text) if self.config.leave_code else [(text, False)]
+        return "".join(
+            piece if code else self._replaced(piece, mix(self._key, number, place, 1))
+            for place, (piece, code) in enumerate(pieces)
+        )
+
+    def record(self, text: str, number: int) -> str:
+        """Record `number`, which is one string; where it is a question and an answer, only the question is changed."""
+        asked = _ASKED.match(text)
+        if asked is None:
+            return self.text(text, number)
+        return asked[1] + self.question(asked[2], number) + asked[3]
+
+    def messages(self, messages: Sequence[Message], number: int) -> list[Message]:
+        """Conversation `number` with what the user asks in other words; what others say is as it was."""
+        return [
+            Message(role=one["role"], content=self.question(one["content"], mix(number, place)))
+            if one["role"] == "user" and one["content"].strip()
+            else one
+            for place, one in enumerate(messages)
+        ]
+
+    def question(self, text: str, number: int) -> str:
+        """`text` with words replaced, in one of the templates; code stays as it is."""
+        if self.config.leave_code and looks_like_code(text):
+            return text
+        asked = self.text(text, number)
+        if not self._templates:
+            return asked
+        return self._templates[mix(self._key, number, 2) % len(self._templates)].replace(SLOT, asked.strip())
+
+    def _replaced(self, text: str, key: int) -> str:
+        assert self._synonyms is not None
+        return self._synonyms.replace(text, self.config.synonym_share, key, self._known)
+
+
+def read_templates(source: str) -> tuple[str, ...]:
+    """The templates that come with the program, or those of a file: a list in .json or .yaml, else one a line.
+
+    Raises:
+        UserError: the file cannot be read, holds none, or one of them has not exactly one {question}.
+    """
+    if source == BUILTIN:
+        return BUILTIN_TEMPLATES
+    path = Path(source).expanduser()
+    try:
+        if path.suffix in (".json", ".yaml", ".yml"):
+            content = read_values(path)
+        else:
+            content = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise cannot_read("templates", path, error) from None
+    if not isinstance(content, list) or not content or not all(isinstance(one, str) for one in content):
+        raise UserError(f"{path} holds no list of templates; expected texts such as: Can you tell me: {SLOT}")
+    for one in content:
+        if one.count(SLOT) != 1:
+            raise UserError(f"{path}: the template {one!r} has {one.count(SLOT)} times {SLOT}, expected it once")
+    return tuple(content)
