@@ -51,6 +51,9 @@ class TrainerConfig(Section):
     """Steps from a checkpoint to the next; `eval_tokens` held-out tokens are scored with each."""
     keep_checkpoints: int = Field(3, ge=1)
     """Of the newest; that of the least held-out loss is kept as well."""
+    save: Literal["blocking", "background"] = "blocking"
+    """`background` writes checkpoints in a thread while training goes on, from a copy in memory as large as one; the
+    files are the same. For models whose save takes seconds. One is written at a time; the next waits for it."""
     log_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(10, ge=1)
     """Steps in a row that had to be skipped after which the run stops."""

@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
             "log_every",
             "max_bad_steps",
             "skip_spikes",
+            "save",
             "device",
             "threads",
             "compile",

@@ -20,6 +20,9 @@ class Counters:
     bad_in_a_row: int = 0
     windows: list[int] = field(default_factory=list)
     """Windows read so far of each sequence length, in the order in which the config names them."""
+    tokens_digest: str = ""
+    """Of all batches so far, those of skipped steps included: see stream.py. A checkpoint from before it was kept has
+    none, and a run that goes on from it has that of the steps since."""
 
 
 @dataclass

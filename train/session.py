@@ -220,7 +220,7 @@ def _train(
     asked, report = config.gates.asked, None
     try:
         (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
-        with signals.deferred(), display:
+        with signals.deferred(), display, loop.saver:
             complete = ended or loop.train(stop_at)
             evaluation = loop.finish() if complete and (trainer.steps != 0 or asked) else None
             if evaluation is not None and asked:

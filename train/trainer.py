@@ -28,6 +28,7 @@ from .record import Counters, StepResult, record_of, scores
 from .run import Run
 from .saver import Saver
 from .schedule import multiplier
+from .stream import digest_with
 
 
 def controlled(model: Transformer) -> list[Tensor]:
@@ -95,6 +96,8 @@ class Trainer:
         complete = self.clock.complete()
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
+            self.saver.check()
+            self.clock.save_seconds = self.saver.ahead()
             done = self.clock.progress()
             self.shape = self.lengths.shape(counters)
             self._schedule_progress = self.clock.progress_of_rate(done, self.shape)
@@ -123,6 +126,7 @@ class Trainer:
             if saves:
                 self.save()
         self.save()
+        self.saver.wait()
         return complete
 
     def step(self) -> StepResult:
@@ -135,6 +139,7 @@ class Trainer:
         if self.corpus.stage(self.shape.last, length)[0] >= first:  # the text changes
             self.guard.forget()
         batch = self.corpus.batch(first, rows, length)
+        self.counters.tokens_digest = digest_with(self.counters.tokens_digest, batch)
         tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
@@ -203,7 +208,7 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept."""
         step = self.counters.step
-        if step in self.saver.saved:
+        if self.saver.has(step):
             return
         self.counters.seconds = self.clock.seconds()
         state = {
@@ -217,7 +222,6 @@ class Trainer:
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
         self.saver.save(step, self.model.state_dict(), tensors, state, scored)
-        self.clock.save_seconds = self.saver.seconds
 
     def score_of(self, found: Evaluation | None) -> Score | None:
         """The loss over `eval_tokens` tokens as that of this step; None if the evaluation was given up."""
@@ -240,7 +244,7 @@ class Trainer:
         trainer = self.config.trainer
         found = self.evaluate(trainer.final_eval_tokens)
         if self._last:
-            self.metrics.write({**self._last, **scores(found)})
+            self.metrics.write({**self._last, **scores(found), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens
         self.saver.offer(self.score_of(found if same or found is None else self.evaluate(trainer.eval_tokens)))
         return found
@@ -256,6 +260,7 @@ class Trainer:
             lr=self.config.optimizer.lr * rate,
             schedule_progress=self._schedule_progress,
             **self.curriculum.record,
+            **self.saver.record(),
             **self.optimizers.record(),
             **scores(evaluated),
             **({"data": self.data()} if result.skipped else {}),

@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": {"kind": "adamw"}},
     "bf16": {"trainer": {"precision": "bf16"}},
     "accumulated": {"trainer": {"micro_batches": 4}},  # T15
+    "background": {"trainer": {"save": "background", "checkpoint_every": 2}},  # T17: what the writer's thread kept
     "depth routed": {"model": {"num_layers": 3, "depth": {"layers_share": 0.6, "exit_layers": [1]}}},
     "cosine": {"schedule": {"kind": "cosine"}},
     "sgdr": {"schedule": {"kind": "sgdr", "warmup": "exponential"}},  # T17: the restart that has passed
@@ -83,7 +84,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
             assert torch.equal(tensor, after[name]), name
     assert one.state["random"] == other.state["random"]
     assert len(one.state["guard"]["losses"]) == min(one.step, 128)
-    for key in ("tokens_seen", "bad_steps", "guard", "clip_history"):
+    for key in ("tokens_seen", "tokens_digest", "bad_steps", "guard", "clip_history"):
         assert one.state[key] == other.state[key]
     assert one.state["scored"] == other.state["scored"]
     assert read_best(one.run) == read_best(other.run)

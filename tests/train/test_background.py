@@ -1,0 +1,343 @@
+"""Saves beside training: the same files, whatever training does meanwhile (T2, T8, T11, T12, T24, T25, T28)."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_lm.train import saver as saving
+from adaptive_lm.train import session
+from adaptive_lm.train.background import Staging
+from adaptive_lm.train.best import Score, read_best
+from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint
+from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import Run, named_run
+from adaptive_lm.train.saver import Saver
+
+Make = Callable[..., RunConfig]
+BACKGROUND = {"save": "background"}
+
+
+@pytest.fixture
+def saver(run: Path, tiny_config: Make, display: Progress) -> Saver:
+    config = tiny_config(trainer={**BACKGROUND, "keep_checkpoints": 2})
+    return Saver(config, Run(run), display, [], 0.0)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Saves begin to write when it is set."""
+    opened, write = threading.Event(), saving.save_checkpoint
+
+    def wait_and_write(*arguments: Any) -> Path:
+        assert opened.wait(20)
+        return write(*arguments)
+
+    monkeypatch.setattr(saving, "save_checkpoint", wait_and_write)
+    yield opened
+    opened.set()
+
+
+def fill_the_disk(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From sync number `at` of the writer's thread on, the disk is full."""
+    sync, calls = os.fsync, iter(range(1, 10**6))
+
+    def full(handle: int) -> None:
+        if threading.current_thread() is not threading.main_thread() and next(calls) >= at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+
+
+def test_what_training_does_after_the_call_is_not_in_the_file(run: Path, saver: Saver, gate: threading.Event) -> None:
+    """T11: weights, slots, state, and a view of another tensor, in two saves that share their memory."""
+    base = torch.arange(12.0).view(3, 4)
+    weights, slots = {"weight": torch.ones(5), "view": base.t()[1:]}, {"slot": torch.zeros(3, dtype=torch.int64)}
+    state: dict[str, Any] = {"guard": {"failed": ["one"]}}
+    for step in (1, 2):
+        expected = {name: tensor.clone() for name, tensor in weights.items()}
+        saver.save(step, weights, slots, state, None)
+        assert not list_checkpoints(run / "checkpoints")[step - 1 :]
+        weights["weight"] += 1
+        base.mul_(-1)
+        slots["slot"] += 1
+        state["guard"]["failed"].append("another")
+        gate.set()
+        saver.wait()
+        gate.clear()
+        found = load_checkpoint(run)
+        assert found.step == step
+        assert all(torch.equal(found.model_state[name], tensor) for name, tensor in expected.items())
+        assert found.optimizer_state["slot"].tolist() == [step - 1] * 3
+        assert found.state["guard"] == {"failed": ["one", "another"][:step]}
+
+
+def test_copies_are_made_into_the_same_memory_unless_the_tensor_is_another() -> None:
+    staging = Staging()
+    first = staging.copy("a ", {"x": torch.ones(3)})["x"]
+    assert staging.copy("b ", {"x": torch.zeros(3)})["x"].data_ptr() != first.data_ptr()
+    assert staging.copy("a ", {"x": torch.full((3,), 2.0)})["x"].data_ptr() == first.data_ptr()
+    assert first.tolist() == [2, 2, 2]
+    assert staging.copy("a ", {"x": torch.ones(2, dtype=torch.int64)})["x"].tolist() == [1, 1]
+
+
+def test_one_save_is_in_flight_and_the_next_waits_for_it(run: Path, saver: Saver, gate: threading.Event) -> None:
+    saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
+    assert saver.has(1)
+    assert not saver.has(2)
+    waiting = threading.Thread(target=saver.save, args=(2, {"weight": torch.ones(1)}, {}, {}, None))
+    waiting.start()
+    time.sleep(0.05)
+    assert waiting.is_alive()
+    assert not list_checkpoints(run / "checkpoints")
+    gate.set()
+    waiting.join(20)
+    saver.wait()
+    assert saver.saved == [1, 2]
+    assert saver.has(2)
+
+
+def test_a_disk_that_is_full_is_told_once_and_leaves_what_was_there(
+    run: Path, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2."""
+    with saver:
+        saver.save(1, {"weight": torch.ones(1)}, {}, {}, Score(1, 2.0, 64))
+        saver.wait()
+        with monkeypatch.context() as patched:
+            fill_the_disk(2, patched)
+            saver.save(2, {"weight": torch.ones(1)}, {}, {}, Score(2, 1.0, 64))
+            while saver._writer.busy:
+                time.sleep(0.001)
+            with pytest.raises(UserError, match=r"step-000002: No space left.*step-000001, is intact.*make room"):
+                saver.check()
+        saver.check()
+    assert load_checkpoint(run).step == 1
+    assert read_best(run) == Score(1, 2.0, 64)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize("where", ["save", "check", "wait", "offer", "exit"])
+def test_whatever_comes_next_raises_what_the_writer_could_not_do(
+    run: Path, saver: Saver, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """T2."""
+
+    def next_one() -> None:
+        with saver:
+            saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
+            while saver._writer.busy:
+                time.sleep(0.001)
+            arguments = {"save": (2, {}, {}, {}, None), "offer": (None,)}.get(where, ())
+            if where != "exit":
+                getattr(saver, where)(*arguments)
+
+    fill_the_disk(1, monkeypatch)
+    with pytest.raises(UserError, match=r"step-000001: No space left on device\. There is no earlier checkpoint"):
+        next_one()
+
+
+def test_what_ends_a_run_is_not_hidden_by_a_save_that_failed(
+    saver: Saver, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_the_disk(1, monkeypatch)
+
+    def train() -> None:
+        with saver:
+            saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
+            raise UserError("the reason")
+
+    with pytest.raises(UserError, match="the reason"):
+        train()
+    assert "warning: cannot write" in story.getvalue()
+
+
+def test_pruning_beside_training_keeps_the_newest_good_ones_and_the_best(run: Path, saver: Saver) -> None:
+    """T8: a newer one that is damaged does not count, whoever wrote it."""
+    for step in range(1, 4):
+        saver.save(step, {"weight": torch.ones(1)}, {}, {}, Score(step, float(step), 64))
+    saver.wait()
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == [
+        "step-000001", "step-000002", "step-000003",
+    ]  # fmt: skip
+    for step in (2, 3):
+        path = run / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    saver.save(4, {"weight": torch.ones(1)}, {}, {}, None)
+    saver.wait()
+    assert list_checkpoints(run / "checkpoints")[0].name == "step-000001"
+    assert load_checkpoint(run).step == 4
+
+
+def test_time_for_the_last_save_includes_what_is_left_of_the_one_in_flight(saver: Saver, gate: threading.Event) -> None:
+    saver.seconds = 1000.0
+    assert saver.ahead() == 1000.0
+    saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
+    assert 1900 < saver.ahead() < 2000
+    gate.set()
+    saver.wait()
+    assert saver.ahead() < 20
+
+
+# --- in a run
+
+
+def test_a_run_says_how_long_saves_took_and_how_long_they_held_it_up(
+    tiny_config: Make, folder: Path, display: Progress, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Corpus.batch
+
+    def open_at_eight(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
+        if step == 8:
+            time.sleep(0.2)
+            gate.set()
+        if step == 10:
+            time.sleep(0.2)
+        return draw(self, step, *arguments, **options)
+
+    monkeypatch.setattr(Corpus, "batch", open_at_eight)
+    for kind in ("background", "blocking"):  # for the second the gate is open from the beginning
+        config = tiny_config(trainer={"save": kind, "checkpoint_every": 6, "eval_every": 100})
+        session.begin(config, named_run(kind), display=display)
+        records = read_metrics(Path(f"runs/{kind}/metrics.jsonl"))
+        told = {record["saved_step"]: record for record in records if "saved_step" in record}
+        assert list(told) == [6, 12]
+        took, held = told[6]["save_seconds"], told[6]["save_held_seconds"]
+        assert took == held if kind == "blocking" else took - held > 0.2
+
+
+def test_a_disk_that_fills_up_in_a_run_stops_it_and_it_goes_on_from_the_checkpoint_before(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2: the error comes at a later step, and the run is still the run in one."""
+    config = tiny_config(trainer={**BACKGROUND, "eval_every": 100})
+    session.begin(config, named_run("whole"), display=display)
+    with monkeypatch.context() as patched:
+        fill_the_disk(9, patched)  # the six of the first save and the two of the pointer go well
+        with pytest.raises(UserError, match=r"No space left on device.*step-000005, is intact"):
+            session.begin(config, named_run("parts"), display=display)
+    assert load_checkpoint("runs/parts").step == 5
+    assert session.resume(named_run("parts"), display=display).complete
+    whole, parts = load_checkpoint("runs/whole"), load_checkpoint("runs/parts")
+    assert whole.state["tokens_digest"] == parts.state["tokens_digest"]
+    assert all(torch.equal(tensor, parts.model_state[name]) for name, tensor in whole.model_state.items())
+
+
+def test_the_lock_of_a_run_that_failed_is_held_until_its_save_is_done(
+    tiny_config: Make, folder: Path, display: Progress, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Corpus.batch
+
+    def fail_at_six(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
+        if step == 6:
+            threading.Timer(0.2, gate.set).start()
+            raise UserError("no more text")
+        return draw(self, step, *arguments, **options)
+
+    monkeypatch.setattr(Corpus, "batch", fail_at_six)
+    with pytest.raises(UserError, match="no more text"):
+        session.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
+    assert gate.is_set()
+    assert load_checkpoint("runs/a").step == 5
+
+
+def test_a_signal_during_a_save_in_the_background_ends_with_a_good_checkpoint(
+    tiny_config: Make, folder: Path, display: Progress, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T24."""
+    draw = Corpus.batch
+
+    def draw_and_send(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
+        if step == 6 and not gate.is_set():  # while that of step 5 is not yet written
+            os.kill(os.getpid(), signal.SIGTERM)
+            gate.set()
+        return draw(self, step, *arguments, **options)
+
+    monkeypatch.setattr(Corpus, "batch", draw_and_send)
+    outcome = session.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
+    assert (outcome.step, outcome.exit_code) == (7, 143)
+    assert [path.name for path in list_checkpoints(Path("runs/a/checkpoints"))] == ["step-000005", "step-000007"]
+    assert load_checkpoint("runs/a", lambda text: pytest.fail(text)).step == 7
+    session.resume(named_run("a"), display=display)
+    session.begin(tiny_config(), named_run("b"), display=display)
+    one, other = (load_checkpoint(f"runs/{name}").model_state["head.weight"] for name in "ab")
+    assert torch.equal(one, other)
+
+
+LEAVING = """
+import sys, time
+from pathlib import Path
+import torch
+from adaptive_lm.train import saver as saving
+from adaptive_lm.train.config import make_config
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import Run
+write = saving.save_checkpoint
+def slow(*arguments):
+    time.sleep(1)
+    return write(*arguments)
+saving.save_checkpoint = slow
+saver = saving.Saver(make_config({"trainer": {"save": "background"}}), Run(Path(sys.argv[1])), Progress(), [], 0.0)
+saver.save(3, {"weight": torch.ones(4)}, {}, {}, None)
+print(saver.saved)
+"""
+
+
+def test_a_process_that_ends_waits_for_the_save_in_flight(run: Path) -> None:
+    """T12: even where nobody waited for it."""
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(run)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert load_checkpoint(run).step == 3
+
+
+STUCK = """
+import sys, threading, time
+from adaptive_lm.train import saver as saving
+write, calls = saving.save_checkpoint, []
+def slow(folder, step, *arguments):
+    if step == 10:
+        (folder / ".writing-step-000010-1").mkdir()
+        print("saving", flush=True)
+        time.sleep(60)
+    return write(folder, step, *arguments)
+saving.save_checkpoint = slow
+from adaptive_lm.serve.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_second_signal_while_a_save_is_waited_for_ends_at_once_with_every_file_intact(
+    tiny_config: Make, folder: Path
+) -> None:
+    """T25, T28: the save takes longer than anybody waits."""
+    Path("tiny.yaml").write_text(tiny_config(trainer={**BACKGROUND, "steps": 10**6}).to_yaml())
+    command = [sys.executable, "-c", STUCK, "train", "tiny.yaml", "--name", "a"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)  # it finishes the step, and waits for the save
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert load_checkpoint("runs/a").step == 5
+    assert subprocess.run([sys.executable, "-m", "adaptive_lm.serve", "train", "--resume", "--name", "a",
+                           "--stop-at", "12"], capture_output=True, check=False).returncode == 0  # fmt: skip
+    assert load_checkpoint("runs/a").step == 12
