@@ -3,9 +3,9 @@
     python benchmarks/augmentation.py --seeds 3
 
 Three tasks, each some minutes on one core: `prose`, the first 60,000 characters of the language reference inside
-Python, read some 25 times; `questions`, 200 of the built-in questions and answers with the last tenth held out; `wordings`,
-the same 200 trained whole, and held out as they are but asked in words that no template has. A run is read at its end
-and where its held-out loss was least. The model is a dense one of 2 layers of 64: it is the text that is compared.
+Python, read some 25 times; `questions`, 200 of the built-in questions and answers with the last tenth held out;
+`wordings`, the same 200 trained whole, and held out as they are but asked in words that no template has. A run is read
+at its end and where its held-out loss was least. The model is a dense one of 2 layers of 64: it is the text that is compared.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SYNONYMS = {
     "called": ["named", "invoked"], "defined": ["given", "set"], "following": ["next", "below"], "given": ["stated"],
     "statement": ["command", "line"], "expression": ["formula", "term"], "method": ["routine", "function"],
     "string": ["text"], "list": ["series"], "argument": ["parameter"], "world": ["earth", "globe"],
-    "people": ["persons"], "different": ["other", "various"], "country": ["nation", "land"], "city": ["town"], "water": ["liquid"],
+    "people": ["persons"], "different": ["other", "various"], "country": ["nation", "land"], "city": ["town"],
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "nothing": {},

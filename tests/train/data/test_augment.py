@@ -37,7 +37,7 @@ def settings(write):
 
 
 def windows(corpus, steps, length=24):
-    return [corpus.batch(step, 0, 2, length) for step in range(steps)]
+    return [corpus.batch(2 * step, 2, length) for step in range(steps)]
 
 
 def same(left, right):
@@ -55,7 +55,7 @@ def test_a_changed_window_is_a_function_of_its_number(write, corpus_of, settings
     corpus = corpus_of(source, pack=pack, augment=settings(kind))
     seen = windows(corpus, 90)
     resumed = corpus_of(source, pack=pack, augment=settings(kind))
-    assert same([resumed.batch(step, 0, 2, 24) for step in (89, 3, 40)], [seen[89], seen[3], seen[40]])
+    assert same([resumed.batch(2 * step, 2, 24) for step in (89, 3, 40)], [seen[89], seen[3], seen[40]])
     assert not same(windows(corpus_of(source, pack=pack), 90), seen)
     assert not same(windows(corpus_of(source, pack=pack, augment=settings(kind), seed=1), 90), seen)
 
@@ -108,7 +108,7 @@ def test_without_settings_the_order_is_what_it_was(write, corpus_of):
 def test_dropout_by_the_unknown_word(write, corpus_of):
     text = write("a.txt", lines(300))
     corpus = corpus_of(text, tokenizer="words", augment={"word_dropout": 0.5, "unknown_word": True})
-    batch, plain = corpus.batch(0, 0, 4, 32), corpus_of(text, tokenizer="words").batch(0, 0, 4, 32)
+    batch, plain = corpus.batch(0, 4, 32), corpus_of(text, tokenizer="words").batch(0, 4, 32)
     unknown = corpus.tokenizer.token_to_id("<unk>")
     assert set(batch.ids[batch.ids != plain.ids].tolist()) == {unknown}
     assert 0.4 < np.mean(batch.ids == unknown) < 0.6
@@ -237,4 +237,4 @@ def test_stages_count_the_epochs_of_rewritten_text(write, corpus_of, settings):
     before = corpus._windows[0].count(3, 24)
     assert corpus._deal(before - 1, 24) == (0, before - 1)
     assert corpus._deal(before, 24) == (1, 0)
-    assert corpus.steps(1, 24) == before + corpus._windows[1].count(1, 24)
+    assert corpus.total_windows(24) == before + corpus._windows[1].count(1, 24)
