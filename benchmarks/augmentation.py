@@ -5,7 +5,7 @@
 Three tasks, each some minutes on one core: `prose`, the first 60,000 characters of the language reference inside
 Python, read some 25 times; `questions`, 200 of the built-in questions and answers with the last tenth held out;
 `wordings`, the same 200 trained whole, and held out as they are but asked in words that no template has. A run is read
-at its end and where its held-out loss was least. The model is a dense one of 2 layers of 64: it is the text that is compared.
+at its end and where its held-out loss was least. The model is dense, 2 layers of 64: texts are compared here.
 """
 
 from __future__ import annotations
