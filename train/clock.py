@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
+from .batch_size import sequences_between
 from .config import RunConfig
 from .data.corpus import Corpus
 from .lengths import Shape
 from .record import Counters
-from .schedule import progress
+from .schedule import WarmUp, progress, warm_up
 
 
 class Clock:
@@ -40,21 +41,53 @@ class Clock:
         """Where the step to come stands in the run, 0..1."""
         return progress(self.counters.step, self.config.trainer.steps, self.seconds(), self.budget())
 
-    def progress_of_rate(self, done: float, shape: Shape) -> float:
-        """Where the learning rate stands when the run stands at `done`: in the stage, where each has its schedule.
+    def begins_stage(self, shape: Shape) -> bool:
+        """Whether the text changes with this step: a step belongs to the stage of its last window."""
+        return self.corpus.stage(shape.last, shape.length)[0] >= shape.first
 
-        A step belongs to the stage of its last window, and a stage is measured in steps of this size.
+    def place(self, done: float, shape: Shape) -> tuple[float, WarmUp]:
+        """Where the learning rate stands (0..1) when the run stands at `done`, and how far its warm-up is.
+
+        That is in the stage, where each has its schedule, and a stage is measured in steps of this size. Called once
+        before each step, since it notes where a warm-up ends.
         """
-        if not self.config.schedule.each_stage:
-            return done
-        rows = shape.batch_size
+        config, counters = self.config.schedule, self.counters
+        if config.each_stage:
+            if self.begins_stage(shape):
+                counters.stage_step, counters.warm_at = counters.step, None
+            done = self._progress_in_stage(shape)
+        if config.warmup_share is not None:
+            return done, warm_up(config, done)
+        risen = min(self._warmed(shape), 1.0)
+        if risen >= 1 and counters.warm_at is None:
+            counters.warm_at = done
+        return done, WarmUp(risen, counters.warm_at or 0.0)
+
+    def _progress_in_stage(self, shape: Shape) -> float:
+        rows, trainer = shape.batch_size, self.config.trainer
         first, after = self.corpus.stage(shape.last, shape.length)
         first = first // rows * rows
-        steps = self.config.trainer.steps
-        assert steps is not None  # the config has seen to it
-        end = shape.first + (steps - self.counters.step) * rows
+        assert trainer.steps is not None  # the config has seen to it
+        to_come = sequences_between(trainer.batch_size, trainer.batch_schedule, self.counters.step, trainer.steps)
+        end = shape.first + to_come
         end = end if after is None else min(end, after // rows * rows)
         return progress(shape.first - first, end - first, width=rows)
+
+    def _warmed(self, shape: Shape) -> float:
+        """Share of a warm-up that is counted in steps, tokens or epochs at the middle of the step to come."""
+        config, counters = self.config.schedule, self.counters
+        if config.warmup_steps is not None:
+            return (counters.step - counters.stage_step + 0.5) / config.warmup_steps
+        rows, length = shape.batch_size, shape.length
+        if config.each_stage:
+            stage_first = self.corpus.stage(shape.last, length)[0]
+            read, epochs = float(shape.first - stage_first), self.corpus.epoch(stage_first, length)
+        else:
+            read, epochs = counters.tokens_seen / length, self.corpus.epoch(0, length)
+        if config.warmup_tokens is not None:
+            return (read + 0.5 * rows) * length / config.warmup_tokens
+        assert config.warmup_epochs is not None
+        return (read + 0.5 * rows) / epochs / config.warmup_epochs
 
     def complete(self) -> bool:
         """Whether the run has had its steps or its seconds."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .batch_size import BatchChange, check_changes
 from .data.config import DataConfig, TokenizerConfig
 from .errors import UserError
 from .gates import GatesConfig
@@ -35,13 +37,22 @@ class TrainerConfig(Section):
     """Seconds of the whole run from its first step to its last save, earlier parts of a resumed run included."""
     batch_size: int = Field(8, ge=1)
     """Sequences per step."""
+    batch_schedule: tuple[BatchChange, ...] = ()
+    """Changes of the batch in the course of a run: [{from_share: 0.3, batch_size: 16}, {from_share: 0.6, ...}]. A small
+    batch learns more from each token while gradients are large, a large one wastes less once they are noise (McCandlish
+    et al. 2018, arXiv 1812.06162); `schedule.batch_rate` says what becomes of the learning rate."""
     micro_batches: int = Field(1, ge=1)
-    """Parts of the batch that pass one after the other, their gradients weighted by scored tokens."""
+    """Parts of the batch that pass one after the other, their gradients weighted by scored tokens. A batch that grows
+    has more parts of the same size, so that it needs no more memory."""
     sequence_length: int | None = Field(None, ge=2)
     """Tokens per sequence; null takes model.context_length."""
     sequence_lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Several lengths in turn, one a step, in place of one; `batch_size` is that of the longest, and shorter steps have
     so many more sequences as keep the tokens of a step the same."""
+    sequence_lengths_from: tuple[float, ...] = ()
+    """Where each of `sequence_lengths` begins, in shares of the run: [0, 0.3, 0.7] has them one after the other, not
+    mixed. Short first is cheaper where long attention is dear (Li et al. 2021, arXiv 2108.06084); mixed teaches all
+    lengths to the end."""
     eval_every: int = Field(100, ge=1)
     eval_tokens: int = Field(8192, ge=1)
     """Held-out tokens scored every `eval_every` steps."""
@@ -76,7 +87,19 @@ class TrainerConfig(Section):
                 raise ValueError("sequence_length and sequence_lengths are both given; leave one of them out")
             if len(set(self.sequence_lengths)) < len(self.sequence_lengths):
                 raise ValueError(f"sequence_lengths {list(self.sequence_lengths)} names a length twice")
+        begins = self.sequence_lengths_from
+        if begins and (len(begins) != len(self.sequence_lengths) or not rises_from_zero(begins)):
+            raise ValueError(
+                f"sequence_lengths_from is {list(begins)}; expected a share of the run for each of sequence_lengths "
+                f"{list(self.sequence_lengths)}, rising from 0, as in [0, 0.3, 0.7]"
+            )
+        check_changes(self.batch_schedule)
         return self
+
+
+def rises_from_zero(shares: tuple[float, ...]) -> bool:
+    """Whether these are 0 and then ever more, below 1."""
+    return shares[0] == 0 and shares[-1] < 1 and all(a < b for a, b in pairwise(shares))
 
 
 class RunConfig(BaseModel):

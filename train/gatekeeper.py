@@ -28,7 +28,6 @@ def examine(loop: Trainer, evaluation: Evaluation) -> Report:
         losses={"held_out": evaluation.loss, "training": recent_loss(records)},
         experts_per_token=evaluation.experts_per_token,
         records=records,
-        warmup_share=config.schedule.warmup_share,
         answer=answer,
         rivals=rivals(run, config),
     )

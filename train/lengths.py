@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import NamedTuple
 
+from .batch_size import batch_size_at
 from .config import RunConfig
 from .data.order import Mixture
 from .record import Counters
@@ -16,6 +18,8 @@ class Shape(NamedTuple):
     length: int
     first: int
     """The number of the first of them in the series of windows of that length."""
+    part: int
+    """Sequences that pass at once: a larger batch has more parts, not larger ones, so memory stays what it was."""
 
     @property
     def last(self) -> int:
@@ -23,21 +27,32 @@ class Shape(NamedTuple):
 
 
 class Lengths:
-    """Deals steps to the sequence lengths of a run, each in its turn, at a constant number of tokens a step.
+    """Deals steps to the sequence lengths of a run, each in its turn or one after the other; shorter sequences come in
+    larger batches, so that a step has as many tokens at any length.
 
     Each length reads the text in a series of windows of its own; how far is a part of the counters.
     """
 
     def __init__(self, config: RunConfig) -> None:
+        self.trainer = config.trainer
         self.lengths = config.trainer.sequence_lengths or (config.sequence_length,)
         self.tokens = config.trainer.batch_size * config.sequence_length
         self._turns = Mixture([1 / len(self.lengths)] * len(self.lengths))
 
-    def shape(self, counters: Counters) -> Shape:
-        """The shape of the step to come."""
-        which, _ = self._turns.deal(counters.step)
-        length = self.lengths[which]
-        return Shape(self.tokens // length, length, self._read(counters)[which])
+    def shape(self, counters: Counters, done: float) -> Shape:
+        """The shape of the step to come, which stands at `done` (0..1) of the run."""
+        which = self._which(counters.step, done)
+        length, rows = self.lengths[which], self.batch_size(counters, done)
+        part = -(-(self.tokens // length) // self.trainer.micro_batches)
+        return Shape(rows * max(self.lengths) // length, length, self._read(counters)[which], part)
+
+    def batch_size(self, counters: Counters, done: float) -> int:
+        """Sequences of the longest length that a step has."""
+        return batch_size_at(self.trainer.batch_size, self.trainer.batch_schedule, counters.step, done)
+
+    def _which(self, step: int, done: float) -> int:
+        begins = self.trainer.sequence_lengths_from
+        return bisect_right(begins, done) - 1 if begins else self._turns.deal(step)[0]
 
     def advance(self, counters: Counters, shape: Shape) -> None:
         """Notes that the windows of `shape` were read."""

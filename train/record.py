@@ -18,6 +18,10 @@ class Counters:
     bad_steps: int = 0
     """Steps skipped in all because a loss or gradient was not finite, or a spike."""
     bad_in_a_row: int = 0
+    stage_step: int = 0
+    """The step at which the schedule of the learning rate began: 0, or that of the stage."""
+    warm_at: float | None = None
+    """Where that schedule was, 0..1, when its warm-up had ended; only where that is not counted in shares."""
     windows: list[int] = field(default_factory=list)
     """Windows read so far of each sequence length, in the order in which the config names them."""
     tokens_digest: str = ""

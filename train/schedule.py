@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from .batch_size import Rule
 from .data.order import mix
 from .model.config import Section
 
 FIRST = 1e-3
 """Factor on the learning rate at the very start of a warm-up: the first moment on a clock still moves the weights."""
+WARM_UPS = ("warmup_share", "warmup_steps", "warmup_tokens", "warmup_epochs")
+WARM_UP_SHARE = 0.03
 DRAW = 0x5BA5517E
 """Keeps the draws of the sparsity apart from whatever else is drawn by seed and step."""
 
@@ -25,7 +29,15 @@ class ScheduleConfig(Section):
     arXiv 1608.03983), for text in stages or several good ends in one run. `constant`: warm-up only."""
     warmup: Literal["linear", "exponential"] = "linear"
     """`exponential` rises by equal factors from a thousandth: gentler on weights that routers have not settled on."""
-    warmup_share: float = Field(0.03, ge=0, le=1)
+    warmup_share: float | None = Field(None, ge=0, le=1)
+    """Of the run; 0.03 where no warm-up is given."""
+    warmup_steps: int | None = Field(None, ge=1)
+    """In place of a share: where a published recipe says so, or the run ends by the clock and the first steps must be
+    the same on any machine."""
+    warmup_tokens: int | None = Field(None, ge=1)
+    """In place of a share: where runs with other batches are to be warm after the same text."""
+    warmup_epochs: float | None = Field(None, gt=0)
+    """In place of a share: passes over the training text, or over the first source where they come in turn."""
     each_stage: bool = False
     """Whether each source that comes in its turn (`epochs`) has the whole schedule of the learning rate for itself."""
     decay_share: float = Field(0.6, ge=0, le=1)
@@ -41,9 +53,27 @@ class ScheduleConfig(Section):
     sparsify_share: float = Field(0.0, ge=0, le=1)
     """Share of the run, after that, over which the model goes in a line from all to the averages it is configured for.
     """
+    batch_rate: Rule = "none"
+    """What a change of the batch does to every learning rate. `linear` multiplies them as the batch (Goyal et al. 2017,
+    arXiv 1706.02677): SGD, batches far below the noise scale. `sqrt` by its root (Krizhevsky 2014, arXiv 1404.5997;
+    Malladi et al. 2022, arXiv 2205.10287): Adam and Muon. `none`: the larger batch is to do what a lower rate would
+    (Smith et al. 2017, arXiv 1711.00489)."""
     random_sparsity: tuple[float, float] | None = None
     """Each step's sparsity is multiplied by a number drawn evenly between these two: 0 is everything, 1 the configured
     averages, above 1 fewer still. For a dial that must reach far; it costs loss at the averages themselves."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warms_up_once(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        named = [name for name in WARM_UPS if given.get(name) is not None]
+        if len(named) > 1:
+            raise ValueError(
+                f"{' and '.join(f'{name} ({given[name]})' for name in named)} are both given; keep one warm-up and set "
+                f"the other to null, as in --set schedule.{named[0]}=null"
+            )
+        return given if named else {**given, "warmup_share": WARM_UP_SHARE}
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -89,12 +119,26 @@ def progress(
     return min(1.0, max(by_steps, by_clock))
 
 
-def multiplier(config: ScheduleConfig, done: float) -> float:
+class WarmUp(NamedTuple):
+    """How far the warm-up is."""
+
+    risen: float
+    """Share of it that is done, 0..1."""
+    end: float
+    """Where in the schedule it ended, 0..1; means nothing before."""
+
+
+def warm_up(config: ScheduleConfig, done: float) -> WarmUp:
+    """The warm-up by `warmup_share` at progress `done` (0..1)."""
+    share = config.warmup_share or 0.0
+    return WarmUp(done / share if done < share else 1.0, share)
+
+
+def multiplier(config: ScheduleConfig, done: float, warm: WarmUp) -> float:
     """The factor on every learning rate at progress `done` (0..1); steps that were skipped count as done."""
-    if done < config.warmup_share:
-        risen = done / config.warmup_share
-        return max(risen, FIRST) if config.warmup == "linear" else FIRST ** (1 - risen)
-    after = (done - config.warmup_share) / max(1.0 - config.warmup_share, 1e-9)
+    if warm.risen < 1:
+        return max(warm.risen, FIRST) if config.warmup == "linear" else FIRST ** (1 - warm.risen)
+    after = (done - warm.end) / max(1.0 - warm.end, 1e-9)
     match config.kind:
         case "constant":
             return 1.0

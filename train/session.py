@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .batch_size import steps_for
 from .checkpoint import Checkpoint, clean, newest_good, set_aside
 from .config import RunConfig, make_config
 from .data import Corpus, prepare
@@ -257,7 +258,7 @@ def with_end(config: RunConfig, corpus: Corpus) -> RunConfig:
     if trainer.steps is not None or trainer.max_seconds is not None:
         return config
     windows = corpus.total_windows(config.sequence_length)
-    steps = None if windows is None else -(-windows // trainer.batch_size)
+    steps = None if windows is None else steps_for(windows, trainer.batch_size, trainer.batch_schedule)
     return config.model_copy(update={"trainer": trainer.model_copy(update={"steps": steps})})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .batch_size import rate_factor
 from .best import Score
 from .clipping import Clipping
 from .clock import Clock
@@ -69,8 +70,8 @@ class Trainer:
         self.lengths = Lengths(config)
         self._controlled = controlled(model)
         self.device = model.embedding.weight.device
-        self.shape = self.lengths.shape(counters)
-        self._schedule_progress = 0.0
+        self.shape = self.lengths.shape(counters, 0.0)
+        self._standing: dict[str, float] = {}
         believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
         self.saver = Saver(config, run, display, saved, believed)
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
@@ -99,9 +100,8 @@ class Trainer:
             self.saver.check()
             self.clock.save_seconds = self.saver.ahead()
             done = self.clock.progress()
-            self.shape = self.lengths.shape(counters)
-            self._schedule_progress = self.clock.progress_of_rate(done, self.shape)
-            rate = multiplier(self.config.schedule, self._schedule_progress)
+            self.shape = self.lengths.shape(counters, done)
+            rate = self.rate(done)
             self.optimizers.set_rate(rate)
             self.curriculum.apply(counters.step, done)
             result = self.step()
@@ -129,14 +129,24 @@ class Trainer:
         self.saver.wait()
         return complete
 
+    def rate(self, done: float) -> float:
+        """The factor on the learning rates of the step to come, at `done` (0..1) of the run."""
+        placed, warm = self.clock.place(done, self.shape)
+        self._standing = {"schedule_progress": placed, "warmup": warm.risen}
+        size, schedule = self.config.trainer.batch_size, self.config.schedule
+        now = self.lengths.batch_size(self.counters, done)
+        if now != size or self.config.trainer.batch_schedule:
+            self._standing["batch_size"] = now
+        return multiplier(schedule, placed, warm) * rate_factor(schedule.batch_rate, now, size)
+
     def step(self) -> StepResult:
-        """One update from one batch of B sequences, in `micro_batches` parts weighted by their scored tokens.
+        """One update from one batch of B sequences, in `parts weighted by their scored tokens.
 
         A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
         """
         trainer = self.config.trainer
-        rows, length, first = self.shape
-        if self.corpus.stage(self.shape.last, length)[0] >= first:  # the text changes
+        rows, length, first, part = self.shape
+        if self.clock.begins_stage(self.shape):
             self.guard.forget()
         batch = self.corpus.batch(first, rows, length)
         self.counters.tokens_digest = digest_with(self.counters.tokens_digest, batch)
@@ -145,7 +155,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         result = StepResult()
         before = [buffer.clone() for buffer in self._controlled]
-        for ids, targets, scored in zip(*(part.chunk(trainer.micro_batches) for part in tensors), strict=True):
+        for ids, targets, scored in zip(*(torch.split(each, part) for each in tensors), strict=True):
             if not scored.any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
             share = scored.sum() / scored_in_all
@@ -200,8 +210,7 @@ class Trainer:
 
     def data(self) -> str:
         """Which windows the last step read."""
-        rows, length, first = self.shape
-        return self.corpus.where(first, rows, length)
+        return self.corpus.where(self.shape.first, self.shape.batch_size, self.shape.length)
 
     # --- what is written and shown
 
@@ -258,7 +267,7 @@ class Trainer:
             tokens_per_second=speed,
             seconds=self.clock.seconds(),
             lr=self.config.optimizer.lr * rate,
-            schedule_progress=self._schedule_progress,
+            **self._standing,
             **self.curriculum.record,
             **self.saver.record(),
             **self.optimizers.record(),

@@ -92,7 +92,6 @@ class Seen:
     experts_per_token: float | None
     records: Sequence[Mapping[str, Any]]
     """Of metrics.jsonl."""
-    warmup_share: float
     answer: str | None = None
     rivals: Mapping[str, float | None] | None = None
     """Run -> the loss that this one may not exceed: the parent, and the best since."""
@@ -132,12 +131,12 @@ def at_most(gate: str, value: float | None, limit: float | None, expected: str) 
 
 def band(gate: BandGate, seen: Seen) -> Verdict:
     """The spread of the first block's gradient norm over the span that the gate states."""
-    start = seen.warmup_share if gate.start is None else gate.start
+    start = "the end of the warm-up" if gate.start is None else f"{gate.start:g} of the schedule"
     until = "the end" if gate.until_loss is None else f"a loss below {gate.until_loss:g}"
-    norms = norms_in_span(seen.records, start, gate.until_loss)
+    norms = norms_in_span(seen.records, gate.start, gate.until_loss)
     expected = (
-        f"95th percentile at most {gate.most:g} times the 5th, over the {len(norms)} logged steps from {start:g} of "
-        f"the schedule to {until}"
+        f"95th percentile at most {gate.most:g} times the 5th, over the {len(norms)} logged steps from {start} "
+        f"to {until}"
     )
     if len(norms) < LEAST_NORMS:
         return Verdict("gradient_band", False, None, f"{expected} ({LEAST_NORMS} at least)")
@@ -146,13 +145,15 @@ def band(gate: BandGate, seen: Seen) -> Verdict:
     return Verdict("gradient_band", ratio <= gate.most, finite(ratio), expected)
 
 
-def norms_in_span(records: Sequence[Mapping[str, Any]], start: float, until_loss: float | None) -> list[float]:
-    """The first block's norms from the first record at `start` of the schedule on, until one whose loss is below."""
+def norms_in_span(records: Sequence[Mapping[str, Any]], start: float | None, until_loss: float | None) -> list[float]:
+    """The first block's norms from the first record at `start` of the schedule on, or after the warm-up where that is
+    None, until one whose loss is below."""
+    key, least = ("warmup", 1.0) if start is None else ("schedule_progress", start)
     norms: list[float] = []
     begun = False
     for record in records:
-        placed, loss = record.get("schedule_progress"), record.get("loss")
-        begun = begun or (placed is not None and placed >= start)
+        placed, loss = record.get(key), record.get("loss")
+        begun = begun or (placed is not None and placed >= least)
         if not begun:
             continue
         if until_loss is not None and loss is not None and loss < until_loss:

@@ -55,7 +55,6 @@ def seen(**facts: Any) -> Seen:
         "losses": {"held_out": 1.0, "training": 2.0},
         "experts_per_token": 1.5,
         "records": [],
-        "warmup_share": 0.1,
     }
     return Seen(**{**usual, **facts})
 
@@ -100,6 +99,7 @@ def records(norms: list[float], **others: list[Any]) -> list[dict[str, Any]]:
     columns = {
         "first_block_grad_norm": norms,
         "schedule_progress": [(i + 0.5) / len(norms) for i in range(len(norms))],
+        "warmup": [min((i + 0.5) / len(norms) / 0.1, 1.0) for i in range(len(norms))],
         "loss": [1.0] * len(norms),
         **others,
     }

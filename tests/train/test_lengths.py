@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ from adaptive_lm.train.run import named_run
 Make = Callable[..., RunConfig]
 
 
-def lengths(*given: int, batch_size: int = 4) -> Lengths:
-    return Lengths(make_config({"trainer": {"sequence_lengths": given, "batch_size": batch_size}}))
+def lengths(*given: int, batch_size: int = 4, **trainer: Any) -> Lengths:
+    return Lengths(make_config({"trainer": {"sequence_lengths": given, "batch_size": batch_size, **trainer}}))
 
 
 def shapes(dealer: Lengths, steps: int) -> list[Shape]:
     """Those of the first steps of a run."""
     counters, found = Counters(), []
     for counters.step in range(steps):
-        found.append(dealer.shape(counters))
+        found.append(dealer.shape(counters, (counters.step + 0.5) / steps))
         dealer.advance(counters, found[-1])
     return found
 
@@ -46,16 +47,34 @@ def test_a_length_that_does_not_divide_the_longest_has_at_most_its_tokens() -> N
     assert {shape.length: shape.batch_size for shape in shapes(lengths(24, 64), 8)} == {64: 4, 24: 10}
 
 
+def test_lengths_with_a_beginning_come_one_after_the_other() -> None:
+    found = shapes(lengths(16, 64, sequence_lengths_from=[0, 0.3]), 100)
+    assert [shape.length for shape in found] == [16] * 30 + [64] * 70
+    assert {shape.batch_size * shape.length for shape in found} == {4 * 64}
+    assert [shape.first for shape in found[30:]] == list(range(0, 280, 4))
+
+
+def test_a_batch_grows_at_every_length_and_leaves_no_window_out() -> None:
+    """T16: the windows of a length follow each other whatever the batch; a part stays as large as it was."""
+    grown = [{"from_step": 30, "batch_size": 6}, {"from_step": 60, "batch_size": 2}]
+    found = shapes(lengths(16, 64, batch_schedule=grown, micro_batches=2), 90)
+    for length in (16, 64):
+        mine = [shape for shape in found if shape.length == length]
+        assert [shape.batch_size * length // 64 for shape in mine] == [4] * 15 + [6] * 15 + [2] * 15
+        assert [after.first - before.last for before, after in pairwise(mine)] == [1] * 44
+        assert {shape.part for shape in mine} == {2 * 64 // length}
+
+
 def test_one_length_is_every_step() -> None:
     one = Lengths(make_config({"trainer": {"sequence_length": 32, "batch_size": 5}}))
-    assert shapes(one, 8)[::7] == [(5, 32, 0), (5, 32, 35)]
+    assert shapes(one, 8)[::7] == [(5, 32, 0, 5), (5, 32, 35, 5)]
 
 
 def test_a_checkpoint_that_counted_no_windows_goes_on_where_it_was() -> None:
     """T23: such a run had batches of one size, so its step says how far it was."""
     dealer = lengths(16, 64, 32)
     for step, shape in enumerate(shapes(dealer, 10)):
-        assert dealer.shape(Counters(step=step)) == shape
+        assert dealer.shape(Counters(step=step), 0.0) == shape
 
 
 def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(
@@ -85,6 +104,9 @@ def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(
         ({"trainer": {"sequence_lengths": [16, 512]}}, r"trainer\.sequence_lengths \(512\) is longer than"),
         ({"trainer": {"sequence_lengths": [16, 16]}}, "names a length twice"),
         ({"trainer": {"sequence_lengths": [16], "sequence_length": 8}}, "leave one of them out"),
+        ({"trainer": {"sequence_lengths": [8, 16], "sequence_lengths_from": [0]}}, "a share of the run for each"),
+        ({"trainer": {"sequence_lengths": [8, 16], "sequence_lengths_from": [0.1, 0.5]}}, "rising from 0"),
+        ({"trainer": {"sequence_lengths_from": [0, 0.5]}}, "a share of the run for each"),
         ({"trainer": {"sequence_lengths": [1]}}, "greater than or equal to 2"),
         (
             {"trainer": {"sequence_lengths": [16]}, "data": {"sources": [{"path": "a.txt", "epochs": 2}]}},

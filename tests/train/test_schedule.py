@@ -7,12 +7,18 @@ import pytest
 
 from adaptive_lm.train.schedule import (
     ScheduleConfig,
+    WarmUp,
     drawn_sparsity,
-    multiplier,
     place_in_cycle,
     progress,
     scheduled_sparsity,
+    warm_up,
 )
+from adaptive_lm.train.schedule import multiplier as multiplier_when
+
+
+def multiplier(config: ScheduleConfig, done: float, warm: WarmUp | None = None) -> float:
+    return multiplier_when(config, done, warm or warm_up(config, done))
 
 
 def curve(config: ScheduleConfig, steps: int) -> list[float]:
@@ -109,9 +115,25 @@ def test_the_draw_multiplies_what_is_scheduled() -> None:
     assert [drawn_sparsity(config, done, 0, 5) for done in (0.1, 0.3, 0.9)] == pytest.approx([0.0, 0.5, 2.0])
 
 
+def test_a_cosine_begins_where_the_warm_up_ended_whatever_counted_it() -> None:
+    config = ScheduleConfig(kind="cosine", warmup_steps=7)
+    assert multiplier(config, 0.1, WarmUp(0.25, 0.0)) == 0.25
+    assert multiplier(config, 0.2, WarmUp(1.0, 0.2)) == 1.0
+    assert multiplier(config, 0.6, WarmUp(1.0, 0.2)) == pytest.approx(0.5)
+
+
+def test_a_warm_up_is_counted_in_one_way_and_a_share_is_the_one_not_named() -> None:
+    assert ScheduleConfig().warmup_share == 0.03
+    counted = ScheduleConfig(warmup_tokens=4096)
+    assert (counted.warmup_share, counted.warmup_tokens) == (None, 4096)
+    assert ScheduleConfig.model_validate(counted.model_dump()) == counted
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"warmup_share": 0.1, "warmup_steps": 5}, r"warmup_share \(0.1\) and warmup_steps \(5\).*warmup_share=null"),
+        ({"warmup_epochs": 0}, "greater than 0"),
         ({"dense_share": 0.7, "sparsify_share": 0.4}, "together more than the whole run"),
         ({"random_sparsity": (1.5, 0.5)}, "the smaller first"),
         ({"random_sparsity": (-0.1, 0.5)}, "two numbers from 0 up"),

@@ -215,7 +215,7 @@ def test_a_spike_is_skipped_and_where_the_text_changes_it_is_not(
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     for step in (border - 1, border):
         one.counters.windows = [4 * step]
-        one.shape = one.lengths.shape(one.counters)
+        one.shape = one.lengths.shape(one.counters, 0.0)
         result = one.step()
         moved = not all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
         assert moved is (step == border)

@@ -113,8 +113,8 @@ class Corpus:
     def epoch(self, number: int, length: int) -> int:
         """Windows of one epoch of the source that window `number` is of; of all sources together where they mix."""
         if self._stages:
-            return self._windows[self._deal(number, length)[0]].count(1, length)
-        return sum(windows.count(1, length) for windows in self._windows)
+            return max(1, self._windows[self._deal(number, length)[0]].count(1, length))
+        return max(1, sum(windows.count(1, length) for windows in self._windows))
 
     def require(self, length: int) -> None:
         """Raises UserError unless every source can fill a window of `length` tokens and something is held out."""

@@ -1,0 +1,76 @@
+"""Where a run stands, and a warm-up that is counted in steps, tokens or epochs."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_lm.train import session
+from adaptive_lm.train.checkpoint import load_checkpoint
+from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import named_run
+
+Make = Callable[..., RunConfig]
+
+
+def rates(name: str) -> list[float]:
+    return [record["lr"] for record in read_metrics(Path("runs") / name / "metrics.jsonl")]
+
+
+def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
+    corpus = session.prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
+    same: dict[str, dict[str, Any]] = {
+        "share": {"warmup_share": 0.5},
+        "steps": {"warmup_steps": 6},
+        "tokens": {"warmup_tokens": 6 * 4 * 32},
+        "epochs": {"warmup_epochs": 6 * 4 / corpus.epoch(0, 32)},
+    }
+    for name, warm in same.items():
+        config = tiny_config(schedule={"kind": "cosine", **warm})
+        session.begin(config, named_run(name), display=display)
+    for name in ("steps", "tokens", "epochs"):
+        assert rates(name)[:6] == pytest.approx(rates("share")[:6])
+        # it ends with the first step that is beyond it, whose middle is half a step on
+        assert rates(name)[6:] == pytest.approx(rates("share")[6:], abs=0.03 * max(rates("share")) * 3)
+        assert rates(name)[6] == max(rates(name))
+
+
+def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    config = tiny_config(
+        trainer={"steps": None, "max_seconds": 2.0, "eval_every": 1000, "checkpoint_every": 1000},
+        schedule={"kind": "cosine", "warmup_steps": 10},
+    )
+    session.begin(config, named_run("a"), display=display)
+    found = rates("a")
+    peak = config.optimizer.lr
+    assert found[:10] == pytest.approx([peak * (step + 0.5) / 10 for step in range(10)])
+    assert found[10] == pytest.approx(peak)
+    assert all(a >= b for a, b in pairwise(found[10:]))
+    assert found[-1] < found[10] / 2
+
+
+@pytest.mark.parametrize(
+    "warm", [{"warmup_steps": 5}, {"warmup_tokens": 600}, {"warmup_epochs": 0.1}], ids=["steps", "tokens", "epochs"]
+)
+def test_a_run_stopped_while_it_warms_up_and_after_goes_on_to_the_bit(
+    tiny_config: Make, folder: Path, display: Progress, warm: dict[str, Any]
+) -> None:
+    """T13, T14, T17: where the warm-up ended is part of the checkpoint."""
+    config = tiny_config(schedule={"kind": "cosine", **warm})
+    session.begin(config, named_run("whole"), display=display)
+    session.begin(config, named_run("parts"), stop_at=3, display=display)
+    session.resume(named_run("parts"), stop_at=8, display=display)
+    session.resume(named_run("parts"), display=display)
+    assert rates("whole") == rates("parts")
+    one, other = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
+    assert all(torch.equal(one.model_state[name], value) for name, value in other.model_state.items())
