@@ -202,13 +202,13 @@ def test_a_run_says_how_long_saves_took_and_how_long_they_held_it_up(
 ) -> None:
     draw = Corpus.batch
 
-    def open_at_eight(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
-        if step == 8:
+    def open_at_eight(self: Corpus, first: int, *arguments: Any, **options: Any) -> Any:
+        if first == 8 * 4:
             time.sleep(0.2)
             gate.set()
-        if step == 10:
+        if first == 10 * 4:
             time.sleep(0.2)
-        return draw(self, step, *arguments, **options)
+        return draw(self, first, *arguments, **options)
 
     monkeypatch.setattr(Corpus, "batch", open_at_eight)
     for kind in ("background", "blocking"):  # for the second the gate is open from the beginning
@@ -243,11 +243,11 @@ def test_the_lock_of_a_run_that_failed_is_held_until_its_save_is_done(
 ) -> None:
     draw = Corpus.batch
 
-    def fail_at_six(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
-        if step == 6:
+    def fail_at_six(self: Corpus, first: int, *arguments: Any, **options: Any) -> Any:
+        if first == 6 * 4:
             threading.Timer(0.2, gate.set).start()
             raise UserError("no more text")
-        return draw(self, step, *arguments, **options)
+        return draw(self, first, *arguments, **options)
 
     monkeypatch.setattr(Corpus, "batch", fail_at_six)
     with pytest.raises(UserError, match="no more text"):
@@ -262,11 +262,11 @@ def test_a_signal_during_a_save_in_the_background_ends_with_a_good_checkpoint(
     """T24."""
     draw = Corpus.batch
 
-    def draw_and_send(self: Corpus, step: int, *arguments: Any, **options: Any) -> Any:
-        if step == 6 and not gate.is_set():  # while that of step 5 is not yet written
+    def draw_and_send(self: Corpus, first: int, *arguments: Any, **options: Any) -> Any:
+        if first == 6 * 4 and not gate.is_set():  # while that of step 5 is not yet written
             os.kill(os.getpid(), signal.SIGTERM)
             gate.set()
-        return draw(self, step, *arguments, **options)
+        return draw(self, first, *arguments, **options)
 
     monkeypatch.setattr(Corpus, "batch", draw_and_send)
     outcome = session.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
