@@ -77,6 +77,14 @@ class TrainerConfig(Section):
     compile: bool = False
     checkpoint_activations: bool = False
     tensorboard: bool = True
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Where config and measurements go as well; each is a package of its own, all of them in the extra `trackers`. None
+    sends anything off this machine unless its own environment variable says so."""
+
+    @property
+    def all_trackers(self) -> tuple[str, ...]:
+        """TensorBoard among them; none where nothing is trained."""
+        return () if self.steps == 0 else ("tensorboard",) * self.tensorboard + self.trackers
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

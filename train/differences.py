@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
             "compile",
             "checkpoint_activations",
             "tensorboard",
+            "trackers",
         ),
     )
 ) | {"data.cache_dir", "data.dir", "parent"}

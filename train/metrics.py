@@ -1,14 +1,17 @@
-"""What a run measures: one JSON object per line in metrics.jsonl, and the same in TensorBoard."""
+"""What a run measures: one JSON object per line in metrics.jsonl, and the same in the trackers that are asked for."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from .config import RunConfig
+from .differences import flatten
+from .files import cannot_write, write_whole
+from .trackers import Start, Trackers
 
 KEYS = (
     "step",
@@ -26,34 +29,43 @@ KEYS = (
 
 
 class Metrics:
-    """Appends records to `folder`/metrics.jsonl and, if asked, to `folder`/tensorboard/."""
+    """Appends records to `folder`/metrics.jsonl, and hands them to `trackers`."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Trackers | None = None) -> None:
         """`step` is the one the run goes on from: records after it belong to steps that were lost, and are dropped."""
         self.path = folder / "metrics.jsonl"
         kept = [json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step]
         write_whole(self.path, "".join(kept))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import, and not everybody wants it
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._trackers = trackers
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One record; a number that is not finite becomes null, which JSON can hold."""
         full = {key: finite(record.get(key)) for key in [*KEYS, *(k for k in record if k not in KEYS)]}
         self._file.write(json.dumps(full, allow_nan=False) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for key, value in full.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, full["step"])
+        if self._trackers is not None:
+            self._trackers.log(full)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close()
+
+
+def open_metrics(
+    folder: Path, config: RunConfig, step: int, libraries: Mapping[str, Any], say: Callable[[str], None]
+) -> Metrics:
+    """The metrics of a session that goes on from `step`, and the trackers whose `libraries` are loaded.
+
+    Raises:
+        UserError: the run's folder cannot be written.
+    """
+    start = Start(folder, folder.name, flatten(config.model_dump(mode="json")), step)
+    try:
+        return Metrics(folder, step, Trackers(libraries, start, say))
+    except OSError as error:
+        raise cannot_write(folder / "metrics.jsonl", error) from error
 
 
 def finite(value: Any) -> Any:

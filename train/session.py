@@ -21,7 +21,7 @@ from .evaluate import Evaluation
 from .files import cannot_write
 from .gatekeeper import examine
 from .lineage import require_parent
-from .metrics import Metrics
+from .metrics import open_metrics
 from .model.transformer import Transformer
 from .optimizer import Optimizers
 from .progress import Progress
@@ -29,6 +29,7 @@ from .randomness import restore_random, seed_all
 from .record import Counters
 from .run import Run
 from .signals import Stopped, StopSignals
+from .trackers import load
 from .trainer import Trainer
 from .verdict import REPORT, Report, read_report
 
@@ -167,6 +168,7 @@ def _train(
     """`ended`: there is nothing to train any more, only gates to be held against."""
     clean(run.checkpoints)
     trainer = config.trainer
+    libraries = load(trainer.all_trackers)
     device = choose_device(trainer.device)
     precision = choose_precision(trainer.precision, device)
     if trainer.threads:
@@ -208,10 +210,7 @@ def _train(
         f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
         + (f", from step {counters.step}" if counters.step else "")
     )
-    try:
-        metrics = Metrics(run.path, counters.step, trainer.tensorboard and trainer.steps != 0)
-    except OSError as error:
-        raise cannot_write(run.path / "metrics.jsonl", error) from error
+    metrics = open_metrics(run.path, config, counters.step, libraries, display.say)
     loop = Trainer(
         config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
         counters=counters, identity=identity, saved=[] if found is None else [found.step],

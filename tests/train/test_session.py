@@ -16,7 +16,7 @@ from adaptive_lm.train import session
 from adaptive_lm.train.checkpoint import load_checkpoint
 from adaptive_lm.train.config import RunConfig, make_config
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.metrics import KEYS, read_metrics
+from adaptive_lm.train.metrics import KEYS, Metrics, read_metrics
 from adaptive_lm.train.progress import Progress
 from adaptive_lm.train.run import named_run, newest_run, next_run
 
@@ -215,7 +215,7 @@ def test_a_disk_that_fills_up_during_the_metrics_is_an_error_and_not_a_traceback
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(session.Metrics, "write", full)
+    monkeypatch.setattr(Metrics, "write", full)
     with pytest.raises(UserError, match="No space left on device"):
         session.begin(tiny_config(), named_run("a"), display=display)
 

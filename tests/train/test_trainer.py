@@ -46,7 +46,7 @@ def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callab
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         made.append(Trainer(
             config, run, model, corpus, Optimizers(model, config.optimizer), precision=config.trainer.precision,
-            metrics=Metrics(run.path, 0, False), display=display, counters=Counters(), identity={},
+            metrics=Metrics(run.path, 0), display=display, counters=Counters(), identity={},
         ))  # fmt: skip
         return made[-1]
 
