@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -23,13 +23,22 @@ def layer_of(name: str) -> str:
     return parts[0] if parts[0] in ("embedding", "head") else "rest"
 
 
-def layer_norms(weights: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+Squares = Callable[[Sequence[tuple[nn.Parameter, Tensor]]], list[Tensor]]
+"""Weights and their gradients -> the sum of the squares of each, ()."""
+
+
+def squares_here(gradients: Sequence[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+    """Of gradients that lie whole in this process."""
+    return [gradient.float().square().sum() for _, gradient in gradients]
+
+
+def layer_norms(weights: Iterable[tuple[str, nn.Parameter]], squares: Squares = squares_here) -> dict[str, Tensor]:
     """layer -> norm of its gradient, (); layers without a gradient are left out."""
-    squares: dict[str, list[Tensor]] = defaultdict(list)
-    for name, weight in weights:
-        if weight.grad is not None:
-            squares[layer_of(name)].append(weight.grad.float().square().sum())
-    return {layer: sum(parts[1:], parts[0]).sqrt() for layer, parts in squares.items()}
+    moved = [(layer_of(name), (weight, weight.grad)) for name, weight in weights if weight.grad is not None]
+    by_layer: dict[str, list[Tensor]] = defaultdict(list)
+    for (layer, _), square in zip(moved, squares([each for _, each in moved]), strict=True):
+        by_layer[layer].append(square)
+    return {layer: sum(parts[1:], parts[0]).sqrt() for layer, parts in by_layer.items()}
 
 
 def factors(norms: dict[str, Tensor], target_norm: float) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Where a run ends: --steps or --max-seconds; naming one on the command line switches the recipe's other off.
+The same over ranks, here by two processes, elsewhere as docs/multi-node.md shows:
+  adaptive train quickstart --nproc 2
 A run in two parts equals a run in one, bit for bit on a CPU:
   adaptive train --steps 200 --name b --stop-at 100
   adaptive train --resume --name b
@@ -81,6 +84,17 @@ Example: adaptive train quickstart --name demo
 )
 @click.option("--overwrite", is_flag=True, help="Delete run NAME if it exists, and begin again.")
 @click.option(
+    "--begin-or-resume",
+    is_flag=True,
+    help="Begin run NAME, or go on with it if it has a checkpoint: for a job that is queued again.",
+)
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train by N processes of this machine, each with its share of every batch; see trainer.parallel.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -95,6 +109,8 @@ def train(
     stop_at: int | None,
     resume: bool,
     overwrite: bool,
+    begin_or_resume: bool,
+    nproc: int | None,
     settings: tuple[str, ...],
     print_config: bool,
     **flags: Any,
@@ -109,12 +125,22 @@ def train(
     # step). The OpenMP under torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    if resume + overwrite + begin_or_resume > 1:
+        raise click.UsageError(
+            "--resume goes on with a run, --overwrite deletes it, --begin-or-resume does either; give one of them"
+        )
+    if begin_or_resume and (name is None or stage is not None):
+        raise click.UsageError("--begin-or-resume wants the run's --name, and no --stage")
+    if nproc is not None and nproc > 1 and not print_config:
+        from .parallel.launch import launch
+
+        click.get_current_context().exit(launch(nproc, sys.argv[1:]))
+
     from . import session
     from .config import make_config, parse_setting, read_recipe
+    from .parallel.world import World, restarted
     from .run import named_run, newest_run, next_run
 
-    if resume and overwrite:
-        raise click.UsageError("--resume goes on with a run and --overwrite deletes it; give one of them")
     overrides = [flag_values(**flags), *(parse_setting(setting) for setting in settings)]
     if stage is not None:
         if recipe is None or resume:
@@ -146,8 +172,11 @@ def train(
         config = make_config(read_recipe(recipe) if recipe else {}, overrides)
         if not print_config:
             stem = config.recipe or Path(sources[0].rpartition("@")[0] or sources[0]).stem.rpartition(":")[2]
-            run = named_run(name) if name else next_run(stem)
-            report(session.begin(config, run, overwrite=overwrite, stop_at=stop_at))
+            run = named_run(World().told(name or next_run(stem, again=restarted()).name))
+            if begin_or_resume or restarted():
+                report(session.begin_or_resume(config, run, overrides, stop_at=stop_at))
+            else:
+                report(session.begin(config, run, overwrite=overwrite, stop_at=stop_at))
             return
     click.echo(config.to_yaml(), nl=False)
 

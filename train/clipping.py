@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +19,15 @@ LEAST_WEIGHT = 1e-3
 class Clipping:
     """One of the three ways of `optimizer.clip`; `history` is part of a checkpoint."""
 
-    def __init__(self, config: OptimizerConfig, history: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        history: Sequence[float] = (),
+        norm_of: Callable[[Sequence[nn.Parameter]], Tensor] | None = None,
+    ) -> None:
+        """`norm_of` measures the gradients of weights together, where they do not all lie here (`Placement.norm`)."""
         self.config = config
+        self.norm_of = norm_of or norm_here
         self.history = deque(history, config.clip_window if config.clip == "percentile" else 0)
         """Norms before clipping of the last accepted steps; only `percentile` keeps any."""
 
@@ -36,8 +43,7 @@ class Clipping:
     def clip(self, weights: Iterable[tuple[str, nn.Parameter]]) -> float:
         """Clips the gradients in place and returns the norm of all of them together before, on the CPU."""
         moved = [(name, weight) for name, weight in weights if weight.grad is not None]
-        gradients = [weight.grad for _, weight in moved if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.norm_of([weight for _, weight in moved])
         before = float(norm)
         if not math.isfinite(before):
             return before  # the step is skipped
@@ -52,6 +58,11 @@ class Clipping:
     def accept(self, norm: float) -> None:
         """Remembers the norm of a step that was taken."""
         self.history.append(norm)
+
+
+def norm_here(weights: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of the gradients of weights that lie whole in this process, all together, ()."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
 
 @torch.no_grad()

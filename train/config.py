@@ -18,6 +18,7 @@ from .gates import GatesConfig
 from .model.config import ModelConfig, Section
 from .model.losses import LossConfig
 from .optimizer import OptimizerConfig
+from .parallel.kinds import Parallel
 from .schedule import ScheduleConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -75,6 +76,10 @@ class TrainerConfig(Section):
     """`auto` is bf16 autocast where the processor has it; weights, optimizer and routers stay fp32."""
     threads: int | None = Field(None, ge=1)
     compile: bool = False
+    parallel: Parallel = "replicate"
+    """Under several ranks (`--nproc`, torchrun): `replicate` has the model whole on each, the fastest where it fits;
+    `shard` (FSDP2) has the rows of each matrix over them, where weights and optimizer do not fit; `experts` has the
+    experts over them, and tokens travel, where it is the experts that do not fit. `batch_size` is that of all ranks."""
     checkpoint_activations: bool = False
     tensorboard: bool = True
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()

@@ -16,8 +16,8 @@ from .errors import UserError
 LIBRARIES = ("adaptive-lm", "torch", "numpy", "tokenizers", "safetensors")
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` takes CUDA where it works, else the CPU.
+def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
+    """`auto` takes CUDA where it works, else the CPU; of several ranks on a machine each takes one CUDA device.
 
     Raises:
         UserError: CUDA was asked for and is not there.
@@ -30,6 +30,8 @@ def choose_device(wanted: str) -> torch.device:
             "install a torch built for CUDA"
         )
     device = torch.device("cuda" if wanted == "auto" else wanted)
+    if local_rank is not None:
+        device = torch.device("cuda", local_rank)
     if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {wanted}: there are {torch.cuda.device_count()} CUDA devices, counted from cuda:0")
     return device

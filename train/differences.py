@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
             "device",
             "threads",
             "compile",
+            "parallel",
             "checkpoint_activations",
             "tensorboard",
             "trackers",

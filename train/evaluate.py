@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from .data.batches import Batch
 from .device import autocast
 from .model.transformer import Transformer
+from .parallel.sums import total
+from .parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,14 @@ def evaluate(
 ) -> Evaluation | None:
     """Reads the windows (B, T), B up to `batch_size`; changes nothing in the model, its controllers least of all.
 
+    Ranks share the rows of each, so all must call it, with a `stop` that is true for all or none.
+
     Returns:
         None if `stop()` became true on the way, or nothing was scored.
     """
-    device = model.embedding.weight.device
-    nats, tokens = 0.0, 0
+    device, world = model.embedding.weight.device, World()
+    rows = -(-batch_size // world.size) * world.size
+    nats, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     usage: dict[str, float] = {}
     model.eval()
     try:
@@ -64,16 +69,17 @@ def evaluate(
             for window in windows:
                 if stop():
                     return None
-                ids, targets, scored = (torch.from_numpy(part).to(device) for part in pad_rows(window, batch_size))
+                count = int(window.loss_mask.sum())
+                whole = (torch.from_numpy(part) for part in pad_rows(window, rows))
+                ids, targets, scored = (world.rows(part).to(device) for part in whole)
                 with autocast(device, precision):
                     out = model(ids)
                 losses = F.cross_entropy(
                     out.logits.float().flatten(0, 1), targets.flatten(), reduction="none"
                 )  # (B*T,)
-                count = int(scored.sum())
                 if not count:
                     continue
-                nats += float((losses.double() * scored.flatten()).sum())
+                nats += (losses.double() * scored.flatten()).sum()
                 for name, value in out.usage(scored).items():
                     usage[name] = usage.get(name, 0.0) + float(value) * count
                 tokens += count
@@ -81,7 +87,7 @@ def evaluate(
         model.train()
     if not tokens:
         return None
-    loss = nats / tokens
+    loss = float(total(nats)[0]) / tokens
     return Evaluation(loss, loss / math.log(2) / bytes_per_token, {n: v / tokens for n, v in usage.items()}, tokens)
 
 

@@ -11,19 +11,22 @@ from .trainer import Trainer
 from .verdict import REPORT, Report, Seen, judge
 
 
-def examine(loop: Trainer, evaluation: Evaluation) -> Report:
-    """Judges the trained model by the gates of its config, and writes the report into the run's folder.
+def examine(loop: Trainer, evaluation: Evaluation) -> Report | None:
+    """Judges the trained model by the gates of its config, and writes the report into the run's folder; None on the
+    ranks that do not.
 
     Raises:
         UserError: the report could not be written.
     """
     config, run, gates = loop.config, loop.run, loop.config.gates
     loop.curriculum.rest()
-    records = read_metrics(run.path / "metrics.jsonl")
     asked = gates.answer
     answer = None
     if asked is not None:
         answer = greedy_answer(loop.model, loop.corpus.tokenizer, asked.prompt, asked.max_tokens, loop.precision)
+    if not loop.world.is_first:  # all ranks are asked, since each may hold a part of the model; the first one judges
+        return None
+    records = read_metrics(run.path / "metrics.jsonl")
     seen = Seen(
         losses={"held_out": evaluation.loss, "training": recent_loss(records)},
         experts_per_token=evaluation.experts_per_token,

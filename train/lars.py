@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LARS(torch.optim.Optimizer):
@@ -31,7 +31,10 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         eps: float = 1e-8,
+        norm_of: Callable[[nn.Parameter, Tensor], Tensor] | None = None,
     ) -> None:
+        """`norm_of` a tensor that lies as the weight does, where that is not whole here (`Placement.norm_of_each`)."""
+        self.norm_of = norm_of or (lambda _, tensor: norm_of_each(tensor))
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eps": eps})
 
     @torch.no_grad()
@@ -44,7 +47,7 @@ class LARS(torch.optim.Optimizer):
                 state = self.state[weight]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(weight)
-                ratio = norm_of_each(weight) / (norm_of_each(weight.grad) + group["eps"])
+                ratio = self.norm_of(weight, weight) / (self.norm_of(weight, weight.grad) + group["eps"])
                 move = state["momentum_buffer"].mul_(group["momentum"]).add_(group["lr"] * ratio * weight.grad)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(move)
 

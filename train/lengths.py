@@ -43,8 +43,16 @@ class Lengths:
         """The shape of the step to come, which stands at `done` (0..1) of the run."""
         which = self._which(counters.step, done)
         length, rows = self.lengths[which], self.batch_size(counters, done)
-        part = -(-(self.tokens // length) // self.trainer.micro_batches)
-        return Shape(rows * max(self.lengths) // length, length, self._read(counters)[which], part)
+        return Shape(rows * max(self.lengths) // length, length, self._read(counters)[which], self._part(length))
+
+    def batches(self) -> list[tuple[int, int]]:
+        """(rows, rows that pass at once) of every batch that the run may have."""
+        sizes = [self.trainer.batch_size, *(change.batch_size for change in self.trainer.batch_schedule)]
+        longest = max(self.lengths)
+        return [(size * longest // length, self._part(length)) for size in sizes for length in self.lengths]
+
+    def _part(self, length: int) -> int:
+        return -(-(self.tokens // length) // self.trainer.micro_batches)
 
     def batch_size(self, counters: Counters, done: float) -> int:
         """Sequences of the longest length that a step has."""

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .parallel.placement import Placement
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Keller Jordan, https://kellerjordan.github.io/posts/muon/)."""
@@ -29,8 +31,16 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 0.02, weight_decay: float = 0.1, momentum: float = 0.95
+        self,
+        params: Iterable[Any],
+        lr: float = 0.02,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        placement: Placement | None = None,
     ) -> None:
+        """`placement` where weights are split over ranks: a matrix is gathered and every rank orthogonalises all of it;
+        a stack is not, since its matrices lie whole."""
+        self.placement = placement
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for weight in group["params"]:
@@ -39,7 +49,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the trainer has no closure, so no loss
         assert closure is None
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor, dict[str, Any]]]] = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor, dict[str, Any]]]] = defaultdict(list)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -48,32 +58,37 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(weight)
                 buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
-                by_shape[lying(weight)].append((weight, weight.grad.lerp(buffer, group["momentum"]), group))
+                update = weight.grad.lerp(buffer, group["momentum"])
+                if self.placement is not None and weight.ndim == 2:
+                    update = self.placement.whole(weight, update.bfloat16())
+                by_shape[lying(update)].append((weight, update, group))
         for moves in by_shape.values():
-            _apply(moves)
+            self._apply(moves)
+
+    def _apply(self, moves: list[tuple[nn.Parameter, Tensor, dict[str, Any]]]) -> None:
+        """Orthogonalises the updates of one shape in one batch and takes the step, each weight at its group's rate."""
+        stacked = []
+        for _, update, _ in moves:
+            update = update.bfloat16()
+            update = update.mT if update.shape[-2] > update.shape[-1] else update
+            stacked.append(update.reshape(-1, *update.shape[-2:]))
+        orthogonal = orthogonalize(torch.cat(stacked))
+        parts = torch.split(orthogonal, [len(each) for each in stacked])
+        for (weight, update, group), part in zip(moves, parts, strict=True):
+            lr, shape = group["lr"], update.shape
+            part = part.mT if shape[-2] > shape[-1] else part
+            wide, narrow = (shape[0], shape[1]) if len(shape) == 2 else (shape[2], shape[1])
+            part = part.reshape(shape)
+            if self.placement is not None and weight.ndim == 2:
+                part = self.placement.own(weight, part)
+            weight.mul_(1 - lr * group["weight_decay"])
+            weight.add_(part, alpha=-lr * math.sqrt(max(1.0, wide / narrow)))
 
 
 def lying(weight: Tensor) -> tuple[int, int]:
     """The shape (rows, columns) in which a matrix is orthogonalised: never more rows than columns."""
     rows, columns = weight.shape[-2:]
     return min(rows, columns), max(rows, columns)
-
-
-def _apply(moves: list[tuple[Tensor, Tensor, dict[str, Any]]]) -> None:
-    """Orthogonalises the updates of weights of one shape in one batch and takes the step, each at its group's rate."""
-    stacked = []
-    for _, update, _ in moves:
-        update = update.bfloat16()
-        update = update.mT if update.shape[-2] > update.shape[-1] else update
-        stacked.append(update.reshape(-1, *update.shape[-2:]))
-    orthogonal = orthogonalize(torch.cat(stacked))
-    parts = torch.split(orthogonal, [len(each) for each in stacked])
-    for (weight, _, group), part in zip(moves, parts, strict=True):
-        lr = group["lr"]
-        part = part.mT if weight.shape[-2] > weight.shape[-1] else part
-        wide, narrow = (weight.shape[0], weight.shape[1]) if weight.ndim == 2 else (weight.shape[2], weight.shape[1])
-        weight.mul_(1 - lr * group["weight_decay"])
-        weight.add_(part.reshape(weight.shape), alpha=-lr * math.sqrt(max(1.0, wide / narrow)))
 
 
 def orthogonalize(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from .errors import UserError
 from .lars import LARS
 from .model.config import Section
 from .muon import Muon
+from .parallel.placement import Placement
 
 BY_KIND: Mapping[str, dict[str, float]] = {
     "muon": {},
@@ -90,12 +91,11 @@ class OptimizerConfig(Section):
         return self
 
 
-def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Names -> weights: the matrices inside the blocks (attention, experts, dense FFN), and all the rest."""
     matrices: dict[str, nn.Parameter] = {}
     rest: dict[str, nn.Parameter] = {}
-    for name, weight in model.named_parameters():
-        name = name.replace("_orig_mod.", "")
+    for name, weight in weights.items():
         plain = weight.ndim >= 2 and "router" not in name and "position_embedding" not in name
         (matrices if plain and name.startswith("layers.") else rest)[name] = weight
     return matrices, rest
@@ -104,9 +104,10 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
 class Optimizers:
     """The one or two optimizers of a run, seen as one: step, learning rate, and a state made of named tensors."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        matrices, rest = split_parameters(model)
-        self.config = config
+    def __init__(self, model: nn.Module, config: OptimizerConfig, placed: Placement | None = None) -> None:
+        """`placed` says where the model's weights lie, if they do not all lie here."""
+        self.config, self.placed = config, placed or Placement(model)
+        matrices, rest = split_parameters(self.placed.weights)
         self.names = {**matrices, **rest}
         self.factors: dict[str, float] = {}
         """layer -> factor on its learning rate at the last `balance`; empty where rates are not scaled."""
@@ -119,9 +120,9 @@ class Optimizers:
         elif matrices:
             groups = self._groups(matrices, lr=config.lr)
             if config.kind == "muon":
-                self.all.append(Muon(groups, config.lr, decay, momentum))
+                self.all.append(Muon(groups, config.lr, decay, momentum, self.placed))
             elif config.kind == "lars":
-                self.all.append(LARS(groups, config.lr, decay, momentum, config.eps))
+                self.all.append(LARS(groups, config.lr, decay, momentum, config.eps, self.placed.norm_of_each))
             else:
                 self.all.append(torch.optim.SGD(groups, config.lr, momentum, weight_decay=decay))
         betas = (config.beta1, config.beta2)
@@ -146,12 +147,13 @@ class Optimizers:
     def balance(self) -> None:
         """Sets each layer's factor by the gradients there are now: call it before they are clipped."""
         if self.config.bidirectional:
-            self.factors = factors(layer_norms(self.names.items()), self.config.target_norm)
+            self.factors = factors(layer_norms(self.names.items(), self.placed.squares), self.config.target_norm)
             self.set_rate(self._rate)
 
     def norm_of(self, layer: str) -> float | None:
         """Norm of the gradient that a layer has now, `layers.0` for the first block; None where it has none."""
-        found = layer_norms((name, weight) for name, weight in self.names.items() if layer_of(name) == layer)
+        own = [(name, weight) for name, weight in self.names.items() if layer_of(name) == layer]
+        found = layer_norms(own, self.placed.squares)
         return float(found[layer]) if found else None
 
     def record(self) -> dict[str, float]:
@@ -167,6 +169,7 @@ class Optimizers:
     def zero_grad(self) -> None:
         for one in self.all:
             one.zero_grad(set_to_none=True)
+        self.placed.forget()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """`{weight}.{slot}` -> tensor; empty before the first step. Hyperparameters are the config's."""
@@ -174,7 +177,7 @@ class Optimizers:
         for name, weight in self.names.items():
             for one in self.all:
                 for slot, value in one.state.get(weight, {}).items():
-                    tensors[f"{name}.{slot}"] = torch.as_tensor(value)
+                    tensors[f"{name}.{slot}"] = self.placed.whole(weight, torch.as_tensor(value))
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -189,4 +192,5 @@ class Optimizers:
             if weight is None:
                 raise UserError(f"the optimizer's state names {name}, which this model does not have; start a new run")
             owner = next(o for o in self.all if any(weight is p for g in o.param_groups for p in g["params"]))
-            owner.state[weight][slot] = tensor.to(weight.device) if tensor.ndim else tensor.clone()
+            tensor = self.placed.own(weight, tensor)
+            owner.state[weight][slot] = tensor.to(weight.device, copy=True) if tensor.ndim else tensor.clone()

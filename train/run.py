@@ -149,13 +149,13 @@ def named_run(name: str, runs: Path = RUNS) -> Run:
     return Run(runs / name)
 
 
-def next_run(stem: str, runs: Path = RUNS) -> Run:
-    """A run that does not exist yet: `stem`-1, `stem`-2, ..."""
+def next_run(stem: str, runs: Path = RUNS, *, again: bool = False) -> Run:
+    """A run that does not exist yet: `stem`-1, `stem`-2, ...; with `again` the last that does, if there is one."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
     number = 1
     while (runs / f"{stem}-{number}").exists():
         number += 1
-    return Run(runs / f"{stem}-{number}")
+    return Run(runs / f"{stem}-{max(number - again, 1)}")
 
 
 def newest_run(runs: Path = RUNS) -> Run:

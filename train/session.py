@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .assembly import assemble
 from .batch_size import steps_for
-from .checkpoint import Checkpoint, clean, newest_good, set_aside
+from .checkpoint import Checkpoint, clean, list_checkpoints, set_aside
 from .config import RunConfig, make_config
 from .data import Corpus, prepare
 from .device import choose_device, choose_precision, versions
@@ -20,13 +21,14 @@ from .errors import UserError
 from .evaluate import Evaluation
 from .files import cannot_write
 from .gatekeeper import examine
+from .identity import compare_identity, identity_of, refuse, refuse_other_data
+from .lengths import Lengths
 from .lineage import require_parent
 from .metrics import open_metrics
-from .model.transformer import Transformer
-from .optimizer import Optimizers
+from .parallel.holding import held, newest
+from .parallel.quiet import QuietMetrics
+from .parallel.world import World, require_division
 from .progress import Progress
-from .randomness import restore_random, seed_all
-from .record import Counters
 from .run import Run
 from .signals import Stopped, StopSignals
 from .trackers import load
@@ -67,24 +69,38 @@ def begin(
     Raises:
         UserError: the run exists already and `overwrite` is not given, or the data, disk or device do not serve.
     """
+    world = World()
     with StopSignals() as signals:
         display = display or Progress()
         try:
-            with run:
-                if run.begun and not overwrite:
-                    raise UserError(
-                        f"{run.path} exists already; go on with it: {run.resume_command}; or give the new one another "
-                        "--name; or replace it: the same command with --overwrite"
-                    )
-                require_parent(run, config)
-                try:
-                    run.empty()
-                except OSError as error:
-                    raise cannot_write(run.path, error) from error
+            with held(run, world):
+                world.at_first(lambda: _make_way(config, run, overwrite))
                 return _train(config, run, None, stop_at, signals, display)
         except Stopped as stopped:
             display.say(f"{stopped}: nothing was trained yet; the same command starts again")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
+
+
+def _make_way(config: RunConfig, run: Run, overwrite: bool) -> None:
+    if run.begun and not overwrite:
+        raise UserError(
+            f"{run.path} exists already; go on with it: {run.resume_command}; or give the new one another "
+            "--name; or replace it: the same command with --overwrite"
+        )
+    require_parent(run, config)
+    try:
+        run.empty()
+    except OSError as error:
+        raise cannot_write(run.path, error) from error
+
+
+def begin_or_resume(
+    config: RunConfig, run: Run, overrides: Iterable[Mapping[str, Any]] = (), *, stop_at: int | None = None
+) -> Outcome:
+    """Goes on with a run that has a checkpoint, and begins one that has none: for jobs that are started again."""
+    if World().first(bool(list_checkpoints(run.checkpoints))):
+        return resume(run, overrides, stop_at=stop_at)
+    return begin(config, run, overwrite=True, stop_at=stop_at)
 
 
 def resume(
@@ -102,11 +118,12 @@ def resume(
     """
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path} to resume; begin it: the same command without --resume")
+    world = World()
     with StopSignals() as signals:
         display = display or Progress()
         try:
-            with run:
-                found = newest_good(run.path, lambda text: display.say(f"warning: {text}"))
+            with held(run, world):
+                found = newest(run, world, display)
                 if found is None:
                     raise UserError(
                         f"{run.path} holds no checkpoint, so there is nothing to resume; begin again: the same command "
@@ -121,22 +138,12 @@ def resume(
                     )
                     report = read_report(run.path) if config.gates.asked else None
                     return Outcome(run, found.step, True, exit_code=code_of(report), report=report)
-                require_parent(run, config)
-                set_aside(found.damaged)
+                world.at_first(lambda: require_parent(run, config))
+                set_aside(found.damaged)  # those that the first rank passed over; the others know of none
                 return _train(config, run, found, stop_at, signals, display, ended)
         except Stopped as stopped:
             display.say(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
-
-
-def refuse(run: Run, changed: list[str]) -> None:
-    """Raises UserError listing the differences, if there are any."""
-    if changed:
-        listed = "\n  ".join(changed)
-        raise UserError(
-            f"{run.path} began with other settings, so it would not be the same run:\n  {listed}\n"
-            f"Leave these out to go on ({run.resume_command}), or begin a new run under another --name"
-        )
 
 
 def _longer(stored: RunConfig, wanted: RunConfig) -> bool:
@@ -166,72 +173,68 @@ def _train(
     ended: bool = False,
 ) -> Outcome:
     """`ended`: there is nothing to train any more, only gates to be held against."""
-    clean(run.checkpoints)
+    world = World()
+    if world.is_first:
+        clean(run.checkpoints)
     trainer = config.trainer
-    libraries = load(trainer.all_trackers)
-    device = choose_device(trainer.device)
+    libraries = world.at_first(lambda: load(trainer.all_trackers)) or {}
+    for rows, part in Lengths(config).batches():
+        require_division(rows, part, world.size)
+    device = choose_device(trainer.device, world.local_rank if world.size > 1 else None)
     precision = choose_precision(trainer.precision, device)
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     length = config.sequence_length
-    corpus = prepare(
-        config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=length, progress=display.work
+    corpus = world.in_turn(
+        lambda: prepare(
+            config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=length, progress=display.work
+        )
     )
-    identity = {
-        "data_digest": corpus.digest,
-        "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "device": device.type,
-    }
+    identity = identity_of(corpus, device, precision, world)
+    world.agree(lambda: refuse_other_data(identity, json.loads(world.told(json.dumps(identity)))))
     config = with_end(with_vocabulary(config, corpus), corpus)
     if found is not None:
         compare_identity(run, found, identity, display)
 
-    seed_all(trainer.seed)
-    model = Transformer(config.model).to(device)
-    optimizers = Optimizers(model, config.optimizer)
-    counters = Counters()
-    if found is not None:
-        model.load_state_dict(found.model_state)
-        slots = {name: value for name, value in found.optimizer_state.items() if not name.startswith("random.")}
-        optimizers.load_state_tensors(slots)
-        restore_random(found.optimizer_state, found.state["random"])
-        counters = Counters(
-            **{each.name: found.state[each.name] for each in fields(Counters) if each.name in found.state}
-        )
-    require_space(run, model)
-    if trainer.compile:
-        model.compile_blocks()
-    write_beside(config, run, corpus, versions(device, precision))
-    parameters = sum(weight.numel() for weight in model.parameters())
+    model, optimizers, counters = assemble(config, device, found, world)
+    parameters = optimizers.placed.count()
+
+    def prepare_folder() -> None:
+        require_space(run, parameters)
+        write_beside(config, run, corpus, versions(device, precision))
+        (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
+
+    world.at_first(prepare_folder)
     display.say(
         f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
         f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
+        + (f", {world.size} ranks, {trainer.parallel}" if world.size > 1 else "")
         + (f", from step {counters.step}" if counters.step else "")
     )
-    metrics = open_metrics(run.path, config, counters.step, libraries, display.say)
+    metrics = (
+        world.at_first(lambda: open_metrics(run.path, config, counters.step, libraries, display.say)) or QuietMetrics()
+    )
     loop = Trainer(
         config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
         counters=counters, identity=identity, saved=[] if found is None else [found.step],
-        stop=lambda: signals.received is not None, state=found.state if found else None,
+        stop=lambda: world.most(signals.received or 0) > 0, state=found.state if found else None,
     )  # fmt: skip
-    signals.last_words = f"finishing the step, then saving {run.path}"
+    signals.last_words = f"finishing the step, then saving {run.path}" if world.is_first else ""
     asked, report = config.gates.asked, None
     try:
-        (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
         with signals.deferred(), display, loop.saver:
             complete = ended or loop.train(stop_at)
             evaluation = loop.finish() if complete and (trainer.steps != 0 or asked) else None
             if evaluation is not None and asked:
                 report = examine(loop, evaluation)
+            world.agree(loop.saver.wait)
     except OSError as error:
-        raise cannot_write(metrics.path, error, "The checkpoints are intact") from error
+        raise cannot_write(run.path / "metrics.jsonl", error, "The checkpoints are intact") from error
     finally:
         metrics.close()
     if complete and asked and report is None:
         display.say(f"the gates were not looked at; do that: {run.resume_command}")
-    exit_code = signals.exit_code or code_of(report)
+    exit_code = world.most(signals.exit_code) or world.most(code_of(report))
     return Outcome(run, counters.step, complete, evaluation, corpus.val_is_trained_on, exit_code, report)
 
 
@@ -261,31 +264,13 @@ def with_end(config: RunConfig, corpus: Corpus) -> RunConfig:
     return config.model_copy(update={"trainer": trainer.model_copy(update={"steps": steps})})
 
 
-def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
-    """Refuses another text or tokenizer; says what keeps the result from being the same to the last bit."""
-    changed = []
-    for key, words in (
-        ("tokenizer_sha256", "the tokenizer"),
-        ("data_digest", "the text, or how it is split and packed"),
-    ):
-        before = str(found.state.get(key))
-        if before != identity[key]:
-            changed.append(f"{words}: digest {before[:12]} -> {identity[key][:12]}")
-    refuse(run, changed)
-    for key in ("device", "precision", "threads"):
-        if found.state.get(key) != identity[key]:
-            display.say(
-                f"note: {key} was {found.state.get(key)} and is {identity[key]}: results differ in the last bits"
-            )
-
-
-def require_space(run: Run, model: Transformer) -> None:
+def require_space(run: Run, parameters: int) -> None:
     """Refuses to begin where not even one checkpoint fits.
 
     Raises:
         UserError: the disk has less room than weights and two optimizer slots take.
     """
-    needed = 3 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    needed = 3 * 4 * parameters
     free = shutil.disk_usage(run.path).free
     if free < needed:
         raise UserError(

@@ -31,7 +31,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.last_words = ""
-        """Said when a signal comes while deferred."""
+        """Said when a signal comes while deferred; nothing where another process says it."""
         self._deferring = False
         self._before: dict[int, Any] = {}
 
@@ -66,7 +66,8 @@ class StopSignals:
         self.received = number
         if not self._deferring:
             raise Stopped(number)
-        _say(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it at once\n")
+        if self.last_words:
+            _say(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it at once\n")
 
 
 def end_now(exit_code: int) -> NoReturn:

@@ -23,11 +23,12 @@ from .lengths import Lengths
 from .metrics import Metrics
 from .model.transformer import Transformer
 from .optimizer import Optimizers
+from .parallel.quiet import saver_of
+from .parallel.world import World
 from .progress import Progress
 from .randomness import random_json, random_tensors
 from .record import Counters, StepResult, record_of, scores
 from .run import Run
-from .saver import Saver
 from .schedule import multiplier
 from .stream import digest_with
 
@@ -64,8 +65,10 @@ class Trainer:
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
         self.identity, self.stop = identity, stop
+        self.world = World()
+        self.placed = optimizers.placed
         self.guard = Guard(config, (state or {}).get("guard"))
-        self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()))
+        self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()), self.placed.norm)
         self.curriculum = Curriculum(config, model)
         self.lengths = Lengths(config)
         self._controlled = controlled(model)
@@ -73,7 +76,7 @@ class Trainer:
         self.shape = self.lengths.shape(counters, 0.0)
         self._standing: dict[str, float] = {}
         believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
-        self.saver = Saver(config, run, display, saved, believed)
+        self.saver = saver_of(config, run, display, saved, believed, self.world)
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
             self.saver.offer(Score(counters.step, **state["scored"]))
@@ -94,12 +97,13 @@ class Trainer:
         self.clock.start()
         trainer, counters = self.config.trainer, self.counters
         marked, marked_tokens = time.monotonic(), counters.tokens_seen
-        complete = self.clock.complete()
+        complete = self.complete()
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
-            self.saver.check()
+            if trainer.save == "background":
+                self.world.agree(self.saver.check)
             self.clock.save_seconds = self.saver.ahead()
-            done = self.clock.progress()
+            done = self.world.first(self.clock.progress())
             self.shape = self.lengths.shape(counters, done)
             rate = self.rate(done)
             self.optimizers.set_rate(rate)
@@ -110,7 +114,7 @@ class Trainer:
             now = time.monotonic()
             self.clock.step_seconds = now - started
             self.check(result)
-            complete = self.clock.complete()
+            complete = self.complete()
             evaluated = None
             saves = step % trainer.checkpoint_every == 0
             if (saves or step % trainer.eval_every == 0) and not complete:
@@ -120,7 +124,7 @@ class Trainer:
                 speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
                 self._last = self.record(result, evaluated, speed, rate)
                 if not complete:  # the last record waits for the last evaluation
-                    self.metrics.write(self._last)
+                    self.write(self._last)
                 self.show(self._last, force=evaluated is not None or complete)
                 marked, marked_tokens = time.monotonic(), counters.tokens_seen
             if saves:
@@ -148,17 +152,18 @@ class Trainer:
         rows, length, first, part = self.shape
         if self.clock.begins_stage(self.shape):
             self.guard.forget()
-        batch = self.corpus.batch(first, rows, length)
+        batch = self.corpus.batch(first, rows, length)  # of all ranks: what is scored in it needs no message
         self.counters.tokens_digest = digest_with(self.counters.tokens_digest, batch)
         tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
         result = StepResult()
         before = [buffer.clone() for buffer in self._controlled]
-        for ids, targets, scored in zip(*(torch.split(each, part) for each in tensors), strict=True):
-            if not scored.any():
+        for whole in zip(*(torch.split(each, part) for each in tensors), strict=True):
+            if not whole[2].any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
-            share = scored.sum() / scored_in_all
+            share = whole[2].sum() / scored_in_all
+            ids, targets, scored = map(self.world.rows, whole)
             with autocast(self.device, self.precision):
                 out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations)
                 loss, parts = self.curriculum.loss(out, targets, scored)
@@ -169,12 +174,13 @@ class Trainer:
             (loss * share).backward()
             self.model.observe(out, scored)
         result.parts = {name: value.item() for name, value in sums.items()}
-        loss_of_step = result.parts.get("loss", 0.0)
+        loss_of_step = self.world.first(result.parts.get("loss", 0.0))
         result.problem = self.guard.judge(loss_of_step)
         if not result.skipped:
+            self.placed.reduce()
             if (self.counters.step + 1) % trainer.log_every == 0:
                 result.first_block_grad_norm = self.optimizers.norm_of("layers.0")
-            result.grad_norm = self.clip()
+            result.grad_norm = self.world.first(self.clip())
             result.problem = self.guard.judge(loss_of_step, result.grad_norm)
         if not result.skipped:
             self.optimizers.step()
@@ -212,7 +218,15 @@ class Trainer:
         """Which windows the last step read."""
         return self.corpus.where(self.shape.first, self.shape.batch_size, self.shape.length)
 
+    def complete(self) -> bool:
+        """Whether the run has had its steps or its seconds, by the clock of the first rank."""
+        return bool(self.world.first(self.clock.complete()))
+
     # --- what is written and shown
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds a record to metrics.jsonl."""
+        self.world.agree(lambda: self.metrics.write(record))
 
     def save(self) -> None:
         """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept."""
@@ -223,14 +237,15 @@ class Trainer:
         state = {
             **vars(self.counters),
             **self.identity,
-            "complete": self.clock.complete(),
+            "complete": self.complete(),
             "random": random_json(),
             "guard": self.guard.state(),
             "clip_history": list(self.clipping.history),
         }
+        model_state = self.placed.model_state()
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
-        self.saver.save(step, self.model.state_dict(), tensors, state, scored)
+        self.world.agree(lambda: self.saver.save(step, model_state, tensors, state, scored))
 
     def score_of(self, found: Evaluation | None) -> Score | None:
         """The loss over `eval_tokens` tokens as that of this step; None if the evaluation was given up."""
@@ -241,7 +256,9 @@ class Trainer:
         self.curriculum.rest()
         size = self.config.trainer.batch_size
         windows = self.corpus.val_windows(self.config.sequence_length, size, max_tokens)
+        self.placed.rest()
         found = evaluate(self.model, windows, size, self.corpus.val_bytes_per_token, self.precision, self.stop)
+        self.placed.rest()
         self._last_val = found or self._last_val
         return found
 
@@ -253,9 +270,10 @@ class Trainer:
         trainer = self.config.trainer
         found = self.evaluate(trainer.final_eval_tokens)
         if self._last:
-            self.metrics.write({**self._last, **scores(found), **self.saver.record()})
+            self.write({**self._last, **scores(found), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens
-        self.saver.offer(self.score_of(found if same or found is None else self.evaluate(trainer.eval_tokens)))
+        score = self.score_of(found if same or found is None else self.evaluate(trainer.eval_tokens))
+        self.world.agree(lambda: self.saver.offer(score))
         return found
 
     def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:

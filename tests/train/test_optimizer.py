@@ -38,7 +38,7 @@ def every_mechanism() -> Transformer:
 
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_everything_else() -> None:
     model = Transformer(ModelConfig.model_validate(TINY))
-    matrices, rest = split_parameters(model)
+    matrices, rest = split_parameters(dict(model.named_parameters()))
     assert {"layers.0.moe.gate_up", "layers.1.moe.down", "layers.0.attention.o.weight"} <= set(matrices)
     assert {"embedding.weight", "head.weight", "norm.weight", "layers.0.moe.router.weight"} <= set(rest)
     assert not any("router" in name or "norm" in name for name in matrices)
@@ -47,7 +47,7 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adamw_everything_else() -> Non
 
 def test_routers_thresholds_positions_and_all_of_one_dimension_go_with_adamw() -> None:
     model = every_mechanism()
-    matrices, rest = split_parameters(model)
+    matrices, rest = split_parameters(dict(model.named_parameters()))
     parts = {name.split(".", 2)[-1] for name in matrices}
     assert parts == {"attention.q.weight", "attention.kv.weight", "attention.o.weight", "moe.gate_up", "moe.down"}
     expected = ["position_embedding", "head_router.weight", "moe.router.weight", "depth_router", "window_router",

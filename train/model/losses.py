@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ..parallel.sums import total
 from .block import LayerRouting
 from .control import Section
 from .exits import ExitRouter, agreement_targets
@@ -42,7 +43,8 @@ class LossConfig(Section):
 def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
     """Nats per counted token: logits (B, T, V), targets (B, T), counted (B, T) bool -> ()."""
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return (losses * counted.flatten()).sum() / counted.sum().clamp(min=1)
+    nats, count = total((losses * counted.flatten()).sum(), counted.sum())
+    return nats / count.clamp(min=1)
 
 
 def load_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
@@ -69,8 +71,8 @@ def head_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
 
 def _balance(selected: Tensor, probs: Tensor, counted: Tensor) -> Tensor:
     """selected, probs (N, E) -> ()"""
-    taken = selected & counted[:, None]
-    share = taken.sum(0) / taken.sum().clamp(min=1)
+    (taken,) = total((selected & counted[:, None]).sum(0))  # (E,)
+    share = taken / taken.sum().clamp(min=1)
     return len(share) * (share * _mean(probs, counted)).sum()
 
 
@@ -199,4 +201,5 @@ def training_loss(
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of `values` (N, ...) over the tokens that count."""
     weights = counted.view(-1, *[1] * (values.ndim - 1)).float()
-    return (values * weights).sum(0) / weights.sum().clamp(min=1)
+    summed, count = total((values * weights).sum(0), weights.sum())
+    return summed / count.clamp(min=1)

@@ -5,6 +5,8 @@ N tokens, D width, E experts, F hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,12 +44,14 @@ class MoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(ffn.num_experts, config.dim, 2 * ffn.expert_dim))  # (E, D, 2F)
         self.down = nn.Parameter(torch.empty(ffn.num_experts, ffn.expert_dim, config.dim))  # (E, F, D)
         self.shared = DenseFFN(config.dim, ffn.shared_expert_dim) if ffn.shared_expert_dim else None
+        self.run_experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = run_experts
+        """Where experts lie on several ranks, one that sends tokens to them (`parallel.travel`)."""
 
     def forward(self, x: Tensor, runs: Tensor, router_top_p: Tensor) -> tuple[Tensor, Routes]:
         """x (N, D), runs (N,) bool: whether the token is in this layer at all -> (N, D), Routes."""
         routes = self.router(x, router_top_p)
         routes = routes._replace(selected_experts=routes.selected_experts & runs[:, None])
-        out = run_experts(x, routes.routing_weights, routes.selected_experts, self.gate_up, self.down)
+        out = self.run_experts(x, routes.routing_weights, routes.selected_experts, self.gate_up, self.down)
         if self.shared is not None:
             out = out + self.shared(x)
         return out, routes

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..parallel.sums import gathered
 from .control import Controlled
 from .controller import PIController, QuantileController
 
@@ -108,10 +109,11 @@ class Thresholded(nn.Module):
         Returns:
             How much more must be kept, in units a token, as a change of the level, (); None where there was no token.
         """
+        scores, units = gathered(scores), gathered(units.float())
         self.controller.observe(scores.clamp(max=1 - 2**-20))  # 1 itself means everything
         if not len(units):
             return None
-        missing = self.target_units - units.float().mean()
+        missing = self.target_units - units.mean()
         error = missing if self.keeps_below else -missing
         if self.pi is not None:
             self.pi.observe(error)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..parallel.sums import drawn_for_all, gathered, total
 from .attention import rotary_tables
 from .block import Block, LayerRouting, Levels
 from .config import ModelConfig
@@ -40,20 +41,20 @@ class ModelOutput(NamedTuple):
         where they are chosen, heads and window per token and layer run."""
         runs = torch.stack([layer.runs for layer in self.routing])  # (L, N)
         shown = torch.ones_like(runs[0]) if counted is None else counted.flatten()
-        layers = (runs & shown).sum()
+        layers, tokens = total((runs & shown).sum(), shown.sum())
 
         def mean(used: list[Tensor], among: Tensor) -> Tensor:
-            return (torch.stack(used) * shown).sum() / among
+            return total((torch.stack(used) * shown).sum())[0] / among
 
         experts = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
-        found = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / shown.sum()}
+        found = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / tokens}
         heads = [layer.heads.selected_heads.sum(-1) for layer in self.routing if layer.heads]
         if heads:
             found["heads_per_token"] = mean(heads, layers)
         windowed = [layer for layer in self.routing if layer.windows]
         if windowed:
             sizes = [layer.windows.sizes for layer in windowed if layer.windows]
-            found["window"] = mean(sizes, (torch.stack([layer.runs for layer in windowed]) & shown).sum())
+            found["window"] = mean(sizes, total((torch.stack([layer.runs for layer in windowed]) & shown).sum())[0])
         return found
 
 
@@ -163,7 +164,7 @@ class Transformer(nn.Module):
             if layer.heads is not None and attention.head_router is not None:
                 errors["heads"].append(attention.head_router.observe_routes(layer.heads, here))
             if layer.windows is not None and layer.windows.spread is not None and attention.window_controller:
-                attention.window_controller.observe(layer.windows.spread[here])
+                attention.window_controller.observe(gathered(layer.windows.spread[here]))
         for kind, controller in self.pi.items():
             found = [error for error in errors[kind] if error is not None]
             if found and isinstance(controller, PIController):
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
         if not (self.training and self.layer_dropout):
             return None
         rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self.cos.device)
-        return torch.rand(len(rates), batch, device=rates.device) < rates[:, None]
+        return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
 
     def _confidence(self, layer: int, hidden: Tensor) -> Tensor:
         """hidden (B, T, D), normed -> how sure the model is after this layer, (B, T) float32"""

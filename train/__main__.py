@@ -1,0 +1,59 @@
+"""`torchrun ... -m adaptive_lm.train ARGUMENTS`: one rank of `adaptive train ARGUMENTS`, which see.
+
+Only the first rank speaks to people; an error that people can mend ends all ranks with one message and one exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+import click
+
+from .cli import train
+from .errors import UserError
+
+
+def run(arguments: list[str]) -> int:
+    """Trains, and returns the exit code."""
+    from .parallel.world import join, leave
+
+    try:
+        join()
+        code = train.main(arguments, "python -m adaptive_lm.train", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except RuntimeError as error:
+        if "gloo" not in str(error) and "NCCL" not in str(error):
+            raise
+        # Another rank died: not a fault of this one. Whoever started the ranks ends them all.
+        reason = str(error).splitlines()[0]
+        os.write(
+            2, f"rank {os.environ.get('RANK')}: lost another rank; the checkpoints are intact ({reason})\n".encode()
+        )
+        return 1
+    finally:
+        leave()
+    return int(code or 0)
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see cli.train; torch is loaded before it is called
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 - no path of ours
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        code = run(sys.argv[1:])
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

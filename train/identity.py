@@ -1,0 +1,65 @@
+"""What a run is trained on and by: a resumed run must have the same text, and is told what else is another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint
+from .data import Corpus
+from .errors import UserError
+from .parallel.world import World
+from .progress import Progress
+from .run import Run
+
+
+def identity_of(corpus: Corpus, device: torch.device, precision: str, world: World) -> dict[str, Any]:
+    """What every checkpoint says of the data and the machine."""
+    return {
+        "data_digest": corpus.digest,
+        "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "device": device.type,
+        "ranks": world.size,
+    }
+
+
+def refuse(run: Run, changed: list[str]) -> None:
+    """Raises UserError listing the differences, if there are any."""
+    if changed:
+        listed = "\n  ".join(changed)
+        raise UserError(
+            f"{run.path} began with other settings, so it would not be the same run:\n  {listed}\n"
+            f"Leave these out to go on ({run.resume_command}), or begin a new run under another --name"
+        )
+
+
+def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
+    """Refuses another text or tokenizer; says what keeps the result from being the same to the last bit."""
+    changed = []
+    for key, words in (
+        ("tokenizer_sha256", "the tokenizer"),
+        ("data_digest", "the text, or how it is split and packed"),
+    ):
+        before = str(found.state.get(key))
+        if before != identity[key]:
+            changed.append(f"{words}: digest {before[:12]} -> {identity[key][:12]}")
+    refuse(run, changed)
+    for key in ("device", "precision", "threads", "ranks"):
+        was = found.state.get(key, 1 if key == "ranks" else None)
+        if was != identity[key]:
+            display.say(f"note: {key} was {was} and is {identity[key]}: results differ in the last bits")
+
+
+def refuse_other_data(mine: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Raises UserError where this rank reads other text than the first one."""
+    for key in ("data_digest", "tokenizer_sha256"):
+        if mine[key] != first[key]:
+            raise UserError(
+                f"this rank's text or tokenizer is not that of the first rank ({key} {mine[key][:12]}, there "
+                f"{first[key][:12]}); give all machines the same files, or a folder that they share"
+            )

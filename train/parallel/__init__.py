@@ -1,0 +1,1 @@
+"""Training by several processes ("ranks") that hold one batch together, on torch.distributed."""

@@ -1,0 +1,51 @@
+"""A run that is held by the first rank for all."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..checkpoint import Checkpoint, newest_good, read_checkpoint
+from ..errors import UserError
+from ..progress import Progress
+from ..run import Run
+from .world import World
+
+
+@contextlib.contextmanager
+def held(run: Run, world: World) -> Iterator[None]:
+    """While within, the first rank has the run's lock.
+
+    Raises:
+        UserError: on entering, another process trains it, or its folder cannot be written.
+    """
+    world.at_first(run.__enter__)
+    try:
+        yield
+    finally:
+        if world.is_first:
+            run.__exit__(*sys.exc_info())
+
+
+def newest(run: Run, world: World, display: Progress) -> Checkpoint | None:
+    """The newest good checkpoint, chosen by the first rank and read by every one; None if there is none.
+
+    Raises:
+        UserError: all are damaged, or a rank does not see the folder.
+    """
+    found = world.at_first(lambda: newest_good(run.path, lambda text: display.say(f"warning: {text}")))
+    path = world.told(str(found.path.resolve()) if found else "")
+    if not path or found is not None:
+        return found
+    return world.agree(lambda: _read(Path(path)))
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(path)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{error}; the first rank has read it: runs must lie in a folder that all machines share"
+        ) from error
