@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the trainer has no closure, so no loss
         assert closure is None
-        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor, dict[str, Any]]]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor, dict[str, Any]]]] = defaultdict(list)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -58,44 +58,40 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(weight)
                 buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(buffer, group["momentum"])
+                update = weight.grad.lerp(buffer, group["momentum"]).bfloat16()
                 if self.placement is not None and weight.ndim == 2:
-                    update = self.placement.whole(weight, update.bfloat16())
-                by_shape[lying(update)].append((weight, update, group))
+                    update = self.placement.whole(weight, update)
+                by_shape[update.shape[-2:]].append((weight, update, group))
         for moves in by_shape.values():
             self._apply(moves)
 
     def _apply(self, moves: list[tuple[nn.Parameter, Tensor, dict[str, Any]]]) -> None:
         """Orthogonalises the updates of one shape in one batch and takes the step, each weight at its group's rate."""
-        stacked = []
-        for _, update, _ in moves:
-            update = update.bfloat16()
-            update = update.mT if update.shape[-2] > update.shape[-1] else update
-            stacked.append(update.reshape(-1, *update.shape[-2:]))
+        stacked = [update.reshape(-1, *update.shape[-2:]) for _, update, _ in moves]
         orthogonal = orthogonalize(torch.cat(stacked))
         parts = torch.split(orthogonal, [len(each) for each in stacked])
         for (weight, update, group), part in zip(moves, parts, strict=True):
-            lr, shape = group["lr"], update.shape
-            part = part.mT if shape[-2] > shape[-1] else part
-            wide, narrow = (shape[0], shape[1]) if len(shape) == 2 else (shape[2], shape[1])
-            part = part.reshape(shape)
+            lr, (rows, columns) = group["lr"], update.shape[-2:]
+            wide, narrow = (rows, columns) if update.ndim == 2 else (columns, rows)
+            part = part.reshape(update.shape)
             if self.placement is not None and weight.ndim == 2:
                 part = self.placement.own(weight, part)
             weight.mul_(1 - lr * group["weight_decay"])
             weight.add_(part, alpha=-lr * math.sqrt(max(1.0, wide / narrow)))
 
 
-def lying(weight: Tensor) -> tuple[int, int]:
-    """The shape (rows, columns) in which a matrix is orthogonalised: never more rows than columns."""
-    rows, columns = weight.shape[-2:]
-    return min(rows, columns), max(rows, columns)
-
-
 def orthogonalize(x: Tensor) -> Tensor:
-    """(M, rows, columns) bfloat16, rows <= columns -> the nearest half-orthogonal matrices, roughly, same shape."""
+    """(M, rows, columns) bfloat16 -> the nearest half-orthogonal matrices, roughly, same shape.
+
+        X <- X / |X|;  X <- (a + b X X^T + c (X X^T)^2) X, five times
+
+    Tall matrices take X^T X from the right, which is the same and transposes nothing.
+    """
     a, b, c = NEWTON_SCHULZ
+    wide = x.shape[-2] <= x.shape[-1]
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = torch.bmm(x, x.mT) if wide else torch.bmm(x.mT, x)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a) if wide else torch.baddbmm(x, x, factor, beta=a)
     return x

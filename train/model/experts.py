@@ -1,10 +1,11 @@
 """The experts: SwiGLU FFNs that run only for the (token, expert) pairs that were chosen, forward and backward.
 
-N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pairs, padded per expert.
+N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pairs, padded per expert, r of one expert.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,112 +17,131 @@ ROW_MULTIPLE = 64
 
 
 class Plan(NamedTuple):
-    """Where each chosen pair stands: rows sorted by expert, each expert's rows padded with zeros."""
+    """Where each chosen pair stands: rows sorted by expert, each expert's rows rounded up to a multiple.
 
-    token: Tensor  # (pairs,) int64
-    expert: Tensor  # (pairs,) int64, ascending
-    row: Tensor  # (pairs,) int64
-    ends: list[int]  # E row numbers, where each expert's rows end
+    A row that belongs to no pair shows token 0: nobody reads what comes of it, and its gradient is 0.
+    """
+
+    token: Tensor  # (R,) int64
+    row: Tensor  # (pairs,) int64, of the pairs in order of token, then expert
+    first: Tensor  # (N,) int64, where a token's pairs begin in `row`
+    ends: Tensor  # (E,) int64 on the CPU, where each expert's rows end
 
 
 def plan_rows(selected: Tensor, multiple: int) -> Plan:
     """selected (N, E) bool -> Plan."""
-    expert, token = selected.t().nonzero(as_tuple=True)
-    counts = selected.sum(0)
+    rank = selected.cumsum(0)  # (N, E), from 1
+    counts = rank[-1]
     padded = (counts + multiple - 1) // multiple * multiple
-    shift = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)
-    row = torch.arange(len(token), device=selected.device) + shift[expert]
-    return Plan(token, expert, row, padded.cumsum(0).tolist())
+    row = (rank + (padded.cumsum(0) - padded - 1))[selected]
+    used = selected.sum(1)
+    ends = padded.cumsum(0).cpu()
+    token = torch.arange(len(used), device=used.device).repeat_interleave(used, output_size=len(row))
+    rows = token.new_zeros(int(ends[-1])).index_copy_(0, row, token)
+    return Plan(rows, row, used.cumsum(0) - used, ends)
 
 
 def _multiple(x: Tensor) -> int:
     return ROW_MULTIPLE if x.device.type == "cpu" and x.dtype == torch.bfloat16 else 1
 
 
-def _rows(x: Tensor, plan: Plan) -> Tensor:
-    """x (N, D) -> (R, D): each pair's token at its row, zeros between."""
-    return x.new_zeros(plan.ends[-1], x.shape[1]).index_copy_(0, plan.row, x[plan.token])
+def _spans(plan: Plan) -> Iterator[tuple[int, slice]]:
+    """(expert, its rows), in order."""
+    ends = plan.ends.tolist()
+    for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        yield expert, slice(start, end)
 
 
-def _grouped(rows: Tensor, weights: Tensor, plan: Plan) -> Tensor:
-    """rows (R, I) @ weights (E, I, O) -> (R, O), each expert its own rows."""
-    out = rows.new_empty(rows.shape[0], weights.shape[2])
-    start = 0
-    for weight, end in zip(weights.unbind(0), plan.ends, strict=True):
-        if end > start:
-            torch.mm(rows[start:end], weight, out=out[start:end])
-        start = end
-    return out
-
-
-def _grouped_gradient(rows: Tensor, gradient: Tensor, like: Tensor, plan: Plan) -> Tensor:
-    """rows (R, I), gradient (R, O) -> gradient of the weights (E, I, O); zero for an expert without rows."""
-    out = torch.empty_like(like)
-    start = 0
-    for weight, end in zip(out.unbind(0), plan.ends, strict=True):
-        if end > start:
-            torch.mm(rows[start:end].t(), gradient[start:end], out=weight)
-        else:
-            weight.zero_()
-        start = end
-    return out
+def _sum_by_token(rows: Tensor, plan: Plan, scale: Tensor | None = None) -> Tensor:
+    """rows (R, D), scale (pairs,) in order of token -> (N, D): for each token the sum of its pairs' rows."""
+    return F.embedding_bag(plan.row, rows, plan.first, mode="sum", per_sample_weights=scale)
 
 
 @torch.library.custom_op("adaptive_lm::experts_forward", mutates_args=())
-def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> list[Tensor]:
+    """-> y (N, D); what each row was on its way: gate|up (R, 2F), silu(gate) (R, F), times up (R, F), and the expert's
+    answer (R, D); and the plan."""
     plan = plan_rows(selected, _multiple(x))
-    hidden = _grouped(_rows(x, plan), gate_up, plan)  # (R, 2F)
-    gate, up = hidden.chunk(2, -1)
-    out_rows = _grouped(F.silu(gate) * up, down, plan)  # (R, D)
-    scale = weights[plan.token, plan.expert].to(x.dtype)
-    out = torch.zeros_like(x).index_add_(0, plan.token, out_rows[plan.row] * scale[:, None])
-    return out, hidden
+    rows = x.index_select(0, plan.token)  # (R, D)
+    hidden, silu, inner, answer = (rows.new_empty(len(rows), size) for size in _widths(gate_up))
+    # an expert after the other, so that what it makes is still in the cache when it is read
+    for expert, at in _spans(plan):
+        if at.stop == at.start:
+            continue
+        gate, up = torch.mm(rows[at], gate_up[expert], out=hidden[at]).chunk(2, -1)
+        torch.ops.aten.silu.out(gate, out=silu[at])
+        torch.mul(silu[at], up, out=inner[at])
+        torch.mm(inner[at], down[expert], out=answer[at])
+    out = _sum_by_token(answer, plan, weights[selected].to(x.dtype))
+    return [out, hidden, silu, inner, answer, *plan]
+
+
+def _widths(gate_up: Tensor) -> tuple[int, int, int, int]:
+    """gate_up (E, D, 2F) -> 2F, F, F, D"""
+    _, dim, double = gate_up.shape
+    return double, double // 2, double // 2, dim
 
 
 @_forward.register_fake
-def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    rows = torch.library.get_ctx().new_dynamic_size()
-    return torch.empty_like(x), x.new_empty(rows, gate_up.shape[2])
+def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> list[Tensor]:
+    context = torch.library.get_ctx()
+    rows, pairs = context.new_dynamic_size(), context.new_dynamic_size()
+    made = [x.new_empty(rows, size) for size in _widths(gate_up)]
+    plan = [selected.new_empty(size, dtype=torch.int64) for size in (rows, pairs, len(x))]
+    ends = torch.empty(len(gate_up), dtype=torch.int64, device="cpu")
+    return [torch.empty_like(x), *made, *plan, ends]
 
 
 @torch.library.custom_op("adaptive_lm::experts_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, hidden: Tensor
+    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, made: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    plan = plan_rows(selected, _multiple(x))
-    gradient_rows = _rows(gradient.to(x.dtype), plan)  # (R, D), of the weighted output
-    scale = x.new_zeros(plan.ends[-1]).index_copy_(0, plan.row, weights[plan.token, plan.expert].to(x.dtype))[:, None]
-    gate, up = hidden.chunk(2, -1)
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    inner = silu * up  # (R, F)
-    through = _grouped(gradient_rows, down.transpose(1, 2), plan)  # (R, F): gradient of inner before its weight
-    of_weight = (inner * through).sum(-1, dtype=weights.dtype)
-    of_weights = torch.zeros_like(weights)
-    of_weights[plan.token, plan.expert] = of_weight[plan.row]
-    of_down = _grouped_gradient(inner * scale, gradient_rows, down, plan)
-    through = through * scale
-    of_hidden = torch.cat([through * up * (sigmoid + silu * (1 - sigmoid)), through * silu], -1)  # (R, 2F)
-    of_gate_up = _grouped_gradient(_rows(x, plan), of_hidden, gate_up, plan)
-    of_rows = _grouped(of_hidden, gate_up.transpose(1, 2), plan)
-    of_x = torch.zeros_like(x).index_add_(0, plan.token, of_rows[plan.row])
-    return of_x, of_weights, of_gate_up, of_down
+    """`made` is what `_forward` gives after y."""
+    hidden, silu, inner, answer = made[:4]
+    plan = Plan(*made[4:])
+    rows = x.index_select(0, plan.token)
+    gradient_rows = gradient.to(x.dtype).index_select(0, plan.token)  # (R, D), of the weighted answer
+    of_weight = (gradient_rows * answer).sum(-1, dtype=weights.dtype)
+    of_weights = torch.zeros_like(weights).masked_scatter_(selected, of_weight.index_select(0, plan.row))
+    scale = x.new_zeros(len(rows)).index_copy_(0, plan.row, weights[selected].to(x.dtype))
+    of_answer = gradient_rows.mul_(scale[:, None])  # (R, D), 0 where a row belongs to no pair
+    of_rows, of_gate_up, of_down = torch.empty_like(rows), torch.empty_like(gate_up), torch.empty_like(down)
+    spans = list(_spans(plan))
+    most = max(at.stop - at.start for _, at in spans)
+    of_hidden_of_most, of_inner_of_most = hidden.new_empty(most, hidden.shape[1]), torch.empty_like(silu[:most])
+    for expert, at in spans:
+        size = at.stop - at.start
+        if not size:
+            of_gate_up[expert].zero_()
+            of_down[expert].zero_()
+            continue
+        (gate, up), of_hidden = hidden[at].chunk(2, -1), of_hidden_of_most[:size]
+        of_gate, of_up = of_hidden.chunk(2, -1)
+        of_inner = torch.mm(of_answer[at], down[expert].t(), out=of_inner_of_most[:size])  # (r, F)
+        torch.mm(inner[at].t(), of_answer[at], out=of_down[expert])
+        torch.mul(of_inner, silu[at], out=of_up)
+        torch.ops.aten.silu_backward.grad_input(of_inner.mul_(up), gate, grad_input=of_gate)
+        torch.mm(rows[at].t(), of_hidden, out=of_gate_up[expert])
+        torch.mm(of_hidden, gate_up[expert].t(), out=of_rows[at])
+    return _sum_by_token(of_rows, plan), of_weights, of_gate_up, of_down
 
 
 @_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, hidden: Tensor
+    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, made: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weights), torch.empty_like(gate_up), torch.empty_like(down)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's own signature
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _differentiate(ctx, gradient, _):  # type: ignore[no-untyped-def]  # torch.library's own signature
-    of_x, of_weights, of_gate_up, of_down = _backward(gradient.contiguous(), *ctx.saved_tensors)
+def _differentiate(ctx, gradients):  # type: ignore[no-untyped-def]  # torch.library's own signature
+    x, weights, selected, gate_up, down, *made = ctx.saved_tensors
+    found = _backward(gradients[0].contiguous(), x, weights, selected, gate_up, down, made)
+    of_x, of_weights, of_gate_up, of_down = found
     return of_x, of_weights, None, of_gate_up, of_down
 
 

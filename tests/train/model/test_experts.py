@@ -107,13 +107,14 @@ def test_bf16_rows_padded_for_the_cpu_agree_with_float32(chosen: str) -> None:
 def test_every_pair_has_a_row_of_its_own_among_those_of_its_expert(chosen: str, multiple: int) -> None:
     selected = routed(chosen)
     plan = plan_rows(selected, multiple)
-    pairs = set(zip(plan.token.tolist(), plan.expert.tolist(), strict=True))
-    assert pairs == set(map(tuple, selected.nonzero().tolist()))
+    starts, ends = [0, *plan.ends.tolist()[:-1]], plan.ends.tolist()
     assert len(set(plan.row.tolist())) == len(plan.row)
-    starts = [0, *plan.ends[:-1]]
-    for row, expert in zip(plan.row.tolist(), plan.expert.tolist(), strict=True):
-        assert starts[expert] <= row < plan.ends[expert]
-    for count, start, end in zip(selected.sum(0).tolist(), starts, plan.ends, strict=True):
+    assert len(plan.token) == ends[-1]
+    for row, (token, expert) in zip(plan.row.tolist(), selected.nonzero().tolist(), strict=True):
+        assert plan.token[row] == token
+        assert starts[expert] <= row < ends[expert]
+    assert plan.first.tolist() == (selected.sum(1).cumsum(0) - selected.sum(1)).tolist()
+    for count, start, end in zip(selected.sum(0).tolist(), starts, ends, strict=True):
         assert count <= end - start < count + multiple
         assert (end - start) % multiple == 0
 
@@ -139,9 +140,9 @@ def test_the_rows_multiplied_are_the_pairs_chosen(chosen: str) -> None:
     selected = routed(chosen)
     counts = selected.sum(0)
     x, weights, gate_up, down = (tensor.detach() for tensor in arguments(dtype=torch.float32))
-    _, hidden = _forward(x, weights, selected, gate_up, down)
+    _, hidden, *_ = _forward(x, weights, selected, gate_up, down)
     assert len(hidden) == counts.sum()
-    _, hidden = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16())
+    _, hidden, *_ = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16())
     assert len(hidden) == ((counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE).sum()
 
 
