@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..parallel.sums import drawn_for_all, gathered, total
 from .attention import rotary_tables
@@ -17,6 +16,7 @@ from .depth import dropout_rates
 from .exits import ExitRouter, confidence
 from .initialize import initialize
 from .norm import RMSNorm
+from .recompute import run_recomputing
 from .threshold import Thresholded
 
 
@@ -111,7 +111,7 @@ class Transformer(nn.Module):
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i])
             here = alive if dropped is None else alive & ~dropped[i, :, None]
             if checkpoint_activations and self.training:
-                x, layer = checkpoint(block, x, here, rotary, levels, use_reentrant=False)
+                x, layer = run_recomputing(block, x, here, rotary, levels)
             else:
                 x, layer = block(x, here, rotary, levels)
             routing.append(layer)

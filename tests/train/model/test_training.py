@@ -1,12 +1,14 @@
 """What training asks of the model: a gradient for everything, the same numbers when it recomputes, a float32 router."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import CONFIGS, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, training_loss
 
@@ -123,6 +125,35 @@ def test_recomputing_activations_keeps_fewer_of_them() -> None:
             copy.deepcopy(tiny_model("top_p")).train()(tiny_ids(), checkpoint_activations=recompute)
         kept[recompute] = sum(sizes)
     assert kept[True] < kept[False] / 3
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.runs[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_recomputing_activations_decides_no_route_twice(half: bool) -> None:
+    """T38: ranks, comparisons with thresholds and experts run once a step, though the rest runs again.
+
+    The backward pass of `experts_forward` is an operator of its own.
+    """
+    runs = {}
+    for recompute in (False, True):
+        with Counted() as counted, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            loss_and_gradients(copy.deepcopy(tiny_model("both_none")).train(), checkpoint_activations=recompute)
+        runs[recompute] = counted.runs
+    assert runs[True]["aten.rsqrt.default"] > runs[False]["aten.rsqrt.default"], "norms are what is computed again"
+    once = ["aten.sort.stable", "aten.lt.Tensor", "aten.ge.Tensor", "aten.mm.default"]
+    for name in [*once, "adaptive_lm.experts_forward.default"]:
+        assert runs[False][name] == runs[True][name] > 0, name
 
 
 def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
