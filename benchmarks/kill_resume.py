@@ -23,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def child(arguments: Sequence[str], prepare: Callable[[], None], log: Path) -> i
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         code = 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)  # as the parent's own exit is not to run here
 

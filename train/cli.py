@@ -82,6 +82,9 @@ Example: adaptive train quickstart --name demo
 @click.option(
     "--resume", is_flag=True, help="Go on with run NAME (by default the newest) from its newest good checkpoint."
 )
+@click.option(
+    "--override-resume", is_flag=True, help="Let --resume change rates, schedule, losses or batch size; it is noted."
+)
 @click.option("--overwrite", is_flag=True, help="Delete run NAME if it exists, and begin again.")
 @click.option(
     "--begin-or-resume",
@@ -108,6 +111,7 @@ def train(
     name: str | None,
     stop_at: int | None,
     resume: bool,
+    override_resume: bool,
     overwrite: bool,
     begin_or_resume: bool,
     nproc: int | None,
@@ -141,6 +145,8 @@ def train(
     from .parallel.world import World, restarted
     from .run import named_run, newest_run, next_run
 
+    if override_resume and not resume:
+        raise click.UsageError("--override-resume changes a run that goes on; give --resume with it")
     overrides = [flag_values(**flags), *(parse_setting(setting) for setting in settings)]
     if stage is not None:
         if recipe is None or resume:
@@ -160,7 +166,7 @@ def train(
         if recipe:
             overrides.insert(0, {"recipe": read_recipe(recipe)["recipe"]})
         if not print_config:
-            report(session.resume(run, overrides, stop_at=stop_at))
+            report(session.resume(run, overrides, stop_at=stop_at, override=override_resume))
             return
         from .checkpoint import load_checkpoint
 

@@ -10,6 +10,7 @@ import torch
 
 from .checkpoint import Checkpoint
 from .data import Corpus
+from .differences import refuse
 from .errors import UserError
 from .parallel.world import World
 from .progress import Progress
@@ -26,16 +27,6 @@ def identity_of(corpus: Corpus, device: torch.device, precision: str, world: Wor
         "device": device.type,
         "ranks": world.size,
     }
-
-
-def refuse(run: Run, changed: list[str]) -> None:
-    """Raises UserError listing the differences, if there are any."""
-    if changed:
-        listed = "\n  ".join(changed)
-        raise UserError(
-            f"{run.path} began with other settings, so it would not be the same run:\n  {listed}\n"
-            f"Leave these out to go on ({run.resume_command}), or begin a new run under another --name"
-        )
 
 
 def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:

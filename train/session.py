@@ -16,12 +16,12 @@ from .checkpoint import Checkpoint, clean, list_checkpoints, set_aside
 from .config import RunConfig, make_config
 from .data import Corpus, prepare
 from .device import choose_device, choose_precision, versions
-from .differences import differences
+from .differences import require_same
 from .errors import UserError
 from .evaluate import Evaluation
 from .files import cannot_write
 from .gatekeeper import examine
-from .identity import compare_identity, identity_of, refuse, refuse_other_data
+from .identity import compare_identity, identity_of, refuse_other_data
 from .lengths import Lengths
 from .lineage import require_parent
 from .metrics import open_metrics
@@ -108,9 +108,11 @@ def resume(
     overrides: Iterable[Mapping[str, Any]] = (),
     *,
     stop_at: int | None = None,
+    override: bool = False,
     display: Progress | None = None,
 ) -> Outcome:
-    """Goes on with a run from its newest good checkpoint, exactly as if it had not stopped.
+    """Goes on with a run from its newest good checkpoint, exactly as if it had not stopped; `override` lets settings
+    be changed that make it another run from there on, as the rates.
 
     Raises:
         UserError: there is nothing to resume, every checkpoint is damaged, or config, data or tokenizer differ from
@@ -130,7 +132,9 @@ def resume(
                         "without --resume"
                     )
                 config = make_config(found.config.model_dump(mode="json"), overrides)
-                refuse(run, differences(found.config, config))
+                overridden = require_same(run, found.config, config, override)
+                for key, (before, after) in overridden.items():
+                    display.say(f"note: {key} was {before!r} and is {after!r} from step {found.step} on")
                 ended = bool(found.state.get("complete")) and not _longer(found.config, config)
                 if ended and (not config.gates.asked or _judged(run, config)):
                     display.say(
@@ -140,7 +144,7 @@ def resume(
                     return Outcome(run, found.step, True, exit_code=code_of(report), report=report)
                 world.at_first(lambda: require_parent(run, config))
                 set_aside(found.damaged)  # those that the first rank passed over; the others know of none
-                return _train(config, run, found, stop_at, signals, display, ended)
+                return _train(config, run, found, stop_at, signals, display, ended, overridden)
         except Stopped as stopped:
             display.say(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
@@ -171,8 +175,9 @@ def _train(
     signals: StopSignals,
     display: Progress,
     ended: bool = False,
+    overridden: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """`ended`: there is nothing to train any more, only gates to be held against."""
+    """`ended`: there is nothing to train any more, only gates to be held against. `overridden`: for versions.json."""
     world = World()
     if world.is_first:
         clean(run.checkpoints)
@@ -201,7 +206,8 @@ def _train(
 
     def prepare_folder() -> None:
         require_space(run, parameters)
-        write_beside(config, run, corpus, versions(device, precision))
+        noted = {"overridden": {"step": counters.step, **overridden}} if overridden else {}
+        write_beside(config, run, corpus, versions(device, precision) | noted)
         (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
 
     world.at_first(prepare_folder)

@@ -137,8 +137,8 @@ def test_differences_are_listed_except_for_what_a_resumed_run_may_change() -> No
         parse_setting(s) for s in ("model.dim=64", "trainer.seed=5", "trainer.device=cpu", "trainer.eval_every=3")
     ]
     after = make_config({}, wanted)
-    assert differences(before, after) == ["model.dim: 128 -> 64", "trainer.seed: 0 -> 5"]
-    assert differences(before, make_config({}, [{"trainer": {"steps": 9}}])) == []
+    assert differences(before, after) == {"model.dim": (128, 64), "trainer.seed": (0, 5)}
+    assert differences(before, make_config({}, [{"trainer": {"steps": 9}}])) == {}
 
 
 def test_the_known_keys_are_the_keys_of_a_printed_config() -> None:

@@ -219,6 +219,50 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(
     assert load_checkpoint("runs/a").step == 1
 
 
+def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
+    tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
+) -> None:
+    """T18, T19: the batch of another size goes on reading where the run stood."""
+    session.begin(tiny_config(), named_run("a"), stop_at=5, display=display)
+    change = {"optimizer": {"lr": 0.001}, "trainer": {"batch_size": 8}, "schedule": {"kind": "constant"}}
+    with pytest.raises(UserError, match=r"(?s)optimizer\.lr: 0\.03 -> 0\.001\n.*or change it.*--override-resume"):
+        session.resume(named_run("a"), [change], display=display)
+    assert session.resume(named_run("a"), [change], override=True, stop_at=8, display=display).step == 8
+    assert "note: optimizer.lr was 0.03 and is 0.001 from step 5 on" in story.getvalue()
+    sessions = json.loads(Path("runs/a/versions.json").read_text())["sessions"]
+    assert "overridden" not in sessions[0]
+    assert sessions[1]["overridden"]["step"] == 5
+    assert sessions[1]["overridden"]["optimizer.lr"] == [0.03, 0.001]
+    assert [record["lr"] for record in read_metrics(Path("runs/a/metrics.jsonl"))][5:] == [0.001] * 3
+    assert load_checkpoint("runs/a").state["windows"] == [5 * 4 + 3 * 8]
+    assert session.resume(named_run("a"), display=display).complete  # it is the run's own from now on
+    assert load_checkpoint("runs/a").config.optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"model": {"dim": 64}}, r"model\.dim: 32 -> 64 \(never: the weights are those of the model"),
+        ({"model": {"ffn": {"num_experts": 8}}}, r"model\.ffn\.num_experts: 4 -> 8 \(never: the weights"),
+        ({"optimizer": {"kind": "adamw"}}, r"optimizer\.kind: .* \(never: what one optimizer remembers"),  # T20
+        ({"tokenizer": {"kind": "words"}}, r"tokenizer\.kind: .* \(never: the weights know each token"),  # T21
+        ({"data": {"val_fraction": 0.2}}, r"data\.val_fraction: .* \(never: how far the text was read"),
+        ({"trainer": {"sequence_length": 16}}, r"trainer\.sequence_length: .* \(never: how far"),
+        ({"trainer": {"seed": 4}}, r"trainer\.seed: 0 -> 4 \(never: the text would come in another order"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused_with_the_flag_too_and_says_why(
+    tiny_config: Make, folder: Path, display: Progress, change: dict[str, Any], why: str
+) -> None:
+    """T18, T20, T21: whatever else may be changed; of that the message says nothing."""
+    session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
+    with pytest.raises(UserError, match=why) as error:
+        session.resume(named_run("a"), [change, {"losses": {"router_z_loss": 0.5}}], override=True, display=display)
+    assert "router_z_loss" not in str(error.value)
+    assert "--override-resume" not in str(error.value)
+    assert load_checkpoint("runs/a").step == 1
+
+
 def test_what_a_resumed_run_may_change_it_may_change(tiny_config: Make, folder: Path, display: Progress) -> None:
     session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
     change = {"steps": 4, "checkpoint_every": 2, "eval_every": 3, "device": "auto", "checkpoint_activations": True}
