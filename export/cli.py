@@ -18,6 +18,13 @@ Example: adaptive export demo --onnx
 
 @click.command(epilog=EPILOG)
 @click.argument("source", required=False, metavar="[RUN|CHECKPOINT]")
+@click.option(
+    "--checkpoint",
+    default="last",
+    show_default=True,
+    metavar="best|last|STEP",
+    help="Which of the run's: that of the least held-out loss, the newest good one, or that of a step.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the folder model in the run.")
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX, the one format so far and the default.")
 @click.option(
@@ -30,7 +37,13 @@ Example: adaptive export demo --onnx
 @click.option("--threads", type=click.IntRange(min=1), help="Threads for the check; by default one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
-    source: str | None, out: Path | None, as_onnx: bool, quantize: str, threads: int | None, as_json: bool
+    source: str | None,
+    checkpoint: str,
+    out: Path | None,
+    as_onnx: bool,
+    quantize: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Turn a run or a checkpoint into one portable ONNX model, and prove it equal to torch.
 
@@ -44,6 +57,7 @@ def export(
         out,
         "int8" if quantize == "int8" else "fp32",
         threads=threads,
+        checkpoint=checkpoint,
         story=lambda line: click.echo(line, err=True),
     )
     if as_json:

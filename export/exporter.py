@@ -31,14 +31,17 @@ def run_export(
     precision: Precision = "fp32",
     *,
     threads: int | None = None,
+    checkpoint: str = "last",
     story: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Exports a run or checkpoint (by default the newest run) into the folder `out` (by default `model` in the run).
 
+    `checkpoint` is which one of a run: `best`, `last` (the newest good one), or a step.
+
     Raises:
         UserError: nothing to export, nowhere to write, or the graph failed its check; then no model is written.
     """
-    source = read(find(name))
+    source = read(find(name, checkpoint))
     target = out or source.checkpoint.run / "model"
     parameters = sum(p.numel() for p in source.model.parameters())
     story(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precision}")

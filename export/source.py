@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..runtime.manifest import DialTable, DialTarget
+from ..train.best import checkpoint_of
 from ..train.checkpoint import Checkpoint, load_checkpoint
 from ..train.errors import UserError
 from ..train.model import ModelConfig, Thresholds, Transformer
@@ -92,14 +93,24 @@ def beside(level: float, scores: Tensor) -> float:
     return next(free, tries[0])
 
 
-def find(name: str | None) -> Path:
-    """A run by name or path, a checkpoint by path; by default the newest run.
+def find(name: str | None, which: str = "last") -> Path:
+    """A run by name or path and `which` checkpoint of it, or a checkpoint by path; by default the newest run.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or it has no such checkpoint.
     """
-    if name is None:
-        return newest_run().path
+    path = newest_run().path if name is None else find_run(name)
+    if which != "last" and not (path / "checkpoints").is_dir():
+        raise UserError(f"--checkpoint {which} wants a run, but {path} is no folder of one; leave --checkpoint out")
+    return checkpoint_of(path, which)
+
+
+def find_run(name: str) -> Path:
+    """A run by name or path, or a checkpoint by path.
+
+    Raises:
+        UserError: there is neither.
+    """
     # the run first, since a folder that happens to lie here may share its name; that one is spelt ./NAME
     if Path(name).name == name and (RUNS / name / "config.yaml").is_file():
         return RUNS / name

@@ -7,7 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .checkpoint import COMPLETE
+from .checkpoint import COMPLETE, list_checkpoints
+from .errors import UserError
 from .files import cannot_write, write_whole
 
 POINTER = "best.json"
@@ -44,6 +45,31 @@ def read_best(run: Path) -> Score | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return score if (score.place(run) / COMPLETE).exists() else None
+
+
+def checkpoint_of(run: Path, which: str) -> Path:
+    """The folder of a run's checkpoint: `best`, the step of one, or for `last` the run, whose newest good one it is.
+
+    Raises:
+        UserError: the run has no such checkpoint; those it has are named.
+    """
+    if which == "last":
+        return run
+    there = list_checkpoints(run / "checkpoints")
+    if which == "best":
+        best = read_best(run)
+        if best is not None:
+            return best.place(run)
+    elif which.isdigit():
+        for path in there:
+            if int(path.name[5:]) == int(which):
+                return path
+    else:
+        raise UserError(f"--checkpoint {which!r}: expected best, last, or the step of a checkpoint")
+    has = ", ".join(str(int(path.name[5:])) for path in there)
+    found = f"it has checkpoints of steps {has}" if has else "it has none at all"
+    wanted = "best checkpoint: none was scored" if which == "best" else f"checkpoint of step {which}"
+    raise UserError(f"{run} has no {wanted}; {found}" + ("; --checkpoint last takes the newest" if has else ""))
 
 
 def point_at(run: Path, best: Score) -> None:

@@ -274,7 +274,7 @@ def tell(outcome: Outcome) -> None:
         if best is not None and best.step != outcome.step:
             click.echo(
                 f"the checkpoint of step {best.step} has a lower loss, {best.val_loss:.4f} over {best.tokens} tokens; "
-                f"adaptive export {best.place(run.path)} --onnx exports that one",
+                f"adaptive export {run.name} --checkpoint best --onnx exports that one",
                 err=True,
             )
         click.echo(f"next: adaptive export {run.name} --onnx", err=True)

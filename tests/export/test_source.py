@@ -17,6 +17,7 @@ from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import BESIDE, Source, beside, dial, find, read
 from adaptive_lm.runtime.dial import Dial, resolve
 from adaptive_lm.runtime.manifest import Manifest
+from adaptive_lm.train.best import Score, point_at
 from adaptive_lm.train.checkpoint import load_checkpoint, save_checkpoint, write_json
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.errors import UserError
@@ -36,6 +37,21 @@ def test_a_run_goes_before_a_folder_of_its_name(here: Path) -> None:
     (here / "tiny").mkdir()
     assert find("tiny") == Path("runs/tiny")
     assert find("./tiny") == Path("tiny"), "spelt as a path it is the folder"
+
+
+def test_a_checkpoint_of_a_run_is_named_best_last_or_by_its_step(here: Path) -> None:
+    run = Path("runs/tiny")
+    assert [read(find("tiny", which)).checkpoint.step for which in ("last", "10", "26")] == [26, 10, 26]
+    with pytest.raises(UserError, match=r"runs/tiny has no best checkpoint: none was scored; it has .* steps 10, 26;"):
+        find("tiny", "best")
+    point_at(run, Score(10, 1.5, 64))
+    assert read(find("tiny", "best")).checkpoint.step == 10
+    with pytest.raises(UserError, match=r"no checkpoint of step 11; it has checkpoints of steps 10, 26; .* last takes"):
+        find("tiny", "11")
+    with pytest.raises(UserError, match=r"--checkpoint 'newest': expected best, last, or the step"):
+        find("tiny", "newest")
+    with pytest.raises(UserError, match=r"--checkpoint best wants a run, but .*step-000010 is no folder of one"):
+        find("runs/tiny/checkpoints/step-000010", "best")
 
 
 def test_the_newest_run_is_the_default(here: Path) -> None:

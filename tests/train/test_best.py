@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import cli, session
-from adaptive_lm.train.best import POINTER, Score, point_at, read_best
+from adaptive_lm.train.best import POINTER, Score, checkpoint_of, point_at, read_best
 from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint, prune
 from adaptive_lm.train.config import RunConfig
 from adaptive_lm.train.errors import UserError
@@ -288,5 +288,5 @@ def test_runs_and_train_name_a_best_checkpoint_that_is_not_the_last(
     said = io.StringIO()
     monkeypatch.setattr(cli.click, "echo", lambda text, err=False: said.write(text + "\n"))
     cli.report(outcome)
-    assert "adaptive export runs/a/checkpoints/step-000008 --onnx exports that one" in said.getvalue()
-    assert load_checkpoint("runs/a/checkpoints/step-000008").step == 8
+    assert "adaptive export a --checkpoint best --onnx exports that one" in said.getvalue()
+    assert load_checkpoint(checkpoint_of(Path("runs/a"), "best")).step == 8
