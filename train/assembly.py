@@ -34,7 +34,7 @@ def assemble(
         from .parallel.strategy import place  # a second to import, and most runs have one process
 
         placed = place(model, config.trainer.parallel, compiled=config.trainer.compile)
-    optimizers = Optimizers(model, config.optimizer, placed)
+    optimizers = Optimizers(model, config.optimizer, placed, by_layer=config.monitor.act == "lr")
     counters = Counters()
     if found is not None:
         slots = {name: value for name, value in found.optimizer_state.items() if not name.startswith("random.")}

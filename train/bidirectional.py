@@ -24,20 +24,28 @@ def layer_of(name: str) -> str:
 
 
 Squares = Callable[[Sequence[tuple[nn.Parameter, Tensor]]], list[Tensor]]
-"""Weights and their gradients -> the sum of the squares of each, ()."""
+"""Weights and tensors that lie as they do -> the sum of the squares of each, ()."""
 
 
-def squares_here(gradients: Sequence[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
-    """Of gradients that lie whole in this process."""
-    return [gradient.float().square().sum() for _, gradient in gradients]
+def squares_here(tensors: Sequence[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+    """Of tensors that lie whole in this process."""
+    return [tensor.float().square().sum() for _, tensor in tensors]
 
 
 def layer_norms(weights: Iterable[tuple[str, nn.Parameter]], squares: Squares = squares_here) -> dict[str, Tensor]:
     """layer -> norm of its gradient, (); layers without a gradient are left out."""
-    moved = [(layer_of(name), (weight, weight.grad)) for name, weight in weights if weight.grad is not None]
+    gradients = [(name, weight, weight.grad) for name, weight in weights if weight.grad is not None]
+    return norms_by_layer(gradients, squares)
+
+
+def norms_by_layer(
+    tensors: Sequence[tuple[str, nn.Parameter, Tensor]], squares: Squares = squares_here
+) -> dict[str, Tensor]:
+    """layer -> norm, (), of all tensors of its weights; each lies as its weight does."""
     by_layer: dict[str, list[Tensor]] = defaultdict(list)
-    for (layer, _), square in zip(moved, squares([each for _, each in moved]), strict=True):
-        by_layer[layer].append(square)
+    found = squares([(weight, tensor) for _, weight, tensor in tensors])
+    for (name, _, _), square in zip(tensors, found, strict=True):
+        by_layer[layer_of(name)].append(square)
     return {layer: sum(parts[1:], parts[0]).sqrt() for layer, parts in by_layer.items()}
 
 

@@ -17,6 +17,7 @@ from .errors import UserError
 from .gates import GatesConfig
 from .model.config import ModelConfig, Section
 from .model.losses import LossConfig
+from .monitor.config import MonitorConfig
 from .optimizer import OptimizerConfig
 from .parallel.kinds import Parallel
 from .schedule import ScheduleConfig
@@ -131,6 +132,7 @@ class RunConfig(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     trainer: TrainerConfig = TrainerConfig()
+    monitor: MonitorConfig = MonitorConfig()
     gates: GatesConfig = GatesConfig()
 
     @model_validator(mode="after")
@@ -155,6 +157,12 @@ class RunConfig(BaseModel):
                 "schedule.each_stage needs sources with epochs and no trainer.max_seconds: a clock does not say when a "
                 "stage is over; give sources their epochs and set max_seconds to null, or leave each_stage out"
             )
+        self.monitor.check(
+            micro_batches=self.trainer.micro_batches,
+            staged=self.data.staged,
+            scheduled=bool(self.trainer.batch_schedule),
+            parallel=self.trainer.parallel,
+        )
         if self.gates.no_worse_than_parent and self.parent is None:
             raise ValueError("gates.no_worse_than_parent needs a parent: name its run, as in --set parent=baseline")
         return self

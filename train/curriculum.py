@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .config import RunConfig
 from .model.depth import layer_dropout_rate
-from .model.losses import exit_weights_at, training_loss
+from .model.losses import LossConfig, exit_weights_at, training_loss
 from .model.transformer import ModelOutput, Transformer
 from .schedule import drawn_sparsity
 
@@ -22,11 +22,14 @@ class Curriculum:
         self.config, self.model = config, model
         self.record: dict[str, Any] = {}
         """What is in force, under the names of metrics.jsonl; only what the config moves."""
+        self.losses = config.losses
         self._exit_weights: dict[int, float] | None = None
         self._moves_exits = self.config.losses.exit_curriculum != "all"
 
-    def apply(self, step: int, done: float) -> None:
-        """Sets the model for step `step` (0, 1, ...), which stands at progress `done` (0..1) of the run."""
+    def apply(self, step: int, done: float, losses: LossConfig | None = None) -> None:
+        """Sets the model for step `step` (0, 1, ...), which stands at progress `done` (0..1) of the run; `losses` are
+        weights in place of those of the config."""
+        self.losses = losses or self.config.losses
         config, depth = self.config, self.config.model.depth
         self.record = {}
         if config.schedule.moves_sparsity:
@@ -44,7 +47,7 @@ class Curriculum:
 
     def loss(self, out: ModelOutput, targets: Tensor, scored: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch under what is in force; targets and scored (B, T)."""
-        return training_loss(self.model, out, targets, scored, self.config.losses, exit_weights=self._exit_weights)
+        return training_loss(self.model, out, targets, scored, self.losses, exit_weights=self._exit_weights)
 
     def rest(self) -> None:
         """As the config says, with nothing scheduled and nothing drawn: how the model is evaluated and exported."""

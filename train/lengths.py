@@ -56,7 +56,8 @@ class Lengths:
 
     def batch_size(self, counters: Counters, done: float) -> int:
         """Sequences of the longest length that a step has."""
-        return batch_size_at(self.trainer.batch_size, self.trainer.batch_schedule, counters.step, done)
+        size = batch_size_at(self.trainer.batch_size, self.trainer.batch_schedule, counters.step, done)
+        return size * counters.growth
 
     def _which(self, step: int, done: float) -> int:
         begins = self.trainer.sequence_lengths_from

@@ -104,13 +104,19 @@ def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.
 class Optimizers:
     """The one or two optimizers of a run, seen as one: step, learning rate, and a state made of named tensors."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, placed: Placement | None = None) -> None:
-        """`placed` says where the model's weights lie, if they do not all lie here."""
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, placed: Placement | None = None, by_layer: bool = False
+    ) -> None:
+        """`placed` says where the model's weights lie, if they do not all lie here; `by_layer`: layers have rates of
+        their own, whether or not the config scales them."""
         self.config, self.placed = config, placed or Placement(model)
         matrices, rest = split_parameters(self.placed.weights)
         self.names = {**matrices, **rest}
         self.factors: dict[str, float] = {}
         """layer -> factor on its learning rate at the last `balance`; empty where rates are not scaled."""
+        self.held: dict[str, float] = {}
+        """layer, or `all` -> factor by which the monitor holds its rate down; empty where it holds none."""
+        self._by_layer = by_layer or config.bidirectional
         self._rate = 1.0
         decay, momentum = config.weight_decay, config.momentum
         rest_groups = self._groups(rest, lr=config.adamw_lr, weight_decay=0.0)
@@ -132,29 +138,26 @@ class Optimizers:
         """One group; or one for each layer, where layers have rates of their own. `peak` is the rate at its highest."""
         by_layer: dict[str, list[nn.Parameter]] = defaultdict(list)
         for name, weight in weights.items():
-            by_layer[layer_of(name) if self.config.bidirectional else ""].append(weight)
+            by_layer[layer_of(name) if self._by_layer else ""].append(weight)
         return [
             {"params": params, "layer": layer, "peak": options["lr"], **options} for layer, params in by_layer.items()
         ]
 
     def set_rate(self, factor: float) -> None:
-        """Every learning rate is its peak times `factor`, times its layer's factor where layers have one."""
+        """Every learning rate is its peak times `factor`, times its layer's factors where layers have some."""
         self._rate = factor
+        held = self.held
         for one in self.all:
             for group in one.param_groups:
-                group["lr"] = group["peak"] * factor * self.factors.get(group["layer"], 1.0)
+                layer = group["layer"]
+                own = self.factors.get(layer, 1.0) * held.get(layer, 1.0) * held.get("all", 1.0)
+                group["lr"] = group["peak"] * factor * own
 
     def balance(self) -> None:
         """Sets each layer's factor by the gradients there are now: call it before they are clipped."""
         if self.config.bidirectional:
             self.factors = factors(layer_norms(self.names.items(), self.placed.squares), self.config.target_norm)
             self.set_rate(self._rate)
-
-    def norm_of(self, layer: str) -> float | None:
-        """Norm of the gradient that a layer has now, `layers.0` for the first block; None where it has none."""
-        own = [(name, weight) for name, weight in self.names.items() if layer_of(name) == layer]
-        found = layer_norms(own, self.placed.squares)
-        return float(found[layer]) if found else None
 
     def record(self) -> dict[str, float]:
         """What a record says of the layers' rates: the smallest and the largest factor."""

@@ -22,6 +22,8 @@ class Counters:
     """The step at which the schedule of the learning rate began: 0, or that of the stage."""
     warm_at: float | None = None
     """Where that schedule was, 0..1, when its warm-up had ended; only where that is not counted in shares."""
+    growth: int = 1
+    """How many times its usual size a batch is, by the monitor's doing."""
     windows: list[int] = field(default_factory=list)
     """Windows read so far of each sequence length, in the order in which the config names them."""
     tokens_digest: str = ""
@@ -37,8 +39,8 @@ class StepResult:
     """The named losses, and the averages used: experts_per_token, layers_per_token and what else the model chooses."""
     grad_norm: float = float("nan")
     """Before clipping."""
-    first_block_grad_norm: float | None = None
-    """Of the first block alone, before clipping; measured in the steps that are logged."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Of the layers and routers, and the alarms and acts that follow from them; in the steps that are logged."""
     problem: str | None = None
     """Why the step was skipped; None if it was taken."""
 
@@ -71,7 +73,8 @@ def record_of(step: int, result: StepResult, **measured: Any) -> dict[str, Any]:
         "total_loss": total,
         **parts,
         **measured,
+        **result.figures,
     }
-    if result.first_block_grad_norm is not None:
-        record["first_block_grad_norm"] = result.first_block_grad_norm
+    if "grad_norm/layers.0" in result.figures:
+        record["first_block_grad_norm"] = result.figures["grad_norm/layers.0"]
     return record if result.problem is None else {**record, "skipped": True, "problem": result.problem}

@@ -22,6 +22,7 @@ from .guard import Guard
 from .lengths import Lengths
 from .metrics import Metrics
 from .model.transformer import Transformer
+from .monitor.monitor import Monitor
 from .optimizer import Optimizers
 from .parallel.quiet import saver_of
 from .parallel.world import World
@@ -70,6 +71,7 @@ class Trainer:
         self.guard = Guard(config, (state or {}).get("guard"))
         self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()), self.placed.norm)
         self.curriculum = Curriculum(config, model)
+        self.monitor = Monitor(config, optimizers, counters, (state or {}).get("monitor"))
         self.lengths = Lengths(config)
         self._controlled = controlled(model)
         self.device = model.embedding.weight.device
@@ -107,13 +109,15 @@ class Trainer:
             self.shape = self.lengths.shape(counters, done)
             rate = self.rate(done)
             self.optimizers.set_rate(rate)
-            self.curriculum.apply(counters.step, done)
+            self.curriculum.apply(counters.step, done, self.monitor.losses())
             result = self.step()
             counters.step += 1
             step = counters.step
             now = time.monotonic()
             self.clock.step_seconds = now - started
             self.check(result)
+            for words in self.monitor.words(result.figures):
+                self.display.say(f"step {step}: {words}")
             complete = self.complete()
             evaluated = None
             saves = step % trainer.checkpoint_every == 0
@@ -139,12 +143,12 @@ class Trainer:
         self._standing = {"schedule_progress": placed, "warmup": warm.risen}
         size, schedule = self.config.trainer.batch_size, self.config.schedule
         now = self.lengths.batch_size(self.counters, done)
-        if now != size or self.config.trainer.batch_schedule:
+        if self.config.trainer.batch_schedule or self.config.monitor.act == "batch":
             self._standing["batch_size"] = now
         return multiplier(schedule, placed, warm) * rate_factor(schedule.batch_rate, now, size)
 
     def step(self) -> StepResult:
-        """One update from one batch of B sequences, in `parts weighted by their scored tokens.
+        """One update from one batch of B sequences, in parts weighted by their scored tokens.
 
         A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
         """
@@ -154,10 +158,11 @@ class Trainer:
             self.guard.forget()
         batch = self.corpus.batch(first, rows, length)  # of all ranks: what is scored in it needs no message
         self.counters.tokens_digest = digest_with(self.counters.tokens_digest, batch)
-        tensors = [torch.from_numpy(part).to(self.device, non_blocking=True) for part in batch]  # each (B, T)
+        tensors = [torch.from_numpy(each).to(self.device, non_blocking=True) for each in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
         result = StepResult()
+        watch = self.monitor.watch(rows)
         before = [buffer.clone() for buffer in self._controlled]
         for whole in zip(*(torch.split(each, part) for each in tensors), strict=True):
             if not whole[2].any():
@@ -165,7 +170,7 @@ class Trainer:
             share = whole[2].sum() / scored_in_all
             ids, targets, scored = map(self.world.rows, whole)
             with autocast(self.device, self.precision):
-                out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations)
+                out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations, measures=watch is not None)
                 loss, parts = self.curriculum.loss(out, targets, scored)
             for name, value in {"loss": loss.detach(), **parts, **out.usage(scored)}.items():
                 sums[name] = sums.get(name, 0.0) + value.float() * share
@@ -173,17 +178,24 @@ class Trainer:
                 break
             (loss * share).backward()
             self.model.observe(out, scored)
+            if watch is not None:
+                watch.saw(out, scored, share)
         result.parts = {name: value.item() for name, value in sums.items()}
         loss_of_step = self.world.first(result.parts.get("loss", 0.0))
         result.problem = self.guard.judge(loss_of_step)
         if not result.skipped:
             self.placed.reduce()
-            if (self.counters.step + 1) % trainer.log_every == 0:
-                result.first_block_grad_norm = self.optimizers.norm_of("layers.0")
+            if watch is not None:
+                watch.gradients()
             result.grad_norm = self.world.first(self.clip())
             result.problem = self.guard.judge(loss_of_step, result.grad_norm)
         if not result.skipped:
-            self.optimizers.step()
+            if watch is None:
+                self.optimizers.step()
+            else:
+                watch.update(self.optimizers.step)
+                watch.agree(self.world.firsts)
+                result.figures = self.monitor.judge(watch, self._standing.get("warmup", 1.0) >= 1)
             self.clipping.accept(result.grad_norm)
             self.guard.accept(loss_of_step, result.grad_norm)
         else:
@@ -241,6 +253,7 @@ class Trainer:
             "random": random_json(),
             "guard": self.guard.state(),
             "clip_history": list(self.clipping.history),
+            "monitor": self.monitor.state(),
         }
         model_state = self.placed.model_state()
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}

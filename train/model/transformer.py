@@ -35,6 +35,7 @@ class ModelOutput(NamedTuple):
     exit_hidden: dict[int, Tensor]  # exit layer -> normed state after it (B, T, D)
     exit_confidence: dict[int, Tensor]  # exit layer -> how sure it is (B, T) float32; empty where nobody can leave
     exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
+    residual_rms: tuple[Tensor, ...] = ()  # L times (): of x after each block, over all its numbers; where asked for
 
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
         """Means over the tokens that count (B, T) or all, () float32: experts per token and layer run, layers run; and
@@ -89,9 +90,14 @@ class Transformer(nn.Module):
         initialize(self)
 
     def forward(
-        self, ids: Tensor, thresholds: Thresholds | None = None, checkpoint_activations: bool = False
+        self,
+        ids: Tensor,
+        thresholds: Thresholds | None = None,
+        checkpoint_activations: bool = False,
+        measures: bool = False,
     ) -> ModelOutput:
-        """ids (B, T) int64 -> ModelOutput. Without `thresholds`, those of the controllers, and nobody leaves early.
+        """ids (B, T) int64 -> ModelOutput. Without `thresholds`, those of the controllers, and nobody leaves early;
+        `measures` asks for `residual_rms`.
 
         Raises:
             ValueError: the sequence is longer than the context.
@@ -107,6 +113,7 @@ class Transformer(nn.Module):
         exit_layer = torch.full_like(ids, -1)
         dropped = self._dropped(ids.shape[0])
         routing, exit_hidden, exit_confidence = [], {}, {}
+        residual_rms: list[Tensor] = []
         for i, block in enumerate(self.layers):
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i])
             here = alive if dropped is None else alive & ~dropped[i, :, None]
@@ -115,6 +122,8 @@ class Transformer(nn.Module):
             else:
                 x, layer = block(x, here, rotary, levels)
             routing.append(layer)
+            if measures:
+                residual_rms.append(x.detach().float().square().mean().sqrt())
             if i in self.config.depth.exit_layers:
                 exit_hidden[i] = self.norm(x)
                 if leaves:
@@ -122,7 +131,8 @@ class Transformer(nn.Module):
                     exits = alive & (exit_confidence[i] > limits.exit_threshold[i])
                     exit_layer = torch.where(exits, i, exit_layer)
                     alive = alive & ~exits
-        return ModelOutput(self.head(self.norm(x)), routing, exit_hidden, exit_confidence, exit_layer)
+        logits = self.head(self.norm(x))
+        return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, tuple(residual_rms))
 
     def default_thresholds(self) -> Thresholds:
         """What the controllers hold now, and no early exit: the thresholds of training and of an exported model."""

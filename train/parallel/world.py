@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -52,6 +52,14 @@ class World:
         told = torch.tensor([value], dtype=torch.float64)
         dist.broadcast(told, 0)
         return float(told)
+
+    def firsts(self, values: Sequence[float]) -> list[float]:
+        """The same for several, of which every rank has as many."""
+        if self.size == 1 or not values:
+            return list(values)
+        told = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(told, 0)
+        return [float(each) for each in told]
 
     def most(self, value: int) -> int:
         """The largest of what the ranks say."""

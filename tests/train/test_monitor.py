@@ -1,0 +1,325 @@
+"""What a run watches in itself, its alarms, and what it does about them (T36)."""
+
+import io
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adaptive_lm.train import session
+from adaptive_lm.train.checkpoint import load_checkpoint
+from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train.model import Transformer
+from adaptive_lm.train.monitor.alarms import Alarms
+from adaptive_lm.train.monitor.config import MonitorConfig
+from adaptive_lm.train.monitor.monitor import Monitor
+from adaptive_lm.train.monitor.noise import Noise
+from adaptive_lm.train.monitor.routers import router_figures
+from adaptive_lm.train.monitor.watch import Watch, noise_of
+from adaptive_lm.train.optimizer import Optimizers
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.record import Counters
+from adaptive_lm.train.run import named_run
+
+Make = Callable[..., RunConfig]
+
+ALL_ROUTERS = {
+    "num_layers": 3,
+    "heads": {"routing": "top_p", "heads_per_token": 2, "shared_heads": 1},
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "depth": {"layers_share": 0.6},
+}
+COLLAPSES: dict[str, Any] = {
+    "model": {"ffn": {"num_experts": 8, "controller": "fixed", "router_top_p": 1e-3, "renormalize": False}},
+    "losses": {"load_balancing_loss": 0, "router_z_loss": 0},
+    "optimizer": {"adamw_lr": 0.2},
+    "schedule": {"kind": "constant", "warmup_share": 0},
+}
+"""One expert a token, whose weight its router sets, a high rate for the router, and nothing that spreads the load."""
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    return read_metrics(Path("runs") / name / "metrics.jsonl")
+
+
+def same_weights(one: str, other: str) -> bool:
+    found = [load_checkpoint(Path("runs") / name) for name in (one, other)]
+    parts = [{**each.model_state, **each.optimizer_state} for each in found]
+    return parts[0].keys() == parts[1].keys() and all(torch.equal(parts[0][key], parts[1][key]) for key in parts[0])
+
+
+@pytest.fixture
+def model(tiny_config: Make) -> Transformer:
+    torch.manual_seed(0)
+    config = tiny_config(model={**ALL_ROUTERS, "vocab_size": 30}).model
+    return Transformer(config)
+
+
+# --- figures
+
+
+def test_figures_of_layers_are_those_of_the_tensors_themselves(model: Transformer) -> None:
+    ids = torch.randint(30, (4, 16), generator=torch.Generator().manual_seed(1))
+    states: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, out: states.append(out[0])) for block in model.blocks()]
+    out = model(ids, measures=True)
+    for hook in hooks:
+        hook.remove()
+    out.logits.square().mean().backward()
+    optimizers = Optimizers(model, make_config({}).optimizer)
+    watch = Watch(optimizers.placed, list(optimizers.names.items()), rows=4)
+    watch.saw(out, torch.ones_like(ids, dtype=torch.bool), torch.tensor(1.0))
+    watch.gradients()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    watch.update(optimizers.step)
+    block = {name: weight for name, weight in model.named_parameters() if name.startswith("layers.1.")}
+    gradient = torch.cat([weight.grad.flatten() for weight in block.values() if weight.grad is not None])
+    moved = torch.cat([(weight.detach() - before[name]).flatten() for name, weight in block.items()])
+    length = torch.cat([before[name].flatten() for name in block]).norm()
+    assert watch.figures["grad_norm/layers.1"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    assert watch.figures["update_ratio/layers.1"] == pytest.approx(float(moved.norm() / length), rel=1e-4)
+    assert float(moved.norm()) > 0
+    for layer, state in enumerate(states):
+        expected = np.sqrt(np.mean(state.detach().numpy() ** 2))
+        assert watch.figures[f"activation_rms/layers.{layer}"] == pytest.approx(expected, rel=1e-5)
+    layers = {name.partition("/")[2] for name in watch.figures}
+    assert layers == {"layers.0", "layers.1", "layers.2", "embedding", "head", "rest"}
+
+
+def test_figures_of_routers_are_those_of_plain_numpy(model: Transformer) -> None:
+    ids = torch.randint(30, (4, 16), generator=torch.Generator().manual_seed(1))
+    scored = torch.rand(4, 16, generator=torch.Generator().manual_seed(2)) < 0.7
+    out = model(ids)
+    found = {name: float(value) for name, value in router_figures(out, scored).items()}
+
+    def entropy(probs: Any) -> Any:
+        return -(probs * np.log(probs)).sum(-1) / np.log(probs.shape[-1])
+
+    layer = out.routing[1]
+    assert layer.routes is not None
+    assert layer.heads is not None
+    assert layer.depth is not None
+    here = scored.flatten().numpy() & layer.runs.numpy()
+    assert 0 < here.sum() < scored.sum()
+    for kind, probs, selected in (
+        ("router", layer.routes.router_probs, layer.routes.selected_experts),
+        ("head_router", layer.heads.router_probs, layer.heads.selected_heads[:, 1:]),
+    ):
+        chosen, used = probs.detach().numpy()[here], selected.numpy()[here].sum(0)
+        assert found[f"{kind}_entropy/layers.1"] == pytest.approx(entropy(chosen.mean(0)), rel=1e-5)
+        assert found[f"{kind}_token_entropy/layers.1"] == pytest.approx(entropy(chosen).mean(), rel=1e-5)
+        assert found[f"{kind}_load/layers.1"] == pytest.approx(used.min() / used.sum() * len(used), rel=1e-5)
+    scores = layer.depth.scores.detach().numpy()[scored.flatten().numpy()]
+    both = np.stack([scores, 1 - scores], -1)
+    assert found["depth_router_entropy/layers.1"] == pytest.approx(entropy(both.mean(0)), rel=1e-5)
+    assert found["depth_router_token_entropy/layers.1"] == pytest.approx(entropy(both).mean(), rel=1e-5)
+    assert "depth_router_entropy/layers.0" not in found  # the first layer always runs
+    assert "depth_router_load/layers.1" not in found
+
+
+def test_looking_changes_nothing_and_only_logged_steps_are_looked_at(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    begin = Watch.__init__
+    monkeypatch.setattr(Watch, "__init__", lambda self, *given: (looked.append(1), begin(self, *given))[1])
+    for name, every in (("each", 1), ("fourth", 4), ("none", 1000)):
+        session.begin(tiny_config(model=ALL_ROUTERS, trainer={"log_every": every}), named_run(name), display=display)
+    assert len(looked) == 12 + 3 + 0
+    assert same_weights("each", "none")
+    assert same_weights("fourth", "none")
+    with_figures = [record["step"] for record in records("fourth") if "update_ratio/layers.1" in record]
+    assert with_figures == [4, 8, 12]
+    last = records("each")[-1]
+    assert last["first_block_grad_norm"] == last["grad_norm/layers.0"] > 0
+
+
+def test_the_noise_of_a_gradient_is_found_from_two_sizes_of_batch() -> None:
+    """McCandlish et al. 2018, appendix A.1: unbiased, so that the mean over many steps is the truth."""
+    generator = np.random.default_rng(0)
+    true, spread, noise = np.full(50, 1.0), 2.0, Noise()
+    found_all, scale = [], None
+    for _ in range(2000):
+        rows = true + spread * generator.standard_normal((16, 50))
+        found = noise_of((rows[:4].mean(0) ** 2).sum(), (rows.mean(0) ** 2).sum(), 4, 16)
+        found_all.append(found)
+        scale = noise.observe(*found)
+    signal, variance = np.mean(found_all, 0)
+    assert signal == pytest.approx((true**2).sum(), rel=0.03)
+    assert variance == pytest.approx(spread**2 * 50, rel=0.03)
+    assert scale == pytest.approx(variance / signal, rel=0.5)  # of the last ten or so
+
+
+# --- alarms
+
+
+def test_an_alarm_is_raised_once_after_patience_and_again_only_after_it_was_over() -> None:
+    alarms = Alarms(MonitorConfig(patience=3, grad_norm=(0.1, 2.0)))
+    values = [5.0, 5.0, 1.0, 5.0, 5.0, 5.0, 5.0, 1.0, 0.01, 0.01, 0.01, float("nan")]
+    raised = []
+    for value in values:
+        alarms = Alarms(alarms.config, alarms.state())  # a resumed run counts on
+        raised.append([str(each) for each in alarms.judge({"grad_norm/layers.0": value})[1]])
+    assert raised == [
+        *[[]] * 5, ["grad_norm/layers.0 is 5, above 2"],
+        *[[]] * 4, ["grad_norm/layers.0 is 0.01, below 0.1"], [],
+    ]  # fmt: skip
+    assert not alarms.judge({"grad_norm/layers.1": 50.0})[0]  # each layer has its own patience
+
+
+def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
+    tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
+) -> None:
+    config = tiny_config(monitor={"activation_rms": [None, 1e-3]}, schedule={"warmup_steps": 5})
+    session.begin(config, named_run("a"), display=display)
+    said = "activation_rms/layers.0 is"
+    assert [record["step"] for record in records("a") if "alarms" in record] == [8]  # the third after the warm-up
+    assert sum(said in line for line in story.getvalue().splitlines()) == 1
+    assert f"step 8: alarm: {said}" in story.getvalue()
+    assert all(said in record["alarms"][0] for record in records("a") if "alarms" in record)
+
+
+def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_again(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    """T36: entropy and load; with the act both recover."""
+    watched = {"router_entropy": 0.85, "router_load": 0.05, "patience": 4}
+    for name, act in (("left", {}), ("spread", {"router_act": "balance", "router_balance": 1.0, "router_steps": 30})):
+        config = tiny_config(**COLLAPSES, monitor={**watched, **act}, trainer={"steps": 45, "eval_every": 100})
+        session.begin(config, named_run(name), display=display)
+    left, spread = records("left"), records("spread")
+    raised = " ".join(" ".join(record.get("alarms", ())) for record in left)
+    assert "router_entropy/layers.0 is" in raised
+    assert "router_load/layers.0 is 0, below 0.05" in raised
+    assert not any("acts" in record for record in left)
+    first = next(record for record in spread if "acts" in record)
+    assert first["step"] == next(record["step"] for record in spread if "alarms" in record)
+
+    def late(found: list[dict[str, Any]], figure: str) -> float:
+        return float(np.mean([record[f"{figure}/layers.0"] for record in found[-8:]]))
+
+    assert late(left, "router_load") < 0.05 < 0.3 < late(spread, "router_load")
+    assert late(spread, "router_entropy") > late(left, "router_entropy") + 0.1
+
+
+# --- acts
+
+
+def monitor_of(model: Transformer, state: Any = None, trainer: Any = None, **monitor: Any) -> Monitor:
+    config = make_config({"monitor": monitor, "trainer": {"log_every": 1, **(trainer or {})}})
+    return Monitor(config, Optimizers(model, config.optimizer, by_layer=True), Counters(), state)
+
+
+def test_the_rate_of_a_layer_falls_while_it_is_above_its_band_and_rises_again(model: Transformer) -> None:
+    one = monitor_of(model, act="lr", patience=2, grad_norm=[None, 1.0], least_rate=0.2)
+    rates, acts = [], []
+    for value in [5.0] * 8 + [0.5] * 8:
+        one = monitor_of(model, one.state(), act="lr", patience=2, grad_norm=[None, 1.0], least_rate=0.2)
+        watch = SimpleNamespace(figures={"grad_norm/layers.1": value, "grad_norm/head": 0.1}, noise=None)
+        acts.append(one.judge(watch, warm=True).get("acts", []))  # type: ignore[arg-type]
+        one.optimizers.set_rate(1.0)
+        groups = [group for each in one.optimizers.all for group in each.param_groups]
+        rates.append({group["layer"]: group["lr"] / group["peak"] for group in groups})
+    assert [rate["layers.1"] for rate in rates] == pytest.approx(
+        [1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2, 0.2, 0.4, 0.4, 0.8, 0.8, 1, 1, 1]
+    )
+    assert {rate["head"] for rate in rates} == {1.0}
+    assert acts[1] == ["the rate of layers.1 is 0.5 of its usual one: grad_norm/layers.1 is 5, above 1"]
+    assert acts[13] == ["the rate of layers.1 is 1 of its usual one: its figures are back"]
+    assert [bool(each) for each in acts].count(True) == 6
+
+
+def test_nothing_is_judged_before_the_rate_is_warm(model: Transformer) -> None:
+    one = monitor_of(model, act="lr", patience=1, grad_norm=[None, 1.0])
+    watch: Any = SimpleNamespace(figures={"grad_norm/layers.1": 5.0}, noise=None)
+    assert one.judge(watch, warm=False) == watch.figures
+    assert one.judge(watch, warm=True).keys() == {"grad_norm/layers.1", "alarms", "acts"}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "trainer"),
+    [
+        ({"act": "lr", "patience": 2, "grad_norm": [None, 0.05], "update_ratio": [None, None]}, {}),
+        ({"act": "batch", "patience": 2, "noise_factor": 0.01}, {"micro_batches": 2}),
+        ({"router_act": "balance", "router_entropy": 1.0, "patience": 2, "router_steps": 3}, {}),
+    ],
+    ids=["lr", "batch", "router"],
+)
+def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
+    tiny_config: Make,
+    folder: Path,
+    display: Progress,
+    monkeypatch: pytest.MonkeyPatch,
+    monitor: dict[str, Any],
+    trainer: dict[str, Any],
+) -> None:
+    """T13, T14, T16, T17: what the controllers remember is part of the checkpoint."""
+    draw, drawn = Corpus.batch, []
+
+    def look(self: Corpus, first: int, batch_size: int, length: int) -> Any:
+        drawn.append((first, batch_size))
+        return draw(self, first, batch_size, length)
+
+    monkeypatch.setattr(Corpus, "batch", look)
+    config = tiny_config(monitor=monitor, trainer=trainer, schedule={"warmup_steps": 1})
+    session.begin(config, named_run("whole"), display=display)
+    whole = list(drawn)
+    session.begin(config, named_run("parts"), stop_at=4, display=display)
+    session.resume(named_run("parts"), stop_at=7, display=display)
+    session.resume(named_run("parts"), display=display)
+    assert drawn[len(whole) :] == whole
+    assert same_weights("whole", "parts")
+    acts = [(record["step"], record["acts"]) for record in records("whole") if "acts" in record]
+    assert len(acts) >= 2 or monitor.get("router_act")
+    assert acts
+    assert acts == [(record["step"], record["acts"]) for record in records("parts") if "acts" in record]
+    assert all(first + rows == after for (first, rows), (after, _) in pairwise(whole))
+    if monitor.get("act") == "batch":
+        assert {rows for _, rows in whole} >= {4, 8, 16}
+        assert max(rows for _, rows in whole) <= 32
+        assert records("whole")[-1]["batch_size"] == whole[-1][1]
+    session.begin(tiny_config(trainer=trainer, schedule={"warmup_steps": 1}), named_run("left"), display=display)
+    assert not same_weights("whole", "left")
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"monitor": {"grad_norm": [2.0, 1.0]}}, "expected the least first"),
+        ({"monitor": {"act": "batch"}}, "micro_batches is 1; set it to 2"),
+        (
+            {
+                "monitor": {"act": "batch"},
+                "trainer": {"micro_batches": 2, "batch_schedule": [{"from_step": 5, "batch_size": 16}]},
+            },
+            "batch_schedule is set; leave one of them out",
+        ),
+        (
+            {
+                "monitor": {"act": "batch"},
+                "trainer": {"micro_batches": 2, "parallel": "shard"},
+            },
+            "whole gradients, but trainer.parallel is shard",
+        ),
+        (
+            {
+                "monitor": {"act": "batch"},
+                "trainer": {"micro_batches": 2},
+                "data": {"sources": [{"path": "a.txt", "epochs": 2}]},
+            },
+            "sources with epochs say how many steps",
+        ),
+    ],
+)
+def test_a_monitor_that_makes_no_sense_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_config(sections)

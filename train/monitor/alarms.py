@@ -1,0 +1,85 @@
+"""Alarms: figures that have been outside their bands for some time, each said once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import Band, MonitorConfig
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A figure that left its band."""
+
+    figure: str
+    value: float
+    limit: float
+    """The edge of the band that it is beyond."""
+
+    @property
+    def layer(self) -> str:
+        return self.figure.partition("/")[2]
+
+    @property
+    def above(self) -> bool:
+        return self.value > self.limit
+
+    def __str__(self) -> str:
+        side = "above" if self.above else "below"
+        return f"{self.figure} is {self.value:.3g}, {side} {self.limit:g}"
+
+
+class Alarms:
+    """Counts for each figure the logged steps outside its band; part of a checkpoint.
+
+    `raised` are the alarms that hold, `broken` those of this step whether patience is over or not.
+    """
+
+    def __init__(self, config: MonitorConfig, state: Mapping[str, Any] | None = None) -> None:
+        self.config = config
+        self.outside: dict[str, int] = dict((state or {}).get("outside", {}))
+        """Figure -> logged steps in a row outside its band; those inside are left out."""
+
+    def state(self) -> dict[str, Any]:
+        return {"outside": dict(self.outside)}
+
+    def judge(self, figures: Mapping[str, float]) -> tuple[list[Alarm], list[Alarm]]:
+        """The alarms that hold after a logged step, and those of them that are new with it."""
+        holding, new = [], []
+        for name, value in figures.items():
+            limit = beyond(value, band_of(self.config, name))
+            if limit is None:
+                self.outside.pop(name, None)
+                continue
+            self.outside[name] = self.outside.get(name, 0) + 1
+            if self.outside[name] >= self.config.patience:
+                holding.append(Alarm(name, value, limit))
+            if self.outside[name] == self.config.patience:
+                new.append(holding[-1])
+        return holding, new
+
+
+def band_of(config: MonitorConfig, figure: str) -> Band:
+    """The band of a figure, by what stands before the name of its layer."""
+    kind = figure.partition("/")[0]
+    for suffix, least in (
+        ("_token_entropy", config.router_token_entropy),
+        ("_entropy", config.router_entropy),
+        ("_load", config.router_load),
+    ):
+        if kind.endswith(suffix):
+            return least, None
+    bands: dict[str, Band] = {
+        "grad_norm": config.grad_norm, "update_ratio": config.update_ratio, "activation_rms": config.activation_rms,
+    }  # fmt: skip
+    return bands.get(kind, (None, None))
+
+
+def beyond(value: float, band: Band) -> float | None:
+    """The edge that `value` is beyond; None inside. A value that is no number is above everything."""
+    least, most = band
+    if least is not None and value < least:
+        return least
+    return most if most is not None and not value <= most else None

@@ -1,0 +1,137 @@
+"""The monitor of a run: what its figures say, what is done about it, and what is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import RunConfig
+from ..model.losses import LossConfig
+from ..optimizer import Optimizers
+from ..record import Counters
+from .alarms import Alarm, Alarms
+from .noise import Noise
+from .watch import Watch
+
+ALL = "all"
+"""In place of a layer: every rate."""
+
+
+class Monitor:
+    """Judges the figures of each logged step and acts as `monitor.act` and `monitor.router_act` say.
+
+    Everything that it decides comes from `figures`, `noise` and the counters alone, so that processes which agree on
+    these agree on what is done; and everything it must remember is in `state` and in the counters.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        optimizers: Optimizers,
+        counters: Counters,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        state = state or {}
+        self.config, self.settings = config, config.monitor
+        self.optimizers, self.counters = optimizers, counters
+        self.alarms = Alarms(self.settings, state)
+        self.noise = Noise(state.get("noise"))
+        self.inside: dict[str, int] = dict(state.get("inside", {}))
+        """Layer -> logged steps in a row without an alarm, of layers whose rate was lowered."""
+        self.balanced_until: int = int(state.get("balanced_until", 0))
+        """The step up to which the losses that spread routers weigh more."""
+        self.crowded: int = int(state.get("crowded", 0))
+        """Logged steps in a row in which the noise scale was above the batch."""
+        optimizers.held = dict(state.get("rates", {}))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **self.alarms.state(), "noise": self.noise.state(), "inside": dict(self.inside),
+            "balanced_until": self.balanced_until, "crowded": self.crowded, "rates": dict(self.optimizers.held),
+        }  # fmt: skip
+
+    def watch(self, rows: int) -> Watch | None:
+        """What looks on while the step to come is taken, if it is one that is logged; `rows` is B."""
+        logged = (self.counters.step + 1) % self.config.trainer.log_every == 0
+        return Watch(self.optimizers.placed, list(self.optimizers.names.items()), rows) if logged else None
+
+    def losses(self) -> LossConfig:
+        """The weights of the losses in the step to come."""
+        losses = self.config.losses
+        if self.counters.step >= self.balanced_until:
+            return losses
+        spread = ("load_balancing_loss", "head_balancing_loss", "depth_z_loss")
+        least = {name: max(getattr(losses, name), self.settings.router_balance) for name in spread}
+        return losses.model_copy(update=least)
+
+    def judge(self, watch: Watch, warm: bool) -> dict[str, Any]:
+        """What the record of a logged step says beside its figures: alarms that are new, and what was done.
+
+        While the rate is warming up (not `warm`) nothing is out of the ordinary.
+        """
+        said: dict[str, Any] = dict(watch.figures)
+        if watch.noise is not None:
+            scale = self.noise.observe(*watch.noise)
+            said |= {} if scale is None else {"noise_scale": scale}
+        if not warm:
+            return said
+        holding, new = self.alarms.judge(watch.figures)
+        acts = [*self._hold_rates(holding), *self._grow(said.get("noise_scale")), *self._spread(holding)]
+        if new:
+            said["alarms"] = [str(each) for each in new]
+        if acts:
+            said["acts"] = acts
+        return said
+
+    def words(self, figures: Mapping[str, Any]) -> list[str]:
+        """What a person is told of a step with these figures."""
+        held = f"for {self.settings.patience} logged steps"
+        return [*(f"alarm: {each} {held}" for each in figures.get("alarms", ())), *figures.get("acts", ())]
+
+    def _hold_rates(self, holding: list[Alarm]) -> list[str]:
+        """Lowers the rates of layers with an alarm, and raises those again whose figures are back."""
+        settings, rates, acts = self.settings, self.optimizers.held, []
+        if settings.act != "lr":
+            return []
+        causes: dict[str, Alarm] = {}
+        for alarm in holding:
+            kind = alarm.figure.partition("/")[0]
+            if alarm.above and kind in ("grad_norm", "update_ratio", "activation_rms"):
+                causes.setdefault(ALL if kind == "activation_rms" else alarm.layer, alarm)
+        for layer, alarm in causes.items():
+            self.inside[layer] = 0
+            if self.alarms.outside[alarm.figure] % settings.patience == 0:  # give each act time to show
+                lower = max(rates.get(layer, 1.0) * settings.act_factor, settings.least_rate)
+                if lower < rates.get(layer, 1.0):
+                    rates[layer] = lower
+                    acts.append(f"the rate of {layer} is {lower:.3g} of its usual one: {alarm}")
+        for layer in [each for each in rates if each not in causes]:
+            self.inside[layer] = self.inside.get(layer, 0) + 1
+            if self.inside[layer] % settings.patience == 0:
+                rates[layer] = min(rates[layer] / settings.act_factor, 1.0)
+                acts.append(f"the rate of {layer} is {rates[layer]:.3g} of its usual one: its figures are back")
+                if rates[layer] == 1.0:
+                    del rates[layer], self.inside[layer]
+        return acts
+
+    def _grow(self, scale: float | None) -> list[str]:
+        """Doubles the batch when its gradient has been mostly noise for some time."""
+        settings, counters, size = self.settings, self.counters, self.config.trainer.batch_size
+        if settings.act != "batch" or scale is None:
+            return []
+        batch = size * counters.growth
+        self.crowded = self.crowded + 1 if scale > settings.noise_factor * batch else 0
+        if self.crowded < settings.patience or 2 * batch > (settings.most_batch_size or 8 * size):
+            return []
+        self.crowded = 0
+        counters.growth *= 2
+        return [f"the batch is {2 * batch}: the noise scale is {scale:.3g}, above {settings.noise_factor:g} x {batch}"]
+
+    def _spread(self, holding: list[Alarm]) -> list[str]:
+        """Weighs the losses that spread routers more while one of them has an alarm, and for some steps after."""
+        causes = [alarm for alarm in holding if "router_" in alarm.figure]
+        if self.settings.router_act != "balance" or not causes:
+            return []
+        begins = self.balanced_until <= self.counters.step
+        self.balanced_until = self.counters.step + 1 + self.settings.router_steps
+        return [f"routers are spread by at least {self.settings.router_balance:g}: {causes[0]}"] if begins else []

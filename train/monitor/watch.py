@@ -1,0 +1,87 @@
+"""The figures of one logged step, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..bidirectional import layer_norms, norms_by_layer
+from ..model.transformer import ModelOutput
+from ..parallel.placement import Placement
+from ..parallel.sums import ranks, total
+from .routers import router_figures
+
+
+class Watch:
+    """Gathers the figures of a step while it is taken; `figures` has them under the names of metrics.jsonl.
+
+    - `grad_norm/LAYER`: norm of the gradient before clipping; a layer is a block, the embedding, the head, or the rest.
+    - `update_ratio/LAYER`: |step| / |weights|. It takes a copy of the weights for the time of the step.
+    - `activation_rms/layers.N`: root mean square of the residual stream after block N.
+    - those of `router_figures`.
+    """
+
+    def __init__(self, placed: Placement, weights: Sequence[tuple[str, nn.Parameter]], rows: int) -> None:
+        """`rows` is B, the sequences of the step."""
+        self.figures: dict[str, float] = {}
+        self.noise: tuple[float, float] | None = None
+        """|G|^2 of the whole batch and tr(S), the noise of one sequence, as this step shows them. None where there is
+        one part on one rank, and where ranks hold parts of the weights."""
+        self._placed, self._weights, self._rows = placed, weights, rows
+        self._parts = not any(placed.is_split(weight) for _, weight in weights)
+        self._sums: dict[str, Tensor] = {}
+        self._first: tuple[float, float] | None = None
+
+    def saw(self, out: ModelOutput, scored: Tensor, share: Tensor) -> None:
+        """A part of the batch has passed, forward and backward; `share` () of the scored tokens are its."""
+        if self._first is None and self._parts:  # its gradient, times its share, is all there is yet
+            squares = [norm.square() for norm in layer_norms(self._weights).values()]
+            (square,) = total(torch.stack(squares).sum())
+            self._first = float(share) / ranks(), float(square) / ranks()
+        figures = router_figures(out, scored)
+        for layer, rms in enumerate(out.residual_rms):
+            (square,) = total(rms.square())
+            figures[f"activation_rms/layers.{layer}"] = (square / ranks()).sqrt()
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * share
+
+    def gradients(self) -> None:
+        """All parts have passed backward, and nothing is clipped yet."""
+        self.figures |= {name: float(value) for name, value in self._sums.items()}
+        norms = {layer: float(norm) for layer, norm in layer_norms(self._weights, self._placed.squares).items()}
+        self.figures |= {f"grad_norm/{layer}": norm for layer, norm in norms.items()}
+        if self._first is not None and self._first[0] < 1:
+            share, first = self._first
+            whole = sum(norm**2 for norm in norms.values())
+            self.noise = noise_of(first / share**2, whole, share * self._rows, self._rows)
+
+    def update(self, step: Callable[[], None]) -> None:
+        """Takes the step and measures how far it moves the weights."""
+        with torch.no_grad():
+            before = [(name, weight, weight.detach().clone()) for name, weight in self._weights]
+            step()
+            moved = [(name, weight, weight - old) for name, weight, old in before]
+            lengths = norms_by_layer(before, self._placed.squares)
+            for layer, distance in norms_by_layer(moved, self._placed.squares).items():
+                self.figures[f"update_ratio/{layer}"] = float(distance) / max(float(lengths[layer]), 1e-30)
+
+    def agree(self, first: Callable[[Sequence[float]], list[float]]) -> None:
+        """Takes the word of the first rank for all figures: what follows from them must be the same on all."""
+        self.figures = dict(zip(self.figures, first(list(self.figures.values())), strict=True))
+        if self.noise is not None:
+            signal, noise = first(self.noise)
+            self.noise = signal, noise
+
+
+def noise_of(small: float, big: float, small_rows: float, big_rows: float) -> tuple[float, float]:
+    """Unbiased |G|^2 and tr(S) from the squared gradient norms of a small and a big batch.
+
+    Source: McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1. Their ratio tr(S) / |G|^2 is the simple noise
+    scale: the batch at which half of a step's variance is noise. One step says little of it; see `Noise`.
+    """
+    if small_rows >= big_rows:
+        return big, 0.0
+    signal = (big_rows * big - small_rows * small) / (big_rows - small_rows)
+    return signal, (small - big) / (1 / small_rows - 1 / big_rows)
