@@ -18,6 +18,7 @@ from .errors import UserError, WrongUsageError
 from .inspection import Choice, Look, Part, Split, looks_of, parts_of
 from .machine import describe
 from .manifest import Model
+from .saturation import Saturation, saturations
 from .score import Text
 from .thresholds import Thresholds
 from .token_groups import Grouping, by_class, by_position, by_token
@@ -64,6 +65,7 @@ class Inspection:
     parts: tuple[Part, ...]
     looks: tuple[Look, ...]
     sample: tuple[tuple[str, Usage], ...]  # text and usage of the first tokens
+    saturations: tuple[Saturation, ...]  # of experts and of heads, where the run has kept what they chose
     remarks: tuple[str, ...]  # what a person should know of the figures
 
     def part(self, name: str) -> Part | None:
@@ -78,6 +80,7 @@ class Inspection:
             "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},
             **{name: self._part(name) for name in ("experts", "heads", "layers")},
             "windows": [self._look(look) for look in self.looks] or None,
+            "saturation": {one.name: one.as_json() for one in self.saturations} or None,
         }  # fmt: skip
         # Thresholds are not rounded: one near 1 is not 1.
         return {"thresholds": self.thresholds.as_lists()} | {key: _plain(value) for key, value in content.items()}
@@ -97,13 +100,23 @@ class Inspection:
 
 
 def inspect_model(
-    folder: Path, params: InspectParams, *, device: str = "auto", threads: int | None = None, verify: bool = True
+    folder: Path,
+    params: InspectParams,
+    *,
+    run: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    verify: bool = True,
 ) -> Inspection:
-    """Read the text and count. Raises UserError as `load` does, for a model without a choice, and for no text."""
+    """Read the text and count; `run` is the folder of the run that the model is of, by default the one around it.
+
+    Raises UserError as `load` does, for a model without a choice, and for no text.
+    """
+    run = run or folder / ".."
     engine = load(folder, device=device, threads=threads, verify=verify)
     check_chooses(engine.manifest.model)
     thresholds = resolve(engine.manifest, params.dial)
-    text, name = read_text(engine, folder, params.data)
+    text, name = read_text(engine, run, params.data)
     ids, spans = text.ids[: params.tokens], text.spans[: params.tokens]
     routes = read(engine, thresholds, ids)
     groupings = (
@@ -114,6 +127,8 @@ def inspect_model(
     spent = engine.session.meter.spent(routes)
     unknown = 0 if engine.tokenizer.unknown_id is None else ids.count(engine.tokenizer.unknown_id)
     model = engine.manifest.model
+    step = engine.manifest.created_by.get("step")
+    settled, damaged = saturations(run, step if isinstance(step, int) else None)
     return Inspection(
         model=str(folder),
         text=name,
@@ -126,7 +141,8 @@ def inspect_model(
         parts=tuple(parts_of(model, routes, groupings, params.dead_below)),
         looks=tuple(looks_of(model, routes, groupings)),
         sample=tuple(_sample(engine, text.text, spans, routes)),
-        remarks=tuple(_remarks(engine, params, len(ids), unknown)),
+        saturations=tuple(settled),
+        remarks=(*_remarks(engine, params, len(ids), unknown), *damaged),
     )
 
 
@@ -143,11 +159,11 @@ def check_chooses(model: Model) -> None:
         )
 
 
-def read_text(engine: Engine, folder: Path, path: Path | None) -> tuple[Text, str]:
+def read_text(engine: Engine, run: Path, path: Path | None) -> tuple[Text, str]:
     """The text and its name: `path`, or what training held out. Raises UserError where there is nothing to read."""
-    place = path or folder / ".." / HELDOUT
+    place = path or run / HELDOUT
     if path is None and not place.is_file():
-        raise UserError(f"no {HELDOUT} beside {folder}, expected what training held out; give a text with: --data FILE")
+        raise UserError(f"no {HELDOUT} in {run}, expected what training held out; give a text with: --data FILE")
     try:
         content = place.read_text(encoding="utf-8")
     except OSError as error:

@@ -14,6 +14,7 @@ from .files import write_whole
 from .inspection import Choice, Floats, Part
 from .inspection_plot import strip
 from .inspection_render import lines, sheets
+from .saturation import Saturation
 
 if TYPE_CHECKING:
     from .inspect_model import Inspection
@@ -45,6 +46,11 @@ class Map:
     heads: list[tuple[int, str]]  # first column and name of each layer
     rules: list[int]  # rows before which a grouping begins
 
+    @property
+    def margin(self) -> int:
+        """Pixels that the labels of the rows take."""
+        return 12 + LETTER * max(map(len, self.rows), default=0)
+
 
 def write_page(inspection: "Inspection", path: Path) -> None:
     """Raises UserError where `path` cannot be written."""
@@ -67,12 +73,14 @@ def page(inspection: "Inspection") -> str:
         title=f"{inspection.model} on {inspection.text}",
         lines=lines(inspection),
         sheets=sheets(inspection),
-        maps=[one for part in inspection.parts for one in maps_of(part)],
+        maps=[
+            *(one for part in inspection.parts for one in maps_of(part)),
+            *(saturation_map(one) for one in inspection.saturations),
+        ],
         tokens=tokens,
         least=f"{least:.0%}",
         most=f"{most:.0%}",
         cell=CELL,
-        margin=12 + LETTER * max((len(label) for part in inspection.parts for label in strip(part)[0]), default=0),
     )
 
 
@@ -98,6 +106,18 @@ def _coactivation(part: Part, choice: Choice) -> Map:
         choice.coactivation, lambda row, column: f"of the tokens that use {unit} {row}, those that use {unit} {column}"
     )
     return Map(f"{part.name} used together{_of(choice)}", units, units, cells, [], [])
+
+
+LABEL_EVERY = 5  # columns; the number of a step is wider than a cell
+
+
+def saturation_map(saturation: Saturation) -> Map:
+    """Layers over snapshots."""
+    rows, steps = [f"layer {layer}" for layer in saturation.layers], saturation.steps
+    cells = _cells(saturation.share, lambda row, column: f"{rows[row]}, step {steps[column]}")
+    heads = [(column, f"{steps[column]}") for column in range(0, len(steps), LABEL_EVERY)]
+    title = f"{saturation.name}: share of the choices of step {steps[-1]} that each step made already"
+    return Map(title, rows, [""] * len(steps), cells, heads, [])
 
 
 def _cells(values: Floats, told: Callable[[int, int], str]) -> list[Cell]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LONGEST = 16  # letters of a row's label
 PANELS = 8  # co-activation panels side by side
+MOST_LINES = 12  # layers that a legend names
 MOST_LABELS = 64  # units of one layer or of all layers that get a number each
 
 
@@ -47,6 +48,7 @@ def plot(inspection: "Inspection", path: Path) -> None:
     for number in pairs:
         heights += [1.2 + 0.2 * rows, *[2.2 * math.ceil(number / PANELS)] * (number > 0)]
     heights += [1.0 + 0.3 * len(inspection.looks)] * bool(inspection.looks)
+    heights += [2.8] * bool(inspection.saturations)
     widest = max((strip(part)[1].shape[1] for part in parts), default=8)
     figure = pyplot.figure(figsize=(min(max(13.0, 5 + 0.2 * widest), 40.0), sum(heights) + 0.6), layout="constrained")
     bands = list(np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)))
@@ -56,6 +58,8 @@ def plot(inspection: "Inspection", path: Path) -> None:
             _coactivation(bands.pop(0), part)
     if inspection.looks:
         _windows(bands.pop(0), inspection)
+    if inspection.saturations:
+        _saturation(bands.pop(0), inspection)
     figure.suptitle(f"{inspection.model}, {inspection.tokens} tokens of {inspection.text}", fontsize=11)
     try:
         with warnings.catch_warnings():
@@ -128,6 +132,27 @@ def _windows(band: Any, inspection: "Inspection") -> None:
     band.colorbar(image, ax=panel, fraction=0.03, pad=0.01)
     panel.set_yticks(range(len(means)), [f"layer {look.layer}" for look in inspection.looks], fontsize=7)
     panel.set_xticks(range(means.shape[1]), inspection.groupings[0].labels, fontsize=7)
+
+
+def _saturation(band: Any, inspection: "Inspection") -> None:
+    """A panel per kind, a line per layer; dotted, in the same colour, what chance would give."""
+    from matplotlib import colormaps
+
+    band.suptitle("saturation: share of the last choices that an earlier step made already (dotted: by chance)",
+                  fontsize=10)  # fmt: skip
+    panels = np.ravel(band.subplots(1, len(inspection.saturations), squeeze=False))
+    for panel, one in zip(panels, inspection.saturations, strict=True):
+        for l, layer in enumerate(one.layers):
+            colour = colormaps["viridis"](0.9 * l / max(len(one.layers) - 1, 1))
+            panel.plot(one.steps, one.share[l], color=colour, linewidth=1.2, marker=".", markersize=4,
+                       label=f"layer {layer}")  # fmt: skip
+            panel.axhline(one.by_chance[l], color=colour, linewidth=0.8, linestyle=":")
+        panel.set_ylim(0, 1.02)
+        panel.set_title(one.name, fontsize=8)
+        panel.set_xlabel("step", fontsize=8)
+        panel.tick_params(labelsize=7)
+        if len(one.layers) <= MOST_LINES:
+            panel.legend(fontsize=7, loc="lower right")
 
 
 def _heat(panel: Any, values: Floats, most: float, aspect: str = "auto") -> Any:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from .inspection import Choice, Part, Split, Spread
 from .render import PLAIN_WIDTH
+from .saturation import Saturation
 from .token_groups import REST
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def sheets(inspection: "Inspection", most_units: float = math.inf) -> list[Sheet
         else:
             told = f"{units.title}: {len(units.rows)} of them, see --html FILE or --json"
             found.append(Sheet(told, (), []))
+    found += [saturation_sheet(one) for one in inspection.saturations]
     found.append(classes_sheet(inspection))
     if inspection.looks:
         rows = [(str(look.layer), str(look.most), *spread_cells(look.window)) for look in inspection.looks]
@@ -150,6 +152,25 @@ def classes_sheet(inspection: "Inspection") -> Sheet:
         used = [number(figure[group], 2) for figure in figures]
         rows.append((label, str(tokens), f"{tokens / inspection.tokens:.1%}", *used))
     return Sheet("text classes: what a token of each uses on average", tuple(columns), rows)
+
+
+MOST_STEPS = 10
+
+
+def saturation_sheet(saturation: Saturation) -> Sheet:
+    """A row per layer, a column per snapshot: evenly spaced ones where there are many."""
+    number_of = len(saturation.steps)
+    shown = sorted({round(i * (number_of - 1) / (MOST_STEPS - 1)) for i in range(MOST_STEPS)})
+    columns = ("layer", "by chance", *(f"step {saturation.steps[i]}" for i in shown))
+    rows = [
+        (str(layer), number(saturation.by_chance[l]), *(number(saturation.share[l, i]) for i in shown))
+        for l, layer in enumerate(saturation.layers)
+    ]
+    title = (
+        f"{saturation.name}: saturation, the share of the choices of step {saturation.steps[-1]} that each step made "
+        f"already ({saturation.tokens} tokens of held-out text)"
+    )
+    return Sheet(title, columns, rows)
 
 
 def spread(values: Spread) -> str:

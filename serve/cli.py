@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "calibrate": "adaptive_lm.runtime.cli_calibrate:calibrate",
     "generate": "adaptive_lm.runtime.cli:generate",
     "bench": "adaptive_lm.runtime.cli:bench",
-    "inspect": "adaptive_lm.runtime.cli_inspect:inspect",
+    "inspect": "adaptive_lm.export.cli_inspect:inspect",
 }
 
 # Module that only an extra installs -> that extra.

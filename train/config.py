@@ -82,6 +82,9 @@ class TrainerConfig(Section):
     `shard` (FSDP2) has the rows of each matrix over them, where weights and optimizer do not fit; `experts` has the
     experts over them, and tokens travel, where it is the experts that do not fit. `batch_size` is that of all ranks."""
     checkpoint_activations: bool = False
+    routing_snapshots: int = Field(64, ge=0)
+    """Most snapshots of which experts and heads a fixed held-out text uses, one at each evaluation, some KiB each: what
+    `adaptive inspect` shows of saturation. 0 takes none."""
     tensorboard: bool = True
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
     """Where config and measurements go as well; each is a package of its own, all of them in the extra `trackers`. None

@@ -20,16 +20,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8 beside `path`, then takes its place; a reader sees the old file or the new one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes `content`, text as UTF-8, beside `path`, then takes its place; a reader sees the old file or the new one.
 
     Raises:
         OSError: the disk is full or may not be written; the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

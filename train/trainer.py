@@ -29,6 +29,7 @@ from .parallel.world import World
 from .progress import Progress
 from .randomness import random_json, random_tensors
 from .record import Counters, StepResult, record_of, scores
+from .routing_trace import RoutingTrace
 from .run import Run
 from .schedule import multiplier
 from .stream import digest_with
@@ -79,6 +80,7 @@ class Trainer:
         self._standing: dict[str, float] = {}
         believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
         self.saver = saver_of(config, run, display, saved, believed, self.world)
+        self.trace = RoutingTrace(run.path, corpus, config, counters.step, display.say, self.world)
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
             self.saver.offer(Score(counters.step, **state["scored"]))
@@ -100,6 +102,8 @@ class Trainer:
         trainer, counters = self.config.trainer, self.counters
         marked, marked_tokens = time.monotonic(), counters.tokens_seen
         complete = self.complete()
+        if counters.step == 0 and not complete:
+            self.snapshot()  # what all that is learned is held against
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
             if trainer.save == "background":
@@ -124,6 +128,7 @@ class Trainer:
             if (saves or step % trainer.eval_every == 0) and not complete:
                 evaluated = self.evaluate(trainer.eval_tokens)
                 self._scored = self.score_of(evaluated) if saves else None  # a stop makes no other best
+                self.snapshot()
             if step % trainer.log_every == 0 or evaluated or complete or result.skipped:
                 speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
                 self._last = self.record(result, evaluated, speed, rate)
@@ -275,6 +280,13 @@ class Trainer:
         self._last_val = found or self._last_val
         return found
 
+    def snapshot(self) -> None:
+        """What the routers make of a fixed text now."""
+        self.curriculum.rest()
+        self.placed.rest()
+        self.trace.take(self.model, self.counters.step, self.precision)
+        self.placed.rest()
+
     def finish(self) -> Evaluation | None:
         """The evaluation at the end, None if `stop` came first, and the record of the last step with it.
 
@@ -282,6 +294,7 @@ class Trainer:
         """
         trainer = self.config.trainer
         found = self.evaluate(trainer.final_eval_tokens)
+        self.snapshot()
         if self._last:
             self.write({**self._last, **scores(found), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens

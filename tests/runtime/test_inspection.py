@@ -255,7 +255,7 @@ def test_no_text_is_an_error_that_says_what_to_do(rich: Path, rich_copy: Path, t
     with pytest.raises(UserError, match=r"latin.txt is not valid UTF-8 at byte 3; give another --data FILE"):
         inspect_model(rich, InspectParams(data=tmp_path / "latin.txt"), device="cpu", threads=1)
     (rich_copy.parent / "heldout.txt").unlink()
-    with pytest.raises(UserError, match=r"no heldout.txt beside .*give a text with: --data FILE"):
+    with pytest.raises(UserError, match=r"no heldout.txt in .*give a text with: --data FILE"):
         inspect_model(rich_copy, InspectParams(), device="cpu", threads=1)
 
 

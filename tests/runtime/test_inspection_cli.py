@@ -13,7 +13,7 @@ from rich.console import Console
 from rich_graph import H
 from tiny_graph import E, L
 
-from adaptive_lm.runtime.cli_inspect import named
+from adaptive_lm.export.cli_inspect import named
 from adaptive_lm.runtime.inspect_model import InspectParams, inspect_model
 from adaptive_lm.runtime.inspection import Choice
 from adaptive_lm.runtime.inspection_plot import plot
@@ -86,7 +86,8 @@ def test_json_has_every_figure_under_its_name(rich: Path) -> None:
     assert result.exit_code == 0, result.stderr
     content = json.loads(result.stdout)
     assert set(content) == {"model", "text", "tokens", "unknown_tokens", "thresholds", "executed_flops_share",
-                            "dead_below", "groups", "experts", "heads", "layers", "windows"}  # fmt: skip
+                            "dead_below", "groups", "experts", "heads", "layers", "windows",
+                            "saturation"}  # fmt: skip
     assert content["tokens"] == 700
     assert content["thresholds"]["exit_threshold"] == [0.6, 1.0, 1.0]
     assert set(content["groups"]) == {"classes", "positions", "tokens"}
@@ -214,8 +215,8 @@ def test_a_wrong_setting_is_answered_with_one_line(rich: Path, args: list[str], 
 def test_a_run_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert named("demo") == str(Path("runs") / "demo")
-    assert named("other") == "other"
-    assert named(None) is None
+    assert named("demo") == Path("runs") / "demo"
+    assert named("other") == Path("other")
     (tmp_path / "demo").mkdir()
-    assert named("demo") == "demo", "a folder of that name comes first"
+    assert named("demo") == Path("runs") / "demo", "the run comes first, as in export"
+    assert named("./demo") == Path("demo")
