@@ -37,9 +37,7 @@ def newest(run: Run, world: World, display: Progress) -> Checkpoint | None:
     """
     found = world.at_first(lambda: newest_good(run.path, lambda text: display.say(f"warning: {text}")))
     path = world.told(str(found.path.resolve()) if found else "")
-    if not path or found is not None:
-        return found
-    return world.agree(lambda: _read(Path(path)))
+    return world.agree(lambda: found or _read(Path(path))) if path else None
 
 
 def _read(path: Path) -> Checkpoint:

@@ -1,0 +1,228 @@
+"""Tiny runs that are trained by one process and by two, and what only two can go through.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 python tests/tiny_ranks.py FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive_lm.train import saver, session
+from adaptive_lm.train.clock import Clock
+from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.model.transformer import Transformer
+from adaptive_lm.train.parallel.placement import Placement
+from adaptive_lm.train.parallel.world import World, join, leave
+from adaptive_lm.train.run import named_run
+from adaptive_lm.train.trainer import Trainer
+
+WORDS = ["the", "a", "sun", "moon", "river", "stone", "rises", "falls", "turns", "sleeps", "over", "under", "night"]
+BASE: dict[str, Any] = {
+    "data": {"sources": ["rivers.txt"], "cache_dir": "cache"},
+    "tokenizer": {"kind": "chars"},
+    "model": {
+        "context_length": 32,
+        "dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "ffn": {"num_experts": 4, "expert_dim": 16, "experts_per_token": 1.6},
+    },
+    "trainer": {
+        "steps": 8,
+        "max_seconds": None,
+        "batch_size": 8,
+        "eval_every": 4,
+        "eval_tokens": 64,
+        "final_eval_tokens": 200,
+        "checkpoint_every": 4,
+        "log_every": 1,
+        "threads": 1,
+        "precision": "fp32",
+        "device": "cpu",
+        "tensorboard": False,
+    },
+}
+SMOOTH = {"optimizer": {"kind": "adamw", "adamw_lr": 3e-3}}
+"""Without the bfloat16 of Newton-Schulz, which turns a last bit into a hundredth of an update."""
+RICH: dict[str, Any] = {
+    **SMOOTH,
+    "model": {
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "tie_embeddings": True,
+        "attention": {"window": 16, "window_kind": "entropy", "window_least": 4},
+        "heads": {"routing": "top_p", "shared_heads": 1, "controller": "pi", "scope": "model"},
+        "ffn": {"controller": "learned", "per_token": True, "router_top_p": 0.5, "shared_expert_dim": 8},
+        "depth": {"layers_share": 0.7, "controller": "pi", "layer_dropout": 0.3, "exit_layers": [0, 1]},
+    },
+    "losses": {"router_entropy_loss": 1e-3},
+    "trainer": {"micro_batches": 2},
+    "data": {"pack": "documents"},
+}
+LENGTHS = {"optimizer": {"kind": "lars", "bidirectional": True, "clip": "agc"}, "trainer": {"steps": 6}}
+USUAL = {"optimizer": {"kind": "sgd", "clip": "percentile", "clip_percentile": 50.0}, "trainer": {"steps": 6}}
+KINDS = ("replicate", "shard", "experts")
+
+
+def over(sections: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {**sections, "trainer": {**sections.get("trainer", {}), "parallel": kind}}
+
+
+SAME: dict[str, dict[str, Any]] = {
+    **{f"muon-{kind}": over({}, kind) for kind in KINDS},
+    **{f"rich-{kind}": over(RICH, kind) for kind in KINDS},
+    "lars-shard": over(LENGTHS, "shard"),
+    "lars-experts": over(LENGTHS, "experts"),
+    "sgd-shard": over(USUAL, "shard"),
+    "recomputed-shard": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "shard"),
+    "recomputed-experts": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "experts"),
+}
+"""Trained by one process and by two."""
+
+
+def config(sections: dict[str, Any]) -> RunConfig:
+    return make_config(BASE, [sections])
+
+
+def one_of(name: str) -> str:
+    """The run of one process that a run of two is held against: lying over ranks is nothing to a process alone."""
+    return name.rpartition("-")[0]
+
+
+def write_text(folder: Path) -> None:
+    generator = random.Random(0)
+    lines = [" ".join(generator.choices(WORDS, k=8)) + "." for _ in range(180)]
+    (folder / "rivers.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+@contextmanager
+def patched(target: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(target, name)
+    setattr(target, name, value)
+    try:
+        yield
+    finally:
+        setattr(target, name, before)
+
+
+def attempt(what: str, do: Callable[[], Any], folder: Path) -> None:
+    """Notes what came out on this rank: what kind of error and its words, or step and exit code."""
+    try:
+        done = do()
+        found = {"step": done.step, "exit_code": done.exit_code} if done is not None else {}
+    except UserError as error:
+        found = {"error": type(error).__name__, "words": str(error), "exit_code": error.exit_code}
+    (folder / f"{what}.{World().rank}.json").write_text(json.dumps(found))
+
+
+def digests_at_the_end(folder: Path) -> Callable[[Trainer], Any]:
+    """In place of `Trainer.finish`: notes the digest of what this rank ends with first."""
+    finish = Trainer.finish
+
+    def noted(self: Trainer) -> Any:
+        digest = hashlib.sha256()
+        for tensor in [*self.placed.model_state().values(), *self.optimizers.state_tensors().values()]:
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        (folder / f"{self.run.name}.{self.world.rank}.digest").write_text(digest.hexdigest())
+        return finish(self)
+
+    return noted
+
+
+def poison() -> tuple[Any, Any]:
+    """On rank 1 the third forward pass gives NaN, and the sixth step an infinite gradient."""
+    forward, reduce, calls = Transformer.forward, Placement.reduce, {"forward": 0, "reduce": 0}
+
+    def nan(self: Transformer, *arguments: Any, **options: Any) -> Any:
+        out = forward(self, *arguments, **options)
+        calls["forward"] += self.training
+        return out._replace(logits=out.logits * float("nan")) if calls["forward"] == 3 and World().rank else out
+
+    def inf(self: Placement) -> None:
+        calls["reduce"] += 1
+        if calls["reduce"] == 5 and World().rank:  # the third step came to none
+            weight = next(weight for weight in self.weights.values() if weight.grad is not None)
+            assert weight.grad is not None
+            weight.grad.flatten()[0] = float("inf")
+        reduce(self)
+
+    return nan, inf
+
+
+def kill_at(step: int, number: int) -> Any:
+    """In place of `Corpus.batch`: rank 1 alone gets a signal while it draws the batch of a step (0, 1, ...)."""
+    batch, calls = Corpus.batch, 0
+
+    def draw(self: Corpus, *arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == step + 1 and World().rank:
+            os.kill(os.getpid(), number)
+        return batch(self, *arguments, **options)
+
+    return draw
+
+
+def by_two(folder: Path) -> None:
+    """All that two ranks go through, in one meeting."""
+    os.chdir(folder)
+    with patched(Trainer, "finish", digests_at_the_end(folder)):
+        for name, sections in SAME.items():
+            session.begin(config(sections), named_run(name))
+        for kind in KINDS:
+            session.begin(config(over({}, kind)), named_run(f"half-{kind}"), stop_at=4)
+            session.resume(named_run(f"one-{kind}"), [over({}, kind)])
+        nan, inf = poison()
+        with patched(Transformer, "forward", nan), patched(Placement, "reduce", inf):
+            attempt("nan", lambda: session.begin(config(SMOOTH), named_run("nan")), folder)
+    with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
+        attempt("sigterm", lambda: session.begin(config({}), named_run("sigterm")), folder)
+    with patched(Clock, "complete", lambda self: self.counters.step >= (8 if World().is_first else 2)):
+        attempt("clock", lambda: session.begin(config({}), named_run("clock")), folder)
+    attempt("exists", lambda: session.begin(config({}), named_run("clock")), folder)
+    attempt("divides", lambda: session.begin(config({"trainer": {"batch_size": 7}}), named_run("divides")), folder)
+    for what, sections in {
+        "five": {"model": {"ffn": {"num_experts": 5}}},
+        "dense": {"model": {"ffn": {"routing": "dense"}}},
+        "compiled": {"trainer": {"compile": True}},
+    }.items():
+        attempt(what, lambda each=sections: session.begin(config(over(each, "experts")), named_run("no")), folder)
+
+    def full(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    for save in ("blocking", "background"):
+        with patched(saver, "save_checkpoint", full):
+            attempt(
+                f"full-{save}",
+                lambda each=save: session.begin(config({"trainer": {"save": each}}), named_run(f"full-{each}")),
+                folder,
+            )
+
+    def lonely() -> None:
+        if World().rank:
+            raise UserError("this machine has no such file")
+
+    attempt("lonely", lambda: World().agree(lonely), folder)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    join()
+    by_two(Path(sys.argv[1]))
+    leave()
