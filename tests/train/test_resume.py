@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import session
+from adaptive_lm.train import curriculum, session
 from adaptive_lm.train.best import read_best
 from adaptive_lm.train.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.config import RunConfig
-from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.data import Corpus, prepare
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.metrics import read_metrics
 from adaptive_lm.train.progress import Progress
@@ -98,6 +98,41 @@ def test_a_run_stopped_halfway_and_resumed_equals_a_run_in_one(
     """T13, T15: weights, optimizer, controllers, random states and metrics."""
     config = tiny_config(**VARIANTS[variant])
     assert_same(trained(config, "whole", display), trained(config, "parts", display, (6,)))
+
+
+@pytest.mark.parametrize("stop", [4, 5, 6])
+def test_a_run_stopped_before_at_and_after_the_end_of_an_epoch_equals_a_run_in_one(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path, stop: int
+) -> None:
+    """T15: an epoch of this text has 20 windows, which are five steps."""
+    Path("short.txt").write_text(text_file.read_text()[:740])
+    config = tiny_config(data={"sources": ["short.txt"]})
+    whole = trained(config, "whole", display)
+    corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+    assert corpus.train_tokens // 32 == 20
+    assert_same(whole, trained(config, "parts", display, (stop,)))
+
+
+def test_a_run_that_ends_within_an_accumulation_repeats_that_step_from_its_first_part(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T15: the process ends (KeyboardInterrupt stands for it) after two of the four parts of step 8."""
+    config = tiny_config(trainer={"micro_batches": 4})
+    whole = trained(config, "whole", display)
+    compute, calls = curriculum.training_loss, iter(range(1000))
+
+    def end(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 7 * 4 + 2:
+            raise KeyboardInterrupt
+        return compute(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(curriculum, "training_loss", end)
+        with pytest.raises(KeyboardInterrupt):
+            session.begin(config, named_run("parts"), display=display)
+    assert load_checkpoint("runs/parts").step == 5
+    session.resume(named_run("parts"), display=display)
+    assert_same(whole, load_checkpoint("runs/parts"))
 
 
 @pytest.mark.slow
