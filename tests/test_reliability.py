@@ -1,0 +1,43 @@
+"""Every scenario of training (T1 to T43) is named by a test, or by a line of docs/reliability.md that says why not."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+TEXT = (TESTS.parent / "docs" / "reliability.md").read_text("utf-8")
+TESTED, WITHOUT = TEXT.split("## Without a test")
+ROW = re.compile(r"^\| (T\d+) \|(.*)\|$", re.MULTILINE)
+IDS = [f"T{number}" for number in range(1, 44)]
+
+
+def named_in(path: Path) -> set[str]:
+    return set(re.findall(r"\bT\d+\b", path.read_text("utf-8")))
+
+
+def rows(text: str) -> dict[str, str]:
+    found = ROW.findall(text)
+    assert len(found) == len(dict(found)), "an id has two lines"
+    return dict(found)
+
+
+@pytest.mark.parametrize("number", IDS)
+def test_a_scenario_has_a_test_that_names_it_or_a_reason(number: str) -> None:
+    tested, without = rows(TESTED), rows(WITHOUT)
+    assert (number in tested) != (number in without), "each id has one line, in one of the two tables"
+    if number in without:
+        assert len(without[number].split()) >= 8, "a reason, and not a word"
+        return
+    files = re.findall(r"`([\w/]+\.py)`", tested[number])
+    assert files, "the line names no file"
+    for name in files:
+        assert number in named_in(TESTS / name), f"{name} does not name {number}"
+
+
+def test_what_has_no_test_is_really_named_by_none() -> None:
+    """A reason that has become untrue goes."""
+    files = [path for path in TESTS.rglob("*.py") if path != Path(__file__)]
+    named = set().union(*(named_in(path) for path in files))
+    assert not named & set(rows(WITHOUT))
+    assert set(rows(TESTED)) | set(rows(WITHOUT)) == set(IDS)
