@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
         if "gloo" not in str(error) and "NCCL" not in str(error):
             raise
         # Another rank died: not a fault of this one. Whoever started the ranks ends them all.
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         os.write(
             2, f"rank {os.environ.get('RANK')}: lost another rank; the checkpoints are intact ({reason})\n".encode()
         )

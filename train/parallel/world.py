@@ -149,13 +149,20 @@ def join() -> World:
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {' and '.join(missing)} not set; start the ranks with "
                 "torchrun, with adaptive train --nproc N, or as docs/multi-node.md shows"
             )
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+            # torchelastic keeps the store of a group that it starts again (torch 2.13), with the addresses of the dead
+            if restarted():
+                store = PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         except (dist.DistError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"cannot meet the other ranks at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
-                f"{str(error).splitlines()[0]}"
+                f"{str(error).splitlines()[0]}; see that it can be reached, and start all ranks with one WORLD_SIZE"
             ) from error
     return World()
 
