@@ -41,6 +41,8 @@ class Summary:
     """Of training, all sessions together: what the run cost."""
     skipped: int
     """Steps that were not taken."""
+    tokens_digest: str | None
+    """Of all tokens that the newest checkpoint was trained on, in their order."""
     best_checkpoint: Score | None
     """That of the least held-out loss."""
     parent: str | None
@@ -100,6 +102,7 @@ def summary(path: Path) -> Summary:
         tokens_per_second=median(speeds) if speeds else None,
         seconds=last.get("seconds"),
         skipped=int(state.get("bad_steps", 0)),
+        tokens_digest=state.get("tokens_digest") or None,
         best_checkpoint=read_best(path),
         parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
         gated=gated,

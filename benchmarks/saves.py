@@ -1,0 +1,139 @@
+"""How long saving holds up training: blocking, in the background, and by torch.distributed.checkpoint.
+
+    python benchmarks/saves.py [--rounds 7] [--width 512] [--folder FOLDER]
+
+A model of eight layers (96M numbers with both slots of its optimizer at width 512) trains, and every fourth step is
+followed by a save. Printed are, as medians and quartiles over interleaved rounds: how long the call held up the loop,
+how long the three steps beside the save took against three steps beside none, and how long until all was on the disk.
+`dcp` is `async_save` with the safetensors writer, which stages to memory of its own each time, syncs, and writes no
+digests and no state beside the tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.model import Transformer
+from adaptive_lm.train.optimizer import Optimizers
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import Run
+from adaptive_lm.train.saver import Saver
+
+BESIDE = 3
+"""Steps that are timed after a save."""
+
+
+class Training:
+    """A model, its optimizers, and one batch of 4 times 64 tokens."""
+
+    def __init__(self, width: int) -> None:
+        model = {"vocab_size": 512, "context_length": 64, "dim": width, "num_layers": 8, "num_heads": 8}
+        ffn = {"num_experts": 4, "expert_dim": width, "experts_per_token": 1.6}
+        self.config = make_config({"model": {**model, "num_kv_heads": 4, "ffn": ffn}, "optimizer": {"kind": "adamw"}})
+        torch.manual_seed(0)
+        self.model = Transformer(self.config.model)
+        self.optimizers = Optimizers(self.model, self.config.optimizer)
+        self.ids = torch.randint(0, 512, (4, 64))
+
+    def steps(self, number: int) -> float:
+        """Seconds of so many steps."""
+        began = time.monotonic()
+        for _ in range(number):
+            out = self.model(self.ids)
+            torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), self.ids.flatten()).backward()
+            self.optimizers.step()
+            self.optimizers.zero_grad()
+        return time.monotonic() - began
+
+
+def ours(training: Training, kind: str, folder: Path) -> tuple[Callable[[int], None], Callable[[], None]]:
+    config = RunConfig.model_validate(
+        {**training.config.model_dump(), "trainer": {**training.config.trainer.model_dump(), "save": kind}}
+    )
+    saver = Saver(config, Run(folder), Progress(), [], 0.0)
+    return (
+        lambda step: saver.save(step, training.model.state_dict(), training.optimizers.state_tensors(), {}, None),
+        saver.wait,
+    )
+
+
+def torchs(training: Training, folder: Path) -> tuple[Callable[[int], None], Callable[[], None]]:
+    pending: list[Any] = []
+
+    def save(step: int) -> None:
+        place = folder / str(step)
+        writer = dcp.HuggingFaceStorageWriter(str(place))
+        tensors = {**training.model.state_dict(), **training.optimizers.state_tensors()}
+        pending.append(dcp.async_save(tensors, storage_writer=writer, no_dist=True))
+
+    def wait() -> None:
+        pending.pop().result()
+        for old in sorted(folder.iterdir())[:-1]:
+            shutil.rmtree(old)
+
+    return save, wait
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--folder", help="on the disk that is to be measured; a temporary one by default")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")  # what torch says of its own experimental parts
+    training = Training(options.width)
+    training.steps(2)
+    numbers = sum(t.numel() for t in [*training.model.parameters(), *training.optimizers.state_tensors().values()])
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        made = {
+            "blocking": ours(training, "blocking", Path(name) / "blocking"),
+            "background": ours(training, "background", Path(name) / "background"),
+            "dcp": torchs(training, Path(name) / "dcp"),
+        }
+        for kind in made:
+            (Path(name) / kind).mkdir()
+        held: dict[str, list[float]] = {kind: [] for kind in made}
+        beside: dict[str, list[float]] = {kind: [] for kind in made}
+        whole: dict[str, list[float]] = {kind: [] for kind in made}
+        for round_ in range(options.rounds + 1):
+            for kind, (save, wait) in made.items():
+                alone = training.steps(BESIDE)
+                began = time.monotonic()
+                save(round_ + 1)
+                called = time.monotonic() - began
+                ratio = training.steps(BESIDE) / alone
+                wait()
+                if round_:  # the first fills buffers
+                    held[kind].append(called)
+                    beside[kind].append(ratio)
+                    whole[kind].append(time.monotonic() - began)
+    print(f"{numbers / 1e6:.0f}M numbers, {numbers * 4 / 2**20:.0f} MiB, a step of {alone / BESIDE * 1000:.0f} ms")
+    print("save        loop held, ms          steps beside it, ratio   call to the end, ms")
+    for kind in made:
+        cells = [
+            *quartiles([1000 * each for each in held[kind]], ".0f"),
+            *quartiles(beside[kind], ".2f"),
+            *quartiles([1000 * each for each in whole[kind]], ".0f"),
+        ]
+        print(f"{kind:<11} {cells[0]:<22} {cells[1]:<24} {cells[2]}")
+
+
+def quartiles(values: list[float], form: str) -> list[str]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return [f"{middle:{form}} ({low:{form}} to {high:{form}})"]
+
+
+if __name__ == "__main__":
+    main()
