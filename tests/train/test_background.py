@@ -100,7 +100,7 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(run: Path, saver: Saver
     saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
     assert saver.has(1)
     assert not saver.has(2)
-    waiting = threading.Thread(target=saver.save, args=(2, {"weight": torch.ones(1)}, {}, {}, None))
+    waiting = threading.Thread(target=saver.save, args=(2, {"weight": torch.full((1,), 2.0)}, {}, {}, None))
     waiting.start()
     time.sleep(0.05)
     assert waiting.is_alive()
@@ -109,6 +109,8 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(run: Path, saver: Saver
     waiting.join(20)
     saver.wait()
     assert saver.saved == [1, 2]
+    for path in list_checkpoints(run / "checkpoints"):  # the memory of the first was not taken from it
+        assert load_checkpoint(path).model_state["weight"].item() == int(path.name[5:])
     assert saver.has(2)
 
 
