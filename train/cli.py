@@ -26,6 +26,8 @@ A run in two parts equals a run in one, bit for bit on a CPU:
 The learning rate is planned for all the steps of a run, so a finished run that is resumed with more --steps
 continues on the schedule of the new number; with schedule.kind=constant, that too changes nothing.
 
+A small text that is read many times: --set data.augment.word_dropout=0.2 varies it (data.augment has other ways).
+
 \b
 Example: adaptive train quickstart --name demo
 """

@@ -148,6 +148,7 @@ def test_a_tracker_gets_config_and_metrics_and_a_resumed_run_goes_on_in_it(
         for key in ("loss", "val_loss", "lr", "experts_per_token"):
             assert store.values[own][step].get(key) == record[key]
     assert str(store.configs[own]["model.dim"]) == "32"
+    assert len(store.configs[own]) > 100, "all of it, in parts where a tracker takes a hundred at once"
     assert capsys.readouterr().out == "", "stdout is for results"
 
 
