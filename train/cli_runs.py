@@ -31,7 +31,12 @@ def runs(json: bool) -> None:
 
 @click.command(epilog="\b\nExample: adaptive compare demo demo-2 --plot curves.png")
 @click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
-@click.option("--metric", default="loss", show_default=True, help="What the curves show: any key of metrics.jsonl.")
+@click.option(
+    "--metric",
+    default="loss",
+    show_default=True,
+    help="What the curves show: any key of metrics.jsonl; `grad_norm/` shows grad_norm of each layer.",
+)
 @click.option("--by", type=click.Choice(["step", "seconds"]), default="step", show_default=True)
 @click.option("--plot", metavar="FILE", help="Draw the curves to a .png, .svg or .pdf as well.")
 @click.option("--json", is_flag=True, help="Settings that differ and outcomes as one JSON object on stdout.")

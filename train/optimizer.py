@@ -32,10 +32,10 @@ class OptimizerConfig(Section):
     `kind` moves the matrices inside the blocks (attention, experts, dense FFN); embedding, head, norms, routers,
     position embeddings and everything of one dimension always go with AdamW (Loshchilov and Hutter, arXiv 1711.05101).
 
-    - `muon` (Jordan et al. 2024): the default; the fewest steps to a loss.
+    - `muon` (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the default; the fewest steps to a loss.
     - `adamw`: where published recipes are to be repeated, or Muon's matrix products take too long.
     - `lars` (You et al., arXiv 1708.03888): very large batches; every step is a stated share of each weight.
-    - `sgd` (momentum, as in torch): the plain baseline.
+    - `sgd` with momentum (Polyak 1964; as in torch): the plain baseline, and the least memory.
     """
 
     kind: Literal["muon", "adamw", "lars", "sgd"] = "muon"
@@ -55,10 +55,13 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0)
     bidirectional: bool = False
     """Multiply each layer's learning rate by clamp(sqrt(target_norm / (gradient norm + eps)), 0.3, 3), the norm taken
-    before clipping; a layer is a whole block, the embedding, the head, or all the rest. With every `kind`."""
+    before clipping; a layer is a whole block, the embedding, the head, or all the rest. With every `kind`. The idea of
+    LARS (arXiv 1708.03888) in both directions: where some layers have far larger gradients than others, as in deep
+    models and with routers."""
     target_norm: float = Field(3.0, gt=0)
     clip: Literal["norm", "percentile", "agc"] = "norm"
-    """`norm`: the gradient is never longer than `clip_norm`. `percentile`: never longer than a percentile of the last
+    """`norm`: the gradient is never longer than `clip_norm` (Pascanu et al. 2013, arXiv 1211.5063), the usual choice.
+    `percentile`: never longer than a percentile of the last
     `clip_window` gradients (Seetharaman et al. 2020, arXiv 2007.14469), where the right length is not known. `agc`:
     each row no longer than a share of its weights (Brock et al. 2021, arXiv 2102.06171), for large rates and batches.
     """

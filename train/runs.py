@@ -43,6 +43,8 @@ class Summary:
     """Steps that were not taken."""
     tokens_digest: str | None
     """Of all tokens that the newest checkpoint was trained on, in their order."""
+    alarms: int
+    """Raised by the monitor, and not what it did about them."""
     best_checkpoint: Score | None
     """That of the least held-out loss."""
     parent: str | None
@@ -103,6 +105,7 @@ def summary(path: Path) -> Summary:
         seconds=last.get("seconds"),
         skipped=int(state.get("bad_steps", 0)),
         tokens_digest=state.get("tokens_digest") or None,
+        alarms=sum(len(record.get("alarms", ())) for record in records),
         best_checkpoint=read_best(path),
         parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
         gated=gated,

@@ -48,13 +48,14 @@ def cells(one: Summary) -> dict[str, str]:
         "tokens/s": "-" if one.tokens_per_second is None else rate(one.tokens_per_second),
         "time": "-" if one.seconds is None else duration(one.seconds),
         "skipped": str(one.skipped),
+        "alarms": str(one.alarms or "-"),
         "best at": best_before(one),
         "gates": gates_in_short(one),
         "parent": one.parent or "-",
     }
 
 
-SOMETIMES = ("best at", "gates", "parent")
+SOMETIMES = ("alarms", "best at", "gates", "parent")
 """Columns that are left out where no run has anything in them."""
 
 
@@ -131,15 +132,19 @@ def setting(value: Any) -> str:
 
 
 def curves_of(runs: Sequence[Path], metric: str, by: str) -> dict[str, list[tuple[float, float]]]:
-    """Run -> its points (by, metric), those that were measured."""
-    return {
-        path.name: [
-            (float(record[by]), float(record[metric]))
-            for record in read_metrics(path / "metrics.jsonl")
-            if record.get(metric) is not None and record.get(by) is not None
-        ]
-        for path in runs
-    }
+    """Run -> its points (by, metric), those that were measured; of a metric that ends in `/`, those of each layer."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for path in runs:
+        records = read_metrics(path / "metrics.jsonl")
+        keys = dict.fromkeys(key for record in records for key in record if key.startswith(metric))
+        layers = {f"{path.name} {key.removeprefix(metric)}": key for key in keys} if metric.endswith("/") else {}
+        for name, key in (layers or {path.name: metric}).items():
+            curves[name] = [
+                (float(record[by]), float(record[key]))
+                for record in records
+                if record.get(key) is not None and record.get(by) is not None
+            ]
+    return curves
 
 
 def plot(curves: Mapping[str, Curve], metric: str, by: str, path: Path) -> None:

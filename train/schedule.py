@@ -26,9 +26,11 @@ class ScheduleConfig(Section):
     kind: Literal["wsd", "cosine", "constant", "sgdr"] = "wsd"
     """`wsd`: warm-up, stable, decay (MiniCPM, arXiv 2404.06395), for a run that may be made longer. `cosine`: half a
     cosine after the warm-up, for a run whose length is fixed. `sgdr`: cosines that start again (Loshchilov and Hutter,
-    arXiv 1608.03983), for text in stages or several good ends in one run. `constant`: warm-up only."""
+    arXiv 1608.03983), for text in stages or several good ends in one run. `constant`: warm-up only, where the end is
+    not known or runs are compared step by step. `cosine` is one cycle of the same paper."""
     warmup: Literal["linear", "exponential"] = "linear"
-    """`exponential` rises by equal factors from a thousandth: gentler on weights that routers have not settled on."""
+    """`linear` (Goyal et al. 2017, arXiv 1706.02677) is what published recipes mean. `exponential` rises by equal
+    factors from a thousandth: gentler on weights that routers have not settled on."""
     warmup_share: float | None = Field(None, ge=0, le=1)
     """Of the run; 0.03 where no warm-up is given."""
     warmup_steps: int | None = Field(None, ge=1)

@@ -23,6 +23,9 @@ from adaptive_lm.train.runs import all_runs, changed, summary
 Make = Callable[..., RunConfig]
 
 
+LAYERS = ("layers.0", "layers.1", "embedding", "head", "rest")
+
+
 def typed(command: click.Command, *arguments: str) -> Result:
     return CliRunner().invoke(command, arguments)
 
@@ -89,6 +92,19 @@ def test_skipped_steps_are_counted_and_their_losses_left_out(two: None) -> None:
     state = Path("runs/a/checkpoints/step-000012/state.json")
     state.write_text(json.dumps({**json.loads(state.read_text()), "bad_steps": 3}))
     assert summary(Path("runs/a")).skipped == 3
+
+
+def test_alarms_are_counted_and_each_layer_has_a_curve_of_its_own(two: None) -> None:
+    lines = Path("runs/a/metrics.jsonl").read_text().splitlines()
+    record = json.loads(lines[-1])
+    lines[-1] = json.dumps({**record, "alarms": ["grad_norm/layers.0 is 3, above 2", "router_load/layers.1 is 0"]})
+    Path("runs/a/metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert [summary(Path("runs") / name).alarms for name in ("a", "b")] == [2, 0]
+    assert "alarms" in typed(runs).output
+    drawn = typed(compare, "a", "--metric", "grad_norm/", "--plot", "layers.png")
+    assert [layer for layer in LAYERS if f" a {layer}" not in drawn.output] == []
+    assert Path("layers.png").read_bytes()[:4] == b"\x89PNG"
+    assert drawn.output.count("grad_norm/ by step") == 1
 
 
 def test_only_the_settings_that_differ_are_listed(two: None) -> None:

@@ -1,0 +1,77 @@
+"""What a logged step costs beside one that is not, for the figures of layers and routers: pairs of steps, CPU seconds.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/monitoring.py [--recipe quickstart] [--pairs 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+
+import torch
+from rich.console import Console
+
+from adaptive_lm.train.assembly import assemble
+from adaptive_lm.train.config import RECIPES, make_config, read_recipe
+from adaptive_lm.train.data import prepare
+from adaptive_lm.train.metrics import Metrics
+from adaptive_lm.train.parallel.world import World
+from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.run import named_run
+from adaptive_lm.train.session import with_end, with_vocabulary
+from adaptive_lm.train.trainer import Trainer
+
+
+def trainer_of(recipe: str) -> Trainer:
+    """A trainer in a folder of its own, that logs every second step."""
+    os.chdir(tempfile.mkdtemp())
+    settings = {"trainer": {"threads": 1, "log_every": 2, "tensorboard": False, "steps": 10_000}}
+    config = make_config(read_recipe(recipe), [settings])
+    corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None, length=config.sequence_length)
+    config = with_end(with_vocabulary(config, corpus), corpus)
+    torch.set_num_threads(1)
+    model, optimizers, counters = assemble(config, torch.device("cpu"), None, World())
+    run = named_run("a")
+    run.checkpoints.mkdir(parents=True)
+    quiet = Progress(Console(quiet=True))
+    return Trainer(
+        config, run, model, corpus, optimizers, precision="fp32", metrics=Metrics(run.path, 0, False), display=quiet,
+        counters=counters, identity={},
+    )  # fmt: skip
+
+
+def seconds_of_step(one: Trainer) -> float:
+    one.shape = one.lengths.shape(one.counters, 0.0)
+    one.optimizers.set_rate(0.1)
+    started = time.process_time()
+    one.step()
+    taken = time.process_time() - started
+    one.counters.step += 1
+    return taken  # CPU seconds: neighbours on the machine add little
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="quickstart", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("--pairs", type=int, default=40)
+    given = parser.parse_args()
+    one = trainer_of(given.recipe)
+    for _ in range(4):
+        seconds_of_step(one)
+    plain, logged = [], []
+    for _ in range(given.pairs):
+        plain.append(seconds_of_step(one))
+        logged.append(seconds_of_step(one))  # the second of two
+    ratios = sorted(b / a for a, b in zip(plain, logged, strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{given.recipe}: {statistics.median(plain) * 1e3:.1f} ms a step, {statistics.median(logged) * 1e3:.1f} ms "
+        f"a logged one; ratio {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}, {given.pairs} pairs)"
+    )
+
+
+if __name__ == "__main__":
+    main()
