@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from .batch_size import sequences_between
+from .batch_size import rate_factor, sequences_between
 from .config import RunConfig
 from .data.corpus import Corpus
 from .lengths import Shape
 from .record import Counters
-from .schedule import WarmUp, progress, warm_up
+from .schedule import WarmUp, multiplier, progress, warm_up
 
 
 class Clock:
@@ -22,6 +22,8 @@ class Clock:
         self.config, self.corpus, self.counters = config, corpus, counters
         self.step_seconds, self.save_seconds = 0.0, save_seconds
         self._before = counters.seconds
+        self.standing: dict[str, float] = {}
+        """Where the schedule of the learning rate was at the last `rate`, under the names of metrics.jsonl."""
         self.start()
 
     def start(self) -> None:
@@ -44,6 +46,21 @@ class Clock:
     def begins_stage(self, shape: Shape) -> bool:
         """Whether the text changes with this step: a step belongs to the stage of its last window."""
         return self.corpus.stage(shape.last, shape.length)[0] >= shape.first
+
+    def rate(self, done: float, shape: Shape, batch_size: int) -> float:
+        """The factor on the learning rates of the step to come, which is at `done` (0..1) of the run."""
+        placed, warm = self.place(done, shape)
+        self.standing = {"schedule_progress": placed, "warmup": warm.risen}
+        trainer, schedule = self.config.trainer, self.config.schedule
+        if trainer.batch_schedule or self.config.monitor.act == "batch":
+            self.standing["batch_size"] = batch_size
+        factor = rate_factor(schedule.batch_rate, batch_size, trainer.batch_size)
+        return multiplier(schedule, placed, warm) * factor
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the warm-up was over at the last `rate`."""
+        return self.standing.get("warmup", 1.0) >= 1
 
     def place(self, done: float, shape: Shape) -> tuple[float, WarmUp]:
         """Where the learning rate stands (0..1) when the run stands at `done`, and how far its warm-up is.

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .batch_size import BatchChange, check_changes
+from .config_words import explain
 from .data.config import DataConfig, TokenizerConfig
 from .errors import UserError
 from .gates import GatesConfig
@@ -267,44 +268,4 @@ def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] 
     try:
         return RunConfig.model_validate(merge(base, explicit))
     except ValidationError as error:
-        raise UserError(explain(error)) from error
-
-
-def explain(error: ValidationError) -> str:
-    """One line per problem: the field, the value found, the rule."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(unknown_key(field))
-            continue
-        rule = problem["msg"].removeprefix("Value error, ")
-        rule = rule.replace("Input should be", "expected").replace("Extra inputs are", "")
-        found = problem["input"]
-        shown = "" if isinstance(found, (Mapping, BaseModel)) else f" found {found!r},"
-        lines.append(f"{field}:{shown} {rule}" if field else rule)
-    lines.append("See all fields: adaptive train --print-config")
-    return "\n  ".join(["the config does not hold:", *lines] if len(lines) > 2 else lines)
-
-
-def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key, sections included."""
-    keys = []
-    for name, info in section.model_fields.items():
-        keys.append(f"{prefix}{name}")
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def unknown_key(key: str) -> str:
-    """The words for a key that does not exist: the nearest in its own section, else the same name in another."""
-    known = known_keys()
-    leaf = key.rpartition(".")[2]
-    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
-    near = same_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:
-        leaves = {k.rpartition(".")[2]: k for k in known}
-        near = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no key {key!r}{hint}"
+        raise UserError(explain(error, RunConfig)) from error

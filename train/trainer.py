@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_size import rate_factor
 from .best import Score
+from .buffers import Buffers
 from .clipping import Clipping
 from .clock import Clock
 from .config import RunConfig
@@ -31,14 +31,7 @@ from .randomness import random_json, random_tensors
 from .record import Counters, StepResult, record_of, scores
 from .routing_trace import RoutingTrace
 from .run import Run
-from .schedule import multiplier
 from .stream import digest_with
-
-
-def controlled(model: Transformer) -> list[Tensor]:
-    """What training moves besides the weights: the buffers that a checkpoint holds."""
-    kept = model.state_dict(keep_vars=True)
-    return [buffer for name, buffer in model.named_buffers() if name in kept]
 
 
 class Trainer:
@@ -74,10 +67,9 @@ class Trainer:
         self.curriculum = Curriculum(config, model)
         self.monitor = Monitor(config, optimizers, counters, (state or {}).get("monitor"))
         self.lengths = Lengths(config)
-        self._controlled = controlled(model)
+        self.buffers = Buffers(model)
         self.device = model.embedding.weight.device
         self.shape = self.lengths.shape(counters, 0.0)
-        self._standing: dict[str, float] = {}
         believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
         self.saver = saver_of(config, run, display, saved, believed, self.world)
         self.trace = RoutingTrace(run.path, corpus, config, counters.step, display.say, self.world)
@@ -100,10 +92,11 @@ class Trainer:
         """
         self.clock.start()
         trainer, counters = self.config.trainer, self.counters
-        marked, marked_tokens = time.monotonic(), counters.tokens_seen
         complete = self.complete()
         if counters.step == 0 and not complete:
             self.snapshot()  # what all that is learned is held against
+            self.clock.start()  # a run is timed from its first step on
+        marked, marked_tokens = time.monotonic(), counters.tokens_seen
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
             if trainer.save == "background":
@@ -111,7 +104,7 @@ class Trainer:
             self.clock.save_seconds = self.saver.ahead()
             done = self.world.first(self.clock.progress())
             self.shape = self.lengths.shape(counters, done)
-            rate = self.rate(done)
+            rate = self.clock.rate(done, self.shape, self.lengths.batch_size(counters, done))
             self.optimizers.set_rate(rate)
             self.curriculum.apply(counters.step, done, self.monitor.losses())
             result = self.step()
@@ -142,16 +135,6 @@ class Trainer:
         self.saver.wait()
         return complete
 
-    def rate(self, done: float) -> float:
-        """The factor on the learning rates of the step to come, at `done` (0..1) of the run."""
-        placed, warm = self.clock.place(done, self.shape)
-        self._standing = {"schedule_progress": placed, "warmup": warm.risen}
-        size, schedule = self.config.trainer.batch_size, self.config.schedule
-        now = self.lengths.batch_size(self.counters, done)
-        if self.config.trainer.batch_schedule or self.config.monitor.act == "batch":
-            self._standing["batch_size"] = now
-        return multiplier(schedule, placed, warm) * rate_factor(schedule.batch_rate, now, size)
-
     def step(self) -> StepResult:
         """One update from one batch of B sequences, in parts weighted by their scored tokens.
 
@@ -168,7 +151,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         result = StepResult()
         watch = self.monitor.watch(rows)
-        before = [buffer.clone() for buffer in self._controlled]
+        self.buffers.keep()
         for whole in zip(*(torch.split(each, part) for each in tensors), strict=True):
             if not whole[2].any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
@@ -200,12 +183,11 @@ class Trainer:
             else:
                 watch.update(self.optimizers.step)
                 watch.agree(self.world.firsts)
-                result.figures = self.monitor.judge(watch, self._standing.get("warmup", 1.0) >= 1)
+                result.figures = self.monitor.judge(watch, self.clock.is_warm)
             self.clipping.accept(result.grad_norm)
             self.guard.accept(loss_of_step, result.grad_norm)
         else:
-            for buffer, kept in zip(self._controlled, before, strict=True):
-                buffer.copy_(kept)
+            self.buffers.put_back()
         self.optimizers.zero_grad()
         self.counters.tokens_seen += tensors[0].numel()
         self.lengths.advance(self.counters, self.shape)
@@ -311,7 +293,7 @@ class Trainer:
             tokens_per_second=speed,
             seconds=self.clock.seconds(),
             lr=self.config.optimizer.lr * rate,
-            **self._standing,
+            **self.clock.standing,
             **self.curriculum.record,
             **self.saver.record(),
             **self.optimizers.record(),

@@ -1,14 +1,16 @@
 """Where a run stands, and a warm-up that is counted in steps, tokens or epochs."""
 
+import itertools
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from adaptive_lm.train import session
+from adaptive_lm.train import clock, session
 from adaptive_lm.train.checkpoint import load_checkpoint
 from adaptive_lm.train.config import RunConfig
 from adaptive_lm.train.metrics import read_metrics
@@ -44,16 +46,20 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
 
 
 def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
-    tiny_config: Make, folder: Path, display: Progress
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Half a second passes whenever somebody looks at the clock."""
+    seconds = itertools.count(0, 0.5)
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     config = tiny_config(
-        trainer={"steps": None, "max_seconds": 2.0, "eval_every": 1000, "checkpoint_every": 1000},
+        trainer={"steps": None, "max_seconds": 150.0, "eval_every": 1000, "checkpoint_every": 1000},
         schedule={"kind": "cosine", "warmup_steps": 10},
     )
     session.begin(config, named_run("a"), display=display)
     found = rates("a")
     peak = config.optimizer.lr
     assert found[:10] == pytest.approx([peak * (step + 0.5) / 10 for step in range(10)])
+    assert len(found) > 20
     assert found[10] == pytest.approx(peak)
     assert all(a >= b for a, b in pairwise(found[10:]))
     assert found[-1] < found[10] / 2

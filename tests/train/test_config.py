@@ -8,12 +8,12 @@ import yaml
 
 from adaptive_lm.train.config import (
     RunConfig,
-    known_keys,
     make_config,
     parse_setting,
     read_recipe,
     recipe_names,
 )
+from adaptive_lm.train.config_words import known_keys
 from adaptive_lm.train.differences import differences
 from adaptive_lm.train.errors import UserError
 
@@ -150,4 +150,4 @@ def test_the_known_keys_are_the_keys_of_a_printed_config() -> None:
                 found |= keys(value, f"{prefix}{key}.")
         return found
 
-    assert set(known_keys()) == keys(yaml.safe_load(RunConfig().to_yaml()))
+    assert set(known_keys(RunConfig)) == keys(yaml.safe_load(RunConfig().to_yaml()))
