@@ -232,7 +232,7 @@ def _train(
             complete = ended or loop.train(stop_at)
             evaluation = loop.finish() if complete and (trainer.steps != 0 or asked) else None
             if evaluation is not None and asked:
-                report = examine(loop, evaluation)
+                report = world.agree(lambda: examine(loop, evaluation))
             world.agree(loop.saver.wait)
     except OSError as error:
         raise cannot_write(run.path / "metrics.jsonl", error, "The checkpoints are intact") from error
