@@ -132,7 +132,7 @@ class Trainer:
             if saves:
                 self.save()
         self.save()
-        self.saver.wait()
+        self.world.agree(self.saver.wait)
         return complete
 
     def step(self) -> StepResult:

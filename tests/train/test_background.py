@@ -52,16 +52,18 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
-def fill_the_disk(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From sync number `at` of the writer's thread on, the disk is full."""
-    sync, calls = os.fsync, iter(range(1, 10**6))
+def fill_the_disk(at: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """From sync number `at` of the writer's thread on, the disk is full; then the event is set."""
+    sync, calls, failed = os.fsync, iter(range(1, 10**6)), threading.Event()
 
     def full(handle: int) -> None:
         if threading.current_thread() is not threading.main_thread() and next(calls) >= at:
+            failed.set()
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
+    return failed
 
 
 def test_what_training_does_after_the_call_is_not_in_the_file(run: Path, saver: Saver, gate: threading.Event) -> None:
@@ -226,13 +228,24 @@ def test_a_run_says_how_long_saves_took_and_how_long_they_held_it_up(
 def test_a_disk_that_fills_up_in_a_run_stops_it_and_it_goes_on_from_the_checkpoint_before(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T2: the error comes at a later step, and the run is still the run in one."""
-    config = tiny_config(trainer={**BACKGROUND, "eval_every": 100})
+    """T2: the error comes at the next step, and the run is still the run in one."""
+    config = tiny_config(trainer={**BACKGROUND, "eval_every": 100, "steps": 14})
     session.begin(config, named_run("whole"), display=display)
     with monkeypatch.context() as patched:
-        fill_the_disk(9, patched)  # the six of the first save and the two of the pointer go well
+        failed = fill_the_disk(9, patched)  # the six of the first save and the two of the pointer go well
+        draw, drawn = Corpus.batch, []
+
+        def wait_for_it(self: Corpus, first: int, *arguments: Any, **options: Any) -> Any:
+            drawn.append(first // 4)
+            if first == 10 * 4:
+                assert failed.wait(20)
+                time.sleep(0.3)  # what was begun is cleared away
+            return draw(self, first, *arguments, **options)
+
+        patched.setattr(Corpus, "batch", wait_for_it)
         with pytest.raises(UserError, match=r"No space left on device.*step-000005, is intact"):
             session.begin(config, named_run("parts"), display=display)
+    assert drawn == list(range(11))
     assert load_checkpoint("runs/parts").step == 5
     assert session.resume(named_run("parts"), display=display).complete
     whole, parts = load_checkpoint("runs/whole"), load_checkpoint("runs/parts")

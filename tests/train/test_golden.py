@@ -8,6 +8,7 @@ in the commit for everybody to see:
 
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_twenty_steps_give_the_losses_that_were_written_down(
     session.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     found = {key: [record[key] for record in records] for key in RTOL}
-    family = torch.backends.cpu.get_cpu_capability()
+    family = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
     path = Path(__file__).parent / "golden" / f"{family}.json"
     if os.environ.get("RENEW_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
