@@ -81,12 +81,10 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
     return {"seconds": median(seconds), "held": most / 2**20, "grown": high}
 
 
-def variant(kind: str, recompute: bool, **how: Any) -> dict[str, float]:
+def variant(**how: Any) -> dict[str, float]:
     """`one` in a process of its own."""
-    code = f"import json, train_memory; print(json.dumps(train_memory.one({kind!r}, {recompute}, **{how!r})))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(how)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(done.stderr[-3000:])
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -99,11 +97,15 @@ def variant(kind: str, recompute: bool, **how: Any) -> dict[str, float]:
 @click.option("--length", default=1024, show_default=True)
 @click.option("--layers", default=12, show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="With compiled blocks.")
-def main(rounds: int, batch: int, length: int, layers: int, compiled: bool) -> None:
+@click.option("--one", "alone", hidden=True)
+def main(rounds: int, batch: int, length: int, layers: int, compiled: bool, alone: str | None) -> None:
+    if alone is not None:
+        click.echo(json.dumps(one(**json.loads(alone))))
+        return
     how = {"compiled": compiled, "batch": batch, "length": length, "layers": layers}
     click.echo(f"{layers} layers, {batch} x {length} tokens, one thread, {rounds} rounds" + ", compiled" * compiled)
     for kind in KINDS:
-        pairs = [[variant(kind, recompute, **how) for recompute in (False, True)] for _ in range(rounds)]
+        pairs = [[variant(kind=kind, recompute=each, **how) for each in (False, True)] for _ in range(rounds)]
         click.echo(f"{kind}: recomputing against keeping, median (lowest to highest)")
         for name, unit in (("held", "MiB"), ("grown", "MiB"), ("seconds", "s")):
             ratios = sorted(again[name] / kept[name] for kept, again in pairs)

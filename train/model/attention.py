@@ -96,11 +96,9 @@ class Attention(nn.Module):
             head_top_p: ()
         """
         batch, time, _ = x.shape
-        q = self.q(x).view(batch, time, self.num_heads, self.width).transpose(1, 2)  # (B, H, T, W)
-        k, v = (
-            self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.width).transpose(1, 2).chunk(2, 1)
-        )  # (B, K, T, W)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = self.q_norm(self.q(x).view(batch, time, self.num_heads, self.width)).transpose(1, 2)  # (B, H, T, W)
+        k, v = self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.width).chunk(2, 2)
+        k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, K, T, W)
         if self.positions == "rope":
             q, k = rotate(q, rotary), rotate(k, rotary)
         q, k = q.to(v.dtype), k.to(v.dtype)
