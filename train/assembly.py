@@ -7,6 +7,7 @@ from dataclasses import fields
 import torch
 
 from .checkpoint import Checkpoint
+from .compilation import compile_model
 from .config import RunConfig
 from .model.transformer import Transformer
 from .optimizer import Optimizers
@@ -46,5 +47,5 @@ def assemble(
             **{each.name: found.state[each.name] for each in fields(Counters) if each.name in found.state}
         )
     if config.trainer.compile:
-        model.compile_blocks()
+        compile_model(model, config, device)
     return model, optimizers, counters

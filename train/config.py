@@ -78,11 +78,15 @@ class TrainerConfig(Section):
     """`auto` is bf16 autocast where the processor has it; weights, optimizer and routers stay fp32."""
     threads: int | None = Field(None, ge=1)
     compile: bool = False
+    """Steps take about two thirds of the time after half a minute of compiling, for which the next run of these shapes
+    finds the machine code in the cache folder (`data.cache_dir`). For runs of minutes; needs a C++ compiler."""
     parallel: Parallel = "replicate"
     """Under several ranks (`--nproc`, torchrun): `replicate` has the model whole on each, the fastest where it fits;
     `shard` (FSDP2) has the rows of each matrix over them, where weights and optimizer do not fit; `experts` has the
     experts over them, and tokens travel, where it is the experts that do not fit. `batch_size` is that of all ranks."""
     checkpoint_activations: bool = False
+    """Keep a third of the activations and compute the rest again in the backward pass, half as much time again at
+    long sequences; for models and lengths that do not fit. Routes and products are kept: the result is the same."""
     routing_snapshots: int = Field(64, ge=0)
     """Most snapshots of which experts and heads a fixed held-out text uses, one at each evaluation, some KiB each: what
     `adaptive inspect` shows of saturation. 0 takes none."""

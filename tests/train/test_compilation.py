@@ -1,0 +1,63 @@
+"""What compiling needs, and where its results are kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import variant
+
+from adaptive_lm.train import compilation
+from adaptive_lm.train.compilation import compile_model
+from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.model import Transformer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> Transformer:
+    """A model; no test here runs it, so nothing is compiled."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what is set here is taken back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: f"/usr/bin/{name}")
+    return Transformer(variant())
+
+
+def config(**data: str) -> RunConfig:
+    return make_config({"data": data})
+
+
+def test_machine_code_is_kept_in_the_users_cache(
+    blocks: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ADAPTIVE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compile_model(blocks, config(), CPU)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "adaptive-lm" / "compiled")
+
+
+def test_machine_code_follows_the_cache_of_the_config(blocks: Transformer, tmp_path: Path) -> None:
+    compile_model(blocks, config(cache_dir=str(tmp_path)), CPU)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+
+
+def test_a_folder_that_the_user_chose_for_torch_stays(
+    blocks: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compile_model(blocks, config(), CPU)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("chosen", [None, "no-such-compiler"])
+def test_without_a_compiler_the_user_is_told_what_to_do(
+    blocks: Transformer, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
+    if chosen:
+        monkeypatch.setenv("CXX", chosen)
+    with pytest.raises(UserError, match=f"{chosen or 'clang'}.*--no-compile"):
+        compile_model(blocks, config(), CPU)
