@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from . import experts  # noqa: F401  # registers its operator
@@ -42,14 +42,16 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     return contexts
 
 
-def run_recomputing(block: Callable[..., Any], *inputs: Any) -> Any:
+def run_recomputing(block: nn.Module, *inputs: Any) -> Any:
     """block(*inputs), of which only the decisions of the routers and the costly products are kept.
 
     Routes are kept because a decision that came out otherwise the second time would give gradients of another model
-    than the one that ran. A compiled block is one operator from outside: it is run again whole, by the same code on the
-    same numbers.
+    than the one that ran. A compiled block is run again whole, by the same code on the same numbers: its code uses the
+    memory of one product for the next, so what was kept of it would be overwritten.
 
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5: recompute what is large and cheap, the core of
     attention above all.
     """
+    if block._compiled_call_impl is not None:
+        return checkpoint(block, *inputs, use_reentrant=False)
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=_contexts)

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -154,6 +155,21 @@ def test_recomputing_activations_decides_no_route_twice(half: bool) -> None:
     once = ["aten.sort.stable", "aten.lt.Tensor", "aten.ge.Tensor", "aten.mm.default"]
     for name in [*once, "adaptive_lm.experts_forward.default"]:
         assert runs[False][name] == runs[True][name] > 0, name
+
+
+def test_nothing_inside_a_compiled_block_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T38 with T39: its code uses memory again, so a product kept from it would hold another's numbers."""
+    asked = []
+    monkeypatch.setattr(
+        "adaptive_lm.train.model.recompute._contexts", lambda: asked.append(1) or (nullcontext(), nullcontext())
+    )
+    model = copy.deepcopy(tiny_model("top_p")).train()
+    model(tiny_ids(), checkpoint_activations=True)
+    assert len(asked) == len(model.layers)
+    for block in model.layers:
+        block._compiled_call_impl = block._call_impl
+    model(tiny_ids(), checkpoint_activations=True)
+    assert len(asked) == len(model.layers)
 
 
 def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
