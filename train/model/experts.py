@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 def plan_rows(selected: Tensor, multiple: int) -> Plan:
     """selected (N, E) bool -> Plan."""
     rank = selected.cumsum(0)  # (N, E), from 1
-    counts = rank[-1]
+    counts = selected.sum(0)  # not the last rank, which no token has where there is none
     padded = (counts + multiple - 1) // multiple * multiple
     row = (rank + (padded.cumsum(0) - padded - 1))[selected]
     used = selected.sum(1)

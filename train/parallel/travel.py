@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.experts import run_experts
@@ -64,10 +63,7 @@ class TravellingExperts:
         chosen = selected.view(-1, ranks, here)[token, rank].to(own.dtype)  # (sent, L)
         message = torch.cat([x[token].to(own.dtype), own, chosen], 1)  # (sent, D + 2L)
         arrived = travel(message, sent, received)  # (M, D + 2L)
-        came = len(arrived)
-        if not came:  # nobody came: experts take no empty batch, so they get a token that chooses none of them
-            arrived = F.pad(arrived, (0, 0, 0, 1))
         tokens, their_weights, their_choice = torch.split(arrived, [x.shape[1], here, here], 1)
-        out = run_experts(tokens.to(x.dtype), their_weights, their_choice > 0.5, gate_up, down)[:came]  # (M, D)
+        out = run_experts(tokens.to(x.dtype), their_weights, their_choice > 0.5, gate_up, down)  # (M, D)
         back = travel(out, received, sent)  # (sent, D)
         return torch.zeros_like(x, dtype=back.dtype).index_add(0, token, back)

@@ -154,3 +154,14 @@ def test_a_token_without_experts_gets_nothing() -> None:
     assert idle.sum() >= N // 3
     assert (out[idle] == 0).all()
     assert (of_x[idle] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tokens_at_all_give_none_back_and_gradients_of_nought(dtype: torch.dtype) -> None:
+    """As on a rank whose experts nobody chose."""
+    tensors = arguments(tokens=0, dtype=dtype)
+    out, of_x, of_weights, of_gate_up, of_down = with_gradients(run_experts, routed("mixed", tokens=0), tensors)
+    assert [out.shape, of_x.shape, of_weights.shape] == [(0, D), (0, D), (0, E)]
+    for gradient, weight in ((of_gate_up, tensors[2]), (of_down, tensors[3])):
+        assert gradient.shape == weight.shape
+        assert (gradient == 0).all()
