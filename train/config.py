@@ -85,8 +85,9 @@ class TrainerConfig(Section):
     `shard` (FSDP2) has the rows of each matrix over them, where weights and optimizer do not fit; `experts` has the
     experts over them, and tokens travel, where it is the experts that do not fit. `batch_size` is that of all ranks."""
     checkpoint_activations: bool = False
-    """Keep a third of the activations and compute the rest again in the backward pass, half as much time again at
-    long sequences; for models and lengths that do not fit. Routes and products are kept: the result is the same."""
+    """Keep a third of the activations (half where compiled) and compute the rest again in the backward pass, half as
+    much time again at long sequences, up to twice where compiled; for models and lengths that do not fit. Routes and
+    products are kept: the result is the same."""
     routing_snapshots: int = Field(64, ge=0)
     """Most snapshots of which experts and heads a fixed held-out text uses, one at each evaluation, some KiB each: what
     `adaptive inspect` shows of saturation. 0 takes none."""

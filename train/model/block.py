@@ -12,6 +12,7 @@ from .depth import DepthRouter, DepthRoutes
 from .heads import HeadRoutes
 from .moe import DenseFFN, MoE
 from .norm import RMSNorm
+from .recompute import run_recomputing
 from .router import Routes
 
 
@@ -57,9 +58,20 @@ class Block(nn.Module):
         self.depth_router = router
 
     def forward(
+        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels, recompute: bool = False
+    ) -> tuple[Tensor, LayerRouting]:
+        """x (B, T, D); alive (B, T) bool, false once a token has left -> x and routing.
+
+        With `recompute` most of what is on the way is computed again in the backward pass; see `run_recomputing`.
+        """
+        if recompute:
+            found: tuple[Tensor, LayerRouting] = run_recomputing(self._run, x, alive, rotary, levels)
+            return found
+        return self._run(x, alive, rotary, levels)
+
+    def _run(
         self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels
     ) -> tuple[Tensor, LayerRouting]:
-        """x (B, T, D); alive (B, T) bool, false once a token has left -> x and routing."""
         runs, depth = alive, None
         if self.depth_router is not None:
             depth = self.depth_router(x.flatten(0, 1), levels.depth_threshold)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from . import experts  # noqa: F401  # registers its operator
@@ -42,16 +42,14 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     return contexts
 
 
-def run_recomputing(block: nn.Module, *inputs: Any) -> Any:
-    """block(*inputs), of which only the decisions of the routers and the costly products are kept.
+def run_recomputing(run: Callable[..., Any], *inputs: Any) -> Any:
+    """run(*inputs), of which only the decisions of the routers and the costly products are kept.
 
     Routes are kept because a decision that came out otherwise the second time would give gradients of another model
-    than the one that ran. A compiled block is run again whole, by the same code on the same numbers: its code uses the
-    memory of one product for the next, so what was kept of it would be overwritten.
+    than the one that ran. torch.compile traces this as part of a block, and its partitioner keeps the same things;
+    around a compiled block, from outside, it fails (decision 0017).
 
     Source: Korthikanti et al. 2022 (arXiv 2205.05198), section 5: recompute what is large and cheap, the core of
     attention above all.
     """
-    if block._compiled_call_impl is not None:
-        return checkpoint(block, *inputs, use_reentrant=False)
-    return checkpoint(block, *inputs, use_reentrant=False, context_fn=_contexts)
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=_contexts)

@@ -16,7 +16,6 @@ from .depth import dropout_rates
 from .exits import ExitRouter, confidence
 from .initialize import initialize
 from .norm import RMSNorm
-from .recompute import run_recomputing
 from .threshold import Thresholded
 
 
@@ -117,10 +116,7 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.layers):
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i])
             here = alive if dropped is None else alive & ~dropped[i, :, None]
-            if checkpoint_activations and self.training:
-                x, layer = run_recomputing(block, x, here, rotary, levels)
-            else:
-                x, layer = block(x, here, rotary, levels)
+            x, layer = block(x, here, rotary, levels, recompute=checkpoint_activations and self.training)
             routing.append(layer)
             if measures:
                 residual_rms.append(x.detach().float().square().mean().sqrt())

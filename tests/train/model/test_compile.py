@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tiny_counting import Counted
 from tiny_models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, training_loss
@@ -128,6 +129,49 @@ def test_inductor_trains_heads_positions_and_windows_as_torch_does() -> None:
         assert num_graphs() == 1
 
 
+@pytest.mark.slow
+def test_inductor_recomputes_activations_as_torch_keeps_them() -> None:
+    """T38 with T39, in fp32: routes equal, logits and gradients within rounding, those of a model that keeps all."""
+    model = Transformer(variant(num_layers=2))
+    season(model, seed=0)
+    plain, compiled = pair(model)
+    for seed in range(3):
+        out, gradients = step(plain, tiny_ids(seed))
+        out_compiled, gradients_compiled = step(compiled, tiny_ids(seed), checkpoint_activations=True)
+        assert_the_same(out, out_compiled, INDUCTOR_TOLERANCE)
+        torch.testing.assert_close(gradients, gradients_compiled, rtol=0, atol=INDUCTOR_TOLERANCE)
+        assert num_graphs() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_the_backward_pass_of_a_compiled_block_decides_no_route_again(
+    monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
+    """T38: the graph of it, as inductor's decompositions and partitioner make it, holds norms and, of what routes are
+    made of, nothing; and no product but those of gradients and the scores of attention."""
+
+    def cut(self: Block, **options: object) -> None:
+        torch.nn.Module.compile(self, backend="aot_eager_decomp_partition", **options)
+
+    monkeypatch.setattr(Block, "compile", cut, raising=False)
+    runs = {}
+    for recompute in (False, True):
+        _, compiled = pair("both_none")
+        ids = tiny_ids()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            out = compiled(ids, checkpoint_activations=recompute)
+        with Counted() as counted:
+            out.logits.float().square().mean().backward()
+        runs[recompute] = counted.runs
+        assert num_graphs() == (1 + recompute) * KINDS
+    assert runs[True]["aten.rsqrt.default"] > runs[False]["aten.rsqrt.default"]
+    assert runs[True]["aten.mm.default"] == runs[False]["aten.mm.default"] > 0
+    names = ["aten.sort.stable", "aten.lt.Tensor", "aten.gt.Tensor", "aten.ge.Tensor"]
+    for name in [*names, "adaptive_lm.experts_forward.default"]:
+        assert runs[True][name] == runs[False][name] == 0, name
+
+
 @pytest.mark.usefixtures("traced_only")
 def test_no_routing_costs_a_graph() -> None:
     """No pair at all, every pair, and thresholds between: all through the graphs of the first batch."""
@@ -148,24 +192,22 @@ def test_no_routing_costs_a_graph() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced_only")
-def test_graphs_are_one_per_kind_of_block_and_way_of_running() -> None:
-    """Training and inference, float32 and bf16: each a graph per kind of block; recomputing activations adds none."""
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+def test_graphs_are_one_per_kind_of_block_and_way_of_running(half: bool) -> None:
+    """Training, recomputing and inference: each a graph per kind of block."""
     plain, compiled = pair("both_none")
-    expected = 0
-    for half in (False, True):
-        expected += KINDS
-        for recompute in (False, True):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                out, gradients = step(plain, tiny_ids(), checkpoint_activations=recompute)
-                out_compiled, gradients_compiled = step(compiled, tiny_ids(), checkpoint_activations=recompute)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        for ways, recompute in enumerate((False, True), 1):
+            out, gradients = step(plain, tiny_ids(), checkpoint_activations=recompute)
+            out_compiled, gradients_compiled = step(compiled, tiny_ids(), checkpoint_activations=recompute)
             assert_the_same(out, out_compiled, 0.0)
             assert torch.equal(gradients, gradients_compiled)
-            assert num_graphs() == expected
-    plain.eval(), compiled.eval()
-    for seed in range(3):
-        with torch.no_grad():
-            assert_the_same(plain(tiny_ids(seed)), compiled(tiny_ids(seed)), 0.0)
-        assert num_graphs() == expected + KINDS
+            assert num_graphs() == ways * KINDS
+        plain.eval(), compiled.eval()
+        for seed in range(3):
+            with torch.no_grad():
+                assert_the_same(plain(tiny_ids(seed)), compiled(tiny_ids(seed)), 0.0)
+            assert num_graphs() == 3 * KINDS
 
 
 NEW = ["heads_shared", "cope_project", "window_length", "window_entropy", "controllers"]

@@ -1,15 +1,13 @@
 """What training asks of the model: a gradient for everything, the same numbers when it recomputes, a float32 router."""
 
 import copy
-from collections import Counter
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from tiny_counting import Counted
 from tiny_models import CONFIGS, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, training_loss
 
@@ -128,23 +126,11 @@ def test_recomputing_activations_keeps_fewer_of_them() -> None:
     assert kept[True] < kept[False] / 3
 
 
-class Counted(TorchDispatchMode):
-    """Counts the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.runs[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_recomputing_activations_decides_no_route_twice(half: bool) -> None:
     """T38: ranks, comparisons with thresholds and experts run once a step, though the rest runs again.
 
-    The backward pass of `experts_forward` is an operator of its own.
+    The backward pass of `experts_forward` is an operator of its own. Compiled blocks: `test_compile.py`.
     """
     runs = {}
     for recompute in (False, True):
@@ -155,21 +141,6 @@ def test_recomputing_activations_decides_no_route_twice(half: bool) -> None:
     once = ["aten.sort.stable", "aten.lt.Tensor", "aten.ge.Tensor", "aten.mm.default"]
     for name in [*once, "adaptive_lm.experts_forward.default"]:
         assert runs[False][name] == runs[True][name] > 0, name
-
-
-def test_nothing_inside_a_compiled_block_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """T38 with T39: its code uses memory again, so a product kept from it would hold another's numbers."""
-    asked = []
-    monkeypatch.setattr(
-        "adaptive_lm.train.model.recompute._contexts", lambda: asked.append(1) or (nullcontext(), nullcontext())
-    )
-    model = copy.deepcopy(tiny_model("top_p")).train()
-    model(tiny_ids(), checkpoint_activations=True)
-    assert len(asked) == len(model.layers)
-    for block in model.layers:
-        block._compiled_call_impl = block._call_impl
-    model(tiny_ids(), checkpoint_activations=True)
-    assert len(asked) == len(model.layers)
 
 
 def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
