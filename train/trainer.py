@@ -17,8 +17,9 @@ from .config import RunConfig
 from .curriculum import Curriculum
 from .data.corpus import Corpus
 from .device import autocast
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation
 from .guard import Guard
+from .heldout import Heldout
 from .lengths import Lengths
 from .metrics import Metrics
 from .model.transformer import Transformer
@@ -29,7 +30,6 @@ from .parallel.world import World
 from .progress import Progress
 from .randomness import random_json, random_tensors
 from .record import Counters, StepResult, record_of, scores
-from .routing_trace import RoutingTrace
 from .run import Run
 from .stream import digest_with
 
@@ -72,13 +72,15 @@ class Trainer:
         self.shape = self.lengths.shape(counters, 0.0)
         believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
         self.saver = saver_of(config, run, display, saved, believed, self.world)
-        self.trace = RoutingTrace(run.path, corpus, config, counters.step, display.say, self.world)
+        self.heldout = Heldout(
+            config, run, model, corpus, self.placed, self.curriculum,
+            precision=precision, say=display.say, step=counters.step, stop=stop,
+        )  # fmt: skip
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
             self.saver.offer(Score(counters.step, **state["scored"]))
         self._scored: Score | None = None
         self._last: dict[str, Any] = {}
-        self._last_val: Evaluation | None = None
 
     # --- the loop
 
@@ -94,7 +96,7 @@ class Trainer:
         trainer, counters = self.config.trainer, self.counters
         complete = self.complete()
         if counters.step == 0 and not complete:
-            self.snapshot()  # what all that is learned is held against
+            self.heldout.snapshot(counters.step)  # what all that is learned is held against
             self.clock.start()  # a run is timed from its first step on
         marked, marked_tokens = time.monotonic(), counters.tokens_seen
         while not complete and counters.step != stop_at and not self.stop():
@@ -121,7 +123,7 @@ class Trainer:
             if (saves or step % trainer.eval_every == 0) and not complete:
                 evaluated = self.evaluate(trainer.eval_tokens)
                 self._scored = self.score_of(evaluated) if saves else None  # a stop makes no other best
-                self.snapshot()
+                self.heldout.snapshot(counters.step)
             if step % trainer.log_every == 0 or evaluated or complete or result.skipped:
                 speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
                 self._last = self.record(result, evaluated, speed, rate)
@@ -130,8 +132,8 @@ class Trainer:
                 self.show(self._last, force=evaluated is not None or complete)
                 marked, marked_tokens = time.monotonic(), counters.tokens_seen
             if saves:
-                self.save()
-        self.save()
+                self.save(complete)
+        self.save(complete)
         self.world.agree(self.saver.wait)
         return complete
 
@@ -227,8 +229,11 @@ class Trainer:
         """Adds a record to metrics.jsonl."""
         self.world.agree(lambda: self.metrics.write(record))
 
-    def save(self) -> None:
-        """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept."""
+    def save(self, complete: bool) -> None:
+        """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept.
+
+        `complete` is what was decided after the step: the clock may have run out since, in an evaluation.
+        """
         step = self.counters.step
         if self.saver.has(step):
             return
@@ -236,7 +241,7 @@ class Trainer:
         state = {
             **vars(self.counters),
             **self.identity,
-            "complete": self.complete(),
+            "complete": complete,
             "random": random_json(),
             "guard": self.guard.state(),
             "clip_history": list(self.clipping.history),
@@ -247,27 +252,13 @@ class Trainer:
         scored = self._scored if self._scored and self._scored.step == step else None
         self.world.agree(lambda: self.saver.save(step, model_state, tensors, state, scored))
 
+    def evaluate(self, max_tokens: int | None) -> Evaluation | None:
+        """Scores held-out text, `max_tokens` of it at most."""
+        return self.heldout.evaluate(max_tokens)
+
     def score_of(self, found: Evaluation | None) -> Score | None:
         """The loss over `eval_tokens` tokens as that of this step; None if the evaluation was given up."""
         return None if found is None else Score(self.counters.step, found.loss, self.config.trainer.eval_tokens)
-
-    def evaluate(self, max_tokens: int | None) -> Evaluation | None:
-        """Scores held-out text, `max_tokens` of it at most, as sparse as the config says whatever the schedule."""
-        self.curriculum.rest()
-        size = self.config.trainer.batch_size
-        windows = self.corpus.val_windows(self.config.sequence_length, size, max_tokens)
-        self.placed.rest()
-        found = evaluate(self.model, windows, size, self.corpus.val_bytes_per_token, self.precision, self.stop)
-        self.placed.rest()
-        self._last_val = found or self._last_val
-        return found
-
-    def snapshot(self) -> None:
-        """What the routers make of a fixed text now."""
-        self.curriculum.rest()
-        self.placed.rest()
-        self.trace.take(self.model, self.counters.step, self.precision)
-        self.placed.rest()
 
     def finish(self) -> Evaluation | None:
         """The evaluation at the end, None if `stop` came first, and the record of the last step with it.
@@ -276,7 +267,7 @@ class Trainer:
         """
         trainer = self.config.trainer
         found = self.evaluate(trainer.final_eval_tokens)
-        self.snapshot()
+        self.heldout.snapshot(self.counters.step)
         if self._last:
             self.write({**self._last, **scores(found), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens
@@ -303,6 +294,6 @@ class Trainer:
 
     def show(self, record: dict[str, Any], force: bool) -> None:
         """The record on the live line, with the newest held-out loss and the time left."""
-        shown = {**record, "val_loss": self._last_val.loss if self._last_val else None}
+        shown = {**record, "val_loss": self.heldout.loss}
         steps = self.config.trainer.steps
         self.display.show(shown, f"/{steps}" if steps else "", self.clock.left(), force)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from adaptive_lm.train import clock, session
-from adaptive_lm.train.checkpoint import load_checkpoint
+from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint
 from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.heldout import Heldout
 from adaptive_lm.train.metrics import read_metrics
 from adaptive_lm.train.progress import Progress
 from adaptive_lm.train.run import named_run
@@ -80,3 +81,24 @@ def test_a_run_stopped_while_it_warms_up_and_after_goes_on_to_the_bit(
     assert rates("whole") == rates("parts")
     one, other = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
     assert all(torch.equal(one.model_state[name], value) for name, value in other.model_state.items())
+
+
+def test_a_run_whose_time_ends_in_an_evaluation_says_so_after_the_next_step_alone(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between these two saves it is to go on, and its last step is still owed."""
+    now = [0.0]
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    evaluate = Heldout.evaluate
+
+    def late(self: Heldout, max_tokens: int | None) -> Any:
+        now[0] += 500
+        return evaluate(self, max_tokens)
+
+    monkeypatch.setattr(Heldout, "evaluate", late)
+    config = tiny_config(trainer={"steps": None, "max_seconds": 100.0, "eval_every": 4, "checkpoint_every": 4})
+    session.begin(config, named_run("a"), display=display)
+    found = {
+        each.step: each.state["complete"] for each in map(read_checkpoint, list_checkpoints(named_run("a").checkpoints))
+    }
+    assert found == {4: False, 5: True}
