@@ -99,7 +99,8 @@ def test_figures_of_routers_are_those_of_plain_numpy(model: Transformer) -> None
     ids = torch.randint(30, (4, 16), generator=torch.Generator().manual_seed(1))
     scored = torch.rand(4, 16, generator=torch.Generator().manual_seed(2)) < 0.7
     out = model(ids)
-    found = {name: float(value) for name, value in router_figures(out, scored).items()}
+    figures, counts = router_figures(out, scored)
+    found = {name: float(value) for name, value in figures.items()}
 
     def entropy(probs: Any) -> Any:
         return -(probs * np.log(probs)).sum(-1) / np.log(probs.shape[-1])
@@ -117,13 +118,13 @@ def test_figures_of_routers_are_those_of_plain_numpy(model: Transformer) -> None
         chosen, used = probs.detach().numpy()[here], selected.numpy()[here].sum(0)
         assert found[f"{kind}_entropy/layers.1"] == pytest.approx(entropy(chosen.mean(0)), rel=1e-5)
         assert found[f"{kind}_token_entropy/layers.1"] == pytest.approx(entropy(chosen).mean(), rel=1e-5)
-        assert found[f"{kind}_load/layers.1"] == pytest.approx(used.min() / used.sum() * len(used), rel=1e-5)
+        assert counts[f"{kind}_load/layers.1"].tolist() == used.tolist()
     scores = layer.depth.scores.detach().numpy()[scored.flatten().numpy()]
     both = np.stack([scores, 1 - scores], -1)
     assert found["depth_router_entropy/layers.1"] == pytest.approx(entropy(both.mean(0)), rel=1e-5)
     assert found["depth_router_token_entropy/layers.1"] == pytest.approx(entropy(both).mean(), rel=1e-5)
     assert "depth_router_entropy/layers.0" not in found  # the first layer always runs
-    assert "depth_router_load/layers.1" not in found
+    assert "depth_router_load/layers.1" not in counts
 
 
 def test_looking_changes_nothing_and_only_logged_steps_are_looked_at(
@@ -174,6 +175,24 @@ def test_an_alarm_is_raised_once_after_patience_and_again_only_after_it_was_over
         *[[]] * 4, ["grad_norm/layers.0 is 0.01, below 0.1"], [],
     ]  # fmt: skip
     assert not alarms.judge({"grad_norm/layers.1": 50.0})[0]  # each layer has its own patience
+
+
+def test_an_expert_is_dead_if_several_steps_together_hardly_use_it_and_not_by_chance(model: Transformer) -> None:
+    """Sixteen experts of which in each step another one gets no token, until the fifth gets none any more."""
+    one, said, loads = monitor_of(model, patience=3), [], []
+    for step in range(40):
+        used = [10.0] * 16
+        used[step % 16] = 0.0
+        used[5] = 0.0 if step >= 24 else used[5]
+        one = monitor_of(model, one.state(), patience=3)  # a resumed run counts on
+        watch: Any = SimpleNamespace(figures={}, used={"router_load/layers.0": used}, noise=None)
+        record = one.judge(watch, warm=step >= 1)
+        said.append(record.get("alarms", []))
+        loads.append(record["router_load/layers.0"])
+    assert loads[2:24] == pytest.approx([20 * 16 / 450] * 22)
+    # three steps without it, and that seen three times
+    assert [step for step, each in enumerate(said) if each] == [28]
+    assert said[28] == ["router_load/layers.0 is 0, below 0.02"]
 
 
 def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
@@ -234,7 +253,7 @@ def test_the_rate_of_a_layer_falls_while_it_is_above_its_band_and_rises_again(mo
     rates, acts = [], []
     for value in [5.0] * 8 + [0.5] * 8:
         one = monitor_of(model, one.state(), act="lr", patience=2, grad_norm=[None, 1.0], least_rate=0.2)
-        watch = SimpleNamespace(figures={"grad_norm/layers.1": value, "grad_norm/head": 0.1}, noise=None)
+        watch = SimpleNamespace(figures={"grad_norm/layers.1": value, "grad_norm/head": 0.1}, used={}, noise=None)
         acts.append(one.judge(watch, warm=True).get("acts", []))  # type: ignore[arg-type]
         one.optimizers.set_rate(1.0)
         groups = [group for each in one.optimizers.all for group in each.param_groups]
@@ -250,7 +269,7 @@ def test_the_rate_of_a_layer_falls_while_it_is_above_its_band_and_rises_again(mo
 
 def test_nothing_is_judged_before_the_rate_is_warm(model: Transformer) -> None:
     one = monitor_of(model, act="lr", patience=1, grad_norm=[None, 1.0])
-    watch: Any = SimpleNamespace(figures={"grad_norm/layers.1": 5.0}, noise=None)
+    watch: Any = SimpleNamespace(figures={"grad_norm/layers.1": 5.0}, used={}, noise=None)
     assert one.judge(watch, warm=False) == watch.figures
     assert one.judge(watch, warm=True).keys() == {"grad_norm/layers.1", "alarms", "acts"}
 

@@ -35,7 +35,8 @@ class MonitorConfig(Section):
     """The least mean entropy of a token's own distribution. Sure is good, so nothing is asked; 0.01 finds routers that
     have saturated and learn no more."""
     router_load: float = Field(0.02, ge=0, le=1)
-    """The least that an expert or a routed head is used, as a share of an even load: below it is dead."""
+    """The least that an expert or a routed head is used, as a share of an even load: below it is dead. Tokens of the
+    last `patience` logged steps together count, since in one small batch some expert is idle by chance."""
     act: Literal["none", "lr", "batch"] = "none"
     """`lr`: a layer whose gradient or step is above its band learns at `act_factor` of its rate, all layers where
     activations are; the rate rises again by the same steps once it is back. For runs that nobody watches. `batch`:

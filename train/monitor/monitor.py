@@ -11,6 +11,7 @@ from ..optimizer import Optimizers
 from ..record import Counters
 from .alarms import Alarm, Alarms
 from .noise import Noise
+from .routers import Loads
 from .watch import Watch
 
 ALL = "all"
@@ -20,8 +21,8 @@ ALL = "all"
 class Monitor:
     """Judges the figures of each logged step and acts as `monitor.act` and `monitor.router_act` say.
 
-    Everything that it decides comes from `figures`, `noise` and the counters alone, so that processes which agree on
-    these agree on what is done; and everything it must remember is in `state` and in the counters.
+    Everything that it decides comes from `figures`, `used`, `noise` and the counters alone, so that processes which
+    agree on these agree on what is done; and everything it must remember is in `state` and in the counters.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Monitor:
         self.optimizers, self.counters = optimizers, counters
         self.alarms = Alarms(self.settings, state)
         self.noise = Noise(state.get("noise"))
+        self.loads = Loads(self.settings.patience, state.get("loads"))
         self.inside: dict[str, int] = dict(state.get("inside", {}))
         """Layer -> logged steps in a row without an alarm, of layers whose rate was lowered."""
         self.balanced_until: int = int(state.get("balanced_until", 0))
@@ -46,8 +48,9 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         return {
-            **self.alarms.state(), "noise": self.noise.state(), "inside": dict(self.inside),
-            "balanced_until": self.balanced_until, "crowded": self.crowded, "rates": dict(self.optimizers.held),
+            **self.alarms.state(), "noise": self.noise.state(), "loads": self.loads.state(),
+            "inside": dict(self.inside), "balanced_until": self.balanced_until, "crowded": self.crowded,
+            "rates": dict(self.optimizers.held),
         }  # fmt: skip
 
     def watch(self, rows: int) -> Watch | None:
@@ -69,13 +72,14 @@ class Monitor:
 
         While the rate is warming up (not `warm`) nothing is out of the ordinary.
         """
-        said: dict[str, Any] = dict(watch.figures)
+        figures = watch.figures | self.loads.observe(watch.used)
+        said: dict[str, Any] = dict(figures)
         if watch.noise is not None:
             scale = self.noise.observe(*watch.noise)
             said |= {} if scale is None else {"noise_scale": scale}
         if not warm:
             return said
-        holding, new = self.alarms.judge(watch.figures)
+        holding, new = self.alarms.judge({name: each for name, each in figures.items() if self.loads.enough(name)})
         acts = [*self._hold_rates(holding), *self._grow(said.get("noise_scale")), *self._spread(holding)]
         if new:
             said["alarms"] = [str(each) for each in new]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +14,23 @@ from ..model.transformer import ModelOutput
 from ..parallel.sums import total
 
 
-def router_figures(out: ModelOutput, scored: Tensor) -> dict[str, Tensor]:
-    """Name -> figure, (), of one batch, over all ranks; scored (B, T) bool are the tokens that count.
+class RouterFigures(NamedTuple):
+    """Of one batch."""
+
+    figures: dict[str, Tensor]
+    """Name -> (), a mean over tokens."""
+    used: dict[str, Tensor]
+    """Name -> (E,) float32, how many tokens use each."""
+
+
+def router_figures(out: ModelOutput, scored: Tensor) -> RouterFigures:
+    """Those of one batch, over all ranks; scored (B, T) bool are the tokens that count.
 
     For the routers of experts (`router`), of heads (`head_router`) and of depth (`depth_router`), whose two choices are
     to run a layer or not: `_entropy` of the mean distribution and `_token_entropy`, the mean over tokens, both as
-    shares of that of an even one; and `_load` of what is used least, as a share of an even load (not of depth).
+    shares of that of an even one. What is used has the name `_load` (not of depth); `Loads` makes a figure of it.
     """
-    found: dict[str, Tensor] = {}
+    found = RouterFigures({}, {})
     for number, layer in enumerate(out.routing):
         counted = (scored.flatten() & layer.runs).float()  # (N,)
         for kind, probs, selected in distributions(layer):
@@ -33,10 +43,10 @@ def router_figures(out: ModelOutput, scored: Tensor) -> dict[str, Tensor]:
                 (chosen * counts[:, None]).sum(0),  # (E,)
             )
             tokens, even = tokens.clamp(min=1), math.log(max(probs.shape[1], 2))
-            found[f"{kind}_entropy/layers.{number}"] = entropy(mass / tokens) / even
-            found[f"{kind}_token_entropy/layers.{number}"] = entropies / tokens / even
+            found.figures[f"{kind}_entropy/layers.{number}"] = entropy(mass / tokens) / even
+            found.figures[f"{kind}_token_entropy/layers.{number}"] = entropies / tokens / even
             if selected is not None:
-                found[f"{kind}_load/layers.{number}"] = used.min() * len(used) / used.sum().clamp(min=1)
+                found.used[f"{kind}_load/layers.{number}"] = used
     return found
 
 
@@ -55,3 +65,31 @@ def distributions(layer: LayerRouting) -> Iterator[tuple[str, Tensor, Tensor | N
 def entropy(probs: Tensor) -> Tensor:
     """(..., E) -> (...), nats."""
     return -(probs * probs.clamp(min=1e-30).log()).sum(-1)
+
+
+class Loads:
+    """How often each expert or head was used in the last `steps` logged steps; part of a checkpoint.
+
+    One step says little: of a hundred tokens for sixteen experts some expert often gets none, each time another one.
+    """
+
+    def __init__(self, steps: int, state: Mapping[str, Any] | None = None) -> None:
+        self.steps = steps
+        self.seen: dict[str, list[list[float]]] = {name: list(each) for name, each in (state or {}).items()}
+        """Name -> for each of these steps how many tokens used each expert."""
+
+    def state(self) -> dict[str, list[list[float]]]:
+        return {name: list(each) for name, each in self.seen.items()}
+
+    def observe(self, used: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Name -> the load of what was used least, as a share of an even load."""
+        found = {}
+        for name, counts in used.items():
+            self.seen[name] = [*self.seen.get(name, ()), list(counts)][-self.steps :]
+            summed = [sum(each) for each in zip(*self.seen[name], strict=True)]
+            found[name] = min(summed) * len(summed) / max(sum(summed), 1.0)
+        return found
+
+    def enough(self, name: str) -> bool:
+        """Whether a load is of as many steps as it is to be; also of a figure that is none."""
+        return name not in self.seen or len(self.seen[name]) >= self.steps

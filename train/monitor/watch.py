@@ -20,18 +20,20 @@ class Watch:
     - `grad_norm/LAYER`: norm of the gradient before clipping; a layer is a block, the embedding, the head, or the rest.
     - `update_ratio/LAYER`: |step| / |weights|. It takes a copy of the weights for the time of the step.
     - `activation_rms/layers.N`: root mean square of the residual stream after block N.
-    - those of `router_figures`.
+    - those of `router_figures`; `used` has how many tokens took each expert, for `Loads`.
     """
 
     def __init__(self, placed: Placement, weights: Sequence[tuple[str, nn.Parameter]], rows: int) -> None:
         """`rows` is B, the sequences of the step."""
         self.figures: dict[str, float] = {}
+        self.used: dict[str, list[float]] = {}
         self.noise: tuple[float, float] | None = None
         """|G|^2 of the whole batch and tr(S), the noise of one sequence, as this step shows them. None where there is
         one part on one rank, and where ranks hold parts of the weights."""
         self._placed, self._weights, self._rows = placed, weights, rows
         self._parts = not any(placed.is_split(weight) for _, weight in weights)
         self._sums: dict[str, Tensor] = {}
+        self._used: dict[str, Tensor] = {}
         self._first: tuple[float, float] | None = None
 
     def saw(self, out: ModelOutput, scored: Tensor, share: Tensor) -> None:
@@ -40,16 +42,19 @@ class Watch:
             squares = [norm.square() for norm in layer_norms(self._weights).values()]
             (square,) = total(torch.stack(squares).sum())
             self._first = float(share) / ranks(), float(square) / ranks()
-        figures = router_figures(out, scored)
+        figures, used = router_figures(out, scored)
         for layer, rms in enumerate(out.residual_rms):
             (square,) = total(rms.square())
             figures[f"activation_rms/layers.{layer}"] = (square / ranks()).sqrt()
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * share
+        for name, counts in used.items():  # of all ranks and whole numbers, so the same on each
+            self._used[name] = self._used.get(name, 0.0) + counts
 
     def gradients(self) -> None:
         """All parts have passed backward, and nothing is clipped yet."""
         self.figures |= {name: float(value) for name, value in self._sums.items()}
+        self.used = {name: counts.tolist() for name, counts in self._used.items()}
         norms = {layer: float(norm) for layer, norm in layer_norms(self._weights, self._placed.squares).items()}
         self.figures |= {f"grad_norm/{layer}": norm for layer, norm in norms.items()}
         if self._first is not None and self._first[0] < 1:
