@@ -7,9 +7,10 @@ STAMP  := $(VENV)/.installed
 ROOMS  := runtime train export serve
 NAME   := demo
 PYTEST_FLAGS ?= -n auto
+DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo test lint format clean bench-mechanisms
+.PHONY: help demo test lint format clean bench-mechanisms bench-train
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +18,7 @@ help:
 	@echo 'make test    lint, types and the whole test suite'
 	@echo 'make lint    lint and types only'
 	@echo 'make bench-mechanisms  what each way to adapt gives: half an hour a text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
+	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
 	@echo 'make format  let ruff format the code'
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
 
@@ -42,6 +44,12 @@ test: lint
 
 bench-mechanisms: $(STAMP)
 	$(BIN)/python benchmarks/mechanisms.py $(TEXTS:%=--data %) $(BENCH_FLAGS)
+
+bench-train: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,bench]'
+	$(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/train_memory.py
+	$(BIN)/python benchmarks/train_quality.py --data $(DATA) $(BENCH_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
+from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.bench import read_text
@@ -79,17 +78,6 @@ class Row:
     milliseconds: float  # median per decoded token
     p5: float
     p95: float
-
-
-def adaptive(*arguments: str, folder: Path, core: int | None = None) -> None:
-    """Runs the command line in `folder`, pinned to a core. Raises RuntimeError with its last words where it fails."""
-    command = [sys.executable, "-m", "adaptive_lm.serve", *arguments]
-    if core is not None:
-        command = ["taskset", "-c", str(core), *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
 
 
 def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: int | None) -> None:

@@ -1,0 +1,24 @@
+"""The command line, as the benchmarks call it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mapping[str, str] | None = None) -> None:
+    """Runs `adaptive` on one thread in `folder`, pinned to a core, with `more` in its environment.
+
+    Raises:
+        RuntimeError: it failed; with its last words.
+    """
+    command = [sys.executable, "-m", "adaptive_lm.serve", *arguments]
+    if core is not None:
+        command = ["taskset", "-c", str(core), *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(more or {})}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")

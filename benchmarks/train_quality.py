@@ -1,0 +1,200 @@
+"""Quality per second of training: held-out loss after equal wall clock on one core, ours and peers.
+
+    python benchmarks/train_quality.py --data ../shared/data/shakespeare.txt --seeds 3
+
+The first 90 % of the characters are trained on, the last 10 % are held out and scored whole, in windows of the training
+context: ours by the exported model on ONNX Runtime, which also counts the FLOPs that were executed. The seconds are
+those of the trainer from its first step to its last save; compilation is among them, from an empty cache. Peers (extra
+`bench`) follow nanoGPT's schedule for a CPU, stretched to the same seconds, in the same precision as ours.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from command import adaptive
+from peers import PlainGPT, Shape, llama
+from torch import Tensor, nn
+
+from adaptive_lm.runtime import Dial, load
+from adaptive_lm.runtime.bench import read_text
+from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.score import score, windows
+from adaptive_lm.train.device import autocast, choose_precision
+
+RECIPE = "shakespeare-char"
+OURS = {"dense twin": {"model.ffn.routing": "dense", "model.num_layers": 4}, "adaptive": {}}
+"""Settings over the recipe."""
+PEERS = ("nanoGPT's recipe", "Llama, the same recipe")
+
+
+class Outcome(NamedTuple):
+    """What one training of one kind came to."""
+
+    kind: str
+    seed: int
+    steps: int
+    loss: float  # nats per character of the held-out text
+    megaflops: float  # executed per token on the held-out text; NaN for peers
+    experts: float
+
+
+def train_ours(folder: Path, data: Path, kind: str, seed: int, seconds: float, core: int) -> Outcome:
+    """Trains, exports and scores one kind of ours."""
+    name = f"{kind.replace(' ', '-')}-{seed}"
+    model = folder / "runs" / name / "model"
+    if not (model / "manifest.json").exists():
+        settings = [part for key, value in OURS[kind].items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        ends = ["--max-seconds", str(seconds), "--seed", str(seed), "--name", name, "--overwrite"]
+        with tempfile.TemporaryDirectory() as empty:
+            cache = {"TORCHINDUCTOR_CACHE_DIR": empty}
+            adaptive("train", RECIPE, "--data", str(data), *ends, *settings, folder=folder, core=core, more=cache)
+        adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
+    records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    engine = load(model, device="cpu", threads=1)
+    text = read_text(engine, model, None)
+    assert text is not None
+    found = score(
+        engine, resolve(engine.manifest, Dial()), windows(text, len(text.ids), engine.manifest.model.context_length)
+    )
+    tally = found.tally
+    return Outcome(
+        kind, seed, json.loads(records[-1])["step"], found.loss, tally.executed_flops / tally.tokens / 1e6,
+        tally.experts / tally.layers,
+    )  # fmt: skip
+
+
+def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> Outcome:
+    """Trains and scores a peer: batch 12 x 64, AdamW at 1e-3 after 5 % of warm-up, a cosine down to 1e-4."""
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    text = data.read_text("utf-8")
+    place = {character: index for index, character in enumerate(sorted(set(text)))}
+    ids = torch.tensor([place[character] for character in text])
+    split = int(0.9 * len(ids))
+    train, held_out = ids[:split], ids[split:]
+    shape = Shape(len(place), 64, 128, 4, 4)
+    model = PlainGPT(shape) if kind == PEERS[0] else llama(shape, 344)
+
+    def logits(batch: Tensor) -> Tensor:
+        found = model(batch)
+        return found if isinstance(found, Tensor) else found.logits  # type: ignore[no-any-return]
+
+    def loss_of(batch: Tensor, targets: Tensor) -> Tensor:
+        with autocast(torch.device("cpu"), choose_precision("auto", torch.device("cpu"))):
+            found = logits(batch)
+        return F.cross_entropy(found.flatten(0, 1).float(), targets.flatten())
+
+    steps = run_by_clock(model, train, loss_of, seconds)
+    nats, count = 0.0, 0
+    with torch.no_grad():
+        for first in range(0, len(held_out) - 1, 64):
+            window = held_out[first : first + 65]
+            nats += float(loss_of(window[None, :-1], window[None, 1:])) * (len(window) - 1)
+            count += len(window) - 1
+    return Outcome(kind, seed, steps, nats / count, float("nan"), float("nan"))
+
+
+def run_by_clock(model: nn.Module, train: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], seconds: float) -> int:
+    """Trains until the clock says so; returns the steps taken."""
+    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
+    rest = [weight for weight in model.parameters() if weight.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, 1e-3, (0.9, 0.99))
+    began, steps = time.monotonic(), 0
+    while (done := (time.monotonic() - began) / seconds) < 1:
+        fall = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.05) / 0.95))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, done / 0.05, fall)
+        starts = torch.randint(len(train) - 64, (12,))
+        rows = torch.stack([train[start : start + 65] for start in starts])
+        loss_of(rows[:, :-1], rows[:, 1:]).backward()  # type: ignore[no-untyped-call]  # torch's own
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps += 1
+    return steps
+
+
+def table(outcomes: list[Outcome]) -> str:
+    lines = [
+        "| | steps | held-out loss, each seed | mean | executed MFLOPs per token | experts |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in (*OURS, *PEERS):
+        own = [each for each in outcomes if each.kind == kind]
+        if own:
+            losses = ", ".join(f"{each.loss:.3f}" for each in own)
+            means = [float(np.mean([each[field] for each in own])) for field in (2, 3, 4, 5)]
+            flops, experts = (f"{value:.2f}" if value == value else "" for value in means[2:])
+            lines.append(f"| {kind} | {means[0]:.0f} | {losses} | {means[1]:.3f} | {flops} | {experts} |")
+    return "\n".join(lines)
+
+
+def verdict(outcomes: list[Outcome]) -> str:
+    """How far the adaptive model is from its twin, seed by seed, and at what share of its FLOPs."""
+    dense, sparse = ([each for each in outcomes if each.kind == kind] for kind in OURS)
+    gaps = [a.loss - d.loss for d, a in zip(dense, sparse, strict=True)]
+    share = np.mean([a.megaflops for a in sparse]) / np.mean([d.megaflops for d in dense])
+    return (
+        f"adaptive - dense twin: {np.mean(gaps):+.3f} nats ({', '.join(f'{gap:+.3f}' for gap in gaps)}) at {share:.2f} "
+        "of its executed FLOPs per token"
+    )
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, path_type=Path), default="../shared/data/shakespeare.txt")
+@click.option("--seconds", default=144.0, show_default=True, help="Of training, on one core.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--jobs", default=1, show_default=True, help="Trainings at once, each pinned to a core.")
+@click.option("--peers/--no-peers", default=True, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where runs are kept, and taken up again.")
+def main(data: Path, seconds: float, seeds: int, jobs: int, peers: bool, folder: Path | None) -> None:
+    """Print the held-out loss of each kind and seed."""
+    cores: Queue[int] = Queue()
+    for core in sorted(os.sched_getaffinity(0))[:jobs]:
+        cores.put(core)
+    data = data.resolve()
+
+    def one(here: Path, kind: str, seed: int) -> Outcome:
+        core = cores.get()
+        try:
+            if kind in OURS:
+                found = train_ours(here, data, kind, seed, seconds, core)
+            else:
+                with ProcessPoolExecutor(1) as apart:
+                    found = apart.submit(train_peer, data, kind, seed, seconds, core).result()
+        finally:
+            cores.put(core)
+        click.echo(f"  {kind}, seed {seed}: {found.loss:.4f} after {found.steps} steps", err=True)
+        return found
+
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
+        here = (folder or Path(temporary)).resolve()
+        here.mkdir(parents=True, exist_ok=True)
+        kinds = (*OURS, *(PEERS if peers else ()))
+        tasks = [pool.submit(one, here, kind, seed) for seed in range(seeds) for kind in kinds]
+        outcomes = [task.result() for task in tasks]
+    click.echo(f"\n{data.name}, {seconds:g} s of training on one core\n\n{table(outcomes)}\n\n{verdict(outcomes)}")
+
+
+if __name__ == "__main__":
+    main()
