@@ -40,7 +40,13 @@ from adaptive_lm.runtime.score import score, windows
 from adaptive_lm.train.device import autocast, choose_precision
 
 RECIPE = "shakespeare-char"
-OURS = {"dense twin": {"model.ffn.routing": "dense", "model.num_layers": 4}, "adaptive": {}}
+DENSE = {"model.ffn.routing": "dense"}
+TWIN, ADAPTIVE = "dense twin", "adaptive"
+OURS: dict[str, dict[str, object]] = {
+    TWIN: DENSE | {"model.num_layers": 4},
+    "dense, as many layers": DENSE,
+    ADAPTIVE: {},
+}
 """Settings over the recipe."""
 PEERS = ("nanoGPT's recipe", "Llama, the same recipe")
 
@@ -58,7 +64,7 @@ class Outcome(NamedTuple):
 
 def train_ours(folder: Path, data: Path, kind: str, seed: int, seconds: float, core: int) -> Outcome:
     """Trains, exports and scores one kind of ours."""
-    name = f"{kind.replace(' ', '-')}-{seed}"
+    name = f"{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
     model = folder / "runs" / name / "model"
     if not (model / "manifest.json").exists():
         settings = [part for key, value in OURS[kind].items() for part in ("--set", f"{key}={json.dumps(value)}")]
@@ -151,7 +157,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 def verdict(outcomes: list[Outcome]) -> str:
     """How far the adaptive model is from its twin, seed by seed, and at what share of its FLOPs."""
-    dense, sparse = ([each for each in outcomes if each.kind == kind] for kind in OURS)
+    dense, sparse = ([each for each in outcomes if each.kind == kind] for kind in (TWIN, ADAPTIVE))
     gaps = [a.loss - d.loss for d, a in zip(dense, sparse, strict=True)]
     share = np.mean([a.megaflops for a in sparse]) / np.mean([d.megaflops for d in dense])
     return (
