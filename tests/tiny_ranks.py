@@ -25,7 +25,7 @@ from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.parallel.placement import Placement
-from adaptive_lm.train.parallel.world import World, join, leave
+from adaptive_lm.train.parallel.world import World, end, join, leave
 from adaptive_lm.train.run import named_run
 from adaptive_lm.train.trainer import Trainer
 
@@ -226,3 +226,4 @@ if __name__ == "__main__":
     join()
     by_two(Path(sys.argv[1]))
     leave()
+    end(0)

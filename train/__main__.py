@@ -52,6 +52,10 @@ def main() -> None:
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         code = run(sys.argv[1:])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from .parallel.world import end
+
+        end(code)
     sys.exit(code)
 
 
