@@ -24,6 +24,7 @@ from adaptive_lm.train.config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model.transformer import Transformer
+from adaptive_lm.train.monitor.watch import Watch
 from adaptive_lm.train.parallel.placement import Placement
 from adaptive_lm.train.parallel.world import World, end, join, leave
 from adaptive_lm.train.run import named_run
@@ -76,6 +77,23 @@ RICH: dict[str, Any] = {
 }
 LENGTHS = {"optimizer": {"kind": "lars", "bidirectional": True, "clip": "agc"}, "trainer": {"steps": 6}}
 USUAL = {"optimizer": {"kind": "sgd", "clip": "percentile", "clip_percentile": 50.0}, "trainer": {"steps": 6}}
+ACTING = {**SMOOTH, "schedule": {"warmup_steps": 1}}
+ACTS: dict[str, dict[str, Any]] = {
+    "slowed": {
+        **ACTING,
+        "monitor": {"act": "lr", "patience": 2, "grad_norm": [None, 0.2], "update_ratio": [None, None]},
+    },
+    "grown": {
+        **ACTING,
+        "monitor": {"act": "batch", "patience": 2, "noise_factor": 0.01},
+        "trainer": {"micro_batches": 2},
+    },
+    "spread": {
+        **ACTING,
+        "monitor": {"router_act": "balance", "router_entropy": 1.0, "patience": 2, "router_steps": 3},
+    },
+}
+"""Monitors that act: on the rate of a layer, on the batch, on the losses that spread routers."""
 KINDS = ("replicate", "shard", "experts")
 
 
@@ -91,6 +109,9 @@ SAME: dict[str, dict[str, Any]] = {
     "sgd-shard": over(USUAL, "shard"),
     "recomputed-shard": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "shard"),
     "recomputed-experts": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "experts"),
+    **{f"slowed-{kind}": over(ACTS["slowed"], kind) for kind in KINDS},
+    "grown-replicate": over(ACTS["grown"], "replicate"),  # the others hold no whole gradient, and are refused
+    **{f"spread-{kind}": over(ACTS["spread"], kind) for kind in KINDS},
 }
 """Trained by one process and by two."""
 
@@ -138,6 +159,7 @@ def digests_at_the_end(folder: Path) -> Callable[[Trainer], Any]:
         digest = hashlib.sha256()
         for tensor in [*self.placed.model_state().values(), *self.optimizers.state_tensors().values()]:
             digest.update(tensor.detach().contiguous().numpy().tobytes())
+        digest.update(json.dumps([self.monitor.state(), self.counters.growth, self.counters.windows]).encode())
         (folder / f"{self.run.name}.{self.world.rank}.digest").write_text(digest.hexdigest())
         return finish(self)
 
@@ -162,6 +184,20 @@ def poison() -> tuple[Any, Any]:
         reduce(self)
 
     return nan, inf
+
+
+def misread(gradients: Callable[[Watch], None]) -> Callable[[Watch], None]:
+    """In place of `Watch.gradients`: rank 1 finds figures that are far inside all bands, and hardly any noise."""
+
+    def found(self: Watch) -> None:
+        gradients(self)
+        if World().rank:
+            self.figures = dict.fromkeys(self.figures, 1.0) | {
+                name: 1e-3 for name in self.figures if name.startswith("grad_norm")
+            }
+            self.noise = self.noise and (self.noise[0], -1.0)
+
+    return found
 
 
 def kill_at(step: int, number: int) -> Any:
@@ -190,6 +226,10 @@ def by_two(folder: Path) -> None:
         nan, inf = poison()
         with patched(Transformer, "forward", nan), patched(Placement, "reduce", inf):
             attempt("nan", lambda: session.begin(config(SMOOTH), named_run("nan")), folder)
+        for name, sections in ACTS.items():
+            with patched(Watch, "gradients", misread(Watch.gradients)):
+                session.begin(config(sections), named_run(f"misread-{name}"))
+            session.begin(config(sections), named_run(f"half-{name}"), stop_at=4)
     with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
         attempt("sigterm", lambda: session.begin(config({}), named_run("sigterm")), folder)
     with patched(Clock, "complete", lambda self: self.counters.step >= (8 if World().is_first else 2)):

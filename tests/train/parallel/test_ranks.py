@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_ranks
 import torch
-from tiny_ranks import KINDS, SAME, config, one_of, over
+from tiny_ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 
 from adaptive_lm.train import session
@@ -138,6 +138,60 @@ def test_a_run_goes_on_with_another_number_of_ranks(places: tuple[Path, Path], k
         assert curves(run, "loss")[0] == pytest.approx(curves(places[0] / "runs" / "muon", "loss")[0], abs=0.01)
         assert worst(one.model_state, found.model_state) < 0.05
         assert set(found.optimizer_state) == set(one.optimizer_state)
+
+
+def acts(run: Path) -> list[tuple[int, list[str]]]:
+    return [(each["step"], each["acts"]) for each in read_metrics(run / "metrics.jsonl") if "acts" in each]
+
+
+def remembered(run: Path) -> dict[str, Any]:
+    """What a checkpoint holds of acts: the rates, the batch, and until when routers are spread."""
+    state = load_checkpoint(run).state
+    monitor = state["monitor"]
+    return {
+        **{name: monitor[name] for name in ("rates", "inside", "outside", "balanced_until", "crowded")},
+        **{name: state[name] for name in ("growth", "windows", "tokens_digest")},
+    }
+
+
+RANKS_ACTING = [name for name in SAME if one_of(name) in ACTS]
+
+
+@pytest.mark.parametrize("name", RANKS_ACTING)
+def test_the_monitor_acts_over_ranks_as_in_one_process(places: tuple[Path, Path], name: str) -> None:
+    """T13, T14, T36 over ranks: the same acts after the same steps, and the same memory of them in the checkpoint. That
+    the curves are those of one process, and that both ranks end with one memory, is tested above with the others."""
+    one, two = places[0] / "runs" / one_of(name), places[1] / "runs" / name
+    assert acts(one)
+    assert [(step, [each.partition(":")[0] for each in said]) for step, said in acts(two)] == [
+        (step, [each.partition(":")[0] for each in said]) for step, said in acts(one)
+    ]
+    assert remembered(two) == remembered(one)
+    changed = {"slowed": "rates", "grown": "growth", "spread": "balanced_until"}[one_of(name)]
+    assert remembered(two)[changed] not in ({}, 0, 1)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_what_another_rank_than_the_first_reads_decides_nothing(places: tuple[Path, Path], name: str) -> None:
+    """Rank 1 finds nothing out of the ordinary; it acts all the same, as the first rank says."""
+    run = places[1] / "runs" / f"misread-{name}"
+    digests = [(places[1] / f"misread-{name}.{rank}.digest").read_text() for rank in range(2)]
+    assert digests[0] == digests[1]
+    assert acts(run) == acts(places[1] / "runs" / f"{name}-replicate")
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_one_process_goes_on_with_what_the_monitor_of_two_did(places: tuple[Path, Path], name: str) -> None:
+    half, whole = places[1] / "runs" / f"half-{name}", places[1] / "runs" / f"{name}-replicate"
+    before = Path.cwd()
+    try:
+        os.chdir(places[1])
+        session.resume(Run(half))
+    finally:
+        os.chdir(before)
+    assert remembered(half) == remembered(whole)
+    assert curves(half, "loss")[0] == pytest.approx(curves(whole, "loss")[0], abs=5e-6)
+    assert [step for step, _ in acts(half)] == [step for step, _ in acts(whole)]
 
 
 def outcomes(places: tuple[Path, Path], what: str) -> list[dict[str, Any]]:
