@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from adaptive_lm.train import saver, session
 from adaptive_lm.train.clock import Clock
@@ -104,6 +105,7 @@ def over(sections: dict[str, Any], kind: str) -> dict[str, Any]:
 SAME: dict[str, dict[str, Any]] = {
     **{f"muon-{kind}": over({}, kind) for kind in KINDS},
     **{f"rich-{kind}": over(RICH, kind) for kind in KINDS},
+    "rich-compiled": over({**RICH, "trainer": {"micro_batches": 2, "compile": True}}, "shard"),
     "lars-shard": over(LENGTHS, "shard"),
     "lars-experts": over(LENGTHS, "experts"),
     "sgd-shard": over(USUAL, "shard"),
@@ -113,7 +115,7 @@ SAME: dict[str, dict[str, Any]] = {
     "grown-replicate": over(ACTS["grown"], "replicate"),  # the others hold no whole gradient, and are refused
     **{f"spread-{kind}": over(ACTS["spread"], kind) for kind in KINDS},
 }
-"""Trained by one process and by two."""
+"""Trained by one process, which compiles nothing, and by two."""
 
 
 def config(sections: dict[str, Any]) -> RunConfig:
@@ -220,6 +222,10 @@ def by_two(folder: Path) -> None:
     with patched(Trainer, "finish", digests_at_the_end(folder)):
         for name, sections in SAME.items():
             session.begin(config(sections), named_run(name))
+            if sections["trainer"].get("compile"):
+                counters = torch._dynamo.utils.counters
+                found = {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
+                (folder / f"graphs.{World().rank}.json").write_text(json.dumps(found))
         for kind in KINDS:
             session.begin(config(over({}, kind)), named_run(f"half-{kind}"), stop_at=4)
             session.resume(named_run(f"one-{kind}"), [over({}, kind)])

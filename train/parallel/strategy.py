@@ -23,12 +23,14 @@ def place(model: Transformer, parallel: Parallel, *, compiled: bool = False) -> 
     """
     if sums.ranks() == 1 or parallel == "replicate":
         return Placement(model)
+    if parallel == "shard":
+        return shard(model)  # its messages come before and after a block, so blocks compile as ever
     if compiled:
         raise UserError(
-            f"trainer.parallel is {parallel}, whose blocks talk to other ranks, which torch.compile does not take in "
-            "one piece; leave --compile out, or --set trainer.parallel=replicate"
+            "trainer.parallel is experts, where tokens travel in the middle of a block, which torch.compile does not "
+            "take in one piece; leave --compile out, or --set trainer.parallel=shard"
         )
-    return shard(model) if parallel == "shard" else spread_experts(model)
+    return spread_experts(model)
 
 
 def shard(model: Transformer) -> Placement:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adaptive_lm.train import session
 from adaptive_lm.train.checkpoint import load_checkpoint
+from adaptive_lm.train.config import make_config
 from adaptive_lm.train.metrics import read_metrics
 from adaptive_lm.train.run import Run
 
@@ -62,7 +63,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     os.chdir(one)
     try:
         for name in sorted({one_of(name): name for name in SAME}.values()):
-            session.begin(config(SAME[name]), Run(Path("runs") / one_of(name)))
+            alone = make_config(tiny_ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
+            session.begin(alone, Run(Path("runs") / one_of(name)))
         for kind in KINDS:
             session.begin(config(over({}, kind)), Run(two / "runs" / f"one-{kind}"), stop_at=4)
         meet(Path(tiny_ranks.__file__), str(two))
@@ -115,6 +117,13 @@ def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) ->
 def test_all_ranks_end_with_the_same_weights_and_controllers(places: tuple[Path, Path], name: str) -> None:
     digests = [(places[1] / f"{name}.{rank}.digest").read_text() for rank in range(2)]
     assert digests[0] == digests[1]
+
+
+def test_blocks_whose_weights_are_gathered_compile_whole(places: tuple[Path, Path]) -> None:
+    """T39 over ranks: a graph for each of the two kinds of block, with a depth router and without,
+    and none for text that routes otherwise. That the numbers are those of one process is tested above."""
+    for found in outcomes(places, "graphs"):
+        assert found == {"graphs": 2, "breaks": {}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
