@@ -11,12 +11,11 @@ from .dial import Dial, resolve
 from .engine import Engine, load
 from .errors import UserError, WrongUsageError
 from .floor import floor_seconds, read_bandwidth
+from .given_text import HELDOUT, read_text
 from .machine import describe, peak_memory
 from .measure import Distribution, Timed, time_points
 from .score import Text
 from .sweep import points, sweep
-
-HELDOUT = "heldout.txt"  # beside the model's folder, written by training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,9 @@ def bench(
             f"found {params.prompt_tokens} prompt tokens and {params.new_tokens} new ones; "
             f"this model's context is {context} tokens; lower --prompt-tokens or --new-tokens"
         )
-    text = read_text(engine, folder, params.text)
+    text, run = None, folder / ".."
+    if params.text is not None or (run / HELDOUT).is_file():
+        text, _ = read_text(engine, params.text, run, "--text", least=2)  # one token has none to be scored after
     ids, origin = tokens_to_read(engine, text, params.prompt_tokens + params.new_tokens, params.seed)
     prompt, answer = ids[: params.prompt_tokens], ids[params.prompt_tokens :]
 
@@ -138,24 +139,6 @@ def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
         "memory_floor_milliseconds": round(floor, 5),
         "memory_floor_share": round(floor / milliseconds.median, 4),
     }  # fmt: skip
-
-
-def read_text(engine: Engine, folder: Path, path: Path | None) -> Text | None:
-    """The text to score: `path`, or what training held out. Raises UserError for a given text that cannot be scored."""
-    given = path is not None
-    path = path or folder / ".." / HELDOUT
-    if not given and not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give another --text FILE") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid UTF-8 at byte {error.start}; give another --text FILE") from error
-    ids, spans = engine.tokenizer.encode_with_spans(text)
-    if len(ids) < 2:
-        raise UserError(f"{path} has {len(ids)} tokens, at least 2 are needed to score one; give another --text FILE")
-    return Text(text, ids, spans)
 
 
 def tokens_to_read(engine: Engine, text: Text | None, count: int, seed: int) -> tuple[list[int], str]:

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from . import sections
 from .agreement import CONFIDENCE, Compared, promises
-from .bench import HELDOUT, read_text
 from .curve_points import Search
 from .engine import Engine, load
 from .errors import UserError, WrongUsageError
 from .files import write_whole
+from .given_text import read_text
 from .machine import describe
 from .manifest import NAME, Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
 from .measure import Timed, time_points
@@ -123,9 +123,7 @@ def check_adapts(manifest: Manifest) -> None:
 
 def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[Window], list[Window], str]:
     """Windows to choose on, windows to report on, and the name of the text."""
-    text = read_text(engine, folder, params.data)
-    if text is None:
-        raise UserError(f"no {HELDOUT} beside {folder}, expected what training held out; give a text with: --data FILE")
+    text, name = read_text(engine, params.data, folder / "..", "--data")
     count = min(len(text.ids) - 1, params.tokens)
     if count < LEAST_TOKENS:
         raise UserError(
@@ -134,7 +132,7 @@ def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[
     # Eight windows at least, so that both halves are of the whole text.
     length = min(engine.manifest.model.context_length, count // 8)
     found = windows(text, count, length)
-    return found[0::2], found[1::2], params.data.name if params.data else HELDOUT
+    return found[0::2], found[1::2], name
 
 
 def curve_point(compute: float, thresholds: Thresholds, found: Score, timed: Timed | None = None) -> CurvePoint:

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from .bench import HELDOUT
 from .dial import Dial, remarks, resolve
 from .engine import Engine, load
 from .errors import UserError, WrongUsageError
+from .given_text import read_text
 from .inspection import Choice, Look, Part, Split, looks_of, parts_of
 from .machine import describe
 from .manifest import Model
 from .saturation import Saturation, saturations
-from .score import Text
 from .thresholds import Thresholds
 from .token_groups import Grouping, by_class, by_position, by_token
 from .usage import Routes, Usage, joined
@@ -116,7 +115,7 @@ def inspect_model(
     engine = load(folder, device=device, threads=threads, verify=verify)
     check_chooses(engine.manifest.model)
     thresholds = resolve(engine.manifest, params.dial)
-    text, name = read_text(engine, run, params.data)
+    text, name = read_text(engine, params.data, run, "--data")
     ids, spans = text.ids[: params.tokens], text.spans[: params.tokens]
     routes = read(engine, thresholds, ids)
     groupings = (
@@ -157,23 +156,6 @@ def check_chooses(model: Model) -> None:
             "this model has nothing to inspect: found no routed experts or heads, no layer that a token can skip and "
             "no window, expected at least one; train one with: adaptive train quickstart --set model.ffn.routing=top_p"
         )
-
-
-def read_text(engine: Engine, run: Path, path: Path | None) -> tuple[Text, str]:
-    """The text and its name: `path`, or what training held out. Raises UserError where there is nothing to read."""
-    place = path or run / HELDOUT
-    if path is None and not place.is_file():
-        raise UserError(f"no {HELDOUT} in {run}, expected what training held out; give a text with: --data FILE")
-    try:
-        content = place.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {place}: {error.strerror}; give another --data FILE") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not valid UTF-8 at byte {error.start}; give another --data FILE") from error
-    ids, spans = engine.tokenizer.encode_with_spans(content)
-    if not ids:
-        raise UserError(f"{place} has no tokens, expected at least one; give another --data FILE")
-    return Text(content, ids, spans), place.name
 
 
 def read(engine: Engine, thresholds: Thresholds, ids: Sequence[int]) -> Routes:

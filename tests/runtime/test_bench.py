@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from rich_graph import CURVE
 from tiny_graph import TABLES, L, V, expected
 
-from adaptive_lm.runtime import Dial, Engine, Manifest, UserError
-from adaptive_lm.runtime.bench import read_text, tokens_to_read
+from adaptive_lm.runtime import Dial, Engine, Manifest
+from adaptive_lm.runtime.bench import tokens_to_read
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.floor import read_bandwidth
 from adaptive_lm.runtime.measure import Timed, time_points
@@ -135,14 +135,30 @@ def test_without_held_out_text_it_says_so_and_measures_the_rest(bench: Callable[
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"ab\xff", "not valid UTF-8 at byte 2"), (b"a", "has 1 tokens, at least 2")],
+    [(b"ab\xff", "not valid UTF-8 at byte 2"), (b"a", "has 1 tokens, expected at least 2")],
     ids=["bytes", "short"],
 )
-def test_a_text_that_cannot_be_scored_is_named(engine: Engine, tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_text_that_cannot_be_scored_is_named(
+    bench: Callable[..., Result], tmp_path: Path, content: bytes, words: str
+) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        read_text(engine, tmp_path, path)
+    result = bench("--text", str(path))
+    assert result.exit_code == 1
+    assert f"{words}; give another --text FILE" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["facts.json", "facts.JSONL", "facts.csv", "facts.parquet"])
+def test_records_are_not_scored_as_if_their_braces_were_text(
+    bench: Callable[..., Result], tmp_path: Path, name: str
+) -> None:
+    """Training reads such files record by record; bench, calibrate and inspect all refuse them here."""
+    path = tmp_path / name
+    path.write_text('[{"text": "Mountains form where plates meet."}]' * 20)
+    result = bench("--text", str(path), "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{name} holds records, expected plain text in UTF-8; leave --text out" in result.stderr
+    assert f"--text {path.with_suffix('.txt')}" in result.stderr
 
 
 @pytest.mark.parametrize("count", [2, 60, 96, 97, 98, 250])

@@ -310,7 +310,12 @@ def test_heads_that_save_nothing_are_settled_by_their_loss(
         (["--repeats", "-1"], 2, "found repeats -1, expected at least 0"),
         (["--agreement", "1"], 2, "found agreement 1.0, expected above 0 and below 1"),
         (["--agreement", "nan"], 2, "found agreement nan"),
-        (["--data", "/nowhere.txt"], 1, "cannot read /nowhere.txt"),
+        (
+            ["--data", "/nowhere.txt"],
+            1,
+            "cannot read /nowhere.txt: No such file or directory; give another --data FILE",
+        ),
+        (["--data", "x.json"], 1, "x.json holds records, expected plain text in UTF-8; leave --data out"),
         (["--plot", "x.bmp"], 2, "expected a name ending in .png"),
         (["another"], 2, "found two models, expected one"),
     ],

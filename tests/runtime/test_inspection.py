@@ -249,11 +249,14 @@ def test_one_token_is_text_enough(rich: Path, tmp_path: Path) -> None:
 
 def test_no_text_is_an_error_that_says_what_to_do(rich: Path, rich_copy: Path, tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("")
-    with pytest.raises(UserError, match=r"none.txt has no tokens, expected at least one; give another --data FILE"):
+    with pytest.raises(UserError, match=r"none.txt has 0 tokens, expected at least 1; give another --data FILE"):
         inspect_model(rich, InspectParams(data=tmp_path / "none.txt"), device="cpu", threads=1)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"latin.txt is not valid UTF-8 at byte 3; give another --data FILE"):
         inspect_model(rich, InspectParams(data=tmp_path / "latin.txt"), device="cpu", threads=1)
+    (tmp_path / "facts.jsonl").write_text('{"text": "M"}\n')
+    with pytest.raises(UserError, match=r"facts.jsonl holds records, expected plain text in UTF-8; leave --data out"):
+        inspect_model(rich, InspectParams(data=tmp_path / "facts.jsonl"), device="cpu", threads=1)
     (rich_copy.parent / "heldout.txt").unlink()
     with pytest.raises(UserError, match=r"no heldout.txt in .*give a text with: --data FILE"):
         inspect_model(rich_copy, InspectParams(), device="cpu", threads=1)
