@@ -1,11 +1,16 @@
 """Every scenario of training (T1 to T43) is named by a test, or by a line of docs/reliability.md that says why not."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
+TRAIN = TESTS.parent / "train"
+LAUNCHER = TRAIN / "parallel" / "launch.py"
+"""Starts the ranks of --nproc before anything is read, and passes signals on."""
 TEXT = (TESTS.parent / "docs" / "reliability.md").read_text("utf-8")
 TESTED, WITHOUT = TEXT.split("## Without a test")
 ROW = re.compile(r"^\| (T\d+) \|(.*)\|$", re.MULTILINE)
@@ -41,3 +46,21 @@ def test_what_has_no_test_is_really_named_by_none() -> None:
     named = set().union(*(named_in(path) for path in files))
     assert not named & set(rows(WITHOUT))
     assert set(rows(TESTED)) | set(rows(WITHOUT)) == set(IDS)
+
+
+def names_of(path: Path) -> Iterator[str]:
+    """All that a file imports or reaches by a dot, whole and without its first part."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module or ''}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def test_training_reads_in_its_own_process() -> None:
+    """The reason that stands for loader processes: none are begun, by any of the ways there are."""
+    begins = re.compile(r"multiprocessing|torch\.utils\.data|DataLoader|ProcessPool|subprocess|os\.(fork|spawn|popen)")
+    found = {path for path in TRAIN.rglob("*.py") if any(begins.search(name) for name in names_of(path))}
+    assert found == {LAUNCHER}
