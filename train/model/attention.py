@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .cope import contextual_bias
 from .heads import HeadRouter, HeadRoutes
+from .linear import Linear
 from .norm import RMSNorm
 from .window import WindowController, WindowRouter, level_of, places_of, window_by_length, window_levels
 
@@ -62,9 +63,9 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.width = config.width_of_head
-        self.q = nn.Linear(config.dim, self.num_heads * self.width, bias=False)
-        self.kv = nn.Linear(config.dim, 2 * self.num_kv_heads * self.width, bias=False)  # keys first
-        self.o = nn.Linear(self.num_heads * self.width, config.dim, bias=False)
+        self.q = Linear(config.dim, self.num_heads * self.width)
+        self.kv = Linear(config.dim, 2 * self.num_kv_heads * self.width)  # keys first
+        self.o = Linear(self.num_heads * self.width, config.dim)
         self.q_norm = RMSNorm(self.width, config.norm_eps)
         self.k_norm = RMSNorm(self.width, config.norm_eps)
         self.positions, contextual = config.positions_of(layer), config.positions_of(layer) == "cope"

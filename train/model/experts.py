@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linear import onednn_mm
+
 ROW_MULTIPLE = 64
-"""oneDNN compiles a bf16 kernel for every new row count it meets; padded counts meet few (aten::mm 108 -> 23 ms)."""
+"""oneDNN compiles a kernel for every new row count it meets; padded counts meet few (bf16 aten::mm 108 -> 23 ms)."""
 
 
 class Plan(NamedTuple):
@@ -41,8 +43,8 @@ def plan_rows(selected: Tensor, multiple: int) -> Plan:
     return Plan(rows, row, used.cumsum(0) - used, ends)
 
 
-def _multiple(x: Tensor) -> int:
-    return ROW_MULTIPLE if x.device.type == "cpu" and x.dtype == torch.bfloat16 else 1
+def _multiple(x: Tensor, onednn: bool) -> int:
+    return ROW_MULTIPLE if x.device.type == "cpu" and (x.dtype == torch.bfloat16 or onednn) else 1
 
 
 def _spans(plan: Plan) -> Iterator[tuple[int, slice]]:
@@ -58,20 +60,21 @@ def _sum_by_token(rows: Tensor, plan: Plan, scale: Tensor | None = None) -> Tens
 
 
 @torch.library.custom_op("adaptive_lm::experts_forward", mutates_args=())
-def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> list[Tensor]:
+def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool) -> list[Tensor]:
     """-> y (N, D); what each row was on its way: gate|up (R, 2F), silu(gate) (R, F), times up (R, F), and the expert's
     answer (R, D); and the plan."""
-    plan = plan_rows(selected, _multiple(x))
+    plan = plan_rows(selected, _multiple(x, onednn))
     rows = x.index_select(0, plan.token)  # (R, D)
     hidden, silu, inner, answer = (rows.new_empty(len(rows), size) for size in _widths(gate_up))
+    mm = onednn_mm if onednn else torch.mm
     # an expert after the other, so that what it makes is still in the cache when it is read
     for expert, at in _spans(plan):
         if at.stop == at.start:
             continue
-        gate, up = torch.mm(rows[at], gate_up[expert], out=hidden[at]).chunk(2, -1)
+        gate, up = mm(rows[at], gate_up[expert], out=hidden[at]).chunk(2, -1)
         torch.ops.aten.silu.out(gate, out=silu[at])
         torch.mul(silu[at], up, out=inner[at])
-        torch.mm(inner[at], down[expert], out=answer[at])
+        mm(inner[at], down[expert], out=answer[at])
     out = _sum_by_token(answer, plan, weights[selected].to(x.dtype))
     return [out, hidden, silu, inner, answer, *plan]
 
@@ -83,7 +86,7 @@ def _widths(gate_up: Tensor) -> tuple[int, int, int, int]:
 
 
 @_forward.register_fake
-def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> list[Tensor]:
+def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool) -> list[Tensor]:
     context = torch.library.get_ctx()
     rows, pairs = context.new_dynamic_size(), context.new_dynamic_size()
     made = [x.new_empty(rows, size) for size in _widths(gate_up)]
@@ -94,7 +97,14 @@ def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tenso
 
 @torch.library.custom_op("adaptive_lm::experts_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, made: list[Tensor]
+    gradient: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    selected: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    made: list[Tensor],
+    onednn: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`made` is what `_forward` gives after y."""
     hidden, silu, inner, answer = made[:4]
@@ -106,7 +116,7 @@ def _backward(
     scale = x.new_zeros(len(rows)).index_copy_(0, plan.row, weights[selected].to(x.dtype))
     of_answer = gradient_rows.mul_(scale[:, None])  # (R, D), 0 where a row belongs to no pair
     of_rows, of_gate_up, of_down = torch.empty_like(rows), torch.empty_like(gate_up), torch.empty_like(down)
-    spans = list(_spans(plan))
+    mm, spans = onednn_mm if onednn else torch.mm, list(_spans(plan))
     most = max(at.stop - at.start for _, at in spans)
     of_hidden_of_most, of_inner_of_most = hidden.new_empty(most, hidden.shape[1]), torch.empty_like(silu[:most])
     for expert, at in spans:
@@ -117,38 +127,48 @@ def _backward(
             continue
         (gate, up), of_hidden = hidden[at].chunk(2, -1), of_hidden_of_most[:size]
         of_gate, of_up = of_hidden.chunk(2, -1)
-        of_inner = torch.mm(of_answer[at], down[expert].t(), out=of_inner_of_most[:size])  # (r, F)
-        torch.mm(inner[at].t(), of_answer[at], out=of_down[expert])
+        of_inner = mm(of_answer[at], down[expert].t(), out=of_inner_of_most[:size])  # (r, F)
+        mm(inner[at].t(), of_answer[at], out=of_down[expert])
         torch.mul(of_inner, silu[at], out=of_up)
         torch.ops.aten.silu_backward.grad_input(of_inner.mul_(up), gate, grad_input=of_gate)
-        torch.mm(rows[at].t(), of_hidden, out=of_gate_up[expert])
-        torch.mm(of_hidden, gate_up[expert].t(), out=of_rows[at])
+        mm(rows[at].t(), of_hidden, out=of_gate_up[expert])
+        mm(of_hidden, gate_up[expert].t(), out=of_rows[at])
     return _sum_by_token(of_rows, plan), of_weights, of_gate_up, of_down
 
 
 @_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, made: list[Tensor]
+    gradient: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    selected: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    made: list[Tensor],
+    onednn: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weights), torch.empty_like(gate_up), torch.empty_like(down)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's own signature
-    ctx.save_for_backward(*inputs, *output[1:])
+    *tensors, ctx.onednn = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx, gradients):  # type: ignore[no-untyped-def]  # torch.library's own signature
     x, weights, selected, gate_up, down, *made = ctx.saved_tensors
-    found = _backward(gradients[0].contiguous(), x, weights, selected, gate_up, down, made)
+    found = _backward(gradients[0].contiguous(), x, weights, selected, gate_up, down, made, ctx.onednn)
     of_x, of_weights, of_gate_up, of_down = found
-    return of_x, of_weights, None, of_gate_up, of_down
+    return of_x, of_weights, None, of_gate_up, of_down, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def run_experts(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def run_experts(
+    x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool = False
+) -> Tensor:
     """y_n = sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e
 
     One opaque operator for torch.compile: the row counts depend on the data, and inside an operator they cost neither a
@@ -157,13 +177,14 @@ def run_experts(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, d
     Args:
         x: (N, D). weights: (N, E) float32. selected: (N, E) bool.
         gate_up: (E, D, 2F), gate first. down: (E, F, D).
+        onednn: whether oneDNN multiplies, float32 on a CPU.
     Returns:
         (N, D) in the dtype of x.
     """
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
-    out: Tensor = _forward(x, weights, selected, gate_up, down)[0]
+    out: Tensor = _forward(x, weights, selected, gate_up, down, onednn)[0]
     return out
 
 

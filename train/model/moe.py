@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .experts import run_experts
+from .linear import Linear
 from .router import Router, Routes
 
 
@@ -21,8 +22,8 @@ class DenseFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)  # (2F, D), gate first
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
+        self.gate_up = Linear(dim, 2 * hidden_dim)  # (2F, D), gate first
+        self.down = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""
@@ -44,14 +45,15 @@ class MoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(ffn.num_experts, config.dim, 2 * ffn.expert_dim))  # (E, D, 2F)
         self.down = nn.Parameter(torch.empty(ffn.num_experts, ffn.expert_dim, config.dim))  # (E, F, D)
         self.shared = DenseFFN(config.dim, ffn.shared_expert_dim) if ffn.shared_expert_dim else None
-        self.run_experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = run_experts
+        self.onednn = False  # as Linear's
+        self.run_experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor] = run_experts
         """Where experts lie on several ranks, one that sends tokens to them (`parallel.travel`)."""
 
     def forward(self, x: Tensor, runs: Tensor, router_top_p: Tensor) -> tuple[Tensor, Routes]:
         """x (N, D), runs (N,) bool: whether the token is in this layer at all -> (N, D), Routes."""
         routes = self.router(x, router_top_p)
         routes = routes._replace(selected_experts=routes.selected_experts & runs[:, None])
-        out = self.run_experts(x, routes.routing_weights, routes.selected_experts, self.gate_up, self.down)
+        out = self.run_experts(x, routes.routing_weights, routes.selected_experts, self.gate_up, self.down, self.onednn)
         if self.shared is not None:
             out = out + self.shared(x)
         return out, routes

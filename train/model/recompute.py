@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from . import experts  # noqa: F401  # registers its operator
+from . import experts, linear  # noqa: F401  # they register their operators
 
 aten = torch.ops.aten
 DECISIONS = {
@@ -21,6 +21,7 @@ DECISIONS = {
 """What routes are made of: ranks, and comparisons with a threshold. Small, and never taken twice."""
 COSTLY = {
     aten.mm.default,
+    torch.ops.adaptive_lm.linear.default,
     torch.ops.adaptive_lm.experts_forward.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,

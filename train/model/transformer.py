@@ -15,6 +15,8 @@ from .controller import PIController
 from .depth import dropout_rates
 from .exits import ExitRouter, confidence
 from .initialize import initialize
+from .linear import Linear
+from .moe import MoE
 from .norm import RMSNorm
 from .threshold import Thresholded
 
@@ -72,7 +74,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = Linear(config.dim, config.vocab_size)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         learned = config.depth.exit_layers if config.depth.exit_criterion == "router" else ()
@@ -190,6 +192,14 @@ class Transformer(nn.Module):
             found: Tensor = self.exit_routers[str(layer)](hidden)
             return found
         return confidence(criterion, self.head(hidden))
+
+    def use_onednn(self, *, linear: bool, experts: bool) -> None:
+        """Whether oneDNN multiplies the matrices of linear layers, and of experts; for float32 on a CPU."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.onednn = linear
+            elif isinstance(module, MoE):
+                module.onednn = experts
 
     def compile_blocks(self) -> None:
         """Compiles each block without a graph break; blocks of one shape share their code."""

@@ -49,7 +49,9 @@ class TravellingExperts:
         """`here` is L."""
         self.here = here
 
-    def __call__(self, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def __call__(
+        self, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool = False
+    ) -> Tensor:
         """x (N, D), weights (N, E) float32, selected (N, E) bool, gate_up (L, D, 2F), down (L, F, D) -> (N, D)"""
         ranks, here = sums.ranks(), self.here
         by_rank = selected.view(-1, ranks, here).any(-1)  # (N, ranks)
@@ -64,6 +66,6 @@ class TravellingExperts:
         message = torch.cat([x[token].to(own.dtype), own, chosen], 1)  # (sent, D + 2L)
         arrived = travel(message, sent, received)  # (M, D + 2L)
         tokens, their_weights, their_choice = torch.split(arrived, [x.shape[1], here, here], 1)
-        out = run_experts(tokens.to(x.dtype), their_weights, their_choice > 0.5, gate_up, down)  # (M, D)
+        out = run_experts(tokens.to(x.dtype), their_weights, their_choice > 0.5, gate_up, down, onednn)  # (M, D)
         back = travel(out, received, sent)  # (sent, D)
         return torch.zeros_like(x, dtype=back.dtype).index_add(0, token, back)

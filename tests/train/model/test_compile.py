@@ -10,6 +10,7 @@ from tiny_models import V, decisions, even_thresholds, season, tiny_ids, tiny_mo
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, training_loss
 from adaptive_lm.train.model.block import Block
+from adaptive_lm.train.model.linear import Linear, has_onednn
 
 pytestmark = [
     # dynamo asks every tensor for its .grad, also those that have none
@@ -240,3 +241,24 @@ def test_a_compiled_model_saves_the_same_names() -> None:
     """T22: nothing in the checkpoint tells that the model was compiled."""
     plain, compiled = pair("top_p")
     assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+def test_inductor_takes_a_layer_of_onednn_in_one_piece() -> None:
+    """With what surrounds it, and the gradients, as without inductor."""
+    layer = Linear(12, 20)
+    layer.onednn = True
+    x = torch.randn(2, 9, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        left, right = layer(x * 2).chunk(2, -1)
+        return torch.nn.functional.silu(left) * right
+
+    compiled = torch.compile(around, fullgraph=True)
+    for one, other in zip(
+        torch.autograd.grad(around(x).sum(), [x, layer.weight]),
+        torch.autograd.grad(compiled(x).sum(), [x, layer.weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

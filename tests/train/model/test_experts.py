@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adaptive_lm.train.model.experts import ROW_MULTIPLE, _forward, plan_rows, run_experts, run_experts_plainly
+from adaptive_lm.train.model.linear import has_onednn
 
 N, D, E, F = 23, 8, 5, 6
 BF16_TOLERANCE = 2e-2
@@ -65,7 +66,7 @@ def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[T
 def test_only_the_chosen_pairs_give_what_all_pairs_give(
     chosen: str, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_lm.train.model.experts._multiple", lambda x: multiple)
+    monkeypatch.setattr("adaptive_lm.train.model.experts._multiple", lambda *_: multiple)
     selected = routed(chosen)
     fast = with_gradients(run_experts, selected, arguments())
     plain = with_gradients(run_experts_plainly, selected, arguments())
@@ -87,7 +88,7 @@ def test_the_operator_keeps_the_rules_of_torch() -> None:
     x, weights, gate_up, down = arguments(dtype=torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for chosen in ("mixed", "no_pairs"):
-        torch.library.opcheck(_forward, (x, weights, routed(chosen), gate_up, down), test_utils=tests)
+        torch.library.opcheck(_forward, (x, weights, routed(chosen), gate_up, down, False), test_utils=tests)
 
 
 @pytest.mark.parametrize("chosen", CHOICES)
@@ -100,6 +101,17 @@ def test_bf16_rows_padded_for_the_cpu_agree_with_float32(chosen: str) -> None:
     for name, half, full in zip(("out", "x", "weights", "gate_up", "down"), found, exact, strict=True):
         scale = full.abs().max().clamp(min=1e-30)
         assert (half.double() - full).abs().max() <= BF16_TOLERANCE * scale, name
+
+
+@pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("chosen", CHOICES)
+def test_products_by_onednn_agree_with_float32(chosen: str) -> None:
+    selected = routed(chosen)
+    found = with_gradients(lambda *t: run_experts(*t, True), selected, arguments(dtype=torch.float32))
+    exact = with_gradients(run_experts_plainly, selected, arguments())
+    for name, one, full in zip(("out", "x", "weights", "gate_up", "down"), found, exact, strict=True):
+        scale = full.abs().max().clamp(min=1e-30)
+        assert (one.double() - full).abs().max() <= 2e-6 * scale, name
 
 
 @pytest.mark.parametrize("multiple", [1, ROW_MULTIPLE])
@@ -140,9 +152,9 @@ def test_the_rows_multiplied_are_the_pairs_chosen(chosen: str) -> None:
     selected = routed(chosen)
     counts = selected.sum(0)
     x, weights, gate_up, down = (tensor.detach() for tensor in arguments(dtype=torch.float32))
-    _, hidden, *_ = _forward(x, weights, selected, gate_up, down)
+    _, hidden, *_ = _forward(x, weights, selected, gate_up, down, False)
     assert len(hidden) == counts.sum()
-    _, hidden, *_ = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16())
+    _, hidden, *_ = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16(), False)
     assert len(hidden) == ((counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE).sum()
 
 

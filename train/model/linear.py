@@ -1,0 +1,102 @@
+"""Linear layers, and whose products of matrices they are in float32: torch's or oneDNN's.
+
+M rows, K numbers of each that come in, N that go out.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def onednn_mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """a (M, K) @ b (K, N) -> (M, N), all float32 on a CPU, multiplied and summed as such; as torch.mm, by oneDNN.
+
+    `torch.mm` asks oneDNN for half precision alone; inductor's operator for frozen linear layers asks it for float32.
+    """
+    if not a.numel() or not b.numel():
+        return torch.mm(a, b, out=out)
+    a, b = _densely(a), _densely(b)
+    # oneDNN rearranges its first factor where that does not lie by rows, so it is given the smaller one
+    swapped = a.stride(0) == 1 and a.shape[0] > b.shape[1]
+    left, right = (b.t(), a) if swapped else (a, b.t())
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    product = product.t() if swapped else product
+    return product if out is None else out.copy_(product)
+
+
+def _densely(matrix: Tensor) -> Tensor:
+    """By rows or by columns without gaps; of anything else oneDNN takes its slow plain product (2000 times as long)."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this torch was built with oneDNN, and what it multiplies comes out right."""
+    a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
+    try:
+        return bool(torch.equal(onednn_mm(a, b), torch.mm(a, b)))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+@torch.library.custom_op("adaptive_lm::linear", mutates_args=())
+def _forward(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., K), weight (N, K) -> (..., N)"""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    return onednn_mm(rows, weight.t()).view(*x.shape[:-1], len(weight))
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+@torch.library.custom_op("adaptive_lm::linear_backward", mutates_args=())
+def _backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """gradient (..., N) of the output -> those of x (..., K) and weight (N, K)"""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    of_rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+    of_x = onednn_mm(of_rows, weight).view(x.shape)
+    return of_x, onednn_mm(of_rows.t(), rows).contiguous()
+
+
+@_backward.register_fake
+def _(_: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001  # torch.library's own signature
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]  # torch.library's own signature
+    return _backward(gradient, *ctx.saved_tensors)
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def linear(x: Tensor, weight: Tensor, onednn: bool) -> Tensor:
+    """x (..., K), weight (N, K) -> x weight^T (..., N), forward and backward by oneDNN or as torch does it.
+
+    oneDNN's is one opaque operator for torch.compile, as torch's own is.
+    """
+    out: Tensor = _forward(x, weight) if onednn else F.linear(x, weight)
+    return out
+
+
+class Linear(nn.Linear):
+    """nn.Linear without a bias. `onednn` is for float32 on a CPU alone; see `matmul.settle_matmul`."""
+
+    onednn = False
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) -> (..., N)"""
+        return linear(x, self.weight, self.onednn)
