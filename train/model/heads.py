@@ -53,9 +53,9 @@ class HeadRouter(Thresholded):
         super().__init__(heads, levels(heads.head_top_p, config.num_layers)[layer], units, initial)
         self.routing, self.shared, self.routed = heads.routing, shared, routed
         self.scale = config.heads_per_token - shared  # m
-        # One shared head alone is weighed against nothing: softmax over one is 1, its row has no gradient and stays as it
-        # was drawn. It stays there all the same, D numbers a layer, so that weights, their slots and the exported graph
-        # have one shape for every S; without it each checkpoint with one shared head, slots and all, would be converted.
+        # One shared head alone is weighed against nothing: softmax over one is 1, its row has no gradient and stays as
+        # it was drawn. It is kept all the same, D numbers a layer: so weights, their slots and the exported graph have
+        # one shape for every S, and no checkpoint with one shared head has to be converted, slots and all.
         self.weight = nn.Parameter(torch.empty(config.num_heads, config.dim))  # (H, D), shared heads first
         self.balance = nn.Parameter(torch.empty(2, config.dim)) if shared else None
         predicts = adaptive or heads.per_token

@@ -18,7 +18,11 @@ from .transformer import ModelOutput, Transformer, router_of
 
 
 class LossConfig(Section):
-    """Weights of the auxiliary losses; 0 leaves one out."""
+    """Weights of the auxiliary losses; 0 leaves one out.
+
+    Those of routers are means over the layers: where a paper adds them up layer by layer, as Switch Transformer does,
+    its weight is the one here divided by the number of layers.
+    """
 
     load_balancing_loss: float = Field(1e-2, ge=0)
     router_z_loss: float = Field(1e-4, ge=0)
