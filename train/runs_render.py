@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .chart import Curve, chart
 from .metrics import read_metrics
@@ -116,14 +117,20 @@ def show_comparison(found: Sequence[Summary], best: Sequence[str | None], curves
 
 
 def verdicts(found: Sequence[Summary], best: Sequence[str | None]) -> Table:
-    """A row per gate, and one for the run that stands as the best."""
+    """Two rows per gate, what was found and what was expected, and one for the run that stands as the best."""
     by_run = [{each.gate: each for each in one.report.verdicts} if one.report else {} for one in found]
     made = table("gate", *(one.name for one in found))
     for gate in dict.fromkeys(gate for row in by_run for gate in row):
         shown = [row.get(gate) for row in by_run]
-        made.add_row(gate, *("-" if each is None else f"{each.words} ({each.expected})" for each in shown))
+        made.add_row(gate, *("-" if each is None else on_one_line(each.words) for each in shown))
+        made.add_row("  expected", *("-" if each is None else on_one_line(each.expected) for each in shown))
     made.add_row("stands as best", *(name or "-" for name in best))
     return made
+
+
+def on_one_line(words: str) -> Text:
+    """Words of any length in a cell: what does not fit ends in an ellipsis; --json has the whole."""
+    return Text(words, no_wrap=True, overflow="ellipsis")
 
 
 def setting(value: Any) -> str:

@@ -500,6 +500,27 @@ def test_train_runs_and_compare_say_what_became_of_the_gates(recipe: str) -> Non
     assert [one["best"] for one in found] == ["a", "a"]
 
 
+def test_a_long_gate_takes_two_lines_of_compare_and_is_whole_in_json(recipe: str) -> None:
+    wanted = "mountains " * 30
+    asked = ("--set", f"gates.answer={{prompt: The, contains: {wanted}}}", "--set", "gates.max_loss=100")
+    for name in ("a", "b"):
+        assert typed("train", recipe, "--name", name, *asked).exit_code == 1
+    lines = typed("compare", "a", "b").stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.split() == ["gate", "a", "b"])
+    last = next(number for number, line in enumerate(lines) if line.startswith("stands as best"))
+    rows = lines[first + 1 : last]
+    assert [row.split()[0] for row in rows] == ["max_loss", "expected", "answer", "expected"]
+    assert rows[1].count("held_out loss of at most 100") == 2  # what fits is whole
+    assert rows[3].count("…") == 2
+    assert max(map(len, rows)) <= 200
+    (verdict,) = [
+        each
+        for each in json.loads(typed("compare", "a", "--json").stdout)["runs"][0]["gates"]["verdicts"]
+        if each["gate"] == "answer"
+    ]
+    assert verdict["expected"] == f'"{wanted.strip()}" in it'
+
+
 def test_gates_that_hold_are_typed_as_passes_and_exit_with_0(recipe: str) -> None:
     done = typed("train", recipe, "--name", "a", "--set", "gates.max_loss=100")
     assert done.exit_code == 0
