@@ -12,6 +12,7 @@ from .checkpoint import Checkpoint
 from .data import Corpus
 from .differences import refuse
 from .errors import UserError
+from .model import native
 from .parallel.world import World
 from .progress import Progress
 from .run import Run
@@ -19,6 +20,7 @@ from .run import Run
 
 def identity_of(corpus: Corpus, device: torch.device, precision: str, world: World) -> dict[str, Any]:
     """What every checkpoint says of the data and the machine."""
+    in_half = device.type == "cpu" and precision == "bf16"
     return {
         "data_digest": corpus.digest,
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
@@ -26,6 +28,7 @@ def identity_of(corpus: Corpus, device: torch.device, precision: str, world: Wor
         "precision": precision,
         "device": device.type,
         "ranks": world.size,
+        "kernels": "C++" if in_half and native.library() else "torch",
     }
 
 
@@ -40,8 +43,8 @@ def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], d
         if before != identity[key]:
             changed.append(f"{words}: digest {before[:12]} -> {identity[key][:12]}")
     refuse(run, changed)
-    for key in ("device", "precision", "threads", "ranks"):
-        was = found.state.get(key, 1 if key == "ranks" else None)
+    for key in ("device", "precision", "threads", "ranks", "kernels"):
+        was = found.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
         if was != identity[key]:
             display.say(f"note: {key} was {was} and is {identity[key]}: results differ in the last bits")
 

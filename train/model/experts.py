@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
 from .linear import onednn_mm
 
 ROW_MULTIPLE = 64
@@ -62,7 +63,10 @@ def _sum_by_token(rows: Tensor, plan: Plan, scale: Tensor | None = None) -> Tens
 @torch.library.custom_op("adaptive_lm::experts_forward", mutates_args=())
 def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool) -> list[Tensor]:
     """-> y (N, D); what each row was on its way: gate|up (R, 2F), silu(gate) (R, F), times up (R, F), and the expert's
-    answer (R, D); and the plan."""
+    answer (R, D); and the plan. In C++ gate|up alone, whose width is rounded up."""
+    if native.fits(x, weights, gate_up):
+        return list(native.forward(x, weights, selected, gate_up, down))
+    gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
     plan = plan_rows(selected, _multiple(x, onednn))
     rows = x.index_select(0, plan.token)  # (R, D)
     hidden, silu, inner, answer = (rows.new_empty(len(rows), size) for size in _widths(gate_up))
@@ -88,6 +92,8 @@ def _widths(gate_up: Tensor) -> tuple[int, int, int, int]:
 @_forward.register_fake
 def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool) -> list[Tensor]:
     context = torch.library.get_ctx()
+    if native.fits(x, weights, gate_up):
+        return [torch.empty_like(x), x.new_empty(context.new_dynamic_size(), native.hidden_width(gate_up))]
     rows, pairs = context.new_dynamic_size(), context.new_dynamic_size()
     made = [x.new_empty(rows, size) for size in _widths(gate_up)]
     plan = [selected.new_empty(size, dtype=torch.int64) for size in (rows, pairs, len(x))]
@@ -107,6 +113,9 @@ def _backward(
     onednn: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`made` is what `_forward` gives after y."""
+    if native.fits(x, weights, gate_up):
+        return native.backward(gradient.to(x.dtype), x, weights, selected, gate_up, down, *made)
+    exact, gate_up, down = gate_up.dtype, gate_up.to(x.dtype), down.to(x.dtype)
     hidden, silu, inner, answer = made[:4]
     plan = Plan(*made[4:])
     rows = x.index_select(0, plan.token)
@@ -133,7 +142,7 @@ def _backward(
         torch.ops.aten.silu_backward.grad_input(of_inner.mul_(up), gate, grad_input=of_gate)
         mm(rows[at].t(), of_hidden, out=of_gate_up[expert])
         mm(of_hidden, gate_up[expert].t(), out=of_rows[at])
-    return _sum_by_token(of_rows, plan), of_weights, of_gate_up, of_down
+    return _sum_by_token(of_rows, plan), of_weights, of_gate_up.to(exact), of_down.to(exact)
 
 
 @_backward.register_fake
@@ -176,14 +185,13 @@ def run_experts(
 
     Args:
         x: (N, D). weights: (N, E) float32. selected: (N, E) bool.
-        gate_up: (E, D, 2F), gate first. down: (E, F, D).
+        gate_up: (E, D, 2F), gate first. down: (E, F, D). They may be wider than x, in whose dtype products are made.
         onednn: whether oneDNN multiplies, float32 on a CPU.
     Returns:
         (N, D) in the dtype of x.
     """
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     out: Tensor = _forward(x, weights, selected, gate_up, down, onednn)[0]
     return out
 

@@ -1,0 +1,106 @@
+"""The experts in C++ (`experts.cpp`): built when first needed, kept in the cache folder, used where it is faster.
+
+N tokens, D width, E experts, F hidden width of one expert, P = F rounded up to 16, R rows = chosen pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.cache import cache_folder
+
+SOURCE = Path(__file__).with_name("experts.cpp")
+COMPILERS = ("g++", "clang++")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions", "-mfma")
+SETS = ("f", "bw", "vl", "dq", "bf16")
+BUILD_SECONDS = 60
+LANES = 16
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The experts as machine code, or None: they are written for AVX512-BF16, need a compiler, and where there is AMX
+    the products of oneDNN are faster."""
+    fitting = platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_avx512_bf16_supported()
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if not fitting or torch.cpu._is_amx_tile_supported() or compiler is None:
+        return None
+    command = [compiler, *FLAGS, *(f"-mavx512{name}" for name in SETS)]
+    digest = hashlib.sha256("\0".join([*command, SOURCE.read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        path = cache_folder(None) / "compiled" / f"experts-{digest}.so"
+        if not path.exists():
+            _build(command, path)
+        return ctypes.CDLL(str(path))
+    return None
+
+
+def _build(command: list[str], path: Path) -> None:
+    """In a file of its own, then put in its place: other processes may be at it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        subprocess.run([*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=BUILD_SECONDS)
+        made.replace(path)
+
+
+def fits(x: Tensor, weights: Tensor, gate_up: Tensor) -> bool:
+    """Whether `forward` and `backward` can be used: bf16 x (N, D) on a CPU, the rest float32, D a multiple of 16."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.bfloat16
+        and weights.dtype == gate_up.dtype == torch.float32
+        and x.shape[1] % LANES == 0
+        and library() is not None
+    )
+
+
+def hidden_width(gate_up: Tensor) -> int:
+    """gate_up (E, D, 2F) -> 2P"""
+    half = gate_up.shape[2] // 2
+    return 2 * (-(-half // LANES) * LANES)
+
+
+def forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """-> y (N, D) and, for `backward`, gate|up of each row (R, 2P)"""
+    x, weights, selected, gate_up, down = given = _contiguous(x, weights, selected, gate_up, down)
+    hidden = x.new_empty(int(selected.count_nonzero()), hidden_width(gate_up))
+    out = torch.empty_like(x)
+    _call("experts_forward", hidden, down, x, (*given, out, hidden))
+    return out, hidden
+
+
+def backward(
+    gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """gradient (N, D) bf16 -> those of x, weights, gate_up and down, in their dtypes"""
+    _, x, weights, selected, gate_up, down, hidden = given = _contiguous(
+        gradient, x, weights, selected, gate_up, down, hidden
+    )
+    found = torch.empty_like(x), torch.zeros_like(weights), torch.empty_like(gate_up), torch.empty_like(down)
+    _call("experts_backward", hidden, down, x, (*given, *found))
+    return found
+
+
+def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
+def _call(name: str, hidden: Tensor, down: Tensor, x: Tensor, tensors: tuple[Tensor, ...]) -> None:
+    found = library()
+    assert found is not None
+    sizes = (*x.shape, *down.shape[:2], len(hidden))  # N, D, E, F, R
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+    found[name](*map(ctypes.c_long, sizes), ctypes.c_int(torch.get_num_threads()), *pointers)
