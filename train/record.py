@@ -17,7 +17,6 @@ class Counters:
     seconds: float = 0.0
     bad_steps: int = 0
     """Steps skipped in all because a loss or gradient was not finite, or a spike."""
-    bad_in_a_row: int = 0
     stage_step: int = 0
     """The step at which the schedule of the learning rate began: 0, or that of the stage."""
     warm_at: float | None = None

@@ -206,14 +206,12 @@ class Trainer:
         Raises:
             UserError: it was the last of `max_bad_steps` in a row.
         """
-        counters = self.counters
-        counters.bad_in_a_row = counters.bad_in_a_row + 1 if result.skipped else 0
         if result.problem is None:
             return
-        counters.bad_steps += 1
-        data = self.data()
-        self.display.say(f"step {counters.step}: {result.problem}; the step is skipped, the weights stay ({data})")
-        self.guard.refuse(counters.step, result.problem, data)
+        self.counters.bad_steps += 1
+        step, data = self.counters.step, self.data()
+        self.display.say(f"step {step}: {result.problem}; the step is skipped, the weights stay ({data})")
+        self.guard.refuse(step, result.problem, data)
 
     def data(self) -> str:
         """Which windows the last step read."""

@@ -173,12 +173,12 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
     assert result.skipped
     assert all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
     assert all(torch.equal(slots[name], value) for name, value in one.optimizers.state_tensors().items())
-    assert (one.counters.bad_steps, one.counters.bad_in_a_row) == (1, 1)
+    assert (one.counters.bad_steps, len(one.guard.failed)) == (1, 1)
     assert f"the {where} is not finite; the step is skipped" in story.getvalue()
     result = one.step()
     one.check(result)
     assert not result.skipped
-    assert (one.counters.bad_steps, one.counters.bad_in_a_row) == (1, 0)
+    assert (one.counters.bad_steps, len(one.guard.failed)) == (1, 0)
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_clear_error(
