@@ -45,10 +45,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         placement: Placement | None = None,
+        steps: int = NEWTON_SCHULZ_STEPS,
     ) -> None:
-        """`placement` where weights are split over ranks: a matrix is gathered and every rank orthogonalises all of it;
-        a stack is not, since its matrices lie whole."""
-        self.placement = placement
+        """`steps` of Newton-Schulz; `placement` where weights are split over ranks: a matrix is gathered and every rank
+        orthogonalises all of it; a stack is not, since its matrices lie whole."""
+        self.placement, self.steps = placement, steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for weight in group["params"]:
@@ -77,7 +78,7 @@ class Muon(torch.optim.Optimizer):
     def _apply(self, batch: Sequence[_Move]) -> None:
         """Orthogonalises updates of one shape at once and takes the step, each weight at its group's rate."""
         updates = [move.update() for move in batch]
-        orthogonal = orthogonalize(torch.cat(updates) if len(updates) > 1 else updates[0])
+        orthogonal = orthogonalize(torch.cat(updates) if len(updates) > 1 else updates[0], self.steps)
         parts = torch.split(orthogonal, [len(each) for each in updates])
         for move, part in zip(batch, parts, strict=True):
             lr, (rows, columns) = move.group["lr"], part.shape[1:]
@@ -137,10 +138,10 @@ def _numbers(weight: Tensor) -> int:
     return BATCH if weight.is_cpu else 1 << 62
 
 
-def orthogonalize(x: Tensor) -> Tensor:
+def orthogonalize(x: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     """(M, rows, columns) bfloat16 -> the nearest half-orthogonal matrices, roughly, same shape.
 
-        X <- X / |X|;  X <- (a + b X X^T + c (X X^T)^2) X, five times
+        X <- X / |X|;  X <- (a + b X X^T + c (X X^T)^2) X, `steps` times
 
     Tall matrices take X^T X from the right, which is the same and transposes nothing. Where one side is far longer, the
     first two iterations go over the Gram matrix G = X X^T alone, as all that they need commutes:
@@ -155,15 +156,14 @@ def orthogonalize(x: Tensor) -> Tensor:
     a = NEWTON_SCHULZ[0]
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     short, long = sorted(x.shape[1:])
-    left = NEWTON_SCHULZ_STEPS
-    if short >= GRAM_SHORT and long >= GRAM_RATIO * short:
+    if steps >= 2 and short >= GRAM_SHORT and long >= GRAM_RATIO * short:
         gram = _gram(x)
         first = _polynomial(gram)
         gram = torch.baddbmm(gram, gram, first, beta=a)
         second = _polynomial(torch.baddbmm(gram, gram, first, beta=a))
         x = _times(x, (first + second).baddbmm_(first, second, beta=a), a * a)
-        left -= 2
-    for _ in range(left):
+        steps -= 2
+    for _ in range(steps):
         x = _times(x, _polynomial(_gram(x)), a)
     return x
 

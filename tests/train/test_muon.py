@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize_as_torch
 
 from adaptive_lm.train import muon
-from adaptive_lm.train.muon import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, Muon, orthogonalize
+from adaptive_lm.train.muon import NEWTON_SCHULZ, Muon, orthogonalize
 
 
 def weights(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
@@ -20,10 +20,12 @@ def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
         weight.grad = torch.randn_like(weight)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 5], ids=lambda steps: f"{steps} iterations")
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48)], ids=["square", "tall", "wide"])
-def test_muon_moves_a_matrix_as_torch_does(shape: tuple[int, int]) -> None:
+def test_muon_moves_a_matrix_as_torch_does(shape: tuple[int, int], steps: int) -> None:
     ours, theirs = weights(shape, shape), weights(shape, shape)
-    mine, judge = Muon(ours, 0.02, 0.1, 0.95), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95)
+    mine = Muon(ours, 0.02, 0.1, 0.95, steps=steps)
+    judge = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, ns_steps=steps)
     for step in range(3):
         give_gradients(ours, step)
         give_gradients(theirs, step)
@@ -54,11 +56,11 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     assert found.max() < 1.25
 
 
-def exactly(x: Tensor) -> Tensor:
+def exactly(x: Tensor, steps: int) -> Tensor:
     """The same iterations on wide (M, rows, columns) in float64."""
     a, b, c = NEWTON_SCHULZ
     x = x.double() / x.double().flatten(1).norm(dim=1)[:, None, None]
-    for _ in range(NEWTON_SCHULZ_STEPS):
+    for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
@@ -66,16 +68,19 @@ def exactly(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("power", [0, 0.5, 1, 2], ids=lambda power: f"falls as 1/k^{power}")
 @pytest.mark.parametrize("wide", [True, False], ids=["wide", "tall"])
-def test_iterations_on_the_gram_matrix_are_no_further_from_exact_ones_than_torch_is(power: float, wide: bool) -> None:
-    """Singular values from equal to a condition number of 16,000; 0.93 to 1.01 times torch's distance was measured."""
+@pytest.mark.parametrize("steps", [4, 5], ids=lambda steps: f"{steps} iterations")
+def test_iterations_on_the_gram_matrix_are_no_further_from_exact_ones_than_torch_is(
+    power: float, wide: bool, steps: int
+) -> None:
+    """Singular values from equal to a condition number of 16,000; 0.92 to 0.98 times torch's distance was measured."""
     torch.manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(4, 128, 128))
     right, _ = torch.linalg.qr(torch.randn(4, 432, 128))
     x = (left * torch.arange(1, 129).float().pow(-power)) @ right.mT
-    ours = orthogonalize(x.bfloat16()) if wide else orthogonalize(x.mT.bfloat16().contiguous()).mT
-    theirs = torch.stack([orthogonalize_as_torch(each, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, 1e-7) for each in x])
-    exact = exactly(x)
-    assert (ours - exact).norm() <= 1.02 * (theirs - exact).norm()
+    ours = orthogonalize(x.bfloat16(), steps) if wide else orthogonalize(x.mT.bfloat16().contiguous(), steps).mT
+    theirs = torch.stack([orthogonalize_as_torch(each, NEWTON_SCHULZ, steps, 1e-7) for each in x])
+    exact = exactly(x, steps)
+    assert (ours - exact).norm() <= (theirs - exact).norm()
     assert not torch.equal(ours, theirs), "these are to take the way over the Gram matrix"
 
 

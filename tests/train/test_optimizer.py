@@ -57,6 +57,18 @@ def test_routers_thresholds_positions_and_all_of_one_dimension_go_with_adamw() -
     assert isinstance(optimizers.all[0], Muon)  # which asserts that it is given nothing but matrices
 
 
+def test_muon_takes_as_many_newton_schulz_steps_as_the_config_says() -> None:
+    moved = []
+    for steps in (5, 4, 4):
+        torch.manual_seed(0)
+        model = Transformer(ModelConfig.model_validate(TINY))
+        give_gradients(list(model.parameters()), 1)
+        Optimizers(model, OptimizerConfig(newton_schulz_steps=steps)).step()
+        moved.append(model.state_dict()["layers.0.moe.gate_up"])
+    assert torch.equal(moved[1], moved[2])
+    assert not torch.equal(moved[0], moved[1])
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", ["muon", "adamw", "lars", "sgd"])
 def test_optimizers_restored_from_their_tensors_take_the_same_next_step(kind: str, bidirectional: bool) -> None:
