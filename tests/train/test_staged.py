@@ -64,6 +64,10 @@ def test_the_stages_go_from_a_dense_model_to_the_whole_recipe_one_step_at_a_time
     assert (gentle.schedule.warmup, gentle.schedule.kind) == ("exponential", "constant")
     assert (falling.schedule.kind, falling.schedule.each_stage) == ("cosine", True)
     assert falling.optimizer == gentle.optimizer
+    assert not experts.trainer.batch_schedule
+    (grown,) = gentle.trainer.batch_schedule
+    assert grown.batch_size > gentle.trainer.batch_size
+    assert falling.trainer == experts.trainer  # the falling rate takes the place of the larger batch
     recipe = make_config(read_recipe("science-qa"))
     assert whole.model == recipe.model
     assert (whole.optimizer, whole.schedule) == (recipe.optimizer, recipe.schedule)
