@@ -9,8 +9,10 @@ import pytest
 
 TESTS = Path(__file__).parent
 TRAIN = TESTS.parent / "train"
-LAUNCHER = TRAIN / "parallel" / "launch.py"
-"""Starts the ranks of --nproc before anything is read, and passes signals on."""
+BEGIN_PROCESSES = {
+    TRAIN / "parallel" / "launch.py",  # the ranks of --nproc, before anything is read; it passes signals on
+    TRAIN / "model" / "native.py",  # a compiler, which has ended before the first step
+}
 TEXT = (TESTS.parent / "docs" / "reliability.md").read_text("utf-8")
 TESTED, WITHOUT = TEXT.split("## Without a test")
 ROW = re.compile(r"^\| (T\d+) \|(.*)\|$", re.MULTILINE)
@@ -63,4 +65,4 @@ def test_training_reads_in_its_own_process() -> None:
     """The reason that stands for loader processes: none are begun, by any of the ways there are."""
     begins = re.compile(r"multiprocessing|torch\.utils\.data|DataLoader|ProcessPool|subprocess|os\.(fork|spawn|popen)")
     found = {path for path in TRAIN.rglob("*.py") if any(begins.search(name) for name in names_of(path))}
-    assert found == {LAUNCHER}
+    assert found == BEGIN_PROCESSES
