@@ -54,7 +54,7 @@ schedule: {{kind: sgdr}}
 optimizer: {{clip: percentile}}
 trainer: {{steps: {steps}, max_seconds: null, batch_size: 4, micro_batches: 2, eval_every: 50, eval_tokens: 64,
   final_eval_tokens: 64, checkpoint_every: {every}, keep_checkpoints: 2, log_every: 1, threads: 1, precision: fp32,
-  device: cpu, tensorboard: false, save: {save}}}
+  matmul: torch, device: cpu, tensorboard: false, save: {save}}}
 """
 MOMENTS = ("any", "in a save", "in a prune", "first steps")
 

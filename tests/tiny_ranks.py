@@ -19,11 +19,12 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from adaptive_lm.train import saver, session
+from adaptive_lm.train import matmul, saver, session
 from adaptive_lm.train.clock import Clock
 from adaptive_lm.train.config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.monitor.watch import Watch
 from adaptive_lm.train.parallel.placement import Placement
@@ -54,6 +55,7 @@ BASE: dict[str, Any] = {
         "log_every": 1,
         "threads": 1,
         "precision": "fp32",
+        "matmul": "torch",
         "device": "cpu",
         "tensorboard": False,
     },
@@ -95,6 +97,7 @@ ACTS: dict[str, dict[str, Any]] = {
     },
 }
 """Monitors that act: on the rate of a layer, on the batch, on the losses that spread routers."""
+ONEDNN = {**SMOOTH, "trainer": {"steps": 3, "matmul": "onednn"}}
 KINDS = ("replicate", "shard", "experts")
 
 
@@ -111,6 +114,7 @@ SAME: dict[str, dict[str, Any]] = {
     "sgd-shard": over(USUAL, "shard"),
     "recomputed-shard": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "shard"),
     "recomputed-experts": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "experts"),
+    **{f"onednn-{kind}": over(ONEDNN, kind) for kind in KINDS if has_onednn()},
     **{f"slowed-{kind}": over(ACTS["slowed"], kind) for kind in KINDS},
     "grown-replicate": over(ACTS["grown"], "replicate"),  # the others hold no whole gradient, and are refused
     **{f"spread-{kind}": over(ACTS["spread"], kind) for kind in KINDS},
@@ -202,6 +206,22 @@ def misread(gradients: Callable[[Watch], None]) -> Callable[[Watch], None]:
     return found
 
 
+def told(what: str, folder: Path) -> Callable[..., None]:
+    """In place of `Transformer.use_onednn`: notes what this rank was told."""
+    use = Transformer.use_onednn
+
+    def noted(self: Transformer, **told: bool) -> None:
+        (folder / f"{what}.{World().rank}.json").write_text(json.dumps(told))
+        use(self, **told)
+
+    return noted
+
+
+def opinion(_: object) -> dict[str, dict[str, float]]:
+    """In place of `matmul.measure`: the first rank finds oneDNN twice as fast, the other twice as slow."""
+    return {kind: {"torch": 1.0, "onednn": 0.5 if World().is_first else 2.0} for kind in matmul.KINDS}
+
+
 def kill_at(step: int, number: int) -> Any:
     """In place of `Corpus.batch`: rank 1 alone gets a signal while it draws the batch of a step (0, 1, ...)."""
     batch, calls = Corpus.batch, 0
@@ -236,6 +256,11 @@ def by_two(folder: Path) -> None:
             with patched(Watch, "gradients", misread(Watch.gradients)):
                 session.begin(config(sections), named_run(f"misread-{name}"))
             session.begin(config(sections), named_run(f"half-{name}"), stop_at=4)
+    for what, there in {"opinions": has_onednn, "nowhere": lambda: World().is_first}.items():
+        measured = config({"trainer": {"matmul": "auto", "steps": 1}, "data": {"cache_dir": what}})
+        stands_in = patched(matmul, "measure", opinion), patched(matmul, "has_onednn", there)
+        with stands_in[0], stands_in[1], patched(Transformer, "use_onednn", told(what, folder)):
+            session.begin(measured, named_run(what))
     with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
         attempt("sigterm", lambda: session.begin(config({}), named_run("sigterm")), folder)
     with patched(Clock, "complete", lambda self: self.counters.step >= (8 if World().is_first else 2)):

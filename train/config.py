@@ -77,6 +77,9 @@ class TrainerConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 autocast where the processor has it; weights, optimizer and routers stay fp32."""
     threads: int | None = Field(None, ge=1)
+    matmul: Literal["auto", "torch", "onednn"] = "auto"
+    """Who multiplies matrices in fp32 on a CPU: torch by its BLAS, or oneDNN, twice as fast on some. `auto` measures on
+    the run's shapes, once, in half a second; a resumed run keeps what was taken, for their last bits differ."""
     compile: bool = False
     """Steps take about two thirds of the time after half a minute of compiling, for which the next run of these shapes
     finds the machine code in the cache folder (`data.cache_dir`). For runs of minutes; needs a C++ compiler."""

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def versions(device: torch.device, precision: str) -> dict[str, Any]:
+def versions(device: torch.device, precision: str, matmul: Mapping[str, str]) -> dict[str, Any]:
     """What made a run, for versions.json: libraries, processor, threads, precision, the command."""
     found = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
     return {
@@ -72,6 +73,7 @@ def versions(device: torch.device, precision: str) -> dict[str, Any]:
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "precision": precision,
+        "matmul": dict(matmul),
         "command": ["adaptive", *sys.argv[1:]],
     }
 

@@ -14,7 +14,7 @@ ALWAYS = frozenset(
     for key in (
         *("steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "save"),
         *("eval_every", "eval_tokens", "final_eval_tokens", "log_every", "max_bad_steps", "skip_spikes"),
-        *("device", "threads", "compile", "parallel", "checkpoint_activations", "tensorboard", "trackers"),
+        *("device", "threads", "matmul", "compile", "parallel", "checkpoint_activations", "tensorboard", "trackers"),
         "routing_snapshots",
     )
 ) | {"data.cache_dir", "data.dir", "parent"}

@@ -45,8 +45,13 @@ def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], d
     refuse(run, changed)
     for key in ("device", "precision", "threads", "ranks", "kernels"):
         was = found.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
-        if was != identity[key]:
-            display.say(f"note: {key} was {was} and is {identity[key]}: results differ in the last bits")
+        note_change(display, key, was, identity[key])
+
+
+def note_change(display: Progress, key: str, was: object, now: object) -> None:
+    """Says what is no longer as it was, if it is not."""
+    if was != now:
+        display.say(f"note: {key} was {was} and is {now}: results differ in the last bits")
 
 
 def refuse_other_data(mine: Mapping[str, Any], first: Mapping[str, Any]) -> None:

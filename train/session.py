@@ -24,6 +24,7 @@ from .gatekeeper import examine
 from .identity import compare_identity, identity_of, refuse_other_data
 from .lengths import Lengths
 from .lineage import require_parent
+from .matmul import settle_matmul, words
 from .metrics import open_metrics
 from .parallel.holding import held, newest
 from .parallel.quiet import QuietMetrics
@@ -202,18 +203,20 @@ def _train(
         compare_identity(run, found, identity, display)
 
     model, optimizers, counters = assemble(config, device, found, world)
+    identity["matmul"] = settle_matmul(model, config, precision, found, world, display)
     parameters = optimizers.placed.count()
 
     def prepare_folder() -> None:
         require_space(run, parameters)
         noted = {"overridden": {"step": counters.step, **overridden}} if overridden else {}
-        write_beside(config, run, corpus, versions(device, precision) | noted)
+        write_beside(config, run, corpus, versions(device, precision, identity["matmul"]) | noted)
         (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
 
     world.at_first(prepare_folder)
     display.say(
         f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
         f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
+        + words(identity["matmul"])
         + (f", {world.size} ranks, {trainer.parallel}" if world.size > 1 else "")
         + (f", from step {counters.step}" if counters.step else "")
     )

@@ -20,6 +20,7 @@ from adaptive_lm.train import session
 from adaptive_lm.train.checkpoint import load_checkpoint
 from adaptive_lm.train.config import make_config
 from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.run import Run
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,14 @@ def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) ->
     assert worst(weights(one), weights(two)) < (1e-4 if smooth else 0.05)
     randoms = [weights(run, "optimizer_state")["random.torch"] for run in (one, two)]
     assert torch.equal(*randoms), "all ranks draw for the whole batch, so their generators stay those of one process"
+
+
+@pytest.mark.parametrize(("what", "expected"), [("opinions", has_onednn()), ("nowhere", False)])
+def test_all_ranks_multiply_as_the_first_measured_and_by_torch_where_one_has_no_onednn(
+    places: tuple[Path, Path], what: str, expected: bool
+) -> None:
+    told = [json.loads((places[1] / f"{what}.{rank}.json").read_text()) for rank in range(2)]
+    assert told == [{"linear": expected, "experts": expected}] * 2
 
 
 @pytest.mark.parametrize("name", SAME)
