@@ -20,8 +20,8 @@ GRAM_RATIO = 2.0
 units of short^3 multiplications for 4 r + 2."""
 GRAM_SHORT = 128
 """Below this short side nothing is saved, and the few numbers of a Gram matrix do not average their rounding out."""
-BATCH = 1 << 21
-"""Numbers that are orthogonalised at once on a CPU: 4 MiB in bfloat16, which all steps from the gradient to the weight
+BATCH = 1 << 19
+"""Numbers that are orthogonalised at once on a CPU: 1 MiB in bfloat16, which all steps from the gradient to the weight
 then read from its cache."""
 
 
