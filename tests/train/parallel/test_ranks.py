@@ -46,7 +46,7 @@ def meet(script: Path, *arguments: str) -> None:
         for rank in range(2)
     ]
     try:
-        stories = [each.communicate(timeout=150)[1] for each in ranks]
+        stories = [each.communicate(timeout=600)[1] for each in ranks]
     finally:
         for each in ranks:
             each.kill()  # ranks that wait for each other would wait for hours
