@@ -35,7 +35,7 @@ KINDS = ("linear", "experts")
 TORCH, ONEDNN = "torch", "onednn"
 GAIN = 0.9
 """oneDNN is taken where it needs less than this share of torch's time: what is nearer is noise, or not worth it."""
-ROWS = 1024
+ROWS = 2048
 """Most rows that are measured: more take as long each."""
 ROUNDS, SECONDS = 7, 0.05
 """Of each shape, three rounds at least: both ways in turn, of which the fastest counts. In time of
