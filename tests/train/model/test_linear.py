@@ -116,3 +116,23 @@ def test_a_model_multiplies_by_what_it_was_told(
     assert forward["linear"] == layers * of_layers
     assert (forward["experts"] > 0) == of_experts
     assert calls == {kind: 3 * number for kind, number in forward.items()}  # the gradients of both factors
+
+
+def test_what_is_computed_again_for_the_backward_pass_is_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, gradients = [0], []
+
+    def count(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+        calls[-1] += 1
+        return onednn_mm(a, b, out=out)
+
+    monkeypatch.setattr(linear_module, "onednn_mm", count)
+    model = copy.deepcopy(tiny_model("top_p")).train()
+    model.use_onednn(linear=True, experts=True)
+    ids = tiny_ids(0)
+    for recomputing in (False, True):
+        calls.append(0)
+        out = model(ids, checkpoint_activations=recomputing)
+        loss, _ = training_loss(model, out, ids % V, torch.ones_like(ids, dtype=torch.bool), LossConfig())
+        gradients.append(torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.ndim > 1]))
+    assert calls[1] == calls[2] > 0
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
