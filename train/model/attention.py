@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blockwise import LEAST_TIME, attend_blockwise
 from .config import ModelConfig
 from .cope import contextual_bias
 from .heads import HeadRouter, HeadRoutes
@@ -201,8 +202,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | 
         mask = seen if seen is None or ramp is None else mask_bias(seen, ramp).to(q.dtype)
         fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return fused
-    # torch's CPU kernel for SDPA in bf16 is 3 to 5 times slower than these three operations at short lengths
+    # torch's CPU kernel for SDPA in bf16 is slower: 3 to 5 times at short lengths, twice at long ones
     time = q.shape[2]
+    if time >= LEAST_TIME and ramp is None:
+        return attend_blockwise(q, k, v, None if seen is None else mask_bias(seen, ramp).to(q.dtype))
     seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
     batch, kv_heads, groups = q.shape[0], k.shape[1], q.shape[1] // k.shape[1]
     scores = (q.reshape(batch * kv_heads, groups * time, -1) * q.shape[-1] ** -0.5) @ k.flatten(0, 1).transpose(1, 2)
