@@ -2,15 +2,23 @@
 
     python benchmarks/train_memory.py --rounds 5
 
-Each variant trains in a process of its own, one thread, forward, backward and optimizer. Two figures of memory: what
-torch held at the most beyond what it held before the step (weights, gradients of the last step released, slots of the
-optimizer), which the profiler counts; and by how much the process grew at its highest (VmHWM), which is what a machine
-must have, allocator and all. Times are CPU seconds of the process, so that a neighbour on the machine adds little; the
+Each variant trains in a process of its own, one thread, forward, backward and optimizer. Three figures of memory, the
+first two of one step of a run that has its optimizer's slots:
+
+    held   what torch held at the most beyond what it held before the step (weights, slots), as its profiler counts;
+    step   by how much the process stood higher in the step (VmHWM, set back before it) than at rest (VmRSS, after glibc
+           has given back what is free): what a machine must have to spare for a step, allocator and all;
+    grown  by how much the process grew at its highest since the model stood: with the slots of the optimizer and the
+           code that torch loads when first used, which are the same whether activations are kept or not.
+
+Gradients are in all three. Times are CPU seconds of the process, so that a neighbour on the machine adds little; the
 variants take turns, and the ratios are of one round.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -27,10 +35,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def grown() -> float:
-    """MiB of the most this process has ever held."""
+def resident(which: str) -> float:
+    """MiB of memory that this process has (VmRSS), or had at the most (VmHWM)."""
     status = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+    return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024
+
+
+def come_to_rest() -> float:
+    """Gives back what is free and sets VmHWM back; MiB of what is left."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+    return resident("VmRSS")
 
 
 def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, layers: int) -> dict[str, float]:
@@ -62,7 +78,7 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         optimizers.step()
         optimizers.zero_grad()
 
-    before = grown()
+    before = resident("VmRSS")
     step()
     step()
     seconds = []
@@ -70,7 +86,10 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         started = time.process_time()
         step()
         seconds.append(time.process_time() - started)
-    high = grown() - before
+    grown = resident("VmHWM") - before
+    at_rest = come_to_rest()
+    step()
+    above_rest = resident("VmHWM") - at_rest
     with torch.profiler.profile(profile_memory=True) as profiler:
         step()
     held = most = 0
@@ -78,7 +97,7 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    return {"seconds": median(seconds), "held": most / 2**20, "grown": high}
+    return {"seconds": median(seconds), "held": most / 2**20, "step": above_rest, "grown": grown}
 
 
 def variant(**how: Any) -> dict[str, float]:
@@ -107,7 +126,7 @@ def main(rounds: int, batch: int, length: int, layers: int, compiled: bool, alon
     for kind in KINDS:
         pairs = [[variant(kind=kind, recompute=each, **how) for each in (False, True)] for _ in range(rounds)]
         click.echo(f"{kind}: recomputing against keeping, median (lowest to highest)")
-        for name, unit in (("held", "MiB"), ("grown", "MiB"), ("seconds", "s")):
+        for name, unit in (("held", "MiB"), ("step", "MiB"), ("grown", "MiB"), ("seconds", "s")):
             ratios = sorted(again[name] / kept[name] for kept, again in pairs)
             kept, again = (median(pair[place][name] for pair in pairs) for place in (0, 1))
             spread = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"

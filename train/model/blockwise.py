@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LEAST_TIME = 512
-"""Shorter sequences are no faster by blocks, and compiled slower; nor are their scores many."""
+"""Shorter sequences are no faster by blocks, and compiled slower; nor are their scores many (decision 0017)."""
 BLOCK = 128
 """Queries of a block. Fewer of them cost calls, more cost keys that nobody may see."""
 AT_ONCE = 2**20
@@ -87,23 +87,22 @@ class _Core:
 
 @torch.library.custom_op("adaptive_lm::attention_forward", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """-> (B, H, T, W)"""
     core = _Core(q, k, v, bias)
     mixed = torch.empty_like(core.queries, memory_format=torch.contiguous_format)
     for block in core.blocks:
         found = torch.bmm(core.shares(block), core.values[block.rows, block.keys])
-        mixed[block.rows, :, block.queries] = found.unflatten(1, (mixed.shape[1], -1))
+        mixed[block.rows, :, block.queries] = found.view(len(found), mixed.shape[1], -1, mixed.shape[3])
     return mixed.view(q.shape)
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001  # the operator's signature
     return q.new_empty(q.shape)
 
 
 @torch.library.custom_op("adaptive_lm::attention_backward", mutates_args=())
-def _backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """-> gradients of q, k and v"""
     core = _Core(q, k, v, bias)
     of_mixed = gradient.reshape(core.queries.shape)
@@ -117,18 +116,24 @@ def _backward(
         of_scores = core.room(2, block)
         torch.ops.aten._softmax_backward_data.out(of_shares, shares, -1, shares.dtype, grad_input=of_scores)
         found = torch.bmm(of_scores, core.keys[rows, keys])
-        of_queries[rows, :, block.queries] = found.unflatten(1, (of_queries.shape[1], -1))
+        of_queries[rows, :, block.queries] = found.view(len(found), of_queries.shape[1], -1, of_queries.shape[3])
         of_keys[rows, keys] += torch.bmm(of_scores.transpose(1, 2), core.of(core.queries, block))
     of_q = of_queries.mul_(core.scale).view(q.shape)
     return of_q, of_keys.to(k.dtype).view(k.shape), of_values.to(v.dtype).view(v.shape)
 
 
 @_backward.register_fake
-def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _(  # the operator's signature
+    gradient: Tensor,  # noqa: ARG001
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch.library's own signature
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001  # torch.library's own signature
     ctx.save_for_backward(*inputs)
 
 

@@ -9,7 +9,7 @@ from tiny_counting import Counted
 from tiny_models import CONFIGS, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
 
-from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, training_loss
+from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, attention, training_loss
 
 SHOWN = torch.ones(2, 17, dtype=torch.bool)
 
@@ -127,20 +127,37 @@ def test_recomputing_activations_keeps_fewer_of_them() -> None:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_recomputing_activations_decides_no_route_twice(half: bool) -> None:
-    """T38: ranks, comparisons with thresholds and experts run once a step, though the rest runs again.
+def test_recomputing_activations_decides_no_route_twice(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
+    """T38: ranks, comparisons with thresholds and attention run once a step, though the rest runs again.
 
-    The backward pass of `experts_forward` is an operator of its own. Compiled blocks: `test_compile.py`.
+    Compiled blocks: `test_compile.py`.
     """
+    monkeypatch.setattr(attention, "LEAST_TIME", 1)
     runs = {}
     for recompute in (False, True):
         with Counted() as counted, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             loss_and_gradients(copy.deepcopy(tiny_model("both_none")).train(), checkpoint_activations=recompute)
         runs[recompute] = counted.runs
-    assert runs[True]["aten.rsqrt.default"] > runs[False]["aten.rsqrt.default"], "norms are what is computed again"
-    once = ["aten.sort.stable", "aten.lt.Tensor", "aten.ge.Tensor", "aten.mm.default"]
-    for name in [*once, "adaptive_lm.experts_forward.default"]:
+    for name in ["aten.rsqrt.default", "aten.mm.default", "adaptive_lm.experts_forward.default"]:
+        assert runs[True][name] > runs[False][name], "norms, products and experts are what is computed again"
+    fused = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    core = "adaptive_lm.attention_forward.default" if half else fused
+    for name in ["aten.sort.stable", "aten.lt.Tensor", "aten.ge.Tensor", core]:
         assert runs[False][name] == runs[True][name] > 0, name
+
+
+@pytest.mark.parametrize("name", ["top_p", "both_none", "dense_both_none"])
+def test_recomputing_activations_in_bf16_changes_no_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """T38, with attention by blocks, which keeps no score with or without."""
+    monkeypatch.setattr(attention, "LEAST_TIME", 1)
+    found = []
+    for recompute in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model = copy.deepcopy(tiny_model(name)).train()
+            out, loss, gradients = loss_and_gradients(model, checkpoint_activations=recompute)
+        found.append((out.logits, loss, *decisions(out).values(), *gradients.values()))
+    for kept, again in zip(*found, strict=True):
+        assert torch.equal(kept, again)
 
 
 def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
