@@ -118,7 +118,8 @@ def test_a_model_multiplies_by_what_it_was_told(
     assert calls == {kind: 3 * number for kind, number in forward.items()}  # the gradients of both factors
 
 
-def test_what_is_computed_again_for_the_backward_pass_is_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_that_are_computed_again_are_the_same_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T38 with oneDNN: the forward pass runs a second time, by the same hands, and no gradient differs by a bit."""
     calls, gradients = [0], []
 
     def count(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -134,5 +135,5 @@ def test_what_is_computed_again_for_the_backward_pass_is_no_product(monkeypatch:
         out = model(ids, checkpoint_activations=recomputing)
         loss, _ = training_loss(model, out, ids % V, torch.ones_like(ids, dtype=torch.bool), LossConfig())
         gradients.append(torch.autograd.grad(loss, [weight for weight in model.parameters() if weight.ndim > 1]))
-    assert calls[1] == calls[2] > 0
+    assert 0 < calls[1] < calls[2] <= calls[1] * 4 / 3  # of three products one is of the forward pass
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
