@@ -299,8 +299,10 @@ void experts_forward(long N, long D, long E, long F, long R, int threads, const 
                         const long here = rows_of(a, row, rows, [&](long i) { return (const Pair *)(x + plan.token.at[at + i] * D); });
                         auto then = [&](auto &s) __attribute__((always_inline)) {
                             constexpr int NZ = sizeof(s[0]) / sizeof(__m512) / 2;
+#pragma GCC unroll 6
                             for (long i = 0; i < MR; i++)
                                 if (i < here)
+#pragma GCC unroll 2
                                     for (int j = 0; j < NZ; j++) {
                                         Half *to = hidden + (at + row + i) * 2 * P + f + 16 * j;
                                         const __m512 gate = rounded(s[i][j]), up = rounded(s[i][NZ + j]);
@@ -373,8 +375,10 @@ void experts_backward(long N, long D, long E, long F, long R, int threads, const
                             }
                         tile(least(4, (P - f) / 16), a, 1, back.at + f * (D / 2), WIDE, D / 2, [&](auto &s) __attribute__((always_inline)) {
                             constexpr int NZ = sizeof(s[0]) / sizeof(__m512);
+#pragma GCC unroll 3
                             for (long i = 0; i < MR; i += 2) {
                                 __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+#pragma GCC unroll 4
                                 for (int j = 0; j < NZ; j++) {
                                     const long column = f + 16 * j;
                                     __m512 inner[2], of_gate[2], of_up[2];

@@ -17,6 +17,7 @@ DECISIONS = {
     aten.lt.Tensor,
     aten.gt.Tensor,
     aten.ge.Tensor,
+    aten.eq.Tensor,
 }
 """What routes are made of: ranks, and comparisons with a threshold. Small, and never taken twice."""
 LONG_WORK = {

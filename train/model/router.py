@@ -56,16 +56,24 @@ class Router(Thresholded):
             limit = shifted(router_top_p, shift)
             ranked, expert = router_probs.sort(dim=-1, descending=True, stable=True)  # (N, E)
             mass_before = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, E); 0 for the first, which is always kept
+            place = torch.arange(self.config.num_experts, device=x.device)
             if self.config.routing == "top_k":
-                kept = torch.arange(self.config.num_experts, device=x.device) < int(self.config.experts_per_token)
-                kept = kept.expand_as(ranked)
+                last = torch.full_like(
+                    expert[:, :1], int(self.config.experts_per_token) - 1
+                )  # (N, 1), of the ranks kept
             else:
                 # 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
-                kept = (mass_before < limit) | (router_top_p >= 1)  # (N, E)
-                kept = torch.cat([torch.ones_like(kept[:, :1]), kept[:, 1:]], -1)
-            selected = torch.zeros_like(kept).scatter(-1, expert, kept)  # (N, E), in order of expert
+                below = (mass_before < limit) | (router_top_p >= 1)  # (N, E): a token's first ones, or none
+                last = below.sum(-1, keepdim=True).clamp(min=1) - 1
+            # Those ranked no lower than the last one kept, in order of expert: what a scatter of the ranks would give,
+            # which compiled is slower than the sort. Where numbers are NaN it is all of them, so that nothing hides it.
+            edge, at_edge = ranked.gather(-1, last), expert.gather(-1, last)  # (N, 1)
+            selected = ~((router_probs < edge) | ((router_probs == edge) & (place > at_edge)))  # (N, E)
             weights, soft_count = torch.where(selected, router_probs, 0.0), None
-            if self.level_logit is not None or shift is not None:
+            if self.level_logit is None and shift is None:
+                mass_before = mass_before.detach()  # or its gradient, which is nought, would be computed
+            else:
+                kept = place <= last  # (N, E)
                 gate = keep_gradient(kept, mass_before, limit)[:, 1:]  # (N, E - 1)
                 gate = torch.cat([torch.ones_like(gate[:, :1]), gate], -1)
                 soft_count = gate.sum(-1)
