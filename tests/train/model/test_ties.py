@@ -33,6 +33,30 @@ def test_an_expert_is_refused_where_the_mass_before_it_reaches_the_threshold(lim
     assert routes.selected_experts.tolist() == [[expert < experts for expert in range(4)]] * 3
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.6, 0.999, 1.0])
+@pytest.mark.parametrize("routing", ["top_p", "top_k"])
+def test_experts_are_those_of_the_ranks_kept(routing: str, limit: float) -> None:
+    """By a plain scatter, with logits of which many are the same."""
+    router = Router(8, FFNConfig(num_experts=16, routing=routing, experts_per_token=3))
+    with torch.no_grad():
+        router.weight.copy_(torch.randint(-1, 2, router.weight.shape))
+    routes = router(torch.randint(-1, 2, (500, 8)).float(), torch.tensor(limit))
+    ranked, expert = routes.router_probs.sort(dim=-1, descending=True, stable=True)
+    kept = (routes.mass_before < limit) | (limit >= 1) if routing == "top_p" else torch.arange(16).expand(500, 16) < 3
+    kept[:, 0] = True
+    assert torch.equal(routes.selected_experts, torch.zeros_like(kept).scatter(-1, expert, kept))
+    assert (ranked[:, 1:] == ranked[:, :-1]).any(-1).sum() > 400
+    assert torch.allclose(routes.routing_weights.sum(-1), torch.ones(500))
+
+
+def test_numbers_that_are_none_are_not_hidden() -> None:
+    router = Router(8, FFNConfig(num_experts=4))
+    with torch.no_grad():
+        router.weight.fill_(float("nan"))
+    routes = router(torch.randn(3, 8), torch.tensor(0.5))
+    assert routes.routing_weights.isnan().all()
+
+
 @pytest.mark.parametrize(("depth", "runs"), [(0.5, True), (0.5000001, False), (0.0, True)])
 @pytest.mark.parametrize(("leave", "exit_layer"), [(1 / 32, -1), (0.0312499, 0), (1.0, -1)])
 def test_equal_to_the_threshold_runs_the_layer_and_does_not_leave(
