@@ -382,10 +382,10 @@ void experts_backward(long N, long D, long E, long F, long R, int threads, const
                                 for (int j = 0; j < NZ; j++) {
                                     const long column = f + 16 * j;
                                     __m512 inner[2], of_gate[2], of_up[2];
-                                    for (int r = 0; r < 2; r++) {  // a row that is none has the weight 0
+                                    for (int r = 0; r < 2; r++) {  // a row that is none meets zeros in `xs` and `gradients`
                                         const long own = row + (i + r < here ? i + r : here - 1);
                                         const Half *from = hidden + (at + own) * 2 * P + column;
-                                        const __m512 weight = _mm512_set1_ps(i + r < here ? weights[token[own] * E + e] : 0.f);
+                                        const __m512 weight = _mm512_set1_ps(weights[token[own] * E + e]);
                                         const __m512 gate = widen(from), up = widen(from + P), sharp = sigmoid(gate);
                                         const __m512 silu = _mm512_mul_ps(gate, sharp), made = _mm512_mul_ps(silu, up);
                                         const __m512 of_inner = _mm512_mul_ps(weight, s[i + r][j]);

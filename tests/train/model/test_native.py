@@ -135,7 +135,7 @@ def test_gates_beyond_what_exp_holds_stay_finite() -> None:
     shape = (23, 16, 16)
     tensors = arguments(shape)
     with torch.no_grad():
-        tensors[2].mul_(300)
+        tensors[2][:, :, :16].mul_(1e25)
     selected = routed("all_pairs", shape[0])
     exact = with_gradients(run_experts_plainly, selected, [t.detach().double().requires_grad_() for t in tensors])
     require_near(in_half(selected, tensors), exact)

@@ -55,6 +55,7 @@ def test_numbers_that_are_none_are_not_hidden() -> None:
         router.weight.fill_(float("nan"))
     routes = router(torch.randn(3, 8), torch.tensor(0.5))
     assert routes.routing_weights.isnan().all()
+    assert routes.selected_experts.all()
 
 
 @pytest.mark.parametrize(("depth", "runs"), [(0.5, True), (0.5000001, False), (0.0, True)])
