@@ -173,6 +173,8 @@ def test_the_backward_pass_of_a_compiled_block_decides_no_route_again(
     names = ["aten.sort.stable", "aten.lt.Tensor", "aten.gt.Tensor", "aten.ge.Tensor"]
     for name in [*names, "adaptive_lm.attention_forward.default"]:
         assert runs[True][name] == runs[False][name] == 0, name
+    # the one a layer that is taken again is not the router's: with its own there would be two
+    assert (runs[True]["aten.eq.Tensor"], runs[False]["aten.eq.Tensor"]) == (compiled.config.num_layers, 0)
 
 
 @pytest.mark.usefixtures("traced_only")
