@@ -19,6 +19,8 @@ from adaptive_lm.train.model.config import AttentionConfig
 from adaptive_lm.train.model.window import WindowController, window_by_length, window_levels
 
 ALL_HEADS = torch.tensor(1.0)
+FELT = 1e-3
+"""A change of logits above it is felt: what is seen moves them by 0.4 or more, what a product of other rows rounds by 1e-6."""
 
 
 def one_layer(training: bool = False, **attention: Any) -> Transformer:
@@ -41,7 +43,7 @@ def reaches(model: Transformer) -> tuple[Tensor, Tensor]:
         for j in range(T):
             changed = ids.clone()
             changed[0, j] = (ids[0, j] + 1) % V
-            felt[:, j] = (model(changed).logits - before.logits).abs().amax(-1)[0] > 1e-6
+            felt[:, j] = (model(changed).logits - before.logits).abs().amax(-1)[0] > FELT
     assert before.routing[0].windows is not None
     return felt, before.routing[0].windows.sizes
 
