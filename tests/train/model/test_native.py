@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from adaptive_lm.train.identity import compare_identity
 from adaptive_lm.train.model import native
 from adaptive_lm.train.model.experts import _forward, run_experts, run_experts_plainly
 
@@ -191,3 +193,13 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv("ADAPTIVE_CACHE", str(tmp_path / "file"))
     assert native.library.__wrapped__() is None
+
+
+def test_a_run_that_goes_on_in_other_code_is_told_so() -> None:
+    """A checkpoint that does not say was made before there was C++."""
+    same = {"device": "cpu", "precision": "bf16", "threads": 1, "ranks": 1, "tokenizer_sha256": "a", "data_digest": "b"}
+    for state, notes in (({}, 1), ({"kernels": "torch"}, 1), ({"kernels": "C++"}, 0)):
+        display = Mock()
+        compare_identity(Mock(), Mock(state=same | state), same | {"kernels": "C++"}, display)
+        said = [call.args[0] for call in display.say.call_args_list]
+        assert said == ["note: kernels was torch and is C++: results differ in the last bits"] * notes
