@@ -20,7 +20,7 @@ from adaptive_lm.train.model.window import WindowController, window_by_length, w
 
 ALL_HEADS = torch.tensor(1.0)
 FELT = 1e-3
-"""A change of logits above it is felt: what is seen moves them by 0.4 or more, what a product of other rows rounds by 1e-6."""
+"""A change of logits above it is felt: what is seen moves them by 0.4 or more, a product of other rows by 1e-6."""
 
 
 def one_layer(training: bool = False, **attention: Any) -> Transformer:
