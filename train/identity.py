@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint
+from .config import RunConfig
 from .data import Corpus
 from .differences import refuse
 from .errors import UserError
@@ -18,9 +19,12 @@ from .progress import Progress
 from .run import Run
 
 
-def identity_of(corpus: Corpus, device: torch.device, precision: str, world: World) -> dict[str, Any]:
+def identity_of(
+    config: RunConfig, corpus: Corpus, device: torch.device, precision: str, world: World
+) -> dict[str, Any]:
     """What every checkpoint says of the data and the machine."""
     in_half = device.type == "cpu" and precision == "bf16"
+    in_cpp = in_half and config.model.ffn.routing != "dense" and native.serves(config.model.dim)
     return {
         "data_digest": corpus.digest,
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
@@ -28,7 +32,7 @@ def identity_of(corpus: Corpus, device: torch.device, precision: str, world: Wor
         "precision": precision,
         "device": device.type,
         "ranks": world.size,
-        "kernels": "C++" if in_half and native.library() else "torch",
+        "kernels": "C++" if in_cpp else "torch",
     }
 
 

@@ -80,10 +80,12 @@ def settle_matmul(
     return choice
 
 
-def words(choice: Choice) -> str:
-    """What the line at the start of a run says of it; nothing where torch multiplies."""
-    by_onednn = [{"linear": "linear layers"}.get(kind, kind) for kind in KINDS if choice[kind] == ONEDNN]
-    return f", {' and '.join(by_onednn)} by oneDNN" if by_onednn else ""
+def words(identity: Mapping[str, Any]) -> str:
+    """What the line at the start of a run says of who multiplies; nothing where it is torch."""
+    by_onednn = [{"linear": "linear layers"}.get(kind, kind) for kind in KINDS if identity["matmul"][kind] == ONEDNN]
+    return (f", {' and '.join(by_onednn)} by oneDNN" if by_onednn else "") + (
+        ", experts in C++" if identity["kernels"] == "C++" else ""
+    )
 
 
 def _remembered(model: Transformer, config: RunConfig, ranks: int) -> Choice:

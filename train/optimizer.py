@@ -53,7 +53,7 @@ class OptimizerConfig(Section):
     newton_schulz_steps: int = Field(5, ge=1, le=20)
     """Of `muon`: iterations that make the singular values of an update alike, each of which quadruples the small ones.
     5 is what Muon was published with; 4 take a fifth less of Muon's time and learned 0.01 nats less in 300 steps
-    (docs/decisions/0017)."""
+    (docs/decisions/0021)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)

@@ -196,7 +196,7 @@ def _train(
             config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=length, progress=display.work
         )
     )
-    identity = identity_of(corpus, device, precision, world)
+    identity = identity_of(config, corpus, device, precision, world)
     world.agree(lambda: refuse_other_data(identity, json.loads(world.told(json.dumps(identity)))))
     config = with_end(with_vocabulary(config, corpus), corpus)
     if found is not None:
@@ -216,7 +216,7 @@ def _train(
     display.say(
         f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
         f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
-        + words(identity["matmul"])
+        + words(identity)
         + (f", {world.size} ranks, {trainer.parallel}" if world.size > 1 else "")
         + (f", from step {counters.step}" if counters.step else "")
     )

@@ -18,7 +18,7 @@ from adaptive_lm.train.checkpoint import load_checkpoint
 from adaptive_lm.train.config import RunConfig
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.matmul import GAIN, choose, measure
-from adaptive_lm.train.model import linear
+from adaptive_lm.train.model import linear, native
 from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.progress import Progress
 from adaptive_lm.train.run import Run, named_run
@@ -215,3 +215,25 @@ def test_in_bf16_nothing_is_measured_or_changed(
     assert watch.asked == 0
     assert chosen(named_run("a")) == NONE
     assert ("note: trainer.matmul is onednn, which is for fp32 on a CPU" in story.getvalue()) == (wanted == "onednn")
+
+
+@pytest.mark.parametrize(
+    ("of_model", "precision", "there", "expected"),
+    [
+        ({}, "bf16", True, True),
+        ({}, "bf16", False, False),
+        ({}, "fp32", True, False),
+        ({"ffn": {"routing": "dense"}}, "bf16", True, False),
+        ({"dim": 24}, "bf16", True, False),
+    ],
+    ids=["serves", "no compiler", "fp32", "no experts", "a width that does not fit"],
+)
+def test_a_run_says_whether_its_experts_run_in_cpp(
+    tiny_config: Make, folder: Path, display: Progress, story: Any, monkeypatch: pytest.MonkeyPatch,
+    of_model: dict[str, Any], precision: str, there: bool, expected: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(native, "library", lambda: there or None)
+    config = tiny_config(trainer={"steps": 0, "precision": precision}, model=of_model)
+    session.begin(config, named_run("a"), display=display)
+    assert (f"cpu {precision}, experts in C++" in story.getvalue()) is expected
+    assert load_checkpoint(Path("runs/a")).state["kernels"] == ("C++" if expected else "torch")

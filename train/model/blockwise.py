@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LEAST_TIME = 512
-"""Shorter sequences are no faster by blocks, and compiled slower; nor are their scores many (decision 0017)."""
+"""Shorter sequences are no faster by blocks, and compiled slower; nor are their scores many (decision 0022)."""
 BLOCK = 128
 """Queries of a block. Fewer of them cost calls, more cost keys that nobody may see."""
 AT_ONCE = 2**20

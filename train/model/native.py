@@ -62,9 +62,13 @@ def fits(x: Tensor, weights: Tensor, gate_up: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.bfloat16
         and weights.dtype == gate_up.dtype == torch.float32
-        and x.shape[1] % LANES == 0
-        and library() is not None
+        and serves(x.shape[1])
     )
+
+
+def serves(width: int) -> bool:
+    """Whether experts of this width D can be run so in bf16 on this machine's CPU."""
+    return width % LANES == 0 and library() is not None
 
 
 def hidden_width(gate_up: Tensor) -> int:

@@ -44,7 +44,7 @@ def run_recomputing(run: Callable[..., Any], *inputs: Any) -> Any:
 
     Routes are kept because a decision that came out otherwise the second time would give gradients of another model
     than the one that ran. torch.compile traces this as part of a block, and its partitioner keeps the same things;
-    around a compiled block, from outside, it fails (decision 0017).
+    around a compiled block, from outside, it fails (decision 0022).
 
     Source: Chen et al. 2016 (arXiv 1604.06174). Departs from it: what attention gives is kept, since its backward pass
     makes the scores again itself (Dao et al. 2022, arXiv 2205.14135, section 3.1), and would then make them twice.
