@@ -31,8 +31,8 @@ LANES = 16
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The experts as machine code, or None: they are written for AVX512-BF16, need a compiler, and where there is AMX
-    the products of oneDNN are faster."""
+    """The experts as machine code, or None: they are written for AVX512-BF16 and need a compiler; where there is AMX,
+    torch's products use it, and these could not."""
     fitting = platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_avx512_bf16_supported()
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if not fitting or torch.cpu._is_amx_tile_supported() or compiler is None:
