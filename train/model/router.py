@@ -58,9 +58,8 @@ class Router(Thresholded):
             mass_before = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, E); 0 for the first, which is always kept
             place = torch.arange(self.config.num_experts, device=x.device)
             if self.config.routing == "top_k":
-                last = torch.full_like(
-                    expert[:, :1], int(self.config.experts_per_token) - 1
-                )  # (N, 1), of the ranks kept
+                count = int(self.config.experts_per_token)
+                last = torch.full_like(expert[:, :1], count - 1)  # (N, 1), of the ranks kept
             else:
                 # 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
                 below = (mass_before < limit) | (router_top_p >= 1)  # (N, E): a token's first ones, or none
