@@ -135,6 +135,11 @@ def on_one_line(words: str) -> Text:
 
 def setting(value: Any) -> str:
     """A setting as it would be typed, short."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(setting, value)) + "]"
+    if isinstance(value, Mapping):
+        given = {key: each for key, each in value.items() if each is not None}
+        return "{" + ", ".join(f"{key}: {setting(each)}" for key, each in given.items()) + "}"
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -19,6 +19,7 @@ from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.progress import Progress
 from adaptive_lm.train.run import named_run
 from adaptive_lm.train.runs import all_runs, changed, summary
+from adaptive_lm.train.runs_render import setting
 
 Make = Callable[..., RunConfig]
 
@@ -110,6 +111,19 @@ def test_alarms_are_counted_and_each_layer_has_a_curve_of_its_own(two: None) -> 
 def test_only_the_settings_that_differ_are_listed(two: None) -> None:
     assert changed([summary(Path("runs/a")), summary(Path("runs/b"))]) == {"optimizer.lr": [0.03, 0.01]}
     assert changed([summary(Path("runs/a"))] * 2) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "-"),
+        (0.030, "0.03"),
+        ([1.5, 2.0], "[1.5, 2]"),
+        ([{"from_share": 0.955, "from_step": None, "batch_size": 48}], "[{from_share: 0.955, batch_size: 48}]"),
+    ],
+)
+def test_a_setting_is_shown_as_it_would_be_typed(value: object, words: str) -> None:
+    assert setting(value) == words
 
 
 def test_runs_prints_a_row_each(two: None) -> None:
