@@ -105,7 +105,7 @@ def _session(config: ModelConfig, execution: str, precision: Precision) -> Any:
         cells = Cells(None, None, "", "", seen)
         g.op("Identity", attention.attend(g, "x", cells, Cache("key", "value"), "").out, result="y")
     value = helper.make_tensor_value_info
-    cache = [1, config.num_kv_heads, "C", width]
+    cache: list[int | str | None] = [1, config.num_kv_heads, "C", width]
     inputs = [value("x", FLOAT, ["n", dim]), value("key", FLOAT, cache), value("value", FLOAT, cache)]
     inputs.append(value("seen", BOOL, [1, 1, "n", "C"]))
     graph = helper.make_graph(g.nodes, "g", inputs, [value("y", FLOAT, ["n", dim])], list(g.initializers.values()))

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import session, trainer
+from adaptive_lm.train import session, trainer  # noqa: F401  # session is imported here so that no fork has to
 from adaptive_lm.train.best import read_best
 from adaptive_lm.train.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint, newest_good, verify
 from adaptive_lm.train.errors import UserError
@@ -97,9 +97,10 @@ def child(arguments: Sequence[str], prepare: Callable[[], None], log: Path) -> i
         os._exit(code)  # as the parent's own exit is not to run here
 
 
-def armed_at(step: int, arm: Callable[[], None]) -> None:
+def armed_at(step: int, arm: Callable[[], object]) -> None:
     """In a child: `arm` is called before the first step from `step` on."""
-    take, done = trainer.Trainer.step, []
+    take = trainer.Trainer.step
+    done: list[bool] = []
 
     def look(self: trainer.Trainer) -> Any:
         if self.counters.step >= step and not done:
@@ -137,7 +138,7 @@ def kill_once(arguments: Sequence[str], moment: str, step: int, rng: random.Rand
         if moment.startswith("in a"):
             armed_at(step, lambda: die_at_call(moment, number))
         else:
-            armed_at(step, lambda: os.write(writing, b"x") and None)
+            armed_at(step, lambda: os.write(writing, b"x"))
 
     process = child(arguments, prepare, log)
     os.close(writing)
@@ -191,7 +192,8 @@ def plan(kills: int, steps: int, rng: random.Random) -> list[tuple[str, int]]:
 
 def torture(kills: int, steps: int, seed: int, folder: Path) -> list[Kill]:
     """Kills a run in `folder` so many times, and trains it to its end."""
-    rng, log, done = random.Random(seed), folder / "log.txt", []
+    rng, log = random.Random(seed), folder / "log.txt"
+    done: list[Kill] = []
     path = folder / "runs" / "killed"
     known = 0
     began = ["train", "recipe.yaml", "--name", "killed"]
@@ -251,7 +253,6 @@ def main() -> None:
         parser.error("--kills: expected 3 or more, one for each moment")
     steps = options.steps or 8 * options.kills + 8 * EVERY
     torch.set_num_threads(1)  # threads do not survive a fork
-    assert session  # imported here so that no fork has to
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

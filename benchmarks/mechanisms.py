@@ -24,8 +24,8 @@ import numpy as np
 from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
-from adaptive_lm.runtime.bench import read_text
 from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.given_text import read_text
 from adaptive_lm.runtime.measure import Timed, time_engines
 from adaptive_lm.runtime.score import score, windows
 from adaptive_lm.runtime.thresholds import Thresholds
@@ -133,8 +133,7 @@ def measure(folder: Path, seed: int, tokens: int, rounds: int) -> tuple[list[Row
     dial = {point: resolve(full.manifest, Dial(compute=float(point))) for point in POINTS}
     asked: list[tuple[str, Engine, Thresholds]] = [(kind, engines[kind], limits) for kind, limits in default.items()]
     asked += [(point, full, limits) for point, limits in dial.items()]
-    text = read_text(full, folder / "runs" / run_name("full", seed) / "model", None)
-    assert text is not None
+    text, _ = read_text(full, None, folder / "runs" / run_name("full", seed), "--data")
     prompt, answer = text.ids[:32], text.ids[32:112]
     timed = time_engines([(engine, limits) for _, engine, limits in asked], prompt, answer, repeats=rounds, seed=seed)
     rows, points = [], []

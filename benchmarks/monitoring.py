@@ -38,7 +38,7 @@ def trainer_of(recipe: str) -> Trainer:
     run.checkpoints.mkdir(parents=True)
     quiet = Progress(Console(quiet=True))
     return Trainer(
-        config, run, model, corpus, optimizers, precision="fp32", metrics=Metrics(run.path, 0, False), display=quiet,
+        config, run, model, corpus, optimizers, precision="fp32", metrics=Metrics(run.path, 0), display=quiet,
         counters=counters, identity={},
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ LEAVE = 0.7  # share of the tokens that an exit keeps
 
 
 def ffn(**changes: object) -> dict[str, Any]:
-    return MODEL["ffn"] | changes
+    return {**MODEL["ffn"], **changes}
 
 
 TOP_P = {"routing": "top_p", "heads_per_token": 2.5}
@@ -135,7 +135,7 @@ def main(tokens: int, decoded: int, only: str) -> None:
         for number, (name, kind, sliced) in enumerate(runs):
             if only not in name:
                 continue
-            heads.SLICED_FROM.update(fp32=0 if sliced else 2**62)
+            heads.SLICED_FROM["fp32"] = 0 if sliced else 2**62
             source = read(_write(Path(folder) / f"run-{number}", kind, seed=number))
             prompts, singles, used = _compare(source, Path(folder) / f"model-{number}", tokens, decoded)
             passed = prompts.passes(TOLERANCE["fp32"]) and singles.passes(TOLERANCE["fp32"])
@@ -157,7 +157,7 @@ def main(tokens: int, decoded: int, only: str) -> None:
 def _write(run: Path, kind: Mapping[str, Any], seed: int) -> Path:
     """A run of no steps, complete but for its training."""
     tokenizer, text = byte_tokenizer(), files("adaptive_lm.train.data.builtin").joinpath("facts.jsonl").read_text()
-    config = make_config({"model": MODEL | kind, "tokenizer": {"kind": "bytes"}})
+    config = make_config({"model": {**MODEL, **kind}, "tokenizer": {"kind": "bytes"}})
     model = Transformer(config.model)
     _season(model, seed)
     save_checkpoint(run / "checkpoints", 1, config, model.state_dict(), {"none": torch.zeros(1)}, {})

@@ -62,14 +62,16 @@ def llama(shape: Shape, hidden: int) -> nn.Module:
     """transformers' Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(**_shared(shape), intermediate_size=hidden))
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**_shared(shape), intermediate_size=hidden))
+    return model
 
 
 def mixtral(shape: Shape, hidden: int, implementation: str) -> nn.Module:
     """transformers' Mixtral, 2 of 8 experts of `hidden`; `implementation` of its experts is `eager` or `grouped_mm`."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = MixtralConfig(
+    described: Any = MixtralConfig  # whose types do not know of every option that it takes
+    config = described(
         **_shared(shape),
         intermediate_size=hidden,
         num_local_experts=8,
@@ -77,7 +79,8 @@ def mixtral(shape: Shape, hidden: int, implementation: str) -> nn.Module:
         output_router_logits=True,  # with its balance loss, as ours
         experts_implementation=implementation,
     )
-    return MixtralForCausalLM(config)
+    model: nn.Module = MixtralForCausalLM(config)
+    return model
 
 
 def _shared(shape: Shape) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from adaptive_lm.train.config import RunConfig, make_config
 from adaptive_lm.train.model import Transformer
@@ -52,7 +53,7 @@ class Training:
         began = time.monotonic()
         for _ in range(number):
             out = self.model(self.ids)
-            torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), self.ids.flatten()).backward()
+            torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), self.ids.flatten()).backward()  # type: ignore[no-untyped-call]  # torch's own
             self.optimizers.step()
             self.optimizers.zero_grad()
         return time.monotonic() - began
@@ -74,9 +75,9 @@ def torchs(training: Training, folder: Path) -> tuple[Callable[[int], None], Cal
 
     def save(step: int) -> None:
         place = folder / str(step)
-        writer = dcp.HuggingFaceStorageWriter(str(place))
+        writer = HuggingFaceStorageWriter(str(place))
         tensors = {**training.model.state_dict(), **training.optimizers.state_tensors()}
-        pending.append(dcp.async_save(tensors, storage_writer=writer, no_dist=True))
+        pending.append(async_save(tensors, storage_writer=writer, no_dist=True))
 
     def wait() -> None:
         pending.pop().result()

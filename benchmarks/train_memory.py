@@ -73,7 +73,7 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         with autocast(device, precision):
             out = model(ids[:, :-1], checkpoint_activations=recompute)
             loss, _ = training_loss(model, out, ids[:, 1:], everything, LossConfig())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
         model.observe(out)
         optimizers.step()
         optimizers.zero_grad()
@@ -93,7 +93,7 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
     with torch.profiler.profile(profile_memory=True) as profiler:
         step()
     held = most = 0
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)

@@ -19,7 +19,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -34,15 +34,15 @@ from peers import PlainGPT, Shape, llama
 from torch import Tensor, nn
 
 from adaptive_lm.runtime import Dial, load
-from adaptive_lm.runtime.bench import read_text
 from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.given_text import read_text
 from adaptive_lm.runtime.score import score, windows
 from adaptive_lm.train.device import autocast, choose_precision
 
 RECIPE = "shakespeare-char"
 DENSE = {"model.ffn.routing": "dense"}
 TWIN, ADAPTIVE = "dense twin", "adaptive"
-OURS: dict[str, dict[str, object]] = {
+OURS: dict[str, Mapping[str, object]] = {
     TWIN: DENSE | {"model.num_layers": 4},
     "dense, as many layers": DENSE,
     ADAPTIVE: {},
@@ -75,8 +75,7 @@ def train_ours(folder: Path, data: Path, kind: str, seed: int, seconds: float, c
         adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
     records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     engine = load(model, device="cpu", threads=1)
-    text = read_text(engine, model, None)
-    assert text is not None
+    text, _ = read_text(engine, None, model.parent, "--data")
     found = score(
         engine, resolve(engine.manifest, Dial()), windows(text, len(text.ids), engine.manifest.model.context_length)
     )
@@ -102,7 +101,7 @@ def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> O
 
     def logits(batch: Tensor) -> Tensor:
         found = model(batch)
-        return found if isinstance(found, Tensor) else found.logits  # type: ignore[no-any-return]
+        return found if isinstance(found, Tensor) else found.logits
 
     def loss_of(batch: Tensor, targets: Tensor) -> Tensor:
         with autocast(torch.device("cpu"), choose_precision("auto", torch.device("cpu"))):
