@@ -4,44 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.model.experts import ROW_MULTIPLE, _forward, plan_rows, run_experts, run_experts_plainly
 from adaptive_lm.train.model.linear import has_onednn
 
-N, D, E, F = 23, 8, 5, 6
+N, D, E, F = 23, 8, EXPERTS, 6
 BF16_TOLERANCE = 2e-2
 """Relative to the largest value: the eight bits of bf16, added over D and F and rounded once more per operation."""
-
-
-def routed(chosen: str, tokens: int = N) -> Tensor:
-    """(N, E) bool"""
-    selected = torch.rand(tokens, E, generator=torch.Generator().manual_seed(1)) < 0.4
-    if chosen == "some_experts_empty":
-        selected[:, [0, 3]] = False
-    elif chosen == "last_expert_empty":
-        selected[:, -1] = False
-    elif chosen == "no_pairs":
-        selected[:] = False
-    elif chosen == "all_pairs":
-        selected[:] = True
-    elif chosen == "one_pair":
-        selected[:] = False
-        selected[7, 2] = True
-    elif chosen == "some_tokens_skip":
-        selected[::3] = False
-    return selected
-
-
-CHOICES = [
-    "mixed",
-    "some_experts_empty",
-    "last_expert_empty",
-    "no_pairs",
-    "one_pair",
-    "all_pairs",
-    "some_tokens_skip",
-]
 
 
 def arguments(tokens: int = N, dtype: torch.dtype = torch.float64) -> list[Tensor]:

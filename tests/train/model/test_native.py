@@ -6,13 +6,14 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tiny_pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.identity import compare_identity
 from adaptive_lm.train.model import native
 from adaptive_lm.train.model.experts import _forward, run_experts, run_experts_plainly
 
-E = 5
+E = EXPERTS
 TOLERANCE = 2e-2
 """Of bf16, relative to the largest value, as for the experts of torch (`test_experts.py`)."""
 NAMES = "out", "x", "weights", "gate_up", "down"
@@ -20,24 +21,6 @@ NAMES = "out", "x", "weights", "gate_up", "down"
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs AVX512-BF16 without AMX, and a C++ compiler")
 
 
-def routed(chosen: str, tokens: int) -> Tensor:
-    """(N, E) bool"""
-    selected = torch.rand(tokens, E, generator=torch.Generator().manual_seed(1)) < 0.4
-    if chosen == "some_experts_empty":
-        selected[:, [0, 3]] = False
-    elif chosen == "no_pairs":
-        selected[:] = False
-    elif chosen == "all_pairs":
-        selected[:] = True
-    elif chosen == "one_pair":
-        selected[:] = False
-        selected[7, 2] = True
-    elif chosen == "some_tokens_skip":
-        selected[::3] = False
-    return selected
-
-
-CHOICES = ["mixed", "some_experts_empty", "no_pairs", "one_pair", "all_pairs", "some_tokens_skip"]
 SHAPES = [(23, 16, 1), (23, 48, 16), (64, 96, 37), (700, 32, 40), (31, 128, 215)]
 """(N, D, F): one vector, tails of rows, columns and pairs, several blocks of rows to an expert, and the benchmark's."""
 
