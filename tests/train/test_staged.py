@@ -79,6 +79,7 @@ def test_each_stage_has_its_gates_and_the_stage_before_as_its_parent() -> None:
     assert [config.parent for config in found] == [None, "s-baseline", "s-stage1", "s-stage2", "s-stage3"]
     gates = [config.gates for config in found]
     assert [gate.max_loss for gate in gates] == [None, 0.40, 0.35, 0.30, 0.25]
+    assert {gate.loss for gate in gates} == {"training"}  # of the answers, whose order the evaluation changes
     assert [gate.experts_per_token for gate in gates] == [None, *[(1.5, 2.0)] * 3, (1.3, 1.8)]
     assert [gate.no_worse_than_parent for gate in gates] == [False, True, True, True, True]
     bands = [gate.gradient_band and (gate.gradient_band.most, gate.gradient_band.until_loss) for gate in gates]
