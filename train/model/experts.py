@@ -6,7 +6,7 @@ N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pair
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -147,14 +147,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    gradient: Tensor,
-    x: Tensor,
-    weights: Tensor,
-    selected: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    made: list[Tensor],
-    onednn: bool,
+    _: Tensor, x: Tensor, weights: Tensor, _selected: Tensor, gate_up: Tensor, down: Tensor, *_rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weights), torch.empty_like(gate_up), torch.empty_like(down)
 
