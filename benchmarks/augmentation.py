@@ -20,12 +20,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from adaptive_lm.train.config import make_config
+from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.data.builtin import builtin_records
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run
-from adaptive_lm.train.session import begin
+from adaptive_lm.train.run.folder import Run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
+from adaptive_lm.train.training import begin
 
 CHARACTERS = 60_000
 RECORDS = 200

@@ -22,10 +22,10 @@ import numpy as np
 import onnxruntime
 from onnx import helper
 
-from adaptive_lm.export.attention import Attention, Cache, Cells, Shared, spare_row
-from adaptive_lm.export.graph import BOOL, FLOAT, IR_VERSION, OPSET, Graph
-from adaptive_lm.export.heads import head_router
-from adaptive_lm.export.weights import Precision, Weights
+from adaptive_lm.export.graph.builder import BOOL, FLOAT, IR_VERSION, OPSET, Graph
+from adaptive_lm.export.graph.weights import Precision, Weights
+from adaptive_lm.export.model.attention import Attention, Cache, Cells, Shared, spare_row
+from adaptive_lm.export.model.heads import head_router
 from adaptive_lm.train.model.config import HeadsConfig, ModelConfig
 
 EXECUTIONS = ("masked", "sliced", "ifs")

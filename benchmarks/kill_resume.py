@@ -33,9 +33,9 @@ import torch
 
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import session, trainer  # noqa: F401  # session is imported here so that no fork has to
-from adaptive_lm.train.best import read_best
-from adaptive_lm.train.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint, newest_good, verify
 from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.run.best import read_best
+from adaptive_lm.train.run.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint, newest_good, verify
 
 EVERY = 4
 """Steps between checkpoints: so few that a good part of the time goes into saves."""

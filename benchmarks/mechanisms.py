@@ -24,11 +24,11 @@ import numpy as np
 from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
-from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.given_text import read_text
-from adaptive_lm.runtime.measure import Timed, time_engines
-from adaptive_lm.runtime.score import score, windows
-from adaptive_lm.runtime.thresholds import Thresholds
+from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.dial.thresholds import Thresholds
+from adaptive_lm.runtime.measuring.given_text import read_text
+from adaptive_lm.runtime.measuring.perplexity import score, windows
+from adaptive_lm.runtime.measuring.timing import Timed, time_engines
 
 BASE: dict[str, Any] = {
     "model.context_length": 128,

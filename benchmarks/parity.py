@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_lm.export import heads
+from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.parity import TOLERANCE, Comparison, Pass, compare, prompt_pass, token_pass, torch_pass
+from adaptive_lm.export.proof.parity import TOLERANCE, Comparison, Pass, compare, prompt_pass, token_pass, torch_pass
 from adaptive_lm.export.source import Source, read
-from adaptive_lm.runtime.session import Session
-from adaptive_lm.train.checkpoint import save_checkpoint
-from adaptive_lm.train.config import make_config
+from adaptive_lm.runtime.execution.session import Session
+from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Thresholds, Transformer
 from adaptive_lm.train.model.norm import RMSNorm
+from adaptive_lm.train.run.checkpoint import save_checkpoint
 
 MODEL: dict[str, Any] = {
     "vocab_size": 257,

@@ -25,12 +25,12 @@ import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.optimizer import Optimizers
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run
-from adaptive_lm.train.saver import Saver
+from adaptive_lm.train.optim.optimizer import Optimizers
+from adaptive_lm.train.run.folder import Run
+from adaptive_lm.train.run.saver import Saver
+from adaptive_lm.train.system.progress import Progress
 
 BESIDE = 3
 """Steps that are timed after a save."""

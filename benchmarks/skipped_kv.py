@@ -20,7 +20,7 @@ import click
 import torch
 
 from adaptive_lm.export.source import read
-from adaptive_lm.runtime.session import Session
+from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.train.model import Transformer, cross_entropy
 
 POLICIES = ("none", "project")

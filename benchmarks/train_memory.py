@@ -53,9 +53,9 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
     """Trains a few steps in this process and says what the last took."""
     import torch
 
-    from adaptive_lm.train.device import autocast, choose_precision
     from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
-    from adaptive_lm.train.optimizer import OptimizerConfig, Optimizers
+    from adaptive_lm.train.optim.optimizer import OptimizerConfig, Optimizers
+    from adaptive_lm.train.system.device import autocast, choose_precision
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

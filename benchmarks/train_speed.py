@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from peers import PlainGPT, Shape, llama, mixtral
 from torch import Tensor, nn
 
-from adaptive_lm.train.clipping import Clipping
-from adaptive_lm.train.config import RunConfig, make_config
-from adaptive_lm.train.device import autocast, choose_precision
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.model.losses import training_loss
 from adaptive_lm.train.model.transformer import ModelOutput, Transformer
-from adaptive_lm.train.optimizer import Optimizers
+from adaptive_lm.train.optim.clipping import Clipping
+from adaptive_lm.train.optim.optimizer import Optimizers
+from adaptive_lm.train.system.device import autocast, choose_precision
 
 CPU = torch.device("cpu")
 VOCABULARY = 65

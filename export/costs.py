@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..runtime.manifest import Costs, CostTable, LayerCosts
+from ..runtime.format.manifest import Costs, CostTable, LayerCosts
 from ..train.model.config import ModelConfig
-from .heads import execution_of
-from .weights import Precision
+from .graph.weights import Precision
+from .model.heads import execution_of
 
 FP32_BYTES = 4
 COPE_PER_KEY = 8.0

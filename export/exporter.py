@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import WEIGHTS
-from ..runtime.session import Session, usable_cores
+from ..runtime.execution.session import Session, usable_cores
+from ..runtime.format.files import WEIGHTS
 from ..train.errors import UserError
-from .check import check, only_ties, points
+from .graph.weights import Precision
 from .package import replacing, write_files
-from .skipping import prove
+from .proof.check import check, only_ties, points
+from .proof.skipping import prove
 from .source import find, read
-from .weights import Precision
 
 PROFILED = 12
 

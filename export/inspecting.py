@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from ..runtime.inspect_model import Inspection, InspectParams, inspect_model
+from ..runtime.inspection.inspect import Inspection, InspectParams, inspect_model
 from .package import write_files
 from .source import find, read
 

@@ -14,15 +14,15 @@ import onnx
 import torch
 from onnx import helper
 
-from ..runtime.files import GRAPH, WEIGHTS, digest
-from ..runtime.manifest import FORMAT, NAME, FileInfo, Layer, Manifest, Model, Tensor, Thresholds
+from ..runtime.format.files import GRAPH, WEIGHTS, digest
+from ..runtime.format.manifest import FORMAT, NAME, FileInfo, Layer, Manifest, Model, Tensor, Thresholds
 from ..train.data.chat import EOS
 from ..train.errors import UserError
 from .costs import costs
-from .graph import IR_VERSION, OPSET
+from .graph.builder import IR_VERSION, OPSET
+from .graph.weights import Precision
+from .model.transformer import Signature, build, graph_inputs, graph_outputs
 from .source import Source, dial
-from .transformer import Signature, build, graph_inputs, graph_outputs
-from .weights import Precision
 
 TOKENIZER = "tokenizer.json"
 SMALL = 1024

@@ -10,15 +10,15 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..runtime.manifest import DialTable, DialTarget
-from ..train.best import checkpoint_of
-from ..train.checkpoint import Checkpoint, load_checkpoint
+from ..runtime.format.manifest import DialTable, DialTarget
 from ..train.errors import UserError
 from ..train.model import ModelConfig, Thresholds, Transformer
-from ..train.model.controller import GRID_POINTS
-from ..train.model.threshold import shifted
-from ..train.run import RUNS, newest_run
-from .graph import Array
+from ..train.model.controllers import GRID_POINTS
+from ..train.model.thresholded_router import shifted
+from ..train.run.best import checkpoint_of
+from ..train.run.checkpoint import Checkpoint, load_checkpoint
+from ..train.run.folder import RUNS, newest_run
+from .graph.builder import Array
 
 CALIBRATION_TOKENS = 4096
 BESIDE = 1e-4

@@ -12,28 +12,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dial import Dial, Thresholds
-    from .engine import Engine, Generation, Params, Token, load
+    from .dial.dial import Dial, Thresholds
     from .errors import UserError
-    from .manifest import Manifest
-    from .session import Session, Step
-    from .tokenizer import Tokenizer
-    from .usage import Usage
+    from .execution.routes import Usage
+    from .execution.session import Session, Step
+    from .format.manifest import Manifest
+    from .generation.engine import Engine, Generation, Params, Token, load
+    from .generation.tokenizer import Tokenizer
 
 _HOME = {
-    "Dial": "dial",
-    "Engine": "engine",
-    "Generation": "engine",
-    "Manifest": "manifest",
-    "Params": "engine",
-    "Session": "session",
-    "Step": "session",
-    "Thresholds": "dial",
-    "Token": "engine",
-    "Tokenizer": "tokenizer",
-    "Usage": "usage",
+    "Dial": "dial.dial",
+    "Engine": "generation.engine",
+    "Generation": "generation.engine",
+    "Manifest": "format.manifest",
+    "Params": "generation.engine",
+    "Session": "execution.session",
+    "Step": "execution.session",
+    "Thresholds": "dial.dial",
+    "Token": "generation.engine",
+    "Tokenizer": "generation.tokenizer",
+    "Usage": "execution.routes",
     "UserError": "errors",
-    "load": "engine",
+    "load": "generation.engine",
 }
 
 __all__ = [

@@ -11,14 +11,14 @@ import click
 # Command -> where it lives. Strings, because serve imports no room but runtime, and because what is not called is not
 # imported.
 COMMANDS: Mapping[str, str] = {
-    "train": "adaptive_lm.train.cli:train",
-    "runs": "adaptive_lm.train.cli_runs:runs",
-    "compare": "adaptive_lm.train.cli_runs:compare",
-    "export": "adaptive_lm.export.cli:export",
-    "calibrate": "adaptive_lm.runtime.cli_calibrate:calibrate",
-    "generate": "adaptive_lm.runtime.cli:generate",
-    "bench": "adaptive_lm.runtime.cli:bench",
-    "inspect": "adaptive_lm.export.cli_inspect:inspect",
+    "train": "adaptive_lm.train.commands.train:train",
+    "runs": "adaptive_lm.train.commands.runs:runs",
+    "compare": "adaptive_lm.train.commands.runs:compare",
+    "export": "adaptive_lm.export.commands.export:export",
+    "calibrate": "adaptive_lm.runtime.commands.calibrate:calibrate",
+    "generate": "adaptive_lm.runtime.commands.generate:generate",
+    "bench": "adaptive_lm.runtime.commands.generate:bench",
+    "inspect": "adaptive_lm.export.commands.inspect:inspect",
 }
 
 # Module that only an extra installs -> that extra.

@@ -16,10 +16,10 @@ import onnxruntime
 import torch
 from tiny_models import CONFIGS, season, tiny_model, variant
 
-from adaptive_lm.export.heads import Execution
+from adaptive_lm.export.graph.weights import Precision
+from adaptive_lm.export.model.heads import Execution
+from adaptive_lm.export.model.transformer import build, graph_inputs
 from adaptive_lm.export.source import weights_of
-from adaptive_lm.export.transformer import build, graph_inputs
-from adaptive_lm.export.weights import Precision
 from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from adaptive_lm.runtime.files import digest
-from adaptive_lm.runtime.manifest import Manifest
-from adaptive_lm.runtime.tokenizer import _byte_chars
+from adaptive_lm.runtime.format.files import digest
+from adaptive_lm.runtime.format.manifest import Manifest
+from adaptive_lm.runtime.generation.tokenizer import _byte_chars
 
 L, E, K, H, V, TOKENS, CONTEXT, EOS = 3, 4, 1, 2, 260, 257, 96, 256
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

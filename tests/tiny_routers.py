@@ -16,7 +16,7 @@ from adaptive_lm.train.model import DepthConfig, FFNConfig
 from adaptive_lm.train.model.depth import DepthRouter
 from adaptive_lm.train.model.heads import HeadRouter
 from adaptive_lm.train.model.router import Router
-from adaptive_lm.train.model.threshold import Thresholded
+from adaptive_lm.train.model.thresholded_router import Thresholded
 
 N, D, E, H = 512, 16, 8, 6
 WANTED = {"experts": 1.7, "heads": 3.5, "adaptive": 3.0, "depth": 0.6}

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from .cli import train
+from .commands.train import train
 from .errors import UserError
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import RECIPES, RunConfig, make_config, read_recipe
+from .config.run_config import RECIPES, RunConfig, make_config, read_recipe
 from .errors import UserError
-from .run import RUNS, Run, named_run
+from .run.folder import RUNS, Run, named_run
 
 NAMES = ("baseline", "1", "2", "3", "4")
 ALL = "all"

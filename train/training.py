@@ -10,31 +10,31 @@ from typing import Any
 
 import torch
 
-from .assembly import assemble
-from .batch_size import steps_for
-from .checkpoint import Checkpoint, clean, list_checkpoints, set_aside
-from .config import RunConfig, make_config
+from .config.run_config import RunConfig, make_config
 from .data import Corpus, prepare
-from .device import choose_device, choose_precision, versions
-from .differences import require_same
 from .errors import UserError
-from .evaluate import Evaluation
-from .files import cannot_write
-from .gatekeeper import examine
-from .identity import compare_identity, identity_of, refuse_other_data
-from .lengths import Lengths
-from .lineage import require_parent
-from .matmul import settle_matmul, words
-from .metrics import open_metrics
-from .parallel.holding import held, newest
-from .parallel.quiet import QuietMetrics
+from .loop.assembly import assemble
+from .loop.evaluate import Evaluation
+from .loop.lengths import Lengths
+from .loop.matmul_backend import settle_matmul, words
+from .loop.trainer import Trainer
+from .optim.batch_size import steps_for
 from .parallel.world import World, require_division
-from .progress import Progress
-from .run import Run
-from .signals import Stopped, StopSignals
-from .trackers import load
-from .trainer import Trainer
-from .verdict import REPORT, Report, read_report
+from .results.examine import examine
+from .results.lineage import require_parent
+from .results.verdict import REPORT, Report, read_report
+from .run.checkpoint import Checkpoint, clean, list_checkpoints, set_aside
+from .run.differences import require_same
+from .run.folder import Run
+from .run.identity import compare_identity, identity_of, refuse_other_data
+from .run.lock_over_ranks import held, newest
+from .run.metrics import open_metrics
+from .run.other_ranks import QuietMetrics
+from .run.trackers import load
+from .system.device import choose_device, choose_precision, versions
+from .system.files import cannot_write
+from .system.progress import Progress
+from .system.signals import Stopped, StopSignals
 
 HELDOUT_BYTES = 256 * 1024
 

@@ -50,7 +50,7 @@ def export(
     Without an argument the newest run under ./runs is exported, from its newest good checkpoint.
     """
     del as_onnx  # says what happens anyway; a second format would give it a meaning
-    from .exporter import run_export
+    from ..exporter import run_export
 
     result = run_export(
         source,

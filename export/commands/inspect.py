@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..runtime.cli import check_plot, dial_options, model_options, utf8_stdout
+from ...runtime.commands.generate import check_plot, dial_options, model_options, utf8_stdout
 
 if TYPE_CHECKING:
-    from ..runtime.inspect_model import Inspection, InspectParams
+    from ...runtime.inspection.inspect import Inspection, InspectParams
 
 
 @click.command(epilog="\b\nExample: adaptive inspect --plot inspection.png --html inspection.html")
@@ -48,8 +48,8 @@ def inspect(
     if checkpoint and not folder:
         raise click.UsageError("--checkpoint wants the run that it is of: adaptive inspect RUN --checkpoint best")
     check_plot(plot_path)
-    from ..runtime.dial import Dial
-    from ..runtime.inspect_model import InspectParams
+    from ...runtime.dial.dial import Dial
+    from ...runtime.inspection.inspect import InspectParams
 
     params = InspectParams(data=Path(data) if data else None, tokens=tokens, frequent=frequent, dead_below=dead_below,
                            dial=Dial(**dial))  # fmt: skip
@@ -57,19 +57,19 @@ def inspect(
     for line in found.remarks:
         click.echo(f"note: {line}", err=True)
     if plot_path:
-        from ..runtime.drawing import draw
-        from ..runtime.inspection_plot import plot
+        from ...runtime.inspection.plot import plot
+        from ...runtime.terminal.drawing import draw
 
         draw(partial(plot, found), Path(plot_path), asked=True)
     if html_path:
-        from ..runtime.inspection_page import write_page
+        from ...runtime.inspection.page import write_page
 
         write_page(found, Path(html_path))
         click.echo(f"page: {html_path}", err=True)
     if as_json:
         click.echo(json.dumps(found.as_json(), allow_nan=False))
     else:
-        from ..runtime.inspection_render import show
+        from ...runtime.inspection.tables import show
 
         with utf8_stdout():
             show(found)
@@ -79,16 +79,16 @@ def looked_at(
     folder: str | None, which: str | None, model: str | None, params: InspectParams, **options: Any
 ) -> Inspection:
     """The inspection of what is named: an exported model, or a checkpoint. Only the latter loads torch."""
-    from ..runtime.inspect_model import inspect_model
-    from ..runtime.locate import find_model
-    from ..runtime.manifest import NAME
+    from ...runtime.format.locate import find_model
+    from ...runtime.format.manifest import NAME
+    from ...runtime.inspection.inspect import inspect_model
 
     if folder is None or (which is None and (Path(folder) / NAME).is_file()):
         return inspect_model(find_model(folder or model), params, **options)
     exported = up_to_date(named(folder)) if which is None else None
     if exported is not None:
         return inspect_model(exported, params, **options)
-    from .inspecting import inspect_checkpoint
+    from ..inspecting import inspect_checkpoint
 
     options.pop("verify")
     return inspect_checkpoint(folder, which or "last", params, **options)

@@ -4,7 +4,7 @@ that nobody chose multiplies none. N tokens, D width, E parts to choose from, R 
 
 from __future__ import annotations
 
-from .graph import INT64, Array, Graph
+from .builder import INT64, Array, Graph
 from .weights import Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 
 

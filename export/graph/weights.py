@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from .graph import Array, Graph
+from .builder import Array, Graph
 
 Precision = Literal["fp32", "int8"]
 ZERO_POINT = np.uint8(128)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..train.model.config import ModelConfig
+from ...train.model.config import ModelConfig
+from ..graph.builder import FLOAT, INT64_ZERO, Graph
+from ..graph.weights import Weights
 from .cope import Order, attend_by_context
-from .graph import FLOAT, INT64_ZERO, Graph
 from .heads import Execution, HeadRoutes, Slices, head_router
-from .weights import Weights
 from .window import Ring, behind_the_seam, learned_windows, ring_of, seen_in_ring
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..train.model.config import ModelConfig
+from ...train.model.config import ModelConfig
+from ..graph.builder import FLOAT, INT64_ZERO, Graph
+from ..graph.weights import Weights
 from .attention import Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
-from .graph import FLOAT, INT64_ZERO, Graph
 from .moe import dense_ffn, moe
-from .weights import Weights
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..train.model.config import ModelConfig
-from .graph import DOUBLE, FLOAT, INT32, Graph
-from .weights import Weights
+from ...train.model.config import ModelConfig
+from ..graph.builder import DOUBLE, FLOAT, INT32, Graph
+from ..graph.weights import Weights
 
 
 class Order(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..train.model.config import ModelConfig
-from .graph import Graph
+from ...train.model.config import ModelConfig
+from ..graph.builder import Graph
+from ..graph.weights import Weights
 from .threshold import shifted
-from .weights import Weights
 
 
 class DepthRoutes(NamedTuple):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-from ..train.model.config import ExitCriterion
-from .graph import Graph
+from ...train.model.config import ExitCriterion
+from ..graph.builder import Graph
+from ..graph.weights import Weights
 from .threshold import linear
-from .weights import Weights
 
 
 def exit_router(g: Graph, weights: Weights, name: str, x: str) -> str:

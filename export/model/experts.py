@@ -5,10 +5,10 @@ N tokens, D width, E experts, F hidden, R chosen pairs.
 
 from __future__ import annotations
 
-from .dispatch import Dispatch
-from .graph import Graph
+from ..graph.builder import Graph
+from ..graph.dispatch import Dispatch
+from ..graph.weights import Weights
 from .router import Routes
-from .weights import Weights
 
 
 def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str, routes: Routes, residual: str) -> str:

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..train.model.config import ModelConfig
-from .dispatch import Dispatch
-from .graph import FLOAT, Graph
+from ...train.model.config import ModelConfig
+from ..graph.builder import FLOAT, Graph
+from ..graph.dispatch import Dispatch
+from ..graph.weights import Precision, Weights
 from .threshold import limit, linear
-from .weights import Precision, Weights
 
 Execution = Literal["masked", "sliced"]
 SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**18}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..train.model.config import FFNConfig
+from ...train.model.config import FFNConfig
+from ..graph.builder import Graph
+from ..graph.weights import Weights
 from .experts import run_experts
-from .graph import Graph
 from .router import router
-from .weights import Weights
 
 
 def dense_ffn(g: Graph, weights: Weights, name: str, x: str) -> str:

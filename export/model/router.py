@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..train.model.config import FFNConfig
-from .graph import FLOAT, Graph
+from ...train.model.config import FFNConfig
+from ..graph.builder import FLOAT, Graph
+from ..graph.weights import Weights
 from .threshold import limit
-from .weights import Weights
 
 
 class Routes(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..train.model.threshold import EDGE
-from .graph import Graph
-from .weights import Weights
+from ...train.model.thresholded_router import EDGE
+from ..graph.builder import Graph
+from ..graph.weights import Weights
 
 EVERYTHING = 2.0
 """A level of 1 keeps everything, also where float32 rounds the mass before the last to 1: in the graph it becomes 2."""

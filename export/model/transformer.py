@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ..train.model.attention import rotary_tables
-from ..train.model.config import ModelConfig
+from ...train.model.attention import rotary_tables
+from ...train.model.config import ModelConfig
+from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
+from ..graph.weights import Precision, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
-from .graph import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
 from .heads import Execution, execution_of
 from .threshold import EVERYTHING
-from .weights import Precision, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 from .window import Tables
 
 FIRST = 1e-20

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..train.model.config import ModelConfig
-from ..train.model.window import LEVELS, window_by_length, window_levels
-from .graph import INT64, Array, Graph
+from ...train.model.config import ModelConfig
+from ...train.model.window import LEVELS, window_by_length, window_levels
+from ..graph.builder import INT64, Array, Graph
+from ..graph.weights import Weights
 from .threshold import linear
-from .weights import Weights
 
 
 class Ring(NamedTuple):

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..runtime.session import Session
-from ..train.model import Thresholds
-from .graph import Array
+from ...runtime.execution.session import Session
+from ...train.model import Thresholds
+from ..graph.builder import Array
+from ..source import Source
 from .parity import (
     TOLERANCE,
     Comparison,
@@ -23,7 +24,6 @@ from .parity import (
     token_pass,
     torch_pass,
 )
-from .source import Source
 
 WINDOW = 256
 TOKENS = 1024

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.dial import Thresholds as SessionThresholds
-from ..runtime.session import Session, Step
-from ..train.model import ModelOutput, Thresholds, Transformer
-from ..train.model.block import LayerRouting
-from ..train.model.heads import HeadRoutes
-from ..train.model.threshold import shifted
-from ..train.model.window import LEVELS
-from .graph import Array
+from ...runtime.dial.dial import Thresholds as SessionThresholds
+from ...runtime.execution.session import Session, Step
+from ...train.model import ModelOutput, Thresholds, Transformer
+from ...train.model.block import LayerRouting
+from ...train.model.heads import HeadRoutes
+from ...train.model.thresholded_router import shifted
+from ...train.model.window import LEVELS
+from ..graph.builder import Array
 
 EPSILON = 1e-5
 NEAR_TIES = 0.01

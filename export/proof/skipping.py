@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ..runtime.buffers import Cache, Pass
-from ..runtime.files import GRAPH
-from ..runtime.manifest import Manifest
-from ..train.model import Thresholds
-from .graph import Array
+from ...runtime.execution.kv_cache import Cache, Pass
+from ...runtime.format.files import GRAPH
+from ...runtime.format.manifest import Manifest
+from ...train.model import Thresholds
+from ..graph.builder import Array
 
 EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|down)\.(\d+)$")
 HEAD = re.compile(r"layers\.(\d+)/(?:run/)?attention/([qo])\.(\d+)$")

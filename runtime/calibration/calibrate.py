@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from . import sections
+from ..dial.thresholds import Thresholds
+from ..errors import UserError, WrongUsageError
+from ..format import schema
+from ..format.files import write_whole
+from ..format.manifest import NAME, Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
+from ..generation.engine import Engine, load
+from ..measuring.given_text import read_text
+from ..measuring.machine import describe
+from ..measuring.perplexity import Score, Window, score, windows
+from ..measuring.timing import Timed, time_points
+from ..terminal.progress import Progress
 from .agreement import CONFIDENCE, Compared, promises
 from .curve_points import Search
-from .engine import Engine, load
-from .errors import UserError, WrongUsageError
-from .files import write_whole
-from .given_text import read_text
-from .machine import describe
-from .manifest import NAME, Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
-from .measure import Timed, time_points
 from .mechanisms import mechanisms
-from .progress import Progress
-from .score import Score, Window, score, windows
-from .thresholds import Thresholds
 
 LEAST_TOKENS = 512
 
@@ -140,7 +140,7 @@ def curve_point(compute: float, thresholds: Thresholds, found: Score, timed: Tim
     tally = found.tally
     return CurvePoint(
         compute=compute,
-        thresholds=sections.Thresholds(**thresholds.as_lists()),
+        thresholds=schema.Thresholds(**thresholds.as_lists()),
         executed_share=_share(found),
         loss=round(found.loss, 6),
         bits_per_byte=round(found.bits_per_byte, 6),

@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from .curve import between
-from .engine import Engine
-from .errors import UserError
+from ..dial.curve import between
+from ..dial.thresholds import Thresholds
+from ..errors import UserError
+from ..generation.engine import Engine
+from ..measuring.perplexity import Window, score
+from ..terminal.progress import Progress
 from .mechanisms import Mechanism, Setting, exit_mechanism, mechanisms, thresholds_of
-from .progress import Progress
-from .score import Window, score
 from .search import Measured, path, reach
-from .thresholds import Thresholds
 
 LEAST = 0.25  # of the dense FLOPs: below it, models of our sizes say little
 SAVES = 0.001  # of the executed share, by all of a mechanism: less is nothing to choose by

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from .manifest import Manifest
-from .thresholds import Floats, Thresholds
+from ..dial.thresholds import Floats, Thresholds
+from ..format.manifest import Manifest
 
 Setting = tuple[float, ...]
 Level = Callable[[int, float], float]  # layer, coordinate above 0 -> threshold

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .cli import EXIT_INTERRUPTED, check_plot, model_options
+from .generate import EXIT_INTERRUPTED, check_plot, model_options
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")
@@ -46,12 +46,12 @@ def calibrate(
     if folder and model:
         raise click.UsageError("found two models, expected one: give MODEL or --model FOLDER")
     check_plot(plot_path)
-    from .calibrate import CalibrateParams
-    from .calibrate import calibrate as measure
-    from .calibrate_render import plot, show
-    from .drawing import beside, draw
-    from .locate import find_model
-    from .progress import Progress
+    from ..calibration.calibrate import CalibrateParams
+    from ..calibration.calibrate import calibrate as measure
+    from ..calibration.tables import plot, show
+    from ..format.locate import find_model
+    from ..terminal.drawing import beside, draw
+    from ..terminal.progress import Progress
 
     params = CalibrateParams(
         data=Path(data) if data else None, tokens=tokens, agreement=agreement, prompt_tokens=prompt_tokens,

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
-    from .dial import Dial
-    from .engine import Engine, Generation, Params, Token
+    from ..dial.dial import Dial
+    from ..generation.engine import Engine, Generation, Params, Token
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -101,11 +101,11 @@ def generate(
     with the experts, layers, share of dense FLOPs and time of each token.
     """
     text = read_prompt(prompt)
-    from .engine import Params
+    from ..generation.engine import Params
 
     wanted = Params(**params)  # before the model is opened: a wrong number is answered at once
-    from .engine import load
-    from .locate import find_model
+    from ..format.locate import find_model
+    from ..generation.engine import load
 
     engine = load(find_model(model), device=device, threads=threads, verify=verify)
     talk = engine.manifest.chat_template is not None if chat is None else chat
@@ -158,8 +158,8 @@ def remark(engine: Engine, dial: Dial) -> None:
     """What a person should know of the asked point of a calibrated model, on stderr."""
     if not dial.calibrated:
         return
-    from .dial import remarks
-    from .machine import describe
+    from ..dial.dial import remarks
+    from ..measuring.machine import describe
 
     for line in remarks(engine.manifest, dial, describe(engine.session)):
         click.echo(f"note: {line}", err=True)
@@ -195,7 +195,7 @@ def utf8_stdout() -> Iterator[None]:
 
 def report(engine: Engine, generation: Generation, tokens: list[Token], usage: str, as_json: bool) -> None:
     """The JSON object on stdout, and on stderr what `usage` asks for."""
-    from .summary import summarise, token_json
+    from ..generation.summary import summarise, token_json
 
     summary = summarise(generation, tokens)
     if as_json:
@@ -209,7 +209,7 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
         return
     if usage == "none":
         return
-    from .render import show_summary, show_tokens
+    from ..generation.render import show_summary, show_tokens
 
     if usage == "tokens":
         show_tokens(tokens, engine.manifest)
@@ -247,10 +247,10 @@ def bench(
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")
     check_plot(plot_path)
-    from .bench import BenchParams
-    from .bench import bench as measure
-    from .dial import Dial
-    from .locate import find_model
+    from ..dial.dial import Dial
+    from ..format.locate import find_model
+    from ..measuring.bench import BenchParams
+    from ..measuring.bench import bench as measure
 
     params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
                          text=Path(text) if text else None, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
@@ -261,11 +261,11 @@ def bench(
     if as_json:
         click.echo(json_module.dumps(result))
     else:
-        from .bench_render import show
+        from ..measuring.bench_tables import show
 
         show(result)
     if walk:
-        from .bench_render import plot
-        from .drawing import beside, draw
+        from ..measuring.bench_tables import plot
+        from ..terminal.drawing import beside, draw
 
         draw(partial(plot, result), Path(plot_path) if plot_path else beside(folder, "sweep"), asked=bool(plot_path))

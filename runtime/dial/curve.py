@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import numpy as np
 
-from .errors import UserError
-from .sections import Curve, ExitAgreement
+from ..errors import UserError
+from ..format.schema import Curve, ExitAgreement
 from .thresholds import Floats, Thresholds
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError, WrongUsageError
+from ..format.manifest import Curve, Manifest
 from .curve import agreeing, at_compute, compute_for_loss, compute_within
-from .errors import UserError, WrongUsageError
-from .manifest import Curve, Manifest
 from .thresholds import Floats, Thresholds
 
 __all__ = ["Dial", "Floats", "Thresholds", "remarks", "resolve"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import Manifest, Model
+from ..format.manifest import Manifest, Model
 
 BATCH = 1  # the graph takes more at T = 1; this runtime runs one sequence
 ROUND_CAPACITY = 32  # tokens; a few more than needed cost little, and generations of about one length share the memory

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import Manifest
+from ..format.manifest import Manifest
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

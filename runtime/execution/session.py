@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .buffers import ROUND_CAPACITY, Cache, Pass, expected_names
-from .dial import Dial, Thresholds, resolve
-from .errors import UserError, WrongUsageError
-from .files import GRAPH
-from .manifest import Manifest
+from ..dial.dial import Dial, Thresholds, resolve
+from ..errors import UserError, WrongUsageError
+from ..format.files import GRAPH
+from ..format.manifest import Manifest
+from .kv_cache import ROUND_CAPACITY, Cache, Pass, expected_names
 from .providers import choose_device
-from .usage import Meter, Routes, Usage, joined
+from .routes import Meter, Routes, Usage, joined
 
 SMALL_BYTES = 128 * 2**20
 """Weights up to which one thread decodes faster than two (docs/decisions/0005)."""

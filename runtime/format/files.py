@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 from .external_data import Reference, external_data
 
 GRAPH = "model.onnx"

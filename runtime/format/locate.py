@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 from .manifest import NAME
 
 PATTERN = f"runs/*/model/{NAME}"

@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from .errors import UserError
+from ..errors import UserError
 from .files import check_files, write_whole
-from .sections import (
+from .schema import (
     Costs,
     CostTable,
     Curve,

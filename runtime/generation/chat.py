@@ -6,7 +6,7 @@ A template comes with a model and is not trusted: it runs in jinja2's sandbox, w
 from collections.abc import Sequence
 from typing import TypedDict
 
-from .errors import UserError
+from ..errors import UserError
 
 # EOS_MARK stands for the end of a turn while the template runs, so that the characters typed by a person stay text.
 # Private-use characters with our name between; a message that holds it is refused.

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ..dial.dial import Dial, resolve
+from ..errors import UserError, WrongUsageError
+from ..execution.routes import Meter, Routes, Usage, at
+from ..execution.session import Session
+from ..format.manifest import Manifest
 from .chat import Message, render
-from .dial import Dial, resolve
-from .errors import UserError, WrongUsageError
-from .manifest import Manifest
 from .sampler import Sampler, Sampling
-from .session import Session
 from .stop import StopWatch, checked_stops
 from .tokenizer import Tokenizer
-from .usage import Meter, Routes, Usage, at
 
 DEFAULT_NEW_TOKENS = 128
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..format.manifest import Manifest
 from .engine import Token
-from .manifest import Manifest
 from .summary import Summary
 
 # From little compute to much; legible on light and dark ground, and in order for the colour-blind too.

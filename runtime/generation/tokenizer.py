@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from .errors import UserError
+from ..errors import UserError
 
 MAX_PENDING = 3  # tokens that an unfinished character can fill: four bytes of UTF-8, of which the last is missing
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import Model
+from ..execution.routes import Routes
+from ..format.manifest import Model
 from .token_groups import Grouping
-from .usage import Routes
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

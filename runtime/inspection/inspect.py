@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from .dial import Dial, remarks, resolve
-from .engine import Engine, load
-from .errors import UserError, WrongUsageError
-from .given_text import read_text
-from .inspection import Choice, Look, Part, Split, looks_of, parts_of
-from .machine import describe
-from .manifest import Model
+from ..dial.dial import Dial, remarks, resolve
+from ..dial.thresholds import Thresholds
+from ..errors import UserError, WrongUsageError
+from ..execution.routes import Routes, Usage, joined
+from ..format.manifest import Model
+from ..generation.engine import Engine, load
+from ..measuring.given_text import read_text
+from ..measuring.machine import describe
+from .figures import Choice, Look, Part, Split, looks_of, parts_of
 from .saturation import Saturation, saturations
-from .thresholds import Thresholds
 from .token_groups import Grouping, by_class, by_position, by_token
-from .usage import Routes, Usage, joined
 
 FEW_TOKENS = 512
 SAMPLE = 400  # tokens of the text that the page shows with what each used

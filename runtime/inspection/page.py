@@ -10,15 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import write_whole
-from .inspection import Choice, Floats, Part
-from .inspection_plot import strip
-from .inspection_render import lines, sheets
+from ..format.files import write_whole
+from .figures import Choice, Floats, Part
+from .plot import strip
 from .saturation import Saturation
+from .tables import lines, sheets
 
 if TYPE_CHECKING:
-    from .inspect_model import Inspection
-    from .usage import Usage
+    from ..execution.routes import Usage
+    from .inspect import Inspection
 
 TEMPLATE = "inspection.html"
 CELL = 14  # pixels of one cell

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .inspection import Floats, Part
+from .figures import Floats, Part
 
 if TYPE_CHECKING:
-    from .inspect_model import Inspection
+    from .inspect import Inspection
 
 LONGEST = 16  # letters of a row's label
 PANELS = 8  # co-activation panels side by side

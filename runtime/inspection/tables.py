@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .inspection import Choice, Part, Split, Spread
-from .render import PLAIN_WIDTH
+from ..generation.render import PLAIN_WIDTH
+from .figures import Choice, Part, Split, Spread
 from .saturation import Saturation
 from .token_groups import REST
 
 if TYPE_CHECKING:
-    from .inspect_model import Inspection
+    from .inspect import Inspection
 
 MOST_UNITS = 160  # rows of units on a terminal; beyond, the page and `--json` have them
 LEAST_TOKENS = 8  # of a group that is worth a word

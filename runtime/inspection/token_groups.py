@@ -12,7 +12,7 @@ from itertools import count, takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from .render import printable
+from ..generation.render import printable
 
 Ints = NDArray[np.int64]
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from .dial import Dial, resolve
-from .engine import Engine, load
-from .errors import UserError, WrongUsageError
-from .floor import floor_seconds, read_bandwidth
+from ..dial.dial import Dial, resolve
+from ..errors import UserError, WrongUsageError
+from ..generation.engine import Engine, load
 from .given_text import HELDOUT, read_text
 from .machine import describe, peak_memory
-from .measure import Distribution, Timed, time_points
-from .score import Text
+from .memory_bound import floor_seconds, read_bandwidth
+from .perplexity import Text
 from .sweep import points, sweep
+from .timing import Distribution, Timed, time_points
 
 
 @dataclass(frozen=True, kw_only=True)

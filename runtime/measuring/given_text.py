@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .engine import Engine
-from .errors import UserError
-from .score import Text
+from ..errors import UserError
+from ..generation.engine import Engine
+from .perplexity import Text
 
 HELDOUT = "heldout.txt"  # beside the model's folder, written by training
 RECORDS = {".csv", ".json", ".jsonl", ".parquet"}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .session import Session, usable_cores
+from ..execution.session import Session, usable_cores
 
 
 def describe(session: Session) -> dict[str, Any]:

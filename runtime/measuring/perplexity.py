@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine
-from .measure import Tally
-from .thresholds import Thresholds
+from ..dial.thresholds import Thresholds
+from ..generation.engine import Engine
+from .timing import Tally
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from .curve import at_compute
-from .dial import CALIBRATED, Dial, Thresholds, resolve
-from .engine import Engine
-from .manifest import Manifest
-from .measure import Timed, time_points
-from .score import Text, bits_per_byte
+from ..dial.curve import at_compute
+from ..dial.dial import CALIBRATED, Dial, Thresholds, resolve
+from ..format.manifest import Manifest
+from ..generation.engine import Engine
+from .perplexity import Text, bits_per_byte
+from .timing import Timed, time_points
 
 EXPERTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 TOP_P = (0.1, 0.2, 0.4, 0.6, 0.8)  # where the model has no table

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .dial import Thresholds
-from .engine import Engine
-from .sampler import Sampler, Sampling
-from .usage import Routes
+from ..dial.dial import Thresholds
+from ..execution.routes import Routes
+from ..generation.engine import Engine
+from ..generation.sampler import Sampler, Sampling
 
 Floats = NDArray[np.float64]
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_runs import write_run
 
-from adaptive_lm.export import check, exporter
+from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
+from adaptive_lm.export.proof import check
 from adaptive_lm.export.source import Source, read
 
 

@@ -6,7 +6,7 @@ import reference
 from bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
 from tiny_models import ADAPTS_DEPTH, busy_thresholds, even_thresholds, tiny_ids
 
-from adaptive_lm.export.parity import TOLERANCE
+from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Thresholds
 
 FILL, B, STEPS = 7.0, 3, 10

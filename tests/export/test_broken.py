@@ -14,8 +14,8 @@ from bare_graph import MODELS, Graph, Sequences, model_of, nodes, weights_of
 from onnx import helper
 from tiny_models import busy_thresholds, decisions, tiny_ids
 
-from adaptive_lm.export.parity import TOLERANCE
-from adaptive_lm.export.transformer import build
+from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.proof.parity import TOLERANCE
 
 T = 26
 Change = Callable[[onnx.NodeProto], None]

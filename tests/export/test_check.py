@@ -10,17 +10,19 @@ import pytest
 import torch
 from tiny_runs import write_run
 
-from adaptive_lm.export import check as check_module
-from adaptive_lm.export import exporter, parity, transformer
-from adaptive_lm.export.check import check, points
+from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
+from adaptive_lm.export.graph.weights import Precision
+from adaptive_lm.export.model import transformer
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.parity import EPSILON, TOLERANCE
-from adaptive_lm.export.skipping import Proof
+from adaptive_lm.export.proof import check as check_module
+from adaptive_lm.export.proof import parity
+from adaptive_lm.export.proof.check import check, points
+from adaptive_lm.export.proof.parity import EPSILON, TOLERANCE
+from adaptive_lm.export.proof.skipping import Proof
 from adaptive_lm.export.source import Source, read
-from adaptive_lm.export.weights import Precision
-from adaptive_lm.runtime.manifest import Manifest
-from adaptive_lm.runtime.session import Session
+from adaptive_lm.runtime.execution.session import Session
+from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.errors import UserError
 
 Content = Callable[[Path], dict[str, bytes]]

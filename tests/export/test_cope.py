@@ -18,8 +18,8 @@ from bare_graph import (
 from onnx import numpy_helper
 from tiny_models import busy_thresholds, judge, tiny_ids, variant
 
-from adaptive_lm.export.parity import TOLERANCE
-from adaptive_lm.export.transformer import build, graph_inputs
+from adaptive_lm.export.model.transformer import build, graph_inputs
+from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Transformer
 
 FP32 = TOLERANCE["fp32"]

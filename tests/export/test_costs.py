@@ -14,17 +14,17 @@ from bare_graph import MODELS, initializers, proto_of
 from onnx import numpy_helper
 from tiny_runs import write_run
 
-from adaptive_lm.export import heads
-from adaptive_lm.export.check import points
 from adaptive_lm.export.costs import costs
+from adaptive_lm.export.graph.weights import Precision
+from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
+from adaptive_lm.export.proof.check import points
 from adaptive_lm.export.source import read
-from adaptive_lm.export.weights import Precision
-from adaptive_lm.runtime.buffers import Cache, Pass
-from adaptive_lm.runtime.dial import Thresholds as SessionThresholds
-from adaptive_lm.runtime.files import GRAPH, WEIGHTS
-from adaptive_lm.runtime.manifest import CostTable, LayerCosts, Manifest
-from adaptive_lm.runtime.session import Session
+from adaptive_lm.runtime.dial.dial import Thresholds as SessionThresholds
+from adaptive_lm.runtime.execution.kv_cache import Cache, Pass
+from adaptive_lm.runtime.execution.session import Session
+from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
+from adaptive_lm.runtime.format.manifest import CostTable, LayerCosts, Manifest
 from adaptive_lm.train.model import ModelConfig, Thresholds
 
 PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")

@@ -8,9 +8,9 @@ import pytest
 from bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
 from onnx import numpy_helper
 
-from adaptive_lm.export.graph import FLOAT, IR_VERSION, OPSET, Graph
-from adaptive_lm.export.transformer import build
-from adaptive_lm.export.weights import Precision, Weights
+from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, Graph
+from adaptive_lm.export.graph.weights import Precision, Weights
+from adaptive_lm.export.model.transformer import build
 
 SMALL = 512  # bytes: of the matrices of these tiny models, in either precision, all are larger
 TABLES = ("rotary.cos", "rotary.sin")

@@ -21,9 +21,9 @@ from bare_graph import (
 from onnx import numpy_helper
 from tiny_models import ROUTES_HEADS, busy_thresholds, decisions, judge, tiny_ids, variant
 
-from adaptive_lm.export.heads import Execution, execution_of
-from adaptive_lm.export.parity import TOLERANCE
-from adaptive_lm.export.transformer import build
+from adaptive_lm.export.model.heads import Execution, execution_of
+from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Thresholds
 
 T = 24

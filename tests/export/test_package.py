@@ -17,9 +17,9 @@ from adaptive_lm.export import package
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.package import replacing
 from adaptive_lm.runtime.errors import UserError as RuntimeUserError
-from adaptive_lm.runtime.external_data import external_data
-from adaptive_lm.runtime.files import GRAPH, WEIGHTS
-from adaptive_lm.runtime.manifest import Manifest
+from adaptive_lm.runtime.format.external_data import external_data
+from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
+from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.errors import UserError
 
 Content = Callable[[Path], dict[str, bytes]]

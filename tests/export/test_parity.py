@@ -9,8 +9,8 @@ import torch
 from bare_graph import MODELS, Graph, Sequences, everything_on, model_of, weights_of
 from tiny_models import busy_thresholds, judge, tiny_ids
 
-from adaptive_lm.export.parity import EPSILON, NEAR_TIES, Comparison, Pass, compare, margins, torch_pass
-from adaptive_lm.export.transformer import build
+from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.proof.parity import EPSILON, NEAR_TIES, Comparison, Pass, compare, margins, torch_pass
 from adaptive_lm.train.model import Thresholds
 
 L, T, E, H, V = 2, 200, 4, 6, 5

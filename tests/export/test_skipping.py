@@ -12,17 +12,18 @@ import pytest
 from bare_graph import everything_on
 from tiny_runs import write_run
 
-from adaptive_lm.export import heads, skipping
-from adaptive_lm.export.check import points
 from adaptive_lm.export.exporter import Exported
+from adaptive_lm.export.graph.weights import Precision
+from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.skipping import Executed, Proof, prove, read_profile
+from adaptive_lm.export.proof import skipping
+from adaptive_lm.export.proof.check import points
+from adaptive_lm.export.proof.skipping import Executed, Proof, prove, read_profile
 from adaptive_lm.export.source import Source, read
-from adaptive_lm.export.weights import Precision
-from adaptive_lm.runtime.dial import Thresholds
-from adaptive_lm.runtime.files import GRAPH
-from adaptive_lm.runtime.manifest import Manifest
-from adaptive_lm.runtime.session import Session
+from adaptive_lm.runtime.dial.dial import Thresholds
+from adaptive_lm.runtime.execution.session import Session
+from adaptive_lm.runtime.format.files import GRAPH
+from adaptive_lm.runtime.format.manifest import Manifest
 
 TOKENS = 9
 KINDS: dict[str, dict[str, Any]] = {

@@ -15,13 +15,13 @@ from tiny_runs import text, write_run
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import BESIDE, Source, beside, dial, find, read
-from adaptive_lm.runtime.dial import Dial, resolve
-from adaptive_lm.runtime.manifest import Manifest
-from adaptive_lm.train.best import Score, point_at
-from adaptive_lm.train.checkpoint import load_checkpoint, save_checkpoint, write_json
+from adaptive_lm.runtime.dial.dial import Dial, resolve
+from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.run.best import Score, point_at
+from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json
 
 
 def test_a_run_is_found_by_name_and_by_path_and_a_checkpoint_by_path(here: Path) -> None:

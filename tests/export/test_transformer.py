@@ -19,7 +19,7 @@ from bare_graph import (
 )
 from tiny_models import V, busy_thresholds, decisions, judge, tiny_ids
 
-from adaptive_lm.export.parity import TOLERANCE
+from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Thresholds
 
 T, B = 24, 3

@@ -24,12 +24,13 @@ from bare_graph import (
 from onnx import helper
 from tiny_models import busy_thresholds, season, tiny_ids, variant
 
-from adaptive_lm.export import dispatch, transformer, weights
-from adaptive_lm.export.graph import FLOAT, IR_VERSION, OPSET, UINT8
-from adaptive_lm.export.graph import Graph as Builder
-from adaptive_lm.export.parity import TOLERANCE
-from adaptive_lm.export.transformer import build
-from adaptive_lm.export.weights import Weights, quantize_columns, quantize_rows
+from adaptive_lm.export.graph import dispatch, weights
+from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, UINT8
+from adaptive_lm.export.graph.builder import Graph as Builder
+from adaptive_lm.export.graph.weights import Weights, quantize_columns, quantize_rows
+from adaptive_lm.export.model import transformer
+from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
 
 OUTLIER = 28

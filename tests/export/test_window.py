@@ -19,12 +19,12 @@ from bare_graph import (
 from onnx import helper
 from tiny_models import HAS_WINDOWS, busy_thresholds, decisions, judge, tiny_ids
 
-from adaptive_lm.export.graph import BOOL, FLOAT, INT64, IR_VERSION, OPSET
-from adaptive_lm.export.graph import Graph as Builder
-from adaptive_lm.export.parity import TOLERANCE
-from adaptive_lm.export.transformer import build
-from adaptive_lm.export.weights import Precision
-from adaptive_lm.export.window import behind_the_seam, ring_of, seen_in_ring
+from adaptive_lm.export.graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET
+from adaptive_lm.export.graph.builder import Graph as Builder
+from adaptive_lm.export.graph.weights import Precision
+from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.model.window import behind_the_seam, ring_of, seen_in_ring
+from adaptive_lm.export.proof.parity import TOLERANCE
 
 T = 30  # windows are 4 to 14: a ring of single tokens turns up to seven times
 FP32 = TOLERANCE["fp32"]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from adaptive_lm.runtime.agreement import CONFIDENCE, GRID, Compared, p_value, promises
+from adaptive_lm.runtime.calibration.agreement import CONFIDENCE, GRID, Compared, p_value, promises
 
 
 @pytest.mark.parametrize(("different", "tokens", "rate"), [(0, 10, 0.1), (3, 20, 0.1), (7, 50, 0.2), (50, 50, 0.3)])

@@ -14,12 +14,12 @@ from rich_graph import CURVE
 from tiny_graph import TABLES, L, V, expected
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
-from adaptive_lm.runtime.bench import tokens_to_read
-from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.floor import read_bandwidth
-from adaptive_lm.runtime.measure import Timed, time_points
-from adaptive_lm.runtime.score import Text, bits_per_byte, log_probabilities
-from adaptive_lm.runtime.sweep import points
+from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.measuring.bench import tokens_to_read
+from adaptive_lm.runtime.measuring.memory_bound import read_bandwidth
+from adaptive_lm.runtime.measuring.perplexity import Text, bits_per_byte, log_probabilities
+from adaptive_lm.runtime.measuring.sweep import points
+from adaptive_lm.runtime.measuring.timing import Timed, time_points
 from adaptive_lm.serve.cli import group
 
 SHORT = ["--prompt-tokens", "10", "--new-tokens", "12", "--repeats", "3"]
@@ -28,8 +28,8 @@ STORY = "Mountains form where plates meet; the crust folds, and rivers carve it.
 
 @pytest.fixture(autouse=True)
 def _small_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.floor.AT_LEAST", 2**24)
-    monkeypatch.setattr("adaptive_lm.runtime.floor.ROUNDS", 1)
+    monkeypatch.setattr("adaptive_lm.runtime.measuring.memory_bound.AT_LEAST", 2**24)
+    monkeypatch.setattr("adaptive_lm.runtime.measuring.memory_bound.ROUNDS", 1)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Re
 
 
 def test_the_same_seed_counts_the_same(bench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.drawing.draw", lambda *args, **options: None)
+    monkeypatch.setattr("adaptive_lm.runtime.terminal.drawing.draw", lambda *args, **options: None)
 
     def counted(*args: str) -> list[tuple[Any, ...]]:
         sweep = json.loads(bench("--json", "--sweep", *args).stdout)["sweep"]

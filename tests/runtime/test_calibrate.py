@@ -14,11 +14,11 @@ from rich_graph import STORY, expected
 from tiny_graph import TOKENS, E, L, write_manifest
 
 from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
-from adaptive_lm.runtime.calibrate import CalibrateParams, check_rises, halves
-from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.files import digest
-from adaptive_lm.runtime.measure import Tally
-from adaptive_lm.runtime.score import Score, Window, score, windows
+from adaptive_lm.runtime.calibration.calibrate import CalibrateParams, check_rises, halves
+from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.format.files import digest
+from adaptive_lm.runtime.measuring.perplexity import Score, Window, score, windows
+from adaptive_lm.runtime.measuring.timing import Tally
 from adaptive_lm.serve.cli import group
 
 QUICK = ["--tokens", "1024", "--repeats", "1", "--new-tokens", "8"]
@@ -66,7 +66,7 @@ def test_each_point_executes_about_what_it_is_called(calibrated: tuple[Path, Res
 def test_a_dial_that_bends_between_two_points_gets_a_third(
     rich_copy: Path, monkeypatch: pytest.MonkeyPatch, bent: float, least: int, most: int
 ) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.curve_points.BENT", bent)
+    monkeypatch.setattr("adaptive_lm.runtime.calibration.curve_points.BENT", bent)
     result = run(rich_copy, "--repeats", "0", "--json")
     points = json.loads(result.stdout)["curve"]["points"]
     assert least <= len(points) <= most
@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_leaves_the_model_as_it_was(rich_copy: Path, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adaptive_lm.runtime.files.os.fsync", full)
+    monkeypatch.setattr("adaptive_lm.runtime.format.files.os.fsync", full)
     result = run(rich_copy, "--repeats", "0")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
@@ -339,7 +339,7 @@ def test_too_short_a_text_gives_both_numbers(rich_copy: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("count", "length"), [(10, 4), (8, 4), (3, 100)])
 def test_windows_hold_every_token_once(rich: Path, count: int, length: int) -> None:
-    from adaptive_lm.runtime.score import Text
+    from adaptive_lm.runtime.measuring.perplexity import Text
 
     tokenizer = load(rich, device="cpu", threads=1).tokenizer
     ids, spans = tokenizer.encode_with_spans("Fjällen växer")

@@ -7,7 +7,7 @@ import pytest
 from tiny_graph import EOS
 
 from adaptive_lm.runtime import Engine, UserError, load
-from adaptive_lm.runtime.chat import Message, render
+from adaptive_lm.runtime.generation.chat import Message, render
 
 TEMPLATE = """\
 {%- for message in messages -%}

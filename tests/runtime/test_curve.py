@@ -8,8 +8,8 @@ from rich_graph import CURVE, HERE, POINTS, curve_point, sections
 from tiny_graph import L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
-from adaptive_lm.runtime.dial import remarks, resolve
-from adaptive_lm.runtime.thresholds import Thresholds
+from adaptive_lm.runtime.dial.dial import remarks, resolve
+from adaptive_lm.runtime.dial.thresholds import Thresholds
 
 
 def content(**changes: Any) -> dict[str, Any]:

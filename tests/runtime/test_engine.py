@@ -9,7 +9,7 @@ import pytest
 from tiny_graph import CONTEXT, EOS, TOKENS, expected
 
 from adaptive_lm.runtime import Engine, Params, Token, UserError
-from adaptive_lm.runtime.summary import summarise
+from adaptive_lm.runtime.generation.summary import summarise
 
 GREEDY = Params(temperature=0, max_new_tokens=20)
 
@@ -25,7 +25,7 @@ class Scripted:
 
 
 def scripted(engine: Engine, monkeypatch: pytest.MonkeyPatch, ids: bytes | list[int], **params: object) -> list[Token]:
-    monkeypatch.setattr("adaptive_lm.runtime.engine.Sampler", lambda *args: Scripted(ids))
+    monkeypatch.setattr("adaptive_lm.runtime.generation.engine.Sampler", lambda *args: Scripted(ids))
     generation = engine.generate("x", Params(**params))  # type: ignore[arg-type]
     tokens = list(generation)
     scripted.reason = generation.finish_reason  # type: ignore[attr-defined]

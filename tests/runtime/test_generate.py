@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from rich_graph import CURVE
 from tiny_graph import E, L, write_manifest
 
-from adaptive_lm.runtime.engine import Generation
-from adaptive_lm.runtime.locate import find_model
+from adaptive_lm.runtime.format.locate import find_model
+from adaptive_lm.runtime.generation.engine import Generation
 from adaptive_lm.serve.cli import group
 
 TEMPLATE = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n{% endfor %}Assistant:"
@@ -152,7 +152,7 @@ def test_colours_follow_the_share_of_flops_on_a_terminal(
 
 
 def test_a_model_cannot_steer_the_terminal_from_the_table() -> None:
-    from adaptive_lm.runtime.render import printable
+    from adaptive_lm.runtime.generation.render import printable
 
     assert printable("a\x1b[2Jb\x07") == r"a\x1b[2Jb\x07"
     assert printable("a\nü", lines=True) == "a\nü"
@@ -217,7 +217,7 @@ def test_ctrl_c_ends_the_text_and_still_gives_the_summary(
 
 
 def test_an_answer_begins_without_the_space_of_the_template() -> None:
-    from adaptive_lm.runtime.cli import stream
+    from adaptive_lm.runtime.commands.generate import stream
 
     class Piece:
         def __init__(self, text: str) -> None:

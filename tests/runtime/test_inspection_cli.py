@@ -13,11 +13,11 @@ from rich.console import Console
 from rich_graph import H
 from tiny_graph import E, L
 
-from adaptive_lm.export.cli_inspect import named
-from adaptive_lm.runtime.inspect_model import InspectParams, inspect_model
-from adaptive_lm.runtime.inspection import Choice
-from adaptive_lm.runtime.inspection_plot import plot
-from adaptive_lm.runtime.inspection_render import Sheet, table
+from adaptive_lm.export.commands.inspect import named
+from adaptive_lm.runtime.inspection.figures import Choice
+from adaptive_lm.runtime.inspection.inspect import InspectParams, inspect_model
+from adaptive_lm.runtime.inspection.plot import plot
+from adaptive_lm.runtime.inspection.tables import Sheet, table
 from adaptive_lm.serve.cli import group
 
 EVIL = "<script>alert(\"1\")</script> & [bold]x[/bold] $a$ \x1b[31m 'q' é\n"

@@ -12,7 +12,7 @@ from rich_graph import sections
 from tiny_graph import L, manifest_content, write_manifest
 
 from adaptive_lm.runtime import Manifest, UserError, load
-from adaptive_lm.runtime.files import digest, write_whole
+from adaptive_lm.runtime.format.files import digest, write_whole
 
 
 def test_a_manifest_reads_back_as_it_was_written(model: Path, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read_is_named(copy: Path, monkeypatch: pytest.Mon
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("adaptive_lm.runtime.files.digest", refused)
+    monkeypatch.setattr("adaptive_lm.runtime.format.files.digest", refused)
     with pytest.raises(UserError, match=r"cannot read .*model\.onnx: Permission denied"):
         Manifest.read(copy)
 

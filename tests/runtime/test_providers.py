@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_lm.runtime import UserError, load
-from adaptive_lm.runtime.providers import Device, choose_device, why_no_cuda
+from adaptive_lm.runtime.execution.providers import Device, choose_device, why_no_cuda
 
 
 @pytest.fixture(autouse=True)
@@ -19,19 +19,19 @@ def _ask_anew() -> Iterator[None]:
 
 
 def test_the_cpu_is_taken_without_asking_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: pytest.fail("asked"))
+    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: pytest.fail("asked"))
     assert choose_device("cpu") == Device("cpu", ("CPUExecutionProvider",))
 
 
 def test_auto_takes_cuda_only_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: None)
+    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: None)
     assert choose_device("auto").providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: "no driver")
+    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: "no driver")
     assert choose_device("auto").name == "cpu"
 
 
 def test_cuda_asked_for_in_vain_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.providers.why_no_cuda", lambda: "libcublas.so.13 is missing")
+    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: "libcublas.so.13 is missing")
     with pytest.raises(UserError, match=r"CUDA does not load here: libcublas\.so\.13 is missing; use --device cpu"):
         choose_device("cuda")
 

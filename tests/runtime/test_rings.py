@@ -8,9 +8,9 @@ from rich_graph import CONTEXT, WIDEST, WINDOW, Expected, H, expected
 from tiny_graph import L
 
 from adaptive_lm.runtime import Dial, Engine, Session
-from adaptive_lm.runtime.buffers import CHUNK, Pass, cache_shapes, ring
-from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.session import Step
+from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.execution.kv_cache import CHUNK, Pass, cache_shapes, ring
+from adaptive_lm.runtime.execution.session import Step
 
 POINT = (0.6, 0.4, 0.8, 0.5)
 LONG = [int(token) for token in np.random.default_rng(5).integers(0, 257, size=300)]  # more than any ring holds

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime import UserError
-from adaptive_lm.runtime.sampler import Sampler, Sampling, nucleus
+from adaptive_lm.runtime.generation.sampler import Sampler, Sampling, nucleus
 
 V = 50
 LOGITS = np.random.default_rng(3).normal(scale=2, size=V).astype(np.float32)

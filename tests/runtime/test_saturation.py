@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptive_lm.runtime.saturation import overlap, saturations
+from adaptive_lm.runtime.inspection.saturation import overlap, saturations
 
 
 def snapshot(run: Path, step: int, ranked: Any, used: Any, kind: str = "experts") -> None:

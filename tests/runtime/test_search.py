@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from adaptive_lm.runtime.curve_points import computes
-from adaptive_lm.runtime.mechanisms import Setting
-from adaptive_lm.runtime.search import CLOSE, NOTCHES, Measured, path, reach
+from adaptive_lm.runtime.calibration.curve_points import computes
+from adaptive_lm.runtime.calibration.mechanisms import Setting
+from adaptive_lm.runtime.calibration.search import CLOSE, NOTCHES, Measured, path, reach
 
 PRICE = (0.5, 0.3)  # what each of two mechanisms can save of the cost
 
@@ -65,7 +65,7 @@ def test_neighbouring_moves_are_exchanged_where_that_is_better() -> None:
         return Measured(setting, cost_of(setting), 2 + a + 0.4 * b + trap)
 
     steps = [fooled(s) for s in ((0.0, 0.0), (0.0, 0.25), (0.25, 0.25))]
-    from adaptive_lm.runtime.search import _exchanged
+    from adaptive_lm.runtime.calibration.search import _exchanged
 
     assert _exchanged(fooled, steps)[1].setting == (0.25, 0.0)
     assert _exchanged(measure, [measure(one.setting) for one in steps])[1].setting != (0.0, 0.25)

@@ -9,8 +9,8 @@ import pytest
 from tiny_graph import CONTEXT, EOS, L, V, expected, graph, write_model
 
 from adaptive_lm.runtime import Dial, Engine, Session, UserError
-from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.session import SMALL_BYTES, suitable_threads
+from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.execution.session import SMALL_BYTES, suitable_threads
 
 IDS = [5, 100, 7, 200, 33, 250, 0, 1, 99]
 POINTS = [(0.5, 0.4, 1.0), (0.9, 0.5, 0.5), (1.0, 0.0, 1.0), (0.01, 1.0, 0.0)]
@@ -88,7 +88,7 @@ def test_the_cache_is_written_in_place(session: Session) -> None:
 def test_buffers_are_bound_once_per_generation(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     session.prefill(IDS[:2])
     made: list[object] = []
-    monkeypatch.setattr("adaptive_lm.runtime.session.Pass", lambda *args: made.append(args))
+    monkeypatch.setattr("adaptive_lm.runtime.execution.session.Pass", lambda *args: made.append(args))
     for token in IDS[2:]:
         session.step(token)
     assert not made
@@ -178,7 +178,7 @@ def test_skipped_tokens_are_absent_from_a_cache_without_them(changed: Callable[.
 def test_a_small_model_takes_one_thread_and_a_large_one_every_core(
     session: Session, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.session.usable_cores", lambda: 3)
+    monkeypatch.setattr("adaptive_lm.runtime.execution.session.usable_cores", lambda: 3)
     small = session.manifest
     table = small.costs.weight_bytes.model_copy(update={"head": float(SMALL_BYTES)})
     large = small.model_copy(update={"costs": small.costs.model_copy(update={"weight_bytes": table})})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adaptive_lm.runtime.token_groups import CLASSES, REST, by_class, by_position, by_token, token_class
+from adaptive_lm.runtime.inspection.token_groups import CLASSES, REST, by_class, by_position, by_token, token_class
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_pushing_a_token_costs_the_same_late_as_early(with_fallback: Tokenizer) 
             Counting.longest = max(Counting.longest, len(ids))
             return str(with_fallback._tokenizer.decode(ids, **options))
 
-    from adaptive_lm.runtime.tokenizer import WindowStream
+    from adaptive_lm.runtime.generation.tokenizer import WindowStream
 
     stream = WindowStream(Counting())
     for token in [*"abc🏔".encode() * 30, *[0xFF] * 200]:

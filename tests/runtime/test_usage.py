@@ -7,9 +7,9 @@ import pytest
 from tiny_graph import E, L, expected, manifest_content
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
-from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.manifest import Costs
-from adaptive_lm.runtime.usage import Meter, Routes
+from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.execution.routes import Meter, Routes
+from adaptive_lm.runtime.format.manifest import Costs
 
 IDS = list(b"How do mountains form?")
 

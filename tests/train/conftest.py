@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from adaptive_lm.train.checkpoint import save_checkpoint
-from adaptive_lm.train.config import RunConfig, make_config
-from adaptive_lm.train.progress import Progress
+from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.system.progress import Progress
 
 WORDS = (
     "the",

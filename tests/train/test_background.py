@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import saver as saving
-from adaptive_lm.train import session
-from adaptive_lm.train.background import Staging
-from adaptive_lm.train.best import Score, read_best
-from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run, named_run
-from adaptive_lm.train.saver import Saver
+from adaptive_lm.train.run import saver as saving
+from adaptive_lm.train.run.background_writer import Staging
+from adaptive_lm.train.run.best import Score, read_best
+from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
+from adaptive_lm.train.run.folder import Run, named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.run.saver import Saver
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 BACKGROUND = {"save": "background"}
@@ -298,10 +298,10 @@ LEAVING = """
 import sys, time
 from pathlib import Path
 import torch
-from adaptive_lm.train import saver as saving
-from adaptive_lm.train.config import make_config
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run
+from adaptive_lm.train.run import saver as saving
+from adaptive_lm.train.config.run_config import make_config
+from adaptive_lm.train.system.progress import Progress
+from adaptive_lm.train.run.folder import Run
 write = saving.save_checkpoint
 def slow(*arguments):
     time.sleep(1)
@@ -322,7 +322,7 @@ def test_a_process_that_ends_waits_for_the_save_in_flight(run: Path) -> None:
 
 STUCK = """
 import sys, threading, time
-from adaptive_lm.train import saver as saving
+from adaptive_lm.train.run import saver as saving
 write, calls = saving.save_checkpoint, []
 def slow(folder, step, *arguments):
     if step == 10:

@@ -14,17 +14,18 @@ import torch
 from click.testing import CliRunner
 
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import cli, session
-from adaptive_lm.train.best import POINTER, Score, checkpoint_of, point_at, read_best
-from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint, prune
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.commands import train as cli
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.evaluate import Evaluation
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run, named_run
-from adaptive_lm.train.runs import summary
-from adaptive_lm.train.saver import Saver
+from adaptive_lm.train.loop.evaluate import Evaluation
+from adaptive_lm.train.results.summary import summary
+from adaptive_lm.train.run.best import POINTER, Score, checkpoint_of, point_at, read_best
+from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint, prune
+from adaptive_lm.train.run.folder import Run, named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.run.saver import Saver
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 Save = Callable[..., Path]

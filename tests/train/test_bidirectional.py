@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptive_lm.train.bidirectional import factors, layer_norms, layer_of
+from adaptive_lm.train.optim.layer_scaling import factors, layer_norms, layer_of
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Curves as characters."""
 
-from adaptive_lm.train.chart import chart
+from adaptive_lm.train.results.chart import chart
 
 
 def test_a_falling_curve_falls_from_the_upper_left_to_the_lower_right() -> None:

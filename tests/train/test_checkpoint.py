@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adaptive_lm.train import tensors
-from adaptive_lm.train.checkpoint import (
+from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.run import tensor_file as tensors
+from adaptive_lm.train.run.checkpoint import (
     COMPLETE,
     FILES,
     list_checkpoints,
@@ -21,9 +23,7 @@ from adaptive_lm.train.checkpoint import (
     newest_good,
     prune,
 )
-from adaptive_lm.train.config import RunConfig
-from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.tensors import DTYPES, write_tensors
+from adaptive_lm.train.run.tensor_file import DTYPES, write_tensors
 
 Save = Callable[..., Path]
 

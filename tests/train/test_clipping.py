@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaptive_lm.train.clipping import Clipping, clip_rows
-from adaptive_lm.train.optimizer import OptimizerConfig
+from adaptive_lm.train.optim.clipping import Clipping, clip_rows
+from adaptive_lm.train.optim.optimizer import OptimizerConfig
 
 
 def clipping(*history: float, **config: Any) -> Clipping:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import clock, session
-from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint
-from adaptive_lm.train.config import RunConfig
-from adaptive_lm.train.heldout import Heldout
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.loop import clock
+from adaptive_lm.train.loop.heldout import Heldout
+from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_models import variant
 
-from adaptive_lm.train import compilation
-from adaptive_lm.train.compilation import compile_model
-from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.loop import compilation
+from adaptive_lm.train.loop.compilation import compile_model
 from adaptive_lm.train.model import Transformer
 
 CPU = torch.device("cpu")

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import yaml
 
-from adaptive_lm.train.config import (
+from adaptive_lm.train.config.explain import known_keys
+from adaptive_lm.train.config.run_config import (
     RunConfig,
     make_config,
     parse_setting,
     read_recipe,
     recipe_names,
 )
-from adaptive_lm.train.config_words import known_keys
-from adaptive_lm.train.differences import differences
 from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.run.differences import differences
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import session
-from adaptive_lm.train.config import RunConfig
-from adaptive_lm.train.curriculum import Curriculum
-from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.loop.curriculum import Curriculum
+from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
-from adaptive_lm.train.trainer import Trainer
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 

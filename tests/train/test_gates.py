@@ -16,20 +16,21 @@ from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import gatekeeper, session
-from adaptive_lm.train.answer import greedy_answer
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.gates import GatesConfig
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import char_tokenizer
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.gates import GatesConfig
-from adaptive_lm.train.lineage import standing
-from adaptive_lm.train.metrics import read_metrics
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
-from adaptive_lm.train.runs import summary
-from adaptive_lm.train.verdict import REPORT, Report, Seen, Verdict, judge, norms_in_span, read_report
+from adaptive_lm.train.results import examine as gatekeeper
+from adaptive_lm.train.results.greedy import greedy_answer
+from adaptive_lm.train.results.lineage import standing
+from adaptive_lm.train.results.summary import summary
+from adaptive_lm.train.results.verdict import REPORT, Report, Seen, Verdict, judge, norms_in_span, read_report
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 Train = Callable[..., session.Outcome]

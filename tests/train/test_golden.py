@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import session
-from adaptive_lm.train.config import RunConfig
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 RTOL = {"loss": 1e-4, "grad_norm": 2e-3, "experts_per_token": 2e-2}
 """Between AVX512, AVX2 and plain code on one processor the largest differences were 2.9e-5, 2.9e-4 and 7.7e-3 (a token

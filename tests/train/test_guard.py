@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from adaptive_lm.train.config import make_config
+from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.guard import HISTORY, Guard
+from adaptive_lm.train.loop.spike_guard import HISTORY, Guard
 
 
 def usual(seed: int = 0) -> Iterator[tuple[float, float]]:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from adaptive_lm.train.lars import LARS
+from adaptive_lm.train.optim.lars import LARS
 
 
 def moved(weight: torch.Tensor, gradients: list[torch.Tensor], **options: float) -> torch.Tensor:

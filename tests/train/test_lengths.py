@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptive_lm.train import session
-from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.lengths import Lengths, Shape
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.record import Counters
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train.loop.lengths import Lengths, Shape
+from adaptive_lm.train.loop.record import Counters
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 

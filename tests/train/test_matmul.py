@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import matmul, session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.matmul import GAIN, choose, measure
+from adaptive_lm.train.loop import matmul_backend as matmul
+from adaptive_lm.train.loop.matmul_backend import GAIN, choose, measure
 from adaptive_lm.train.model import linear, native
 from adaptive_lm.train.model.linear import has_onednn
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run, named_run
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import Run, named_run
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 BOTH = {"linear": "onednn", "experts": "onednn"}

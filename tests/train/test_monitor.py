@@ -11,24 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import curriculum, session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import RunConfig, make_config
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.monitor import MonitorConfig
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train.loop import curriculum
+from adaptive_lm.train.loop.record import Counters
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.transformer import ModelOutput
 from adaptive_lm.train.monitor.alarms import Alarms
-from adaptive_lm.train.monitor.config import MonitorConfig
 from adaptive_lm.train.monitor.monitor import Monitor
 from adaptive_lm.train.monitor.noise import Noise
 from adaptive_lm.train.monitor.routers import router_figures
 from adaptive_lm.train.monitor.watch import Watch, noise_of
-from adaptive_lm.train.optimizer import Optimizers
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.record import Counters
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train.optim.optimizer import Optimizers
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize_as_torch
 
-from adaptive_lm.train import muon
-from adaptive_lm.train.muon import NEWTON_SCHULZ, Muon, orthogonalize
+from adaptive_lm.train.optim import muon
+from adaptive_lm.train.optim.muon import NEWTON_SCHULZ, Muon, orthogonalize
 
 
 def weights(*shapes: tuple[int, ...]) -> list[nn.Parameter]:

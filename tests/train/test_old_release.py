@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptive_lm.train import session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train import training as session
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 OLD = Path(__file__).parent / "old_run"
 LOSSES = [2.772905, 2.723787, 2.613045, 2.637474, 2.594442, 2.583619]

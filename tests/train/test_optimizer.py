@@ -9,8 +9,8 @@ from torch import nn
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model.config import ModelConfig
 from adaptive_lm.train.model.transformer import Transformer
-from adaptive_lm.train.muon import Muon
-from adaptive_lm.train.optimizer import OptimizerConfig, Optimizers, split_parameters
+from adaptive_lm.train.optim.muon import Muon
+from adaptive_lm.train.optim.optimizer import OptimizerConfig, Optimizers, split_parameters
 
 TINY: dict[str, Any] = {
     "vocab_size": 11, "context_length": 16, "dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1,

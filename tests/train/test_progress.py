@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from adaptive_lm.train.progress import Progress, duration, line, rate
+from adaptive_lm.train.system.progress import Progress, duration, line, rate
 
 RECORD = {
     "step": 120, "loss": 2.31, "val_loss": 2.4, "tokens_per_second": 12_345.0, "experts_per_token": 1.579,

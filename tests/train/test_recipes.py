@@ -8,13 +8,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from adaptive_lm.train import session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import make_config, read_recipe
-from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import make_config, read_recipe
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 FACTS = [
     "The moon is smaller than the earth </s>",

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import curriculum, session
-from adaptive_lm.train.best import read_best
-from adaptive_lm.train.checkpoint import Checkpoint, load_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import Run, named_run
+from adaptive_lm.train.loop import curriculum
+from adaptive_lm.train.run.best import read_best
+from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
+from adaptive_lm.train.run.folder import Run, named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import routing_trace, session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.loop import routing_trace
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 

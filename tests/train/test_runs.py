@@ -12,14 +12,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from adaptive_lm.train import session
-from adaptive_lm.train.cli_runs import compare, runs
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.commands.runs import compare, runs
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
-from adaptive_lm.train.runs import all_runs, changed, summary
-from adaptive_lm.train.runs_render import setting
+from adaptive_lm.train.results.summary import all_runs, changed, summary
+from adaptive_lm.train.results.tables import setting
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 
@@ -56,7 +56,7 @@ def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two:
         assert summary(Path("runs/b")).state == "training"
     assert summary(Path("runs/b")).state == "stopped"
     hold = (
-        "import time; from adaptive_lm.train.run import named_run\n"
+        "import time; from adaptive_lm.train.run.folder import named_run\n"
         "with named_run('b'):\n    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:

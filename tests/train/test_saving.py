@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from adaptive_lm.train import checkpoint
-from adaptive_lm.train.checkpoint import load_checkpoint
 from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.run import checkpoint
+from adaptive_lm.train.run.checkpoint import load_checkpoint
 
 Save = Callable[..., Path]
 
@@ -44,8 +44,8 @@ def test_a_full_disk_is_an_error_that_leaves_the_checkpoint_before_intact(
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
-from adaptive_lm.train.checkpoint import save_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -101,8 +101,8 @@ import itertools, os, random, signal, sys, time
 from pathlib import Path
 
 import torch
-from adaptive_lm.train.checkpoint import clean, list_checkpoints, load_checkpoint, prune, save_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train.run.checkpoint import clean, list_checkpoints, load_checkpoint, prune, save_checkpoint
+from adaptive_lm.train.config.run_config import RunConfig
 
 torch.set_num_threads(1)  # children are forked to spare them the import of torch, and threads do not survive that
 folder = Path(sys.argv[1])

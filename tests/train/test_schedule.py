@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_lm.train.schedule import (
+from adaptive_lm.train.optim.schedule import (
     ScheduleConfig,
     WarmUp,
     drawn_sparsity,
@@ -14,7 +14,7 @@ from adaptive_lm.train.schedule import (
     scheduled_sparsity,
     warm_up,
 )
-from adaptive_lm.train.schedule import multiplier as multiplier_when
+from adaptive_lm.train.optim.schedule import multiplier as multiplier_when
 
 
 def multiplier(config: ScheduleConfig, done: float, warm: WarmUp | None = None) -> float:

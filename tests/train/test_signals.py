@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import evaluate as evaluation
-from adaptive_lm.train import saver, session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
+from adaptive_lm.train.loop import evaluate as evaluation
+from adaptive_lm.train.run import saver
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 
@@ -116,7 +117,7 @@ def test_a_signal_during_a_save_lets_it_finish(
 
 SLEEPING = """
 import sys, time
-from adaptive_lm.train import session
+from adaptive_lm.train import training as session
 from adaptive_lm.train.data import Corpus
 draw = Corpus.batch
 def slow(self, first, batch_size, length):

@@ -9,13 +9,13 @@ import yaml
 from click.testing import CliRunner, Result
 
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import session
-from adaptive_lm.train.config import RECIPES, RunConfig, make_config, read_recipe
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RECIPES, RunConfig, make_config, read_recipe
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run import Run
-from adaptive_lm.train.runs import summary
-from adaptive_lm.train.staged import NAMES, staged, stages_of
+from adaptive_lm.train.recipe_stages import NAMES, staged, stages_of
+from adaptive_lm.train.results.summary import summary
+from adaptive_lm.train.run.folder import Run
 
 FACTS = ["Rivers carry water to the sea </s>", "Stones are hard and heavy </s>", "The sun is a star </s>"]
 MOUNTAINS = "Mountains are formed through tectonic forces or volcanism over long geological time periods"

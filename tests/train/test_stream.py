@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptive_lm.train import session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
 from adaptive_lm.train.data.batches import Batch
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
-from adaptive_lm.train.runs import summary
-from adaptive_lm.train.stream import digest_with
+from adaptive_lm.train.loop.data_digest import digest_with
+from adaptive_lm.train.results.summary import summary
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.system.progress import Progress
 
 IDS = np.arange(8).reshape(2, 4)
 BATCH = Batch(IDS, IDS + 1, np.ones((2, 4), dtype=bool))

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from adaptive_lm.train import session
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.metrics import read_metrics
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.run import named_run
-from adaptive_lm.train.trackers import KEPT, read_ids
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import read_metrics
+from adaptive_lm.train.run.trackers import KEPT, read_ids
+from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
 NAMES = ("wandb", "mlflow", "trackio")

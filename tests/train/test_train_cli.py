@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoint import load_checkpoint
 
 
 @pytest.fixture

@@ -11,18 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive_lm.train import curriculum, session
-from adaptive_lm.train.config import RunConfig
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.errors import UserError
-from adaptive_lm.train.metrics import Metrics, read_metrics
+from adaptive_lm.train.loop import curriculum
+from adaptive_lm.train.loop.record import Counters, StepResult
+from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.optimizer import Optimizers
-from adaptive_lm.train.progress import Progress
-from adaptive_lm.train.randomness import seed_all
-from adaptive_lm.train.record import Counters, StepResult
-from adaptive_lm.train.run import named_run
-from adaptive_lm.train.trainer import Trainer
+from adaptive_lm.train.optim.optimizer import Optimizers
+from adaptive_lm.train.run.folder import named_run
+from adaptive_lm.train.run.metrics import Metrics, read_metrics
+from adaptive_lm.train.system.progress import Progress
+from adaptive_lm.train.system.randomness import seed_all
 
 Make = Callable[..., RunConfig]
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import click
 
-from .errors import UserError
+from ..errors import UserError
 
 
 @click.command(epilog="\b\nExample: adaptive runs")
 @click.option("--json", is_flag=True, help="One JSON object per run on stdout.")
 def runs(json: bool) -> None:
     """List the runs under runs/, the one trained last at the end: how far they are, how good, and what they cost."""
-    from .run import RUNS
-    from .runs import all_runs
+    from ..results.summary import all_runs
+    from ..run.folder import RUNS
 
     found = all_runs()
     if not found and not json:
@@ -24,7 +24,7 @@ def runs(json: bool) -> None:
         for one in found:
             click.echo(json_module.dumps(one.figures()))
         return
-    from .runs_render import show_runs
+    from ..results.tables import show_runs
 
     show_runs(found)
 
@@ -45,29 +45,29 @@ def compare(names: tuple[str, ...], metric: str, by: str, plot: str | None, json
     if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):
         raise click.BadParameter(f"found {plot!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot")
 
-    from . import runs_render
-    from .lineage import standing
-    from .run import named_run
-    from .runs import changed, summary
+    from ..results import tables
+    from ..results.lineage import standing
+    from ..results.summary import changed, summary
+    from ..run.folder import named_run
 
     paths = [named_run(name).path for name in names]
     for path in paths:
         if not path.is_dir():
             raise UserError(f"there is no run {path}; see adaptive runs")
     found = [summary(path) for path in paths]
-    curves = runs_render.curves_of(paths, metric, by)
+    curves = tables.curves_of(paths, metric, by)
     if not any(curves.values()):
         raise UserError(f"none of these runs has measured {metric!r}; see the keys of {paths[0] / 'metrics.jsonl'}")
     stands = [standing(path) for path in paths]
     best = [None if path is None else path.name for path in stands]
     if json:
-        figures = [{**one, "best": name} for one, name in zip(runs_render.as_json(found), best, strict=True)]
+        figures = [{**one, "best": name} for one, name in zip(tables.as_json(found), best, strict=True)]
         click.echo(json_module.dumps({"settings": changed(found), "runs": figures}))
     else:
-        runs_render.show_comparison(found, best, curves, f"{metric} by {by}")
+        tables.show_comparison(found, best, curves, f"{metric} by {by}")
     if plot:
         try:
-            runs_render.plot(curves, metric, by, Path(plot))
+            tables.plot(curves, metric, by, Path(plot))
         except OSError as error:
             raise UserError(f"cannot write {plot}: {error.strerror}; choose another --plot FILE") from error
         click.echo(f"plot: {plot}", err=True)

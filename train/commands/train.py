@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .config import RunConfig
-    from .run import Run
-    from .session import Outcome
-    from .verdict import Report
+    from ..config.run_config import RunConfig
+    from ..results.verdict import Report
+    from ..run.folder import Run
+    from ..training import Outcome
 
 EPILOG = """\b
 Where a run ends: --steps or --max-seconds; naming one on the command line switches the recipe's other off.
@@ -138,14 +138,14 @@ def train(
     if begin_or_resume and (name is None or stage is not None):
         raise click.UsageError("--begin-or-resume wants the run's --name, and no --stage")
     if nproc is not None and nproc > 1 and not print_config:
-        from .parallel.launch import launch
+        from ..parallel.launch import launch
 
         click.get_current_context().exit(launch(nproc, sys.argv[1:]))
 
-    from . import session
-    from .config import make_config, parse_setting, read_recipe
-    from .parallel.world import World, restarted
-    from .run import named_run, newest_run, next_run
+    from .. import training
+    from ..config.run_config import make_config, parse_setting, read_recipe
+    from ..parallel.world import World, restarted
+    from ..run.folder import named_run, newest_run, next_run
 
     if override_resume and not resume:
         raise click.UsageError("--override-resume changes a run that goes on; give --resume with it")
@@ -155,7 +155,7 @@ def train(
             raise click.UsageError("--stage begins stages of a RECIPE; go on with one by --resume --name NAME-stageN")
         if stage == "all" and (stop_at or print_config):
             raise click.UsageError("--stop-at and --print-config want one stage: give --stage baseline, 1, 2, 3 or 4")
-        from .staged import staged
+        from ..recipe_stages import staged
 
         made = staged(recipe, stage, name or recipe, overrides)
         if print_config:
@@ -168,9 +168,9 @@ def train(
         if recipe:
             overrides.insert(0, {"recipe": read_recipe(recipe)["recipe"]})
         if not print_config:
-            report(session.resume(run, overrides, stop_at=stop_at, override=override_resume))
+            report(training.resume(run, overrides, stop_at=stop_at, override=override_resume))
             return
-        from .checkpoint import load_checkpoint
+        from ..run.checkpoint import load_checkpoint
 
         config = make_config(load_checkpoint(run.path).config.model_dump(mode="json"), overrides)
     else:
@@ -182,9 +182,9 @@ def train(
             stem = config.recipe or Path(sources[0].rpartition("@")[0] or sources[0]).stem.rpartition(":")[2]
             run = named_run(World().told(name or next_run(stem, again=restarted()).name))
             if begin_or_resume or restarted():
-                report(session.begin_or_resume(config, run, overrides, stop_at=stop_at))
+                report(training.begin_or_resume(config, run, overrides, stop_at=stop_at))
             else:
-                report(session.begin(config, run, overwrite=overwrite, stop_at=stop_at))
+                report(training.begin(config, run, overwrite=overwrite, stop_at=stop_at))
             return
     click.echo(config.to_yaml(), nl=False)
 
@@ -223,11 +223,11 @@ def flag_values(
 
 def train_stages(made: Sequence[tuple[RunConfig, Run]], overwrite: bool, stop_at: int | None) -> None:
     """Trains one stage after the other; one whose gates fail ends with 1, and the next is trained all the same."""
-    from . import session
+    from .. import training
 
     code = 0
     for config, run in made:
-        outcome = session.begin(config, run, overwrite=overwrite, stop_at=stop_at)
+        outcome = training.begin(config, run, overwrite=overwrite, stop_at=stop_at)
         tell(outcome)
         code = code or outcome.exit_code
         if not outcome.complete or outcome.exit_code > 1:
@@ -270,7 +270,7 @@ def tell(outcome: Outcome) -> None:
     if outcome.report is not None:
         report_gates(outcome.report)
     if outcome.complete:
-        from .best import read_best
+        from ..run.best import read_best
 
         best = read_best(run.path)
         if best is not None and best.step != outcome.step:

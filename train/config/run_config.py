@@ -11,19 +11,19 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .batch_size import BatchChange, check_changes
-from .config_words import explain
-from .data.config import DataConfig, TokenizerConfig
-from .errors import UserError
+from ..data.config import DataConfig, TokenizerConfig
+from ..errors import UserError
+from ..model.config import ModelConfig, Section
+from ..model.losses import LossConfig
+from ..optim.batch_size import BatchChange, check_changes
+from ..optim.optimizer import OptimizerConfig
+from ..optim.schedule import ScheduleConfig
+from ..parallel.kinds import Parallel
+from .explain import explain
 from .gates import GatesConfig
-from .model.config import ModelConfig, Section
-from .model.losses import LossConfig
-from .monitor.config import MonitorConfig
-from .optimizer import OptimizerConfig
-from .parallel.kinds import Parallel
-from .schedule import ScheduleConfig
+from .monitor import MonitorConfig
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "recipes"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of a run."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .augment import AugmentConfig
+from .augment.config import AugmentConfig
 
 TOKENIZER_KINDS = ("bpe", "words", "chars", "bytes")
 DEFAULT_VOCAB_SIZE = 4096

@@ -7,14 +7,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ..errors import UserError
+from .augment.variants import series
+from .augment.word_noise import Noise
 from .batches import Batch, Row, document_rows, sequential_rows, stack
 from .cache import Entry, Stream
 from .chat import EOS
-from .noise import Noise
 from .order import Mixture, mix
 from .stages import Stages
 from .tokenizers import eos_id
-from .variants import series
 
 
 class Corpus:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..errors import UserError
+from .augment.rewrite import Rewriter
 from .chat import ChatTemplate, Message
 from .order import mix
 from .records import read_records
-from .rewrite import Rewriter
 from .sources import Item
 from .text import text_chunks
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from ..errors import UserError
+from .augment.rewrite import Rewriter
 from .chat import ChatTemplate
 from .documents import Segment, segments
-from .rewrite import Rewriter
 from .scan import Scan
 from .sources import Item, Source
 

@@ -8,7 +8,8 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from ..errors import UserError
-from .augmenter import Augmenter, Plan
+from .augment.augmenter import Augmenter, Plan
+from .augment.rewrite import Rewriter
 from .build import expected_bytes, free_bytes, report_unknown, write_entry
 from .cache import Entry, cache_folder, digest_of, disk_error, new_entry, open_entry, write_file
 from .chat import ChatTemplate
@@ -16,7 +17,6 @@ from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
-from .rewrite import Rewriter
 from .scan import Scan, scan_item
 from .sources import Item, Say, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id

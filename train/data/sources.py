@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from .augment import AugmentConfig
+from .augment.config import AugmentConfig
 from .builtin import BUILTINS
 from .config import DataConfig, SourceConfig
 

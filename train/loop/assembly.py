@@ -6,14 +6,14 @@ from dataclasses import fields
 
 import torch
 
-from .checkpoint import Checkpoint
+from ..config.run_config import RunConfig
+from ..model.transformer import Transformer
+from ..optim.optimizer import Optimizers
+from ..parallel.placement import Placement
+from ..parallel.world import World
+from ..run.checkpoint import Checkpoint
+from ..system.randomness import restore_random, seed_all
 from .compilation import compile_model
-from .config import RunConfig
-from .model.transformer import Transformer
-from .optimizer import Optimizers
-from .parallel.placement import Placement
-from .parallel.world import World
-from .randomness import restore_random, seed_all
 from .record import Counters
 
 
@@ -32,7 +32,7 @@ def assemble(
     if world.size == 1:
         placed = Placement(model)
     else:
-        from .parallel.strategy import place  # a second to import, and most runs have one process
+        from ..parallel.strategy import place  # a second to import, and most runs have one process
 
         placed = place(model, config.trainer.parallel, compiled=config.trainer.compile)
     optimizers = Optimizers(model, config.optimizer, placed, by_layer=config.monitor.act == "lr")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from .batch_size import rate_factor, sequences_between
-from .config import RunConfig
-from .data.corpus import Corpus
+from ..config.run_config import RunConfig
+from ..data.corpus import Corpus
+from ..optim.batch_size import rate_factor, sequences_between
+from ..optim.schedule import WarmUp, multiplier, progress, warm_up
 from .lengths import Shape
 from .record import Counters
-from .schedule import WarmUp, multiplier, progress, warm_up
 
 
 class Clock:

@@ -8,10 +8,10 @@ import shutil
 
 import torch
 
-from .config import RunConfig
-from .data.cache import cache_folder
-from .errors import UserError
-from .model.transformer import Transformer
+from ..config.run_config import RunConfig
+from ..data.cache import cache_folder
+from ..errors import UserError
+from ..model.transformer import Transformer
 
 RECOMPUTING_LOG = "torch._higher_order_ops.wrap"
 COMPILERS = ("g++", "clang++", "cl")

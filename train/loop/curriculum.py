@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .config import RunConfig
-from .model.depth import layer_dropout_rate
-from .model.losses import LossConfig, exit_weights_at, training_loss
-from .model.transformer import ModelOutput, Transformer
-from .schedule import drawn_sparsity
+from ..config.run_config import RunConfig
+from ..model.depth import layer_dropout_rate
+from ..model.losses import LossConfig, exit_weights_at, training_loss
+from ..model.transformer import ModelOutput, Transformer
+from ..optim.schedule import drawn_sparsity
 
 
 class Curriculum:

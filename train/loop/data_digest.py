@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from .data.batches import Batch
+from ..data.batches import Batch
 
 
 def digest_with(before: str, batch: Batch) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .data.batches import Batch
-from .device import autocast
-from .model.transformer import Transformer
-from .parallel.sums import total
-from .parallel.world import World
+from ..data.batches import Batch
+from ..model.transformer import Transformer
+from ..parallel.world import World
+from ..system.collectives import total
+from ..system.device import autocast
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .config import RunConfig
+from ..config.run_config import RunConfig
+from ..data.corpus import Corpus
+from ..model.transformer import Transformer
+from ..parallel.placement import Placement
+from ..parallel.world import World
+from ..run.folder import Run
 from .curriculum import Curriculum
-from .data.corpus import Corpus
 from .evaluate import Evaluation, evaluate
-from .model.transformer import Transformer
-from .parallel.placement import Placement
-from .parallel.world import World
 from .routing_trace import RoutingTrace
-from .run import Run
 
 
 class Heldout:

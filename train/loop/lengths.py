@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from .batch_size import batch_size_at
-from .config import RunConfig
-from .data.order import Mixture
+from ..config.run_config import RunConfig
+from ..data.order import Mixture
+from ..optim.batch_size import batch_size_at
 from .record import Counters
 
 

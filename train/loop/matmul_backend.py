@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint
-from .config import RunConfig
-from .data.cache import cache_folder, digest_of
-from .device import processor_name
-from .errors import UserError
-from .files import write_whole
-from .identity import note_change
-from .model.experts import run_experts
-from .model.linear import Linear, has_onednn, linear
-from .model.moe import MoE
-from .model.transformer import Transformer
-from .parallel.world import World
-from .progress import Progress
+from ..config.run_config import RunConfig
+from ..data.cache import cache_folder, digest_of
+from ..errors import UserError
+from ..model.experts import run_experts
+from ..model.linear import Linear, has_onednn, linear
+from ..model.moe import MoE
+from ..model.transformer import Transformer
+from ..parallel.world import World
+from ..run.checkpoint import Checkpoint
+from ..run.identity import note_change
+from ..system.device import processor_name
+from ..system.files import write_whole
+from ..system.progress import Progress
 
 KINDS = ("linear", "experts")
 TORCH, ONEDNN = "torch", "onednn"

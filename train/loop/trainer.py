@@ -9,29 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .best import Score
-from .buffers import Buffers
-from .clipping import Clipping
+from ..config.run_config import RunConfig
+from ..data.corpus import Corpus
+from ..model.transformer import Transformer
+from ..monitor.monitor import Monitor
+from ..optim.clipping import Clipping
+from ..optim.optimizer import Optimizers
+from ..parallel.world import World
+from ..run.best import Score
+from ..run.folder import Run
+from ..run.metrics import Metrics
+from ..run.other_ranks import saver_of
+from ..system.device import autocast
+from ..system.progress import Progress
+from ..system.randomness import random_json, random_tensors
+from .buffer_snapshot import Buffers
 from .clock import Clock
-from .config import RunConfig
 from .curriculum import Curriculum
-from .data.corpus import Corpus
-from .device import autocast
+from .data_digest import digest_with
 from .evaluate import Evaluation
-from .guard import Guard
 from .heldout import Heldout
 from .lengths import Lengths
-from .metrics import Metrics
-from .model.transformer import Transformer
-from .monitor.monitor import Monitor
-from .optimizer import Optimizers
-from .parallel.quiet import saver_of
-from .parallel.world import World
-from .progress import Progress
-from .randomness import random_json, random_tensors
 from .record import Counters, StepResult, record_of, scores
-from .run import Run
-from .stream import digest_with
+from .spike_guard import Guard
 
 
 class Trainer:

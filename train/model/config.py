@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from . import rules
-from .control import Controlled, Level, Line, Section
+from .threshold_config import Controlled, Level, Line, Section
 
 Routing = Literal["top_p", "top_k", "dense"]
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]

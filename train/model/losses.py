@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..parallel.sums import total
+from ..system.collectives import total
 from .block import LayerRouting
-from .control import Section
 from .exits import ExitRouter, agreement_targets
+from .threshold_config import Section
 from .transformer import ModelOutput, Transformer, router_of
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FFNConfig
-from .control import levels
-from .threshold import Thresholded, TokenShift, keep_gradient, shifted
+from .threshold_config import levels
+from .thresholded_router import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class Routes(NamedTuple):

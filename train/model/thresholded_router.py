@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..parallel.sums import gathered
-from .control import Controlled
-from .controller import PIController, QuantileController
+from ..system.collectives import gathered
+from .controllers import PIController, QuantileController
+from .threshold_config import Controlled
 
 SOFTNESS = 0.1
 """Width of the sigmoid by which a hard decision has a gradient (straight-through), in units of the score."""

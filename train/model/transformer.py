@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..parallel.sums import drawn_for_all, gathered, total
+from ..system.collectives import drawn_for_all, gathered, total
 from .attention import rotary_tables
 from .block import Block, LayerRouting, Levels
 from .config import ModelConfig
-from .controller import PIController
+from .controllers import PIController
 from .depth import dropout_rates
 from .exits import ExitRouter, confidence
 from .initialize import initialize
 from .linear import Linear
 from .moe import MoE
 from .norm import RMSNorm
-from .threshold import Thresholded
+from .thresholded_router import Thresholded
 
 
 class Thresholds(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import Band, MonitorConfig
+from ..config.monitor import Band, MonitorConfig
 
 
 @dataclass(frozen=True)

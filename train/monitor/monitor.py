@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import RunConfig
+from ..config.run_config import RunConfig
+from ..loop.record import Counters
 from ..model.losses import LossConfig
-from ..optimizer import Optimizers
-from ..record import Counters
+from ..optim.optimizer import Optimizers
 from .alarms import Alarm, Alarms
 from .noise import Noise
 from .routers import Loads

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.block import LayerRouting
 from ..model.transformer import ModelOutput
-from ..parallel.sums import total
+from ..system.collectives import total
 
 
 class RouterFigures(NamedTuple):

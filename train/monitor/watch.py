@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..bidirectional import layer_norms, norms_by_layer
 from ..model.transformer import ModelOutput
+from ..optim.layer_scaling import layer_norms, norms_by_layer
 from ..parallel.placement import Placement
-from ..parallel.sums import ranks, total
+from ..system.collectives import ranks, total
 from .routers import router_figures
 
 

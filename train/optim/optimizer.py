@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from .bidirectional import factors, layer_norms, layer_of
-from .errors import UserError
+from ..errors import UserError
+from ..model.config import Section
+from ..parallel.placement import Placement
 from .lars import LARS
-from .model.config import Section
+from .layer_scaling import factors, layer_norms, layer_of
 from .muon import Muon
-from .parallel.placement import Placement
 
 BY_KIND: Mapping[str, dict[str, float]] = {
     "muon": {},

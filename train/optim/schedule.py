@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from ..data.order import mix
+from ..model.config import Section
 from .batch_size import Rule
-from .data.order import mix
-from .model.config import Section
 
 FIRST = 1e-3
 """Factor on the learning rate at the very start of a warm-up: the first moment on a clock still moves the weights."""

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..lars import norm_of_each
-from . import sums
+from ..optim.lars import norm_of_each
+from ..system import collectives
 
 BUCKET = 1 << 23
 """Numbers that travel in one message, 32 MiB of float32: enough that a message costs more than its beginning."""
@@ -24,7 +24,7 @@ class Split(NamedTuple):
 
     @property
     def mine(self) -> slice:
-        return slice(self.bounds[sums.rank()], self.bounds[sums.rank() + 1])
+        return slice(self.bounds[collectives.rank()], self.bounds[collectives.rank() + 1])
 
 
 class Placement:
@@ -67,7 +67,7 @@ class Placement:
 
     def reduce(self) -> None:
         """Makes the gradients those of the whole batch: call it once after the backward passes of a step."""
-        if sums.ranks() == 1:
+        if collectives.ranks() == 1:
             return
         for moved, source in self._sources.items():
             moved.grad = None if source.grad is None else local(source.grad)
@@ -103,7 +103,7 @@ class Placement:
         whole = torch.nn.utils.get_total_norm(parts[0])
         if not self._splits:
             return whole
-        (split,) = sums.total(torch.nn.utils.get_total_norm(parts[1]).double().square())
+        (split,) = collectives.total(torch.nn.utils.get_total_norm(parts[1]).double().square())
         return (whole.double().square() + split).sqrt().to(whole.dtype)
 
     def norm_of_each(self, weight: nn.Parameter, tensor: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Placement:
     def _over_ranks(self, weights: Sequence[nn.Parameter], found: list[Tensor]) -> list[Tensor]:
         split = [number for number, weight in enumerate(weights) if weight in self._splits]
         if split:
-            for number, value in zip(split, sums.total(*(found[number] for number in split)), strict=True):
+            for number, value in zip(split, collectives.total(*(found[number] for number in split)), strict=True):
                 found[number] = value
         return found
 

@@ -9,10 +9,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..errors import UserError
 from ..model.transformer import Transformer
-from . import sums
+from ..system import collectives
 from .kinds import Parallel
 from .placement import Placement, Split, is_sharded, local
-from .travel import TravellingExperts
+from .token_dispatch import TravellingExperts
 
 
 def place(model: Transformer, parallel: Parallel, *, compiled: bool = False) -> Placement:
@@ -21,7 +21,7 @@ def place(model: Transformer, parallel: Parallel, *, compiled: bool = False) -> 
     Raises:
         UserError: the model, or its compilation, does not go with it.
     """
-    if sums.ranks() == 1 or parallel == "replicate":
+    if collectives.ranks() == 1 or parallel == "replicate":
         return Placement(model)
     if parallel == "shard":
         return shard(model)  # its messages come before and after a block, so blocks compile as ever
@@ -41,7 +41,7 @@ def shard(model: Transformer) -> Placement:
     outside its block.
     """
     small = {weight for weight in model.parameters() if weight.ndim < 2}
-    mesh = init_device_mesh(model.embedding.weight.device.type, (sums.ranks(),))
+    mesh = init_device_mesh(model.embedding.weight.device.type, (collectives.ranks(),))
     for module in [*model.blocks(), model]:
         fully_shard(module, mesh=mesh, ignored_params=small)
     for each in model.modules():
@@ -59,8 +59,8 @@ def shard(model: Transformer) -> Placement:
 
 def chunks(rows: int) -> tuple[int, ...]:
     """Where torch.chunk cuts so many rows for the ranks."""
-    each = -(-rows // sums.ranks())
-    return tuple(min(rows, each * number) for number in range(sums.ranks() + 1))
+    each = -(-rows // collectives.ranks())
+    return tuple(min(rows, each * number) for number in range(collectives.ranks() + 1))
 
 
 def spread_experts(model: Transformer) -> Placement:
@@ -72,7 +72,7 @@ def spread_experts(model: Transformer) -> Placement:
     Raises:
         UserError: there are no experts, or their number does not divide.
     """
-    number, size = model.config.num_experts, sums.ranks()
+    number, size = model.config.num_experts, collectives.ranks()
     if number == 1:
         raise UserError(
             "trainer.parallel is experts, but ffn.routing is dense: there are none; --set trainer.parallel=shard"

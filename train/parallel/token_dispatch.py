@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..model.experts import run_experts
-from . import sums
+from ..system import collectives
 
 
 class _Exchange(torch.autograd.Function):
@@ -53,7 +53,7 @@ class TravellingExperts:
         self, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool = False
     ) -> Tensor:
         """x (N, D), weights (N, E) float32, selected (N, E) bool, gate_up (L, D, 2F), down (L, F, D) -> (N, D)"""
-        ranks, here = sums.ranks(), self.here
+        ranks, here = collectives.ranks(), self.here
         by_rank = selected.view(-1, ranks, here).any(-1)  # (N, ranks)
         rank, token = by_rank.t().nonzero(as_tuple=True)  # (sent,), (sent,): by rank, then by token
         counts = by_rank.sum(0)  # (ranks,)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
-from . import sums
+from ..system import collectives
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(hours=2)
@@ -38,7 +38,7 @@ class World:
     """
 
     def __init__(self) -> None:
-        self.size, self.rank = sums.ranks(), sums.rank()
+        self.size, self.rank = collectives.ranks(), collectives.rank()
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
 
     @property

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .answer import greedy_answer
-from .evaluate import Evaluation
+from ..loop.evaluate import Evaluation
+from ..loop.trainer import Trainer
+from ..run.metrics import read_metrics
+from .greedy import greedy_answer
 from .lineage import rivals, standing
-from .metrics import read_metrics
-from .runs import newest_state, recent_loss
-from .trainer import Trainer
+from .summary import newest_state, recent_loss
 from .verdict import REPORT, Report, Seen, judge
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer
 
-from .data.tokenizers import eos_id
-from .device import autocast
-from .model.transformer import Transformer
+from ..data.tokenizers import eos_id
+from ..model.transformer import Transformer
+from ..system.device import autocast
 
 
 @torch.no_grad()

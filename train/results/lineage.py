@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .config import RunConfig
-from .errors import UserError
-from .gates import GatesConfig
-from .run import Run
-from .runs import Summary, summary
+from ..config.gates import GatesConfig
+from ..config.run_config import RunConfig
+from ..errors import UserError
+from ..run.folder import Run
+from .summary import Summary, summary
 
 
 def standing(path: Path) -> Path | None:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import yaml
 
-from .best import Score, read_best
-from .checkpoint import COMPLETE, list_checkpoints
-from .differences import flatten
-from .errors import UserError
-from .gates import GatesConfig
-from .metrics import read_metrics
-from .run import NAME_RULE, RUNS, named_run
+from ..config.gates import GatesConfig
+from ..errors import UserError
+from ..run.best import Score, read_best
+from ..run.checkpoint import COMPLETE, list_checkpoints
+from ..run.differences import flatten
+from ..run.folder import NAME_RULE, RUNS, named_run
+from ..run.metrics import read_metrics
 from .verdict import Report, read_report
 
 State = Literal["complete", "training", "stopped", "no checkpoint"]

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..run.metrics import read_metrics
+from ..system.progress import duration, rate
 from .chart import Curve, chart
-from .metrics import read_metrics
-from .progress import duration, rate
-from .runs import Summary, changed
+from .summary import Summary, changed
 
 PLAIN_WIDTH = 200
 """Columns where stdout is no terminal."""

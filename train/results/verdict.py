@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .gates import BandGate, GatesConfig
-from .metrics import finite
+from ..config.gates import BandGate, GatesConfig
+from ..run.metrics import finite
 
 REPORT = "gates.json"
 FORMAT_VERSION = 1

@@ -7,9 +7,9 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import UserError
+from ..system.files import cannot_write, write_whole
 from .checkpoint import COMPLETE, list_checkpoints
-from .errors import UserError
-from .files import cannot_write, write_whole
 
 POINTER = "best.json"
 FORMAT_VERSION = 1

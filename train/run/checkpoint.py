@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .config import RunConfig, make_config
-from .errors import UserError
-from .files import cannot_write, sync_folder
-from .tensors import write_tensors
+from ..config.run_config import RunConfig, make_config
+from ..errors import UserError
+from ..system.files import cannot_write, sync_folder
+from .tensor_file import write_tensors
 
 FORMAT_VERSION = 1
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .config import RunConfig
-from .errors import UserError
-from .run import Run
+from ..config.run_config import RunConfig
+from ..errors import UserError
+from .folder import Run
 
 ALWAYS = frozenset(
     f"trainer.{key}"

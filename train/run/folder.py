@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from ..config.run_config import NAME, RunConfig
+from ..errors import UserError
+from ..system.files import cannot_write, write_whole
 from .checkpoint import list_checkpoints
-from .config import NAME, RunConfig
-from .errors import UserError
-from .files import cannot_write, write_whole
 
 RUNS = Path("runs")
 NAME_RULE = re.compile(NAME)

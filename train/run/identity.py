@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
+from ..config.run_config import RunConfig
+from ..data import Corpus
+from ..errors import UserError
+from ..model import native
+from ..parallel.world import World
+from ..system.progress import Progress
 from .checkpoint import Checkpoint
-from .config import RunConfig
-from .data import Corpus
 from .differences import refuse
-from .errors import UserError
-from .model import native
-from .parallel.world import World
-from .progress import Progress
-from .run import Run
+from .folder import Run
 
 
 def identity_of(

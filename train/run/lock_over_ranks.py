@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, newest_good, read_checkpoint
 from ..errors import UserError
-from ..progress import Progress
-from ..run import Run
-from .world import World
+from ..parallel.world import World
+from ..system.progress import Progress
+from .checkpoint import Checkpoint, newest_good, read_checkpoint
+from .folder import Run
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig
+from ..config.run_config import RunConfig
+from ..system.files import cannot_write, write_whole
 from .differences import flatten
-from .files import cannot_write, write_whole
 from .trackers import Start, Trackers
 
 KEYS = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..best import Score
-from ..config import RunConfig
-from ..metrics import Metrics
-from ..progress import Progress
-from ..run import Run
-from ..saver import Saver
-from .world import World
+from ..config.run_config import RunConfig
+from ..parallel.world import World
+from ..system.progress import Progress
+from .best import Score
+from .folder import Run
+from .metrics import Metrics
+from .saver import Saver
 
 
 class QuietMetrics(Metrics):

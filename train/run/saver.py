@@ -10,13 +10,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from .background import Staging, Writer
+from ..config.run_config import RunConfig
+from ..errors import UserError
+from ..system.progress import Progress
+from .background_writer import Staging, Writer
 from .best import POINTER, Score, point_at, read_best
 from .checkpoint import DamagedCheckpoint, prune, save_checkpoint, verify
-from .config import RunConfig
-from .errors import UserError
-from .progress import Progress
-from .run import Run
+from .folder import Run
 
 
 class Saver:

@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 from train_texts import PAIRS, decoded, held_out_targets, jsonl, lines
 
 from adaptive_lm.train.data import SourceConfig
-from adaptive_lm.train.data.augment import AugmentConfig
+from adaptive_lm.train.data.augment.config import AugmentConfig
+from adaptive_lm.train.data.augment.variants import VariantWindows, series
+from adaptive_lm.train.data.augment.word_noise import Noise, Words
 from adaptive_lm.train.data.batches import Row, StreamWindows
 from adaptive_lm.train.data.cache import Stream
-from adaptive_lm.train.data.noise import Noise, Words
 from adaptive_lm.train.data.tokenizers import byte_tokenizer, eos_id
-from adaptive_lm.train.data.variants import VariantWindows, series
 from adaptive_lm.train.errors import UserError
 
 SETTINGS = {

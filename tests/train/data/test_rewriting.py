@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from train_texts import decoded, jsonl, lines
 
-from adaptive_lm.train.data.augment import AugmentConfig
-from adaptive_lm.train.data.codelike import looks_like_code, named_as_code, paragraphs
-from adaptive_lm.train.data.rewrite import BUILTIN_TEMPLATES, Rewriter, read_templates
-from adaptive_lm.train.data.synonyms import Synonyms
+from adaptive_lm.train.data.augment.codelike import looks_like_code, named_as_code, paragraphs
+from adaptive_lm.train.data.augment.config import AugmentConfig
+from adaptive_lm.train.data.augment.rewrite import BUILTIN_TEMPLATES, Rewriter, read_templates
+from adaptive_lm.train.data.augment.synonyms import Synonyms
 from adaptive_lm.train.errors import UserError
 
 TABLE = {"big": ["large", "huge"], "river": "stream"}

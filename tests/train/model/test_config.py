@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tiny_models import CONFIGS, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer
-from adaptive_lm.train.model.control import Controlled
+from adaptive_lm.train.model.threshold_config import Controlled
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"num_heads": 4, "num_kv_heads": 3}, ["num_heads (4)", "multiple of num_kv_heads (3)"]),

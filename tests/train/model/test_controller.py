@@ -11,7 +11,7 @@ import torch
 from tiny_models import CONFIGS, B, T, tiny_ids, tiny_model
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.controller import GRID_POINTS, PIController, QuantileController, quantiles
+from adaptive_lm.train.model.controllers import GRID_POINTS, PIController, QuantileController, quantiles
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 32, 33, 34, 1000])

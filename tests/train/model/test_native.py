@@ -9,9 +9,9 @@ import torch
 from tiny_pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
-from adaptive_lm.train.identity import compare_identity
 from adaptive_lm.train.model import native
 from adaptive_lm.train.model.experts import _forward, run_experts, run_experts_plainly
+from adaptive_lm.train.run.identity import compare_identity
 
 E = EXPERTS
 TOLERANCE = 2e-2

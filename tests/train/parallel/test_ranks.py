@@ -16,12 +16,12 @@ import torch
 from tiny_ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 
-from adaptive_lm.train import session
-from adaptive_lm.train.checkpoint import load_checkpoint
-from adaptive_lm.train.config import make_config
-from adaptive_lm.train.metrics import read_metrics
+from adaptive_lm.train import training as session
+from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.model.linear import has_onednn
-from adaptive_lm.train.run import Run
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.folder import Run
+from adaptive_lm.train.run.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 

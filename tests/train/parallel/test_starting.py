@@ -16,9 +16,9 @@ import pytest
 import tiny_ranks
 import yaml
 
-from adaptive_lm.train.checkpoint import list_checkpoints, load_checkpoint
-from adaptive_lm.train.metrics import read_metrics
 from adaptive_lm.train.parallel.launch import without_option
+from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
+from adaptive_lm.train.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[3]
 ADAPTIVE = [sys.executable, "-m", "adaptive_lm.serve"]

@@ -9,16 +9,16 @@ from itertools import zip_longest
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..errors import UserError
-from .augment import AugmentConfig
-from .cache import Stream
+from ...errors import UserError
+from ..cache import Stream
+from ..order import mix
+from ..sources import Say
+from ..tokenizers import Encoder, unknown_id
 from .codelike import named_as_code
-from .noise import Noise, Words
-from .order import mix
+from .config import AugmentConfig
 from .rewrite import SLOT, Rewriter, read_templates
-from .sources import Say
 from .synonyms import Synonyms
-from .tokenizers import Encoder, unknown_id
+from .word_noise import Noise, Words
 
 AUGMENT = 7
 """What sets the keys of this room apart from those of the order of windows."""

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import UserError
-from .augment import BUILTIN, AugmentConfig
-from .chat import Message
+from ...errors import UserError
+from ..chat import Message
+from ..order import mix
 from .codelike import looks_like_code, named_as_code, paragraphs
-from .order import mix
+from .config import BUILTIN, AugmentConfig
 from .synonyms import Synonyms, cannot_read, read_values
 
 SLOT = "{question}"

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .augment import WORDNET
-from .order import uniform
+from ...errors import UserError
+from ..order import uniform
+from .config import WORDNET
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 # The most frequent words carry grammar and not meaning: WordNet has "angstrom" for "a" and "inch" for "in".

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from .batches import DocumentWindows, Row, StreamWindows, Windows
-from .cache import Stream
-from .noise import Noise, NoisyWindows
-from .order import mix
+from ..batches import DocumentWindows, Row, StreamWindows, Windows
+from ..cache import Stream
+from ..order import mix
+from .word_noise import Noise, NoisyWindows
 
 NOISE = 11
 """What sets the key of the noise apart from those of the variants."""

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .augment import AugmentConfig
-from .batches import Row, Windows
-from .cache import Stream
+from ..batches import Row, Windows
+from ..cache import Stream
+from ..order import mix, uniform
 from .codelike import looks_like_code
-from .order import mix, uniform
+from .config import AugmentConfig
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""The commands `adaptive export` and `inspect`."""

@@ -1,0 +1,1 @@
+"""Build ONNX graphs node by node, with their weights."""

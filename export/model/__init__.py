@@ -1,0 +1,1 @@
+"""The model in ONNX, file by file as in `train/model`."""

@@ -1,0 +1,1 @@
+"""Find the thresholds of least loss for each share of the compute."""

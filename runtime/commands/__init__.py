@@ -1,0 +1,1 @@
+"""The commands `adaptive generate`, `bench` and `calibrate`."""

@@ -1,0 +1,1 @@
+"""Run the exported graph: one ONNX Runtime session, its caches, routes and costs."""

@@ -1,0 +1,1 @@
+"""Read an exported model: manifest, digests, external data."""

@@ -1,0 +1,1 @@
+"""From a prompt to text: tokenizer, chat template, sampler, engine."""

@@ -1,0 +1,1 @@
+"""Show which experts, heads and layers serve which tokens."""

@@ -1,0 +1,1 @@
+"""Measure an exported model: time, memory bandwidth, perplexity."""

@@ -1,0 +1,1 @@
+"""Write to a terminal: progress, drawings, printable text."""

@@ -1,0 +1,1 @@
+"""Vary a small text anew in each epoch."""

@@ -1,0 +1,1 @@
+"""The training loop: one step after another until the run ends."""

@@ -1,0 +1,1 @@
+"""Read and judge finished runs: summaries, comparisons, gates and lineage."""

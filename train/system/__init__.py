@@ -1,0 +1,1 @@
+"""What the machine provides: devices, files, signals, random generators, collectives."""
