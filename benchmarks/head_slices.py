@@ -26,7 +26,8 @@ from adaptive_lm.export.graph.builder import BOOL, FLOAT, IR_VERSION, OPSET, Gra
 from adaptive_lm.export.graph.weights import Precision, Weights
 from adaptive_lm.export.model.attention import Attention, Cache, Cells, Shared, spare_row
 from adaptive_lm.export.model.heads import head_router
-from adaptive_lm.train.model.config import HeadsConfig, ModelConfig
+from adaptive_lm.train.model.config import ModelConfig
+from adaptive_lm.train.model.sections import HeadsConfig
 
 EXECUTIONS = ("masked", "sliced", "ifs")
 SIZES = [

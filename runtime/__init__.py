@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .dial.dial import Dial, Thresholds
     from .errors import UserError
-    from .execution.routes import Usage
+    from .execution.cost import Usage
     from .execution.session import Session, Step
     from .format.manifest import Manifest
     from .generation.engine import Engine, Generation, Params, Token, load

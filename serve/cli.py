@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "adaptive_lm.export.commands.export:export",
     "calibrate": "adaptive_lm.runtime.commands.calibrate:calibrate",
     "generate": "adaptive_lm.runtime.commands.generate:generate",
-    "bench": "adaptive_lm.runtime.commands.generate:bench",
+    "bench": "adaptive_lm.runtime.commands.bench:bench",
     "inspect": "adaptive_lm.export.commands.inspect:inspect",
 }
 

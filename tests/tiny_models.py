@@ -10,8 +10,8 @@ import reference
 import torch
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, Thresholds, Transformer
-from adaptive_lm.train.model.config import AttentionConfig, HeadsConfig
 from adaptive_lm.train.model.norm import RMSNorm
+from adaptive_lm.train.model.sections import AttentionConfig, HeadsConfig
 
 B, T, V = 2, 17, 29
 BASE: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.commands.generate import check_plot, dial_options, model_options, utf8_stdout
+from ...runtime.commands.options import check_plot, dial_options, model_options, utf8_stdout
 
 if TYPE_CHECKING:
     from ...runtime.inspection.inspect import Inspection, InspectParams

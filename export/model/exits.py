@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ...train.model.config import ExitCriterion
+from ...train.model.sections import ExitCriterion
 from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .threshold import linear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...train.model.config import FFNConfig
+from ...train.model.sections import FFNConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .experts import run_experts

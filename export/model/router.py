@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...train.model.config import FFNConfig
+from ...train.model.sections import FFNConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.weights import Weights
 from .threshold import limit

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ...runtime.execution.kv_cache import Cache, Pass
+from ...runtime.execution.binding import Pass
+from ...runtime.execution.kv_cache import Cache
 from ...runtime.format.files import GRAPH
 from ...runtime.format.manifest import Manifest
 from ...train.model import Thresholds

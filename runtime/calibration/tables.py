@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from ..generation.render import PLAIN_WIDTH
+from ..terminal.text import PLAIN_WIDTH
 
 if TYPE_CHECKING:
     from .calibrate import Calibrated

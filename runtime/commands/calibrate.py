@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from .generate import EXIT_INTERRUPTED, check_plot, model_options
+from .generate import EXIT_INTERRUPTED
+from .options import check_plot, model_options
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")

@@ -17,9 +17,11 @@ from ..dial.dial import Dial, Thresholds, resolve
 from ..errors import UserError, WrongUsageError
 from ..format.files import GRAPH
 from ..format.manifest import Manifest
-from .kv_cache import ROUND_CAPACITY, Cache, Pass, expected_names
+from .binding import Pass, expected_names
+from .cost import Meter, Usage
+from .kv_cache import ROUND_CAPACITY, Cache
 from .providers import choose_device
-from .routes import Meter, Routes, Usage, joined
+from .routes import Routes, joined
 
 SMALL_BYTES = 128 * 2**20
 """Weights up to which one thread decodes faster than two (docs/decisions/0005)."""

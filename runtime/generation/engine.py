@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..dial.dial import Dial, resolve
 from ..errors import UserError, WrongUsageError
-from ..execution.routes import Meter, Routes, Usage, at
+from ..execution.cost import Meter, Usage
+from ..execution.routes import Routes, at
 from ..execution.session import Session
 from ..format.manifest import Manifest
 from .chat import Message, render

@@ -1,25 +1,17 @@
 """What a person sees beside the text: a summary, and for each token what it used. All of it on stderr."""
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..format.manifest import Manifest
+from ..terminal.text import console, printable
 from .engine import Token
 from .summary import Summary
 
 # From little compute to much; legible on light and dark ground, and in order for the colour-blind too.
 SCALE = ("#2166ac", "#4393c3", "#7fbf7b", "#d9a441", "#d6604d", "#b2182b")
-PLAIN_WIDTH = 160  # of a table where stderr is no terminal
-
-
-def console() -> Console:
-    """Writes to stderr, in colour where that is a terminal."""
-    width = None if sys.stderr.isatty() else PLAIN_WIDTH
-    return Console(stderr=True, highlight=False, soft_wrap=True, width=width)
 
 
 def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
@@ -106,8 +98,3 @@ def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
         share, milliseconds = f"{usage.flops_share:.0%}", f"{token.seconds * 1000:.2f}"
         rows.add_row(name, *cells, str(len(run)), leave, share, milliseconds)
     return rows
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """`text` without the control characters by which a model could steer a terminal; line ends stay where `lines`."""
-    return "".join(char if char.isprintable() or (lines and char in "\n\t") else repr(char)[1:-1] for char in text)

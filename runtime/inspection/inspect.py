@@ -14,7 +14,8 @@ import numpy as np
 from ..dial.dial import Dial, remarks, resolve
 from ..dial.thresholds import Thresholds
 from ..errors import UserError, WrongUsageError
-from ..execution.routes import Routes, Usage, joined
+from ..execution.cost import Usage
+from ..execution.routes import Routes, joined
 from ..format.manifest import Model
 from ..generation.engine import Engine, load
 from ..measuring.given_text import read_text

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..generation.render import PLAIN_WIDTH
+from ..terminal.text import PLAIN_WIDTH
 from .figures import Choice, Part, Split, Spread
 from .saturation import Saturation
 from .token_groups import REST

@@ -12,7 +12,7 @@ from itertools import count, takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from ..generation.render import printable
+from ..terminal.text import printable
 
 Ints = NDArray[np.int64]
 

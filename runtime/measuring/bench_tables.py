@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..generation.render import PLAIN_WIDTH
+from ..terminal.text import PLAIN_WIDTH
 
 Figures = dict[str, Any]
 

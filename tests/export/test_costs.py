@@ -21,7 +21,8 @@ from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.check import points
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial.dial import Thresholds as SessionThresholds
-from adaptive_lm.runtime.execution.kv_cache import Cache, Pass
+from adaptive_lm.runtime.execution.binding import Pass
+from adaptive_lm.runtime.execution.kv_cache import Cache
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
 from adaptive_lm.runtime.format.manifest import CostTable, LayerCosts, Manifest

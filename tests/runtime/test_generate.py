@@ -152,7 +152,7 @@ def test_colours_follow_the_share_of_flops_on_a_terminal(
 
 
 def test_a_model_cannot_steer_the_terminal_from_the_table() -> None:
-    from adaptive_lm.runtime.generation.render import printable
+    from adaptive_lm.runtime.terminal.text import printable
 
     assert printable("a\x1b[2Jb\x07") == r"a\x1b[2Jb\x07"
     assert printable("a\nü", lines=True) == "a\nü"

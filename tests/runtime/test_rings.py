@@ -9,7 +9,8 @@ from tiny_graph import L
 
 from adaptive_lm.runtime import Dial, Engine, Session
 from adaptive_lm.runtime.dial.dial import resolve
-from adaptive_lm.runtime.execution.kv_cache import CHUNK, Pass, cache_shapes, ring
+from adaptive_lm.runtime.execution.binding import Pass
+from adaptive_lm.runtime.execution.kv_cache import CHUNK, cache_shapes, ring
 from adaptive_lm.runtime.execution.session import Step
 
 POINT = (0.6, 0.4, 0.8, 0.5)

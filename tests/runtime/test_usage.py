@@ -8,7 +8,8 @@ from tiny_graph import E, L, expected, manifest_content
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
 from adaptive_lm.runtime.dial.dial import resolve
-from adaptive_lm.runtime.execution.routes import Meter, Routes
+from adaptive_lm.runtime.execution.cost import Meter
+from adaptive_lm.runtime.execution.routes import Routes
 from adaptive_lm.runtime.format.manifest import Costs
 
 IDS = list(b"How do mountains form?")

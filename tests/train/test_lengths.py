@@ -14,7 +14,7 @@ from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop.lengths import Lengths, Shape
-from adaptive_lm.train.loop.record import Counters
+from adaptive_lm.train.run.counters import Counters
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.system.progress import Progress
 

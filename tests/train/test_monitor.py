@@ -17,7 +17,6 @@ from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import curriculum
-from adaptive_lm.train.loop.record import Counters
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.transformer import ModelOutput
 from adaptive_lm.train.monitor.alarms import Alarms
@@ -27,6 +26,7 @@ from adaptive_lm.train.monitor.routers import router_figures
 from adaptive_lm.train.monitor.watch import Watch, noise_of
 from adaptive_lm.train.optim.optimizer import Optimizers
 from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.counters import Counters
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -16,10 +16,11 @@ from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import curriculum
-from adaptive_lm.train.loop.record import Counters, StepResult
+from adaptive_lm.train.loop.record import StepResult
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.optim.optimizer import Optimizers
+from adaptive_lm.train.run.counters import Counters
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import Metrics, read_metrics
 from adaptive_lm.train.system.progress import Progress

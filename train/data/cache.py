@@ -30,21 +30,6 @@ ABANDONED_SECONDS = 24 * 3600
 READ_BYTES = 8 * 2**20
 
 
-def cache_folder(configured: str | None) -> Path:
-    """The folder of the config, else `$ADAPTIVE_CACHE`, else `adaptive-lm` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if configured:
-        return Path(configured).expanduser()
-    if os.environ.get("ADAPTIVE_CACHE"):
-        return Path(os.environ["ADAPTIVE_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "adaptive-lm"
-
-
-def digest_of(value: object) -> str:
-    """sha256 of `value` as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Stream:
     """The tokens of one part of one source: end-of-text, document, end-of-text, document, ..., end-of-text.

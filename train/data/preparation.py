@@ -8,10 +8,11 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from ..errors import UserError
+from ..system.cache_folder import cache_folder, digest_of
 from .augment.augmenter import Augmenter, Plan
 from .augment.rewrite import Rewriter
 from .build import expected_bytes, free_bytes, report_unknown, write_entry
-from .cache import Entry, cache_folder, digest_of, disk_error, new_entry, open_entry, write_file
+from .cache import Entry, disk_error, new_entry, open_entry, write_file
 from .chat import ChatTemplate
 from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus

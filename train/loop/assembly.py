@@ -12,9 +12,9 @@ from ..optim.optimizer import Optimizers
 from ..parallel.placement import Placement
 from ..parallel.world import World
 from ..run.checkpoint import Checkpoint
+from ..run.counters import Counters
 from ..system.randomness import restore_random, seed_all
 from .compilation import compile_model
-from .record import Counters
 
 
 def assemble(

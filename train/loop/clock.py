@@ -8,8 +8,8 @@ from ..config.run_config import RunConfig
 from ..data.corpus import Corpus
 from ..optim.batch_size import rate_factor, sequences_between
 from ..optim.schedule import WarmUp, multiplier, progress, warm_up
+from ..run.counters import Counters
 from .lengths import Shape
-from .record import Counters
 
 
 class Clock:

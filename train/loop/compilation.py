@@ -9,9 +9,9 @@ import shutil
 import torch
 
 from ..config.run_config import RunConfig
-from ..data.cache import cache_folder
 from ..errors import UserError
 from ..model.transformer import Transformer
+from ..system.cache_folder import cache_folder
 
 RECOMPUTING_LOG = "torch._higher_order_ops.wrap"
 COMPILERS = ("g++", "clang++", "cl")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..config.run_config import RunConfig
 from ..data.order import Mixture
 from ..optim.batch_size import batch_size_at
-from .record import Counters
+from ..run.counters import Counters
 
 
 class Shape(NamedTuple):

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..config.run_config import RunConfig
-from ..data.cache import cache_folder, digest_of
 from ..errors import UserError
 from ..model.experts import run_experts
 from ..model.linear import Linear, has_onednn, linear
@@ -27,6 +26,7 @@ from ..model.transformer import Transformer
 from ..parallel.world import World
 from ..run.checkpoint import Checkpoint
 from ..run.identity import note_change
+from ..system.cache_folder import cache_folder, digest_of
 from ..system.device import processor_name
 from ..system.files import write_whole
 from ..system.progress import Progress

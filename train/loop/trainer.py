@@ -17,6 +17,7 @@ from ..optim.clipping import Clipping
 from ..optim.optimizer import Optimizers
 from ..parallel.world import World
 from ..run.best import Score
+from ..run.counters import Counters
 from ..run.folder import Run
 from ..run.metrics import Metrics
 from ..run.other_ranks import saver_of
@@ -30,7 +31,7 @@ from .data_digest import digest_with
 from .evaluate import Evaluation
 from .heldout import Heldout
 from .lengths import Lengths
-from .record import Counters, StepResult, record_of, scores
+from .record import StepResult, record_of, scores
 from .spike_guard import Guard
 
 

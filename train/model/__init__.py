@@ -1,7 +1,8 @@
 """The model in torch: what `export/` mirrors node by node."""
 
-from .config import DepthConfig, FFNConfig, ModelConfig
+from .config import ModelConfig
 from .losses import LossConfig, cross_entropy, training_loss
+from .sections import DepthConfig, FFNConfig
 from .transformer import ModelOutput, Thresholds, Transformer
 
 __all__ = [

@@ -2,130 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from . import rules
-from .threshold_config import Controlled, Level, Line, Section
-
-Routing = Literal["top_p", "top_k", "dense"]
-HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
-Positions = Literal["rope", "cope", "none"]
-WindowKind = Literal["fixed", "length", "entropy", "learned"]
-ExitCriterion = Literal["top_prob", "margin", "entropy", "router"]
-SkippedKV = Literal["none", "project"]
-
-
-class AttentionConfig(Section):
-    """What attention knows of order, and how far it looks back; each for all layers, or a list of one a layer."""
-
-    positions: Positions | tuple[Positions, ...] = "rope"
-    """`rope` turns queries and keys; `cope` counts the tokens that matter in their context; `none` leaves order to the
-    causal mask."""
-    max_positions: int = Field(64, ge=2)
-    """Contextual positions of `cope`; a token further away has the last of them."""
-    window: int | tuple[int, ...] = 0
-    """Tokens that a layer looks back at, its own included, the most of them where the window adapts; 0 is no window."""
-    window_kind: WindowKind = "fixed"
-    """`length`: a share of the tokens so far; `entropy`: held at a multiple of the tokens that attention spreads over;
-    `learned`: by a score of each token."""
-    window_least: int = Field(16, ge=1)
-    """What a window that adapts never falls below."""
-    window_share: float = Field(0.5, gt=0, le=1)
-    """Share of the tokens so far, under `length`."""
-    window_factor: float = Field(3.0, ge=1)
-    """Window over exp(entropy of attention), under `entropy`."""
-    window_ramp: int = Field(16, ge=1)
-    """Tokens over which the edge of a `learned` window falls while training; at inference it is hard."""
-
-
-class HeadsConfig(Controlled):
-    """Which query heads a token uses (mixture of heads)."""
-
-    routing: HeadRouting = "all"
-    """`top_k` and `top_p` choose among the heads that are not shared; `adaptive` has none shared and lets a score of
-    the token say how many; `all` builds no router."""
-    shared_heads: int = Field(0, ge=0)
-    """Heads that every token uses."""
-    heads_per_token: float | None = Field(None, ge=1)
-    """The average that the controller holds in each layer, shared heads included; k itself under `top_k`. null takes
-    three quarters."""
-    least_heads: int = Field(1, ge=1)
-    most_heads: int | None = Field(None, ge=1)
-    """The fewest and the most of an `adaptive` token; null takes all."""
-    head_top_p: Level = 0.6
-    """The threshold itself where `controller` is `fixed`, its start where it is `learned` or `pi`."""
-
-
-class FFNConfig(Controlled):
-    """The feed-forward part of every block."""
-
-    routing: Routing = "top_p"
-    """`top_p`: as many experts as it takes to gather the mass; `top_k`: a fixed number; `dense`: one FFN, no router."""
-    dim: int = Field(344, ge=1)
-    """Hidden width of the one FFN when `routing` is `dense`."""
-    num_experts: int = Field(8, ge=2)
-    expert_dim: int = Field(216, ge=1)
-    """Hidden width of one expert."""
-    shared_expert_dim: int = Field(0, ge=0)
-    """Hidden width of an expert that every token uses; 0 builds none."""
-    experts_per_token: float = Field(1.6, ge=1)
-    """The average that the controller holds in each layer (`top_p`), or k itself (`top_k`)."""
-    renormalize: bool = True
-    """Divide the routing weights of the chosen experts by their sum."""
-    router_top_p: Level = 0.4
-    """The threshold itself where `controller` is `fixed` (Huang et al. 2024 use 0.4), its start where it is `learned`
-    or `pi`."""
-
-    @model_validator(mode="after")
-    def _experts_fit(self) -> Self:
-        if self.routing != "top_p":
-            self.refuse_control(f"routing {self.routing} has no threshold")
-        if self.routing == "dense":
-            return self
-        if self.experts_per_token > self.num_experts:
-            raise ValueError(
-                f"experts_per_token is {self.experts_per_token} but num_experts is only {self.num_experts}"
-            )
-        if self.routing == "top_k" and self.experts_per_token != int(self.experts_per_token):
-            raise ValueError(
-                f"top_k needs a whole experts_per_token, found {self.experts_per_token}: say 2, or use top_p"
-            )
-        return self
-
-
-class DepthConfig(Controlled):
-    """Which layers a token runs: skipped by a router, or left out by an early exit."""
-
-    layers_share: float = Field(1.0, gt=0, le=1)
-    """Share of the tokens that run each routed block (all but the first and the last); 1 builds no depth router."""
-    depth_threshold: Level = 0.5
-    """The threshold itself where `controller` is `fixed`, its start where it is `learned` or `pi`."""
-    skipped_kv: SkippedKV = "project"
-    """Keys and values of a skipped token: `none` leaves it out of that layer's cache, `project` writes them from its
-    frozen state."""
-    ema: float = Field(0.6, ge=0, lt=1)
-    exit_layers: tuple[int, ...] = ()
-    """Layers after which a token may leave, each before the last."""
-    exit_criterion: ExitCriterion = "top_prob"
-    """What must pass the exit threshold: the highest probability, its lead over the second, 1 - entropy / log V, or
-    the score of a router that learns whether the last layer would choose the same."""
-    layer_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the sequences that leave out the last layer while training; earlier layers less (LayerSkip)."""
-    layer_dropout_curriculum: Literal["constant", "exponential"] = "constant"
-    """`exponential`: from nothing at the start of the run to `layer_dropout` at its end."""
-
-    @model_validator(mode="after")
-    def _has_what_it_sets(self) -> Self:
-        if self.layers_share == 1:
-            self.refuse_control("layers_share 1 builds no depth router")
-        if self.exit_criterion != "top_prob" and not self.exit_layers:
-            raise ValueError(
-                f"exit_criterion is {self.exit_criterion} but exit_layers is empty: name the layers after which tokens "
-                "may leave, or leave it out"
-            )
-        return self
+from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Positions
+from .threshold_config import Level, Line, Section
 
 
 class ModelConfig(Section):
@@ -155,9 +38,9 @@ class ModelConfig(Section):
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}), or set head_dim")
-        rules.fit_depth(self)
-        rules.fit_attention(self)
-        rules.fit_heads(self)
+        fit_depth(self)
+        fit_attention(self)
+        fit_heads(self)
         for section, name in (("heads", "head_top_p"), ("ffn", "router_top_p"), ("depth", "depth_threshold")):
             getattr(self, section).fit_level(
                 f"{section}.{name}", getattr(getattr(self, section), name), self.num_layers
@@ -237,3 +120,91 @@ class ModelConfig(Section):
 
 
 __all__ = ["AttentionConfig", "DepthConfig", "FFNConfig", "HeadsConfig", "Level", "Line", "ModelConfig", "Section"]
+
+
+Kind = TypeVar("Kind", str, int)
+
+
+def fit_depth(config: ModelConfig) -> None:
+    depth, layers = config.depth, config.num_layers
+    if depth.layers_share < 1.0 and layers < 3:
+        raise ValueError(
+            f"layers_share is {depth.layers_share} but num_layers is {layers}: the first and the "
+            "last block always run, so a depth router needs at least 3; or set layers_share to 1"
+        )
+    for layer in depth.exit_layers:
+        if not 0 <= layer < layers - 1:
+            raise ValueError(f"exit_layers names layer {layer}; an exit needs 0 <= layer < {layers - 1}")
+    if list(depth.exit_layers) != sorted(set(depth.exit_layers)):
+        raise ValueError(f"exit_layers must rise without repeats, found {list(depth.exit_layers)}")
+
+
+def fit_attention(config: ModelConfig) -> None:
+    attention, layers = config.attention, range(config.num_layers)
+    _one_a_layer("attention.positions", attention.positions, config.num_layers)
+    _one_a_layer("attention.window", attention.window, config.num_layers)
+    kinds = {config.positions_of(layer) for layer in layers}
+    if "rope" in kinds and config.width_of_head % 2:
+        raise ValueError(f"heads are {config.width_of_head} wide; rotary positions need an even width")
+    if attention.window_kind != "fixed" and not config.has_windows:
+        raise ValueError(
+            f"attention.window_kind is {attention.window_kind} but attention.window is 0: set the most tokens to see"
+        )
+    for layer in layers:
+        window = config.window_of(layer)
+        if window < 0:
+            raise ValueError(f"attention.window of layer {layer} is {window}; expected 0 (none) or more")
+        if window and attention.window_kind != "fixed" and window < attention.window_least:
+            raise ValueError(
+                f"attention.window of layer {layer} is {window}, below attention.window_least "
+                f"({attention.window_least}): a window adapts between the two"
+            )
+        if window and config.positions_of(layer) == "cope" and window < attention.max_positions:
+            raise ValueError(
+                f"attention.window of layer {layer} is {window}, shorter than its attention.max_positions "
+                f"({attention.max_positions}): positions beyond the window are never reached; lower max_positions"
+            )
+
+
+def fit_heads(config: ModelConfig) -> None:
+    heads, number = config.heads, config.num_heads
+    if heads.routing in ("all", "top_k"):
+        heads.refuse_control(f"heads.routing {heads.routing} has no threshold", "heads.")
+    if heads.routing == "all":
+        fields = ("shared_heads", "heads_per_token", "least_heads", "most_heads")
+        given = [name for name in fields if getattr(heads, name) != type(heads).model_fields[name].default]
+        if given:
+            raise ValueError(f"heads.{given[0]} is set but heads.routing is all: choose top_k, top_p or adaptive")
+        return
+    wanted, least, most = config.heads_per_token, config.least_heads, config.most_heads
+    if heads.routing == "adaptive":
+        if heads.shared_heads:
+            raise ValueError(f"heads.shared_heads is {heads.shared_heads}, but adaptive heads share none: set it to 0")
+        if not least <= most <= number:
+            raise ValueError(
+                f"heads.least_heads is {least} and heads.most_heads {most}; expected "
+                f"least_heads <= most_heads <= num_heads ({number})"
+            )
+        if not least <= wanted <= most:
+            raise ValueError(
+                f"heads.heads_per_token is {wanted}; expected {least} to {most}, least_heads to most_heads"
+            )
+        return
+    if heads.most_heads is not None or heads.least_heads != 1:
+        raise ValueError(f"heads.least_heads and heads.most_heads are for adaptive heads, not for {heads.routing}")
+    if heads.shared_heads >= number:
+        raise ValueError(f"heads.shared_heads is {heads.shared_heads} of num_heads {number}: none is left to route")
+    if not heads.shared_heads + 1 <= wanted <= number:
+        raise ValueError(
+            f"heads.heads_per_token is {wanted}; expected {heads.shared_heads + 1} to {number}: the shared heads, at "
+            "least one routed head, at most num_heads"
+        )
+    if heads.routing == "top_k" and wanted != int(wanted):
+        raise ValueError(
+            f"top_k needs a whole heads.heads_per_token, found {wanted}: say {round(wanted)}, or use top_p"
+        )
+
+
+def _one_a_layer(name: str, given: Kind | Sequence[Kind], layers: int) -> None:
+    if not isinstance(given, (str, int)) and len(given) != layers:
+        raise ValueError(f"{name} lists {len(given)} layers, num_layers is {layers}: give one for each, or one for all")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import DepthConfig
+from .sections import DepthConfig
 from .threshold_config import levels
 from .thresholded_router import Thresholded, TokenShift, keep_gradient, shifted
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .config import ExitCriterion
+from .sections import ExitCriterion
 
 
 class ExitRouter(nn.Module):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.cache import cache_folder
+from ..system.cache_folder import cache_folder
 
 SOURCE = Path(__file__).with_name("experts.cpp")
 COMPILERS = ("g++", "clang++")

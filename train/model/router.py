@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import FFNConfig
+from .sections import FFNConfig
 from .threshold_config import levels
 from .thresholded_router import Thresholded, TokenShift, keep_gradient, shifted
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from .config import AttentionConfig, ModelConfig
+from .config import ModelConfig
+from .sections import AttentionConfig
 
 LEVELS = 15
 """Sizes of a learned window: few, so that few tokens stand near an edge; odd, so that a score of 1/2, from which a

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..loop.record import Counters
 from ..model.losses import LossConfig
 from ..optim.optimizer import Optimizers
+from ..run.counters import Counters
 from .alarms import Alarm, Alarms
 from .noise import Noise
 from .routers import Loads

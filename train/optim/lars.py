@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..parallel.placement import norm_of_each
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling.
@@ -50,10 +52,3 @@ class LARS(torch.optim.Optimizer):
                 ratio = self.norm_of(weight, weight) / (self.norm_of(weight, weight.grad) + group["eps"])
                 move = state["momentum_buffer"].mul_(group["momentum"]).add_(group["lr"] * ratio * weight.grad)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(move)
-
-
-def norm_of_each(weight: Tensor) -> Tensor:
-    """The norm of each matrix of a stack (E, 1, 1), or of the whole of anything else, ()."""
-    dims = (1, 2) if weight.ndim == 3 else None
-    found: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=weight.ndim == 3)
-    return found

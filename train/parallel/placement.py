@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..optim.lars import norm_of_each
 from ..system import collectives
 
 BUCKET = 1 << 23
@@ -192,3 +191,10 @@ def _sum_gradients(weights: Sequence[nn.Parameter]) -> None:
     summed = torch.split(flat[len(weights) :], [weight.numel() for weight in weights])
     for weight, part, number in zip(weights, summed, counts, strict=True):
         weight.grad = part.view_as(weight) if number else None
+
+
+def norm_of_each(weight: Tensor) -> Tensor:
+    """The norm of each matrix of a stack (E, 1, 1), or of the whole of anything else, ()."""
+    dims = (1, 2) if weight.ndim == 3 else None
+    found: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=weight.ndim == 3)
+    return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adaptive_lm.train.model import ModelConfig, Transformer
 from adaptive_lm.train.model.attention import Attention, rotary_tables, rotate
-from adaptive_lm.train.model.config import AttentionConfig
+from adaptive_lm.train.model.sections import AttentionConfig
 from adaptive_lm.train.model.window import WindowController, window_by_length, window_levels
 
 ALL_HEADS = torch.tensor(1.0)

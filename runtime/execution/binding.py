@@ -1,0 +1,65 @@
+"""One call of the graph: its input and output arrays, bound once."""
+
+from typing import Any
+
+import numpy as np
+
+from ..format.manifest import Manifest, Model
+from .kv_cache import BATCH, THRESHOLDS, Cache, cache_shapes
+
+
+class Pass:
+    """One call of the graph with T tokens, logits of the last `num_logits`: its arrays, and the binding to them."""
+
+    def __init__(self, ort: Any, session: Any, manifest: Manifest, cache: Cache, T: int, num_logits: int) -> None:
+        model = manifest.model
+        L = model.num_layers
+        self.ids = np.zeros((BATCH, T), np.int64)
+        self.positions = np.zeros((BATCH, T), np.int64)
+        self.logits = np.zeros((BATCH, num_logits, model.vocab_size), np.float32)
+        self.selected_experts = np.zeros((L, BATCH, T, model.num_experts), np.bool_)
+        self.layers_run = np.zeros((L, BATCH, T), np.bool_)
+        self.exit_layer = np.zeros((BATCH, T), np.int64)
+        self.new_lengths = np.zeros((L, BATCH), np.int64)
+        self.selected_heads = np.zeros((L, BATCH, T, model.num_heads), np.bool_)
+        self.windows = np.zeros((L, BATCH, T), np.int64)
+        self._session = session
+        self._binding = session.io_binding()
+        self._on_cpu = next(iter(cache.values.values())).device_name() == "cpu"
+        inputs = {"ids": self.ids, "positions": self.positions, "num_logits": np.asarray(num_logits, np.int64)}
+        # An OrtValue made from an array on the CPU is that array; kept here, for it lives no longer than its owner.
+        self._inputs = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (inputs | cache.inputs()).items()
+        }
+        self._keep = (inputs, cache)
+        self._bind_inputs()
+        for name in reported(model):
+            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(getattr(self, name)))
+        for (kind, layer), value in cache.values.items():
+            self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", value)
+            self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", value)
+
+    def run(self) -> None:
+        """Run the graph on what the input arrays hold now."""
+        if not self._on_cpu:
+            self._bind_inputs()  # for CUDA, binding is what copies them to the device
+        self._session.run_with_iobinding(self._binding)
+
+    def _bind_inputs(self) -> None:
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+
+
+def reported(model: Model) -> list[str]:
+    """The outputs of the graph that are no caches."""
+    names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
+    return names + ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
+
+
+def expected_names(manifest: Manifest) -> tuple[set[str], set[str]]:
+    """Names of the inputs and outputs that a graph of this format has."""
+    model = manifest.model
+    inputs = {"ids", "positions", "lengths", *THRESHOLDS, "num_logits", *["head_top_p"] * model.dials_heads}
+    caches = cache_shapes(model, 1)
+    inputs |= {f"past_{kind}.{layer}" for kind, layer in caches}
+    return inputs, {*reported(model), *(f"present_{kind}.{layer}" for kind, layer in caches)}
