@@ -31,9 +31,9 @@ from typing import Any
 
 import torch
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import session, trainer  # noqa: F401  # session is imported here so that no fork has to
-from adaptive_lm.train.errors import UserError
+from adaptive_lm.train.loop import trainer  # training is imported here so that no fork has to
 from adaptive_lm.train.run.best import read_best
 from adaptive_lm.train.run.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint, newest_good, verify
 

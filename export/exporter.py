@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..contract.errors import UserError
+from ..contract.file_names import WEIGHTS
 from ..runtime.execution.session import Session, usable_cores
-from ..runtime.format.files import WEIGHTS
-from ..train.errors import UserError
 from .graph.weights import Precision
 from .package import replacing, write_files
 from .proof.check import check, only_ties, points

@@ -14,17 +14,17 @@ import onnx
 import torch
 from onnx import helper
 
-from ..runtime.format.files import GRAPH, WEIGHTS, digest
-from ..runtime.format.manifest import FORMAT, NAME, FileInfo, Layer, Manifest, Model, Tensor, Thresholds
+from ..contract.errors import UserError
+from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS
+from ..runtime.format.files import digest
+from ..runtime.format.manifest import FORMAT, FileInfo, Layer, Manifest, Model, Tensor, Thresholds
 from ..train.data.chat import EOS
-from ..train.errors import UserError
 from .costs import costs
 from .graph.builder import IR_VERSION, OPSET
 from .graph.weights import Precision
 from .model.transformer import Signature, build, graph_inputs, graph_outputs
 from .source import Source, dial
 
-TOKENIZER = "tokenizer.json"
 SMALL = 1024
 """Bytes up to which a constant stays in the graph's own file."""
 
@@ -62,10 +62,10 @@ def replacing(out: Path) -> Iterator[Path]:
 
 def _replaceable(out: Path) -> bool:
     """Whether `out` is empty or an exported model; many other things keep a file manifest.json, too."""
-    if not out.is_dir() or not (out / NAME).exists():
+    if not out.is_dir() or not (out / MANIFEST).exists():
         return out.is_dir() and not any(out.iterdir())
     try:
-        content = json.loads((out / NAME).read_bytes())
+        content = json.loads((out / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT

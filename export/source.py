@@ -10,8 +10,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ..contract.errors import UserError
+from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
 from ..runtime.format.manifest import DialTable, DialTarget
-from ..train.errors import UserError
 from ..train.model import ModelConfig, Thresholds, Transformer
 from ..train.model.controllers import GRID_POINTS
 from ..train.model.thresholded_router import shifted
@@ -112,7 +113,7 @@ def find_run(name: str) -> Path:
         UserError: there is neither.
     """
     # the run first, since a folder that happens to lie here may share its name; that one is spelt ./NAME
-    if Path(name).name == name and (RUNS / name / "config.yaml").is_file():
+    if Path(name).name == name and (RUNS / name / CONFIG).is_file():
         return RUNS / name
     if Path(name).is_dir():
         return Path(name)
@@ -133,15 +134,15 @@ def read(path: Path) -> Source:
     config = checkpoint.config.model
     model = Transformer(config).eval()
     model.load_state_dict(checkpoint.model_state)
-    tokenizer_json = _text(checkpoint.run / "tokenizer.json")
-    template = checkpoint.run / "chat_template.jinja"
+    tokenizer_json = _text(checkpoint.run / TOKENIZER)
+    template = checkpoint.run / CHAT_TEMPLATE
     source = Source(
         checkpoint,
         model,
         tokenizer_json,
-        _tokenizer(tokenizer_json, checkpoint.run / "tokenizer.json", config.vocab_size),
+        _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size),
         _text(template) if template.exists() else None,
-        _text(checkpoint.run / "heldout.txt"),
+        _text(checkpoint.run / HELDOUT),
     )
     if source.heldout_ids(2).shape[1] < 2:
         raise UserError(f"{checkpoint.run / 'heldout.txt'} is too short to check an export by; train the run again")

@@ -12,8 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..contract.errors import UserError
     from .dial.dial import Dial, Thresholds
-    from .errors import UserError
     from .execution.cost import Usage
     from .execution.session import Session, Step
     from .format.manifest import Manifest
@@ -32,7 +32,7 @@ _HOME = {
     "Token": "generation.engine",
     "Tokenizer": "generation.tokenizer",
     "Usage": "execution.routes",
-    "UserError": "errors",
+    "UserError": ".contract.errors",
     "load": "generation.engine",
 }
 

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
+from ..contract.errors import EXIT_INTERRUPTED, UserError
+
 # Command -> where it lives. Strings, because serve imports no room but runtime, and because what is not called is not
 # imported.
 COMMANDS: Mapping[str, str] = {
@@ -35,8 +37,6 @@ EXTRAS: Mapping[str, str] = {
     "starlette": "serve",
     "uvicorn": "serve",
 }
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 class LazyGroup(click.Group):
@@ -76,10 +76,8 @@ class LazyGroup(click.Group):
             if message is None:
                 raise
             self.fail(ctx, message)
-        except Exception as error:
-            if not getattr(error, "for_people", False):
-                raise
-            self.fail(ctx, str(error), getattr(error, "exit_code", 1))
+        except UserError as error:
+            self.fail(ctx, str(error), error.exit_code)
         return result
 
     @staticmethod

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -20,10 +20,52 @@ from packaging.utils import canonicalize_name
 from adaptive_lm.serve.cli import COMMANDS, EXTRAS, group
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("runtime", "train", "export", "serve")
-# serve -> runtime <- export -> train
-ARROWS = {("serve", "runtime"), ("export", "runtime"), ("export", "train")}
-FORBIDDEN = {"runtime": {"torch", "onnx", "safetensors"}, "serve": {"torch", "onnx", "safetensors"}}
+ROOMS = ("contract", "runtime", "train", "export", "serve")
+# serve -> runtime <- export -> train, and all of them -> contract
+ARROWS = {("serve", "runtime"), ("export", "runtime"), ("export", "train"), *((room, "contract") for room in ROOMS)}
+# Inside a room a package imports only those that stand after it; those on one line do not know each other.
+LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "contract": (("files",), ("errors", "file_names", "byte_table", "messages")),
+    "train": (
+        ("__main__",),
+        ("commands",),
+        ("recipe_stages",),
+        ("training",),
+        ("results",),
+        ("loop",),
+        ("monitor",),
+        ("run",),
+        ("config",),
+        ("optim",),
+        ("parallel",),
+        ("model", "data"),
+        ("system", "recipes"),
+    ),
+    "runtime": (
+        ("commands",),
+        ("inspection", "calibration"),
+        ("measuring",),
+        ("generation",),
+        ("execution",),
+        ("dial",),
+        ("format", "terminal"),
+    ),
+    "export": (
+        ("commands",),
+        ("exporter", "inspecting"),
+        ("package",),
+        ("proof",),
+        ("source", "costs"),
+        ("model",),
+        ("graph",),
+    ),
+    "serve": (("__main__",), ("cli",)),
+}
+FORBIDDEN = {
+    "contract": {"numpy", "click"},
+    "runtime": {"torch", "onnx", "safetensors"},
+    "serve": {"torch", "onnx", "safetensors"},
+}
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -53,6 +95,30 @@ def imports_of(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]
                 yield resolve_name(str(node.args[0].value), package)
 
 
+def layer_of(room: str, package: str) -> int:
+    """The place of a package in the list of its room, from the top."""
+    places = [place for place, layer in enumerate(LAYERS[room]) if package in layer]
+    assert len(places) == 1, f"{room}/{package} stands in {len(places)} layers of LAYERS, expected 1"
+    return places[0]
+
+
+def upward_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """The imports of a file that run up in its room, or to a package of the same layer."""
+    _, room, *inside = module.split(".")
+    if not inside:
+        return []  # the __init__ of the room re-exports what it likes
+    wrong = set()
+    for name in imports_of(ast.parse(source), module, is_package=is_package):
+        top, *rest = name.split(".")
+        if (top, *rest[:1]) != ("adaptive_lm", room) or len(rest) < 2 or rest[1] == inside[0]:
+            continue
+        if not (ROOT / room / rest[1]).is_dir() and not (ROOT / room / f"{rest[1]}.py").is_file():
+            continue  # a name from the __init__ of the room, no package
+        if layer_of(room, rest[1]) <= layer_of(room, inside[0]):
+            wrong.add(f"{room}/{inside[0]} imports {rest[1]}, which does not stand after it")
+    return sorted(wrong)
+
+
 def wrong_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
     """The imports of a file that break the rules of the house, as sentences."""
     room = module.split(".")[1]
@@ -74,18 +140,57 @@ def test_imports_run_only_along_the_arrows(path: Path) -> None:
     assert not wrong_imports(source, name_of(path), is_package=path.name == "__init__.py")
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_inside_a_room_run_only_down_its_layers(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert not upward_imports(source, name_of(path), is_package=path.name == "__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("adaptive_lm.train.model.router", "from ..loop import trainer"),
+        ("adaptive_lm.train.model.router", "from ..data.chat import ChatTemplate"),
+        ("adaptive_lm.train.run.best", "def f():\n    from .. import training"),
+        ("adaptive_lm.runtime.dial.dial", "from ..generation.engine import load"),
+        ("adaptive_lm.export.source", "from adaptive_lm.export.exporter import run_export"),
+        ("adaptive_lm.contract.errors", "from .files import write_whole"),
+    ],
+)
+def test_an_import_that_runs_up_is_found(module: str, source: str) -> None:
+    assert upward_imports(source, module)
+
+
+def test_an_import_that_runs_down_is_allowed() -> None:
+    assert not upward_imports("from ..run.best import read_best\nfrom . import trainer", "adaptive_lm.train.loop.clock")
+
+
+def test_every_package_has_a_layer() -> None:
+    for path in FILES:
+        _, room, *inside = name_of(path).split(".")
+        if inside:
+            layer_of(room, inside[0])
+    for room, layers in LAYERS.items():
+        for package in (package for layer in layers for package in layer):
+            assert (ROOT / room / package).is_dir() or (ROOT / room / f"{package}.py").is_file(), (
+                f"{room}/{package} is gone"
+            )
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
         ("adaptive_lm.train.loop", "from ..runtime.manifest import Manifest"),
+        ("adaptive_lm.contract.files", "from ..runtime import load"),
+        ("adaptive_lm.contract.files", "import numpy as np"),
         ("adaptive_lm.train.model.block", "def f():\n    from ...export import graph"),
-        ("adaptive_lm.runtime.generation.engine", "from .. import serve"),
+        ("adaptive_lm.runtime.generation.engine", "from ... import serve"),
         ("adaptive_lm.runtime.generation.engine", "import torch.nn"),
         ("adaptive_lm.serve.page", "from onnx import helper"),
         ("adaptive_lm.serve.page", "from adaptive_lm.export.graph.builder import build"),
         ("adaptive_lm.serve.page", "import importlib\nimportlib.import_module('..train.loop')"),
         ("adaptive_lm.export.graph.builder", "import train"),
-        ("adaptive_lm.export.graph.builder", "from ..serve import cli"),
+        ("adaptive_lm.export.graph.builder", "from ...serve import cli"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str) -> None:
@@ -104,7 +209,7 @@ COMMAND_FILES = sorted(path for path in ROOT.glob("*/commands/*.py") if path.nam
 
 @pytest.mark.parametrize("path", COMMAND_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_command_file_imports_only_what_is_light_at_the_top(path: Path) -> None:
-    """Click, the standard library, and the room's errors, which themselves import nothing."""
+    """Click, the standard library, contract, and the options that commands share, which import no more themselves."""
 
     def imported_at_the_top(path: Path) -> set[str]:
         # What stands under `if TYPE_CHECKING:` or in a function is no child of the module, and so is free.
@@ -112,11 +217,9 @@ def test_a_command_file_imports_only_what_is_light_at_the_top(path: Path) -> Non
         top = ast.Module([node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)], [])
         return set(imports_of(top, name_of(path), is_package=False))
 
-    errors = ROOT / path.relative_to(ROOT).parts[0] / "errors.py"
     names = imported_at_the_top(path)
-    own = {name for name in names if name.startswith(f"{name_of(errors)}.") or name == name_of(errors)}
-    assert {name.partition(".")[0] for name in names - own} - {"click"} <= sys.stdlib_module_names
-    assert not own or not imported_at_the_top(errors)
+    light = {name for name in names if name.startswith(("adaptive_lm.contract", "adaptive_lm.runtime.commands"))}
+    assert {name.partition(".")[0] for name in names - light} - {"click"} <= sys.stdlib_module_names
 
 
 def test_every_package_is_listed() -> None:
@@ -183,6 +286,7 @@ def distribution_of(library: str) -> str:
 @pytest.mark.parametrize(
     ("room", "extras"),
     [
+        ("contract", []),
         ("runtime", ["plot"]),
         ("serve", ["serve"]),
         ("train", ["train", "plot", "hf", "augment", "trackers"]),

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from adaptive_lm.contract.byte_table import byte_characters
 from adaptive_lm.runtime.format.files import digest
 from adaptive_lm.runtime.format.manifest import Manifest
-from adaptive_lm.runtime.generation.tokenizer import _byte_chars
 
 L, E, K, H, V, TOKENS, CONTEXT, EOS = 3, 4, 1, 2, 260, 257, 96, 256
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -128,7 +128,7 @@ def graph(vocab: int = V) -> onnx.ModelProto:
 
 def byte_tokenizer() -> Tokenizer:
     """One token per byte; end-of-text is 256."""
-    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_chars())}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(byte_characters())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch._dynamo
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.clock import Clock
 from adaptive_lm.train.loop.trainer import Trainer

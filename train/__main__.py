@@ -11,8 +11,8 @@ import sys
 
 import click
 
+from ..contract.errors import UserError
 from .commands.train import train
-from .errors import UserError
 
 
 def run(arguments: list[str]) -> int:

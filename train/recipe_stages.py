@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..contract.errors import UserError
 from .config.run_config import RECIPES, RunConfig, make_config, read_recipe
-from .errors import UserError
 from .run.folder import RUNS, Run, named_run
 
 NAMES = ("baseline", "1", "2", "3", "4")

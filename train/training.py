@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from ..contract.errors import UserError
+from ..contract.file_names import CHAT_TEMPLATE, HELDOUT, TOKENIZER
+from ..contract.files import cannot_write
 from .config.run_config import RunConfig, make_config
 from .data import Corpus, prepare
-from .errors import UserError
 from .loop.assembly import assemble
 from .loop.evaluate import Evaluation
 from .loop.lengths import Lengths
@@ -32,7 +34,6 @@ from .run.metrics import open_metrics
 from .run.other_ranks import QuietMetrics
 from .run.trackers import load
 from .system.device import choose_device, choose_precision, versions
-from .system.files import cannot_write
 from .system.progress import Progress
 from .system.signals import Stopped, StopSignals
 
@@ -291,8 +292,8 @@ def require_space(run: Run, parameters: int) -> None:
 def write_beside(config: RunConfig, run: Run, corpus: Corpus, made_by: Mapping[str, Any]) -> None:
     """Writes what export needs beside the checkpoints."""
     run.write_config(config)
-    run.write("tokenizer.json", corpus.tokenizer_json())
-    run.write("heldout.txt", corpus.heldout_text(HELDOUT_BYTES))
+    run.write(TOKENIZER, corpus.tokenizer_json())
+    run.write(HELDOUT, corpus.heldout_text(HELDOUT_BYTES))
     if corpus.chat_template:
-        run.write("chat_template.jinja", corpus.chat_template)
+        run.write(CHAT_TEMPLATE, corpus.chat_template)
     run.add_versions(made_by)

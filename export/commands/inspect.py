@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...contract.file_names import MANIFEST
 from ...runtime.commands.options import check_plot, dial_options, model_options, utf8_stdout
 
 if TYPE_CHECKING:
@@ -80,10 +81,9 @@ def looked_at(
 ) -> Inspection:
     """The inspection of what is named: an exported model, or a checkpoint. Only the latter loads torch."""
     from ...runtime.format.locate import find_model
-    from ...runtime.format.manifest import NAME
     from ...runtime.inspection.inspect import inspect_model
 
-    if folder is None or (which is None and (Path(folder) / NAME).is_file()):
+    if folder is None or (which is None and (Path(folder) / MANIFEST).is_file()):
         return inspect_model(find_model(folder or model), params, **options)
     exported = up_to_date(named(folder)) if which is None else None
     if exported is not None:
@@ -105,7 +105,7 @@ def up_to_date(run: Path) -> Path | None:
     model = run / "model"
     steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*") if path.name[5:].isdigit()]
     try:
-        made_of = json.loads((model / "manifest.json").read_bytes())["created_by"].get("step")
+        made_of = json.loads((model / MANIFEST).read_bytes())["created_by"].get("step")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return model if made_of == max(steps, default=made_of) else None

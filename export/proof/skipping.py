@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from ...contract.file_names import GRAPH
 from ...runtime.execution.binding import Pass
 from ...runtime.execution.kv_cache import Cache
-from ...runtime.format.files import GRAPH
 from ...runtime.format.manifest import Manifest
 from ...train.model import Thresholds
 from ..graph.builder import Array

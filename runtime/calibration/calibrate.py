@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from ...contract.errors import UserError, WrongUsageError
+from ...contract.file_names import MANIFEST
 from ..dial.thresholds import Thresholds
-from ..errors import UserError, WrongUsageError
 from ..format import schema
-from ..format.files import write_whole
-from ..format.manifest import NAME, Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
+from ..format.files import write_output
+from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
 from ..generation.engine import Engine, load
 from ..measuring.given_text import read_text
 from ..measuring.machine import describe
@@ -210,10 +211,10 @@ def agreements(
 
 def write(folder: Path, curve: Curve) -> None:
     """Put the curve into the manifest; all else in it, and every other file, stays as it is."""
-    place = folder / NAME
+    place = folder / MANIFEST
     content = json.loads(place.read_bytes()) | {"curve": curve.model_dump(mode="json")}
     try:
         Manifest.model_validate(content)
     except ValidationError as error:  # ours, not a person's
         raise RuntimeError(f"the curve does not fit the manifest: {error}") from error
-    write_whole(place, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    write_output(place, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")

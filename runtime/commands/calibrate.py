@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .generate import EXIT_INTERRUPTED
+from ...contract.errors import EXIT_INTERRUPTED
 from .options import check_plot, model_options
 
 

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UserError
+from ...contract.errors import EXIT_INTERRUPTED, UserError
 from .options import dial_options, model_options, utf8_stdout
 
 if TYPE_CHECKING:
     from ..dial.dial import Dial
     from ..generation.engine import Engine, Generation, Params, Token
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')

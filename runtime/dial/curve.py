@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from ..format.schema import Curve, ExitAgreement
 from .thresholds import Floats, Thresholds
 

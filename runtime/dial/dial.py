@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, WrongUsageError
+from ...contract.errors import UserError, WrongUsageError
 from ..format.manifest import Curve, Manifest
 from .curve import agreeing, at_compute, compute_for_loss, compute_within
 from .thresholds import Floats, Thresholds

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UserError, WrongUsageError
+from ...contract.errors import UserError, WrongUsageError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"

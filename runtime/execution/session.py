@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...contract.errors import UserError, WrongUsageError
+from ...contract.file_names import GRAPH
 from ..dial.dial import Dial, Thresholds, resolve
-from ..errors import UserError, WrongUsageError
-from ..format.files import GRAPH
 from ..format.manifest import Manifest
 from .binding import Pass, expected_names
 from .cost import Meter, Usage

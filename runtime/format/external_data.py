@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ...contract.errors import UserError
 
 MAX_BYTES = 512 * 2**20  # of the graph without its weights
 MAX_DEPTH = 64  # of graphs inside nodes inside graphs

@@ -5,17 +5,14 @@ who can write into its folder while it loads.
 """
 
 import hashlib
-import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.file_names import GRAPH, WEIGHTS
+from ...contract.files import cannot_write, write_whole
 from .external_data import Reference, external_data
-
-GRAPH = "model.onnx"
-WEIGHTS = "model.onnx.data"  # the only file that the graph may point to
 
 
 def digest(path: Path) -> str:
@@ -89,26 +86,14 @@ def _problem(reference: Reference, sizes: Mapping[str, int]) -> str | None:
     return None
 
 
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write `content` to `path` whole or not at all: temporary file, fsync, replace. Raises UserError if it cannot."""
+def write_output(path: Path, content: bytes) -> Path:
+    """Write a file that a person asked for, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; what was there is untouched.
+    """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        write_whole(path, content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes it private; a model is read by others
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; free some space or choose another place"
-            ) from error
-        raise
+        raise cannot_write(path, error) from error
     return path

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ..errors import UserError
-from .manifest import NAME
+from ...contract.errors import UserError
+from ...contract.file_names import MANIFEST
 
-PATTERN = f"runs/*/model/{NAME}"
+PATTERN = f"runs/*/model/{MANIFEST}"
 
 
 def find_model(wanted: str | None) -> Path:
@@ -16,7 +16,7 @@ def find_model(wanted: str | None) -> Path:
     if wanted is not None:
         folder = Path(wanted)
         inside = folder / "model"
-        return inside if not (folder / NAME).exists() and (inside / NAME).exists() else folder
+        return inside if not (folder / MANIFEST).exists() and (inside / MANIFEST).exists() else folder
     found = sorted(Path().glob(PATTERN), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(

@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ..errors import UserError
-from .files import check_files, write_whole
+from ...contract.errors import UserError
+from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER
+from .files import check_files, write_output
 from .schema import (
     Costs,
     CostTable,
@@ -51,8 +52,7 @@ __all__ = [
 
 FORMAT = "adaptive-lm"
 FORMAT_VERSION = 1
-NAME = "manifest.json"
-REQUIRED_FILES = ("model.onnx", "tokenizer.json")
+REQUIRED_FILES = (GRAPH, TOKENIZER)
 MAX_BYTES = 64 * 2**20  # of the manifest itself; one with a hundred layers has less than a hundredth of it
 
 
@@ -119,14 +119,14 @@ class Manifest(Part):
 
     @classmethod
     def _parse(cls, folder: Path) -> "Manifest":
-        path = folder / NAME
+        path = folder / MANIFEST
         if not folder.is_dir():
             raise UserError(
-                f"no exported model at {folder}: expected a folder with {NAME}; make one with: adaptive export --onnx"
+                f"no exported model at {folder}: expected a folder with {MANIFEST}; make one: adaptive export --onnx"
             )
         if not path.is_file():
             raise UserError(
-                f"{folder} has no {NAME}: the export did not finish, or this is no exported model; "
+                f"{folder} has no {MANIFEST}: the export did not finish, or this is no exported model; "
                 "make one with: adaptive export --onnx"
             )
         if path.stat().st_size > MAX_BYTES:
@@ -160,6 +160,6 @@ class Manifest(Part):
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the manifest whole or not at all; call it last, its presence says that the model is complete."""
         content = self.model_dump(mode="json")
-        return write_whole(
-            Path(folder) / NAME, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return write_output(
+            Path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         )

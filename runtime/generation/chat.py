@@ -4,22 +4,15 @@ A template comes with a model and is not trusted: it runs in jinja2's sandbox, w
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.messages import Message
 
 # EOS_MARK stands for the end of a turn while the template runs, so that the characters typed by a person stay text.
 # Private-use characters with our name between; a message that holds it is refused.
 EOS = "<|endoftext|>"
 EOS_MARK = "\ue000adaptive:end-of-text\ue001"
 MAX_LENGTH = 10_000_000  # characters of a rendered prompt
-
-
-class Message(TypedDict):
-    """One turn: `role` is "user", "assistant" or "system"."""
-
-    role: str
-    content: str
 
 
 def render(template: str, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[str]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ...contract.errors import UserError, WrongUsageError
+from ...contract.file_names import TOKENIZER
+from ...contract.messages import Message
 from ..dial.dial import Dial, resolve
-from ..errors import UserError, WrongUsageError
 from ..execution.cost import Meter, Usage
 from ..execution.routes import Routes, at
 from ..execution.session import Session
 from ..format.manifest import Manifest
-from .chat import Message, render
+from .chat import render
 from .sampler import Sampler, Sampling
 from .stop import StopWatch, checked_stops
 from .tokenizer import Tokenizer
@@ -182,7 +184,7 @@ def load(
     folder = Path(folder)
     manifest = Manifest.read(folder, verify=verify)
     model = manifest.model
-    tokenizer = Tokenizer(folder / "tokenizer.json", size=model.tokenizer_size, eos_id=model.eos_id)
+    tokenizer = Tokenizer(folder / TOKENIZER, size=model.tokenizer_size, eos_id=model.eos_id)
     # Little room at first: each generation makes the room that it needs.
     room = min(64, model.context_length)
     return Engine(Session(folder, manifest, device=device, threads=threads, capacity=room), tokenizer)

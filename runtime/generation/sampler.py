@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import WrongUsageError
+from ...contract.errors import WrongUsageError
 
 FIRST_CANDIDATES = 256  # of top-p; four times as many until they hold the mass
 

@@ -1,6 +1,6 @@
 """Stop strings: text is held back while it could still become one."""
 
-from ..errors import WrongUsageError
+from ...contract.errors import WrongUsageError
 
 MAX_STOPS = 64
 MAX_LENGTH = 1024  # characters

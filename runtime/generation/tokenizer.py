@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from ..errors import UserError
+from ...contract.byte_table import byte_characters
+from ...contract.errors import UserError
 
 MAX_PENDING = 3  # tokens that an unfinished character can fill: four bytes of UTF-8, of which the last is missing
 
@@ -82,7 +83,7 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
         """The bytes of each token of a byte-level tokenizer; special tokens have none."""
-        alphabet = {char: byte for byte, char in enumerate(_byte_chars())}
+        alphabet = {char: byte for byte, char in enumerate(byte_characters())}
         special = {token["id"] for token in self._parsed.get("added_tokens", []) if token["special"]}
         table = {}
         for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
@@ -155,10 +156,3 @@ class WindowStream:
         before: str = self._tokenizer.decode(self._before, skip_special_tokens=True)
         whole: str = self._tokenizer.decode(self._before + ids, skip_special_tokens=True)
         return whole[len(before) :]
-
-
-def _byte_chars() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte 0..255 (GPT-2's table)."""
-    kept = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in kept else chr(next(others)) for byte in range(256)]

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...contract.errors import UserError, WrongUsageError
 from ..dial.dial import Dial, remarks, resolve
 from ..dial.thresholds import Thresholds
-from ..errors import UserError, WrongUsageError
 from ..execution.cost import Usage
 from ..execution.routes import Routes, joined
 from ..format.manifest import Model

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..format.files import write_whole
+from ..format.files import write_output
 from .figures import Choice, Floats, Part
 from .plot import strip
 from .saturation import Saturation
@@ -54,7 +54,7 @@ class Map:
 
 def write_page(inspection: "Inspection", path: Path) -> None:
     """Raises UserError where `path` cannot be written."""
-    write_whole(path, page(inspection).encode())
+    write_output(path, page(inspection).encode())
 
 
 def page(inspection: "Inspection") -> str:

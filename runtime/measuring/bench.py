@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ...contract.errors import UserError, WrongUsageError
+from ...contract.file_names import HELDOUT
 from ..dial.dial import Dial, resolve
-from ..errors import UserError, WrongUsageError
 from ..generation.engine import Engine, load
-from .given_text import HELDOUT, read_text
+from .given_text import read_text
 from .machine import describe, peak_memory
 from .memory_bound import floor_seconds, read_bandwidth
 from .perplexity import Text

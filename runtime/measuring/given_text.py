@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.file_names import HELDOUT
 from ..generation.engine import Engine
 from .perplexity import Text
 
-HELDOUT = "heldout.txt"  # beside the model's folder, written by training
 RECORDS = {".csv", ".json", ".jsonl", ".parquet"}
 """What training reads record by record. Which field is the text, what marks its end and how a conversation is written
 out is known to training alone, and braces scored as text would say nothing of the model."""

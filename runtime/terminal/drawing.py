@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import UserError
+from ...contract.errors import UserError
 
 
 def beside(folder: Path, what: str) -> Path:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_runs import write_run
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.graph.weights import Precision
@@ -23,7 +24,6 @@ from adaptive_lm.export.proof.skipping import Proof
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Manifest
-from adaptive_lm.train.errors import UserError
 
 Content = Callable[[Path], dict[str, bytes]]
 COMPARISON = {

@@ -13,14 +13,13 @@ from pathlib import Path
 import onnx
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import package
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.package import replacing
-from adaptive_lm.runtime.errors import UserError as RuntimeUserError
 from adaptive_lm.runtime.format.external_data import external_data
 from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
 from adaptive_lm.runtime.format.manifest import Manifest
-from adaptive_lm.train.errors import UserError
 
 Content = Callable[[Path], dict[str, bytes]]
 OURS = '{"format": "adaptive-lm"}'
@@ -179,11 +178,11 @@ def test_a_disk_that_is_full_when_the_manifest_is_written(
     here: Path, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(manifest: Manifest, folder: Path) -> Path:
-        raise RuntimeUserError(f"cannot write {folder / 'manifest.json'}: No space left on device; free some space")
+        raise UserError(f"cannot write {folder / 'manifest.json'}: No space left on device; free some space")
 
     monkeypatch.setattr(Manifest, "write", full)
     before = content(here)
-    with pytest.raises(RuntimeUserError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         run_export("tiny", threads=1)
     assert content(here) == before
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny_runs import text, write_run
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import BESIDE, Source, beside, dial, find, read
 from adaptive_lm.runtime.dial.dial import Dial, resolve
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model import Thresholds
 from adaptive_lm.train.run.best import Score, point_at
 from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json

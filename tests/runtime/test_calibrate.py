@@ -222,15 +222,16 @@ def test_a_second_calibration_replaces_the_first(rich_copy: Path) -> None:
     assert [one.share for one in curve.agreement] == [0.6]
 
 
-@pytest.mark.parametrize("where", ["calibrate.score", "curve_points.path", "calibrate.time_points",
-                                   "calibrate.write_whole"])  # fmt: skip
+@pytest.mark.parametrize(
+    "where", ["calibrate.score", "curve_points.path", "calibrate.time_points", "calibrate.write_output"]
+)
 def test_ctrl_c_leaves_the_model_as_it_was(rich_copy: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     before = (rich_copy / "manifest.json").read_bytes()
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"adaptive_lm.runtime.{where}", interrupted)
+    monkeypatch.setattr(f"adaptive_lm.runtime.calibration.{where}", interrupted)
     result = run(rich_copy)
     assert result.exit_code == 130
     assert f"stopped; {rich_copy} is as it was" in result.stderr
@@ -244,7 +245,7 @@ def test_a_disk_that_is_full_leaves_the_model_as_it_was(rich_copy: Path, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adaptive_lm.runtime.format.files.os.fsync", full)
+    monkeypatch.setattr("adaptive_lm.contract.files.os.fsync", full)
     result = run(rich_copy, "--repeats", "0")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_graph import EOS
 
+from adaptive_lm.contract.messages import Message
 from adaptive_lm.runtime import Engine, UserError, load
-from adaptive_lm.runtime.generation.chat import Message, render
+from adaptive_lm.runtime.generation.chat import render
 
 TEMPLATE = """\
 {%- for message in messages -%}

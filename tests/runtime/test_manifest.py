@@ -12,7 +12,7 @@ from rich_graph import sections
 from tiny_graph import L, manifest_content, write_manifest
 
 from adaptive_lm.runtime import Manifest, UserError, load
-from adaptive_lm.runtime.format.files import digest, write_whole
+from adaptive_lm.runtime.format.files import digest, write_output
 
 
 def test_a_manifest_reads_back_as_it_was_written(model: Path, tmp_path: Path) -> None:
@@ -283,4 +283,4 @@ def test_a_tokenizer_that_is_none_is_named(copy: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
-        write_whole(tmp_path / "missing" / "file", b"x")
+        write_output(tmp_path / "missing" / "file", b"x")

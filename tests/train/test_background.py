@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.run import saver as saving
 from adaptive_lm.train.run.background_writer import Staging
 from adaptive_lm.train.run.best import Score, read_best

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.optim.batch_size import BatchChange, batch_size_at, rate_factor, sequences_between, steps_for
 from adaptive_lm.train.optim.schedule import progress
 from adaptive_lm.train.run.checkpoint import load_checkpoint

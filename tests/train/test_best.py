@@ -13,11 +13,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training as session
 from adaptive_lm.train.commands import train as cli
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop.evaluate import Evaluation
 from adaptive_lm.train.results.summary import summary
 from adaptive_lm.train.run.best import POINTER, Score, checkpoint_of, point_at, read_best

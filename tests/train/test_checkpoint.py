@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.run import tensor_file as tensors
 from adaptive_lm.train.run.checkpoint import (
     COMPLETE,

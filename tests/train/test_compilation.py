@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_models import variant
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import compilation
 from adaptive_lm.train.loop.compilation import compile_model
 from adaptive_lm.train.model import Transformer

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.explain import known_keys
 from adaptive_lm.train.config.run_config import (
     RunConfig,
@@ -14,7 +15,6 @@ from adaptive_lm.train.config.run_config import (
     read_recipe,
     recipe_names,
 )
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.run.differences import differences
 
 

@@ -15,12 +15,12 @@ import yaml
 from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import char_tokenizer
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.results import examine as gatekeeper
 from adaptive_lm.train.results.greedy import greedy_answer

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.run_config import make_config
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop.spike_guard import HISTORY, Guard
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop.lengths import Lengths, Shape
 from adaptive_lm.train.run.counters import Counters
 from adaptive_lm.train.run.folder import named_run

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.matmul_backend import GAIN, choose, measure
 from adaptive_lm.train.model import linear, native

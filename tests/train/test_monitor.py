@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.monitor import MonitorConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.transformer import ModelOutput

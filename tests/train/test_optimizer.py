@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaptive_lm.train.errors import UserError
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.model.config import ModelConfig
 from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.optim.muon import Muon

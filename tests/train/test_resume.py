@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.run.best import read_best
 from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint

@@ -12,10 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.commands.runs import compare, runs
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.results.summary import all_runs, changed, summary
 from adaptive_lm.train.results.tables import setting
 from adaptive_lm.train.run.folder import named_run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_lm.train.errors import UserError
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.run import checkpoint
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 
@@ -46,7 +46,7 @@ import resource, sys, torch
 from pathlib import Path
 from adaptive_lm.train.run.checkpoint import save_checkpoint
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.errors import UserError
+from adaptive_lm.contract.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     save_checkpoint(Path(sys.argv[1]), 20, RunConfig(), {"weight": torch.zeros(100_000)}, {}, {})

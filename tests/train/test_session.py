@@ -12,9 +12,9 @@ import torch
 import yaml
 from tokenizers import Tokenizer
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run, newest_run, next_run
 from adaptive_lm.train.run.metrics import KEYS, Metrics, read_metrics

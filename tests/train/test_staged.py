@@ -8,10 +8,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RECIPES, RunConfig, make_config, read_recipe
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.recipe_stages import NAMES, staged, stages_of
 from adaptive_lm.train.results.summary import summary

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.run.trackers import KEPT, read_ids

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
-from adaptive_lm.train.errors import UserError
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.loop.record import StepResult
 from adaptive_lm.train.loop.trainer import Trainer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import UserError
+from ...contract.errors import UserError
 
 
 @click.command(epilog="\b\nExample: adaptive runs")

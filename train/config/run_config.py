@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ...contract.errors import UserError
 from ..data.config import DataConfig, TokenizerConfig
-from ..errors import UserError
 from ..model.config import ModelConfig, Section
 from ..model.losses import LossConfig
 from ..optim.batch_size import BatchChange, check_changes

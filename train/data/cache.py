@@ -23,7 +23,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.file_names import HELDOUT
+from ...contract.files import sync_folder, write_whole
 
 ENTRY_VERSION = 1
 ABANDONED_SECONDS = 24 * 3600
@@ -80,7 +82,7 @@ class EntryWriter:
 
     def finish(self, stats: dict[str, int], heldout: str) -> None:
         """Writes what is left, `entry.json` last, and waits for the disk."""
-        self._write("heldout.txt", heldout.encode())
+        self._write(HELDOUT, heldout.encode())
         listing = {}
         for name, (file, digest) in self._files.items():
             file.flush()
@@ -88,7 +90,7 @@ class EntryWriter:
             listing[name] = {"bytes": file.tell(), "sha256": digest.hexdigest()}
             file.close()
         header = {"version": ENTRY_VERSION, "dtype": self.dtype.str, "stats": stats, "files": listing}
-        write_file(self.folder / "entry.json", json.dumps(header, indent=1))
+        write_whole(self.folder / "entry.json", json.dumps(header, indent=1))
 
     def close(self) -> None:
         """Closes the files of an entry that was given up."""
@@ -123,7 +125,7 @@ def open_entry(folder: Path) -> Entry | None:
             train=_stream(folder, "train", header),
             val=_stream(folder, "val", header),
             stats=header["stats"],
-            heldout=(folder / "heldout.txt").read_text(encoding="utf-8"),
+            heldout=(folder / HELDOUT).read_text(encoding="utf-8"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"the tokenised text in {folder} is damaged ({error}); making it again", file=sys.stderr)
@@ -150,27 +152,13 @@ def new_entry(folder: Path, expected_bytes: int) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES) or not (folder / "entry.json").exists():
                 raise
         else:
-            _sync_folder(parent)
+            sync_folder(parent)
             temporary = None
     except OSError as error:
         raise disk_error(error, parent, expected_bytes) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def disk_error(error: OSError, folder: Path, expected_bytes: int) -> UserError:
@@ -217,13 +205,3 @@ def _remove_abandoned(parent: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # Windows cannot open a folder
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.messages import Message
 
 EOS = "<|endoftext|>"
 
@@ -23,13 +23,6 @@ DEFAULT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
 """
-
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
 
 
 class ChatTemplate:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from .augment.variants import series
 from .augment.word_noise import Noise
 from .batches import Batch, Row, document_rows, sequential_rows, stack

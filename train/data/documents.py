@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.messages import Message
 from .augment.rewrite import Rewriter
-from .chat import ChatTemplate, Message
+from .chat import ChatTemplate
 from .order import mix
 from .records import read_records
 from .sources import Item

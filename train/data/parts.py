@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from .augment.rewrite import Rewriter
 from .chat import ChatTemplate
 from .documents import Segment, segments

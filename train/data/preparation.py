@@ -7,12 +7,13 @@ from itertools import chain
 import tokenizers
 from tokenizers import Tokenizer
 
-from ..errors import UserError
+from ...contract.errors import UserError
+from ...contract.files import write_whole
 from ..system.cache_folder import cache_folder, digest_of
 from .augment.augmenter import Augmenter, Plan
 from .augment.rewrite import Rewriter
 from .build import expected_bytes, free_bytes, report_unknown, write_entry
-from .cache import Entry, disk_error, new_entry, open_entry, write_file
+from .cache import Entry, disk_error, new_entry, open_entry
 from .chat import ChatTemplate
 from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
@@ -222,7 +223,8 @@ class _Preparation:
         tokenizer = make_tokenizer(config, chain(self._training_text(train, share, total), phrases))
         text = tokenizer.to_str()
         try:
-            write_file(path, text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
         except OSError as error:
             raise disk_error(error, path.parent, len(text.encode())) from None
         return tokenizer

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from .builtin import builtin_records
 from .sources import Item, hf_name
 from .text import open_file

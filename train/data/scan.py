@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from .cache import write_file
+from ...contract.errors import UserError
+from ...contract.files import write_whole
 from .documents import document_of, encodable
 from .records import read_records
 from .sources import Item
@@ -59,7 +59,8 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
     scan = _scan_text(item.path, read) if item.kind == "text" else _scan_records(item)
     if started - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS:
         with contextlib.suppress(OSError):  # only a shortcut is lost
-            write_file(memory, json.dumps({"stamp": stamp, "scan": asdict(scan)}))
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(memory, json.dumps({"stamp": stamp, "scan": asdict(scan)}))
     return scan
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from .augment.config import AugmentConfig
 from .builtin import BUILTINS
 from .config import DataConfig, SourceConfig

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import UserError
+from ...contract.errors import UserError
 
 CHUNK_BYTES = 2**20
 # Strings of about this length are tokenised one by one; a batch of them keeps every core busy.

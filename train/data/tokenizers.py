@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ..errors import UserError
+from ...contract.byte_table import byte_characters
+from ...contract.errors import UserError
+from ...contract.file_names import TOKENIZER
 from .chat import EOS
 from .config import TokenizerConfig
 
@@ -43,7 +45,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterator[str]) -> Tokenizer:
 
 def byte_tokenizer() -> Tokenizer:
     """One token per byte of UTF-8, whose id is the byte; end-of-text is 256."""
-    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(_byte_chars())}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(byte_characters())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([EOS])
@@ -109,7 +111,7 @@ def bpe_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json, its truncation and padding off, `<|endoftext|>` added where it had none. Raises UserError."""
     if path.is_dir():
-        path = path / "tokenizer.json"
+        path = path / TOKENIZER
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -153,13 +155,6 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
 def codepoints(text: str) -> NDArray[np.uint32]:
     """The code points of `text`, one per character."""
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-
-
-def _byte_chars() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte 0..255 (GPT-2's table)."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in kept else chr(next(others)) for byte in range(256)]
 
 
 class Encoder:

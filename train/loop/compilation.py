@@ -8,8 +8,8 @@ import shutil
 
 import torch
 
+from ...contract.errors import UserError
 from ..config.run_config import RunConfig
-from ..errors import UserError
 from ..model.transformer import Transformer
 from ..system.cache_folder import cache_folder
 

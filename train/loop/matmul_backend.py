@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...contract.errors import UserError
+from ...contract.files import write_whole
 from ..config.run_config import RunConfig
-from ..errors import UserError
 from ..model.experts import run_experts
 from ..model.linear import Linear, has_onednn, linear
 from ..model.moe import MoE
@@ -28,7 +29,6 @@ from ..run.checkpoint import Checkpoint
 from ..run.identity import note_change
 from ..system.cache_folder import cache_folder, digest_of
 from ..system.device import processor_name
-from ..system.files import write_whole
 from ..system.progress import Progress
 
 KINDS = ("linear", "experts")

@@ -23,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...contract.files import write_whole
 from ..config.run_config import RunConfig
 from ..data.batches import Batch
 from ..data.corpus import Corpus
 from ..model.transformer import Transformer
 from ..parallel.world import World
 from ..system.device import autocast
-from ..system.files import write_whole
 
 FOLDER = "routing"
 TOKENS = 512

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...contract.errors import UserError
 from ..config.run_config import RunConfig
-from ..errors import UserError
 
 HISTORY = 128
 SIGMAS = 6.0

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from ..model.config import Section
 from ..parallel.placement import Placement
 from .lars import LARS

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from ..model.transformer import Transformer
 from ..system import collectives
 from .kinds import Parallel

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from ..system import collectives
 
 Result = TypeVar("Result")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...contract.errors import UserError
 from ..config.gates import GatesConfig
 from ..config.run_config import RunConfig
-from ..errors import UserError
 from ..run.folder import Run
 from .summary import Summary, summary
 

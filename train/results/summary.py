@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
+from ...contract.errors import UserError
+from ...contract.file_names import CONFIG
 from ..config.gates import GatesConfig
-from ..errors import UserError
 from ..run.best import Score, read_best
 from ..run.checkpoint import COMPLETE, list_checkpoints
 from ..run.differences import flatten
@@ -81,7 +82,7 @@ def summary(path: Path) -> Summary:
         UserError: it is no folder of a run.
     """
     try:
-        sections = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+        sections = yaml.safe_load((path / CONFIG).read_text("utf-8"))
         config = flatten(sections)
         gated = GatesConfig.model_validate(sections.get("gates", {})).asked
     except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:

@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from ..system.files import cannot_write, write_whole
+from ...contract.errors import UserError
+from ...contract.files import cannot_write, write_whole
 from .checkpoint import COMPLETE, list_checkpoints
 
 POINTER = "best.json"

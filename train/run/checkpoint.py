@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...contract.errors import UserError
+from ...contract.files import cannot_write, remove_temporary_files, sync_folder
 from ..config.run_config import RunConfig, make_config
-from ..errors import UserError
-from ..system.files import cannot_write, sync_folder
 from .tensor_file import write_tensors
 
 FORMAT_VERSION = 1
@@ -215,9 +215,10 @@ def load_checkpoint(path_or_run: str | Path, warning: Callable[[str], None] = wa
 
 
 def clean(folder: Path) -> None:
-    """Removes what a save that was killed left behind. The lock of the run must be held."""
+    """Remove what a killed process left in the run's folder. The lock of the run must be held."""
     for path in folder.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
+    remove_temporary_files(folder.parent)
 
 
 def set_aside(paths: tuple[Path, ...]) -> None:

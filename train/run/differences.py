@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...contract.errors import UserError
 from ..config.run_config import RunConfig
-from ..errors import UserError
 from .folder import Run
 
 ALWAYS = frozenset(

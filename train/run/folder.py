@@ -14,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from ...contract.errors import UserError
+from ...contract.file_names import CONFIG, VERSIONS
+from ...contract.files import cannot_write, write_whole
 from ..config.run_config import NAME, RunConfig
-from ..errors import UserError
-from ..system.files import cannot_write, write_whole
 from .checkpoint import list_checkpoints
 
 RUNS = Path("runs")
@@ -110,16 +111,16 @@ class Run:
             raise cannot_write(self.path / name, error) from error
 
     def write_config(self, config: RunConfig) -> None:
-        self.write("config.yaml", config.to_yaml())
+        self.write(CONFIG, config.to_yaml())
 
     def add_versions(self, found: Mapping[str, Any]) -> None:
         """Appends to versions.json: one entry for each time the run was started or resumed."""
-        path = self.path / "versions.json"
+        path = self.path / VERSIONS
         try:
             sessions = json.loads(path.read_bytes())["sessions"] if path.exists() else []
         except (ValueError, KeyError, TypeError):
             sessions = []  # a note for people: not worth refusing to train
-        self.write("versions.json", json.dumps({"sessions": [*sessions, found]}, indent=1) + "\n")
+        self.write(VERSIONS, json.dumps({"sessions": [*sessions, found]}, indent=1) + "\n")
 
 
 def _take(lock: IO[str]) -> bool:
@@ -171,4 +172,4 @@ def newest_run(runs: Path = RUNS) -> Run:
 
 
 def _last_written(path: Path) -> float:
-    return max(file.stat().st_mtime for file in (path / "config.yaml", path / "metrics.jsonl") if file.exists())
+    return max(file.stat().st_mtime for file in (path / CONFIG, path / "metrics.jsonl") if file.exists())

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from ...contract.errors import UserError
 from ..config.run_config import RunConfig
 from ..data import Corpus
-from ..errors import UserError
 from ..model import native
 from ..parallel.world import World
 from ..system.progress import Progress

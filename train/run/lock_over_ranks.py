@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ...contract.errors import UserError
 from ..parallel.world import World
 from ..system.progress import Progress
 from .checkpoint import Checkpoint, newest_good, read_checkpoint

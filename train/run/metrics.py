@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...contract.files import cannot_write, write_whole
 from ..config.run_config import RunConfig
-from ..system.files import cannot_write, write_whole
 from .differences import flatten
 from .trackers import Start, Trackers
 

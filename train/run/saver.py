@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from ...contract.errors import UserError
 from ..config.run_config import RunConfig
-from ..errors import UserError
 from ..system.progress import Progress
 from .background_writer import Staging, Writer
 from .best import POINTER, Score, point_at, read_best

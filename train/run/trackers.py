@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import UserError
-from ..system.files import write_whole
+from ...contract.errors import UserError
+from ...contract.files import write_whole
 
 KEPT = "trackers.json"
 """In the run's folder: the id by which each tracker knows the run, so that a resumed one goes on there."""

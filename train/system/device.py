@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ...contract.errors import UserError
 
 LIBRARIES = ("adaptive-lm", "torch", "numpy", "tokenizers", "safetensors")
 

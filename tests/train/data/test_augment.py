@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from train_texts import PAIRS, decoded, held_out_targets, jsonl, lines
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import SourceConfig
 from adaptive_lm.train.data.augment.config import AugmentConfig
 from adaptive_lm.train.data.augment.variants import VariantWindows, series
@@ -13,7 +14,6 @@ from adaptive_lm.train.data.augment.word_noise import Noise, Words
 from adaptive_lm.train.data.batches import Row, StreamWindows
 from adaptive_lm.train.data.cache import Stream
 from adaptive_lm.train.data.tokenizers import byte_tokenizer, eos_id
-from adaptive_lm.train.errors import UserError
 
 SETTINGS = {
     "dropout": {"word_dropout": 0.3},

@@ -2,8 +2,8 @@
 
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data.chat import EOS, ChatTemplate
-from adaptive_lm.train.errors import UserError
 
 TALK = [
     {"role": "system", "content": "Be brief."},

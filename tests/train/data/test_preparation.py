@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from train_texts import PAIRS, decoded, held_out_targets, jsonl, lines, train_text
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import DataConfig, TokenizerConfig, prepare
 from adaptive_lm.train.data.chat import EOS
-from adaptive_lm.train.errors import UserError
 
 SHAKESPEARE = Path(__file__).resolve().parents[4] / "shared" / "data" / "shakespeare.txt"
 

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from train_texts import train_text
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import SourceConfig, scan
 from adaptive_lm.train.data.documents import document_of
 from adaptive_lm.train.data.records import read_records
 from adaptive_lm.train.data.sources import resolve_source
-from adaptive_lm.train.errors import UserError
 
 TEXTS = ['one, "quoted"\nline', "zwei 👩‍👩‍👧", "three"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from train_texts import decoded, jsonl, lines
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data.augment.codelike import looks_like_code, named_as_code, paragraphs
 from adaptive_lm.train.data.augment.config import AugmentConfig
 from adaptive_lm.train.data.augment.rewrite import BUILTIN_TEMPLATES, Rewriter, read_templates
 from adaptive_lm.train.data.augment.synonyms import Synonyms
-from adaptive_lm.train.errors import UserError
 
 TABLE = {"big": ["large", "huge"], "river": "stream"}
 QUESTIONS = [{"prompt": f"Where is the big river {n}?", "completion": f"The big river {n} is here."} for n in range(40)]

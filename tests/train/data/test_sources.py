@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import DataConfig, SourceConfig
 from adaptive_lm.train.data.sources import parse_source, resolve_source, resolve_sources
-from adaptive_lm.train.errors import UserError
 
 
 def names(spec, say=lambda text: None):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import text as module
 from adaptive_lm.train.data.text import line_boundary, read_text, rechunk, text_chunks, word_boundary
-from adaptive_lm.train.errors import UserError
 
 MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\n\n  indented\n" * 300
 

@@ -7,11 +7,11 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
+from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import TokenizerConfig
 from adaptive_lm.train.data.chat import EOS
 from adaptive_lm.train.data.text import rechunk
 from adaptive_lm.train.data.tokenizers import UNKNOWN, Encoder, eos_id, make_tokenizer, unknown_id
-from adaptive_lm.train.errors import UserError
 
 ENGLISH = "The quick brown fox isn't as quick as it's said; the fox, it is said, was 12.5 years old.\n" * 20
 HARD = [

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 from tokenizers import Tokenizer
 
-from ...errors import UserError
+from ....contract.errors import UserError
 from ..cache import Stream
 from ..order import mix
 from ..sources import Say

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...errors import UserError
-from ..chat import Message
+from ....contract.errors import UserError
+from ....contract.messages import Message
 from ..order import mix
 from .codelike import looks_like_code, named_as_code, paragraphs
 from .config import BUILTIN, AugmentConfig

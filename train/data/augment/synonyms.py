@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError
+from ....contract.errors import UserError
 from ..order import uniform
 from .config import WORDNET
 

@@ -1,0 +1,1 @@
+"""What all rooms share: errors, names of files, the byte table, whole-file writes. The standard library alone."""
