@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import write_run
+from support.runs import write_run
 
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import reference
-from bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
-from tiny_models import ADAPTS_DEPTH, busy_thresholds, even_thresholds, tiny_ids
+from support.bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
+from support.models import ADAPTS_DEPTH, busy_thresholds, even_thresholds, tiny_ids
 
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Thresholds

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bare_graph import MODELS, Graph, Sequences, model_of, nodes, weights_of
 from onnx import helper
-from tiny_models import busy_thresholds, decisions, tiny_ids
+from support.bare_graph import MODELS, Graph, Sequences, model_of, nodes, weights_of
+from support.models import busy_thresholds, decisions, tiny_ids
 
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import TOLERANCE

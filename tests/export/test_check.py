@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import write_run
+from support.runs import write_run
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import exporter

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from bare_graph import (
+from onnx import numpy_helper
+from support.bare_graph import (
     MODELS,
     Graph,
     Sequences,
@@ -15,8 +16,7 @@ from bare_graph import (
     proto_of,
     weights_of,
 )
-from onnx import numpy_helper
-from tiny_models import busy_thresholds, judge, tiny_ids, variant
+from support.models import busy_thresholds, judge, tiny_ids, variant
 
 from adaptive_lm.export.model.transformer import build, graph_inputs
 from adaptive_lm.export.proof.parity import TOLERANCE

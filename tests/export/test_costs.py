@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bare_graph import MODELS, initializers, proto_of
 from onnx import numpy_helper
-from tiny_runs import write_run
+from support.bare_graph import MODELS, initializers, proto_of
+from support.runs import write_run
 
 from adaptive_lm.export.costs import costs
 from adaptive_lm.export.graph.weights import Precision

@@ -3,8 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from bare_graph import MODELS, Graph, Sequences, everything_on, graph_of, model_of, nodes, proto_of, weights_of
-from tiny_models import busy_thresholds, season, tiny_ids, variant
+from support.bare_graph import MODELS, Graph, Sequences, everything_on, graph_of, model_of, nodes, proto_of, weights_of
+from support.models import busy_thresholds, season, tiny_ids, variant
 
 from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model.transformer import build

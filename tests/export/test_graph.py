@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-from bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
 from onnx import numpy_helper
+from support.bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
 
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, Graph
 from adaptive_lm.export.graph.weights import Precision, Weights

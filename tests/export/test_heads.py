@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from bare_graph import (
+from onnx import numpy_helper
+from support.bare_graph import (
     MODELS,
     Graph,
     Said,
@@ -18,8 +19,7 @@ from bare_graph import (
     same_decisions,
     weights_of,
 )
-from onnx import numpy_helper
-from tiny_models import ROUTES_HEADS, busy_thresholds, decisions, judge, tiny_ids, variant
+from support.models import ROUTES_HEADS, busy_thresholds, decisions, judge, tiny_ids, variant
 
 from adaptive_lm.export.model.heads import Execution, execution_of
 from adaptive_lm.export.model.transformer import build

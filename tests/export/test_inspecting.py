@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from tiny_runs import write_run
+from support.runs import write_run
 
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.source import read

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bare_graph import MODELS, Graph, Sequences, everything_on, model_of, weights_of
-from tiny_models import busy_thresholds, judge, tiny_ids
+from support.bare_graph import MODELS, Graph, Sequences, everything_on, model_of, weights_of
+from support.models import busy_thresholds, judge, tiny_ids
 
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import EPSILON, NEAR_TIES, Comparison, Pass, compare, margins, torch_pass

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bare_graph import everything_on
-from tiny_runs import write_run
+from support.bare_graph import everything_on
+from support.runs import write_run
 
 from adaptive_lm.export.exporter import Exported
 from adaptive_lm.export.graph.weights import Precision

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from bare_graph import (
+from support.bare_graph import (
     MODELS,
     Sequences,
     graph_of,
@@ -17,7 +17,7 @@ from bare_graph import (
     shifted,
     together,
 )
-from tiny_models import V, busy_thresholds, decisions, judge, tiny_ids
+from support.models import V, busy_thresholds, decisions, judge, tiny_ids
 
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Thresholds

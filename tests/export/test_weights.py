@@ -8,7 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from bare_graph import (
+from onnx import helper
+from support.bare_graph import (
     MODELS,
     Graph,
     Sequences,
@@ -21,8 +22,7 @@ from bare_graph import (
     same_decisions,
     weights_of,
 )
-from onnx import helper
-from tiny_models import busy_thresholds, season, tiny_ids, variant
+from support.models import busy_thresholds, season, tiny_ids, variant
 
 from adaptive_lm.export.graph import dispatch, weights
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, UINT8

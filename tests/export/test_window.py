@@ -4,7 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bare_graph import (
+from onnx import helper
+from support.bare_graph import (
     MODELS,
     Graph,
     Sequences,
@@ -16,8 +17,7 @@ from bare_graph import (
     together,
     weights_of,
 )
-from onnx import helper
-from tiny_models import HAS_WINDOWS, busy_thresholds, decisions, judge, tiny_ids
+from support.models import HAS_WINDOWS, busy_thresholds, decisions, judge, tiny_ids
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET
 from adaptive_lm.export.graph.builder import Graph as Builder

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich_graph import write_rich
-from tiny_graph import write_model
+from support.rich_graph import write_rich
+from support.tiny_graph import write_model
 
 from adaptive_lm.runtime import Engine, load
 
@@ -51,6 +51,6 @@ def rich_engine(rich: Path) -> Engine:
 @pytest.fixture
 def changed(copy: Path) -> Callable[..., Path]:
     """The tiny model with changed sections of its manifest."""
-    from tiny_graph import write_manifest
+    from support.tiny_graph import write_manifest
 
     return lambda **changes: write_manifest(copy, **changes)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from rich_graph import CURVE
-from tiny_graph import TABLES, L, V, expected
+from support.rich_graph import CURVE
+from support.tiny_graph import TABLES, L, V, expected
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
 from adaptive_lm.runtime.dial.dial import resolve

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rich_graph
-import tiny_graph
 from click.testing import CliRunner, Result
-from rich_graph import STORY, expected
-from tiny_graph import TOKENS, E, L, write_manifest
+from support import rich_graph, tiny_graph
+from support.rich_graph import STORY, expected
+from support.tiny_graph import TOKENS, E, L, write_manifest
 
 from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams, check_rises, halves

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_graph import EOS
+from support.tiny_graph import EOS
 
 from adaptive_lm.contract.messages import Message
 from adaptive_lm.runtime import Engine, UserError, load

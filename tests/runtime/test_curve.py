@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich_graph import CURVE, HERE, POINTS, curve_point, sections
-from tiny_graph import L, manifest_content
+from support.rich_graph import CURVE, HERE, POINTS, curve_point, sections
+from support.tiny_graph import L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
 from adaptive_lm.runtime.dial.dial import remarks, resolve

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich_graph import H, sections
-from tiny_graph import E, L, manifest_content
+from support.rich_graph import H, sections
+from support.tiny_graph import E, L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
 from adaptive_lm.runtime.dial.dial import Thresholds, resolve

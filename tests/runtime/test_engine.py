@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_graph import CONTEXT, EOS, TOKENS, expected
+from support.tiny_graph import CONTEXT, EOS, TOKENS, expected
 
 from adaptive_lm.runtime import Engine, Params, Token, UserError
 from adaptive_lm.runtime.generation.summary import summarise

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from rich_graph import CURVE
-from tiny_graph import E, L, write_manifest
+from support.rich_graph import CURVE
+from support.tiny_graph import E, L, write_manifest
 
 from adaptive_lm.runtime.format.locate import find_model
 from adaptive_lm.runtime.generation.engine import Generation

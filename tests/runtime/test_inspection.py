@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich_graph import CONTEXT, STORY, H, expected, sections
-from tiny_graph import E, L, write_manifest
+from support.rich_graph import CONTEXT, STORY, H, expected, sections
+from support.tiny_graph import E, L, write_manifest
 
 from adaptive_lm.runtime import Dial, Engine, UserError
 from adaptive_lm.runtime.dial.thresholds import Thresholds

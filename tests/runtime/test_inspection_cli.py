@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
-from rich_graph import H
-from tiny_graph import E, L
+from support.rich_graph import H
+from support.tiny_graph import E, L
 
 from adaptive_lm.export.commands.inspect import named
 from adaptive_lm.runtime.inspection.figures import Choice

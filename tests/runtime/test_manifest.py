@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 import pytest
-from rich_graph import sections
-from tiny_graph import L, manifest_content, write_manifest
+from support.rich_graph import sections
+from support.tiny_graph import L, manifest_content, write_manifest
 
 from adaptive_lm.runtime import Manifest, UserError, load
 from adaptive_lm.runtime.format.files import digest, write_output

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from rich_graph import CONTEXT, WIDEST, WINDOW, Expected, H, expected
-from tiny_graph import L
+from support.rich_graph import CONTEXT, WIDEST, WINDOW, Expected, H, expected
+from support.tiny_graph import L
 
 from adaptive_lm.runtime import Dial, Engine, Session
 from adaptive_lm.runtime.dial.dial import resolve

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny_graph import CONTEXT, EOS, L, V, expected, graph, write_model
+from support.tiny_graph import CONTEXT, EOS, L, V, expected, graph, write_model
 
 from adaptive_lm.runtime import Dial, Engine, Session, UserError
 from adaptive_lm.runtime.dial.dial import resolve

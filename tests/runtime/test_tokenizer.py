@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_graph import EOS, TOKENS, byte_tokenizer
+from support.tiny_graph import EOS, TOKENS, byte_tokenizer
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 

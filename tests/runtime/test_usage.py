@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_graph import E, L, expected, manifest_content
+from support.tiny_graph import E, L, expected, manifest_content
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
 from adaptive_lm.runtime.dial.dial import resolve

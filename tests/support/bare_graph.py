@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from tiny_models import CONFIGS, season, tiny_model, variant
 
 from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model.heads import Execution
 from adaptive_lm.export.model.transformer import build, graph_inputs
 from adaptive_lm.export.source import weights_of
 from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
+from support.models import CONFIGS, season, tiny_model, variant
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
 AXIS = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1, "selected_heads": 2, "windows": 2}

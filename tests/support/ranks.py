@@ -1,6 +1,6 @@
 """Tiny runs that are trained by one process and by two, and what only two can go through.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 python tests/tiny_ranks.py FOLDER
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 python tests/support/ranks.py FOLDER
 """
 
 from __future__ import annotations

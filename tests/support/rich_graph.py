@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import tiny_graph
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tiny_graph import TABLES, E, K, L, V
+
+from support import tiny_graph
+from support.tiny_graph import TABLES, E, K, L, V
 
 H, W, CONTEXT, WINDOW, WIDEST = 4, 2, 512, 8, 12
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tiny_models import variant
 from torch import Tensor
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig
@@ -17,6 +16,7 @@ from adaptive_lm.train.model.depth import DepthRouter
 from adaptive_lm.train.model.heads import HeadRouter
 from adaptive_lm.train.model.router import Router
 from adaptive_lm.train.model.thresholded_router import Thresholded
+from support.models import variant
 
 N, D, E, H = 512, 16, 8, 6
 WANTED = {"experts": 1.7, "heads": 3.5, "adaptive": 3.0, "depth": 0.6}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import variant
+from support.models import variant
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.run_config import RunConfig, make_config

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from train_texts import PAIRS, decoded, held_out_targets, jsonl, lines
+from support.texts import PAIRS, decoded, held_out_targets, jsonl, lines
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import SourceConfig

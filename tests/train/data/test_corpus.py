@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from train_texts import PAIRS, decoded, held_out_targets, jsonl, lines, train_text
+from support.texts import PAIRS, decoded, held_out_targets, jsonl, lines, train_text
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import SourceConfig

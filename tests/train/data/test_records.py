@@ -7,7 +7,7 @@ import types
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from train_texts import train_text
+from support.texts import train_text
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import SourceConfig, scan

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from train_texts import decoded, jsonl, lines
+from support.texts import decoded, jsonl, lines
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data.augment.codelike import looks_like_code, named_as_code, paragraphs

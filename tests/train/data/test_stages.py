@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from train_texts import PAIRS, decoded, jsonl, lines
+from support.texts import PAIRS, decoded, jsonl, lines
 
 from adaptive_lm.train.data import DataConfig, SourceConfig
 from adaptive_lm.train.data.stages import Stages

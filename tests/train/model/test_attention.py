@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from reference import FP32_TOLERANCE
-from tiny_models import tiny_ids, tiny_model
+from support.models import tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model.attention import attend, seen_by

@@ -6,7 +6,7 @@ B batch, T time, W width of a head.
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_counting import Counted
+from support.counting import Counted
 from torch import Tensor
 
 from adaptive_lm.train.model import attention, blockwise

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_counting import Counted
-from tiny_models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
+from support.counting import Counted
+from support.models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, attention, training_loss
 from adaptive_lm.train.model.block import Block

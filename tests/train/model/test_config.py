@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tiny_models import CONFIGS, variant
+from support.models import CONFIGS, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer
 from adaptive_lm.train.model.threshold_config import Controlled

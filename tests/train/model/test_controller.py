@@ -8,7 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONFIGS, B, T, tiny_ids, tiny_model
+from support.models import CONFIGS, B, T, tiny_ids, tiny_model
 
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.controllers import GRID_POINTS, PIController, QuantileController, quantiles

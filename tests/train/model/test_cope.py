@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from reference_attention import Attention
-from tiny_models import CONFIGS, decisions, even_thresholds, tiny_ids, tiny_model
+from support.models import CONFIGS, decisions, even_thresholds, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import Transformer

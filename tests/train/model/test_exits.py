@@ -8,7 +8,7 @@ import copy
 import pytest
 import reference_routing
 import torch
-from tiny_models import (
+from support.models import (
     CONFIGS,
     B,
     T,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_pairs import CHOICES, EXPERTS, routed
+from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.model.experts import ROW_MULTIPLE, _forward, plan_rows, run_experts, run_experts_plainly

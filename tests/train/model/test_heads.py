@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import (
+from support.models import (
     CONFIGS,
     ROUTES_HEADS,
     busy_thresholds,

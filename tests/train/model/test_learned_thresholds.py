@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_ids, tiny_model
-from tiny_routers import KINDS, LEAST, MOST, WANTED, router_of, stream, used
+from support.models import tiny_ids, tiny_model
+from support.routers import KINDS, LEAST, MOST, WANTED, router_of, stream, used
 
 from adaptive_lm.train.model import LossConfig, training_loss
 from adaptive_lm.train.model.losses import threshold_loss

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import V, tiny_ids, tiny_model
+from support.models import V, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import LossConfig, training_loss

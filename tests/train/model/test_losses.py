@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import CONFIGS, B, T, V, tiny_ids, tiny_model
+from support.models import CONFIGS, B, T, V, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, cross_entropy, training_loss

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from tiny_pairs import CHOICES, EXPERTS, routed
+from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.model import native

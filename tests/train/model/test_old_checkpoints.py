@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import busy_thresholds, decisions, tiny_ids
+from support.models import busy_thresholds, decisions, tiny_ids
 
 from adaptive_lm.train.model import ModelConfig, Transformer
 
@@ -36,7 +36,7 @@ at those that its controllers held, and after which layer each token left."""
 
 
 def old_state() -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors by their names, in its order and drawn as tests/tiny_models.py drew model 14."""
+    """The checkpoint's tensors by their names, in its order and drawn as tests/support/models.py drew model 14."""
     generator = torch.Generator().manual_seed(14)
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (29, 32)}
     for layer in range(4):

@@ -8,7 +8,7 @@ import reference
 import torch
 from reference_attention import Attention
 from reference_routing import choose_best, choose_by_complexity, choose_by_mass, confidence
-from tiny_models import CONFIGS, T, busy_thresholds, judge, tiny_ids, tiny_model, variant
+from support.models import CONFIGS, T, busy_thresholds, judge, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import ModelConfig, Thresholds
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_ids, tiny_model, variant
-from tiny_routers import KINDS, LEAST, MOST, WANTED, N, router_of, stream, used
+from support.models import tiny_ids, tiny_model, variant
+from support.routers import KINDS, LEAST, MOST, WANTED, N, router_of, stream, used
 
 from adaptive_lm.train.model import Transformer
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import even_thresholds, judge, tiny_ids, tiny_model, variant
+from support.models import even_thresholds, judge, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import FFNConfig, ModelConfig, Transformer
 from adaptive_lm.train.model.router import Router

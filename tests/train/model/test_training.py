@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_counting import Counted
-from tiny_models import CONFIGS, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
+from support.counting import Counted
+from support.models import CONFIGS, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
 
 from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, attention, training_loss

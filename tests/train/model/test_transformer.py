@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from tiny_models import (
+from support.models import (
     ADAPTS_DEPTH,
     CONFIGS,
     ROUTED,
@@ -34,7 +34,7 @@ def test_torch_decides_as_the_plain_model_and_says_the_same(name: str) -> None:
     model, ids = tiny_model(name), tiny_ids()
     limits = busy_thresholds(model.config)
     plain = judge(model, ids, limits)
-    assert not plain.near_ties().any(), "choose another seed in tiny_models: these decisions may fall either way"
+    assert not plain.near_ties().any(), "choose another seed in support.models: these decisions may fall either way"
 
     with torch.no_grad():
         out = model(ids, limits)

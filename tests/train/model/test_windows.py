@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import B, T, V, even_thresholds, tiny_ids, tiny_model, variant
+from support.models import B, T, V, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
 
 from adaptive_lm.train.model import ModelConfig, Transformer

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_ranks
 import torch
-from tiny_ranks import ACTS, KINDS, SAME, config, one_of, over
+from support import ranks as tiny_ranks
+from support.ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 
 from adaptive_lm.train import training as session

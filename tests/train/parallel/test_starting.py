@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_ranks
 import yaml
+from support import ranks as tiny_ranks
 
 from adaptive_lm.train.parallel.launch import without_option
 from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
