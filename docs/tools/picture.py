@@ -3,8 +3,8 @@
     make demo
     .venv/bin/python docs/tools/picture.py
 
-The command runs in a pseudo-terminal, so the colours and the widths are those that people see. Only table rows after the
-first ten are left out, and the picture says how many. The picture names no font file: nothing is loaded from elsewhere.
+The command runs in a pseudo-terminal, so the colours and widths are those that people see. Only the table's rows after
+the first eight are left out, and the picture says how many. It names no font file, so nothing is loaded from elsewhere.
 """
 
 import argparse
@@ -33,16 +33,7 @@ PROMPT = "How do mountains form?"
 THEME = TerminalTheme(
     (250, 250, 250),
     (36, 41, 47),
-    [
-        (36, 41, 47),
-        (207, 34, 46),
-        (17, 99, 41),
-        (77, 45, 0),
-        (9, 105, 218),
-        (130, 80, 223),
-        (27, 124, 131),
-        (87, 96, 106),
-    ],
+    [(36, 41, 47)] * 8,
 )
 """Dark letters on near-white: readable on a light page and on a dark one, since the picture has its own background."""
 
@@ -106,23 +97,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("runs/demo/model"), help="an exported model")
     parser.add_argument("--out", type=Path, default=OUT, help="where to write the SVG")
     options = parser.parse_args()
-    arguments = [
-        "generate",
-        PROMPT,
-        "--model",
-        str(options.model),
-        "--temperature",
-        "0",
-        "--seed",
-        "0",
-        "--usage",
-        "tokens",
-    ]
-    output = terminal_output([str(Path(sys.executable).with_name("adaptive")), *arguments])
-    shown = ["generate", PROMPT, "--model", "runs/demo/model", "--temperature", "0", "--usage", "tokens"]
-    command = Text.assemble(
-        ("$ ", "bold"), ("adaptive " + " ".join(f'"{a}"' if " " in a else shlex.quote(a) for a in shown), "bold")
-    )
+    program = str(Path(sys.executable).with_name("adaptive"))
+    shared = ["--temperature", "0", "--usage", "tokens"]
+    output = terminal_output([program, "generate", PROMPT, "--model", str(options.model), "--seed", "0", *shared])
+    command = Text(f'$ adaptive generate "{PROMPT}" --model runs/demo/model {shlex.join(shared)}', style="bold")
     lines = [Text.from_ansi(line) for line in output.rstrip("\n").split("\n")]
     options.out.write_text(svg([command, *shortened(lines)]), encoding="utf-8")
     print(options.out)
