@@ -1,30 +1,45 @@
-"""What mkdocs does beyond its plugins: the README is the front page, root pages join the site, references are generated."""
+"""What mkdocs does beyond its plugins: README as front page, root pages in the site, generated references."""
 
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reference import PAGES  # noqa: E402 - mkdocs loads this file by its path, so its folder is not importable before
+from reference import PAGES  # mkdocs loads this file by its path, so its folder must be on the path first
 
 ROOT = Path(__file__).parents[2]
 ROOT_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 """Pages at the root of the repository that belong to the site too; those that exist are added to the navigation."""
+ROOMS = ("contract", "runtime", "train", "export", "serve")
+IMPORTS = tempfile.TemporaryDirectory(prefix="adaptive-docs-")
+"""Holds `adaptive_lm` with links to the rooms alone; through `typings/`, mkdocstrings would read `.venv` as well."""
 MARK = re.compile(r"<!-- generated: ([a-z]+) -->")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
+@event_priority(100)  # before mkdocstrings reads its paths
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the root pages to the last part of the navigation, `Project`."""
+    """Show mkdocstrings the rooms; add the decisions of the index and the root pages to the navigation."""
+    package = Path(IMPORTS.name, "adaptive_lm")
+    package.mkdir(exist_ok=True)
+    for room in ROOMS:
+        if (ROOT / room).is_dir() and not (package / room).exists():
+            (package / room).symlink_to(ROOT / room, target_is_directory=True)
+    config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [IMPORTS.name]
     assert config.nav is not None
+    parts = {name: pages for part in config.nav for name, pages in part.items()}
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    parts["Decisions"] += [f"decisions/{page}" for page in re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)]
     for name in root_pages():
-        config.nav[-1]["Project"].append({name.removesuffix(".md").capitalize(): name})
+        parts["Project"].append({name.removesuffix(".md").capitalize(): name})
     return config
 
 

@@ -84,7 +84,8 @@ def _is_section(info: FieldInfo) -> bool:
 
 
 def _section_of(info: FieldInfo) -> type[BaseModel]:
-    assert isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+    assert isinstance(info.annotation, type)
+    assert issubclass(info.annotation, BaseModel)
     return info.annotation
 
 
