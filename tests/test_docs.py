@@ -1,24 +1,28 @@
-"""The README's commands work as typed: each is run, in order, in an empty folder, with less training.
+"""The commands of the README and of docs/ work as typed: all are parsed, and those of the `sh` blocks are run.
 
-What installs the project or is `make` itself is checked by whoever runs this test.
+What installs the project, is `make` itself or takes hours (benchmarks) is checked by name, and run by people.
 """
 
-from __future__ import annotations
-
+import functools
 import os
 import random
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
+from adaptive_lm.serve.cli import group
+
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SETUP = {"make", "pip"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 SMALLER = ["dim=64", "num_layers=2", "num_heads=2", "num_kv_heads=1", "vocab_size=300", "ffn.expert_dim=64"]
 SHORTER = {
     "train moe-57m": [part for setting in SMALLER for part in ("--set", f"model.{setting}")],
@@ -30,44 +34,143 @@ SHORTER = {
 """Appended to a command that begins so; the last value of an option counts."""
 
 
-def commands() -> list[list[str]]:
-    """Every command line of the README's sh blocks, split as a shell would; `&&` separates."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = "\n".join(BLOCK.findall(text)).replace("\\\n", " ").splitlines()
-    parts = [part for line in lines for part in line.split(" && ")]
-    return [words for part in parts if (words := shlex.split(part, comments=True))]
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
-def test_every_command_of_the_readme_is_known() -> None:
-    found = {words[0] for words in commands()}
-    assert "adaptive" in found
-    assert found <= SETUP | {"adaptive"}, "teach this test to run the new command"
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return [text for found, text in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run_as_typed(tmp_path: Path) -> None:
+def commands(page: Path) -> list[list[str]]:
+    """Every command of the page's sh blocks, split as a shell would; `&&` separates, settings of variables are cut."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    split = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    return [words[next(i for i, word in enumerate(words) if "=" not in word) :] for words in split if words]
+
+
+def spans(page: Path) -> list[list[str]]:
+    """The code spans of a page that begin like one of our commands."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [span.split() for span in SPAN.findall(text) if re.match(r"(adaptive [a-z]|make \w|python benchmarks/)", span)]
+
+
+@functools.cache
+def command(name: str) -> click.Command:
+    with click.Context(group) as context:
+        found = group.get_command(context, name)
+    assert found is not None, f"there is no command adaptive {name}"
+    return found
+
+
+def options_of(name: str) -> set[str]:
+    return {option for each in command(name).params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+
+
+def check(words: list[str]) -> None:
+    """Fail for a target, an extra, a script, a command or an option that does not exist."""
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert rest[0] in targets, f"the Makefile has no target {rest[0]}"
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
+        named = re.search(r"\[(.*)\]", " ".join(rest))
+        assert named is None or set(named[1].split(",")) <= set(extras), f"unknown extras {named[1]}"
+    elif program == "python":
+        script = (ROOT / rest[0]).read_text(encoding="utf-8")
+        missing = [word for word in rest if word.startswith("--") and word not in script]
+        assert not missing, f"{rest[0]} has no {missing}"
+    else:
+        assert program == "adaptive", f"teach this test to check {program}"
+        given = {word.partition("=")[0] for word in rest[1:] if re.match(r"--?[a-z]", word)}
+        assert given <= options_of(rest[0]), f"adaptive {rest[0]} has no {given - options_of(rest[0])}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_names_only_commands_and_options_that_exist(page: Path) -> None:
+    for words in [*commands(page), *spans(page)]:
+        check(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_a_command_of_a_page_is_parsed_as_typed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With values: a range, a choice or a type that does not fit is an error of click."""
+    monkeypatch.chdir(tmp_path)
+    Path("my-text.txt").write_text("text")
+    for program, name, *arguments in (words for words in commands(page) if words[0] == "adaptive"):
+        with click.Context(group, info_name=program) as parent:
+            command(name).make_context(name, arguments, parent=parent)
+
+
+def test_the_five_minutes_are_five_commands() -> None:
+    words = [words for words in commands(ROOT / "README.md") if words[0] == "adaptive"]
+    assert [each[1] for each in words] == ["train", "export", "generate", "calibrate", "generate"]
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert max(len(line) for line in lines if not line.startswith("|")) <= 120
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub and the site both make it."""
+    return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower())
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    """The site checks its own links; the README's also lead to files that are no page of it."""
+    for target in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).is_file(), f"the README links to {path}, which does not exist"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{path} has no heading for #{anchor}"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my-text.txt` in which the README's commands were run, in order, with less training."""
+    folder = tmp_path_factory.mktemp("docs")
     # no line twice: of a text that repeats itself, a decision that stands at its threshold stands there every time
     words = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "mind", "slings", "arrows", "fortune"]
     chosen = random.Random(1)
     text = "".join(" ".join(chosen.choices(words, k=9)).capitalize() + ".\n" for _ in range(400))
-    (tmp_path / "my-text.txt").write_text(text)
-    program = Path(sys.executable).with_name("adaptive")
-    environment = {**os.environ, "COLUMNS": "200"}
-    ran = 0
-    for words in commands():
-        if words[0] != "adaptive":
-            continue
-        shorter = SHORTER.get(" ".join(words[1:3])) or SHORTER.get(words[1], [])
-        command = [str(program), *words[1:], *shorter]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        ran += 1
-    assert ran >= 6
+    (folder / "my-text.txt").write_text(text)
+    assert run_commands(ROOT / "README.md", folder) == 5
+    return folder
 
-    script = "\n".join(PYTHON_BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+
+def run_commands(page: Path, folder: Path) -> int:
+    """Run the page's `adaptive` commands in order, and return how many there were."""
+    program = Path(sys.executable).with_name("adaptive")
+    ours = [words[1:] for words in commands(page) if words[0] == "adaptive"]
+    for words in ours:
+        shorter = SHORTER.get(" ".join(words[:2])) or SHORTER.get(words[0], [])
+        run([str(program), *words, *shorter], folder)
+    return len(ours)
+
+
+def run(command_line: list[str], folder: Path) -> str:
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command_line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(command_line)}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if commands(page)], ids=name_of)
+def test_the_commands_of_a_page_run_as_typed(page: Path, workshop: Path) -> None:
+    run_commands(page, workshop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_the_python_of_a_page_runs_as_typed(page: Path, workshop: Path) -> None:
+    for code in blocks(page, "python"):
+        assert run([sys.executable, "-c", code], workshop)
