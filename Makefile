@@ -10,7 +10,7 @@ PYTEST_FLAGS ?= -n auto
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo test lint format clean bench-mechanisms bench-train
+.PHONY: help demo test lint format clean bench-mechanisms bench-train docs
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint    lint and types only'
 	@echo 'make bench-mechanisms  what each way to adapt gives: half an hour a text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
+	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
 	@echo 'make format  let ruff format the code'
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
 
@@ -50,6 +51,10 @@ bench-train: $(STAMP)
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/train_memory.py
 	$(BIN)/python benchmarks/train_quality.py --data $(DATA) $(BENCH_FLAGS)
+
+docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,202 @@
+"""The commands of the README and of docs/ work as typed: all are parsed, and those of the `sh` blocks are run.
+
+What installs the project, is `make` itself or takes hours (benchmarks) is checked by name, and run by people.
+"""
+
+import functools
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from adaptive_lm.serve.cli import group
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def settings(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+SMALL = settings("model.dim=32", "model.num_layers=2", "model.ffn.expert_dim=32", "model.context_length=64")
+BRIEF = ["--steps", "2", *settings("trainer.final_eval_tokens=512")]
+SHORTER = {
+    "train moe-57m": [
+        *SMALL,
+        *settings("model.context_length=128", "model.num_heads=2", "model.num_kv_heads=1", "model.vocab_size=300"),
+    ],
+    "train quickstart": BRIEF,
+    "train": [*BRIEF, *SMALL],
+    "calibrate": ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"],
+    "inspect": ["--tokens", "512"],
+    "bench": ["--repeats", "1", "--new-tokens", "8", "--text-tokens", "256"],
+}
+"""Appended to a command that begins so; the last value of an option counts."""
+FORKS = """
+import json, os, shlex, sys
+import onnx, torch
+from adaptive_lm.serve.cli import COMMANDS, group
+for name in COMMANDS:
+    group.get_command(None, name)
+for arguments in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        group(arguments, prog_name="adaptive")
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    if status:
+        sys.exit(f"exit code {status} of adaptive {shlex.join(arguments)}")
+"""
+"""Runs the commands in its argument, each in a fork of one process that imports torch once: half of the time."""
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return [text for found, text in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every command of the page's sh blocks, split as a shell would; `&&` separates, settings of variables are cut."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    split = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    return [words[next(i for i, word in enumerate(words) if "=" not in word) :] for words in split if words]
+
+
+def spans(page: Path) -> list[list[str]]:
+    """The code spans of a page that begin like one of our commands."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [
+        span.split() for span in SPAN.findall(text) if re.match(r"(adaptive [a-z]|make \w|python benchmarks/)", span)
+    ]
+
+
+@functools.cache
+def command(name: str) -> click.Command:
+    with click.Context(group) as context:
+        found = group.get_command(context, name)
+    assert found is not None, f"there is no command adaptive {name}"
+    return found
+
+
+def options_of(name: str) -> set[str]:
+    return {option for each in command(name).params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
+
+
+def check(words: list[str]) -> None:
+    """Fail for a target, an extra, a script, a command or an option that does not exist."""
+    program, *rest = words
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert rest[0] in targets, f"the Makefile has no target {rest[0]}"
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
+        named = re.search(r"\[(.*)\]", " ".join(rest))
+        assert named is None or set(named[1].split(",")) <= set(extras), f"unknown extras {named[1]}"
+    elif program == "python":
+        script = (ROOT / rest[0]).read_text(encoding="utf-8")
+        missing = [word for word in rest if word.startswith("--") and word not in script]
+        assert not missing, f"{rest[0]} has no {missing}"
+    else:
+        assert program == "adaptive", f"teach this test to check {program}"
+        given = {word.partition("=")[0] for word in rest[1:] if re.match(r"--?[a-z]", word)}
+        assert given <= options_of(rest[0]), f"adaptive {rest[0]} has no {given - options_of(rest[0])}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_names_only_commands_and_options_that_exist(page: Path) -> None:
+    for words in [*commands(page), *spans(page)]:
+        check(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_a_command_of_a_page_is_parsed_as_typed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With values: a range, a choice or a type that does not fit is an error of click."""
+    monkeypatch.chdir(tmp_path)
+    Path("my-text.txt").write_text("text")
+    for program, name, *arguments in (words for words in commands(page) if words[0] == "adaptive"):
+        with click.Context(group, info_name=program) as parent:
+            command(name).make_context(name, arguments, parent=parent)
+
+
+def test_the_five_minutes_are_five_commands() -> None:
+    words = [words for words in commands(ROOT / "README.md") if words[0] == "adaptive"]
+    assert [each[1] for each in words] == ["train", "export", "generate", "calibrate", "generate"]
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert max(len(line) for line in lines if not line.startswith("|")) <= 120
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub and the site both make it."""
+    return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower())
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    """The site checks its own links; the README's also lead to files that are no page of it."""
+    for target in LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).is_file(), f"the README links to {path}, which does not exist"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{path} has no heading for #{anchor}"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `my-text.txt` in which the README's commands were run, in order, with less training."""
+    folder = tmp_path_factory.mktemp("docs")
+    # no line twice: of a text that repeats itself, a decision that stands at its threshold stands there every time
+    words = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "mind", "slings", "arrows", "fortune"]
+    chosen = random.Random(1)
+    text = "".join(" ".join(chosen.choices(words, k=9)).capitalize() + ".\n" for _ in range(400))
+    (folder / "my-text.txt").write_text(text)
+    for arguments in typed(ROOT / "README.md"):
+        run([str(Path(sys.executable).with_name("adaptive")), *arguments], folder)
+    return folder
+
+
+def typed(page: Path) -> list[list[str]]:
+    """The arguments of the page's `adaptive` commands, in order, each with what makes it short."""
+    ours = [words[1:] for words in commands(page) if words[0] == "adaptive"]
+    return [[*words, *(SHORTER.get(" ".join(words[:2])) or SHORTER.get(words[0], []))] for words in ours]
+
+
+def run(command_line: list[str], folder: Path) -> str:
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command_line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(command_line)}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="its commands are run in forks")
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if commands(page)], ids=name_of)
+def test_the_commands_of_a_page_run_as_typed(page: Path, workshop: Path) -> None:
+    run([sys.executable, "-c", FORKS, json.dumps(typed(page))], workshop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_the_python_of_a_page_runs_as_typed(page: Path, workshop: Path) -> None:
+    for code in blocks(page, "python"):
+        assert run([sys.executable, "-c", code], workshop)

@@ -1,0 +1,140 @@
+"""The documentation site builds without a warning, every page can be reached, and every config field is explained."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+HEADINGS = ["## Context", "## Decision", "## Numbers", "## What would change our mind"]
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The generator of the reference pages, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "tools" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pages_of(nav: object) -> set[str]:
+    """All pages of a navigation, as mkdocs writes one: nested lists and mappings with paths as leaves."""
+    if isinstance(nav, str):
+        return {nav}
+    children = nav.values() if isinstance(nav, dict) else nav
+    assert isinstance(children, (list, type({}.values())))
+    return set().union(*map(pages_of, children))
+
+
+def test_every_page_is_in_the_navigation_or_in_the_index_of_decisions() -> None:
+    nav = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    nav |= {f"decisions/{name}" for name in re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)}
+    assert {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} == nav
+
+
+@pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)
+def test_a_decision_is_one_page_with_a_status_and_the_four_sections(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
+    assert lines[0].startswith(f"# {page.stem[:4]}: ")
+    assert re.fullmatch(r"Status: (accepted|superseded by \d{4}).*", lines[2])
+    assert [line for line in lines if line.startswith("## ")] == HEADINGS
+
+
+def test_the_index_of_decisions_has_the_title_and_the_status_of_each_page() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    for page in DECISIONS:
+        title, _, status = page.read_text(encoding="utf-8").splitlines()[:3]
+        number, _, words = title.removeprefix("# ").partition(": ")
+        assert f"| {number} | [{words}]({page.name}) | {status.removeprefix('Status: ')} |" in index.splitlines()
+
+
+UNDOCUMENTED = set(
+    """
+    data.sources data.dir data.text_field data.val data.val_fraction data.loss_on data.chat_template
+    data.pack data.end_marker data.cache_dir data.sources[].path data.sources[].weight
+    data.sources[].text_field data.sources[].epochs data.sources[].augment data.augment.word_dropout
+    data.augment.unknown_word data.augment.span_shuffle data.augment.span_words data.augment.synonyms
+    data.augment.synonym_share data.augment.templates data.augment.variants data.augment.leave_code
+    tokenizer.kind tokenizer.vocab_size tokenizer.train_bytes model.context_length model.dim
+    model.num_layers model.num_heads model.num_kv_heads model.rope_theta model.norm_eps model.tie_embeddings
+    model.heads.controller model.heads.least_heads model.heads.head_top_p.first model.heads.head_top_p.last
+    model.ffn.controller model.ffn.num_experts model.depth.controller losses.load_balancing_loss
+    losses.router_z_loss losses.router_entropy_loss losses.depth_z_loss losses.head_balancing_loss
+    losses.exit_loss losses.exit_router_loss optimizer.kind optimizer.beta1 optimizer.beta2 optimizer.eps
+    optimizer.target_norm optimizer.clip_percentile trainer.seed trainer.eval_every trainer.log_every
+    trainer.device trainer.threads trainer.tensorboard trainer.batch_schedule[].batch_size
+    monitor.act_factor monitor.noise_factor monitor.router_balance monitor.router_steps gates.max_loss
+    gates.gradient_band gates.answer gates.answer.max_tokens
+    """.split()
+)
+"""Fields of the config that had no text below them when this test was written. Remove a name, never add one."""
+
+
+def test_every_field_of_the_config_has_a_text(reference: ModuleType) -> None:
+    fields = [field for section in reference.config_sections() for field in section.fields]
+    assert len(fields) > 100
+    assert {field.path for field in fields if not field.text} <= UNDOCUMENTED
+
+
+def test_every_section_of_the_config_has_a_text(reference: ModuleType) -> None:
+    assert [section.path for section in reference.config_sections() if not section.text] == []
+
+
+def test_a_field_shows_its_type_its_range_its_default_and_its_text(reference: ModuleType) -> None:
+    page = reference.PAGES["config"]()
+    for name, facts in {
+        "trainer.batch_size": "*whole number, at least 1 · default `8`*",
+        "trainer.max_seconds": "*number or null, more than 0 · default `120.0`*",
+        "trainer.precision": '*`auto` or `fp32` or `bf16` · default `"auto"`*',
+        "schedule.random_sparsity": "*[number, number] or null · default `null`*",
+        "trainer.sequence_lengths": "*list of (whole number at least 2) · default `[]`*",
+    }.items():
+        _, _, rest = page.partition(f"### `{name}` {{")
+        assert rest, f"{name} is not on the page"
+        assert rest.split("\n\n")[1] == facts
+
+
+def test_every_command_and_every_option_is_on_the_page_of_commands(reference: ModuleType) -> None:
+    page = reference.PAGES["commands"]()
+    for name, command in reference.commands().items():
+        part = page.partition(f"## adaptive {name} {{")[2].partition("\n## ")[0]
+        for option in (option for parameter in command.params for option in parameter.opts if option.startswith("--")):
+            assert option in part, f"{option} of adaptive {name} is missing"
+        assert re.search(rf"Example:\n\n```sh\nadaptive {name}", part), f"adaptive {name} has no example"
+
+
+def test_help_does_not_become_markup(reference: ModuleType) -> None:
+    assert reference.escaped("a*b <c> `d*e` [x>=1]") == r"a\*b &lt;c> `d*e` \[x>=1\]"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Dead links, dead anchors, pages outside of the navigation and names that mkdocstrings misses are warnings."""
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    front = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "figures/generation.svg" in front
+    assert (tmp_path / "figures" / "generation.svg").is_file()
+    assert "adaptive_lm.runtime.load" in (tmp_path / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "tools").exists()
