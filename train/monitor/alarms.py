@@ -15,8 +15,7 @@ class Alarm:
 
     figure: str
     value: float
-    limit: float
-    """The edge of the band that it is beyond."""
+    band: Band
 
     @property
     def layer(self) -> str:
@@ -24,11 +23,17 @@ class Alarm:
 
     @property
     def above(self) -> bool:
-        return self.value > self.limit
+        """Whether the value is above its band and not below; one that is no number is above."""
+        least = self.band[0]
+        return least is None or not self.value < least
 
     def __str__(self) -> str:
-        side = "above" if self.above else "below"
-        return f"{self.figure} is {self.value:.3g}, {side} {self.limit:g}"
+        least, most = self.band
+        if least is not None and most is not None:
+            expected = f"{least:g} to {most:g}"
+        else:
+            expected = f"at least {least:g}" if least is not None else f"at most {most:g}"
+        return f"{self.figure} is {self.value:.3g}, expected {expected}"
 
 
 class Alarms:
@@ -49,13 +54,13 @@ class Alarms:
         """The alarms that hold after a logged step, and those of them that are new with it."""
         holding, new = [], []
         for name, value in figures.items():
-            limit = beyond(value, band_of(self.config, name))
-            if limit is None:
+            band = band_of(self.config, name)
+            if is_inside(value, band):
                 self.outside.pop(name, None)
                 continue
             self.outside[name] = self.outside.get(name, 0) + 1
             if self.outside[name] >= self.config.patience:
-                holding.append(Alarm(name, value, limit))
+                holding.append(Alarm(name, value, band))
             if self.outside[name] == self.config.patience:
                 new.append(holding[-1])
         return holding, new
@@ -77,9 +82,7 @@ def band_of(config: MonitorConfig, figure: str) -> Band:
     return bands.get(kind, (None, None))
 
 
-def beyond(value: float, band: Band) -> float | None:
-    """The edge that `value` is beyond; None inside. A value that is no number is above everything."""
+def is_inside(value: float, band: Band) -> bool:
+    """Whether a value is in its band; one that is no number is only where nothing bounds it from above."""
     least, most = band
-    if least is not None and value < least:
-        return least
-    return most if most is not None and not value <= most else None
+    return not (least is not None and value < least) and (most is None or value <= most)
