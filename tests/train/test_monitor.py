@@ -181,6 +181,19 @@ def test_an_alarm_is_raised_once_after_patience_and_again_only_after_it_was_over
     assert not alarms.judge({"grad_norm/layers.1": 50.0})[0]  # each layer has its own patience
 
 
+def test_a_tiny_step_is_an_alarm_only_where_the_schedule_has_not_made_it_so(model: Transformer) -> None:
+    raised = {}
+    for rate in (1.0, 1e-6):
+        one = monitor_of(model, patience=1)
+        one.optimizers.set_rate(rate)
+        watch: Any = SimpleNamespace(figures={"update_ratio/layers.0": 1e-9}, used={}, noise=None)
+        raised[rate] = one.judge(watch, warm=True).get("alarms", [])
+    assert raised == {
+        1.0: ["update_ratio/layers.0 is 1e-09, expected 1e-07 to 0.5: this layer hardly learns"],
+        1e-6: [],
+    }
+
+
 def test_an_expert_is_dead_if_several_steps_together_hardly_use_it_and_not_by_chance(model: Transformer) -> None:
     """Sixteen experts of which in each step another one gets no token, until the fifth gets none any more."""
     one, said, loads = monitor_of(model, patience=3), [], []

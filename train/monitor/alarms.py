@@ -50,11 +50,14 @@ class Alarms:
     def state(self) -> dict[str, Any]:
         return {"outside": dict(self.outside)}
 
-    def judge(self, figures: Mapping[str, float]) -> tuple[list[Alarm], list[Alarm]]:
-        """The alarms that hold after a logged step, and those of them that are new with it."""
+    def judge(self, figures: Mapping[str, float], rate: float = 1.0) -> tuple[list[Alarm], list[Alarm]]:
+        """The alarms that hold after a logged step, and those of them that are new with it.
+
+        `rate` is the factor of the schedule on the learning rates.
+        """
         holding, new = [], []
         for name, value in figures.items():
-            band = band_of(self.config, name)
+            band = band_of(self.config, name, rate)
             if is_inside(value, band):
                 self.outside.pop(name, None)
                 continue
@@ -66,8 +69,11 @@ class Alarms:
         return holding, new
 
 
-def band_of(config: MonitorConfig, figure: str) -> Band:
-    """The band of a figure, by what stands before the name of its layer."""
+def band_of(config: MonitorConfig, figure: str, rate: float = 1.0) -> Band:
+    """The band of a figure, by what stands before the name of its layer.
+
+    The least update ratio falls with `rate`: at the end of a long cosine steps are tiny because they should be.
+    """
     kind = figure.partition("/")[0]
     for suffix, least in (
         ("_token_entropy", config.router_token_entropy),
@@ -76,9 +82,12 @@ def band_of(config: MonitorConfig, figure: str) -> Band:
     ):
         if kind.endswith(suffix):
             return least, None
+    least_step, most_step = config.update_ratio
     bands: dict[str, Band] = {
-        "grad_norm": config.grad_norm, "update_ratio": config.update_ratio, "activation_rms": config.activation_rms,
-    }  # fmt: skip
+        "grad_norm": config.grad_norm,
+        "update_ratio": (None if least_step is None else least_step * rate, most_step),
+        "activation_rms": config.activation_rms,
+    }
     return bands.get(kind, (None, None))
 
 

@@ -80,7 +80,8 @@ class Monitor:
             said |= {} if scale is None else {"noise_scale": scale}
         if not warm:
             return said
-        holding, new = self.alarms.judge({name: each for name, each in figures.items() if self.loads.enough(name)})
+        judged = {name: each for name, each in figures.items() if self.loads.enough(name)}
+        holding, new = self.alarms.judge(judged, self.optimizers.rate)
         acts = [*self._hold_rates(holding), *self._grow(said.get("noise_scale")), *self._spread(holding)]
         if new:
             cures = [cure_of(alarm, self.config) for alarm in new]
