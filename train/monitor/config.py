@@ -54,7 +54,8 @@ class MonitorConfig(Section):
     """`balance`: after an alarm of a router the losses that spread it weigh at least `router_balance`, until the figure
     was back for `router_steps` steps. For runs that go without these losses, or with weak ones, to leave routers free.
     """
-    router_balance: float = Field(0.1, gt=0)
+    router_balance: float = Field(0.4, gt=0)
+    """Under `balance`: four times what `losses.load_balancing_loss` is by default."""
     router_steps: int = Field(100, ge=1)
 
     @model_validator(mode="after")

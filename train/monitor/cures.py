@@ -66,9 +66,9 @@ CURES: Mapping[tuple[str, str], tuple[str, Callable[[RunConfig, str], Settings]]
     ("activation_rms", "below"): ("what this layer hands on has almost vanished", faster),
     ("router_entropy", "below"): (
         "almost all tokens go to the same few experts",
-        raise_loss("load_balancing_loss", 4, 0.04),
+        raise_loss("load_balancing_loss", 4, 0.1),
     ),
-    ("router_load", "below"): ("an expert of this layer is hardly used", raise_loss("load_balancing_loss", 4, 0.04)),
+    ("router_load", "below"): ("an expert of this layer is hardly used", raise_loss("load_balancing_loss", 4, 0.1)),
     ("router_token_entropy", "below"): (
         "this router is so sure of every token that it no longer learns",
         raise_loss("router_z_loss", 10, 1e-3),
