@@ -342,6 +342,54 @@ def test_a_cure_that_is_typed_again_goes_further() -> None:
         assert len({one.to_yaml() for one in found}) == 3
 
 
+def drawn_to(probs: Callable[[ModelOutput], torch.Tensor]) -> Callable[..., Any]:
+    """A training loss that draws all tokens to one choice, of which `probs` are the probabilities."""
+    compute = curriculum.training_loss
+
+    def pulled(model: Transformer, out: ModelOutput, *arguments: Any, **options: Any) -> Any:
+        loss, parts = compute(model, out, *arguments, **options)
+        return loss - 0.02 * probs(out).clamp(min=1e-9).log().mean(), parts
+
+    return pulled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("figure", "probs", "least"),
+    [
+        ("router_load/layers.0", lambda out: out.routing[0].routes.router_probs[:, 3], 0.1),
+        ("head_router_load/layers.0", lambda out: out.routing[0].heads.router_probs[:, 1], 0.1),
+        ("depth_router_entropy/layers.1", lambda out: out.routing[1].depth.scores, 0.8),
+    ],
+    ids=["experts", "heads", "depth"],
+)
+def test_the_cure_of_a_routers_alarm_brings_its_figure_back(
+    tiny_config: Make,
+    folder: Path,
+    display: Progress,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: str,
+    probs: Callable[[ModelOutput], torch.Tensor],
+    least: float,
+) -> None:
+    """Though what drew its tokens to one choice goes on."""
+    monkeypatch.setattr(curriculum, "training_loss", drawn_to(probs))
+    config = tiny_config(
+        model={**ALL_ROUTERS, **UNBALANCED["model"]},
+        losses={"load_balancing_loss": 0.0, "head_balancing_loss": 0.0, "depth_z_loss": 0.0},
+        schedule={"kind": "constant", "warmup_share": 0},
+        trainer={"steps": 120, "eval_every": 1000, "checkpoint_every": 1000},
+    )
+    cure = cure_of(Alarm(figure, 0.0, (least, None)), config)
+    settings = [parse_setting(f"{key}={value}") for key, value in cure.settings.items()]
+    late = {}
+    for name, typed in (("left", []), ("mended", settings)):
+        session.begin(config, named_run(name), stop_at=40, display=display)
+        session.resume(named_run(name), typed, override=bool(typed), display=display)
+        late[name] = float(np.mean([record[figure] for record in records(name)[-10:]]))
+    assert late["left"] < least < late["mended"]
+
+
 # --- acts
 
 

@@ -75,11 +75,11 @@ CURES: Mapping[tuple[str, str], tuple[str, Callable[[RunConfig, str], Settings]]
     ),
     ("head_router_entropy", "below"): (
         "almost all tokens use the same few heads",
-        raise_loss("head_balancing_loss", 4, 0.04),
+        raise_loss("head_balancing_loss", 4, 0.1),
     ),
     ("head_router_load", "below"): (
         "an attention head of this layer is hardly used",
-        raise_loss("head_balancing_loss", 4, 0.04),
+        raise_loss("head_balancing_loss", 4, 0.1),
     ),
     ("head_router_token_entropy", "below"): (
         "this router of heads is so sure of every token that it no longer learns",
