@@ -222,7 +222,7 @@ def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
     assert sum(said in line for line in story.getvalue().splitlines()) == 1
     assert f"step 8: alarm for 3 logged steps: {said}" in story.getvalue()
     assert all(said in record["alarms"][0] for record in records("a") if "alarms" in record)
-    assert "expected at most 0.001: what this layer hands on grows without bound" in story.getvalue()
+    assert "expected at most 0.001: the residual stream after this layer is far too large" in story.getvalue()
     resume = "adaptive train --resume --name a --override-resume --set monitor.act=lr"
     assert f"step 8: to mend it, stop with Ctrl-C and type: {resume}\n" in story.getvalue()
 

@@ -56,14 +56,13 @@ def rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-TOO_LARGE = "the steps of this layer are too large"
 CURES: Mapping[tuple[str, str], tuple[str, Callable[[RunConfig, str], Settings]]] = {
     ("grad_norm", "above"): ("the gradient of this layer is far too large", slower),
     ("grad_norm", "below"): ("hardly any gradient reaches this layer", faster),
     ("update_ratio", "above"): ("each step changes too much of this layer", slower),
     ("update_ratio", "below"): ("this layer hardly learns", faster),
-    ("activation_rms", "above"): ("what this layer hands on grows without bound", slower),
-    ("activation_rms", "below"): ("what this layer hands on has almost vanished", faster),
+    ("activation_rms", "above"): ("the residual stream after this layer is far too large", slower),
+    ("activation_rms", "below"): ("the residual stream after this layer has almost vanished", faster),
     ("router_entropy", "below"): (
         "almost all tokens go to the same few experts",
         raise_loss("load_balancing_loss", 4, 0.1),
@@ -86,7 +85,7 @@ CURES: Mapping[tuple[str, str], tuple[str, Callable[[RunConfig, str], Settings]]
         raise_loss("head_z_loss", 10, 1e-2),
     ),
     ("depth_router_entropy", "below"): (
-        "almost all tokens have the same score for running this layer",
+        "the depth router of this layer gives almost all tokens the same score",
         raise_loss("depth_z_loss", 10, 1e-2),
     ),
     ("depth_router_token_entropy", "below"): (
