@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training as session
 from adaptive_lm.train.config.monitor import MonitorConfig
-from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train.config.run_config import RunConfig, make_config, parse_setting
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.transformer import ModelOutput
-from adaptive_lm.train.monitor.alarms import Alarms
+from adaptive_lm.train.monitor.alarms import Alarm, Alarms, band_of
+from adaptive_lm.train.monitor.cures import CURES, cure_of
 from adaptive_lm.train.monitor.monitor import Monitor
 from adaptive_lm.train.monitor.noise import Noise
 from adaptive_lm.train.monitor.routers import router_figures
@@ -27,6 +30,7 @@ from adaptive_lm.train.monitor.watch import Watch, noise_of
 from adaptive_lm.train.optim.optimizer import Optimizers
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.counters import Counters
+from adaptive_lm.train.run.differences import differences
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress
@@ -172,10 +176,23 @@ def test_an_alarm_is_raised_once_after_patience_and_again_only_after_it_was_over
         alarms = Alarms(alarms.config, alarms.state())  # a resumed run counts on
         raised.append([str(each) for each in alarms.judge({"grad_norm/layers.0": value})[1]])
     assert raised == [
-        *[[]] * 5, ["grad_norm/layers.0 is 5, above 2"],
-        *[[]] * 4, ["grad_norm/layers.0 is 0.01, below 0.1"], [],
+        *[[]] * 5, ["grad_norm/layers.0 is 5, expected 0.1 to 2"],
+        *[[]] * 4, ["grad_norm/layers.0 is 0.01, expected 0.1 to 2"], [],
     ]  # fmt: skip
     assert not alarms.judge({"grad_norm/layers.1": 50.0})[0]  # each layer has its own patience
+
+
+def test_a_tiny_step_is_an_alarm_only_where_the_schedule_has_not_made_it_so(model: Transformer) -> None:
+    raised = {}
+    for rate in (1.0, 1e-6):
+        one = monitor_of(model, patience=1)
+        one.optimizers.set_rate(rate)
+        watch: Any = SimpleNamespace(figures={"update_ratio/layers.0": 1e-9}, used={}, noise=None)
+        raised[rate] = one.judge(watch, warm=True).get("alarms", [])
+    assert raised == {
+        1.0: ["update_ratio/layers.0 is 1e-09, expected 1e-07 to 0.5: this layer hardly learns"],
+        1e-6: [],
+    }
 
 
 def test_an_expert_is_dead_if_several_steps_together_hardly_use_it_and_not_by_chance(model: Transformer) -> None:
@@ -193,7 +210,7 @@ def test_an_expert_is_dead_if_several_steps_together_hardly_use_it_and_not_by_ch
     assert loads[2:24] == pytest.approx([20 * 16 / 450] * 22)
     # three steps without it, and that seen three times
     assert [step for step, each in enumerate(said) if each] == [28]
-    assert said[28] == ["router_load/layers.0 is 0, below 0.02"]
+    assert said[28] == ["router_load/layers.0 is 0, expected at least 0.02: an expert of this layer is hardly used"]
 
 
 def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
@@ -204,8 +221,11 @@ def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
     said = "activation_rms/layers.0 is"
     assert [record["step"] for record in records("a") if "alarms" in record] == [8]  # the third after the warm-up
     assert sum(said in line for line in story.getvalue().splitlines()) == 1
-    assert f"step 8: alarm: {said}" in story.getvalue()
+    assert f"step 8: alarm for 3 logged steps: {said}" in story.getvalue()
     assert all(said in record["alarms"][0] for record in records("a") if "alarms" in record)
+    assert "expected at most 0.001: the residual stream after this layer is far too large" in story.getvalue()
+    resume = "adaptive train --resume --name a --override-resume --set monitor.act=lr"
+    assert f"step 8: to mend it, stop with Ctrl-C and type: {resume}\n" in story.getvalue()
 
 
 def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_again(
@@ -229,7 +249,7 @@ def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_agai
     left, spread = records("left"), records("spread")
     raised = " ".join(" ".join(record.get("alarms", ())) for record in left)
     assert "router_entropy/layers.0 is" in raised
-    assert "router_load/layers.0 is 0, below 0.02" in raised
+    assert "router_load/layers.0 is 0, expected at least 0.02" in raised
     assert not any("acts" in record for record in left)
     first = next(record for record in spread if "acts" in record)
     assert first["step"] == next(record["step"] for record in spread if "alarms" in record)
@@ -239,6 +259,136 @@ def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_agai
 
     assert late(left, "router_load") < 0.02 < 0.1 < late(spread, "router_load")
     assert late(left, "router_entropy") < 0.5 < 0.8 < late(spread, "router_entropy")
+
+
+# --- cures
+
+OUTSIDE = {
+    "grad_norm above": {"grad_norm": [None, 1e-9]},
+    "grad_norm below": {"grad_norm": [1e9, None]},
+    "update_ratio above": {"update_ratio": [None, 1e-9]},
+    "update_ratio below": {"update_ratio": [1e9, None]},
+    "activation_rms above": {"activation_rms": [None, 1e-9]},
+    "activation_rms below": {"activation_rms": [1e9, None]},
+    "router_entropy below": {"router_entropy": 1.0},
+    "router_token_entropy below": {"router_token_entropy": 1.0},
+    "router_load below": {"router_load": 1.0},
+}
+"""Bands that every run of `ALL_ROUTERS` is outside of."""
+QUIET = {"grad_norm": [None, None], "update_ratio": [None, None], "activation_rms": [None, None], "router_load": 0.0}
+OPTIMIZERS: list[dict[str, Any]] = [
+    {"kind": "muon", "lr": 0.02}, {"kind": "adamw"}, {"kind": "lars"}, {"kind": "sgd", "lr": 0.01},
+]  # fmt: skip
+
+
+def test_every_figure_that_has_a_band_has_a_cure_for_each_side_of_it(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    session.begin(tiny_config(model=ALL_ROUTERS), named_run("a"), stop_at=1, display=display)
+    config, kinds = MonitorConfig(), {name.partition("/")[0] for name in records("a")[-1] if "/" in name}
+    bounded = set()
+    for kind in kinds:
+        least, most = band_of(config, f"{kind}/layers.1")
+        bounded |= {(kind, side) for side, edge in (("below", least), ("above", most)) if edge is not None}
+    assert {kind for kind, _ in bounded} == kinds
+    assert bounded == set(CURES)
+
+
+@pytest.mark.parametrize(
+    ("outside", "optimizer"),
+    [
+        pytest.param(outside, optimizer, id=f"{outside}, {optimizer['kind']}")
+        for outside in OUTSIDE
+        for optimizer in (OPTIMIZERS[:1] if "router" in outside else OPTIMIZERS)
+    ],
+)
+def test_what_an_alarm_says_to_type_is_accepted_by_the_run_that_raised_it(
+    tiny_config: Make,
+    folder: Path,
+    display: Progress,
+    story: io.StringIO,
+    outside: str,
+    optimizer: dict[str, Any],
+) -> None:
+    monitor = {**QUIET, "router_entropy": 0.0, "patience": 1, **OUTSIDE[outside]}
+    config = tiny_config(
+        model=ALL_ROUTERS, monitor=monitor, optimizer=optimizer, schedule={"warmup_share": 0}, trainer={"log_every": 2}
+    )
+    session.begin(config, named_run("a"), stop_at=2, display=display)
+    before, record = load_checkpoint(Path("runs/a")).config, records("a")[-1]
+    assert all(outside.partition(" ")[0] in each for each in record["alarms"])
+    line = next(each for each in story.getvalue().splitlines() if "to mend it" in each)
+    command = line.partition("type: ")[2]
+    settings = [each.split()[0] for each in command.split(" --set ")[1:]]
+    assert command.startswith("adaptive train --resume --name a --override-resume --set ")
+    assert settings == record["cures"]
+    result = CliRunner().invoke(group, [*command.split()[1:], "--stop-at", "4"])
+    assert result.exit_code == 0, result.output
+    stored = load_checkpoint(Path("runs/a"))
+    assert stored.step == 4
+    changed = differences(before, stored.config)
+    assert sorted(f"{key}={value}" for key, (_, value) in changed.items()) == sorted(settings)
+
+
+def test_a_cure_that_is_typed_again_goes_further() -> None:
+    for (kind, side), (meaning, _) in CURES.items():
+        value, band = (1.0, (None, 0.5)) if side == "above" else (0.0, (0.5, None))
+        alarm, config, found = Alarm(f"{kind}/layers.1", value, band), make_config({}), []
+        for _ in range(3):
+            cure = cure_of(alarm, config)
+            assert cure.meaning == meaning
+            settings = [parse_setting(f"{key}={each}") for key, each in cure.settings.items()]
+            config = make_config(config.model_dump(mode="json"), settings)
+            found.append(config)
+        assert len({one.to_yaml() for one in found}) == 3
+
+
+def drawn_to(probs: Callable[[ModelOutput], torch.Tensor]) -> Callable[..., Any]:
+    """A training loss that draws all tokens to one choice, of which `probs` are the probabilities."""
+    compute = curriculum.training_loss
+
+    def pulled(model: Transformer, out: ModelOutput, *arguments: Any, **options: Any) -> Any:
+        loss, parts = compute(model, out, *arguments, **options)
+        return loss - 0.02 * probs(out).clamp(min=1e-9).log().mean(), parts
+
+    return pulled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("figure", "probs", "least"),
+    [
+        ("router_load/layers.0", lambda out: out.routing[0].routes.router_probs[:, 3], 0.1),
+        ("head_router_load/layers.0", lambda out: out.routing[0].heads.router_probs[:, 1], 0.1),
+        ("depth_router_entropy/layers.1", lambda out: out.routing[1].depth.scores, 0.8),
+    ],
+    ids=["experts", "heads", "depth"],
+)
+def test_the_cure_of_a_routers_alarm_brings_its_figure_back(
+    tiny_config: Make,
+    folder: Path,
+    display: Progress,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: str,
+    probs: Callable[[ModelOutput], torch.Tensor],
+    least: float,
+) -> None:
+    """Though what drew its tokens to one choice goes on."""
+    monkeypatch.setattr(curriculum, "training_loss", drawn_to(probs))
+    config = tiny_config(
+        model={**ALL_ROUTERS, **UNBALANCED["model"]},
+        losses={"load_balancing_loss": 0.0, "head_balancing_loss": 0.0, "depth_z_loss": 0.0},
+        schedule={"kind": "constant", "warmup_share": 0},
+        trainer={"steps": 120, "eval_every": 1000, "checkpoint_every": 1000},
+    )
+    cure = cure_of(Alarm(figure, 0.0, (least, None)), config)
+    settings = [parse_setting(f"{key}={value}") for key, value in cure.settings.items()]
+    late = {}
+    for name, typed in (("left", []), ("mended", settings)):
+        session.begin(config, named_run(name), stop_at=40, display=display)
+        session.resume(named_run(name), typed, override=bool(typed), display=display)
+        late[name] = float(np.mean([record[figure] for record in records(name)[-10:]]))
+    assert late["left"] < least < late["mended"]
 
 
 # --- acts
@@ -263,7 +413,7 @@ def test_the_rate_of_a_layer_falls_while_it_is_above_its_band_and_rises_again(mo
         [1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2, 0.2, 0.4, 0.4, 0.8, 0.8, 1, 1, 1]
     )
     assert {rate["head"] for rate in rates} == {1.0}
-    assert acts[1] == ["the rate of layers.1 is 0.5 of its usual one: grad_norm/layers.1 is 5, above 1"]
+    assert acts[1] == ["the rate of layers.1 is 0.5 of its usual one: grad_norm/layers.1 is 5, expected at most 1"]
     assert acts[13] == ["the rate of layers.1 is 1 of its usual one: its figures are back"]
     assert [bool(each) for each in acts].count(True) == 6
 
@@ -272,7 +422,7 @@ def test_nothing_is_judged_before_the_rate_is_warm(model: Transformer) -> None:
     one = monitor_of(model, act="lr", patience=1, grad_norm=[None, 1.0])
     watch: Any = SimpleNamespace(figures={"grad_norm/layers.1": 5.0}, used={}, noise=None)
     assert one.judge(watch, warm=False) == watch.figures
-    assert one.judge(watch, warm=True).keys() == {"grad_norm/layers.1", "alarms", "acts"}
+    assert one.judge(watch, warm=True).keys() == {"grad_norm/layers.1", "alarms", "cures", "acts"}
 
 
 @pytest.mark.parametrize(

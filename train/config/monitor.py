@@ -26,7 +26,8 @@ class MonitorConfig(Section):
     grad_norm: Band = (1e-6, 100.0)
     """Of each layer's gradient before clipping. Narrow it where you know what a healthy run of yours has."""
     update_ratio: Band = (1e-7, 0.5)
-    """Of |step| / |weights| of each layer: 1e-3 is usual for AdamW, 1e-2 for Muon at its peak rate."""
+    """Of |step| / |weights| of each layer: 1e-3 is usual for AdamW, 1e-2 for Muon at its peak rate. The least falls
+    with the schedule of the learning rate."""
     activation_rms: Band = (1e-4, 1000.0)
     """Of the residual stream after each block: past some thousands bf16 has no digits left for what a block adds."""
     router_entropy: float = Field(0.3, ge=0, le=1)
@@ -53,7 +54,8 @@ class MonitorConfig(Section):
     """`balance`: after an alarm of a router the losses that spread it weigh at least `router_balance`, until the figure
     was back for `router_steps` steps. For runs that go without these losses, or with weak ones, to leave routers free.
     """
-    router_balance: float = Field(0.1, gt=0)
+    router_balance: float = Field(0.4, gt=0)
+    """Under `balance`: four times what `losses.load_balancing_loss` is by default."""
     router_steps: int = Field(100, ge=1)
 
     @model_validator(mode="after")

@@ -116,7 +116,7 @@ class Trainer:
             now = time.monotonic()
             self.clock.step_seconds = now - started
             self.check(result)
-            for words in self.monitor.words(result.figures):
+            for words in self.monitor.words(result.figures, self.run.resume_command):
                 self.display.say(f"step {step}: {words}")
             complete = self.complete()
             evaluated = None

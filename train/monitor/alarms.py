@@ -15,8 +15,7 @@ class Alarm:
 
     figure: str
     value: float
-    limit: float
-    """The edge of the band that it is beyond."""
+    band: Band
 
     @property
     def layer(self) -> str:
@@ -24,11 +23,17 @@ class Alarm:
 
     @property
     def above(self) -> bool:
-        return self.value > self.limit
+        """Whether the value is above its band and not below; one that is no number is above."""
+        least = self.band[0]
+        return least is None or not self.value < least
 
     def __str__(self) -> str:
-        side = "above" if self.above else "below"
-        return f"{self.figure} is {self.value:.3g}, {side} {self.limit:g}"
+        least, most = self.band
+        if least is not None and most is not None:
+            expected = f"{least:g} to {most:g}"
+        else:
+            expected = f"at least {least:g}" if least is not None else f"at most {most:g}"
+        return f"{self.figure} is {self.value:.3g}, expected {expected}"
 
 
 class Alarms:
@@ -45,24 +50,30 @@ class Alarms:
     def state(self) -> dict[str, Any]:
         return {"outside": dict(self.outside)}
 
-    def judge(self, figures: Mapping[str, float]) -> tuple[list[Alarm], list[Alarm]]:
-        """The alarms that hold after a logged step, and those of them that are new with it."""
+    def judge(self, figures: Mapping[str, float], rate: float = 1.0) -> tuple[list[Alarm], list[Alarm]]:
+        """The alarms that hold after a logged step, and those of them that are new with it.
+
+        `rate` is the factor of the schedule on the learning rates.
+        """
         holding, new = [], []
         for name, value in figures.items():
-            limit = beyond(value, band_of(self.config, name))
-            if limit is None:
+            band = band_of(self.config, name, rate)
+            if is_inside(value, band):
                 self.outside.pop(name, None)
                 continue
             self.outside[name] = self.outside.get(name, 0) + 1
             if self.outside[name] >= self.config.patience:
-                holding.append(Alarm(name, value, limit))
+                holding.append(Alarm(name, value, band))
             if self.outside[name] == self.config.patience:
                 new.append(holding[-1])
         return holding, new
 
 
-def band_of(config: MonitorConfig, figure: str) -> Band:
-    """The band of a figure, by what stands before the name of its layer."""
+def band_of(config: MonitorConfig, figure: str, rate: float = 1.0) -> Band:
+    """The band of a figure, by what stands before the name of its layer.
+
+    The least update ratio falls with `rate`: at the end of a long cosine steps are tiny because they should be.
+    """
     kind = figure.partition("/")[0]
     for suffix, least in (
         ("_token_entropy", config.router_token_entropy),
@@ -71,15 +82,16 @@ def band_of(config: MonitorConfig, figure: str) -> Band:
     ):
         if kind.endswith(suffix):
             return least, None
+    least_step, most_step = config.update_ratio
     bands: dict[str, Band] = {
-        "grad_norm": config.grad_norm, "update_ratio": config.update_ratio, "activation_rms": config.activation_rms,
-    }  # fmt: skip
+        "grad_norm": config.grad_norm,
+        "update_ratio": (None if least_step is None else least_step * rate, most_step),
+        "activation_rms": config.activation_rms,
+    }
     return bands.get(kind, (None, None))
 
 
-def beyond(value: float, band: Band) -> float | None:
-    """The edge that `value` is beyond; None inside. A value that is no number is above everything."""
+def is_inside(value: float, band: Band) -> bool:
+    """Whether a value is in its band; one that is no number is only where nothing bounds it from above."""
     least, most = band
-    if least is not None and value < least:
-        return least
-    return most if most is not None and not value <= most else None
+    return not (least is not None and value < least) and (most is None or value <= most)

@@ -10,6 +10,7 @@ from ..model.losses import LossConfig
 from ..optim.optimizer import Optimizers
 from ..run.counters import Counters
 from .alarms import Alarm, Alarms
+from .cures import cure_of
 from .noise import Noise
 from .routers import Loads
 from .watch import Watch
@@ -79,18 +80,26 @@ class Monitor:
             said |= {} if scale is None else {"noise_scale": scale}
         if not warm:
             return said
-        holding, new = self.alarms.judge({name: each for name, each in figures.items() if self.loads.enough(name)})
+        judged = {name: each for name, each in figures.items() if self.loads.enough(name)}
+        holding, new = self.alarms.judge(judged, self.optimizers.rate)
         acts = [*self._hold_rates(holding), *self._grow(said.get("noise_scale")), *self._spread(holding)]
         if new:
-            said["alarms"] = [str(each) for each in new]
+            cures = [cure_of(alarm, self.config) for alarm in new]
+            said["alarms"] = [f"{alarm}: {cure.meaning}" for alarm, cure in zip(new, cures, strict=True)]
+            settings = {key: value for cure in reversed(cures) for key, value in cure.settings.items()}
+            said["cures"] = [f"{key}={value}" for key, value in settings.items()]
         if acts:
             said["acts"] = acts
         return said
 
-    def words(self, figures: Mapping[str, Any]) -> list[str]:
-        """What a person is told of a step with these figures."""
+    def words(self, figures: Mapping[str, Any], resume_command: str) -> list[str]:
+        """The lines for the screen after a step with these figures: alarms, what to type after them, and acts."""
         held = f"for {self.settings.patience} logged steps"
-        return [*(f"alarm: {each} {held}" for each in figures.get("alarms", ())), *figures.get("acts", ())]
+        lines = [f"alarm {held}: {each}" for each in figures.get("alarms", ())]
+        if figures.get("cures"):
+            settings = " ".join(f"--set {each}" for each in figures["cures"])
+            lines.append(f"to mend it, stop with Ctrl-C and type: {resume_command} --override-resume {settings}")
+        return [*lines, *figures.get("acts", ())]
 
     def _hold_rates(self, holding: list[Alarm]) -> list[str]:
         """Lowers the rates of layers with an alarm, and raises those again whose figures are back."""

@@ -124,7 +124,8 @@ class Optimizers:
         self.held: dict[str, float] = {}
         """layer, or `all` -> factor by which the monitor holds its rate down; empty where it holds none."""
         self._by_layer = by_layer or config.bidirectional
-        self._rate = 1.0
+        self.rate = 1.0
+        """The factor of the schedule on every rate, as `set_rate` was last told."""
         decay, momentum = config.weight_decay, config.momentum
         rest_groups = self._groups(rest, lr=config.adamw_lr, weight_decay=0.0)
         self.all: list[torch.optim.Optimizer] = []
@@ -152,7 +153,7 @@ class Optimizers:
 
     def set_rate(self, factor: float) -> None:
         """Every learning rate is its peak times `factor`, times its layer's factors where layers have some."""
-        self._rate = factor
+        self.rate = factor
         held = self.held
         for one in self.all:
             for group in one.param_groups:
@@ -164,7 +165,7 @@ class Optimizers:
         """Sets each layer's factor by the gradients there are now: call it before they are clipped."""
         if self.config.bidirectional:
             self.factors = factors(layer_norms(self.names.items(), self.placed.squares), self.config.target_norm)
-            self.set_rate(self._rate)
+            self.set_rate(self.rate)
 
     def record(self) -> dict[str, float]:
         """What a record says of the layers' rates: the smallest and the largest factor."""
