@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up by themselves; they need Python 3.11 or later, git and make.
+# Every target sets up what it needs in .venv by itself. They need Python 3.11 or later, git and make.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,20 +10,20 @@ PYTEST_FLAGS ?= -n auto
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo test lint format clean bench-mechanisms bench-train docs
+.PHONY: help demo check test lint style types fast docs format clean bench-mechanisms bench-train
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo    train a small model on embedded text, export it, ask it something, measure it; runs/$(NAME) begins anew'
-	@echo 'make test    lint, types and the whole test suite'
-	@echo 'make lint    lint and types only'
-	@echo 'make bench-mechanisms  what each way to adapt gives: half an hour a text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
-	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
+	@echo 'make demo    train a small model on text that comes with it, export it, ask it something, measure it; replaces runs/$(NAME)'
+	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
+	@echo 'make test    lint, types, all tests and the documentation, in under six minutes on two cores'
 	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
 	@echo 'make format  let ruff format the code'
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
+	@echo 'make bench-mechanisms  each way to adapt, compared at equal time: half an hour per text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
+	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
 
-# The stamp is written last: an installation that was interrupted has none and is taken up again.
+# The stamp is written last: an installation that was interrupted has none and is continued.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  found=$$($(PYTHON) --version 2>&1) || found='no command at all'; \
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@echo 'Installing into $(VENV), once; torch is large, so this can take minutes.' >&2
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs]'
 	@touch $@
 
 demo: $(STAMP)
@@ -40,6 +40,13 @@ demo: $(STAMP)
 	$(BIN)/adaptive generate --model runs/$(NAME)/model --temperature 0 "How do mountains form?"
 	$(BIN)/adaptive bench --model runs/$(NAME)/model
 
+# Types and tests run side by side: each keeps one core busy.
+check: style
+	@$(MAKE) --no-print-directory -j2 types fast
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'fast and not slow' tests
+
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
@@ -47,18 +54,21 @@ bench-mechanisms: $(STAMP)
 	$(BIN)/python benchmarks/mechanisms.py $(TEXTS:%=--data %) $(BENCH_FLAGS)
 
 bench-train: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs,bench]'
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/train_memory.py
 	$(BIN)/python benchmarks/train_quality.py --data $(DATA) $(BENCH_FLAGS)
 
 docs: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-lint: $(STAMP)
+lint: style types
+
+style: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
 
@@ -67,5 +77,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find $(ROOMS) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
