@@ -88,6 +88,12 @@ def _read_whole(file: BinaryIO, size: int) -> bytes:
     return data
 
 
+def refuse_pointer(path: Path) -> None:
+    """Raise UserError where a file is only a Git LFS pointer."""
+    with open_file(path) as file:
+        _refuse_lfs_pointer(file.read(_LFS_POINTER_BYTES), str(path))
+
+
 def _refuse_lfs_pointer(head: bytes, name: str) -> None:
     if len(head) < _LFS_POINTER_BYTES and head.startswith(_LFS_POINTER) and b"\noid sha256:" in head:
         raise UserError(

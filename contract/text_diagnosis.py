@@ -23,7 +23,7 @@ _LISTED_LINES = 3
 
 _FORMATS = (
     (b"%PDF-", "a PDF", "extract its text first, for example with pdftotext"),
-    (b"\x89PNG\r\n", "a PNG image", "leave it out"),
+    (b"\x89PNG", "a PNG image", "leave it out"),
     (b"\xff\xd8\xff", "a JPEG image", "leave it out"),
     (b"GIF8", "a GIF image", "leave it out"),
     (b"PK\x03\x04", "a ZIP archive (.docx, .xlsx, .epub and .npz are ZIP archives too)", "extract its text first"),

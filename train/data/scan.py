@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.files import write_whole
-from ...contract.text_compression import open_file
+from ...contract.text_compression import without_compression
 from ...contract.text_file import text_pieces
-from .documents import document_of, encodable
 from .records import read_records
+from .records.document import document_of, encodable
 from .sources import Item
 
 # A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy"
@@ -92,7 +91,6 @@ def _scan_records(item: Item) -> Scan:
         # Kind and length first, so that no two lists of documents share a digest.
         digest.update(b"%c%d:" % (b"t" if isinstance(document, str) else b"c", len(raw)))
         digest.update(raw)
-    if item.path is not None:
-        with open_file(item.path) as file:
-            size = os.fstat(file.fileno()).st_size
+    if item.path is not None and without_compression(item.path) == item.path:
+        size = item.path.stat().st_size
     return Scan(digest.hexdigest(), size, length, chats)
