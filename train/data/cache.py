@@ -125,7 +125,7 @@ def open_entry(folder: Path) -> Entry | None:
             train=_stream(folder, "train", header),
             val=_stream(folder, "val", header),
             stats=header["stats"],
-            heldout=(folder / HELDOUT).read_text(encoding="utf-8"),
+            heldout=(folder / HELDOUT).read_bytes().decode(),  # line ends stay as they are
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"the tokenised text in {folder} is damaged ({error}); making it again", file=sys.stderr)

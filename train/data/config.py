@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .augment.config import AugmentConfig
 
@@ -13,57 +13,67 @@ DEFAULT_VOCAB_SIZE = 4096
 
 
 class SourceConfig(BaseModel):
-    """One source of text: a file, folder, glob, `hf:NAME[:CONFIG[:SPLIT]]` or `builtin:NAME`.
-
-    `weight` is this source's share of the training windows; `text_field` overrides the section's for this source.
-    `epochs`: sources come one after the other, each read so many times. `augment` stands in place of the section's.
-    """
+    """One source of text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1)
+    path: str
+    """A file, a folder, a pattern such as `src/**/*.py`, `hf:NAME[:CONFIG[:SPLIT]]` or `builtin:NAME`. A relative path
+    is looked up in `data.dir`; `~` is the home folder."""
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The share of the training windows that come from this source, above 0. Sources without a weight share what the
+    others leave, each in proportion to its tokens. Not for sources with `epochs`."""
     text_field: str | None = None
+    """The field of a record that holds the text, instead of `data.text_field`."""
     epochs: int | None = Field(default=None, ge=1)
+    """How often this source is read before the next one begins, at least 1. Either every source has it, or every one
+    but the last, which then goes on for as long as the run does."""
     augment: AugmentConfig | None = None
+    """How this source is varied, instead of `data.augment`."""
+
+    @field_validator("path")
+    @classmethod
+    def _not_empty(cls, path: str) -> str:
+        if not path:
+            raise ValueError("a path of no characters; expected a file, a folder, a pattern, hf:NAME or builtin:NAME")
+        return path
 
 
 class DataConfig(BaseModel):
-    """The text of a run.
-
-    - `sources`: paths (`PATH@0.3` gives a weight) or `{path, weight, text_field, epochs}`. Without weights every token
-      is seen equally often; sources without a weight share what the others leave. With `epochs` the sources are stages:
-      the first is read so many times, then the next; the last goes on for as long as the run does, and where neither
-      steps nor seconds are set, its epochs end the run.
-    - `dir`: the folder in which relative paths of sources and of `val` are looked up; by default the current one.
-    - `text_field`: the field of a record that holds the text; by default `messages`, `prompt` + `completion` or `text`.
-    - `val`: a source held out whole. Without it the last `val_fraction` of each file is held out: the last records, or
-      the last characters of a plain text.
-    - `loss_on`: "answers" scores only what the assistant says (and the end of its turn) in records of prompt/completion
-      or messages; plain text, which has no answers, is scored whole either way.
-    - `chat_template`: jinja2 text, or the path of a file that holds it; it sees `messages`, `add_generation_prompt` and
-      `eos_token`.
-    - `pack`: "stream" cuts the tokens of all documents, end to end, into windows; "documents" fills each window with
-      whole documents in a new order each epoch and pads the rest, so that every window starts where a document starts.
-    - `end_marker`: characters such as `</s>` that a record may end in and that mean the end of the text; they and the
-      space before them are left out, since every record is ended by `<|endoftext|>`.
-    - `augment`: how training text is varied, for small texts that are read many times; off by default.
-    - `cache_dir`: where tokenised text is kept; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`.
-    """
+    """The text of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str | SourceConfig, ...] = ()
+    """Sources of training text: paths, where `PATH@0.3` gives a weight, or `{path, weight, text_field, epochs,
+    augment}`. Without weights every token is seen equally often. With `epochs` the sources are stages, read one after
+    the other; where every source has its epochs and neither steps nor seconds are set, their end is that of the run."""
     dir: str | None = None
+    """The folder in which relative paths of `sources` and `val` are looked up; by default the current one."""
     text_field: str | None = None
+    """The field of a record that holds the text; by default `messages`, `prompt` and `completion`, `text` or
+    `conversations`, the first that is there."""
     val: str | SourceConfig | None = None
+    """A source that is held out whole. Without it the last `val_fraction` of each file is held out."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """The part of each file that is held out where `val` is not given, between 0 and 1: the last records, or the last
+    characters of a plain text."""
     loss_on: Literal["all", "answers"] = "all"
+    """`answers` scores only what the assistant says, and the end of its turn, in records of prompt and completion or of
+    messages. Plain text has no answers and is scored whole either way."""
     chat_template: str | None = None
+    """The text of a jinja2 template, or the path of a file that holds one. It gets `messages`, `add_generation_prompt`
+    and `eos_token`. By default `User: ...` and `Assistant: ...`, one turn a line."""
     pack: Literal["stream", "documents"] = "stream"
+    """`stream` joins all documents and cuts their tokens into windows. `documents` fills each window with whole
+    documents, in a new order each epoch, and pads the rest, so that every window begins where a document begins."""
     end_marker: str | None = Field(default=None, min_length=1)
+    """Characters such as `</s>` that end a record and mean the end of the text. They and the space before them are left
+    out, since every record is ended by `<|endoftext|>`."""
     augment: AugmentConfig = AugmentConfig()
+    """How training text is varied, for small texts that are read many times; off by default."""
     cache_dir: str | None = None
+    """Where tokenised text is cached; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`."""
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "DataConfig":
@@ -94,18 +104,18 @@ class DataConfig(BaseModel):
 
 
 class TokenizerConfig(BaseModel):
-    """How text becomes tokens.
-
-    `kind` is "bpe" (byte-level, trained on the training text), "words" (words and punctuation), "chars", "bytes", or
-    the path of an existing `tokenizer.json`. `vocab_size` bounds the vocabulary of bpe and words (4096 when not given).
-    `train_bytes` bounds the text that bpe and words are trained on: evenly spaced pieces of the training text.
-    """
+    """How text becomes tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str = "bpe"
+    """`bpe` (byte-level, trained on the training text), `words` (words and punctuation), `chars`, `bytes`, or the path
+    of an existing `tokenizer.json`."""
     vocab_size: int | None = Field(default=None, ge=1)
+    """The largest vocabulary that `bpe` and `words` may grow, in tokens; 4096 by default. Other kinds take none."""
     train_bytes: int = Field(default=64 * 2**20, ge=1)
+    """The most text, in bytes, that `bpe` and `words` are trained on; evenly spaced pieces of a larger training text.
+    64 MiB by default."""
 
     @model_validator(mode="after")
     def _known(self) -> "TokenizerConfig":
@@ -119,14 +129,13 @@ class TokenizerConfig(BaseModel):
         if self.vocab_size is not None and self.kind not in ("bpe", "words"):
             raise ValueError(
                 f"tokenizer.vocab_size={self.vocab_size} has no effect with kind {self.kind!r}, whose size follows "
-                "from "
-                "the text; leave it out (it is for bpe and words)"
+                "from the text; leave it out (it is for bpe and words)"
             )
         return self
 
     @property
     def is_file(self) -> bool:
-        """True when `kind` is the path of a tokenizer.json."""
+        """Whether `kind` is the path of a tokenizer.json."""
         return self.kind.endswith(".json") or "/" in self.kind or "\\" in self.kind or Path(self.kind).is_file()
 
     @property

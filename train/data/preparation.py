@@ -20,7 +20,7 @@ from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
 from .scan import Scan, scan_item
-from .sources import Item, Say, Source, resolve_source, resolve_sources
+from .sources import Item, Log, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id
 
 Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
@@ -39,7 +39,7 @@ def prepare(
     *,
     seed: int,
     progress: Progress | None = None,
-    say: Say = say_on_stderr,
+    say: Log = say_on_stderr,
     length: int | None = None,
 ) -> Corpus:
     """Reads, splits and tokenises the text of `data`, or finds it done in the cache.
@@ -54,7 +54,7 @@ def prepare(
 class _Preparation:
     """The work of one `prepare`."""
 
-    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None, say: Say) -> None:
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None, say: Log) -> None:
         self.data, self.tokenizer_config = data, tokenizer
         self.progress = progress or _silent
         self.notes: list[str] = []
@@ -151,7 +151,7 @@ class _Preparation:
         def read(count: int) -> None:
             nonlocal done
             done += count
-            self.progress("reading", done, total)
+            self.progress("reading", min(done, total), total)
 
         found = []
         for source in sources:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,10 +10,11 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.files import write_whole
-from .documents import document_of, encodable
+from ...contract.text_compression import without_compression
+from ...contract.text_file import text_pieces
 from .records import read_records
+from .records.document import document_of, encodable
 from .sources import Item
-from .text import open_file, read_text
 
 # A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy"
 # files): its scan is not remembered.
@@ -66,7 +66,7 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
 
 def _scan_text(path: Path, read: Callable[[int], None]) -> Scan:
     digest, size, length = hashlib.sha256(), 0, 0
-    for raw, text in read_text(path):
+    for raw, text in text_pieces(path):
         digest.update(raw)
         size += len(raw)
         length += len(text)
@@ -91,7 +91,6 @@ def _scan_records(item: Item) -> Scan:
         # Kind and length first, so that no two lists of documents share a digest.
         digest.update(b"%c%d:" % (b"t" if isinstance(document, str) else b"c", len(raw)))
         digest.update(raw)
-    if item.path is not None:
-        with open_file(item.path) as file:
-            size = os.fstat(file.fileno()).st_size
+    if item.path is not None and without_compression(item.path) == item.path:
+        size = item.path.stat().st_size
     return Scan(digest.hexdigest(), size, length, chats)

@@ -11,8 +11,7 @@ from support.texts import train_text
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import SourceConfig, scan
-from adaptive_lm.train.data.documents import document_of
-from adaptive_lm.train.data.records import read_records
+from adaptive_lm.train.data.records import document_of, read_records
 from adaptive_lm.train.data.sources import resolve_source
 
 TEXTS = ['one, "quoted"\nline', "zwei 👩‍👩‍👧", "three"]
@@ -103,7 +102,7 @@ def test_a_wrong_field_lists_the_fields_found(write):
     with pytest.raises(UserError, match=r"line 2: no field 'text'; the fields are: title"):
         documents(path, "text")
     with pytest.raises(
-        UserError, match=r"line 2: none of the fields text, messages, prompt \+ completion; the fields are: title"
+        UserError, match=r"line 2: none of the fields text, messages, prompt \+ completion, conversations; the fields are: title"
     ):
         documents(path)
 
@@ -200,7 +199,7 @@ def test_bad_utf8_in_records_names_line_and_offset(write, name):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_binary_records_are_refused(write, name):
-    with pytest.raises(UserError, match=rf"{name}, line 1: a zero byte, so this is not text"):
+    with pytest.raises(UserError, match=rf"{name} is a binary file \(a zero byte at offset 4\): a PNG image"):
         documents(write(name, b"\x89PNG\0\0\n"))
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from ....contract.errors import UserError
 from ..cache import Stream
 from ..order import mix
-from ..sources import Say
+from ..sources import Log
 from ..tokenizers import Encoder, unknown_id
 from .codelike import named_as_code
 from .config import AugmentConfig
@@ -64,8 +64,8 @@ class Augmenter:
         UserError: an unknown token is asked for, and the tokenizer has none.
     """
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, say: Say) -> None:
-        self._plan, self._tokenizer, self._encoder, self._seed, self._say = plan, tokenizer, encoder, seed, say
+    def __init__(self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, log: Log) -> None:
+        self._plan, self._tokenizer, self._encoder, self._seed, self._log = plan, tokenizer, encoder, seed, log
         self._unknown = unknown_id(tokenizer)
         self._known = lru_cache(maxsize=2**16)(self._is_known)
         self._words = Words(tokenizer) if any(one.noisy for one in plan.configs) else None
@@ -83,7 +83,7 @@ class Augmenter:
         templates = self._plan.templates[source]
         known = [one for one in templates if all(map(self._known, around(one)))]
         if len(known) < len(templates):
-            self._say(
+            self._log(
                 f"{len(templates) - len(known)} of {len(templates)} templates of data.augment hold words that the "
                 "tokenizer does not know, and are left out"
             )
@@ -104,7 +104,7 @@ class Augmenter:
         if len(streams) > 1 and not found:
             parts = zip_longest(("synonyms", "templates"), (self._plan.synonyms[source], self._plan.templates[source]))
             asked = " and ".join(f"data.augment.{part}" for part, given in parts if given)
-            self._say(f"{name}: {asked} change nothing: there is no word of the table, or no question, in it")
+            self._log(f"{name}: {asked} change nothing: there is no word of the table, or no question, in it")
         return found
 
     def _is_known(self, text: str) -> bool:

@@ -1,0 +1,173 @@
+"""Why a text is not JSON: causes told apart by looking, each with what to do."""
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+from ....contract.errors import UserError
+from ....contract.text_compression import without_compression
+from .csv_records import carriage_returns
+
+_TOKENS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+_LITERAL_BYTES = 2**20  # a longer line is not tried as Python: the parser takes much memory
+
+
+def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError, *, is_last: bool) -> UserError:
+    """Explain a line of JSON lines that is not one JSON value.
+
+    Args:
+        path: The file.
+        number: The line, from 1.
+        line: Its text.
+        error: What the parser says.
+        is_last: Whether no text follows in the file.
+    """
+    where = f"{path}, line {number}"
+    if error.msg == "Extra data":
+        return _extra_in_line(path, number, line, error)
+    if _ends_inside(line, error):
+        if is_last:
+            return UserError(
+                f"{where}: the file ends inside a record ({error.msg}, column {error.colno}), so it was probably cut "
+                f"short; fetch it again{', or delete this line' if number > 1 else ''}"
+            )
+        if line.lstrip()[0] == "[":
+            return UserError(
+                f"{where}: a list goes on behind the end of the line; expected one JSON record or string per line. "
+                f"One list in a file wants the extension .json: rename the file to {_renamed(path, '.json')}"
+            )
+        return UserError(
+            f"{where}: the record goes on behind the end of the line (pretty-printed JSON); expected one JSON record "
+            f"or string per line. Write each on one line: {_jq(path, '-c .', 'lines')}"
+        )
+    if "\r" in line.rstrip() and _cause(line, error) is None:
+        return carriage_returns(path, number)
+    return UserError(
+        f"{where}: not JSON ({_cause(line, error) or error.msg}, column {error.colno}); expected one JSON record or "
+        "string per line"
+    )
+
+
+def _extra_in_line(path: Path, number: int, line: str, error: json.JSONDecodeError) -> UserError:
+    where = f"{path}, line {number}"
+    before, rest = line[: error.pos], line[error.pos :].strip()
+    gap = before[len(before.rstrip()) :]
+    if "\r" in gap:
+        return carriage_returns(path, number)
+    if rest.startswith(","):
+        return UserError(
+            f"{where}: a comma behind the record (column {error.colno}); expected line ends alone between records. "
+            "Leave the comma out, or put the records between [ and ] in a .json file"
+        )
+    if rest[0] in '{["':
+        return UserError(
+            f"{where}: two records on one line (the second begins at column {error.colno}); expected one JSON record "
+            f"or string per line. Write each on its own line: {_jq(path, '-c .', 'lines')}"
+        )
+    return UserError(
+        f"{where}: not JSON ({_shown(rest)} behind the record, column {error.colno}); expected one JSON record or "
+        "string per line"
+    )
+
+
+def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError:
+    """Explain a JSON file that is not one JSON value."""
+    where = f"{path}, line {error.lineno}"
+    if error.msg == "Extra data":
+        before, rest = text[: error.pos], text[error.pos :]
+        first = before.rstrip()
+        gap = before[len(first) :]
+        if "\r" in gap and "\n" not in gap:
+            return carriage_returns(path, error.lineno)
+        if "\n" in gap and "\n" not in first.strip() and rest[0] in '{["':
+            return UserError(
+                f"{where}: not JSON (a second value begins at column {error.colno}); one record per line wants the "
+                f"extension .jsonl: rename the file to {_renamed(path, '.jsonl')}"
+            )
+        if rest[0] in '{["':
+            return UserError(
+                f"{where}: a second value begins at column {error.colno}; expected one list. Put all in one list: "
+                f"{_jq(path, '-s .', 'list')}"
+            )
+        return UserError(f"{where}: not JSON ({_shown(rest)} behind the value, column {error.colno}); leave it out")
+    if _ends_inside(text, error):
+        return UserError(
+            f"{where}: the file ends inside a value ({error.msg}), so it was probably cut short; fetch it again"
+        )
+    return UserError(
+        f"{where}: not JSON ({_cause(text, error) or error.msg}, column {error.colno}); correct it there, or write the "
+        "file again with a JSON library"
+    )
+
+
+def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
+    """Tell whether all of `text` is the beginning of a JSON value that has no end."""
+    text = text.rstrip()
+    rest = text[error.pos :]
+    at_end = (
+        len(rest) <= 1  # a parser may point at the last character, the comma
+        or error.msg.startswith("Unterminated string")
+        or any(token.startswith(rest) for token in _TOKENS)
+        or re.search(r"\\(u[0-9a-fA-F]{0,3})?$", text) is not None
+        or (error.msg.startswith("Invalid control character") and not rest)
+    )
+    return at_end and _is_open(text)
+
+
+def _is_open(text: str) -> bool:
+    """Tell whether a string or a bracket is open at the end of `text`."""
+    depth = 0
+    for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{]|[\]}]', text, flags=re.DOTALL):
+        if token[0][0] == '"':
+            if not token[1]:
+                return True
+        else:
+            depth += 1 if token[0] in "[{" else -1
+    return depth > 0
+
+
+def _cause(text: str, error: json.JSONDecodeError) -> str | None:
+    """Name what stands where the parser stopped, if it is something that people write for JSON."""
+    rest = text[error.pos :]
+    before = text[: error.pos].rstrip()
+    if (rest[:1] in ("]", "}") and before.endswith(",")) or (rest[:1] == "," and rest[1:].lstrip()[:1] in ("]", "}")):
+        return "a trailing comma: the last entry may have none behind it"
+    if error.msg.startswith("Invalid control character"):
+        if rest[:1] in ("\n", "\r"):
+            return r"a line break inside a string, which JSON spells \n"
+        code = ord(rest[:1] or " ")
+        return f"the control character 0x{code:02x} inside a string, which JSON spells \\u{code:04x}"
+    if error.msg.startswith("Invalid \\escape"):
+        return r"a backslash that begins no escape, which JSON spells \\"
+    if rest.startswith(("//", "/*", "#")):
+        return "a comment, which JSON has not"
+    if _is_python(text) or rest.startswith("'"):
+        return "a Python literal, with single quotes, None or True; JSON has double quotes, null and true"
+    if error.msg.startswith(("Expecting value", "Expecting property name")) and rest.strip():
+        return f"{_shown(rest)} is no {'JSON value' if 'value' in error.msg else 'name in double quotes'}"
+    return None
+
+
+def _is_python(text: str) -> bool:
+    if len(text) > _LITERAL_BYTES:
+        return False
+    try:
+        return isinstance(ast.literal_eval(text.strip()), dict | list | str)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return False
+
+
+def _shown(text: str) -> str:
+    word = re.match(r"[\w.+-]+|.", text.strip(), flags=re.DOTALL)
+    return repr(word[0][:20]) if word else "nothing"
+
+
+def _renamed(path: Path, suffix: str) -> str:
+    inner = without_compression(path)
+    return inner.with_suffix(suffix).name + path.name[len(inner.name) :]
+
+
+def _jq(path: Path, options: str, prefix: str) -> str:
+    return f"jq {options} {shlex.quote(str(path))} > {shlex.quote(f'{prefix}-{path.name}')}"
