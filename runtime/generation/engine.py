@@ -83,7 +83,7 @@ class Generation(Iterator[Token]):
         self._tokenizer = tokenizer
         self._prompt: list[int] | None = prompt  # None once it was computed
         self._sampler = Sampler(params, model.tokenizer_size, prompt)
-        self._stream = tokenizer.stream()
+        self._stream = tokenizer.stream(prompt)
         self._watch = StopWatch(params.stop)
         self._last = 0
         self._made = 0

@@ -1,17 +1,19 @@
 """The tokenizer of an exported model: text to ids, and ids to a stream of whole characters."""
 
-import codecs
 import json
+import re
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tokenizers
 
 from ...contract.byte_table import byte_characters
 from ...contract.errors import UserError
+from .text_stream import CONTEXT_TOKENS, ByteStream, TextStream, WindowStream
 
-MAX_PENDING = 3  # tokens that an unfinished character can fill: four bytes of UTF-8, of which the last is missing
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
@@ -21,16 +23,25 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path, *, size: int, eos_id: int) -> None:
-        """Read `path`; `size` and `eos_id` are the manifest's. Raises UserError if it is no tokenizer, or another."""
+        """Read `path`.
+
+        Args:
+            path: The file of the tokenizers library.
+            size: The manifest's number of ids, the highest id + 1.
+            eos_id: The manifest's id of the end of a text.
+
+        Raises:
+            UserError: `path` is no tokenizer, or not that of the manifest.
+        """
         try:
             self._json = path.read_text(encoding="utf-8")
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(self._json)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path} is no tokenizer: {error}; export the model again") from error
-        found = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        if found != size:
+        actual = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if actual != size:
             raise UserError(
-                f"{path} has a vocabulary of {found}, the model was made for {size}: they do not belong together; "
+                f"{path} has a vocabulary of {actual}, the model was made for {size}: they do not belong together; "
                 "export the model again"
             )
         self._tokenizer.no_truncation()
@@ -42,11 +53,15 @@ class Tokenizer:
         self.unknown_id: int | None = self._tokenizer.token_to_id(name) if isinstance(name, str) else None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`. Raises UserError for text that UTF-8 cannot hold."""
+        """Return the ids of `text`.
+
+        Raises:
+            UserError: UTF-8 cannot hold the text.
+        """
         return list(self._encoding(text).ids)
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of `text`, and for each the characters (start, end) that it stands for."""
+        """Return the ids of `text`, and for each the characters (start, end) that it stands for."""
         encoding = self._encoding(text)
         return list(encoding.ids), list(encoding.offsets)
 
@@ -59,16 +74,38 @@ class Tokenizer:
             ) from error
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, without special tokens; what a `TextStream` gives in pieces, in one piece."""
-        stream = self.stream()
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, without special tokens: all that a stream from the start gives."""
+        stream = self.stream([])
         return "".join([*map(stream.push, ids), stream.flush()])
 
-    def stream(self) -> "TextStream":
-        """A new stream of text, for one generation."""
-        if self._decoder == "ByteLevel":
-            return ByteStream(self._bytes)
-        return WindowStream(self._tokenizer)
+    def stream(self, before: Sequence[int]) -> TextStream:
+        """Open a stream of the text that follows the ids `before`, such as a prompt; an empty list starts a text.
+
+        The text of `before` and that of the stream together are the text of all ids.
+        """
+        stream: TextStream
+        if self._decoders and set(self._decoders) <= {"ByteLevel", "Fuse"} and self._decoders[0] == "ByteLevel":
+            stream = ByteStream(self._bytes_of)
+        else:
+            stream = WindowStream(self._decode_at_once, self._bytes_of, self._special, fallback=self._has_fallback)
+        for token in self._end_of(before):
+            stream.push(token)
+        return stream
+
+    def _end_of(self, ids: Sequence[int]) -> list[int]:
+        """Return the last ids that are text, a few, starting where a character starts."""
+        end: list[int] = []
+        for token in reversed(ids):
+            if token in self._special:
+                continue
+            if len(end) >= CONTEXT_TOKENS and not _continues(self._bytes_of.get(end[-1], b"")):
+                break
+            end.append(token)
+        return end[::-1]
+
+    def _decode_at_once(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     @cached_property
     def _parsed(self) -> dict[str, Any]:
@@ -76,83 +113,48 @@ class Tokenizer:
         return parsed
 
     @cached_property
-    def _decoder(self) -> str | None:
-        decoder = self._parsed.get("decoder")
-        return decoder.get("type") if decoder else None
+    def _decoders(self) -> list[str]:
+        """The kinds of decoder that the text goes through, in order."""
+        return list(_kinds(self._parsed.get("decoder")))
+
+    @property
+    def _has_fallback(self) -> bool:
+        return "ByteFallback" in self._decoders
 
     @cached_property
-    def _bytes(self) -> dict[int, bytes]:
-        """The bytes of each token of a byte-level tokenizer; special tokens have none."""
+    def _special(self) -> frozenset[int]:
+        return frozenset(token["id"] for token in self._parsed.get("added_tokens", []) if token["special"])
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes]:
+        """The bytes of each token that stands for bytes; special tokens have none."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if self._has_fallback:
+            return {n: bytes.fromhex(token[3:5]) for token, n in vocabulary.items() if BYTE_TOKEN.fullmatch(token)}
+        if "ByteLevel" not in self._decoders:
+            return {}
         alphabet = {char: byte for byte, char in enumerate(byte_characters())}
-        special = {token["id"] for token in self._parsed.get("added_tokens", []) if token["special"]}
         table = {}
-        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if number in special:
-                table[number] = b""
-            elif all(char in alphabet for char in token):
+        for token, number in vocabulary.items():
+            if number in self._special:
+                continue
+            if all(char in alphabet for char in token):
                 table[number] = bytes(alphabet[char] for char in token)
             else:  # an added token is written as it is
                 table[number] = token.encode()
         return table
 
 
-class TextStream(Protocol):
-    """Ids in, text out; only whole characters come out, each as soon as it is certain."""
-
-    def push(self, token: int) -> str:
-        """The text that became certain with `token`."""
-
-    def flush(self) -> str:
-        """What is left at the end: a character that was never finished, as U+FFFD."""
-
-
-class ByteStream:
-    """The stream of a byte-level tokenizer: each token is some bytes, and a decoder holds an unfinished character."""
-
-    def __init__(self, table: dict[int, bytes]) -> None:
-        self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        return self._decoder.decode(self._table.get(token, b""))
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+def _kinds(decoder: Any) -> Iterator[str]:
+    if decoder is None:
+        return
+    if decoder["type"] == "Sequence":
+        for part in decoder["decoders"]:
+            yield from _kinds(part)
+    else:
+        yield decoder["type"]
 
 
-class WindowStream:
-    """The stream of any other tokenizer, whose decoder sees neighbours: the last released tokens are decoded again.
-
-    The window is the tokens of the last release and those since, a few, so a token costs the same wherever it is.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._before: list[int] = []  # released; decoded again so that the decoder sees what stands before
-        self._pending: list[int] = []
-
-    def push(self, token: int) -> str:
-        self._pending.append(token)
-        text = self._decode(self._pending)
-        if not text.endswith("�"):
-            return self._release(len(self._pending), text)
-        if len(self._pending) <= MAX_PENDING:
-            return ""
-        # Too many tokens for one character: what stands before the last three can change no more.
-        ready = len(self._pending) - MAX_PENDING
-        return self._release(ready, self._decode(self._pending[:ready]))
-
-    def flush(self) -> str:
-        return self._release(len(self._pending), self._decode(self._pending)) if self._pending else ""
-
-    def _release(self, count: int, text: str) -> str:
-        if text:  # tokens without text leave the window as it is: they may still matter to what follows
-            self._before, self._pending = self._pending[:count], self._pending[count:]
-        elif count > MAX_PENDING:
-            self._pending = self._pending[1:]
-        return text
-
-    def _decode(self, ids: list[int]) -> str:
-        before: str = self._tokenizer.decode(self._before, skip_special_tokens=True)
-        whole: str = self._tokenizer.decode(self._before + ids, skip_special_tokens=True)
-        return whole[len(before) :]
+def _continues(data: bytes) -> bool:
+    """Whether `data` begins inside a character of UTF-8."""
+    return bool(data) and 0x80 <= data[0] < 0xC0

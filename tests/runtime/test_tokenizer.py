@@ -1,14 +1,34 @@
 """Text comes in whole characters, soon, and the same in pieces as at once (S3, S13, S15)."""
 
+import random
 from pathlib import Path
 
 import pytest
 from support.tiny_graph import EOS, TOKENS, byte_tokenizer
+from support.tokenizer_families import END, FAMILIES, family
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
 from adaptive_lm.runtime import Tokenizer, UserError
+from adaptive_lm.runtime.generation.text_stream import CONTEXT_TOKENS, WindowStream
 
+PIECES = [
+    "The",
+    "quick",
+    " brown",
+    "abc",
+    "\ufffd",
+    "🙂",
+    "中文",
+    "   ",
+    "e\u0301",
+    "\n",
+    "a b",
+    "don't",
+    ".",
+    "👨‍👩‍👧",
+    "<0x41>",
+]
 TEXTS = ["plain", "ü", "日本語", "🏔️ mountain", "e\u0301", "👨‍👩‍👧", "\u0000", "a\ufffdb", ""]
 
 
@@ -36,7 +56,7 @@ def with_fallback(tmp_path: Path) -> Tokenizer:
 @pytest.mark.parametrize("kind", ["of_bytes", "with_fallback"])
 def test_a_stream_gives_the_text_back_in_whole_characters(kind: str, text: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(kind)
-    stream = tokenizer.stream()
+    stream = tokenizer.stream([])
     pieces = [stream.push(token) for token in tokenizer.encode(text)]
     assert "".join(pieces) + stream.flush() == text
     if "�" not in text:
@@ -46,14 +66,14 @@ def test_a_stream_gives_the_text_back_in_whole_characters(kind: str, text: str, 
 @pytest.mark.parametrize("kind", ["of_bytes", "with_fallback"])
 def test_a_character_comes_with_its_last_byte(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(kind)
-    stream = tokenizer.stream()
+    stream = tokenizer.stream([])
     assert [stream.push(byte) for byte in "a🏔".encode()] == ["a", "", "", "", "🏔"]
 
 
 @pytest.mark.parametrize("kind", ["of_bytes", "with_fallback"])
 def test_bytes_that_are_no_character_are_not_held_for_ever(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(kind)
-    stream = tokenizer.stream()
+    stream = tokenizer.stream([])
     shown = "".join(stream.push(0xFF) for _ in range(100))
     assert len(shown) >= 90
     assert stream.push(tokenizer.encode("a")[0]).endswith("a")
@@ -61,7 +81,7 @@ def test_bytes_that_are_no_character_are_not_held_for_ever(kind: str, request: p
 
 
 def test_an_unfinished_character_comes_at_the_end_as_replacement(of_bytes: Tokenizer) -> None:
-    stream = of_bytes.stream()
+    stream = of_bytes.stream([])
     assert [stream.push(byte) for byte in "🏔".encode()[:3]] == ["", "", ""]
     assert stream.flush() == "�"
 
@@ -94,20 +114,103 @@ def test_words_keep_the_spaces_that_their_decoder_gives(tmp_path: Path, fuse: bo
     assert tokenizer.unknown_id == 2
 
 
-def test_pushing_a_token_costs_the_same_late_as_early(with_fallback: Tokenizer) -> None:
-    class Counting:
-        longest = 0
+def test_pushing_a_token_costs_the_same_late_as_early() -> None:
+    library = family("byte fallback")
+    vocabulary = library.get_vocab()
+    bytes_of = {vocabulary[f"<0x{byte:02X}>"]: bytes([byte]) for byte in range(256)}
+    longest = 0
 
-        def decode(self, ids: list[int], **options: bool) -> str:
-            Counting.longest = max(Counting.longest, len(ids))
-            return str(with_fallback._tokenizer.decode(ids, **options))
+    def decode(ids: list[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return str(library.decode(ids))
 
-    from adaptive_lm.runtime.generation.tokenizer import WindowStream
-
-    stream = WindowStream(Counting())
-    for token in [*"abc🏔".encode() * 30, *[0xFF] * 200]:
+    stream = WindowStream(decode, bytes_of, {vocabulary[END]}, fallback=True)
+    spaces, ends = [vocabulary["▁"]] * 100, [vocabulary[END]] * 100
+    for token in [*library.encode("abc🏔" * 30).ids, *[vocabulary["<0xFF>"]] * 200, *spaces, *ends, *spaces]:
         stream.push(token)
-    assert Counting.longest <= 16
+    assert longest <= 2 * CONTEXT_TOKENS
+
+
+def pieces_of(rng: random.Random) -> str:
+    return "".join(rng.choice(PIECES) + rng.choice(("", " ")) for _ in range(rng.randrange(1, 12)))
+
+
+def streamed(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
+    stream = tokenizer.stream(before)
+    return "".join(map(stream.push, ids)) + stream.flush()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_and_the_stream_after_it_are_the_text_of_all_ids(tmp_path: Path, name: str) -> None:
+    library = family(name)
+    tokenizer = saved(library, tmp_path, library.token_to_id(END))
+    rng = random.Random(7)
+    for _ in range(300):
+        ids = tokenizer.encode(pieces_of(rng))
+        for place in rng.sample(range(len(ids) + 1), k=min(2, len(ids))):
+            ids.insert(place, tokenizer.eos_id)
+            if library.decode(ids[:place]).count("�") != library.decode(ids).count("�"):
+                del ids[place]  # it stands inside a character
+        whole = library.decode(ids)
+        assert streamed(tokenizer, [], ids) == whole
+        assert tokenizer.decode(ids) == whole
+        for cut in range(len(ids)):
+            prompt = library.decode(ids[:cut])
+            if not prompt.endswith("�"):
+                assert prompt + streamed(tokenizer, ids[:cut], ids[cut:]) == whole
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_that_is_cut_anywhere_ends_as_decoding_at_once_shows_it(tmp_path: Path, name: str) -> None:
+    library = family(name)
+    tokenizer = saved(library, tmp_path, library.token_to_id(END))
+    for text in ("a 中", "x🙂", "ab \ufffd", "über"):
+        ids = tokenizer.encode(text)
+        for end in range(len(ids) + 1):
+            assert streamed(tokenizer, [], ids[:end]) == library.decode(ids[:end])
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "byte" not in name and name != "Llama 2"])
+def test_ids_in_any_order_stream_as_they_decode_at_once(tmp_path: Path, name: str) -> None:
+    library = family(name)
+    tokenizer = saved(library, tmp_path, library.token_to_id(END))
+    rng = random.Random(3)
+    for _ in range(300):
+        ids = [rng.randrange(tokenizer.size) for _ in range(rng.randrange(1, 30))]
+        cut = rng.randrange(len(ids))
+        assert library.decode(ids[:cut]) + streamed(tokenizer, ids[:cut], ids[cut:]) == library.decode(ids)
+
+
+@pytest.mark.parametrize("name", ["byte fallback", "byte fallback with metaspace", "Llama 2"])
+def test_bytes_that_break_a_run_leave_released_characters_whole(tmp_path: Path, name: str) -> None:
+    """Decoding at once gives U+FFFD for each byte of the whole run; text that was shown cannot be taken back."""
+    library = family(name)
+    tokenizer = saved(library, tmp_path, library.token_to_id(END))
+    broken, letter = library.token_to_id("<0xE4>"), library.token_to_id("b")
+    ids = [letter, *tokenizer.encode("中")[-3:], broken, letter]
+    assert tokenizer.decode(ids) == "b中�b"
+    assert (
+        tokenizer.decode([letter, broken, *tokenizer.encode("中")[-3:], letter])
+        == "b����b"
+        == library.decode([letter, broken, *tokenizer.encode("中")[-3:], letter])
+    )
+
+
+def test_a_long_prompt_of_bytes_is_entered_where_a_character_starts(tmp_path: Path) -> None:
+    library = family("byte fallback")
+    tokenizer = saved(library, tmp_path, library.token_to_id(END))
+    for size in range(5, 12):
+        ids = tokenizer.encode("中" * size)
+        assert streamed(tokenizer, ids, tokenizer.encode("文🙂")) == "文🙂"
+
+
+def test_a_vocabulary_with_a_hole_is_as_large_as_its_highest_id(tmp_path: Path) -> None:
+    library = Library(models.WordLevel({"a": 0, "b": 7, "?": 3}, unk_token="?"))  # noqa: S106
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path / "tokenizer.json", size=8, eos_id=0).decode([7]) == "b"
+    with pytest.raises(UserError, match="has a vocabulary of 8, the model was made for 3"):
+        Tokenizer(tmp_path / "tokenizer.json", size=3, eos_id=0)
 
 
 def test_a_lone_surrogate_is_a_persons_mistake(of_bytes: Tokenizer) -> None:
