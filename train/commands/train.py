@@ -180,7 +180,7 @@ def train(
         config = make_config(read_recipe(recipe) if recipe else {}, overrides)
         if not print_config:
             stem = config.recipe or Path(sources[0].rpartition("@")[0] or sources[0]).stem.rpartition(":")[2]
-            run = named_run(World().told(name or next_run(stem, again=restarted()).name))
+            run = named_run(World().broadcast_text(name or next_run(stem, again=restarted()).name))
             if begin_or_resume or restarted():
                 report(training.begin_or_resume(config, run, overrides, stop_at=stop_at))
             else:

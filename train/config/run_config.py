@@ -18,7 +18,7 @@ from ..model.losses import LossConfig
 from ..optim.batch_size import BatchChange, check_changes
 from ..optim.optimizer import OptimizerConfig
 from ..optim.schedule import ScheduleConfig
-from ..parallel.kinds import Parallel
+from ..parallel import Parallel
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig
