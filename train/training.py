@@ -25,7 +25,8 @@ from .parallel.world import World, require_division
 from .results.examine import examine
 from .results.lineage import require_parent
 from .results.verdict import REPORT, Report, read_report
-from .run.checkpoint import Checkpoint, clean, list_checkpoints, set_aside
+from .run.checkpoint import Checkpoint, clean, set_aside
+from .run.checkpoint_names import list_checkpoints
 from .run.differences import require_same
 from .run.folder import Run
 from .run.identity import compare_identity, identity_of, refuse_other_data

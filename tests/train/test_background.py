@@ -22,7 +22,8 @@ from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.run import saver as saving
 from adaptive_lm.train.run.background_writer import Staging
 from adaptive_lm.train.run.best import Score, read_best
-from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoint_names import list_checkpoints
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.run.saver import Saver

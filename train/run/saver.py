@@ -16,6 +16,7 @@ from ..system.progress import Progress
 from .background_writer import Staging, Writer
 from .best import POINTER, Score, point_at, read_best
 from .checkpoint import DamagedCheckpoint, prune, save_checkpoint, verify
+from .checkpoint_names import checkpoint_name
 from .folder import Run
 
 
@@ -127,7 +128,7 @@ class Saver:
         save_checkpoint(self.run.checkpoints, step, self.config, model_state, optimizer_state, state)
         self.saved.append(step)
         self._point(scored)
-        trusted = frozenset(self.run.checkpoints / f"step-{each:06d}" for each in self.saved)
+        trusted = frozenset(self.run.checkpoints / checkpoint_name(each) for each in self.saved)
         best = None if self.best is None else self.best.place(self.run.path)
         prune(self.run.checkpoints, self.config.trainer.keep_checkpoints, trusted, self.display.log, best)
         self.seconds = time.monotonic() - started
