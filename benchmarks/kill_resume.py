@@ -35,7 +35,8 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.loop import trainer  # training is imported here so that no fork has to
 from adaptive_lm.train.run.best import read_best
-from adaptive_lm.train.run.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint, newest_good, verify
+from adaptive_lm.train.run.checkpoint import DamagedCheckpoint, load_checkpoint, newest_good, verify
+from adaptive_lm.train.run.checkpoint_names import list_checkpoints
 
 EVERY = 4
 """Steps between checkpoints: so few that a good part of the time goes into saves."""

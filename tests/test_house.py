@@ -29,7 +29,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("files", "text_file"),
         ("text_diagnosis",),
         ("text_compression",),
-        ("errors", "file_names", "byte_table", "messages"),
+        ("errors", "file_names", "byte_table", "lazy", "messages"),
     ),
     "train": (
         ("__main__",),
@@ -335,6 +335,26 @@ print([name for name in {HEAVY} if name in sys.modules])
 def test_help_loads_no_heavy_library(command: str) -> None:
     arguments = [*shlex.split(command), "--help"]
     assert not heavy_after(f"from adaptive_lm.serve.cli import group; group({arguments})")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "train --print-config",
+        "train quickstart --print-config --set model.dim=64",
+        "train science-qa --stage 2 --print-config",
+        "train --data x.txt --print-config",
+        "train --print-config --nproc 2",
+        "runs --json",
+        "runs",
+    ],
+)
+def test_a_config_and_a_list_of_runs_load_no_torch(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "config.yaml").write_text("trainer: {steps: 1}\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert "torch" not in heavy_after(f"from adaptive_lm.serve.cli import group; group({typed.split()})")
 
 
 def test_the_runtime_loads_without_torch_and_onnx() -> None:

@@ -25,13 +25,14 @@ from .parallel.world import World, require_division
 from .results.examine import examine
 from .results.lineage import require_parent
 from .results.verdict import REPORT, Report, read_report
-from .run.checkpoint import Checkpoint, clean, list_checkpoints, set_aside
+from .run.checkpoint import Checkpoint, clean, set_aside
+from .run.checkpoint_names import list_checkpoints
 from .run.differences import require_same
 from .run.folder import Run
 from .run.identity import compare_identity, identity_of, refuse_other_data
 from .run.lock_over_ranks import held, newest
 from .run.metrics import open_metrics
-from .run.other_ranks import QuietMetrics
+from .run.other_ranks import NullMetrics
 from .run.trackers import load
 from .system.device import choose_device, choose_precision, versions
 from .system.progress import Progress
@@ -76,10 +77,10 @@ def begin(
         display = display or Progress()
         try:
             with held(run, world):
-                world.at_first(lambda: _make_way(config, run, overwrite))
+                world.on_rank_zero(lambda: _make_way(config, run, overwrite))
                 return _train(config, run, None, stop_at, signals, display)
         except Stopped as stopped:
-            display.say(f"{stopped}: nothing was trained yet; the same command starts again")
+            display.log(f"{stopped}: nothing was trained yet; the same command starts again")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
 
 
@@ -100,7 +101,7 @@ def begin_or_resume(
     config: RunConfig, run: Run, overrides: Iterable[Mapping[str, Any]] = (), *, stop_at: int | None = None
 ) -> Outcome:
     """Goes on with a run that has a checkpoint, and begins one that has none: for jobs that are started again."""
-    if World().first(bool(list_checkpoints(run.checkpoints))):
+    if World().broadcast_float(bool(list_checkpoints(run.checkpoints))):
         return resume(run, overrides, stop_at=stop_at)
     return begin(config, run, overwrite=True, stop_at=stop_at)
 
@@ -136,19 +137,19 @@ def resume(
                 config = make_config(found.config.model_dump(mode="json"), overrides)
                 overridden = require_same(run, found.config, config, override)
                 for key, (before, after) in overridden.items():
-                    display.say(f"note: {key} was {before!r} and is {after!r} from step {found.step} on")
+                    display.log(f"note: {key} was {before!r} and is {after!r} from step {found.step} on")
                 ended = bool(found.state.get("complete")) and not _longer(found.config, config)
                 if ended and (not config.gates.asked or _judged(run, config)):
-                    display.say(
+                    display.log(
                         f"{run.path} is complete at step {found.step}; to go on, give more --steps or --max-seconds"
                     )
                     report = read_report(run.path) if config.gates.asked else None
                     return Outcome(run, found.step, True, exit_code=code_of(report), report=report)
-                world.at_first(lambda: require_parent(run, config))
+                world.on_rank_zero(lambda: require_parent(run, config))
                 set_aside(found.damaged)  # those that the first rank passed over; the others know of none
                 return _train(config, run, found, stop_at, signals, display, ended, overridden)
         except Stopped as stopped:
-            display.say(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
+            display.log(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
 
 
@@ -184,7 +185,7 @@ def _train(
     if world.is_first:
         clean(run.checkpoints)
     trainer = config.trainer
-    libraries = world.at_first(lambda: load(trainer.all_trackers)) or {}
+    libraries = world.on_rank_zero(lambda: load(trainer.all_trackers)) or {}
     for rows, part in Lengths(config).batches():
         require_division(rows, part, world.size)
     device = choose_device(trainer.device, world.local_rank if world.size > 1 else None)
@@ -192,13 +193,13 @@ def _train(
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     length = config.sequence_length
-    corpus = world.in_turn(
+    corpus = world.rank_zero_first(
         lambda: prepare(
-            config.data, config.tokenizer, seed=trainer.seed, say=display.say, length=length, progress=display.work
+            config.data, config.tokenizer, seed=trainer.seed, say=display.log, length=length, progress=display.work
         )
     )
     identity = identity_of(config, corpus, device, precision, world)
-    world.agree(lambda: refuse_other_data(identity, json.loads(world.told(json.dumps(identity)))))
+    world.run_together(lambda: refuse_other_data(identity, json.loads(world.broadcast_text(json.dumps(identity)))))
     config = with_end(with_vocabulary(config, corpus), corpus)
     if found is not None:
         compare_identity(run, found, identity, display)
@@ -213,21 +214,20 @@ def _train(
         write_beside(config, run, corpus, versions(device, precision, identity["matmul"]) | noted)
         (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
 
-    world.at_first(prepare_folder)
-    display.say(
+    world.on_rank_zero(prepare_folder)
+    display.log(
         f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
         f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
         + words(identity)
         + (f", {world.size} ranks, {trainer.parallel}" if world.size > 1 else "")
         + (f", from step {counters.step}" if counters.step else "")
     )
-    metrics = (
-        world.at_first(lambda: open_metrics(run.path, config, counters.step, libraries, display.say)) or QuietMetrics()
-    )
+    opened = world.on_rank_zero(lambda: open_metrics(run.path, config, counters.step, libraries, display.log))
+    metrics = opened or NullMetrics()
     loop = Trainer(
         config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
         counters=counters, identity=identity, saved=[] if found is None else [found.step],
-        stop=lambda: world.most(signals.received or 0) > 0, state=found.state if found else None,
+        stop=lambda: world.max_over_ranks(signals.received or 0) > 0, state=found.state if found else None,
     )  # fmt: skip
     signals.last_words = f"finishing the step, then saving {run.path}" if world.is_first else ""
     asked, report = config.gates.asked, None
@@ -236,15 +236,15 @@ def _train(
             complete = ended or loop.train(stop_at)
             evaluation = loop.finish() if complete and (trainer.steps != 0 or asked) else None
             if evaluation is not None and asked:
-                report = world.agree(lambda: examine(loop, evaluation))
-            world.agree(loop.saver.wait)
+                report = world.run_together(lambda: examine(loop, evaluation))
+            world.run_together(loop.saver.wait)
     except OSError as error:
         raise cannot_write(run.path / "metrics.jsonl", error, "The checkpoints are intact") from error
     finally:
         metrics.close()
     if complete and asked and report is None:
-        display.say(f"the gates were not looked at; do that: {run.resume_command}")
-    exit_code = world.most(signals.exit_code) or world.most(code_of(report))
+        display.log(f"the gates were not looked at; do that: {run.resume_command}")
+    exit_code = world.max_over_ranks(signals.exit_code) or world.max_over_ranks(code_of(report))
     return Outcome(run, counters.step, complete, evaluation, corpus.val_is_trained_on, exit_code, report)
 
 

@@ -291,7 +291,7 @@ def by_two(folder: Path) -> None:
         if World().rank:
             raise UserError("this machine has no such file")
 
-    attempt("lonely", lambda: World().agree(lonely), folder)
+    attempt("lonely", lambda: World().run_together(lonely), folder)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop import clock
 from adaptive_lm.train.loop.heldout import Heldout
-from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint
+from adaptive_lm.train.run.checkpoint import load_checkpoint, read_checkpoint
+from adaptive_lm.train.run.checkpoint_names import list_checkpoints
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -38,7 +38,7 @@ def test_without_a_terminal_plain_lines_come_every_few_seconds() -> None:
         display.show({"step": 1}, "/9", None)
         display.show({"step": 2}, "/9", None)
         display.show({"step": 9}, "/9", None, force=True)
-        display.say("saved [brackets] as they are")
+        display.log("saved [brackets] as they are")
     assert seen.getvalue() == "step 1/9\nstep 9/9\nsaved [brackets] as they are\n"
 
 

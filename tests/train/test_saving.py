@@ -101,7 +101,8 @@ import itertools, os, random, signal, sys, time
 from pathlib import Path
 
 import torch
-from adaptive_lm.train.run.checkpoint import clean, list_checkpoints, load_checkpoint, prune, save_checkpoint
+from adaptive_lm.train.run.checkpoint import clean, load_checkpoint, prune, save_checkpoint
+from adaptive_lm.train.run.checkpoint_names import list_checkpoints
 from adaptive_lm.train.config.run_config import RunConfig
 
 torch.set_num_threads(1)  # children are forked to spare them the import of torch, and threads do not survive that

@@ -142,9 +142,8 @@ def train(
 
         click.get_current_context().exit(launch(nproc, sys.argv[1:]))
 
-    from .. import training
-    from ..config.run_config import make_config, parse_setting, read_recipe
-    from ..parallel.world import World, restarted
+    # Torch is imported only where something is trained: --print-config answers at once.
+    from ..config import make_config, parse_setting, read_recipe
     from ..run.folder import named_run, newest_run, next_run
 
     if override_resume and not resume:
@@ -168,6 +167,8 @@ def train(
         if recipe:
             overrides.insert(0, {"recipe": read_recipe(recipe)["recipe"]})
         if not print_config:
+            from .. import training
+
             report(training.resume(run, overrides, stop_at=stop_at, override=override_resume))
             return
         from ..run.checkpoint import load_checkpoint
@@ -179,8 +180,11 @@ def train(
             recipe = "quickstart"
         config = make_config(read_recipe(recipe) if recipe else {}, overrides)
         if not print_config:
+            from .. import training
+            from ..parallel.world import World, restarted
+
             stem = config.recipe or Path(sources[0].rpartition("@")[0] or sources[0]).stem.rpartition(":")[2]
-            run = named_run(World().told(name or next_run(stem, again=restarted()).name))
+            run = named_run(World().broadcast_text(name or next_run(stem, again=restarted()).name))
             if begin_or_resume or restarted():
                 report(training.begin_or_resume(config, run, overrides, stop_at=stop_at))
             else:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from ..model.config import Section
+from ..system.section import Section
 
 
 class Finite(Section):

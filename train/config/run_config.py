@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ...contract.errors import UserError
 from ..data.config import DataConfig, TokenizerConfig
-from ..model.config import ModelConfig, Section
-from ..model.losses import LossConfig
+from ..model.config import ModelConfig
+from ..model.loss_config import LossConfig
 from ..optim.batch_size import BatchChange, check_changes
-from ..optim.optimizer import OptimizerConfig
-from ..optim.schedule import ScheduleConfig
-from ..parallel.kinds import Parallel
+from ..optim.optimizer_config import OptimizerConfig
+from ..optim.schedule_config import ScheduleConfig
+from ..parallel import Parallel
+from ..system.section import Section
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig

@@ -1,8 +1,35 @@
-"""Text to batches of tokens: `prepare(DataConfig, TokenizerConfig, seed=...) -> Corpus`. numpy only, never torch."""
+"""Text to batches of tokens: `prepare(DataConfig, TokenizerConfig, seed=...) -> Corpus`. numpy only, never torch.
 
-from .batches import Batch
-from .config import DataConfig, SourceConfig, TokenizerConfig
-from .corpus import Corpus
-from .preparation import prepare
+Names are imported when they are first used, so that the config of a run loads without numpy.
+"""
 
-__all__ = ["Batch", "Corpus", "DataConfig", "SourceConfig", "TokenizerConfig", "prepare"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .batches import Batch
+    from .config import DataConfig, SourceConfig, TokenizerConfig
+    from .corpus import Corpus
+    from .preparation import prepare
+else:
+    from ...contract.lazy import lazy_names
+
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Batch": "batches",
+            "Corpus": "corpus",
+            "DataConfig": "config",
+            "SourceConfig": "config",
+            "TokenizerConfig": "config",
+            "prepare": "preparation",
+        },
+    )
+
+__all__ = [
+    "Batch",
+    "Corpus",
+    "DataConfig",
+    "SourceConfig",
+    "TokenizerConfig",
+    "prepare",
+]

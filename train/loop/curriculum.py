@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..config.run_config import RunConfig
 from ..model.depth import layer_dropout_rate
-from ..model.losses import LossConfig, exit_weights_at, training_loss
+from ..model.loss_config import LossConfig
+from ..model.losses import exit_weights_at, training_loss
 from ..model.transformer import ModelOutput, Transformer
 from ..optim.schedule import drawn_sparsity
 

@@ -57,7 +57,7 @@ def settle_matmul(
     """
     wanted = config.trainer.matmul
     serves = model.embedding.weight.device.type == "cpu" and precision == "fp32"
-    there = serves and not world.most(int(not has_onednn()))
+    there = serves and not world.max_over_ranks(int(not has_onednn()))
     before: Choice | None = None if found is None else found.state.get("matmul", dict.fromkeys(KINDS, TORCH))
     if wanted == ONEDNN and serves and not there:
         raise UserError(
@@ -65,7 +65,7 @@ def settle_matmul(
             "--set trainer.matmul=torch"
         )
     if wanted == ONEDNN and not serves:
-        display.say("note: trainer.matmul is onednn, which is for fp32 on a CPU; torch multiplies here")
+        display.log("note: trainer.matmul is onednn, which is for fp32 on a CPU; torch multiplies here")
     if not there or wanted == TORCH:
         choice = dict.fromkeys(KINDS, TORCH)
     elif wanted == ONEDNN:
@@ -73,7 +73,9 @@ def settle_matmul(
     elif before is not None:
         choice = before
     else:
-        choice = json.loads(world.told(json.dumps(world.at_first(lambda: _remembered(model, config, world.size)))))
+        choice = json.loads(
+            world.broadcast_text(json.dumps(world.on_rank_zero(lambda: _remembered(model, config, world.size))))
+        )
     if before is not None:
         note_change(display, "matmul", before, choice)
     model.use_onednn(**{kind: choice[kind] == ONEDNN for kind in KINDS})

@@ -19,8 +19,7 @@ from ..parallel.world import World
 from ..run.best import Score
 from ..run.counters import Counters
 from ..run.folder import Run
-from ..run.metrics import Metrics
-from ..run.other_ranks import saver_of
+from ..run.other_ranks import MetricsLog, saver_of
 from ..system.device import autocast
 from ..system.progress import Progress
 from ..system.randomness import random_json, random_tensors
@@ -47,7 +46,7 @@ class Trainer:
         optimizers: Optimizers,
         *,
         precision: str,
-        metrics: Metrics,
+        metrics: MetricsLog,
         display: Progress,
         counters: Counters,
         identity: dict[str, Any],
@@ -75,7 +74,7 @@ class Trainer:
         self.saver = saver_of(config, run, display, saved, believed, self.world)
         self.heldout = Heldout(
             config, run, model, corpus, self.placed, self.curriculum,
-            precision=precision, say=display.say, step=counters.step, stop=stop,
+            precision=precision, say=display.log, step=counters.step, stop=stop,
         )  # fmt: skip
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
@@ -103,9 +102,9 @@ class Trainer:
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
             if trainer.save == "background":
-                self.world.agree(self.saver.check)
-            self.clock.save_seconds = self.saver.ahead()
-            done = self.world.first(self.clock.progress())
+                self.world.run_together(self.saver.check)
+            self.clock.save_seconds = self.saver.expected_seconds()
+            done = self.world.broadcast_float(self.clock.progress())
             self.shape = self.lengths.shape(counters, done)
             rate = self.clock.rate(done, self.shape, self.lengths.batch_size(counters, done))
             self.optimizers.set_rate(rate)
@@ -117,7 +116,7 @@ class Trainer:
             self.clock.step_seconds = now - started
             self.check(result)
             for words in self.monitor.words(result.figures, self.run.resume_command):
-                self.display.say(f"step {step}: {words}")
+                self.display.log(f"step {step}: {words}")
             complete = self.complete()
             evaluated = None
             saves = step % trainer.checkpoint_every == 0
@@ -135,7 +134,7 @@ class Trainer:
             if saves:
                 self.save(complete)
         self.save(complete)
-        self.world.agree(self.saver.wait)
+        self.world.run_together(self.saver.wait)
         return complete
 
     def step(self) -> StepResult:
@@ -172,20 +171,20 @@ class Trainer:
             if watch is not None:
                 watch.saw(out, scored, share)
         result.parts = {name: value.item() for name, value in sums.items()}
-        loss_of_step = self.world.first(result.parts.get("loss", 0.0))
+        loss_of_step = self.world.broadcast_float(result.parts.get("loss", 0.0))
         result.problem = self.guard.judge(loss_of_step)
         if not result.skipped:
             self.placed.reduce()
             if watch is not None:
                 watch.gradients()
-            result.grad_norm = self.world.first(self.clip())
+            result.grad_norm = self.world.broadcast_float(self.clip())
             result.problem = self.guard.judge(loss_of_step, result.grad_norm)
         if not result.skipped:
             if watch is None:
                 self.optimizers.step()
             else:
                 watch.update(self.optimizers.step)
-                watch.agree(self.world.firsts)
+                watch.agree(self.world.broadcast_floats)
                 result.figures = self.monitor.judge(watch, self.clock.is_warm)
             self.clipping.accept(result.grad_norm)
             self.guard.accept(loss_of_step, result.grad_norm)
@@ -211,7 +210,7 @@ class Trainer:
             return
         self.counters.bad_steps += 1
         step, data = self.counters.step, self.data()
-        self.display.say(f"step {step}: {result.problem}; the step is skipped, the weights stay ({data})")
+        self.display.log(f"step {step}: {result.problem}; the step is skipped, the weights stay ({data})")
         self.guard.refuse(step, result.problem, data)
 
     def data(self) -> str:
@@ -220,13 +219,13 @@ class Trainer:
 
     def complete(self) -> bool:
         """Whether the run has had its steps or its seconds, by the clock of the first rank."""
-        return bool(self.world.first(self.clock.complete()))
+        return bool(self.world.broadcast_float(self.clock.complete()))
 
     # --- what is written and shown
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds a record to metrics.jsonl."""
-        self.world.agree(lambda: self.metrics.write(record))
+        self.world.run_together(lambda: self.metrics.write(record))
 
     def save(self, complete: bool) -> None:
         """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept.
@@ -249,7 +248,7 @@ class Trainer:
         model_state = self.placed.model_state()
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
-        self.world.agree(lambda: self.saver.save(step, model_state, tensors, state, scored))
+        self.world.run_together(lambda: self.saver.save(step, model_state, tensors, state, scored))
 
     def evaluate(self, max_tokens: int | None) -> Evaluation | None:
         """Scores held-out text, `max_tokens` of it at most."""
@@ -271,7 +270,7 @@ class Trainer:
             self.write({**self._last, **scores(found), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens
         score = self.score_of(found if same or found is None else self.evaluate(trainer.eval_tokens))
-        self.world.agree(lambda: self.saver.offer(score))
+        self.world.run_together(lambda: self.saver.offer(score))
         return found
 
     def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:

@@ -1,9 +1,33 @@
-"""The model in torch: what `export/` mirrors node by node."""
+"""The model in torch: what `export/` mirrors node by node.
 
-from .config import ModelConfig
-from .losses import LossConfig, cross_entropy, training_loss
-from .sections import DepthConfig, FFNConfig
-from .transformer import ModelOutput, Thresholds, Transformer
+Names are imported when they are first used, so that the config of a run loads without torch.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .loss_config import LossConfig
+    from .losses import cross_entropy, training_loss
+    from .sections import DepthConfig, FFNConfig
+    from .transformer import ModelOutput, Thresholds, Transformer
+else:
+    from ...contract.lazy import lazy_names
+
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "DepthConfig": "sections",
+            "FFNConfig": "sections",
+            "LossConfig": "loss_config",
+            "ModelConfig": "config",
+            "ModelOutput": "transformer",
+            "Thresholds": "transformer",
+            "Transformer": "transformer",
+            "cross_entropy": "losses",
+            "training_loss": "losses",
+        },
+    )
 
 __all__ = [
     "DepthConfig",

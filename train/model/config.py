@@ -7,8 +7,9 @@ from typing import Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from ..system.section import Section
 from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Positions
-from .threshold_config import Level, Line, Section
+from .threshold_config import Level, Line
 
 
 class ModelConfig(Section):
@@ -119,7 +120,7 @@ class ModelConfig(Section):
         return bool(self.depth.exit_layers) or any(self.has_depth_router(i) for i in range(self.num_layers))
 
 
-__all__ = ["AttentionConfig", "DepthConfig", "FFNConfig", "HeadsConfig", "Level", "Line", "ModelConfig", "Section"]
+__all__ = ["AttentionConfig", "DepthConfig", "FFNConfig", "HeadsConfig", "Level", "Line", "ModelConfig"]
 
 
 Kind = TypeVar("Kind", str, int)

@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from .threshold_config import Controlled, Level, Section
+from ..system.section import Section
+from .threshold_config import Controlled, Level
 
 Routing = Literal["top_p", "top_k", "dense"]
 

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..model.config import Section
+from ..system.section import Section
 
 Rule = Literal["none", "linear", "sqrt"]
 

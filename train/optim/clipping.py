@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .optimizer import OptimizerConfig
+from .optimizer_config import OptimizerConfig
 
 LEAST_WEIGHT = 1e-3
 """Rows of weights shorter than this count as so long, so that a row that starts at zero can leave it (AGC, eq. 3)."""

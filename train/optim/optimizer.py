@@ -4,98 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...contract.errors import UserError
-from ..model.config import Section
 from ..parallel.placement import Placement
 from .lars import LARS
 from .layer_scaling import factors, layer_norms, layer_of
 from .muon import Muon
-
-BY_KIND: Mapping[str, dict[str, float]] = {
-    "muon": {},
-    "adamw": {},
-    "lars": {"lr": 0.003},
-    "sgd": {"lr": 0.1, "weight_decay": 1e-4},
-}
-"""What suits each kind, where it is not what suits Muon: the best of a sweep by thirds (300 steps of quickstart)."""
-
-
-class OptimizerConfig(Section):
-    """What moves the weights, and how far.
-
-    `kind` moves the matrices inside the blocks (attention, experts, dense FFN); embedding, head, norms, routers,
-    position embeddings and everything of one dimension always go with AdamW (Loshchilov and Hutter, arXiv 1711.05101).
-
-    - `muon` (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the default; the fewest steps to a loss.
-    - `adamw`: where published recipes are to be repeated, or Muon's matrix products take too long.
-    - `lars` (You et al., arXiv 1708.03888): very large batches; every step is a stated share of each weight.
-    - `sgd` with momentum (Polyak 1964; as in torch): the plain baseline, and the least memory.
-    """
-
-    kind: Literal["muon", "adamw", "lars", "sgd"] = "muon"
-    lr: float = Field(0.03, gt=0)
-    """Peak learning rate of the matrices under `muon` (0.03 where none is given), `lars` (0.003) and `sgd` (0.1)."""
-    adamw_lr: float = Field(1.2e-2, gt=0)
-    """AdamW's, for the rest."""
-    adamw_matrix_lr: float = Field(3e-3, gt=0)
-    """AdamW's for the matrices too, where `kind` is `adamw`."""
-    weight_decay: float = Field(0.1, ge=0)
-    """On the matrices inside the blocks only, times the learning rate: 0.1 where none is given, and 1e-4 under `sgd`,
-    whose rate is so much higher. Decoupled, but under `sgd` a part of the gradient."""
-    momentum: float = Field(0.95, ge=0, lt=1)
-    """Of `muon`, `lars` and `sgd`."""
-    newton_schulz_steps: int = Field(5, ge=1, le=20)
-    """Of `muon`: iterations that make the singular values of an update alike, each of which quadruples the small ones.
-    5 is what Muon was published with; 4 take a fifth less of Muon's time and learned 0.01 nats less in 300 steps
-    (docs/decisions/0021)."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    bidirectional: bool = False
-    """Multiply each layer's learning rate by clamp(sqrt(target_norm / (gradient norm + eps)), 0.3, 3), the norm taken
-    before clipping; a layer is a whole block, the embedding, the head, or all the rest. With every `kind`. The idea of
-    LARS (arXiv 1708.03888) in both directions: where some layers have far larger gradients than others, as in deep
-    models and with routers."""
-    target_norm: float = Field(3.0, gt=0)
-    clip: Literal["norm", "percentile", "agc"] = "norm"
-    """`norm`: the gradient is never longer than `clip_norm` (Pascanu et al. 2013, arXiv 1211.5063), the usual choice.
-    `percentile`: never longer than a percentile of the last
-    `clip_window` gradients (Seetharaman et al. 2020, arXiv 2007.14469), where the right length is not known. `agc`:
-    each row no longer than a share of its weights (Brock et al. 2021, arXiv 2102.06171), for large rates and batches.
-    """
-    clip_norm: float = Field(1.0, ge=0)
-    """Of `norm`; 0 does not clip. The norm that is logged is the one before clipping, whatever clips."""
-    clip_percentile: float = Field(10.0, gt=0, le=100)
-    clip_window: int = Field(256, ge=2)
-    """Accepted steps of which `percentile` remembers the norms."""
-    clip_share: float = Field(0.01, gt=0)
-    """Of `agc`: most of a row's gradient, as a share of the row itself."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fits_its_kind(cls, given: Any) -> Any:
-        """Rate and decay of the kind, where none are given."""
-        kind = given.get("kind") if isinstance(given, Mapping) else None
-        return {**BY_KIND.get(kind, {}), **given} if isinstance(kind, str) else given
-
-    @model_validator(mode="after")
-    def _clips_once(self) -> OptimizerConfig:
-        own = {"norm": {"clip_norm"}, "percentile": {"clip_percentile", "clip_window"}, "agc": {"clip_share"}}
-        for kind, names in own.items():
-            for name in sorted(names & self.model_fields_set):
-                default = type(self).model_fields[name].default
-                if kind != self.clip and getattr(self, name) != default:
-                    raise ValueError(
-                        f"{name} is {getattr(self, name)}, which has no effect with clip {self.clip!r}; "
-                        f"leave it out, or set clip to {kind!r}"
-                    )
-        return self
+from .optimizer_config import OptimizerConfig
 
 
 def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

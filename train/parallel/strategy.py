@@ -10,9 +10,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from ...contract.errors import UserError
 from ..model.transformer import Transformer
 from ..system import collectives
-from .kinds import Parallel
+from . import Parallel
 from .placement import Placement, Split, is_sharded, local
-from .token_dispatch import TravellingExperts
+from .token_dispatch import ExpertParallel
 
 
 def place(model: Transformer, parallel: Parallel, *, compiled: bool = False) -> Placement:
@@ -91,5 +91,5 @@ def spread_experts(model: Transformer) -> Placement:
             whole: torch.Tensor = getattr(moe, name).data
             setattr(moe, name, nn.Parameter(whole[split.mine].clone()))
             splits[f"layers.{layer}.moe.{name}"] = split
-        moe.run_experts = TravellingExperts(number // size)
+        moe.run_experts = ExpertParallel(number // size)
     return Placement(model, splits)

@@ -40,7 +40,7 @@ def travel(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
     return arrived
 
 
-class TravellingExperts:
+class ExpertParallel:
     """`run_experts` over ranks: a token goes once to each rank that has any of its experts, with the weights of those,
     and comes back as their weighted sum. Rank r holds the experts r L to r L + L - 1.
     """

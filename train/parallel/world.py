@@ -22,7 +22,7 @@ PATIENCE = timedelta(hours=2)
 once, by its closed connection."""
 
 
-class Elsewhere(UserError):  # noqa: N818  # it says where the error is, which is not here
+class FailedOnAnotherRank(UserError):  # noqa: N818  # it says where the error is, which is not here
     """Another rank has failed and said why; this one ends with the same exit code and says nothing."""
 
     def __init__(self, exit_code: int) -> None:
@@ -46,7 +46,7 @@ class World:
         """Whether this rank writes and speaks for all."""
         return self.rank == 0
 
-    def first(self, value: float) -> float:
+    def broadcast_float(self, value: float) -> float:
         """What the first rank holds it to be; it may be NaN."""
         if self.size == 1:
             return value
@@ -54,7 +54,7 @@ class World:
         dist.broadcast(told, 0)
         return float(told)
 
-    def firsts(self, values: Sequence[float]) -> list[float]:
+    def broadcast_floats(self, values: Sequence[float]) -> list[float]:
         """The same for several, of which every rank has as many."""
         if self.size == 1 or not values:
             return list(values)
@@ -62,7 +62,7 @@ class World:
         dist.broadcast(told, 0)
         return [float(each) for each in told]
 
-    def most(self, value: int) -> int:
+    def max_over_ranks(self, value: int) -> int:
         """The largest of what the ranks say."""
         if self.size == 1:
             return value
@@ -70,22 +70,22 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def told(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """The text of the first rank."""
         if self.size == 1:
             return text
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0).byte()
-        size = int(self.first(len(data)))
+        size = int(self.broadcast_float(len(data)))
         data = data if self.is_first else torch.empty(size, dtype=torch.uint8)
         dist.broadcast(data, 0)
         return bytes(data.tolist()).decode()
 
-    def agree(self, do: Callable[[], Result]) -> Result:
+    def run_together(self, do: Callable[[], Result]) -> Result:
         """Lets every rank do something that may fail on some of them alone.
 
         Raises:
-            UserError, OSError: on the lowest rank that failed, what it failed with; on all others `Elsewhere`. So one
-                message comes out, and no rank waits for one that has gone.
+            UserError, OSError: on the lowest rank that failed, its own error; on all others `FailedOnAnotherRank`. So
+                one message comes out, and no rank waits for one that has ended.
         """
         if self.size == 1:
             return do()
@@ -100,20 +100,20 @@ class World:
         speaker = next((rank for rank, code in enumerate(codes) if code), None)
         if speaker is None:
             return result
-        if failed is None or speaker != self.rank or isinstance(failed, Elsewhere):
-            raise Elsewhere(int(codes[speaker]))
+        if failed is None or speaker != self.rank or isinstance(failed, FailedOnAnotherRank):
+            raise FailedOnAnotherRank(int(codes[speaker]))
         if not self.is_first:  # what it raises is not shown; see __main__
             os.write(2, f"error: on rank {self.rank}: {failed}\n".encode())
         raise failed
 
-    def at_first(self, do: Callable[[], Result]) -> Result | None:
-        """Lets the first rank alone do something; None on all others. Raises as `agree` does."""
-        return self.agree(lambda: do() if self.is_first else None)
+    def on_rank_zero(self, do: Callable[[], Result]) -> Result | None:
+        """Lets the first rank alone do something; None on all others. Raises as `run_together` does."""
+        return self.run_together(lambda: do() if self.is_first else None)
 
-    def in_turn(self, do: Callable[[], Result]) -> Result:
+    def rank_zero_first(self, do: Callable[[], Result]) -> Result:
         """The first rank of each machine before its others, which find what it left on the disk."""
-        before = self.agree(do) if self.size == 1 else self.agree(lambda: None if self.local_rank else do())
-        return self.agree(lambda: do() if before is None else before)
+        before = self.run_together(lambda: None if self.local_rank else do())
+        return self.run_together(lambda: do() if before is None else before)
 
     def rows(self, whole: Tensor) -> Tensor:
         """The rows of a batch (B, ...) that are this rank's, (B / ranks, ...).

@@ -37,7 +37,7 @@ def examine(loop: Trainer, evaluation: Evaluation) -> Report | None:
     for name in seen.rivals or ():
         text = newest_state(run.path.with_name(name)).get("data_digest")
         if text != loop.identity.get("data_digest"):
-            loop.display.say(f"note: {name} had another text or tokenizer, so that its loss says little of this one's")
+            loop.display.log(f"note: {name} had another text or tokenizer, so that its loss says little of this one's")
     verdicts = judge(gates, seen)
     best: str | None = run.name
     if not all(each.passed for each in verdicts):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.files import cannot_write, write_whole
-from .checkpoint import COMPLETE, list_checkpoints
+from .checkpoint_names import COMPLETE, checkpoint_name, list_checkpoints, step_of
 
 POINTER = "best.json"
 FORMAT_VERSION = 1
@@ -26,7 +26,7 @@ class Score:
 
     def place(self, run: Path) -> Path:
         """The folder of the checkpoint."""
-        return run / "checkpoints" / f"step-{self.step:06d}"
+        return run / "checkpoints" / checkpoint_name(self.step)
 
     def beats(self, other: Score | None) -> bool:
         """Whether this one is to be pointed at in place of `other`."""
@@ -62,11 +62,11 @@ def checkpoint_of(run: Path, which: str) -> Path:
             return best.place(run)
     elif which.isdigit():
         for path in there:
-            if int(path.name[5:]) == int(which):
+            if step_of(path) == int(which):
                 return path
     else:
         raise UserError(f"--checkpoint {which!r}: expected best, last, or the step of a checkpoint")
-    has = ", ".join(str(int(path.name[5:])) for path in there)
+    has = ", ".join(str(step_of(path)) for path in there)
     found = f"it has checkpoints of steps {has}" if has else "it has none at all"
     wanted = "best checkpoint: none was scored" if which == "best" else f"checkpoint of step {which}"
     raise UserError(f"{run} has no {wanted}; {found}" + ("; --checkpoint last takes the newest" if has else ""))

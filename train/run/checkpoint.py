@@ -25,11 +25,10 @@ from torch import Tensor
 from ...contract.errors import UserError
 from ...contract.files import cannot_write, remove_temporary_files, sync_folder
 from ..config.run_config import RunConfig, make_config
+from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
 from .tensor_file import write_tensors
 
 FORMAT_VERSION = 1
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-COMPLETE = "complete.json"
 
 
 class DamagedCheckpoint(ValueError):  # noqa: N818  # it says what was found, not that an error happened
@@ -71,7 +70,7 @@ def save_checkpoint(
     Raises:
         UserError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
     """
-    place = folder / f"step-{step:06d}"
+    place = folder / checkpoint_name(step)
     temporary = folder / f".writing-{place.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True, exist_ok=False)
@@ -103,12 +102,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The step-NNNNNN folders, oldest first; whether they are good is not asked."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def verify(path: Path, digests: bool = True) -> None:

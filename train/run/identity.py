@@ -55,7 +55,7 @@ def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], d
 def note_change(display: Progress, key: str, was: object, now: object) -> None:
     """Says what is no longer as it was, if it is not."""
     if was != now:
-        display.say(f"note: {key} was {was} and is {now}: results differ in the last bits")
+        display.log(f"note: {key} was {was} and is {now}: results differ in the last bits")
 
 
 def refuse_other_data(mine: Mapping[str, Any], first: Mapping[str, Any]) -> None:

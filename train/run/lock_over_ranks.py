@@ -21,7 +21,7 @@ def held(run: Run, world: World) -> Iterator[None]:
     Raises:
         UserError: on entering, another process trains it, or its folder cannot be written.
     """
-    world.at_first(run.__enter__)
+    world.on_rank_zero(run.__enter__)
     try:
         yield
     finally:
@@ -35,9 +35,9 @@ def newest(run: Run, world: World, display: Progress) -> Checkpoint | None:
     Raises:
         UserError: all are damaged, or a rank does not see the folder.
     """
-    found = world.at_first(lambda: newest_good(run.path, lambda text: display.say(f"warning: {text}")))
-    path = world.told(str(found.path.resolve()) if found else "")
-    return world.agree(lambda: found or _read(Path(path))) if path else None
+    found = world.on_rank_zero(lambda: newest_good(run.path, lambda text: display.log(f"warning: {text}")))
+    path = world.broadcast_text(str(found.path.resolve()) if found else "")
+    return world.run_together(lambda: found or _read(Path(path))) if path else None
 
 
 def _read(path: Path) -> Checkpoint:

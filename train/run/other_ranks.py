@@ -1,24 +1,74 @@
-"""What stands on the ranks that write nothing in the place of what writes."""
+"""What the trainer calls to save and to log, and the null objects of the ranks that write nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from torch import Tensor
 
 from ..config.run_config import RunConfig
 from ..parallel.world import World
 from ..system.progress import Progress
 from .best import Score
 from .folder import Run
-from .metrics import Metrics
 from .saver import Saver
 
 
-class QuietMetrics(Metrics):
-    """Measures go to no file."""
+class MetricsLog(Protocol):
+    """Where the trainer logs: `Metrics` on the first rank, `NullMetrics` on the others."""
 
-    def __init__(self) -> None:
-        """There is nothing to open."""
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Log one record."""
+
+    def close(self) -> None:
+        """Close the log; nothing is written after."""
+
+
+class CheckpointSaver(Protocol):
+    """What saves for the trainer: `Saver` on the first rank, `NullSaver` on the others. See `Saver`."""
+
+    seconds: float
+    """Seconds that the last save took."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is written or being written."""
+
+    def expected_seconds(self) -> float:
+        """Seconds after which a save begun now would be on the disk."""
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        optimizer_state: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        scored: Score | None,
+    ) -> None:
+        """Write the checkpoint of `step`, or begin to."""
+
+    def record(self) -> dict[str, Any]:
+        """How long the last save took, for metrics.jsonl; each save once."""
+
+    def check(self) -> None:
+        """Raise the error of a failed save in the background, once."""
+
+    def wait(self) -> None:
+        """Wait for the save in flight."""
+
+    def offer(self, score: Score | None) -> None:
+        """Point at a saved checkpoint if none is better."""
+
+
+class NullMetrics:
+    """Logs nothing."""
 
     def write(self, record: Mapping[str, Any]) -> None:
         pass
@@ -27,21 +77,35 @@ class QuietMetrics(Metrics):
         pass
 
 
-class QuietSaver(Saver):
-    """Knows which steps the first rank has saved."""
+class NullSaver:
+    """Writes nothing, but knows which steps the first rank has saved."""
 
     def __init__(self, saved: Sequence[int], seconds: float) -> None:
         self.saved, self.seconds = list(saved), seconds
-        self.best = None
 
-    def save(self, step: int, *_: Any) -> None:
-        self.saved.append(step)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
 
     def has(self, step: int) -> bool:
         return step in self.saved
 
-    def ahead(self) -> float:
+    def expected_seconds(self) -> float:
         return self.seconds
+
+    def save(
+        self,
+        step: int,
+        model_state: Mapping[str, Tensor],
+        optimizer_state: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        scored: Score | None,
+    ) -> None:
+        self.saved.append(step)
 
     def record(self) -> dict[str, Any]:
         return {}
@@ -58,6 +122,6 @@ class QuietSaver(Saver):
 
 def saver_of(
     config: RunConfig, run: Run, display: Progress, saved: Sequence[int], seconds: float, world: World
-) -> Saver:
-    """What saves on the first rank, and what only knows of it on the others; arguments as of `Saver`."""
-    return Saver(config, run, display, saved, seconds) if world.is_first else QuietSaver(saved, seconds)
+) -> CheckpointSaver:
+    """Make the saver of this rank; arguments as of `Saver`."""
+    return Saver(config, run, display, saved, seconds) if world.is_first else NullSaver(saved, seconds)

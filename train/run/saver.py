@@ -16,6 +16,7 @@ from ..system.progress import Progress
 from .background_writer import Staging, Writer
 from .best import POINTER, Score, point_at, read_best
 from .checkpoint import DamagedCheckpoint, prune, save_checkpoint, verify
+from .checkpoint_names import checkpoint_name
 from .folder import Run
 
 
@@ -57,7 +58,7 @@ class Saver:
         except UserError as unsaved:
             if error is None:
                 raise
-            self.display.say(f"warning: {unsaved}")  # what ended the run matters more
+            self.display.log(f"warning: {unsaved}")  # what ended the run matters more
 
     def _trust_best(self, best: Score) -> None:
         """Forgets a best checkpoint that is damaged, or of steps that were lost and are trained again."""
@@ -68,7 +69,7 @@ class Saver:
             problem = f"{best.place(self.run.path)} is of a step that is trained again"
         except DamagedCheckpoint as error:
             problem = f"damaged checkpoint: {error}"
-        self.display.say(f"warning: {problem}; it is no longer the best")
+        self.display.log(f"warning: {problem}; it is no longer the best")
         (self.run.path / POINTER).unlink(missing_ok=True)
         self.best = None
 
@@ -77,7 +78,7 @@ class Saver:
         being_written = self._writer.busy and self._begun is not None and self._begun[0] == step
         return being_written or step in self.saved  # in this order: what is not busy any more has been entered
 
-    def ahead(self) -> float:
+    def expected_seconds(self) -> float:
         """Seconds after which a save begun now would be on the disk."""
         left = 0.0
         if self._writer.busy and self._begun is not None:
@@ -127,9 +128,9 @@ class Saver:
         save_checkpoint(self.run.checkpoints, step, self.config, model_state, optimizer_state, state)
         self.saved.append(step)
         self._point(scored)
-        trusted = frozenset(self.run.checkpoints / f"step-{each:06d}" for each in self.saved)
+        trusted = frozenset(self.run.checkpoints / checkpoint_name(each) for each in self.saved)
         best = None if self.best is None else self.best.place(self.run.path)
-        prune(self.run.checkpoints, self.config.trainer.keep_checkpoints, trusted, self.display.say, best)
+        prune(self.run.checkpoints, self.config.trainer.keep_checkpoints, trusted, self.display.log, best)
         self.seconds = time.monotonic() - started
         self._took = {
             "saved_step": step,

@@ -38,7 +38,7 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One line of story; a live line stays under it."""
         self.console.print(text, markup=False, soft_wrap=True)
 
@@ -46,7 +46,7 @@ class Progress:
         """Says every few seconds how much of a long preparation is done."""
         if time.monotonic() - self._worked >= self._plain_seconds:
             self._worked = time.monotonic()
-            self.say(f"{what}: {done / max(total, 1):.0%}")
+            self.log(f"{what}: {done / max(total, 1):.0%}")
 
     def show(self, record: Mapping[str, Any], end: str, left: float | None, force: bool = False) -> None:
         """The newest record; `end` is what the step counts towards, `left` the seconds to go. `force` shows it now."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import ranks as tiny_ranks
+from support import ranks
 from support.ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def free_port() -> int:
 def meet(script: Path, *arguments: str) -> None:
     """Runs a script by two ranks, as srun would start them."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    ranks = [
+    processes = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -46,11 +46,11 @@ def meet(script: Path, *arguments: str) -> None:
         for rank in range(2)
     ]
     try:
-        stories = [each.communicate(timeout=600)[1] for each in ranks]
+        stories = [each.communicate(timeout=600)[1] for each in processes]
     finally:
-        for each in ranks:
+        for each in processes:
             each.kill()  # ranks that wait for each other would wait for hours
-    assert [each.returncode for each in ranks] == [0, 0], "\n".join(stories)
+    assert [each.returncode for each in processes] == [0, 0], "\n".join(stories)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     before = Path.cwd()
     threads = torch.get_num_threads()
     for folder in (one, two):
-        tiny_ranks.write_text(folder)
+        ranks.write_text(folder)
     os.chdir(one)
     try:
         for name in sorted({one_of(name): name for name in SAME}.values()):
-            alone = make_config(tiny_ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
+            alone = make_config(ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
             session.begin(alone, Run(Path("runs") / one_of(name)))
         for kind in KINDS:
             session.begin(config(over({}, kind)), Run(two / "runs" / f"one-{kind}"), stop_at=4)
-        meet(Path(tiny_ranks.__file__), str(two))
+        meet(Path(ranks.__file__), str(two))
     finally:
         os.chdir(before)
         torch.set_num_threads(threads)
@@ -248,18 +248,18 @@ def test_the_clock_of_the_first_rank_ends_all(places: tuple[Path, Path]) -> None
     ],
 )
 def test_a_refusal_ends_all_ranks_with_one_exit_code(places: tuple[Path, Path], what: str, words: str) -> None:
-    """What only the first rank can know (a run that exists, a disk that is full) the other hears as `Elsewhere`, which
-    says nothing."""
+    """An error that only the first rank can see (a run that exists, a full disk) reaches the other as
+    `FailedOnAnotherRank`, which prints nothing."""
     import re
 
     first, second = outcomes(places, what)
     assert re.search(words, first["words"])
     assert second["exit_code"] == first["exit_code"] == 1
     known_to_all = what in ("divides", "five", "dense", "compiled")
-    assert second["error"] == ("UserError" if known_to_all else "Elsewhere")
+    assert second["error"] == ("UserError" if known_to_all else "FailedOnAnotherRank")
 
 
 def test_what_fails_on_another_rank_alone_ends_the_first_too(places: tuple[Path, Path]) -> None:
     first, second = outcomes(places, "lonely")
-    assert (first["error"], second["error"]) == ("Elsewhere", "UserError")
+    assert (first["error"], second["error"]) == ("FailedOnAnotherRank", "UserError")
     assert first["exit_code"] == 1

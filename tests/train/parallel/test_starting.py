@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from support import ranks as tiny_ranks
+from support import ranks
 
 from adaptive_lm.train.parallel.launch import without_option
-from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
+from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoint_names import list_checkpoints
 from adaptive_lm.train.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[3]
@@ -31,8 +32,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    tiny_ranks.write_text(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_ranks.BASE))
+    ranks.write_text(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(ranks.BASE))
     return tmp_path
 
 
