@@ -52,7 +52,7 @@ def _layer(
     `cache_bytes` is the size of a number in the cache, or None where the cost is FLOPs. `sliced` heads multiply by
     their slices of q and o where a token chose them; all heads attend, since they share the keys that must be read.
     """
-    dim, ffn, heads, width = config.dim, config.ffn, config.num_heads, config.width_of_head
+    dim, ffn, heads, width = config.dim, config.ffn, config.num_heads, config.resolved_head_dim
     queries, keys = heads * width, config.num_kv_heads * width
     hidden = ffn.dim if ffn.routing == "dense" else ffn.expert_dim
     shared = ffn.shared_expert_dim if ffn.routing != "dense" else 0

@@ -137,7 +137,7 @@ def _model(source: Source, precision: Precision) -> Model:
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
-        head_dim=config.width_of_head,
+        head_dim=config.resolved_head_dim,
         precision=precision,
         skipped_kv=config.depth.skipped_kv,
         eos_id=_eos_id(source),

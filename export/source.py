@@ -13,7 +13,7 @@ from torch import Tensor
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
 from ..runtime.format.manifest import DialTable, DialTarget
-from ..train.model import ModelConfig, Thresholds, Transformer
+from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.model.controllers import GRID_POINTS
 from ..train.model.thresholded_router import shifted
 from ..train.run.best import checkpoint_of
@@ -50,9 +50,9 @@ class Source:
         """name -> array of what the graph holds."""
         return weights_of(self.model)
 
-    def thresholds(self) -> Thresholds:
+    def thresholds(self) -> ThresholdTensors:
         """What the controllers hold, those of heads set beside the scores that they were taken from."""
-        levels = Thresholds(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        levels = ThresholdTensors(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
         scores, elsewhere = scores_of_ids(self.model), torch.empty(0)
         heads = [beside(float(one), elsewhere if layer else scores) for layer, one in enumerate(levels.head_top_p)]
         return levels._replace(head_top_p=torch.tensor(heads))

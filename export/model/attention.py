@@ -102,7 +102,7 @@ class Attention:
         if slices:
             q = slices.queries(x)  # (n, H, W)
             if cells.row_cells is not None:
-                q = g.op("Reshape", q, g.int64(-1, config.num_heads * config.width_of_head))
+                q = g.op("Reshape", q, g.int64(-1, config.num_heads * config.resolved_head_dim))
         else:
             q = self.weights.linear(g, x, f"{self.name}.q.weight")
         q = self._to_heads(g, q, self.shared.shapes[0], config.num_heads, cells)
@@ -117,7 +117,7 @@ class Attention:
 
     def _project(self, g: Graph, mixed: str, cells: Cells, routes: HeadRoutes | None, slices: Slices | None) -> str:
         """The heads' outputs, weighted where they are routed, times o: (B, S, H, W) -> (n, D)."""
-        heads, width = self.config.num_heads, self.config.width_of_head
+        heads, width = self.config.num_heads, self.config.resolved_head_dim
         mixed = g.op("Reshape", mixed, g.int64(-1, heads, width) if routes else g.int64(-1, heads * width))
         if cells.row_cells is not None:
             mixed = g.op("Gather", mixed, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)
@@ -196,7 +196,7 @@ class Attention:
         """x (n, heads * W) or (n, heads, W) -> (B, heads, S, W); empty cells hold zeros."""
         if cells.row_cells is not None:
             assert cells.num_cells is not None
-            size = g.op("Concat", cells.num_cells, g.int64(heads * self.config.width_of_head), axis=0)
+            size = g.op("Concat", cells.num_cells, g.int64(heads * self.config.resolved_head_dim), axis=0)
             x = g.op("ScatterND", g.op("ConstantOfShape", size), cells.row_cells, x)
         return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
 

@@ -31,7 +31,7 @@ def attend_by_context(
     seen (B, 1, S, C) bool. The query heads of a group are rows of one product with their keys.
     """
     heads, groups = g.int64(0, config.num_heads, -1, 0), g.int64(0, config.num_kv_heads, -1, 0)  # 0: as it is
-    scaled = g.op("Mul", q, g.scalar(config.width_of_head**-0.5))
+    scaled = g.op("Mul", q, g.scalar(config.resolved_head_dim**-0.5))
     keys = g.op("Transpose", key, perm=[0, 1, 3, 2])  # ONNX Runtime folds it into the product
     scores = g.op("MatMul", g.op("Reshape", scaled, groups), keys, name="scores")  # (B, K, H/K*S, C)
     scores = g.op("Reshape", scores, heads)  # (B, H, S, C)

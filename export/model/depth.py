@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ...train.model.config import ModelConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .threshold import shifted
+from .thresholded_router import shifted
 
 
 class DepthRoutes(NamedTuple):

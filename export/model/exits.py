@@ -10,7 +10,7 @@ import math
 from ...train.model.sections import ExitCriterion
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .threshold import linear
+from .thresholded_router import linear
 
 
 def exit_router(g: Graph, weights: Weights, name: str, x: str) -> str:

@@ -13,7 +13,7 @@ from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.dispatch import Dispatch
 from ..graph.weights import Precision, Weights
-from .threshold import limit, linear
+from .thresholded_router import limit, linear
 
 Execution = Literal["masked", "sliced"]
 SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**18}
@@ -23,7 +23,7 @@ docs/decisions/0010."""
 
 def execution_of(config: ModelConfig, precision: Precision) -> Execution:
     """How routed heads run: `masked` computes all and multiplies by the weights, `sliced` only those chosen."""
-    return "sliced" if 2 * config.dim * config.width_of_head >= SLICED_FROM[precision] else "masked"
+    return "sliced" if 2 * config.dim * config.resolved_head_dim >= SLICED_FROM[precision] else "masked"
 
 
 class HeadRoutes(NamedTuple):
@@ -94,15 +94,15 @@ class Slices:
     def queries(self, x: str) -> str:
         """x (N, D) -> (N, H, W); a head that a token did not choose has some other query, of which nothing is read."""
         config, name = self.config, f"{self.name}.q.weight"
-        stack = self.weights.take(name).reshape(config.num_heads, config.width_of_head, config.dim)
+        stack = self.weights.take(name).reshape(config.num_heads, config.resolved_head_dim, config.dim)
         return self.dispatch.spread(self.dispatch.matmul(x, name, stack.transpose(0, 2, 1), gather=True))
 
     def outputs(self, mixed: str) -> str:
         """sum over the chosen heads of weight_i head_i W_o,i: mixed (N, H, W) -> (N, D)."""
         g, config, name = self.g, self.config, f"{self.name}.o.weight"
         heads = config.num_heads
-        stack = self.weights.take(name).T.reshape(heads, config.width_of_head, config.dim)
-        flat = g.op("Reshape", mixed, g.int64(-1, config.width_of_head))  # (N*H, W)
+        stack = self.weights.take(name).T.reshape(heads, config.resolved_head_dim, config.dim)
+        flat = g.op("Reshape", mixed, g.int64(-1, config.resolved_head_dim))  # (N*H, W)
         place = g.op("Add", g.op("Mul", self.dispatch.token, g.scalar(heads)), self.dispatch.part)  # (R,)
         rows = self.dispatch.matmul(g.op("Gather", flat, place, axis=0), name, stack, gather=False)
         return self.dispatch.combine(rows, self.routes.weights)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ...train.model.sections import FFNConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.weights import Weights
-from .threshold import limit
+from .thresholded_router import limit
 
 
 class Routes(NamedTuple):

@@ -1,4 +1,7 @@
-"""How a token's threshold is moved from its layer's level. N tokens, D width. Mirrors `train/model/threshold.py`."""
+"""The threshold of a routing decision, moved for each token from the level of its layer.
+
+Mirrors `train/model/thresholded_router.py`. N tokens, D width.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
 from .heads import Execution, execution_of
-from .threshold import EVERYTHING
+from .thresholded_router import EVERYTHING
 from .window import Tables
 
 FIRST = 1e-20
@@ -93,7 +93,7 @@ def _caches(config: ModelConfig, when: str) -> Signature:
     for i in range(config.num_layers):
         capacity = f"C.{i}" if config.window_of(i) else "C"
         for part in ("key", "value"):
-            signature[f"{when}_{part}.{i}"] = (FLOAT, ["B", config.num_kv_heads, capacity, config.width_of_head])
+            signature[f"{when}_{part}.{i}"] = (FLOAT, ["B", config.num_kv_heads, capacity, config.resolved_head_dim])
         if config.counts_cells(i):
             signature[f"{when}_counted.{i}"] = (FLOAT, ["B", 1, capacity, 1])
     return signature
@@ -172,7 +172,7 @@ class _Transformer:
 
     def _batch(self) -> Batch:
         g, config = self.g, self.config
-        width, layers = config.width_of_head, range(config.num_layers)
+        width, layers = config.resolved_head_dim, range(config.num_layers)
         places = mask = ""
         if unlimited := [i for i in layers if not config.window_of(i)]:
             capacity = g.op("Squeeze", g.op("Shape", f"past_key.{unlimited[0]}", start=2, end=3))

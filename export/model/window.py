@@ -14,7 +14,7 @@ from ...train.model.config import ModelConfig
 from ...train.model.window import LEVELS, window_by_length, window_levels
 from ..graph.builder import INT64, Array, Graph
 from ..graph.weights import Weights
-from .threshold import linear
+from .thresholded_router import linear
 
 
 class Ring(NamedTuple):

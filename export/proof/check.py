@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...runtime.execution.session import Session
-from ...train.model import Thresholds
+from ...train.model import ThresholdTensors
 from ..graph.builder import Array
 from ..source import Source
 from .parity import (
@@ -51,15 +51,15 @@ def only_ties(report: dict[str, Any]) -> bool:
     )
 
 
-def points(source: Source) -> dict[str, Thresholds]:
+def points(source: Source) -> dict[str, ThresholdTensors]:
     """Thresholds to compare at: the trained ones, everything on, and little."""
     trained = source.thresholds()
     ones, zeros = torch.ones_like(trained.router_top_p), torch.zeros_like(trained.router_top_p)
-    found = {"trained": trained, "everything": Thresholds(ones, zeros, ones, ones)}
+    found = {"trained": trained, "everything": ThresholdTensors(ones, zeros, ones, ones)}
     config = source.config
     if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
         depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
-        found["little"] = Thresholds(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
+        found["little"] = ThresholdTensors(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
     return found
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...runtime.dial.dial import Thresholds as SessionThresholds
+from ...runtime.dial.dial import Thresholds
 from ...runtime.execution.session import Session, Step
-from ...train.model import ModelOutput, Thresholds, Transformer
+from ...train.model import ModelOutput, ThresholdTensors, Transformer
 from ...train.model.block import LayerRouting
 from ...train.model.heads import HeadRoutes
 from ...train.model.thresholded_router import shifted
@@ -115,7 +115,7 @@ def compare(into: Comparison, judge: Pass, found: Pass) -> None:
 
 
 @torch.no_grad()
-def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
+def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
     """ids (1, T) -> Pass, with the margin of every decision."""
     out = model(ids, thresholds)
     tokens = ids.shape[1]
@@ -134,7 +134,7 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
     )
 
 
-def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Tensor:
+def margins(out: ModelOutput, thresholds: ThresholdTensors, model: Transformer) -> Tensor:
     """How far each token's closest decision is from falling the other way, (T,).
 
     What is not asked has no margin: a token that left, a layer that runs at any score, an exit that nobody takes.
@@ -154,7 +154,7 @@ def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Ten
     return closest
 
 
-def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transformer) -> Iterator[Tensor]:
+def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: Transformer) -> Iterator[Tensor]:
     """The margins, (T,) each, of what a token decides inside a layer that it runs."""
     config = model.config
     if layer.routes is not None:
@@ -185,19 +185,19 @@ def _rank_margin(probs: Tensor, selected: Tensor) -> Tensor:
     return (least - most).abs()
 
 
-def prompt_pass(session: Session, ids: Tensor, thresholds: Thresholds) -> Pass:
+def prompt_pass(session: Session, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
     """The graph on all of ids (1, T) at once."""
     _begin(session, thresholds, ids.shape[1])
     return _as_pass([session.prefill(ids[0].tolist(), num_logits=ids.shape[1])], ids.shape[1])
 
 
-def token_pass(session: Session, ids: Tensor, thresholds: Thresholds) -> Pass:
+def token_pass(session: Session, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
     """The graph on ids (1, T) one token at a time."""
     _begin(session, thresholds, ids.shape[1])
     return _as_pass([session.step(token) for token in ids[0].tolist()], ids.shape[1])
 
 
-def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thresholds: Thresholds) -> list[int]:
+def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thresholds: ThresholdTensors) -> list[int]:
     """prompt and the `new_tokens` most probable ids after it, by the graph."""
     _begin(session, thresholds, len(prompt) + new_tokens)
     ids, step = list(prompt), session.prefill(prompt)
@@ -208,9 +208,9 @@ def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thre
     return ids
 
 
-def _begin(session: Session, thresholds: Thresholds, capacity: int) -> None:
+def _begin(session: Session, thresholds: ThresholdTensors, capacity: int) -> None:
     session.reset(capacity)
-    session.set_thresholds(SessionThresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}))
+    session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}))
 
 
 def _as_pass(steps: list[Step], tokens: int) -> Pass:

@@ -19,7 +19,7 @@ from ...contract.file_names import GRAPH
 from ...runtime.execution.binding import Pass
 from ...runtime.execution.kv_cache import Cache
 from ...runtime.format.manifest import Manifest
-from ...train.model import Thresholds
+from ...train.model import ThresholdTensors
 from ..graph.builder import Array
 
 EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|down)\.(\d+)$")
@@ -68,7 +68,7 @@ class Proof:
         )
 
 
-def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequence[Thresholds]) -> Proof:
+def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequence[ThresholdTensors]) -> Proof:
     """Decodes `ids` one by one from an empty cache, with each of `thresholds` in turn, under the profiler."""
     model = manifest.model
     options = onnxruntime.SessionOptions()

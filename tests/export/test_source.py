@@ -19,7 +19,7 @@ from adaptive_lm.export.source import BESIDE, Source, beside, dial, find, read
 from adaptive_lm.runtime.dial.dial import Dial, resolve
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
-from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.model import ThresholdTensors
 from adaptive_lm.train.run.best import Score, point_at
 from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json
 
@@ -291,7 +291,9 @@ def test_the_dial_gives_the_averages_it_is_asked_for(source: Source, exported: o
     def at(wanted: Dial) -> tuple[float, float]:
         found = resolve(manifest, wanted)
         ones = torch.ones(source.config.num_layers)
-        limits = Thresholds(torch.from_numpy(found.router_top_p), torch.from_numpy(found.depth_threshold), ones, ones)
+        limits = ThresholdTensors(
+            torch.from_numpy(found.router_top_p), torch.from_numpy(found.depth_threshold), ones, ones
+        )
         with torch.no_grad():
             out = source.model(ids, limits)
         return float(out.usage()["experts_per_token"]), float(out.routing[1].runs.float().mean())

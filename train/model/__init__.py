@@ -3,7 +3,7 @@
 from .config import ModelConfig
 from .losses import LossConfig, cross_entropy, training_loss
 from .sections import DepthConfig, FFNConfig
-from .transformer import ModelOutput, Thresholds, Transformer
+from .transformer import ModelOutput, ThresholdTensors, Transformer
 
 __all__ = [
     "DepthConfig",
@@ -11,7 +11,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "ModelOutput",
-    "Thresholds",
+    "ThresholdTensors",
     "Transformer",
     "cross_entropy",
     "training_loss",

@@ -22,7 +22,7 @@ from .window import WindowController, WindowRouter, level_of, places_of, window_
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin, each (context_length, W / 2) float32. Source: Su et al. 2021 (arXiv 2104.09864), eq. 34."""
-    width = config.width_of_head
+    width = config.resolved_head_dim
     frequencies = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
     return angles.cos().float(), angles.sin().float()
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.width = config.width_of_head
+        self.width = config.resolved_head_dim
         self.q = Linear(config.dim, self.num_heads * self.width)
         self.kv = Linear(config.dim, 2 * self.num_kv_heads * self.width)  # keys first
         self.o = Linear(self.num_heads * self.width, config.dim)
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         if self.position_embedding is None and not (self.window_controller and self.training):
             mixed = attend(q, k, v, seen, ramp)  # (B, H, T, W)
         else:
-            mixed, spread = self._attend_openly(q, k, v, seen, ramp, counted)
+            mixed, spread = self.attend_unfused(q, k, v, seen, ramp, counted)
             if windows is not None and spread is not None:
                 windows = windows._replace(spread=spread.flatten())
         heads = None
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         seen = seen_by(x.shape[1], present, near)
         return Windows(sizes.flatten(), None if scores is None else scores.flatten(), None), seen, ramp
 
-    def _attend_openly(
+    def attend_unfused(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Attention with its scores in hand, in float32: (B, H, T, W); and where the window follows it, exp(entropy),

@@ -48,7 +48,7 @@ class ModelConfig(Section):
         return self
 
     @property
-    def width_of_head(self) -> int:
+    def resolved_head_dim(self) -> int:
         return self.head_dim or self.dim // self.num_heads
 
     @property
@@ -144,8 +144,8 @@ def fit_attention(config: ModelConfig) -> None:
     _one_a_layer("attention.positions", attention.positions, config.num_layers)
     _one_a_layer("attention.window", attention.window, config.num_layers)
     kinds = {config.positions_of(layer) for layer in layers}
-    if "rope" in kinds and config.width_of_head % 2:
-        raise ValueError(f"heads are {config.width_of_head} wide; rotary positions need an even width")
+    if "rope" in kinds and config.resolved_head_dim % 2:
+        raise ValueError(f"heads are {config.resolved_head_dim} wide; rotary positions need an even width")
     if attention.window_kind != "fixed" and not config.has_windows:
         raise ValueError(
             f"attention.window_kind is {attention.window_kind} but attention.window is 0: set the most tokens to see"

@@ -20,7 +20,7 @@ from .norm import RMSNorm
 from .thresholded_router import Thresholded
 
 
-class Thresholds(NamedTuple):
+class ThresholdTensors(NamedTuple):
     """One value a layer, each (L,) float32."""
 
     router_top_p: Tensor
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        thresholds: Thresholds | None = None,
+        thresholds: ThresholdTensors | None = None,
         checkpoint_activations: bool = False,
         measures: bool = False,
     ) -> ModelOutput:
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         logits = self.head(self.norm(x))
         return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, tuple(residual_rms))
 
-    def default_thresholds(self) -> Thresholds:
+    def default_thresholds(self) -> ThresholdTensors:
         """What the controllers hold now, and no early exit: the thresholds of training and of an exported model."""
         ones = torch.ones(self.config.num_layers, device=self.cos.device)
 
@@ -141,7 +141,9 @@ class Transformer(nn.Module):
             routers = [router_of(block, kind) for block in self.blocks()]
             return torch.stack([otherwise if router is None else router.level(shared) for router in routers])
 
-        return Thresholds(levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0]))
+        return ThresholdTensors(
+            levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0])
+        )
 
     def set_sparsity(self, sparsity: float) -> None:
         """How far the default thresholds go from everything (0) to the averages that the config asks for (1), or beyond
