@@ -1,4 +1,4 @@
-"""The model in torch: what `export/` mirrors node by node."""
+"""The model in torch; `export/model` mirrors it node by node."""
 
 from .config import ModelConfig
 from .losses import LossConfig, cross_entropy, training_loss

@@ -45,8 +45,8 @@ class HeadsConfig(Controlled):
     """Which query heads a token uses (mixture of heads)."""
 
     routing: HeadRouting = "all"
-    """`all` builds no router. `top_k` and `top_p` choose among the heads that are not shared. `adaptive` shares none and
-    lets a score of the token decide how many run."""
+    """`all` builds no router. `top_k` and `top_p` choose among the heads that are not shared. `adaptive` shares none; a
+    score of the token decides how many run."""
     shared_heads: int = Field(0, ge=0)
     """Number of heads that every token uses, fewer than `num_heads`."""
     heads_per_token: float | None = Field(None, ge=1)
@@ -114,8 +114,8 @@ class DepthConfig(Controlled):
     value where it is `learned` or `pi`. A number, a list with one per layer, or `{first, last}` for a line over the
     layers."""
     skipped_kv: SkippedKV = "project"
-    """Keys and values of a token that skips a layer: `none` leaves it out of that layer's cache; `project` computes them
-    from its unchanged hidden state."""
+    """Keys and values of a token that skips a layer: `none` leaves it out of that layer's cache; `project` computes
+    them from its unchanged hidden state."""
     ema: float = Field(0.6, ge=0, lt=1)
     """Decay per step of the quantile table of the depth routers, 0 to below 1; see `ffn.ema`."""
     exit_layers: tuple[int, ...] = ()
