@@ -88,7 +88,7 @@ def measure(dim: int, heads: int, width: int, precision: Precision, keys: int, r
 
 def _session(config: ModelConfig, execution: str, precision: Precision) -> Any:
     random = np.random.default_rng(1)
-    dim, heads, width, name = config.dim, config.num_heads, config.width_of_head, "layers.0.attention"
+    dim, heads, width, name = config.dim, config.num_heads, config.resolved_head_dim, "layers.0.attention"
     state = {
         f"{name}.q.weight": random.normal(size=(heads * width, dim)) * dim**-0.5,
         f"{name}.o.weight": random.normal(size=(dim, heads * width)) * dim**-0.5,
@@ -124,7 +124,7 @@ def _without_positions(config: ModelConfig) -> ModelConfig:
 
 def _ifs(g: Graph, state: dict[str, Any], config: ModelConfig, precision: Precision) -> None:
     """One branch per head, with its slices of the weights, its keys and values, and its addition to the sum."""
-    heads, width, group, name = config.num_heads, config.width_of_head, 2, "layers.0.attention"
+    heads, width, group, name = config.num_heads, config.resolved_head_dim, 2, "layers.0.attention"
     whole = {part: state.pop(f"{name}.{part}.weight") for part in ("q", "o")}
     for head in range(heads):
         rows = slice(head * width, (head + 1) * width)

@@ -31,7 +31,7 @@ from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
-from adaptive_lm.train.model import Thresholds, Transformer
+from adaptive_lm.train.model import ThresholdTensors, Transformer
 from adaptive_lm.train.model.norm import RMSNorm
 from adaptive_lm.train.run.checkpoint import save_checkpoint
 
@@ -208,7 +208,7 @@ def _compare(source: Source, folder: Path, tokens: int, decoded: int) -> tuple[C
 
 
 @torch.no_grad()
-def _busy(source: Source, texts: Tensor) -> Thresholds:
+def _busy(source: Source, texts: Tensor) -> ThresholdTensors:
     """What the controllers hold, and at each exit the confidence that LEAVE of the tokens stay below."""
     limits = source.thresholds()
     found = source.model(texts, limits).exit_confidence

@@ -1,1 +1,1 @@
-"""Turns a checkpoint into an exported model."""
+"""Turn a checkpoint into an exported model."""

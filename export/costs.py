@@ -1,4 +1,4 @@
-"""What one token costs in each part of the model: FLOPs (a multiply-add is 2) and bytes of weights and cache read."""
+"""Cost of one token in each part of the model: FLOPs (a multiply-add is 2) and bytes of weights and cache read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .model.heads import execution_of
 
 FP32_BYTES = 4
 COPE_PER_KEY = 8.0
-"""FLOPs of one head for the contextual position of one key: sigmoid, sum, cap, floor, part, product, two additions."""
+"""FLOPs of one head for the contextual position of one key: sigmoid, sum, min, floor, fraction, product, two sums."""
 Cost = Callable[[int, int], float]
-"""Of a matrix (inputs, outputs) for one token."""
+"""Cost of a matrix (inputs, outputs) for one token."""
 
 
 def costs(config: ModelConfig, precision: Precision) -> Costs:
-    """The manifest's two tables, from the shapes of the matrices: norms and activations are left out as negligible."""
+    """Return the manifest's two tables, from the shapes of the matrices; norms and activations are negligible."""
     layers = range(config.num_layers)
     matrix = {"fp32": _fp32_bytes, "int8": _int8_bytes}[precision]
     sliced = config.heads.routing != "all" and execution_of(config, precision) == "sliced"
@@ -41,18 +41,24 @@ def _fp32_bytes(inputs: int, outputs: int) -> float:
 
 
 def _int8_bytes(inputs: int, outputs: int) -> float:
-    return float(inputs * outputs + FP32_BYTES * outputs)  # and a scale for each output
+    return float(inputs * outputs + FP32_BYTES * outputs)  # with one scale per output
 
 
 def _layer(
     config: ModelConfig, layer: int, sliced: bool, matrix: Cost, router: Cost, cache_bytes: int | None
 ) -> LayerCosts:
-    """One layer by the cost of a matrix that can be quantised and of one that stays fp32.
+    """Return the costs of one layer.
 
-    `cache_bytes` is the size of a number in the cache, or None where the cost is FLOPs. `sliced` heads multiply by
-    their slices of q and o where a token chose them; all heads attend, since they share the keys that must be read.
+    Args:
+        config: The model.
+        layer: Number of the layer, from 0.
+        sliced: Whether routed heads multiply only the slices of q and o that a token chose. All heads attend even then,
+            since they share the keys that must be read.
+        matrix: Cost of a matrix that int8 quantises.
+        router: Cost of a matrix that always stays fp32.
+        cache_bytes: Bytes of a number in the cache; None where the cost is FLOPs.
     """
-    dim, ffn, heads, width = config.dim, config.ffn, config.num_heads, config.width_of_head
+    dim, ffn, heads, width = config.dim, config.ffn, config.num_heads, config.resolved_head_dim
     queries, keys = heads * width, config.num_kv_heads * width
     hidden = ffn.dim if ffn.routing == "dense" else ffn.expert_dim
     shared = ffn.shared_expert_dim if ffn.routing != "dense" else 0
@@ -61,7 +67,7 @@ def _layer(
     if not sliced:
         attention += matrix(dim, queries) + matrix(queries, dim)
     if config.positions_of(layer) == "cope":
-        positions = 2 * router(width, config.attention.max_positions)  # and the steps between them
+        positions = 2 * router(width, config.attention.max_positions)  # embeddings, and the steps between them
         attention += positions if cache_bytes else heads * positions
         counted = cache_bytes if cache_bytes and config.counts_cells(layer) else 0
         per_key += counted if cache_bytes else COPE_PER_KEY * heads
@@ -80,7 +86,7 @@ def _layer(
 
 
 def _routers(config: ModelConfig, layer: int, router: Cost) -> float:
-    """What a token that runs the layer pays for its choices in it: experts, heads, window, and their thresholds."""
+    """Return what a token that runs the layer pays for choosing experts, heads, window and their thresholds."""
     outputs = 0
     if config.ffn.routing != "dense":
         outputs += config.ffn.num_experts + config.ffn.per_token

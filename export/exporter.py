@@ -1,4 +1,4 @@
-"""From a checkpoint to a checked, exported model."""
+"""Export a checkpoint as a checked ONNX model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from .proof.skipping import prove
 from .source import find, read
 
 PROFILED = 12
+"""Number of decoded tokens whose profile must show that skipped work was not executed."""
 
 
 @dataclass(frozen=True)
 class Exported:
+    """An exported model that passed its check."""
+
     folder: Path
+    """Where it was written."""
     report: dict[str, Any]
+    """The report of the check, as the manifest holds it under `parity`."""
 
 
 def run_export(
@@ -32,31 +37,38 @@ def run_export(
     *,
     threads: int | None = None,
     checkpoint: str = "last",
-    story: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Exported:
-    """Exports a run or checkpoint (by default the newest run) into the folder `out` (by default `model` in the run).
+    """Export a run or a checkpoint.
 
-    `checkpoint` is which one of a run: `best`, `last` (the newest good one), or a step.
+    Args:
+        name: Name or path of a run, or path of a checkpoint; None takes the newest run.
+        out: Folder to write; None takes the folder `model` in the run.
+        precision: Precision of the weights.
+        threads: Threads for the check; None takes one per core.
+        checkpoint: Which checkpoint of a run: `best`, `last` (the newest undamaged one), or a step.
+        log: Called with each line for the user.
 
     Raises:
-        UserError: nothing to export, nowhere to write, or the graph failed its check; then no model is written.
+        UserError: There is nothing to export, the folder cannot be written, or the graph failed its check. No model is
+            written then.
     """
     source = read(find(name, checkpoint))
     target = out or source.checkpoint.run / "model"
     parameters = sum(p.numel() for p in source.model.parameters())
-    story(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precision}")
+    log(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precision}")
     with replacing(target) as folder:
         manifest = write_files(source, folder, precision)
-        # several threads also for a small model, which would run on one: a race between them must show here
+        # several threads, although a small model runs on one: the check must notice a race between threads
         session = Session(folder, manifest, device="cpu", threads=threads or usable_cores(), verify=False)
-        outcome = check(source, session, story)
+        outcome = check(source, session, log)
         thresholds = list(points(source).values())
         profiled = source.heldout_ids(min(PROFILED, source.config.context_length))
         proof = prove(folder, manifest, profiled[0].tolist(), thresholds)
         lines = [*outcome.lines, proof.line(source.config.num_layers)]
         failures = [*outcome.failures, *proof.failures[:1]]
         for line in lines:
-            story(f"  {line}")
+            log(f"  {line}")
         report = outcome.report | {"skipping": proof.report()}
         if failures:
             raise UserError(
@@ -64,8 +76,8 @@ def run_export(
             )
         manifest.model_copy(update={"parity": report}).write(folder)
     megabytes = sum(f.bytes for f in manifest.files.values()) / 2**20
-    story(f"wrote {target} ({megabytes:.1f} MiB, weights {manifest.files[WEIGHTS].bytes / 2**20:.1f} MiB)")
-    story(f'next: adaptive generate "..." --model {target}')
+    log(f"wrote {target} ({megabytes:.1f} MiB, weights {manifest.files[WEIGHTS].bytes / 2**20:.1f} MiB)")
+    log(f'next: adaptive generate "..." --model {target}')
     return Exported(target, report)
 
 
@@ -73,7 +85,7 @@ def _refusal(report: dict[str, Any]) -> str:
     if not report.get("quantisation", {"passed": True})["passed"]:
         return "int8 changes this model too much"
     if only_ties(report):
-        return "too many decisions of this model stand at their thresholds"
+        return "too many routing scores of this model are within rounding error of their thresholds"
     return "the exported graph does not match the model"
 
 
@@ -82,7 +94,7 @@ def _advice(report: dict[str, Any]) -> str:
         return "Train it longer, or export without --quantize"
     if only_ties(report):
         return (
-            "Where routers saturate, scores crowd at the thresholds and rounding would decide. Train with a lower "
-            "optimizer.adamw_lr, or with higher losses.head_z_loss and losses.router_z_loss"
+            "The routers have saturated: their scores crowd at the thresholds, where rounding would decide. Train with "
+            "a lower optimizer.adamw_lr, or with higher losses.head_z_loss and losses.router_z_loss"
         )
-    return "This is a defect of the export, not of your run; please report it with the lines above"
+    return "This is a fault in the export, not in your run; please report it with the lines above"

@@ -1,7 +1,7 @@
-"""`adaptive inspect` of a checkpoint: the graph that export would write of it, read and thrown away.
+"""Inspect a checkpoint by exporting it to a temporary folder.
 
-One way to count serves models and runs. The parity check of an export is left out: it takes longer than the reading,
-and says nothing new of a graph that nobody keeps.
+The same code then counts the routes of checkpoints and of exported models. The check of an export is left out: it takes
+longer than the inspection, and the graph is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from .source import find, read
 
 
 def inspect_checkpoint(
-    wanted: str, which: str, params: InspectParams, *, device: str = "auto", threads: int | None = None
+    name: str, which: str, params: InspectParams, *, device: str = "auto", threads: int | None = None
 ) -> Inspection:
-    """Reads a text with checkpoint `which` (best, last or a step) of the run `wanted`, or with the one at that path.
+    """Read a text with a checkpoint and count the routes of its tokens.
+
+    Args:
+        name: Name or path of a run, or path of a checkpoint.
+        which: Which checkpoint of a run: `best`, `last`, or a step.
+        params: The text, and how to count.
+        device: Where ONNX Runtime runs the graph.
+        threads: Number of its threads; None chooses.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or it has nothing to inspect.
+        UserError: There is no such checkpoint, it is damaged, or it has nothing to inspect.
     """
-    source = read(find(wanted, which))
+    source = read(find(name, which))
     checkpoint = source.checkpoint
     with tempfile.TemporaryDirectory(prefix="adaptive-inspect-") as folder:
         model = Path(folder) / "model"
         model.mkdir()
         write_files(source, model, "fp32").write(model)
-        found = inspect_model(model, params, run=checkpoint.run, device=device, threads=threads, verify=False)
-    return replace(found, model=f"{checkpoint.run} at step {checkpoint.step}")
+        inspection = inspect_model(model, params, run=checkpoint.run, device=device, threads=threads, verify=False)
+    return replace(inspection, model=f"{checkpoint.run} at step {checkpoint.step}")

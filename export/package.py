@@ -1,4 +1,4 @@
-"""Writes the exported model: a folder that is complete or not there."""
+"""Write the folder of an exported model, completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from .model.transformer import Signature, build, graph_inputs, graph_outputs
 from .source import Source, dial
 
 SMALL = 1024
-"""Bytes up to which a constant stays in the graph's own file."""
+"""Constants of up to this many bytes stay in the graph's own file."""
 
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` to write into, which takes its place if nothing goes wrong, and else disappears.
+    """Give an empty folder beside `out` to write into, and move it to `out` at the end.
+
+    After an error the folder is deleted and `out` is as before.
 
     Raises:
-        UserError: `out` is something else than an exported model, or cannot be written.
+        UserError: `out` is not an exported model, or cannot be written.
     """
-    out = out.resolve()  # "." has no name to put another beside, and a link is not what shall be replaced
+    out = out.resolve()  # "." has no name to derive another from, and a link itself must not be replaced
     temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
     old = out.with_name(f".{out.name}.old-{os.getpid()}")
     if out.exists() and not _replaceable(out):
-        raise UserError(f"{out} exists and is no exported model; it is left alone, choose another --out")
+        raise UserError(f"{out} exists and is not an exported model, so it was left unchanged; choose another --out")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had our number
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had the same id
         temporary.mkdir(parents=True)
         yield temporary
         if out.exists():
@@ -51,7 +53,7 @@ def replacing(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"cannot write {error.filename or out}: {error.strerror or error}; nothing was exported. "
-            "Make room or choose another --out"
+            "Free disk space, or choose another --out"
         ) from error
     finally:
         if old.exists() and not out.exists():
@@ -61,7 +63,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _replaceable(out: Path) -> bool:
-    """Whether `out` is empty or an exported model; many other things keep a file manifest.json, too."""
+    """Tell whether `out` is empty or an exported model; other programs also write a manifest.json."""
     if not out.is_dir() or not (out / MANIFEST).exists():
         return out.is_dir() and not any(out.iterdir())
     try:
@@ -72,7 +74,7 @@ def _replaceable(out: Path) -> bool:
 
 
 def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
-    """Writes graph, weights and tokenizer into `folder` and returns the manifest, still without a parity report."""
+    """Write graph, weights and tokenizer into `folder`; return the manifest, without the report of the check."""
     proto = build(source.config, source.weights(), precision)
     onnx.save_model(
         proto,
@@ -86,7 +88,7 @@ def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
     (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
     names = [name for name in (GRAPH, WEIGHTS, TOKENIZER) if (folder / name).exists()]
     for name in names:
-        # onnx makes its data file readable for its owner only; a model is as readable as any file written here
+        # onnx makes its data file readable by its owner only; give it the permissions of the other files
         shutil.copymode(folder / TOKENIZER, folder / name)
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
@@ -137,7 +139,7 @@ def _model(source: Source, precision: Precision) -> Model:
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
-        head_dim=config.width_of_head,
+        head_dim=config.resolved_head_dim,
         precision=precision,
         skipped_kv=config.depth.skipped_kv,
         eos_id=_eos_id(source),
@@ -150,7 +152,10 @@ def _model(source: Source, precision: Precision) -> Model:
 def _eos_id(source: Source) -> int:
     eos: int | None = source.tokenizer.token_to_id(EOS)
     if eos is None:
-        raise UserError(f"{source.checkpoint.run / TOKENIZER} has no {EOS}; it is not this run's tokenizer")
+        raise UserError(
+            f"{source.checkpoint.run / TOKENIZER} has no token {EOS}, so it is not this run's tokenizer; restore it or "
+            "train again"
+        )
     return eos
 
 

@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint, its tokenizer, and held-out text to judge it by."""
+"""The source of an export: a checkpoint, its tokenizer, and held-out text to check it with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
 from ..runtime.format.manifest import DialTable, DialTarget
-from ..train.model import ModelConfig, Thresholds, Transformer
+from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.model.controllers import GRID_POINTS
 from ..train.model.thresholded_router import shifted
 from ..train.run.best import checkpoint_of
@@ -22,55 +22,67 @@ from ..train.run.folder import RUNS, newest_run
 from .graph.builder import Array
 
 CALIBRATION_TOKENS = 4096
-BESIDE = 1e-4
-"""Ten times the margin of a near tie, and less than any threshold is known to."""
+"""Held-out tokens shown to the controllers of a model that was never trained."""
+TIE_DISTANCE = 1e-4
+"""Distance to keep between a level and the scores near it: ten times the margin of a near tie, and less than the
+precision to which a threshold is known."""
 
 
 @dataclass(frozen=True)
 class Source:
+    """A loaded checkpoint with the files of its run that an export needs."""
+
     checkpoint: Checkpoint
+    """The checkpoint as it was read."""
     model: Transformer
+    """The model with its weights, in eval mode."""
     tokenizer_json: str
+    """Content of the run's tokenizer.json."""
     tokenizer: Tokenizer
+    """The same, loaded."""
     chat_template: str | None
+    """The run's chat template, a Jinja text; None where it was not trained on chats."""
     heldout: str
     """Text that the model was not trained on."""
 
     @property
     def config(self) -> ModelConfig:
+        """The config of the model."""
         return self.model.config
 
     def heldout_ids(self, limit: int) -> Tensor:
-        """The first `limit` tokens of the held-out text, (1, limit) or fewer."""
+        """Return the first `limit` tokens of the held-out text, (1, limit) or fewer."""
         characters = self.heldout[: 16 * limit]  # more than enough for `limit` tokens of any tokenizer here
         ids = self.tokenizer.encode(characters, add_special_tokens=False).ids[:limit]
         return torch.tensor([ids], dtype=torch.int64)
 
     def weights(self) -> dict[str, Array]:
-        """name -> array of what the graph holds."""
+        """Return the arrays that the graph holds, by name."""
         return weights_of(self.model)
 
-    def thresholds(self) -> Thresholds:
-        """What the controllers hold, those of heads set beside the scores that they were taken from."""
-        levels = Thresholds(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
-        scores, elsewhere = scores_of_ids(self.model), torch.empty(0)
-        heads = [beside(float(one), elsewhere if layer else scores) for layer, one in enumerate(levels.head_top_p)]
+    def thresholds(self) -> ThresholdTensors:
+        """Return the levels of the controllers, those of heads moved off the scores that they were taken from."""
+        levels = ThresholdTensors(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        scores, none = scores_of_ids(self.model), torch.empty(0)
+        heads = [clear_of(float(level), none if layer else scores) for layer, level in enumerate(levels.head_top_p)]
         return levels._replace(head_top_p=torch.tensor(heads))
 
 
 def weights_of(model: Transformer) -> dict[str, Array]:
-    """name -> array of every parameter that the graph holds, tied ones once, and of the windows that were found.
+    """Return every parameter that the graph holds, tied ones once, and the windows that controllers have set.
 
-    Levels, learned or controlled, are no part of it: they are numbers in the manifest and inputs of the graph.
+    Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
     levels, windows = ".level_logit", ".window_controller.window"
-    found = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
-    return found | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
+    arrays = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
+    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
 
 
 def scores_of_ids(model: Transformer) -> Tensor:
-    """The scores that the heads of the first layer can have at all, as its level sees them, sorted (n,): before the
-    first attention a router knows nothing but the token's id."""
+    """Return all scores that the heads of the first layer can have, as its level sees them, sorted (n,).
+
+    They are finite in number: before the first attention a router sees nothing but the id of the token.
+    """
     block = model.blocks()[0]
     router = block.attention.head_router
     if router is None:
@@ -81,54 +93,58 @@ def scores_of_ids(model: Transformer) -> Tensor:
     return moved.flatten().sort().values
 
 
-def beside(level: float, scores: Tensor) -> float:
-    """A level of heads a little higher, if it is below 1, where none of `scores` (n,) stands.
+def clear_of(level: float, scores: Tensor) -> float:
+    """Return a slightly higher level of heads that none of `scores` (n,) is close to; 1 stays 1.
 
-    All occurrences of a frequent token have one and the same score in the first layer; a quantile of the scores is
-    often just that one, and as a level it would leave the token undecided: one in twenty tokens was a near tie.
+    All occurrences of a frequent token have the same score in the first layer, and a quantile of the scores is often
+    exactly that score. As a level it would leave the token undecided: one in twenty tokens was a near tie.
     """
     if level >= 1:
         return level  # every head
-    tries = [min(level + BESIDE * (1 + step / 4), 1 - 2**-20) for step in range(80)]
-    free = (each for each in tries if not len(scores) or (scores - each).abs().min() >= BESIDE / 2)
-    return next(free, tries[0])
+    candidates = [min(level + TIE_DISTANCE * (1 + step / 4), 1 - 2**-20) for step in range(80)]
+    free = (each for each in candidates if not len(scores) or (scores - each).abs().min() >= TIE_DISTANCE / 2)
+    return next(free, candidates[0])
 
 
 def find(name: str | None, which: str = "last") -> Path:
-    """A run by name or path and `which` checkpoint of it, or a checkpoint by path; by default the newest run.
+    """Find a checkpoint.
+
+    Args:
+        name: Name or path of a run, or path of a checkpoint; None takes the newest run.
+        which: Which checkpoint of a run: `best`, `last`, or a step.
 
     Raises:
-        UserError: there is no such run, or it has no such checkpoint.
+        UserError: There is no such run, or it has no such checkpoint.
     """
     path = newest_run().path if name is None else find_run(name)
     if which != "last" and not (path / "checkpoints").is_dir():
-        raise UserError(f"--checkpoint {which} wants a run, but {path} is no folder of one; leave --checkpoint out")
+        raise UserError(f"--checkpoint {which} needs a run, but {path} is not a run; leave --checkpoint out")
     return checkpoint_of(path, which)
 
 
 def find_run(name: str) -> Path:
-    """A run by name or path, or a checkpoint by path.
+    """Find a run by name or path, or a checkpoint by path.
 
     Raises:
-        UserError: there is neither.
+        UserError: There is neither.
     """
-    # the run first, since a folder that happens to lie here may share its name; that one is spelt ./NAME
+    # the run first: a folder here may share its name, and can be given as ./NAME
     if Path(name).name == name and (RUNS / name / CONFIG).is_file():
         return RUNS / name
     if Path(name).is_dir():
         return Path(name)
-    known = sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))
-    there = (
-        f"runs here: {', '.join(known)}" if known else "there are no runs here; train one: adaptive train quickstart"
+    names = sorted(path.parent.name for path in RUNS.glob(f"*/{CONFIG}"))
+    advice = (
+        f"runs here: {', '.join(names)}" if names else "there are no runs here; train one: adaptive train quickstart"
     )
-    raise UserError(f"there is no run or checkpoint {name}; {there}")
+    raise UserError(f"there is no run or checkpoint {name}; {advice}")
 
 
 def read(path: Path) -> Source:
-    """Loads the checkpoint at `path` or the newest good one of the run there.
+    """Load the checkpoint at `path`, or the newest undamaged one of the run there.
 
     Raises:
-        UserError: a file of the run is missing or damaged.
+        UserError: A file of the run is missing or damaged.
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint.config.model
@@ -145,7 +161,10 @@ def read(path: Path) -> Source:
         _text(checkpoint.run / HELDOUT),
     )
     if source.heldout_ids(2).shape[1] < 2:
-        raise UserError(f"{checkpoint.run / 'heldout.txt'} is too short to check an export by; train the run again")
+        raise UserError(
+            f"{checkpoint.run / HELDOUT} has fewer than the 2 tokens that the check of an export needs; restore it or "
+            "train again"
+        )
     _calibrate_new(source)
     return source
 
@@ -154,7 +173,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}, a file of the run, cannot be read: {error}; restore it or train again") from error
+        raise UserError(f"cannot read {path}, a file of the run: {error}; restore it or train again") from error
 
 
 def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
@@ -172,18 +191,18 @@ def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
 
 @torch.no_grad()
 def _calibrate_new(source: Source) -> None:
-    """Controllers of a model that was never trained have seen nothing: they look at held-out text once."""
+    """Show held-out text to the controllers of a model that was never trained; theirs have seen nothing."""
     tables = [m for name, m in source.model.named_modules() if name.endswith("controller")]
     if tables and all(int(table.num_updates) == 0 for table in tables):
         ids = source.heldout_ids(CALIBRATION_TOKENS)
         length = min(source.config.context_length, ids.shape[1])
         windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
-        for _ in range(2):  # the second time with the depth that the first found
+        for _ in range(2):  # the second time with the depth thresholds of the first
             source.model.observe(source.model(windows))
 
 
 def dial(source: Source) -> DialTable:
-    """For each wanted average the threshold of each layer: the controllers' quantile tables."""
+    """Return the dial: for each wanted average the threshold of each layer, from the controllers' quantile tables."""
     config = source.config
     experts: list[list[float] | None] = []
     heads: list[list[float] | None] = []
@@ -196,10 +215,10 @@ def dial(source: Source) -> DialTable:
         if router is None:
             heads.append(None)
         else:  # a level of 1 is every head, whatever the largest score seen
-            known = torch.empty(0) if heads else scores_of_ids(source.model)
-            levels = [beside(float(one), known) for one in router.controller.table[:-1]]
+            scores = torch.empty(0) if heads else scores_of_ids(source.model)
+            levels = [clear_of(float(level), scores) for level in router.controller.table[:-1]]
             heads.append([*_table(torch.tensor(levels).cummax(0).values), 1.0])
-        # the manifest asks for the share that runs, the controller for the share that lies below the threshold
+        # the manifest lists the share that runs, the controller the share below the threshold
         depth.append(_table(block.depth_router.controller.table.flip(0)) if block.depth_router else None)
     return DialTable(
         grid=np.linspace(0, 1, GRID_POINTS).tolist(),

@@ -33,7 +33,7 @@ FP32_TOLERANCE = 5e-5  # the largest difference of a logit (of size 10) between 
 MARGINS = ("expert_mass", "expert_rank", "depth", "exit", "head_limit", "head_rank", "window")
 
 
-class Thresholds(NamedTuple):
+class ThresholdArrays(NamedTuple):
     """One value a layer, each (L,)."""
 
     router_top_p: np.ndarray
@@ -61,7 +61,7 @@ class Result:
 
 
 def forward(
-    weights: Weights, config: ModelConfig, ids: np.ndarray, thresholds: Thresholds, dtype: type = np.float64
+    weights: Weights, config: ModelConfig, ids: np.ndarray, thresholds: ThresholdArrays, dtype: type = np.float64
 ) -> Result:
     """ids (B, T) int -> Result; all arithmetic in `dtype`."""
     (B, T), L, E = ids.shape, config.num_layers, config.num_experts
@@ -87,7 +87,7 @@ def forward(
 class Sequence:
     """One text, read token by token. `keys[l]` and `values[l]` are the cache of layer l, a list of (K, W)."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, thresholds: Thresholds, dtype: type) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, thresholds: ThresholdArrays, dtype: type) -> None:
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
         levels = np.ones(config.num_layers) if thresholds.head_top_p is None else thresholds.head_top_p
         self.attention = [Attention(weights, config, layer, level, dtype) for layer, level in enumerate(levels)]

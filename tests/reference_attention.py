@@ -50,7 +50,7 @@ class Attention:
         sum over its heads i of weight_i W_o,i softmax(q_i k^T / sqrt(W) + position) v, over what its window holds.
         """
         self.write(x, position, counted=True)
-        normed, W = self.norm(x, f"layers.{self.layer}.attention_norm.weight"), self.config.width_of_head
+        normed, W = self.norm(x, f"layers.{self.layer}.attention_norm.weight"), self.config.resolved_head_dim
         visible = self.visible(normed, result, at)
         q = (self.weights[f"{self.name}.q.weight"] @ normed).reshape(self.config.num_heads, W)
         out = np.zeros_like(x)
@@ -65,7 +65,7 @@ class Attention:
 
     def write(self, x: np.ndarray, position: int, counted: bool) -> None:
         """Appends this token's keys, turned to its place in the text (not in the cache), and values to the cache."""
-        K, W = self.config.num_kv_heads, self.config.width_of_head
+        K, W = self.config.num_kv_heads, self.config.resolved_head_dim
         normed = self.norm(x, f"layers.{self.layer}.attention_norm.weight")
         k, v = (self.weights[f"{self.name}.kv.weight"] @ normed).reshape(2, K, W)
         keys = [self.norm(key, f"{self.name}.k_norm.weight") for key in k]
@@ -77,7 +77,7 @@ class Attention:
         """The query (W,) before any rotation against the keys of one group, at each place in `visible`."""
         turned = self.turn(query, position)
         scores = np.array([turned @ self.keys[j][group] for j in visible], self.dtype)
-        scores = scores / np.sqrt(self.dtype(self.config.width_of_head))
+        scores = scores / np.sqrt(self.dtype(self.config.resolved_head_dim))
         return scores + self.cope(query, scores, visible) if self.positions == "cope" else scores
 
     @property
@@ -86,7 +86,7 @@ class Attention:
 
     def turn(self, x: np.ndarray, position: int) -> np.ndarray:
         """(W,) -> (W,): under RoPE component i and component i + W/2 are turned by position * theta^(-2i/W)."""
-        W = self.config.width_of_head
+        W = self.config.resolved_head_dim
         if self.positions != "rope":
             return x
         out = np.empty_like(x)

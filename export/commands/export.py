@@ -1,4 +1,4 @@
-"""The command `adaptive export`. Only click and the standard library are imported before it is called."""
+"""The command `adaptive export`. Only click and the standard library are imported up here: help is quick."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 EPILOG = """\b
-The folder holds manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
-generate, bench and serve need. It is written only if the graph decides and computes what the torch model does.
+The folder contains manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
+generate, bench and serve need. It is written only if the graph makes the same decisions as the torch model and
+computes the same logits.
 
 \b
 Example: adaptive export demo --onnx
@@ -23,16 +24,17 @@ Example: adaptive export demo --onnx
     default="last",
     show_default=True,
     metavar="best|last|STEP",
-    help="Which of the run's: that of the least held-out loss, the newest good one, or that of a step.",
+    help="Checkpoint of the run: lowest held-out loss, newest undamaged, or the one of a step.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the folder model in the run.")
-@click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX, the one format so far and the default.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Folder to write; by default the folder model in the run.")  # fmt: skip
+@click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX: the default, and so far the only format.")
 @click.option(
     "--quantize",
     type=click.Choice(["none", "int8"]),
     default="none",
     show_default=True,
-    help="int8 weights and activations with a scale per row; routers and norms stay fp32.",
+    help="int8: weights and activations in 8 bits with a scale per row; routers and norms stay fp32.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads for the check; by default one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
@@ -45,11 +47,11 @@ def export(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Turn a run or a checkpoint into one portable ONNX model, and prove it equal to torch.
+    """Export a run or a checkpoint as one portable ONNX model, and check that it equals the torch model.
 
-    Without an argument the newest run under ./runs is exported, from its newest good checkpoint.
+    Without an argument the newest run under ./runs is exported, from its newest undamaged checkpoint.
     """
-    del as_onnx  # says what happens anyway; a second format would give it a meaning
+    del as_onnx  # ONNX is the only format; a second one would give the flag a meaning
     from ..exporter import run_export
 
     result = run_export(
@@ -58,7 +60,7 @@ def export(
         "int8" if quantize == "int8" else "fp32",
         threads=threads,
         checkpoint=checkpoint,
-        story=lambda line: click.echo(line, err=True),
+        log=lambda line: click.echo(line, err=True),
     )
     if as_json:
         click.echo(json.dumps({"model": str(result.folder), "parity": result.report}))

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @click.command(epilog="\b\nExample: adaptive inspect --plot inspection.png --html inspection.html")
 @click.argument("folder", required=False, metavar="[RUN|MODEL]")
-@click.option("--checkpoint", metavar="WHICH", help="Of a RUN: best, last (the default) or the step of one it kept.")
+@click.option("--checkpoint", metavar="WHICH", help="Checkpoint of a RUN: best, last (the default) or a step.")
 @click.option("--data", metavar="FILE", help="Text to read; by default heldout.txt of the run.")
-@click.option("--tokens", type=int, default=16384, show_default=True, help="Read at most this many of it.")
-@click.option("--frequent", type=int, default=20, show_default=True, help="Frequent tokens that get a line each.")
+@click.option("--tokens", type=int, default=16384, show_default=True, help="Read at most this many tokens of it.")
+@click.option("--frequent", type=int, default=20, show_default=True,
+              help="Number of frequent tokens that get a line each.")  # fmt: skip
 @click.option("--dead-below", type=float, default=0.001, show_default=True, metavar="SHARE",
-              help="An expert or head that fewer of a layer's tokens use is dead.")  # fmt: skip
+              help="Call an expert or head dead if a smaller share of a layer's tokens uses it.")  # fmt: skip
 @click.option("--plot", "plot_path", metavar="FILE", help="Draw heat maps: .png, .svg or .pdf.")
 @click.option("--html", "html_path", metavar="FILE", help="Write one page with tables, heat maps and the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as one JSON object.")
@@ -36,56 +37,57 @@ def inspect(
 ) -> None:  # fmt: skip
     """Show which experts, heads and layers a model uses for which tokens.
 
-    RUN is the name or folder of a run, or a checkpoint; MODEL is the folder of an exported model, by default the
-    newest. A run also shows saturation: how early in training its routers made the choices of its end.
+    RUN is the name or folder of a run, or a checkpoint. MODEL is the folder of an exported model, by default the
+    newest. A run also shows saturation: how early in training its routers chose as they do at the end.
 
-    It reads a text and counts, at the model's own thresholds or at any point of the dial. Tokens are grouped by class
-    (letters, numbers, signs, line starts...), by position and by which frequent token they are. Of each layer you see
-    how many a token uses, how evenly, which are dead, which go together, and how much of the choice a group explains:
-    0 nothing, 1 all of it, and in brackets what shuffled groups would seem to explain.
+    The command reads a text and counts, at the model's own thresholds or at any point of the dial. Tokens are grouped
+    by class (letters, numbers, signs, line starts...), by position, and by frequent token. For each layer you see how
+    many experts or heads a token uses, how evenly they are used, which are dead, which are chosen together, and how
+    much of the choice a grouping explains: 0 none of it, 1 all of it. The number in brackets is what shuffled groups
+    explain by chance.
     """
     if folder and model:
         raise click.UsageError("found two models, expected one: give MODEL or --model FOLDER")
     if checkpoint and not folder:
-        raise click.UsageError("--checkpoint wants the run that it is of: adaptive inspect RUN --checkpoint best")
+        raise click.UsageError("--checkpoint needs the name of a run: adaptive inspect RUN --checkpoint best")
     check_plot(plot_path)
     from ...runtime.dial.dial import Dial
     from ...runtime.inspection.inspect import InspectParams
 
     params = InspectParams(data=Path(data) if data else None, tokens=tokens, frequent=frequent, dead_below=dead_below,
                            dial=Dial(**dial))  # fmt: skip
-    found = looked_at(folder, checkpoint, model, params, device=device, threads=threads, verify=verify)
-    for line in found.remarks:
+    inspection = inspect_named(folder, checkpoint, model, params, device=device, threads=threads, verify=verify)
+    for line in inspection.remarks:
         click.echo(f"note: {line}", err=True)
     if plot_path:
         from ...runtime.inspection.plot import plot
         from ...runtime.terminal.drawing import draw
 
-        draw(partial(plot, found), Path(plot_path), asked=True)
+        draw(partial(plot, inspection), Path(plot_path), asked=True)
     if html_path:
         from ...runtime.inspection.page import write_page
 
-        write_page(found, Path(html_path))
+        write_page(inspection, Path(html_path))
         click.echo(f"page: {html_path}", err=True)
     if as_json:
-        click.echo(json.dumps(found.as_json(), allow_nan=False))
+        click.echo(json.dumps(inspection.as_json(), allow_nan=False))
     else:
         from ...runtime.inspection.tables import show
 
         with utf8_stdout():
-            show(found)
+            show(inspection)
 
 
-def looked_at(
+def inspect_named(
     folder: str | None, which: str | None, model: str | None, params: InspectParams, **options: Any
 ) -> Inspection:
-    """The inspection of what is named: an exported model, or a checkpoint. Only the latter loads torch."""
+    """Inspect an exported model or a checkpoint, whichever the arguments name. Only a checkpoint loads torch."""
     from ...runtime.format.locate import find_model
     from ...runtime.inspection.inspect import inspect_model
 
     if folder is None or (which is None and (Path(folder) / MANIFEST).is_file()):
         return inspect_model(find_model(folder or model), params, **options)
-    exported = up_to_date(named(folder)) if which is None else None
+    exported = up_to_date(path_of(folder)) if which is None else None
     if exported is not None:
         return inspect_model(exported, params, **options)
     from ..inspecting import inspect_checkpoint
@@ -94,18 +96,18 @@ def looked_at(
     return inspect_checkpoint(folder, which or "last", params, **options)
 
 
-def named(wanted: str) -> Path:
-    """A run by its name alone, as the commands of training take it; anything else as it is."""
-    run = Path("runs") / wanted
-    return run if Path(wanted).name == wanted and run.is_dir() else Path(wanted)
+def path_of(name: str) -> Path:
+    """Return the folder of the run of that name, or `name` as a path where there is no such run."""
+    run = Path("runs") / name
+    return run if Path(name).name == name and run.is_dir() else Path(name)
 
 
 def up_to_date(run: Path) -> Path | None:
-    """The exported model in the folder of a run, if it is of its newest checkpoint, or there is no other."""
+    """Return the exported model in the folder of a run, if it was made from the newest checkpoint there."""
     model = run / "model"
     steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*") if path.name[5:].isdigit()]
     try:
-        made_of = json.loads((model / MANIFEST).read_bytes())["created_by"].get("step")
+        step = json.loads((model / MANIFEST).read_bytes())["created_by"].get("step")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return model if made_of == max(steps, default=made_of) else None
+    return model if step == max(steps, default=step) else None

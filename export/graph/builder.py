@@ -1,4 +1,4 @@
-"""Writes ONNX graphs node by node, so that the files beside this one read like those of `train/model`."""
+"""Write ONNX graphs node by node, so that the files in `export/model` read like those in `train/model`."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.derived: dict[tuple[str, ...], tuple[str, ...]] = {}
-        """What was computed from a value in this graph and may be used again, such as its quantised rows."""
+        """Values computed from another value in this graph that may be used again, such as its quantised rows."""
         self._scope: list[str] = []
         self._names: dict[str, int] = parent._names if parent else {}
 
     def scope(self, name: str) -> _Scope:
-        """`with g.scope("attention"):` puts a word before the names of the nodes written inside."""
+        """Put a word before the names of the nodes written inside `with g.scope("attention"):`."""
         return _Scope(self._scope, name)
 
     def op(self, op_type: str, *inputs: str, name: str = "", result: str = "", **attributes: Any) -> str:
-        """Adds a node with one output and returns that output; `result` gives it a public name."""
+        """Add a node with one output and return that output; `result` gives it a public name."""
         return self.ops(op_type, *inputs, outputs=1, name=name, results=[result], **attributes)[0]
 
     def ops(
         self, op_type: str, *inputs: str, outputs: int, name: str = "", results: Sequence[str] = (), **attributes: Any
     ) -> tuple[str, ...]:
-        """Adds a node with several outputs."""
+        """Add a node with several outputs and return them; `results` gives them public names."""
         node = self._unique("/".join([*self._scope, name or op_type]))
-        given = [*results, *[""] * (outputs - len(results))]
-        results = tuple(n or (node if outputs == 1 else f"{node}:{i}") for i, n in enumerate(given))
+        names = [*results, *[""] * (outputs - len(results))]
+        results = tuple(n or (node if outputs == 1 else f"{node}:{i}") for i, n in enumerate(names))
         self.nodes.append(helper.make_node(op_type, inputs, results, name=node, **attributes))
         return results
 
     def weight(self, name: str, value: Array) -> str:
-        """An initializer under the name it has in the checkpoint; every weight is written once."""
+        """Add an initializer under its name in the checkpoint; every weight is written once."""
         for graph in self.lineage():
             if name in graph.initializers:
                 raise AssertionError(f"weight {name} is written twice")
-        # order="C" and not ascontiguousarray, which would make a 0-d constant 1-d
+        # order="C", since ascontiguousarray would make a 0-d constant 1-d
         self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def int64(self, *values: int) -> str:
-        """A constant vector of int64."""
+        """Return a constant vector of int64."""
         return self._constant(np.array(values, np.int64))
 
     def scalar(self, value: float | np.generic) -> str:
-        """A 0-d constant: bool, int64, float32, or the dtype of a numpy scalar."""
+        """Return a 0-d constant: bool, int64, float32, or the dtype of a numpy scalar."""
         if isinstance(value, np.generic):
             return self._constant(np.asarray(value))
         dtype = np.bool_ if isinstance(value, bool) else np.int64 if isinstance(value, int) else np.float32
         return self._constant(np.asarray(value, dtype))
 
     def constant(self, value: Array) -> str:
-        """A small constant array of any dtype."""
+        """Return a small constant array of any dtype."""
         return self._constant(np.asarray(value))
 
     def branch(
@@ -82,7 +82,7 @@ class Graph:
         otherwise: Callable[[Graph], Sequence[str]],
         results: Sequence[str] = (),
     ) -> tuple[str, ...]:
-        """An `If` whose branches two functions write; each returns outputs of the given element types."""
+        """Add an `If` whose branches two functions write; each returns outputs of the given element types."""
         branches = {}
         for side, write in (("then_branch", then), ("else_branch", otherwise)):
             graph = Graph(self._unique("/".join([*self._scope, name, side])), self)
@@ -91,7 +91,7 @@ class Graph:
         return self.ops("If", condition, outputs=len(types), name=name, results=results, **branches)
 
     def proto(self, outputs: Sequence[str], types: Sequence[int]) -> onnx.GraphProto:
-        """This branch as a GraphProto. An outer value, or one returned twice, goes out through an Identity."""
+        """Return this branch as a GraphProto. An outer value, or one returned twice, goes through an Identity."""
         own = {output for node in self.nodes for output in node.output}
         names: list[str] = []
         for output in outputs:
@@ -100,7 +100,7 @@ class Graph:
         return helper.make_graph(self.nodes, self.name, [], infos, list(self.initializers.values()))
 
     def lineage(self) -> list[Graph]:
-        """This graph and those around it."""
+        """Return this graph and those around it, innermost first."""
         return [self, *(self.parent.lineage() if self.parent else [])]
 
     def _constant(self, value: Array) -> str:

@@ -1,5 +1,7 @@
-"""Zero-row dispatch: each part of a layer (an expert, a head) multiplies the rows of the tokens that chose it, and one
-that nobody chose multiplies none. N tokens, D width, E parts to choose from, R chosen pairs.
+"""Zero-row dispatch: each part of a layer (an expert, a head) multiplies only the rows of the tokens that chose it.
+
+A part that no token chose multiplies no row. N tokens, D width, E parts to choose from, R chosen pairs, I inputs and
+O outputs of a matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class Dispatch:
         self._places: str | None = None
 
     def matmul(self, x: str, name: str, weight: Array, gather: bool) -> str:
-        """x (N, I) or, where rows are not to be gathered, (R, I), times weight (E, I, O) -> (R, O)."""
+        """Multiply x by the matrix of each part: x (N, I), or (R, I) without `gather`, weight (E, I, O) -> (R, O)."""
         g, scope = self.g, name.removesuffix(".weight").rsplit(".", 1)[1]
         if self.weights.precision == "fp32":
             rows = self._rows(x, gather)
@@ -41,17 +43,17 @@ class Dispatch:
         return dequantize(g, product, row_scale, g.op("Gather", g.weight(f"{name}.scale", column_scale), self.part))
 
     def combine(self, out: str, part_weights: str) -> str:
-        """sum over e of weight_ne out[row of (e, n)]: out (R, D), part_weights (N, E), 0 where not chosen -> (N, D).
+        """Add up each token's rows, weighted: out (R, D), part_weights (N, E), 0 where not chosen -> (N, D).
 
         Each token gathers its rows. ScatterND with reduction "add" would do it in one node, but ONNX Runtime runs it on
-        several threads without a lock, and two rows of one token now and then lose one of the two additions.
+        several threads without a lock, so that one of two additions to a token is sometimes lost.
         """
         rows = self.spread(out)  # (N, E, D)
         mixed = self.g.op("MatMul", self.g.op("Unsqueeze", part_weights, self.g.int64(1)), rows, name="combine")
         return self.g.op("Squeeze", mixed, self.g.int64(1))  # of (N, 1, D)
 
     def spread(self, rows: str) -> str:
-        """rows (R, O) -> (N, E, O): those of each token; where it did not choose, those of the very first pair."""
+        """Give each token its rows: (R, O) -> (N, E, O). A part it did not choose gets the row of the first pair."""
         if self._places is None:
             g = self.g
             flat = g.op("Reshape", self.by_part, g.int64(-1))

@@ -1,1 +1,1 @@
-"""The model in ONNX, file by file as in `train/model`."""
+"""The model in ONNX. The files, functions and their order mirror `train/model`."""

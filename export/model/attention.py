@@ -18,10 +18,10 @@ from .window import Ring, behind_the_seam, learned_windows, ring_of, seen_in_rin
 
 
 class Cells(NamedTuple):
-    """How the n rows of a layer lie in the (B, S) grid that attention works on.
+    """The (B, S) grid that attention works on, and where the n rows of a layer are in it.
 
-    In a prompt (B = 1) the rows stand side by side, S = n; in a batch of single tokens each sequence has one cell,
-    S = 1, and one that skips the layer leaves its cell empty.
+    In a prompt (B = 1) the rows are side by side, S = n. In a batch of single tokens each sequence has one cell, S = 1;
+    a sequence that skips the layer leaves its cell empty.
     """
 
     row_cells: str | None  # (n, 1) int64: the cell of each row; None where row i is cell i
@@ -32,9 +32,9 @@ class Cells(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of one layer, each (B, K, C, W); what is not yet written is never seen.
+    """Keys and values of one layer, each (B, K, C, W); cells not yet written are never seen.
 
-    `counted` (B, 1, C, 1) float32 is 1 where the token ran the layer; only of layers that must know.
+    `counted` (B, 1, C, 1) float32 is 1 where the token ran the layer; only in layers that need it.
     """
 
     key: str
@@ -44,16 +44,23 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True)
 class Shared:
-    """What the attention of every layer reads, computed once in the root graph."""
+    """Inputs that the attention of every layer reads, computed once in the root graph."""
 
-    rotary: tuple[str, str] | None  # cos and sin
-    shapes: tuple[str, str]  # (B, -1, H, W) and (B, -1, 2K, W) as int64 vectors
-    windows: list[int | str | None]  # of each layer, see window.Tables
+    rotary: tuple[str, str] | None
+    """cos and sin."""
+    shapes: tuple[str, str]
+    """(B, -1, H, W) and (B, -1, 2K, W) as int64 vectors."""
+    windows: list[int | str | None]
+    """The windows of each layer; see `window.Tables`."""
     reach: list[str | None]
+    """The tokens that each layer sees by place; see `window.Tables`."""
     heads: Execution
+    """How routed heads run."""
 
 
 class Attended(NamedTuple):
+    """The output of attention and its decisions."""
+
     out: str  # (n, D)
     choices: list[str]  # (n, H) float32 where heads are routed, (n, 1) float32 where each token has its own window
 
@@ -68,9 +75,9 @@ class Attention:
         self.mode = "circular" if config.window_of(layer) else "linear"
 
     def write(self, g: Graph, x: str, cells: Cells, past: Cache, lengths: str, present: Cache) -> Cache:
-        """x (n, D): its keys and values go to the places from `lengths` (B,) on -> the cache, named `present`.
+        """Write keys and values of normed x (n, D) from place `lengths` (B,) on; return the cache, named `present`.
 
-        It lies in the memory of `past` where the caller binds both to one buffer.
+        It is written in place where the caller binds `past` and `present` to one buffer.
         """
         kv = self._to_heads(
             g,
@@ -87,12 +94,12 @@ class Attention:
         )
 
     def count(self, g: Graph, runs: str, grid: str, past: Cache, lengths: str, present: Cache) -> str:
-        """runs (N, 1) bool: which of the tokens that are written run the layer -> `counted` of the cache."""
+        """Write which tokens run the layer, runs (N, 1) bool; return `counted` of the cache."""
         counted = g.op("Reshape", g.op("Cast", runs, to=FLOAT), grid)  # (B, 1, T, 1)
         return self._scatter(g, past.counted, counted, lengths, "write_counted", present.counted)
 
     def attend(self, g: Graph, x: str, cells: Cells, present: Cache, head_top_p: str) -> Attended:
-        """x (n, D) normed -> Attended."""
+        """Attend from normed x (n, D)."""
         config, routes, slices, choices = self.config, None, None, []
         if config.heads.routing != "all":
             routes = head_router(g, self.weights, f"{self.name}.head_router", config, x, head_top_p)
@@ -102,7 +109,7 @@ class Attention:
         if slices:
             q = slices.queries(x)  # (n, H, W)
             if cells.row_cells is not None:
-                q = g.op("Reshape", q, g.int64(-1, config.num_heads * config.width_of_head))
+                q = g.op("Reshape", q, g.int64(-1, config.num_heads * config.resolved_head_dim))
         else:
             q = self.weights.linear(g, x, f"{self.name}.q.weight")
         q = self._to_heads(g, q, self.shared.shapes[0], config.num_heads, cells)
@@ -116,24 +123,24 @@ class Attention:
         return Attended(self._project(g, mixed, cells, routes, slices), choices)
 
     def _project(self, g: Graph, mixed: str, cells: Cells, routes: HeadRoutes | None, slices: Slices | None) -> str:
-        """The heads' outputs, weighted where they are routed, times o: (B, S, H, W) -> (n, D)."""
-        heads, width = self.config.num_heads, self.config.width_of_head
-        mixed = g.op("Reshape", mixed, g.int64(-1, heads, width) if routes else g.int64(-1, heads * width))
+        """Weight the heads' outputs where they are routed, and multiply by o: (B, S, H, W) -> (n, D)."""
+        heads, head_dim = self.config.num_heads, self.config.resolved_head_dim
+        mixed = g.op("Reshape", mixed, g.int64(-1, heads, head_dim) if routes else g.int64(-1, heads * head_dim))
         if cells.row_cells is not None:
             mixed = g.op("Gather", mixed, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)
         if slices:
             return slices.outputs(mixed)
         if routes:
             mixed = g.op("Mul", mixed, g.op("Unsqueeze", routes.weights, g.int64(2)), name="weigh_heads")
-            mixed = g.op("Reshape", mixed, g.int64(-1, heads * width))
+            mixed = g.op("Reshape", mixed, g.int64(-1, heads * head_dim))
         return self.weights.linear(g, mixed, f"{self.name}.o.weight")
 
     def _mix(self, g: Graph, q: str, present: Cache, seen: str, ring: Ring | None, cells: Cells) -> str:
-        """softmax(q k^T / sqrt(W) + position) v: q (B, H, S, W) -> (B, H, S, W).
+        """Compute softmax(q k^T / sqrt(W) + position) v: q (B, H, S, W) -> (B, H, S, W).
 
-        Under int8 with a spare row of queries, thrown away: ONNX Runtime multiplies a single row by another kernel than
-        two or more, which rounds the last bit otherwise, and the next quantisation makes a whole step of that bit. With
-        two rows at least, a token alone is computed bit for bit as in a prompt.
+        int8 adds a spare row of queries and drops it afterwards. ONNX Runtime multiplies a single row by another kernel
+        than two or more, which rounds the last bit differently, and the next quantisation may turn that bit into a
+        whole step. With at least two rows, a single token is computed bit for bit as in a prompt.
         """
         spare = self.weights.precision != "fp32"
         if spare:
@@ -148,14 +155,14 @@ class Attention:
         return g.op("Slice", mixed, g.int64(0), g.int64(-1), g.int64(2)) if spare else mixed
 
     def _counts(self, g: Graph, present: Cache, seen: str) -> str:
-        """Which of the cells that are seen count for positions: those whose token ran this layer."""
+        """Return which of the seen cells count for positions: those whose token ran this layer."""
         if not present.counted:
             return seen
         counted = g.op("Reshape", g.op("Greater", present.counted, g.scalar(0.0)), g.int64(0, 1, 1, -1))
         return g.op("And", seen, counted, name="counts")
 
     def _look_back(self, g: Graph, x: str, cells: Cells, ring: Ring) -> tuple[str, list[str]]:
-        """Which cells of its ring each token sees, and (n, 1) float32 its window where tokens of a layer differ."""
+        """Return which cells of the ring each token sees, and (n, 1) float32 its window where tokens differ."""
         table, windows = self.shared.reach[self.layer], self.shared.windows[self.layer]
         reported = []
         if table is not None:
@@ -172,20 +179,20 @@ class Attention:
         return spare_row(g, self.weights, seen), reported
 
     def _by_place(self, g: Graph, table: str, cells: Cells) -> str:
-        """What a table (context_length,) says of each cell, (B, S), once for all layers that ask in this graph."""
+        """Look up a table (context_length,) by the place of each cell, (B, S), once for all layers in this graph."""
         if (table, cells.places) not in g.derived:
             g.derived[table, cells.places] = (g.op("Gather", table, cells.places),)
         return g.derived[table, cells.places][0]
 
     def _to_rows(self, g: Graph, grid: str, cells: Cells) -> str:
-        """(B, S) -> (n, 1)."""
+        """Take the rows out of the grid: (B, S) -> (n, 1)."""
         rows = g.op("Reshape", grid, g.int64(-1, 1))
         if cells.row_cells is None:
             return rows
         return g.op("Gather", rows, g.op("Reshape", cells.row_cells, g.int64(-1)), axis=0)
 
     def _to_grid(self, g: Graph, rows: str, cells: Cells) -> str:
-        """(n, 1) int64 -> (B, S); empty cells hold 0."""
+        """Put the rows into the grid: (n, 1) int64 -> (B, S); empty cells hold 0."""
         if cells.row_cells is not None:
             assert cells.num_cells is not None
             empty = g.op("ConstantOfShape", cells.num_cells, value=INT64_ZERO)
@@ -193,15 +200,15 @@ class Attention:
         return g.op("Reshape", rows, g.op("Shape", cells.places))
 
     def _to_heads(self, g: Graph, x: str, shape: str, heads: int, cells: Cells) -> str:
-        """x (n, heads * W) or (n, heads, W) -> (B, heads, S, W); empty cells hold zeros."""
+        """Split x into heads: (n, heads * W) or (n, heads, W) -> (B, heads, S, W); empty cells hold zeros."""
         if cells.row_cells is not None:
             assert cells.num_cells is not None
-            size = g.op("Concat", cells.num_cells, g.int64(heads * self.config.width_of_head), axis=0)
+            size = g.op("Concat", cells.num_cells, g.int64(heads * self.config.resolved_head_dim), axis=0)
             x = g.op("ScatterND", g.op("ConstantOfShape", size), cells.row_cells, x)
         return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
 
     def _positioned(self, g: Graph, heads: str, norm: str, cells: Cells) -> str:
-        """Normed, and under RoPE turned by its position."""
+        """Normalise heads, and under RoPE rotate them by position."""
         weight = self.weights.parameter(g, f"{self.name}.{norm}.weight")
         heads = g.op("RMSNormalization", heads, weight, axis=-1, epsilon=self.config.norm_eps, name=norm)
         if self.positions != "rope":
@@ -215,7 +222,7 @@ class Attention:
 
 
 def spare_row(g: Graph, weights: Weights, seen: str) -> str:
-    """seen (B, 1, S, C) -> the same, under int8 with a row more that sees everything."""
+    """Add to seen (B, 1, S, C), under int8, a row that sees everything."""
     if weights.precision == "fp32":
         return seen
     return g.op("Pad", seen, g.int64(0, 1), g.scalar(True), g.int64(2), name="spare_row")

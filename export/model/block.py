@@ -1,7 +1,7 @@
-"""One layer. Mirrors `train/model/block.py`: the `If` of a layer that a token may leave out is its third line.
+"""One layer, in an `If` where a token may skip it. Mirrors `train/model/block.py`.
 
-B batch, T time, N = B*T tokens, n of them in this layer, D width, E experts, H heads, X = E + H + 1 what a layer
-reports of a token: which experts, which heads where they are routed, its window where tokens of a layer differ in it.
+B batch, T time, N = B*T tokens, n of them in this layer, D width, E experts, H heads, X = E + H + 1 columns that a
+layer reports of a token: its experts, its heads where they are routed, its window where the tokens of a layer differ.
 """
 
 from __future__ import annotations
@@ -20,21 +20,31 @@ from .moe import dense_ffn, moe
 
 @dataclass(frozen=True)
 class Batch:
-    """What every layer reads, computed once in the root graph."""
+    """Inputs that every layer reads, computed once in the root graph."""
 
-    one_sequence: str  # () bool: B == 1
-    size: str  # (1,) int64: B
-    num_tokens: str  # (1,) int64: N
-    positions: str  # (N,) int64
-    cells: Cells  # of a layer that every token runs
-    places: str  # (C,) int64: 0, 1, ... C - 1, of a cache that is no ring
-    grid: str  # (B, 1, T, 1) as an int64 vector, where a cache counts its cells
+    one_sequence: str
+    """() bool: B == 1."""
+    size: str
+    """(1,) int64: B."""
+    num_tokens: str
+    """(1,) int64: N."""
+    positions: str
+    """(N,) int64."""
+    cells: Cells
+    """The grid of a layer that every token runs."""
+    places: str
+    """(C,) int64: 0, 1, ... C - 1, of a cache that is not a ring."""
+    grid: str
+    """(B, 1, T, 1) as an int64 vector, where a cache counts its cells."""
     attention: Shared
+    """What attention shares."""
 
 
 class LayerInputs(NamedTuple):
+    """Inputs of one layer."""
+
     past: Cache
-    present: Cache  # the names that the outputs shall have
+    present: Cache  # the names of the outputs
     lengths: str  # (B,) int64
     router_top_p: str  # (N, 1) float32
     depth_threshold: str  # (N, 1) float32
@@ -42,13 +52,15 @@ class LayerInputs(NamedTuple):
 
 
 class LayerOutputs(NamedTuple):
+    """Outputs of one layer."""
+
     x: str  # (N, D)
     runs: str | None  # (N, 1) bool; None where every token runs
     chosen: str  # (N, X) float32, zeros where the layer is skipped
 
 
 def reported(config: ModelConfig) -> dict[str, int]:
-    """The columns X of what a layer reports, by name."""
+    """Return the number of columns of each part that a layer reports, by name; X in all."""
     by_token = config.has_windows and config.attention.window_kind in ("length", "learned")
     heads = config.num_heads if config.heads.routing != "all" else 0
     columns = {"selected_experts": config.num_experts, "selected_heads": heads, "windows": int(by_token)}
@@ -56,6 +68,8 @@ def reported(config: ModelConfig) -> dict[str, int]:
 
 
 class Block:
+    """The operators of one layer."""
+
     def __init__(self, weights: Weights, config: ModelConfig, layer: int, batch: Batch) -> None:
         self.weights, self.config, self.layer, self.batch = weights, config, layer, batch
         self.name = f"layers.{layer}"
@@ -63,7 +77,7 @@ class Block:
         self.attention = Attention(weights, config, layer, batch.attention)
 
     def write(self, g: Graph, x: str, alive: str | None, inputs: LayerInputs) -> LayerOutputs:
-        """x (N, D), alive (N, 1) bool or None while nobody can have left -> LayerOutputs."""
+        """Write the layer for x (N, D); alive (N, 1) bool is None before the first exit."""
         runs, depth = alive, None
         if self.routed:
             depth = depth_router(g, self.weights, f"{self.name}.depth_router", self.config, x, inputs.depth_threshold)
@@ -76,12 +90,12 @@ class Block:
         return self._skippable(g, x, runs, depth, inputs)
 
     def _skippable(self, g: Graph, x: str, runs: str, depth: DepthRoutes | None, inputs: LayerInputs) -> LayerOutputs:
-        """The layer inside its `If`, for the tokens that run it; without any, x goes through."""
+        """Write the layer inside its `If`, for the tokens that run it; without any, x passes through."""
         project = self.config.depth.skipped_kv == "project"
         places = g.op("NonZero", g.op("Reshape", runs, g.int64(-1)))  # (1, n)
         rows = g.op("Reshape", places, g.int64(-1), name="rows")  # (n,)
         someone = g.op("Greater", g.op("Size", rows), g.scalar(0), name="someone_runs")
-        if project:  # a skipped token pays for its keys and values and for nothing else
+        if project:  # a skipped token computes its keys and values and nothing else
             all_normed = self._norm(g, x, "attention_norm")
             present = self.attention.write(g, all_normed, self.batch.cells, inputs.past, inputs.lengths, inputs.present)
             if inputs.past.counted:
@@ -105,12 +119,12 @@ class Block:
                 out = b.op("Add", own, b.op("Mul", gate, b.op("Sub", out, own)), name="gated")
             into = b.op("Unsqueeze", rows, b.int64(1))
             out = b.op("ScatterND", x, into, out, name="scatter_rows")
-            chosen = b.op("ScatterND", self._nobody(b), into, chosen)
+            chosen = b.op("ScatterND", self._zeros(b), into, chosen)
             return [out, chosen] if project else [out, chosen, cache.key, cache.value]
 
         def skip(b: Graph) -> Sequence[str]:
             past = inputs.past
-            return [x, self._nobody(b)] if project else [x, self._nobody(b), past.key, past.value]
+            return [x, self._zeros(b)] if project else [x, self._zeros(b), past.key, past.value]
 
         if project:
             out, chosen = g.branch(someone, "run", [FLOAT] * 2, run, skip)
@@ -122,7 +136,7 @@ class Block:
     def _residuals(
         self, g: Graph, x: str, normed: str, cells: Cells, cache: Cache, inputs: LayerInputs
     ) -> tuple[str, str]:
-        """h = x + attention(norm(x)); out = h + moe(norm(h)): (n, D) -> (n, D) and chosen (n, X) float32."""
+        """Write h = x + attention(norm(x)); out = h + moe(norm(h)): (n, D) -> (n, D) and chosen (n, X) float32."""
         with g.scope("attention"):
             attended = self.attention.attend(g, normed, cells, cache, inputs.head_top_p)
             h = g.op("Add", x, attended.out)
@@ -141,7 +155,7 @@ class Block:
         return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else selected
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
-        """The grid of the rows that run: side by side in a prompt, one a sequence in a batch of single tokens."""
+        """Build the grid of the rows that run: side by side in a prompt, one per sequence in a batch of tokens."""
         batch = self.batch
         number = g.op("Shape", rows)  # (1,) = n
         index = g.op("Range", g.scalar(0), g.op("Size", rows), g.scalar(1))
@@ -152,7 +166,7 @@ class Block:
         grid = g.op("Concat", batch.size, g.int64(-1), axis=0)
         positions = g.op("Reshape", g.op("ScatterND", empty, index, own), grid)  # (B, S)
         places = positions
-        if self.config.depth.skipped_kv == "none":  # places are counted by this layer's own tokens
+        if self.config.depth.skipped_kv == "none":  # places count the tokens of this layer only
             side_by_side = g.op("Where", batch.one_sequence, g.op("Size", rows), g.scalar(1))
             offsets = g.op("Range", g.scalar(0), side_by_side, g.scalar(1))
             places = g.op("Add", g.op("Unsqueeze", lengths, g.int64(1)), offsets)  # (B, S)
@@ -164,16 +178,23 @@ class Block:
         return g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps, name=which)
 
     def _column(self, g: Graph, x: str, value: float) -> str:
-        """x (n, D) -> (n, 1) float32 of one value."""
+        """Fill a column (n, 1) float32 with one value, for x (n, D)."""
         shape = g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(1), axis=0)
         return g.op("Expand", g.scalar(value), shape)
 
-    def _nobody(self, g: Graph) -> str:
-        """What is reported of tokens that skip the layer, (N, X) float32."""
+    def _zeros(self, g: Graph) -> str:
+        """Return the report of tokens that skip the layer, (N, X) float32."""
         shape = g.op("Concat", self.batch.num_tokens, g.int64(sum(reported(self.config).values())), axis=0)
         return g.op("ConstantOfShape", shape)
 
 
 def seen(g: Graph, weights: Weights, places: str, last: str) -> str:
-    """places (C,), last (B, S): the last place a cell looks at -> (B, 1, S, C) bool, under int8 (B, 1, S + 1, C)."""
+    """Return which places each cell sees, (B, 1, S, C) bool, under int8 (B, 1, S + 1, C).
+
+    Args:
+        g: The graph.
+        weights: They know the precision.
+        places: (C,) int64, the places of the cache.
+        last: (B, S) int64, the last place that each cell sees.
+    """
     return spare_row(g, weights, g.op("LessOrEqual", places, g.op("Unsqueeze", last, g.int64(1, 3)), name="seen"))

@@ -1,7 +1,7 @@
 """Attention with contextual positions, by standard operators. Mirrors `train/model/cope.py`.
 
 B batch, H query heads, K key/value heads, S cells a sequence, W width of a head, C capacity, P positions. Scores are
-multiplied out here and not by the Attention operator with a bias: it would multiply queries and keys a second time, and
+computed here and not by the Attention operator with a bias, which would multiply queries and keys a second time and
 was slower at every size measured (docs/decisions/0011).
 """
 
@@ -17,22 +17,23 @@ from ..graph.weights import Weights
 
 
 class Order(NamedTuple):
-    """Which cells count for a token's positions, and in which order they stand."""
+    """Which cells count for a token's positions, and their order."""
 
     counts: str  # (B, 1, S, C) bool: seen, and run by its token
-    behind: str | None  # (B, 1, 1, C) bool, of a ring: cells that hold older tokens than cell 0 does
+    behind: str | None  # (B, 1, 1, C) bool, in a ring: cells that hold older tokens than cell 0
 
 
 def attend_by_context(
     g: Graph, weights: Weights, name: str, config: ModelConfig, q: str, key: str, value: str, seen: str, order: Order
 ) -> str:
-    """softmax(s + contextual bias) v, s = q k^T / sqrt(W): q (B, H, S, W), key and value (B, K, C, W) -> (B, H, S, W).
+    """Compute softmax(s + contextual bias) v with s = q k^T / sqrt(W): -> (B, H, S, W).
 
-    seen (B, 1, S, C) bool. The query heads of a group are rows of one product with their keys.
+    q (B, H, S, W), key and value (B, K, C, W), seen (B, 1, S, C) bool. The query heads of a group are rows of one
+    product with their keys.
     """
     heads, groups = g.int64(0, config.num_heads, -1, 0), g.int64(0, config.num_kv_heads, -1, 0)  # 0: as it is
-    scaled = g.op("Mul", q, g.scalar(config.width_of_head**-0.5))
-    keys = g.op("Transpose", key, perm=[0, 1, 3, 2])  # ONNX Runtime folds it into the product
+    scaled = g.op("Mul", q, g.scalar(config.resolved_head_dim**-0.5))
+    keys = g.op("Transpose", key, perm=[0, 1, 3, 2])  # ONNX Runtime fuses it into the product
     scores = g.op("MatMul", g.op("Reshape", scaled, groups), keys, name="scores")  # (B, K, H/K*S, C)
     scores = g.op("Reshape", scores, heads)  # (B, H, S, C)
     scores = g.op("Add", scores, contextual_bias(g, weights, name, q, scores, order))
@@ -42,10 +43,10 @@ def attend_by_context(
 
 
 def contextual_bias(g: Graph, weights: Weights, name: str, q: str, scores: str, order: Order) -> str:
-    """q . e[p], p_ij = min(sum over k = j..i of sigmoid(s_ik), P - 1), between two whole positions interpolated.
+    """Compute q . e[p], p_ij = min(sum over k = j..i of sigmoid(s_ik), P - 1), interpolated between whole positions.
 
     q (B, H, S, W), scores (B, H, S, C) -> (B, H, S, C). One index serves both neighbours: bias = z[n] + (p - n) dz[n],
-    n = floor(p), z = q . e, dz = q . (the step from e[n] to e[n + 1]).
+    n = floor(p), z = q . e, dz = q . (e[n + 1] - e[n]).
     """
     with g.scope("cope"):
         embedding = weights.take(f"{name}.position_embedding")  # (P, W)
@@ -62,10 +63,10 @@ def contextual_bias(g: Graph, weights: Weights, name: str, q: str, scores: str, 
 
 
 def _sums(g: Graph, gates: str, order: Order) -> str:
-    """For each cell the sum of the gates that count from there to the newest token: (B, H, S, C) -> (B, H, S, C).
+    """Sum for each cell the gates that count from there to the newest token: (B, H, S, C) -> (B, H, S, C).
 
-    In a ring the cells behind the seam come before cell 0, so that they are summed as the left half of a row of 2 C.
-    The order is that of the places, whatever the cells: a sum is the same to its last bit wherever the ring has turned.
+    In a ring the cells behind the seam come before cell 0, so they are the left half of a row of 2 C. The order is that
+    of the places, whatever the cells, so a sum is the same to the last bit wherever the ring has turned.
     """
     zero = g.scalar(0.0)
     if order.behind is None:
@@ -78,6 +79,6 @@ def _sums(g: Graph, gates: str, order: Order) -> str:
 
 
 def _sum_from_the_right(g: Graph, gates: str) -> str:
-    """In float64, as torch sums on a CPU: in float32 the logits were 1.4 times as far from float64 as torch's."""
+    """Sum from the right in float64, as torch does on a CPU; in float32 the logits had 1.4 times torch's error."""
     sums = g.op("CumSum", g.op("Cast", gates, to=DOUBLE), g.scalar(3), reverse=1)
     return g.op("Cast", sums, to=FLOAT)

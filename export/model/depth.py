@@ -1,4 +1,4 @@
-"""Which layers a token runs. N tokens, D width. Mirrors `train/model/depth.py`."""
+"""The choice of the layers that a token runs. N tokens, D width. Mirrors `train/model/depth.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import NamedTuple
 from ...train.model.config import ModelConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .threshold import shifted
+from .thresholded_router import shifted
 
 
 class DepthRoutes(NamedTuple):
+    """The decisions of a depth router."""
+
     scores: str  # (N, 1) float32
     passes: str  # (N, 1) bool: the score reaches the token's threshold
 
@@ -18,7 +20,7 @@ class DepthRoutes(NamedTuple):
 def depth_router(
     g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, depth_threshold: str
 ) -> DepthRoutes:
-    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold, float32 in every precision.
+    """Let a token run the layer when sigmoid(w . rms(x) + b) >= depth_threshold; float32 in every precision.
 
     x (N, D), depth_threshold (N, 1).
     """
@@ -33,7 +35,7 @@ def depth_router(
 
 
 def _logits(g: Graph, weights: Weights, name: str, config: ModelConfig, x: str) -> str:
-    """w . rms(x) + b: (N, D) -> (N, 1)."""
+    """Compute w . rms(x) + b: (N, D) -> (N, 1)."""
     weight = weights.parameter(g, f"{name}.weight")
     scaled = g.op("RMSNormalization", x, weight, axis=-1, epsilon=config.norm_eps)
     return g.op("Add", g.op("ReduceSum", scaled, g.int64(1), keepdims=1), weights.parameter(g, f"{name}.bias"))

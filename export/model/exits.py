@@ -1,4 +1,4 @@
-"""When a token may leave early: how sure the model is of its next token. n tokens, V vocabulary.
+"""Early exits: how sure the model is of its next token after a layer. n tokens, D width, V vocabulary.
 
 Mirrors `train/model/exits.py`.
 """
@@ -10,20 +10,20 @@ import math
 from ...train.model.sections import ExitCriterion
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .threshold import linear
+from .thresholded_router import linear
 
 
 def exit_router(g: Graph, weights: Weights, name: str, x: str) -> str:
-    """sigmoid(w . x + b): x (n, D) normed -> (n, 1). It needs no product with the head."""
+    """Compute sigmoid(w . x + b): x (n, D) normed -> (n, 1). It needs no product with the output head."""
     return g.op("Sigmoid", linear(g, weights, name, x), name="exit_scores")
 
 
 def confidence(g: Graph, criterion: ExitCriterion, logits: str, vocab_size: int) -> str:
-    """How sure logits (n, V) are, 0..1: (n, 1)."""
+    """Compute the confidence of logits (n, V), (n, 1) in 0..1."""
     if criterion == "entropy":
         log_probs = g.op("LogSoftmax", logits, axis=-1)
-        products = g.op("Mul", g.op("Exp", log_probs), log_probs)  # of a probability of 0: 0 times a finite number
-        entropy = g.op("ReduceSum", products, g.int64(1), keepdims=1)  # times -1
+        products = g.op("Mul", g.op("Exp", log_probs), log_probs)  # a probability of 0 gives 0 times a finite number
+        entropy = g.op("ReduceSum", products, g.int64(1), keepdims=1)  # negative
         return g.op("Add", g.op("Div", entropy, g.scalar(math.log(vocab_size))), g.scalar(1.0))
     probs = g.op("Softmax", logits, axis=-1)
     if criterion == "margin":

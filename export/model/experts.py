@@ -1,4 +1,4 @@
-"""The experts, each on the tokens that chose it (see dispatch.py). Mirrors `train/model/experts.py`.
+"""The experts, each on the tokens that chose it (see `export/graph/dispatch.py`). Mirrors `train/model/experts.py`.
 
 N tokens, D width, E experts, F hidden, R chosen pairs.
 """
@@ -12,7 +12,10 @@ from .router import Routes
 
 
 def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str, routes: Routes, residual: str) -> str:
-    """residual_n + sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e: x, residual (N, D) -> (N, D)."""
+    """Compute residual_n + sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e.
+
+    x and residual (N, D) -> (N, D).
+    """
     dispatch = Dispatch(g, weights, num_experts, routes.selected)
     gate_up, down = f"{name}.gate_up", f"{name}.down"  # (E, D, 2F), (E, F, D)
     hidden = dispatch.matmul(x, gate_up, weights.take(gate_up), gather=True)  # (R, 2F)

@@ -1,4 +1,4 @@
-"""Which query heads a token uses, and how those alone are computed. Mirrors `train/model/heads.py`.
+"""The choice of query heads, and how only the chosen ones are computed. Mirrors `train/model/heads.py`.
 
 N tokens, D width, H query heads, S of them shared, R = H - S routed, W width of a head.
 """
@@ -13,26 +13,28 @@ from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.dispatch import Dispatch
 from ..graph.weights import Precision, Weights
-from .threshold import limit, linear
+from .thresholded_router import limit, linear
 
 Execution = Literal["masked", "sliced"]
 SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**18}
-"""Weights of one head (its rows of q and its columns of o) from which slices are the faster execution; measured, see
+"""Number of weights of one head (its rows of q and columns of o) from which `sliced` is faster; measured, see
 docs/decisions/0010."""
 
 
 def execution_of(config: ModelConfig, precision: Precision) -> Execution:
-    """How routed heads run: `masked` computes all and multiplies by the weights, `sliced` only those chosen."""
-    return "sliced" if 2 * config.dim * config.width_of_head >= SLICED_FROM[precision] else "masked"
+    """Choose how routed heads run: `masked` computes all of them, `sliced` only the chosen ones."""
+    return "sliced" if 2 * config.dim * config.resolved_head_dim >= SLICED_FROM[precision] else "masked"
 
 
 class HeadRoutes(NamedTuple):
+    """The decisions of a head router."""
+
     selected: str  # (N, H) float32, 1 where selected, the shared heads first
-    weights: str  # (N, H) float32 on the outputs of the heads, 0 where not selected
+    weights: str  # (N, H) float32, factors of the heads' outputs, 0 where not selected
 
 
 def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, head_top_p: str) -> HeadRoutes:
-    """x (N, D) normed, head_top_p (N, 1) -> HeadRoutes; float32 in every precision."""
+    """Choose heads for normed x (N, D) at head_top_p (N, 1); float32 in every precision."""
     heads, routed, shared = config.heads, config.routed_heads, config.heads.shared_heads
     with g.scope("head_router"):
         logits = g.op("Gemm", x, weights.parameter(g, f"{name}.weight"), transB=1, name="router_logits")  # (N, H)
@@ -50,7 +52,7 @@ def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: s
             mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, R)
             reach = heads.per_token_reach if heads.per_token else None
             kept = g.op("Less", mass_before, limit(g, weights, name, x, head_top_p, reach))
-        # every place is overwritten, since `head` is a permutation: router_probs only lends its shape
+        # `head` is a permutation, so every element is overwritten: router_probs only gives the shape
         selected = g.op("ScatterElements", router_probs, head, g.op("Cast", kept, to=FLOAT), axis=-1)
         chosen = g.op("Mul", router_probs, selected)
         total = g.op("ReduceSum", chosen, g.int64(1), keepdims=1)
@@ -58,7 +60,7 @@ def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: s
         if not shared:
             return HeadRoutes(selected, g.op("Mul", g.op("Div", chosen, total), g.scalar(scale), name="head_weights"))
         balance = g.op("Gemm", x, weights.parameter(g, f"{name}.balance"), transB=1)
-        # times what each side's weights sum to: two softmaxes and three scales come down to these few operators
+        # the weights of both sides are scaled to these sums: two softmaxes and three factors in few operators
         sums = g.op("Mul", g.op("Softmax", balance, axis=-1), g.constant(np.array([2 * shared, 2 * scale], np.float32)))
         to_shared, to_routed = g.ops("Split", sums, outputs=2, axis=1, num_outputs=2)  # (N, 1) each
         common = g.op("Mul", g.op("Softmax", of_shared, axis=-1), to_shared)  # (N, S)
@@ -68,13 +70,15 @@ def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: s
 
 
 def _by_complexity(g: Graph, weights: Weights, name: str, config: ModelConfig, x: str, head_top_p: str) -> str:
-    """Ranks kept by a token of complexity c: of those between the least and the most, the ones whose score
-    sigmoid(logit(q_r) - c) lies below head_top_p: x (N, D), head_top_p (N, 1) -> (N, H) bool."""
+    """Keep ranks by the complexity c of a token: x (N, D), head_top_p (N, 1) -> (N, H) bool.
+
+    Of the ranks between the least and the most, those with sigmoid(logit(q_r) - c) < head_top_p.
+    """
     least, most, number = config.least_heads, config.most_heads, config.num_heads
     between = (np.arange(least, most) - least + 0.5) / max(most - least, 1)
     logits, shift = np.zeros(number, np.float32), np.zeros(number, np.float32)
     logits[least:most] = np.log(between / (1 - between))
-    shift[:least], shift[most:] = -2, 3  # scores lie in 0..1 and levels in 0..2: these pass always, those never
+    shift[:least], shift[most:] = -2, 3  # scores are 0..1 and levels 0..2: the first always pass, the last never
     complexity = linear(g, weights, f"{name}.per_token", x)
     scores = g.op("Sigmoid", g.op("Sub", g.constant(logits), complexity))
     return g.op("Less", g.op("Add", scores, g.constant(shift)), head_top_p)
@@ -85,24 +89,24 @@ def _ranks(g: Graph, number: int) -> str:
 
 
 class Slices:
-    """Routed heads computed for the tokens that chose them alone, as experts are: by zero-row dispatch."""
+    """Routed heads, computed only for the tokens that chose them by zero-row dispatch, as experts are."""
 
     def __init__(self, g: Graph, weights: Weights, name: str, config: ModelConfig, routes: HeadRoutes) -> None:
         self.g, self.weights, self.name, self.config, self.routes = g, weights, name, config, routes
         self.dispatch = Dispatch(g, weights, config.num_heads, routes.selected)
 
     def queries(self, x: str) -> str:
-        """x (N, D) -> (N, H, W); a head that a token did not choose has some other query, of which nothing is read."""
+        """Compute queries: x (N, D) -> (N, H, W). Those of heads that a token did not choose are never read."""
         config, name = self.config, f"{self.name}.q.weight"
-        stack = self.weights.take(name).reshape(config.num_heads, config.width_of_head, config.dim)
+        stack = self.weights.take(name).reshape(config.num_heads, config.resolved_head_dim, config.dim)
         return self.dispatch.spread(self.dispatch.matmul(x, name, stack.transpose(0, 2, 1), gather=True))
 
     def outputs(self, mixed: str) -> str:
-        """sum over the chosen heads of weight_i head_i W_o,i: mixed (N, H, W) -> (N, D)."""
+        """Compute the sum over the chosen heads of weight_i head_i W_o,i: mixed (N, H, W) -> (N, D)."""
         g, config, name = self.g, self.config, f"{self.name}.o.weight"
         heads = config.num_heads
-        stack = self.weights.take(name).T.reshape(heads, config.width_of_head, config.dim)
-        flat = g.op("Reshape", mixed, g.int64(-1, config.width_of_head))  # (N*H, W)
+        stack = self.weights.take(name).T.reshape(heads, config.resolved_head_dim, config.dim)
+        flat = g.op("Reshape", mixed, g.int64(-1, config.resolved_head_dim))  # (N*H, W)
         place = g.op("Add", g.op("Mul", self.dispatch.token, g.scalar(heads)), self.dispatch.part)  # (R,)
         rows = self.dispatch.matmul(g.op("Gather", flat, place, axis=0), name, stack, gather=False)
         return self.dispatch.combine(rows, self.routes.weights)

@@ -10,7 +10,7 @@ from .router import router
 
 
 def dense_ffn(g: Graph, weights: Weights, name: str, x: str) -> str:
-    """y = (silu(x Wg) * (x Wu)) Wd: (N, D) -> (N, D)."""
+    """Compute y = (silu(x Wg) * (x Wu)) Wd: (N, D) -> (N, D)."""
     gate, up = g.ops("Split", weights.linear(g, x, f"{name}.gate_up.weight"), outputs=2, axis=-1, num_outputs=2)
     inner = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
     return weights.linear(g, inner, f"{name}.down.weight")
@@ -19,7 +19,7 @@ def dense_ffn(g: Graph, weights: Weights, name: str, x: str) -> str:
 def moe(
     g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, router_top_p: str, residual: str
 ) -> tuple[str, str]:
-    """residual + sum over selected e of g_e E_e(x) + shared(x): (N, D) -> (N, D), and selected (N, E) float32."""
+    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32."""
     routes = router(g, weights, f"{name}.router", config, x, router_top_p)
     out = run_experts(g, weights, name, config.num_experts, x, routes, residual)
     if config.shared_expert_dim:

@@ -1,4 +1,4 @@
-"""Which experts a token uses. N tokens, D width, E experts. Mirrors `train/model/router.py`."""
+"""The choice of experts. N tokens, D width, E experts. Mirrors `train/model/router.py`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import NamedTuple
 from ...train.model.sections import FFNConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.weights import Weights
-from .threshold import limit
+from .thresholded_router import limit
 
 
 class Routes(NamedTuple):
+    """The decisions of a router."""
+
     selected: str  # (N, E) float32, 1 where selected
     routing_weights: str  # (N, E) float32, 0 where not selected
 
 
 def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, router_top_p: str) -> Routes:
-    """x (N, D), router_top_p (N, 1) -> Routes; float32 in every precision."""
+    """Choose experts for x (N, D) at router_top_p (N, 1); float32 in every precision."""
     experts = g.int64(config.num_experts)
     with g.scope("router"):
         router_logits = g.op("Gemm", x, weights.parameter(g, f"{name}.weight"), transB=1, name="router_logits")
@@ -31,7 +33,7 @@ def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, rou
             reach = config.per_token_reach if config.per_token else None
             kept = g.op("Less", mass_before, limit(g, weights, name, x, router_top_p, reach))
         kept = g.op("Cast", kept, to=FLOAT)
-        # every place is overwritten, since `expert` is a permutation: router_probs only lends its shape
+        # `expert` is a permutation, so every element is overwritten: router_probs only gives the shape
         selected = g.op("ScatterElements", router_probs, expert, kept, axis=-1, name="selected_experts")
         routing_weights = g.op("Mul", router_probs, selected)
         if config.renormalize:

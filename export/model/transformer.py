@@ -1,6 +1,7 @@
 """The whole graph. Mirrors `train/model/transformer.py`.
 
-B batch, T time, N = B*T tokens, n of them, D width, L layers, E experts, V vocabulary, C capacity of a cache.
+B batch, T time, N = B*T tokens, n of them, D width, L layers, E experts, V vocabulary, C capacity of a cache,
+X columns that a layer reports.
 A prompt is one sequence (B = 1, any T); decoding is a batch of sequences at T = 1, each with its own lengths and
 thresholds.
 """
@@ -19,23 +20,26 @@ from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
 from .heads import Execution, execution_of
-from .threshold import EVERYTHING
+from .thresholded_router import EVERYTHING
 from .window import Tables
 
 FIRST = 1e-20
-"""The least threshold of heads: a mass of 0 lies below it, so that the first head is always taken."""
+"""Least threshold of heads: a mass of 0 is below it, so that the first head is always taken."""
 
 
 def build(
     config: ModelConfig, state: dict[str, Array], precision: Precision = "fp32", heads: Execution | None = None
 ) -> onnx.ModelProto:
-    """The model as one ONNX graph of standard operators.
+    """Build the model as one ONNX graph of standard operators.
 
     Args:
-        state: name -> array, the checkpoint's weights without what controllers hold, but with the windows they found.
-        heads: how routed heads run; by default as is faster for their size.
+        config: The model.
+        state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
+        precision: Precision of the weights.
+        heads: How routed heads run; None takes the faster way for their size.
+
     Raises:
-        AssertionError: a weight of the checkpoint is used not exactly once.
+        AssertionError: A weight of the checkpoint is not used exactly once.
     """
     weights = Weights(state, precision)
     g = Graph("adaptive")
@@ -54,7 +58,7 @@ Signature = dict[str, tuple[int, list[str | int]]]
 
 
 def graph_inputs(config: ModelConfig) -> Signature:
-    """name -> (element type, shape)."""
+    """Return the element type and shape of each input, by name."""
     layers = config.num_layers
     signature: Signature = {
         "ids": (INT64, ["B", "T"]),
@@ -71,7 +75,7 @@ def graph_inputs(config: ModelConfig) -> Signature:
 
 
 def graph_outputs(config: ModelConfig) -> Signature:
-    """name -> (element type, shape)."""
+    """Return the element type and shape of each output, by name."""
     layers = config.num_layers
     signature: Signature = {
         "logits": (FLOAT, ["B", "num_logits", config.vocab_size]),
@@ -88,12 +92,12 @@ def graph_outputs(config: ModelConfig) -> Signature:
 
 
 def _caches(config: ModelConfig, when: str) -> Signature:
-    """A layer with a window has a capacity of its own: its cache is a ring."""
+    """Return the caches; a layer with a window has its own capacity, since its cache is a ring."""
     signature: Signature = {}
     for i in range(config.num_layers):
         capacity = f"C.{i}" if config.window_of(i) else "C"
         for part in ("key", "value"):
-            signature[f"{when}_{part}.{i}"] = (FLOAT, ["B", config.num_kv_heads, capacity, config.width_of_head])
+            signature[f"{when}_{part}.{i}"] = (FLOAT, ["B", config.num_kv_heads, capacity, config.resolved_head_dim])
         if config.counts_cells(i):
             signature[f"{when}_counted.{i}"] = (FLOAT, ["B", 1, capacity, 1])
     return signature
@@ -119,8 +123,8 @@ class _Transformer:
 
     def write(self) -> None:
         g, layers = self.g, self.config.num_layers
-        everyone = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
-        alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", everyone))
+        every_token = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
+        alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))
         x = self._embed()
         chosen, runs = [], []
         for i in range(layers):
@@ -132,12 +136,12 @@ class _Transformer:
                 out = Block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
                 x = out.x
                 chosen.append(out.chosen)
-                runs.append(out.runs or everyone)
+                runs.append(out.runs or every_token)
             if i in self.config.depth.exit_layers:
                 with g.scope(f"exit.{i}"):
-                    exits = self._exits(i, x, alive or everyone, self.exit_threshold[i])
+                    exits = self._exits(i, x, alive or every_token, self.exit_threshold[i])
                     exit_layer = g.op("Where", exits, g.scalar(i), exit_layer, name="exit_layer")
-                    alive = g.op("And", alive or everyone, g.op("Not", exits), name="alive")
+                    alive = g.op("And", alive or every_token, g.op("Not", exits), name="alive")
 
         per_layer = g.op("Concat", g.int64(layers), self.size, self.time, axis=0)
         layers_run = g.op("Reshape", g.op("Concat", *runs, axis=0), per_layer, result="layers_run")
@@ -147,7 +151,7 @@ class _Transformer:
         self._last_logits(x)
 
     def _report(self, chosen: list[str], per_layer: str, layers_run: str) -> None:
-        """chosen, of each layer (N, X): what each token used, as outputs; layers_run (L, B, T)."""
+        """Write what each token used as outputs: chosen of each layer (N, X), layers_run (L, B, T)."""
         g, columns = self.g, reported(self.config)
         shapes = {"windows": per_layer} | {
             name: g.op("Concat", per_layer, g.int64(number), axis=0)
@@ -165,20 +169,20 @@ class _Transformer:
             g.op("Mul", g.op("Cast", layers_run, to=INT64), g.constant(sizes), result="windows")
 
     def _written(self, layers_run: str) -> str:
-        """How many places each layer's cache gained, (L, B) or (1,) int64."""
+        """Return the number of places that each layer's cache gained, (L, B) or (1,) int64."""
         if self.config.depth.skipped_kv == "project":
             return self.time
         return self.g.op("ReduceSum", self.g.op("Cast", layers_run, to=INT64), self.g.int64(2), keepdims=0)
 
     def _batch(self) -> Batch:
         g, config = self.g, self.config
-        width, layers = config.width_of_head, range(config.num_layers)
+        head_dim, layers = config.resolved_head_dim, range(config.num_layers)
         places = mask = ""
         if unlimited := [i for i in layers if not config.window_of(i)]:
             capacity = g.op("Squeeze", g.op("Shape", f"past_key.{unlimited[0]}", start=2, end=3))
             places = g.op("Range", g.scalar(0), capacity, g.scalar(1))
         shapes = tuple(
-            g.op("Concat", self.size, g.int64(-1, heads, width), axis=0)
+            g.op("Concat", self.size, g.int64(-1, heads, head_dim), axis=0)
             for heads in (config.num_heads, 2 * config.num_kv_heads)
         )
         one_sequence = g.op("Equal", self.size, g.int64(1))
@@ -205,24 +209,24 @@ class _Transformer:
         return self.g.weight("rotary.cos", cos), self.g.weight("rotary.sin", sin)
 
     def _or_everything(self, level: str) -> str:
-        """(L, B): a level of 1 keeps everything."""
+        """Turn a level of 1, which keeps everything, into EVERYTHING: (L, B)."""
         g = self.g
         return g.op("Where", g.op("GreaterOrEqual", level, g.scalar(1.0)), g.scalar(EVERYTHING), level)
 
     def _per_token(self, thresholds: str) -> tuple[str, ...]:
-        """(L, B) -> for each layer (N, 1): every token has its sequence's threshold."""
+        """Give every token the threshold of its sequence: (L, B) -> (N, 1) for each layer."""
         g = self.g
         spread = g.op("Concat", g.int64(self.config.num_layers), self.size, self.time, axis=0)
         values = g.op("Expand", g.op("Unsqueeze", thresholds, g.int64(2)), spread)  # (L, B, T)
         return self._per_layer(g.op("Reshape", values, g.int64(-1, 1)))
 
     def _per_layer(self, values: str) -> tuple[str, ...]:
-        """(L * n, ...) -> for each layer (n, ...)."""
+        """Split (L * n, ...) into (n, ...) for each layer."""
         layers = self.config.num_layers
         return self.g.ops("Split", values, outputs=layers, axis=0, num_outputs=layers) if layers > 1 else (values,)
 
     def _read_embedding(self) -> None:
-        """The tables of embedding and head: one table where they are tied."""
+        """Read the tables of embedding and output head, one table where they are tied."""
         g, weights = self.g, self.weights
         if weights.precision == "fp32":
             self.embedding = weights.parameter(g, "embedding.weight")
@@ -238,7 +242,7 @@ class _Transformer:
             self.embedding_scale = g.weight("embedding.weight.scale", scale)
 
     def _embed(self) -> str:
-        """ids (B, T) -> (N, D)."""
+        """Embed the ids (B, T) -> (N, D)."""
         g = self.g
         ids = g.op("Reshape", "ids", g.int64(-1))
         if self.weights.precision == "fp32":
@@ -252,13 +256,13 @@ class _Transformer:
         return g.op("Mul", g.op("Cast", rows, to=FLOAT), scale)
 
     def _normed(self, x: str) -> str:
-        """The last norm, which exits share: (n, D) -> (n, D)."""
+        """Apply the last norm, which exits share: (n, D) -> (n, D)."""
         if "norm.weight" not in self.weights.taken:
             self.weights.parameter(self.g, "norm.weight")
         return self.g.op("RMSNormalization", x, "norm.weight", axis=-1, epsilon=self.config.norm_eps, name="norm")
 
     def _logits(self, normed: str) -> str:
-        """The head: (n, D) -> (n, V)."""
+        """Apply the output head: (n, D) -> (n, V)."""
         g = self.g
         if self.weights.precision == "fp32":
             return g.op("Gemm", normed, self.head, transB=1, name="head")
@@ -266,7 +270,7 @@ class _Transformer:
         return dequantize(g, integer_matmul(g, rows, self.head, "head"), row_scale, self.head_scale)
 
     def _exits(self, layer: int, x: str, alive: str, exit_threshold: str) -> str:
-        """Which tokens leave here, (N, 1) bool. Asked are only those still here whose threshold is below 1."""
+        """Return which tokens leave here, (N, 1) bool; only tokens whose threshold is below 1 compute a confidence."""
         g, criterion = self.g, self.config.depth.exit_criterion
         asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
         rows = g.op("Reshape", g.op("NonZero", g.op("Reshape", asked, g.int64(-1))), g.int64(-1))  # (n,)
@@ -279,7 +283,7 @@ class _Transformer:
         return g.op("ScatterND", g.op("And", asked, g.scalar(False)), g.op("Unsqueeze", rows, g.int64(1)), leaves)
 
     def _last_logits(self, x: str) -> None:
-        """Logits of the last `num_logits` tokens of each sequence: (N, D) -> (B, num_logits, V)."""
+        """Write the logits of the last `num_logits` tokens of each sequence: (N, D) -> (B, num_logits, V)."""
         g = self.g
         grid = g.op("Concat", self.size, self.time, g.int64(self.config.dim), axis=0)
         wanted = g.op("Reshape", "num_logits", g.int64(1))

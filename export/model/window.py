@@ -1,7 +1,7 @@
-"""How far a layer looks back, and the ring that its cache is. Mirrors `train/model/window.py`.
+"""Windows: how far a layer looks back, in a cache that is a ring. Mirrors `train/model/window.py`.
 
-B batch, S cells a sequence, n rows (tokens of this layer), D width, C capacity of the ring. The token of place p lies
-in cell p mod C: a place is the number of tokens that the layer held before, so a ring never moves what it keeps.
+B batch, S cells a sequence, n rows (tokens of this layer), D width, C capacity of the ring. The place of a token is the
+number of tokens that the layer held before. The token at place p is in cell p mod C, so nothing in a ring ever moves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...train.model.config import ModelConfig
 from ...train.model.window import LEVELS, window_by_length, window_levels
 from ..graph.builder import INT64, Array, Graph
 from ..graph.weights import Weights
-from .threshold import linear
+from .thresholded_router import linear
 
 
 class Ring(NamedTuple):
@@ -25,46 +25,48 @@ class Ring(NamedTuple):
 
 
 def ring_of(g: Graph, cache: str) -> Ring:
-    """cache (B, K, C, W)."""
+    """Return the ring of a cache (B, K, C, W)."""
     size = g.op("Shape", cache, start=2, end=3)
     return Ring(g.op("Range", g.scalar(0), g.op("Squeeze", size), g.scalar(1)), size)
 
 
 def seen_in_ring(g: Graph, ring: Ring, places: str, reach: str) -> str:
-    """places and reach (B, S) int64: where a token stands and how many tokens it sees -> (B, 1, S, C) bool.
+    """Return which cells each token sees, (B, 1, S, C) bool.
 
-    A cell c can only hold the places that are c mod C, of which the nearest one back from a token at place p is
-    (p - c) mod C away. That one is seen if it is within reach. It is also what the cell holds: what has overwritten it
-    by now came with this very pass, at most T - 1 places later, so what was overwritten is C or more places before that
-    and out of reach, where C is window + T - 1 or more; and where C is less, it holds the whole context, nothing was
-    overwritten, and places before the first are out of the reach of min(window, p + 1).
+    Places and reach, (B, S) int64, are where a token is and how many tokens it sees. Cell c only holds places that
+    are c mod C. The nearest of them at or before a token at place p is (p - c) mod C away, and is seen if within reach.
+
+    The cell really holds that place if the place is within reach. A later token of this pass, at most T - 1 places
+    ahead, may have overwritten an earlier place, which is C or more places before that token. If C >= window + T - 1,
+    the overwritten place is out of reach. If C is smaller, it holds the whole context and nothing is overwritten;
+    places before the first are out of reach, which is at most min(window, p + 1).
     """
     distance = g.op("Mod", g.op("Sub", _column(g, places), ring.cells), ring.size)  # (B, 1, S, C), 0..C-1
     return g.op("Less", distance, _column(g, reach), name="seen")
 
 
 def behind_the_seam(g: Graph, ring: Ring, places: str) -> str:
-    """Which cells hold older tokens than cell 0 does, (B, 1, 1, C) bool: those after the last one written."""
+    """Return which cells hold older tokens than cell 0, (B, 1, 1, C) bool: those after the last one written."""
     last = g.op("Slice", places, g.int64(-1), g.int64(2**62), g.int64(1))  # (B, 1)
     return g.op("Greater", ring.cells, _column(g, g.op("Mod", last, ring.size)))
 
 
 def _column(g: Graph, grid: str) -> str:
-    """(B, S) -> (B, 1, S, 1), once for every reader in this graph."""
+    """Reshape (B, S) -> (B, 1, S, 1), once for every reader in this graph."""
     if ("column", grid) not in g.derived:
         g.derived["column", grid] = (g.op("Unsqueeze", grid, g.int64(1, 3)),)
     return g.derived["column", grid][0]
 
 
 class Tables:
-    """Windows that a place decides, as tables (context_length,) int64 in the root graph; equal ones are one."""
+    """Windows that depend on the place, as tables (context_length,) int64 in the root graph; equal ones are shared."""
 
     def __init__(self, g: Graph, weights: Weights, config: ModelConfig) -> None:
         kind, so_far = config.attention.window_kind, np.arange(1, config.context_length + 1)
         self.windows: list[int | str | None] = []
-        """Of each layer: one number, the table of windows by place, or None where the token decides or none is."""
+        """For each layer one number (0 without a window), a table of windows by place, or None where tokens choose."""
         self.reach: list[str | None] = []
-        """Of each layer: the table of min(window, place + 1)."""
+        """For each layer the table of min(window, place + 1); None without a window or where tokens choose."""
         self._written: dict[bytes, str] = {}
         for layer in range(config.num_layers):
             most = config.window_of(layer)
@@ -89,7 +91,7 @@ class Tables:
 
 
 def learned_windows(g: Graph, weights: Weights, name: str, config: ModelConfig, layer: int, x: str) -> str:
-    """x (n, D) normed -> (n, 1) int64: the window of each token, at the level min(floor(15 score), 14)."""
+    """Compute the window of each token, at the level min(floor(15 score), 14): x (n, D) normed -> (n, 1) int64."""
     with g.scope("window_router"):
         scores = g.op("Sigmoid", linear(g, weights, f"{name}.window_router", x), name="window_scores")
         level = g.op("Cast", g.op("Floor", g.op("Mul", scores, g.scalar(float(LEVELS)))), to=INT64)

@@ -1,1 +1,1 @@
-"""Prove that the exported graph decides and skips as the model in torch does."""
+"""Prove that the exported graph decides, computes and skips as the torch model does."""

@@ -1,4 +1,4 @@
-"""The check at the end of an export: a model that fails it is not written."""
+"""The check at the end of an export. A model that fails it is not written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...runtime.execution.session import Session
-from ...train.model import Thresholds
+from ...train.model import ThresholdTensors
 from ..graph.builder import Array
 from ..source import Source
 from .parity import (
@@ -26,45 +26,55 @@ from .parity import (
 )
 
 WINDOW = 256
+"""Tokens of one prompt that is compared with torch."""
 TOKENS = 1024
+"""Tokens compared with torch in all, at each set of thresholds."""
 DECODED = 96
+"""Tokens read one at a time and compared with the same tokens as a prompt."""
 GREEDY = 200
+"""Tokens of the greedy continuation."""
 PROMPT = 16
+"""Tokens of the prompt that is continued."""
 MAX_WORSE = 0.005
 """Share by which the bits per byte of an int8 model may exceed those of the torch model."""
+SETTINGS = {"trained": "trained thresholds", "everything": "everything on", "little": "low compute"}
+"""The thresholds to compare at, as the user reads them."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome: `report` goes into the manifest, `lines` to people, `failures` is empty where all is well."""
+    """The outcome of the check."""
 
     report: dict[str, Any]
+    """Goes into the manifest as `parity`."""
     lines: list[str]
+    """One line per comparison, for the user."""
     failures: list[str]
+    """The lines of the comparisons that failed, with details; empty where all is well."""
 
 
 def only_ties(report: dict[str, Any]) -> bool:
-    """Whether all that fails in a report are comparisons with too many near ties, which the model brings with it."""
+    """Tell whether every failed comparison failed by too many near ties alone, which are the model's and no fault."""
     failed = [part for part in report.values() if isinstance(part, dict) and not part.get("passed", True)]
     return bool(failed) and all(
         part.get("wrong_decisions") == 0 and part["largest_logit_difference"] <= part["tolerance"] for part in failed
     )
 
 
-def points(source: Source) -> dict[str, Thresholds]:
-    """Thresholds to compare at: the trained ones, everything on, and little."""
+def points(source: Source) -> dict[str, ThresholdTensors]:
+    """Return the thresholds to compare at, by the names in SETTINGS."""
     trained = source.thresholds()
     ones, zeros = torch.ones_like(trained.router_top_p), torch.zeros_like(trained.router_top_p)
-    found = {"trained": trained, "everything": Thresholds(ones, zeros, ones, ones)}
+    thresholds = {"trained": trained, "everything": ThresholdTensors(ones, zeros, ones, ones)}
     config = source.config
     if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
         depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
-        found["little"] = Thresholds(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
-    return found
+        thresholds["little"] = ThresholdTensors(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
+    return thresholds
 
 
-def check(source: Source, session: Session, progress: Callable[[str], None]) -> Check:
-    """Compares the graph in `session` with the torch model on held-out text."""
+def check(source: Source, session: Session, log: Callable[[str], None]) -> Check:
+    """Compare the graph in `session` with the torch model on held-out text; `log` is called with what runs now."""
     precision = session.manifest.model.precision
     tolerance = TOLERANCE[precision]
     ids = source.heldout_ids(TOKENS)
@@ -74,54 +84,56 @@ def check(source: Source, session: Session, progress: Callable[[str], None]) -> 
     lines: list[str] = []
     failures: list[str] = []
 
-    judged: dict[str, list[tuple[Pass, Pass]]] = {}
+    passes: dict[str, list[tuple[Pass, Pass]]] = {}
     for name, thresholds in points(source).items():
-        progress(f"comparing with torch, thresholds: {name}")
-        judged[name] = [
+        log(f"comparing with torch: {SETTINGS[name]}")
+        passes[name] = [
             (torch_pass(source.model, window, thresholds), prompt_pass(session, window, thresholds))
             for window in windows
         ]
 
     if precision == "fp32":
-        for name, pairs in judged.items():
-            _note(f"torch, thresholds {name}", _compare(pairs), tolerance, report, lines, failures)
+        for name, pairs in passes.items():
+            comparison = _compare(pairs)
+            report[f"torch_thresholds_{name}"] = comparison.report(tolerance)
+            _note(f"graph vs torch, {SETTINGS[name]}", comparison, tolerance, lines, failures)
     else:
-        _quantisation(judged["trained"], windows, source, report, lines, failures)
+        _quantisation(passes["trained"], windows, source, report, lines, failures)
 
-    progress("comparing a prompt with its tokens one at a time")
+    log("comparing a prompt with the same tokens one at a time")
     short = windows[0][:, :DECODED]
     decoded = []
     for name, thresholds in points(source).items():
         prompt = prompt_pass(session, short, thresholds)
-        if precision == "fp32":  # torch knows the margins of these very numbers
-            prompt = replace(prompt, margins=judged[name][0][0].margins[: short.shape[1]])
+        if precision == "fp32":  # torch knows the margins of these numbers
+            prompt = replace(prompt, margins=passes[name][0][0].margins[: short.shape[1]])
         decoded.append((prompt, token_pass(session, short, thresholds)))
-    _note("prompt against single tokens", _compare(decoded, capped=False), tolerance, report, lines, failures)
+    comparison = _compare(decoded, capped=False)
+    report["prompt_against_single_tokens"] = comparison.report(tolerance)
+    _note("one token at a time vs one prompt", comparison, tolerance, lines, failures)
 
-    progress(f"continuing a prompt by {GREEDY} tokens")
+    log(f"continuing a prompt by {GREEDY} tokens")
     _continuation(source, session, windows[0], tolerance, report, lines, failures)
     return Check(report | {"passed": not failures}, lines, failures)
 
 
 def _compare(pairs: list[tuple[Pass, Pass]], *, capped: bool = True) -> Comparison:
-    result = Comparison(capped=capped)
-    for judge, found in pairs:
-        compare(result, judge, found)
-    return result
+    comparison = Comparison(capped=capped)
+    for expected, actual in pairs:
+        compare(comparison, expected, actual)
+    return comparison
 
 
-def _note(
-    name: str, found: Comparison, tolerance: float, report: dict[str, Any], lines: list[str], failures: list[str]
-) -> None:
-    report[name.replace(",", "").replace(" ", "_")] = found.report(tolerance)
-    decisions = "equal" if not found.wrong_decisions else f"DIFFER for {found.wrong_decisions} tokens"
+def _note(name: str, comparison: Comparison, tolerance: float, lines: list[str], failures: list[str]) -> None:
+    wrong = comparison.wrong_decisions
+    decisions = "all decisions equal" if not wrong else f"decisions DIFFER for {wrong} tokens"
     line = (
-        f"{name}: {found.tokens} tokens, decisions {decisions} ({found.near_ties} near ties, {found.flipped} flipped), "
-        f"largest logit difference {found.largest_difference:.1e} (tolerance {tolerance:.0e})"
+        f"{name}: {comparison.tokens} tokens, {decisions} ({comparison.near_ties} near ties, {comparison.flipped} "
+        f"flipped), largest logit difference {comparison.largest_difference:.1e} (tolerance {tolerance:.0e})"
     )
     lines.append(line)
-    if not found.passes(tolerance):
-        failures.append("; ".join([line, *found.failures[:1]]))
+    if not comparison.passes(tolerance):
+        failures.append("; ".join([line, *comparison.failures[:1]]))
 
 
 def _continuation(
@@ -133,11 +145,12 @@ def _continuation(
     lines: list[str],
     failures: list[str],
 ) -> None:
-    """The graph continues greedily; its judge reads the whole text at once and must choose every token likewise.
+    """Continue a prompt greedily with the graph, and check that a judge chooses the same tokens.
 
-    Since both are causal, that is the same as generating with the judge token by token. The judge is torch for fp32;
-    for int8, whose numbers are its own, it is the graph itself on the whole text as one prompt. Where two tokens are as
-    good as each other within the tolerance, either may be chosen; such ties are counted.
+    The judge reads the whole text at once. Since both are causal, that equals generating with the judge token by token.
+    The judge is torch for fp32. For int8, which rounds differently from torch, it is the graph itself with the whole
+    text as one prompt. Where two tokens are equally good within the tolerance, either may be chosen; such ties are
+    counted.
     """
     thresholds, against_torch = source.thresholds(), session.manifest.model.precision == "fp32"
     prompt = window[0, : min(PROMPT, source.config.context_length // 2)].tolist()
@@ -152,7 +165,7 @@ def _continuation(
     passed = same + ties == number
     report["continuation"] = {"tokens": number, "equal": same, "near_ties": ties, "judge": name, "passed": passed}
     tied = f", {ties} within {tolerance:.0e} of the best" if ties else ""
-    lines.append(f"greedy continuation against {name}: {same} of {number} tokens equal{tied}")
+    lines.append(f"greedy continuation vs {name}: {same} of {number} tokens equal{tied}")
     if not passed:
         failures.append(lines[-1])
 
@@ -165,13 +178,15 @@ def _quantisation(
     lines: list[str],
     failures: list[str],
 ) -> None:
-    """What int8 costs: bits per byte against torch, and the share of routing decisions that fell otherwise."""
+    """Measure what int8 costs: bits per byte compared with torch, and the share of routing decisions that differ."""
     bits = [sum(_bits(side, w) for side, w in zip(s, windows, strict=True)) for s in zip(*pairs, strict=True)]
     num_bytes = sum(len(source.tokenizer.decode(w[0, 1:].tolist()).encode()) for w in windows)
     torch_bits, int8_bits = (total / num_bytes for total in bits)
     routed = ("selected_experts", "selected_heads", "layers_run")
-    decisions = sum(getattr(judge, name).size for judge, _ in pairs for name in routed)
-    flips = sum(int((getattr(judge, name) != getattr(found, name)).sum()) for judge, found in pairs for name in routed)
+    decisions = sum(getattr(expected, name).size for expected, _ in pairs for name in routed)
+    flips = sum(
+        int((getattr(expected, name) != getattr(actual, name)).sum()) for expected, actual in pairs for name in routed
+    )
     worse = int8_bits / torch_bits - 1
     report["quantisation"] = {
         "bits_per_byte": int8_bits,
@@ -181,16 +196,16 @@ def _quantisation(
         "passed": worse <= MAX_WORSE,
     }
     lines.append(
-        f"int8: {int8_bits:.4f} bits per byte against {torch_bits:.4f} in torch ({worse:+.2%}, at most "
-        f"{MAX_WORSE:+.1%}); {flips / decisions:.2%} of the routing decisions flipped"
+        f"int8: {int8_bits:.4f} bits per byte, torch {torch_bits:.4f} ({worse:+.2%}, limit {MAX_WORSE:+.1%}); "
+        f"{flips / decisions:.2%} of the routing decisions differ"
     )
     if not worse <= MAX_WORSE:
         failures.append(lines[-1])
 
 
-def _bits(found: Pass, window: torch.Tensor) -> float:
-    """Bits to code the window after its first token."""
-    logits: Array = found.logits[:-1].astype(np.float64)
+def _bits(one: Pass, window: torch.Tensor) -> float:
+    """Return the bits that code the window (1, T) after its first token."""
+    logits: Array = one.logits[:-1].astype(np.float64)
     top = logits.max(-1, keepdims=True)
     log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
     return float(-log_probs[np.arange(len(log_probs)), window[0, 1:].numpy()].sum() / math.log(2))

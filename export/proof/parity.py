@@ -1,9 +1,9 @@
-"""Proves that the exported graph decides and computes what the torch model does.
+"""Compare what the exported graph decides and computes with what the torch model does.
 
-L layers, T tokens, E experts, H heads, V vocabulary. Decisions (experts, heads, windows, layers, exits) must be equal;
-a token whose margin to a threshold is below EPSILON is a near tie: it is counted, its decision may differ, and at most
-NEAR_TIES of the tokens may be such. After a tie that fell the other way the sequences differ, so the rest of that
-window is not compared and is counted too.
+L layers, T tokens, E experts, H heads, V vocabulary. Decisions (experts, heads, windows, layers, exits) must be equal.
+A token whose score is closer to its threshold than EPSILON is a near tie: it is counted, its decision may differ, and
+at most a share NEAR_TIES of the tokens may be near ties. After a near tie that was decided the other way the sequences
+differ, so the rest of that window is not compared; it is counted too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...runtime.dial.dial import Thresholds as SessionThresholds
+from ...runtime.dial.dial import Thresholds
 from ...runtime.execution.session import Session, Step
-from ...train.model import ModelOutput, Thresholds, Transformer
+from ...train.model import ModelOutput, ThresholdTensors, Transformer
 from ...train.model.block import LayerRouting
 from ...train.model.heads import HeadRoutes
 from ...train.model.thresholded_router import shifted
@@ -26,38 +26,44 @@ from ...train.model.window import LEVELS
 from ..graph.builder import Array
 
 EPSILON = 1e-5
+"""Margin below which a decision is a near tie."""
 NEAR_TIES = 0.01
+"""Largest share of near ties."""
 TOLERANCE = {"fp32": 1e-4, "int8": 1e-4}
-"""Largest difference of a logit. int8 is compared with itself, prompt against single tokens: they are the same to the
+"""Largest difference of a logit. int8 is compared with itself, a prompt with its single tokens: they are equal to the
 last bit (docs/decisions/0006), since one that differed would soon move an activation by one of its 255 steps."""
 
 
 @dataclass
 class Comparison:
-    """Two computations of the same tokens.
-
-    capped: whether near ties are judged here; not where the tokens are some of those of another comparison, which are
-    judged there, and of which a few hundred say little about a share of 1 %.
-    """
+    """The comparison of two computations of the same tokens."""
 
     capped: bool = True
-
+    """Whether too many near ties fail it. False for tokens that another comparison judges as well: a few hundred of
+    them say little about a share of 1 %."""
     tokens: int = 0
+    """Tokens in all windows."""
     near_ties: int = 0
+    """Tokens whose closest decision is a near tie."""
     flipped: int = 0
-    """Near ties that fell the other way."""
+    """Near ties that were decided the other way."""
     not_compared: int = 0
-    """Tokens behind such a flip in their window."""
+    """Tokens after such a flip in their window."""
     wrong_decisions: int = 0
+    """Tokens with a decision that differs and is no near tie."""
     largest_difference: float = 0.0
-    """Of a logit; in units of the standard deviation of the window's logits where that is above 1."""
+    """Largest difference of a logit, in units of the standard deviation of the window's logits where that is above
+    1."""
     failures: list[str] = field(default_factory=list)
+    """The first wrong decision of each window, for the user."""
 
     def passes(self, tolerance: float) -> bool:
+        """Tell whether decisions and logits agree within the tolerance."""
         few_ties = not self.capped or self.near_ties <= max(NEAR_TIES * self.tokens, 1)
         return not self.wrong_decisions and few_ties and self.largest_difference <= tolerance and self.tokens > 0
 
     def report(self, tolerance: float) -> dict[str, Any]:
+        """Return the figures for the manifest."""
         return {
             "tokens": self.tokens,
             "near_ties": self.near_ties,
@@ -72,7 +78,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Pass:
-    """One computation of T tokens."""
+    """The outputs of one computation of T tokens."""
 
     logits: Array  # (T, V)
     selected_experts: Array  # (L, T, E) bool
@@ -83,7 +89,7 @@ class Pass:
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
 
     def differs_from(self, other: Pass) -> Array:
-        """(T,) bool: some decision about the token is another."""
+        """Tell for each token whether any decision about it differs, (T,) bool."""
         differs: Array = self.exit_layer != other.exit_layer
         for name in ("selected_experts", "selected_heads"):
             differs = differs | (getattr(self, name) != getattr(other, name)).any((0, 2))
@@ -92,10 +98,10 @@ class Pass:
         return differs
 
 
-def compare(into: Comparison, judge: Pass, found: Pass) -> None:
-    """Adds a window to `into`. The margins are those of `judge`."""
-    differs = judge.differs_from(found)
-    tie = judge.margins < EPSILON
+def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
+    """Add a window to `into`. The margins are those of `expected`."""
+    differs = expected.differs_from(actual)
+    tie = expected.margins < EPSILON
     end = len(differs)
     if differs.any():
         first = int(differs.argmax())
@@ -105,24 +111,25 @@ def compare(into: Comparison, judge: Pass, found: Pass) -> None:
             into.not_compared += len(differs) - first - 1
         else:
             into.wrong_decisions += int(differs.sum())
-            into.failures.append(f"token {first}: decisions differ at a margin of {judge.margins[first]:.2e}")
+            into.failures.append(f"token {first}: decisions differ at a margin of {expected.margins[first]:.2e}")
     into.tokens += len(differs)
     into.near_ties += int(tie.sum())
     if end:
-        difference = float(np.abs(judge.logits[:end] - found.logits[:end]).max())
-        scaled = difference / max(1.0, float(judge.logits[:end].std())) if np.isfinite(difference) else float("inf")
+        difference = float(np.abs(expected.logits[:end] - actual.logits[:end]).max())
+        deviation = float(expected.logits[:end].std())
+        scaled = difference / max(1.0, deviation) if np.isfinite(difference) else float("inf")
         into.largest_difference = max(into.largest_difference, scaled)
 
 
 @torch.no_grad()
-def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
-    """ids (1, T) -> Pass, with the margin of every decision."""
+def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
+    """Run the torch model on ids (1, T), with the margin of every decision."""
     out = model(ids, thresholds)
     tokens = ids.shape[1]
     experts = [layer.routes.selected_experts if layer.routes else layer.runs[:, None] for layer in out.routing]
-    nobody, everything = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
-    heads = [layer.heads.selected_heads if layer.heads else nobody for layer in out.routing]
-    windows = [layer.windows.sizes if layer.windows else everything for layer in out.routing]
+    no_heads, no_window = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
+    heads = [layer.heads.selected_heads if layer.heads else no_heads for layer in out.routing]
+    windows = [layer.windows.sizes if layer.windows else no_window for layer in out.routing]
     return Pass(
         out.logits[0].float().numpy(),
         torch.stack(experts).numpy(),
@@ -134,10 +141,10 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: Thresholds) -> Pass:
     )
 
 
-def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Tensor:
-    """How far each token's closest decision is from falling the other way, (T,).
+def margins(out: ModelOutput, thresholds: ThresholdTensors, model: Transformer) -> Tensor:
+    """Return for each token the distance of its closest decision to the threshold, (T,).
 
-    What is not asked has no margin: a token that left, a layer that runs at any score, an exit that nobody takes.
+    What is not decided has no margin: a token that left, a layer that runs at any score, an exit that no token takes.
     """
     left = out.exit_layer[0]  # (T,)
     closest = torch.full(left.shape, float("inf"))
@@ -154,8 +161,8 @@ def margins(out: ModelOutput, thresholds: Thresholds, model: Transformer) -> Ten
     return closest
 
 
-def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transformer) -> Iterator[Tensor]:
-    """The margins, (T,) each, of what a token decides inside a layer that it runs."""
+def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: Transformer) -> Iterator[Tensor]:
+    """Yield the margins, (T,) each, of what a token decides inside a layer that it runs."""
     config = model.config
     if layer.routes is not None:
         yield _rank_margin(layer.routes.router_probs, layer.routes.selected_experts)
@@ -172,33 +179,33 @@ def _choices(layer: LayerRouting, i: int, thresholds: Thresholds, model: Transfo
 
 
 def _head_limit_margin(heads: HeadRoutes, level: Tensor, model: Transformer) -> Tensor:
-    """Of the ranks that the threshold decides about, the least distance to it, (T,); inf where there are none."""
+    """Return the least distance to the threshold of the ranks that it decides about, (T,); inf where there are none."""
     shared, least, most = model.config.heads.shared_heads, model.config.least_heads, model.config.most_heads
     distance = (heads.mass_before - shifted(level, heads.shift)).abs()[:, least - shared : most - shared]
     return torch.cat([distance, distance.new_full((len(distance), 1), torch.inf)], -1).amin(-1)
 
 
 def _rank_margin(probs: Tensor, selected: Tensor) -> Tensor:
-    """Between the least probable that was chosen and the most probable that was not, (T,)."""
+    """Return the distance between the least probable choice and the most probable one not chosen, (T,)."""
     least = torch.where(selected, probs, torch.inf).amin(-1)
     most = torch.where(selected, -torch.inf, probs).amax(-1)
     return (least - most).abs()
 
 
-def prompt_pass(session: Session, ids: Tensor, thresholds: Thresholds) -> Pass:
-    """The graph on all of ids (1, T) at once."""
+def prompt_pass(session: Session, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
+    """Run the graph on all of ids (1, T) at once."""
     _begin(session, thresholds, ids.shape[1])
     return _as_pass([session.prefill(ids[0].tolist(), num_logits=ids.shape[1])], ids.shape[1])
 
 
-def token_pass(session: Session, ids: Tensor, thresholds: Thresholds) -> Pass:
-    """The graph on ids (1, T) one token at a time."""
+def token_pass(session: Session, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
+    """Run the graph on ids (1, T), one token at a time."""
     _begin(session, thresholds, ids.shape[1])
     return _as_pass([session.step(token) for token in ids[0].tolist()], ids.shape[1])
 
 
-def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thresholds: Thresholds) -> list[int]:
-    """prompt and the `new_tokens` most probable ids after it, by the graph."""
+def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thresholds: ThresholdTensors) -> list[int]:
+    """Continue a prompt with the graph by the most probable ids; return prompt and continuation."""
     _begin(session, thresholds, len(prompt) + new_tokens)
     ids, step = list(prompt), session.prefill(prompt)
     for _ in range(new_tokens):
@@ -208,9 +215,9 @@ def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thre
     return ids
 
 
-def _begin(session: Session, thresholds: Thresholds, capacity: int) -> None:
+def _begin(session: Session, thresholds: ThresholdTensors, capacity: int) -> None:
     session.reset(capacity)
-    session.set_thresholds(SessionThresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}))
+    session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}))
 
 
 def _as_pass(steps: list[Step], tokens: int) -> Pass:

@@ -1,4 +1,4 @@
-"""Proves that what a token did not choose was not executed, by ONNX Runtime's own profile of decoded tokens.
+"""Prove by ONNX Runtime's profile of decoded tokens that what a token did not choose was not executed.
 
 L layers, E experts, H heads.
 """
@@ -19,7 +19,7 @@ from ...contract.file_names import GRAPH
 from ...runtime.execution.binding import Pass
 from ...runtime.execution.kv_cache import Cache
 from ...runtime.format.manifest import Manifest
-from ...train.model import Thresholds
+from ...train.model import ThresholdTensors
 from ..graph.builder import Array
 
 EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|down)\.(\d+)$")
@@ -29,7 +29,7 @@ LAYER = re.compile(r"layers\.(\d+)/(?:run/)?attention/(?:Attention|cope/gates)$"
 
 @dataclass(frozen=True)
 class Executed:
-    """What the profile of one pass shows."""
+    """The work that the profile of one pass shows."""
 
     rows: Array  # (L, 2, E): rows that gate_up and down of each expert multiplied
     head_rows: Array  # (L, 2, H): rows that the slices of q and o of each head multiplied
@@ -38,17 +38,25 @@ class Executed:
 
 @dataclass(frozen=True)
 class Proof:
+    """The comparison of the profile with the usage that the graph reports."""
+
     tokens: int
+    """Decoded tokens."""
     rows_multiplied: int
+    """Rows that experts multiplied."""
     rows_dense: int
-    """What all experts of all layers would have multiplied."""
+    """Rows that all experts of all layers would have multiplied."""
     layers_entered: int
+    """Layers entered, summed over the tokens."""
     failures: list[str]
+    """Where profile and reported usage differ, for the user."""
     head_rows_multiplied: int = 0
+    """Rows that the slices of heads multiplied."""
     head_rows_dense: int = 0
-    """What the slices of all heads would have multiplied; 0 where all heads are one product."""
+    """Rows that the slices of all heads would have multiplied; 0 where all heads are one product."""
 
     def report(self) -> dict[str, Any]:
+        """Return the figures for the manifest."""
         return {
             "tokens": self.tokens,
             "expert_rows_multiplied": self.rows_multiplied,
@@ -60,16 +68,17 @@ class Proof:
         }
 
     def line(self, num_layers: int) -> str:
+        """Return one line for the user."""
         heads = f"{self.head_rows_multiplied} of {self.head_rows_dense} head rows, " if self.head_rows_dense else ""
         return (
             f"profile of {self.tokens} decoded tokens: {self.rows_multiplied} of {self.rows_dense} expert rows "
             f"multiplied, {heads}{self.layers_entered} of {self.tokens * num_layers} layers entered, "
-            + ("as the usage output says" if not self.failures else "NOT as the usage output says")
+            + ("as the model reports" if not self.failures else "NOT as the model reports")
         )
 
 
-def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequence[Thresholds]) -> Proof:
-    """Decodes `ids` one by one from an empty cache, with each of `thresholds` in turn, under the profiler."""
+def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequence[ThresholdTensors]) -> Proof:
+    """Decode `ids` one by one from an empty cache under the profiler, with each of `thresholds` in turn."""
     model = manifest.model
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -78,50 +87,50 @@ def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequ
     options.profile_file_prefix = str(folder / "profile")
     session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
     cache = Cache(onnxruntime, manifest, "cpu", len(ids))
-    one = Pass(onnxruntime, session, manifest, cache, 1, 1)
-    said: list[tuple[Array, Array, Array]] = []
+    decode = Pass(onnxruntime, session, manifest, cache, 1, 1)
+    reported: list[tuple[Array, Array, Array]] = []
     for position, token in enumerate(ids):
         for name, values in thresholds[position % len(thresholds)]._asdict().items():
             getattr(cache, name)[:] = values.numpy()[:, None]
-        one.ids[:], one.positions[:] = token, position
-        one.run()
-        cache.lengths[:] = one.new_lengths
-        used = (one.selected_experts, one.selected_heads, one.layers_run)
-        said.append((used[0][:, 0, 0].copy(), used[1][:, 0, 0].copy(), used[2][:, 0, 0].copy()))
+        decode.ids[:], decode.positions[:] = token, position
+        decode.run()
+        cache.lengths[:] = decode.new_lengths
+        used = (decode.selected_experts, decode.selected_heads, decode.layers_run)
+        reported.append((used[0][:, 0, 0].copy(), used[1][:, 0, 0].copy(), used[2][:, 0, 0].copy()))
     path = Path(session.end_profiling())
     try:
         executed = read_profile(json.loads(path.read_bytes()), model.num_layers, model.num_experts, model.num_heads)
     finally:
         path.unlink()
 
-    failures = [] if len(executed) == len(said) else [f"{len(executed)} passes profiled, {len(said)} run"]
+    failures = [] if len(executed) == len(reported) else [f"{len(executed)} passes profiled, {len(reported)} run"]
     routed = np.array([layer.routing != "dense" for layer in model.layers])
     sliced = np.array([layer.head > 0 for layer in manifest.costs.flops.layers])
-    for token, (found, (selected, heads, layers_run)) in enumerate(zip(executed, said, strict=False)):
+    for token, (one, (selected, heads, layers_run)) in enumerate(zip(executed, reported, strict=False)):
         for name, rows, used in (
-            ("expert", found.rows, selected & routed[:, None]),
-            ("head", found.head_rows, heads & sliced[:, None]),
+            ("expert", one.rows, selected & routed[:, None]),
+            ("head", one.head_rows, heads & sliced[:, None]),
         ):
             if not np.array_equal(rows, np.repeat(used[:, None], 2, 1).astype(np.int64)):  # (L, 2, E) or (L, 2, H)
-                failures.append(f"token {token}: {name} rows multiplied differ from the usage output")
-        if not np.array_equal(found.layers, layers_run):
+                failures.append(f"token {token}: {name} rows multiplied differ from what the model reports")
+        if not np.array_equal(one.layers, layers_run):
             failures.append(
-                f"token {token}: entered layers {np.flatnonzero(found.layers).tolist()}, "
-                f"the usage output says {np.flatnonzero(layers_run).tolist()}"
+                f"token {token}: entered layers {np.flatnonzero(one.layers).tolist()}, "
+                f"the model reports {np.flatnonzero(layers_run).tolist()}"
             )
     return Proof(
-        tokens=len(said),
-        rows_multiplied=int(sum(found.rows[:, 0].sum() for found in executed)),
-        rows_dense=len(said) * int(routed.sum()) * model.num_experts,
-        layers_entered=int(sum(found.layers.sum() for found in executed)),
+        tokens=len(reported),
+        rows_multiplied=int(sum(one.rows[:, 0].sum() for one in executed)),
+        rows_dense=len(reported) * int(routed.sum()) * model.num_experts,
+        layers_entered=int(sum(one.layers.sum() for one in executed)),
         failures=failures,
-        head_rows_multiplied=int(sum(found.head_rows[:, 0].sum() for found in executed)),
-        head_rows_dense=len(said) * int(sliced.sum()) * model.num_heads,
+        head_rows_multiplied=int(sum(one.head_rows[:, 0].sum() for one in executed)),
+        head_rows_dense=len(reported) * int(sliced.sum()) * model.num_heads,
     )
 
 
 def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int, num_heads: int) -> list[Executed]:
-    """What each pass of a profile executed, from the names and input shapes of its nodes."""
+    """Return what each pass of a profile executed, from the names and input shapes of its nodes."""
     passes = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
     starts = np.array([start for start, _ in passes])
 
@@ -129,12 +138,12 @@ def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int
         rows, head_rows = (np.zeros((num_layers, 2, parts), np.int64) for parts in (num_experts, num_heads))
         return Executed(rows, head_rows, np.zeros(num_layers, np.bool_))
 
-    found = [nothing() for _ in passes]
+    executed = [nothing() for _ in passes]
     for event in events:
         name = event["name"].removesuffix("_kernel_time")
         if event.get("cat") != "Node" or name == event["name"]:
             continue
-        one = found[int(starts.searchsorted(event["ts"], side="right")) - 1]
+        one = executed[int(starts.searchsorted(event["ts"], side="right")) - 1]
         if expert := EXPERT.match(name):
             shape = next(iter(event["args"]["input_type_shape"][0].values()))
             one.rows[int(expert[1]), ("gate_up", "down").index(expert[2]), int(expert[3])] += shape[0]
@@ -143,4 +152,4 @@ def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int
             one.head_rows[int(head[1]), ("q", "o").index(head[2]), int(head[3])] += shape[0]
         elif layer := LAYER.match(name):
             one.layers[int(layer[1])] = True
-    return found
+    return executed

@@ -7,16 +7,16 @@ from support.bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
 from support.models import ADAPTS_DEPTH, busy_thresholds, even_thresholds, tiny_ids
 
 from adaptive_lm.export.proof.parity import TOLERANCE
-from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.model import ThresholdTensors
 
 FILL, B, STEPS = 7.0, 3, 10
 POLICIES = ["top_p", *ADAPTS_DEPTH, "top_k_project"]
 
 
-def plain_caches(name: str, ids: np.ndarray, limits: Thresholds) -> tuple[reference.Sequence, reference.Result]:
+def plain_caches(name: str, ids: np.ndarray, limits: ThresholdTensors) -> tuple[reference.Sequence, reference.Result]:
     """The plain model after one text (1, T)."""
     model = model_of(name)
-    arrays = reference.Thresholds(*(limit.numpy() for limit in limits))
+    arrays = reference.ThresholdArrays(*(limit.numpy() for limit in limits))
     weights = {key: np.asarray(value, np.float64) for key, value in weights_of(model).items()}
     result = reference.forward(weights, model.config, ids, arrays)
     sequence = reference.Sequence(weights, model.config, arrays, np.float64)

@@ -220,7 +220,7 @@ def test_a_model_whose_decisions_stand_at_their_thresholds_is_told_how_to_train(
 ) -> None:
     """The graph is right, yet too many tokens would be decided by rounding: not the export's fault."""
     monkeypatch.setattr(parity, "EPSILON", 1.0)
-    with pytest.raises(UserError, match="too many decisions of this model stand at their thresholds") as caught:
+    with pytest.raises(UserError, match="too many routing scores of this model are within rounding error of") as caught:
         run_export("tiny", threads=1)
     assert "losses.router_z_loss" in str(caught.value)
     assert "report it" not in str(caught.value)
@@ -235,7 +235,7 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
     monkeypatch.setattr(check_module, "MAX_WORSE", -0.5)
     with pytest.raises(UserError, match="int8 changes this model too much, so runs/tiny/model was not") as caught:
         run_export("tiny", precision="int8", threads=1)
-    assert "at most -50.0%" in str(caught.value)
+    assert "limit -50.0%" in str(caught.value)
     assert str(caught.value).endswith("Train it longer, or export without --quantize")
     assert content(here) == files
 
@@ -255,10 +255,10 @@ def test_int8_that_is_nonsense_is_told_from_int8_that_is_coarse(
 def test_a_proof_of_skipping_that_fails_stops_the_export_and_int8_is_not_blamed(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Proof(3, 36, 36, 9, ["token 0: entered layers [0, 1, 2], the usage output says [0, 2]"])
+    broken = Proof(3, 36, 36, 9, ["token 0: entered layers [0, 1, 2], the model reports [0, 2]"])
     monkeypatch.setattr(exporter, "prove", lambda *arguments: broken)
     for precision in ("fp32", "int8"):
-        with pytest.raises(UserError, match=r"usage output says.*\n.*defect of the export"):
+        with pytest.raises(UserError, match=r"the model reports.*\n.*fault in the export"):
             run_export("tiny", precision=precision, threads=1)  # type: ignore[arg-type]
     assert not (here / "runs" / "tiny" / "model").exists()
 
@@ -279,7 +279,7 @@ def test_a_continuation_that_goes_elsewhere_is_found(
     outcome = check(source, session, lambda line: None)
     assert outcome.report["continuation"]["passed"] is False
     assert outcome.report["continuation"]["equal"] < 8
-    assert any(failure.startswith("greedy continuation against torch") for failure in outcome.failures)
+    assert any(failure.startswith("greedy continuation vs torch") for failure in outcome.failures)
 
 
 @pytest.mark.usefixtures("quick")

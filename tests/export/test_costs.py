@@ -20,20 +20,20 @@ from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.check import points
 from adaptive_lm.export.source import read
-from adaptive_lm.runtime.dial.dial import Thresholds as SessionThresholds
+from adaptive_lm.runtime.dial.dial import Thresholds
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.kv_cache import Cache
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
 from adaptive_lm.runtime.format.manifest import CostTable, LayerCosts, Manifest
-from adaptive_lm.train.model import ModelConfig, Thresholds
+from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
 ELSEWHERE = re.compile(r"/combine|/scores|/mixed")
 """Products that are counted otherwise: the sum over experts or heads not at all, those over keys by the keys seen."""
 
 
-def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: Thresholds) -> list[float]:
+def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: ThresholdTensors) -> list[float]:
     """FLOPs of the matrix products that ONNX Runtime ran for each token of `ids`, one at a time."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_mem_pattern = 1, False
@@ -105,7 +105,7 @@ def test_executed_flops_are_those_of_the_matrix_products_that_ran(
     assert any(layer.head for layer in manifest.costs.flops.layers) is (kind == "sliced")
     for limits in at.values():
         session.reset()
-        session.set_thresholds(SessionThresholds(**{n: v.numpy() for n, v in limits._asdict().items()}))
+        session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in limits._asdict().items()}))
         for found, token in zip(profiled_flops(folder, manifest, ids, limits), ids, strict=True):
             step = session.step(token)
             elsewhere = 0.0

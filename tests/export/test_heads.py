@@ -24,7 +24,7 @@ from support.models import ROUTES_HEADS, busy_thresholds, decisions, judge, tiny
 from adaptive_lm.export.model.heads import Execution, execution_of
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import TOLERANCE
-from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.model import ThresholdTensors
 
 T = 24
 FP32 = TOLERANCE["fp32"]
@@ -101,14 +101,14 @@ def test_the_ends_of_the_dial_use_the_fewest_heads_or_the_most(
     assert np.isfinite(said.logits).all()
 
 
-def said_with(name: str, execution: Execution, state: dict[str, np.ndarray], limits: Thresholds) -> Said:
+def said_with(name: str, execution: Execution, state: dict[str, np.ndarray], limits: ThresholdTensors) -> Said:
     graph = Graph(build(MODELS[name], state, heads=execution), MODELS[name])
     return Sequences(graph).run(tiny_ids(2, batch=1, time=4).numpy(), limits)
 
 
 def with_nan(name: str, layer: int, head: int) -> dict[str, np.ndarray]:
     """Of one head both slices."""
-    state, width = weights_of(model_of(name)), MODELS[name].width_of_head
+    state, width = weights_of(model_of(name)), MODELS[name].resolved_head_dim
     slices = slice(head * width, (head + 1) * width)
     for part, at in (("q", (slices,)), ("o", (slice(None), slices))):
         key = f"layers.{layer}.attention.{part}.weight"

@@ -125,7 +125,7 @@ def test_nothing_is_left_behind(inside: Path, tmp_path: Path, monkeypatch: pytes
         (("nobody",), 1, "there is no run or checkpoint nobody"),
         (("demo", "--checkpoint", "7"), 1, "steps 5, 10, 20"),
         (("demo", "--checkpoint", "newest"), 1, "expected best, last"),
-        (("--checkpoint", "best"), 2, "--checkpoint wants the run"),
+        (("--checkpoint", "best"), 2, "--checkpoint needs the name of a run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

@@ -69,14 +69,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, content: Conte
     for name, text in files.items():
         (out / name).write_text(text)
     before = content(tmp_path)
-    with pytest.raises(UserError, match=r"exists and is no exported model; it is left alone, choose another --out"):
+    with pytest.raises(
+        UserError, match=r"exists and is not an exported model, so it was left unchanged; choose another --out"
+    ):
         write_new(out)
     assert content(tmp_path) == before
 
 
 def test_a_file_in_the_place_of_the_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("mine")
-    with pytest.raises(UserError, match="is no exported model"):
+    with pytest.raises(UserError, match="is not an exported model"):
         write_new(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
 
@@ -120,7 +122,9 @@ def test_a_folder_that_cannot_be_written_says_which_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*file.*; nothing was exported\. Make room or choose another"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*file.*; nothing was exported\. Free disk space, or choose another"
+    ):
         write_new(tmp_path / "file" / "model")
 
     def refuse(path: Path, *arguments: object, **more: object) -> None:
@@ -153,7 +157,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_a_disk_that_fills_while_the_weights_are_written(here: Path, content: Content) -> None:
     write_new(here / "runs" / "tiny" / "model")
     before = content(here)
-    expected = r"cannot write .*; nothing was exported\. Make room or choose another --out"
+    expected = r"cannot write .*; nothing was exported\. Free disk space, or choose another --out"
     with files_of_at_most(20_000), pytest.raises(UserError, match=expected):
         run_export("tiny", threads=1)
     assert content(here) == before

@@ -11,7 +11,7 @@ from support.models import busy_thresholds, judge, tiny_ids
 
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import EPSILON, NEAR_TIES, Comparison, Pass, compare, margins, torch_pass
-from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.model import ThresholdTensors
 
 L, T, E, H, V = 2, 200, 4, 6, 5
 
@@ -160,5 +160,5 @@ def test_a_token_that_left_is_asked_nothing_more() -> None:
         out = model(ids, leave)
         assert (out.exit_layer == 0).all()
         one_layer = margins(out, leave, model)
-        elsewhere = Thresholds(*(torch.cat([limit[:1], limit[1:] + 0.01]) for limit in leave))
+        elsewhere = ThresholdTensors(*(torch.cat([limit[:1], limit[1:] + 0.01]) for limit in leave))
         assert torch.equal(one_layer, margins(out, elsewhere, model))

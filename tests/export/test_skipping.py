@@ -93,8 +93,8 @@ def enter_every_layer(executed: list[Executed]) -> list[Executed]:
 @pytest.mark.parametrize(
     ("doctor", "expected"),
     [
-        (add_a_row, "token 2: expert rows multiplied differ from the usage output"),
-        (enter_every_layer, r"token \d+: entered layers \[0, 1, 2\], the usage output says \[0"),
+        (add_a_row, "token 2: expert rows multiplied differ from what the model reports"),
+        (enter_every_layer, r"token \d+: entered layers \[0, 1, 2\], the model reports \[0"),
         (lambda executed: executed[:-1], f"{TOKENS - 1} passes profiled, {TOKENS} run"),
     ],
     ids=["a row more", "every layer", "a pass missing"],
@@ -110,7 +110,7 @@ def test_a_profile_that_tells_another_story_fails_the_proof(
     proof = proof_of(exported, source)
     with pytest.raises(AssertionError, match=expected):
         raise AssertionError(proof.failures[0])
-    assert "NOT as the usage output says" in proof.line(3)
+    assert "NOT as the model reports" in proof.line(3)
     assert proof.report()["passed"] is False
 
 
@@ -147,7 +147,7 @@ def test_a_graph_that_computes_a_skipped_layer_fails_the_proof(
 ) -> None:
     assert not proof_of(exported, source).failures
     proof = proof_of(exported, source, patched(compute_all_and_throw_away))
-    assert any("entered layers [0, 1, 2], the usage output says [0, 2]" in failure for failure in proof.failures)
+    assert any("entered layers [0, 1, 2], the model reports [0, 2]" in failure for failure in proof.failures)
 
 
 def test_a_branch_that_is_always_entered_does_not_pass(

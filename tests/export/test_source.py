@@ -15,11 +15,11 @@ from support.runs import text, write_run
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.source import BESIDE, Source, beside, dial, find, read
+from adaptive_lm.export.source import TIE_DISTANCE, Source, clear_of, dial, find, read
 from adaptive_lm.runtime.dial.dial import Dial, resolve
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
-from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.model import ThresholdTensors
 from adaptive_lm.train.run.best import Score, point_at
 from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json
 
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_a_run_is_named_best_last_or_by_its_step(here: Path) -> 
         find("tiny", "11")
     with pytest.raises(UserError, match=r"--checkpoint 'newest': expected best, last, or the step"):
         find("tiny", "newest")
-    with pytest.raises(UserError, match=r"--checkpoint best wants a run, but .*step-000010 is no folder of one"):
+    with pytest.raises(UserError, match=r"--checkpoint best needs a run, but .*step-000010 is not a run"):
         find("runs/tiny/checkpoints/step-000010", "best")
 
 
@@ -77,14 +77,17 @@ def test_a_file_of_the_run_that_cannot_be_read_is_named(
     here: Path, name: str, damage: Callable[[Path], object]
 ) -> None:
     damage(here / "runs" / "tiny" / name)
-    with pytest.raises(UserError, match=rf"runs/tiny/{name}, a file of the run, cannot be read.*; restore it or train"):
+    with pytest.raises(UserError, match=rf"cannot read runs/tiny/{name}, a file of the run: .*; restore it or train"):
         read(find("tiny"))
 
 
 @pytest.mark.parametrize("content", ["", "t"])
 def test_a_heldout_text_too_short_to_judge_by_is_named(here: Path, content: str) -> None:
     (here / "runs" / "tiny" / "heldout.txt").write_text(content)
-    with pytest.raises(UserError, match=r"runs/tiny/heldout\.txt is too short to check an export by; train the run"):
+    with pytest.raises(
+        UserError,
+        match=r"runs/tiny/heldout\.txt has fewer than the 2 tokens that the check of an export needs; restore it",
+    ):
         read(find("tiny"))
 
 
@@ -264,13 +267,13 @@ def test_no_level_of_heads_is_the_score_of_a_frequent_token(tmp_path: Path) -> N
 
 def test_a_level_of_heads_moves_into_a_gap_between_the_scores() -> None:
     """It is set a little higher, and further where that is the score of another token; 1 stays every head."""
-    scores = torch.tensor([0.5, 0.5 + BESIDE, 0.5 + 1.5 * BESIDE, 0.9])
-    for level in (0.5, 0.5 + BESIDE / 2, 0.7, 0.9 - BESIDE):
-        moved = beside(level, scores)
-        assert level < moved < level + 5 * BESIDE
-        assert (scores - moved).abs().min() >= BESIDE / 2
-    assert beside(0.3, torch.empty(0)) == pytest.approx(0.3 + BESIDE)
-    assert beside(1.0, scores) == 1.0
+    scores = torch.tensor([0.5, 0.5 + TIE_DISTANCE, 0.5 + 1.5 * TIE_DISTANCE, 0.9])
+    for level in (0.5, 0.5 + TIE_DISTANCE / 2, 0.7, 0.9 - TIE_DISTANCE):
+        moved = clear_of(level, scores)
+        assert level < moved < level + 5 * TIE_DISTANCE
+        assert (scores - moved).abs().min() >= TIE_DISTANCE / 2
+    assert clear_of(0.3, torch.empty(0)) == pytest.approx(0.3 + TIE_DISTANCE)
+    assert clear_of(1.0, scores) == 1.0
 
 
 def test_controllers_of_a_trained_model_are_left_alone(here: Path) -> None:
@@ -291,7 +294,9 @@ def test_the_dial_gives_the_averages_it_is_asked_for(source: Source, exported: o
     def at(wanted: Dial) -> tuple[float, float]:
         found = resolve(manifest, wanted)
         ones = torch.ones(source.config.num_layers)
-        limits = Thresholds(torch.from_numpy(found.router_top_p), torch.from_numpy(found.depth_threshold), ones, ones)
+        limits = ThresholdTensors(
+            torch.from_numpy(found.router_top_p), torch.from_numpy(found.depth_threshold), ones, ones
+        )
         with torch.no_grad():
             out = source.model(ids, limits)
         return float(out.usage()["experts_per_token"]), float(out.routing[1].runs.float().mean())

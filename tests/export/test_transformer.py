@@ -20,7 +20,7 @@ from support.bare_graph import (
 from support.models import V, busy_thresholds, decisions, judge, tiny_ids
 
 from adaptive_lm.export.proof.parity import TOLERANCE
-from adaptive_lm.train.model import Thresholds
+from adaptive_lm.train.model import ThresholdTensors
 
 T, B = 24, 3
 FP32 = TOLERANCE["fp32"]
@@ -28,7 +28,7 @@ STARTS = (0, 5, 9)
 """Tokens that each sequence of a batch already holds when decoding begins."""
 
 
-def thresholds_of(name: str, b: int) -> Thresholds:
+def thresholds_of(name: str, b: int) -> ThresholdTensors:
     """Those of sequence b: every sequence of a batch has its own."""
     return shifted(busy_thresholds(MODELS[name]), (0.0, 0.03, -0.03)[b])
 

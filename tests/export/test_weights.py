@@ -31,7 +31,7 @@ from adaptive_lm.export.graph.weights import Weights, quantize_columns, quantize
 from adaptive_lm.export.model import transformer
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import TOLERANCE
-from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
+from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 
 OUTLIER = 28
 """A token whose embedding has one huge number: one scale for the whole tensor would leave its neighbours few steps."""
@@ -153,7 +153,7 @@ def test_int8_of_a_deep_model_decodes_bit_for_bit_as_its_prompt() -> None:
     np.testing.assert_array_equal(alone.logits, prompt.logits)
 
 
-def outlier_model(name: str) -> tuple[Graph, Thresholds]:
+def outlier_model(name: str) -> tuple[Graph, ThresholdTensors]:
     """The int8 graph of a model in which token OUTLIER has an embedding with one huge number."""
     state = weights_of(model_of(name))
     embedding = 0.1 * state["embedding.weight"]
@@ -162,7 +162,7 @@ def outlier_model(name: str) -> tuple[Graph, Thresholds]:
     return Graph(proto, MODELS[name]), busy_thresholds(MODELS[name])
 
 
-def neighbours_change(graph: Graph, limits: Thresholds) -> tuple[float, float]:
+def neighbours_change(graph: Graph, limits: ThresholdTensors) -> tuple[float, float]:
     """The largest change of a token's logits when OUTLIER comes to stand right of it, and beside it in a batch."""
     ids = tiny_ids(2, batch=3, time=8).numpy() % OUTLIER
     with_outlier = ids.copy()

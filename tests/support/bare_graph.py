@@ -19,7 +19,7 @@ from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model.heads import Execution
 from adaptive_lm.export.model.transformer import build, graph_inputs
 from adaptive_lm.export.source import weights_of
-from adaptive_lm.train.model import ModelConfig, Thresholds, Transformer
+from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 from support.models import CONFIGS, season, tiny_model, variant
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
@@ -98,7 +98,7 @@ class Sequences:
             window = config.window_of(layer)
             cells = min(window + self.longest - 1, capacity) if window else capacity
             for kind in ("key", "value"):
-                shapes[f"{kind}.{layer}"] = (batch, config.num_kv_heads, cells, config.width_of_head)
+                shapes[f"{kind}.{layer}"] = (batch, config.num_kv_heads, cells, config.resolved_head_dim)
             if config.counts_cells(layer):
                 shapes[f"counted.{layer}"] = (batch, 1, cells, 1)
         self.caches = {
@@ -106,7 +106,7 @@ class Sequences:
             for name, shape in shapes.items()
         }
 
-    def run(self, ids: np.ndarray, *thresholds: Thresholds, num_logits: int | None = None) -> Said:
+    def run(self, ids: np.ndarray, *thresholds: ThresholdTensors, num_logits: int | None = None) -> Said:
         """ids (B, T), thresholds of each sequence -> Said, logits of all T; the sequences are then T tokens longer."""
         assert ids.shape[1] <= self.longest, "the rings are too small for so long a pass"
         number = ids.shape[1] if num_logits is None else num_logits
@@ -116,7 +116,7 @@ class Sequences:
             "lengths": self.lengths,
             "num_logits": np.asarray(number, np.int64),
         }
-        for name in (field for field in Thresholds._fields if field in graph_inputs(self.graph.config)):
+        for name in (field for field in ThresholdTensors._fields if field in graph_inputs(self.graph.config)):
             per_sequence = [getattr(limits, name).numpy() for limits in thresholds]
             inputs[name] = np.stack(per_sequence, 1).astype(np.float32)  # (L, B)
         binding = self.graph.session.io_binding()
@@ -135,11 +135,11 @@ class Sequences:
         self.positions = self.positions + ids.shape[1]
         return said
 
-    def steps(self, ids: np.ndarray, *thresholds: Thresholds) -> Said:
+    def steps(self, ids: np.ndarray, *thresholds: ThresholdTensors) -> Said:
         """ids (B, T) one column at a time -> Said, as if it had been one pass."""
         return self.parts(ids, 1, *thresholds)
 
-    def parts(self, ids: np.ndarray, size: int, *thresholds: Thresholds) -> Said:
+    def parts(self, ids: np.ndarray, size: int, *thresholds: ThresholdTensors) -> Said:
         """ids (B, T), `size` columns at a time -> Said, as if it had been one pass."""
         return joined([self.run(ids[:, t : t + size], *thresholds) for t in range(0, ids.shape[1], size)])
 
@@ -190,9 +190,9 @@ def same_decisions(said: Said, judge: Any, tokens: slice = slice(None)) -> None:
         np.testing.assert_array_equal(getattr(said, name), expected, err_msg=name)
 
 
-def shifted(thresholds: Thresholds, by: float) -> Thresholds:
+def shifted(thresholds: ThresholdTensors, by: float) -> ThresholdTensors:
     """The same a little further up (the sequence does less of everything but leaving) or down."""
-    return Thresholds(
+    return ThresholdTensors(
         thresholds.router_top_p - 3 * by,
         thresholds.depth_threshold + by / 2,
         thresholds.exit_threshold + by,
@@ -200,9 +200,9 @@ def shifted(thresholds: Thresholds, by: float) -> Thresholds:
     )
 
 
-def everything_on(config: ModelConfig) -> Thresholds:
+def everything_on(config: ModelConfig) -> ThresholdTensors:
     ones = torch.ones(config.num_layers)
-    return Thresholds(ones, 0 * ones, ones, ones)
+    return ThresholdTensors(ones, 0 * ones, ones, ones)
 
 
 def graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -9,7 +9,7 @@ import numpy as np
 import reference
 import torch
 
-from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, Thresholds, Transformer
+from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
 from adaptive_lm.train.model.norm import RMSNorm
 from adaptive_lm.train.model.sections import AttentionConfig, HeadsConfig
 
@@ -169,26 +169,28 @@ def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
     return torch.randint(V, (batch, time), generator=torch.Generator().manual_seed(seed))
 
 
-def busy_thresholds(config: ModelConfig) -> Thresholds:
+def busy_thresholds(config: ModelConfig) -> ThresholdTensors:
     """Thresholds in the thick of the scores, different in each layer: every mechanism says yes to some tokens only."""
     leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.7, 0.8)}
     ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.4, 0.85))
-    return Thresholds(
-        *(torch.linspace(low, high, config.num_layers) for low, high in ranges[: len(Thresholds._fields)])
+    return ThresholdTensors(
+        *(torch.linspace(low, high, config.num_layers) for low, high in ranges[: len(ThresholdTensors._fields)])
     )
 
 
 def even_thresholds(
     layers: int, top_p: float = 1.0, depth: float = 0.0, leave: float = 1.0, heads: float = 1.0
-) -> Thresholds:
+) -> ThresholdTensors:
     """The same in every layer; everything runs where nothing is said."""
-    return Thresholds(*(torch.full((layers,), value) for value in (top_p, depth, leave, heads)))
+    return ThresholdTensors(*(torch.full((layers,), value) for value in (top_p, depth, leave, heads)))
 
 
-def judge(model: Transformer, ids: torch.Tensor, thresholds: Thresholds, dtype: type = np.float64) -> reference.Result:
-    """What tests/reference.py says of the same weights."""
+def judge(
+    model: Transformer, ids: torch.Tensor, thresholds: ThresholdTensors, dtype: type = np.float64
+) -> reference.Result:
+    """Run tests/reference.py with the weights of `model`."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    limits = reference.Thresholds(*(limit.numpy() for limit in thresholds))
+    limits = reference.ThresholdArrays(*(limit.numpy() for limit in thresholds))
     return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
 
 

@@ -1,4 +1,4 @@
-"""The model in torch: what `export/` mirrors node by node.
+"""The model in torch; `export/model` mirrors it node by node.
 
 Names are imported when they are first used, so that the config of a run loads without torch.
 """
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .loss_config import LossConfig
     from .losses import cross_entropy, training_loss
     from .sections import DepthConfig, FFNConfig
-    from .transformer import ModelOutput, Thresholds, Transformer
+    from .transformer import ModelOutput, ThresholdTensors, Transformer
 else:
     from ...contract.lazy import lazy_names
 
@@ -22,7 +22,7 @@ else:
             "LossConfig": "loss_config",
             "ModelConfig": "config",
             "ModelOutput": "transformer",
-            "Thresholds": "transformer",
+            "ThresholdTensors": "transformer",
             "Transformer": "transformer",
             "cross_entropy": "losses",
             "training_loss": "losses",
@@ -35,7 +35,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "ModelOutput",
-    "Thresholds",
+    "ThresholdTensors",
     "Transformer",
     "cross_entropy",
     "training_loss",

@@ -1,6 +1,6 @@
 """Causal grouped-query attention with QK-norm: rotary, contextual or no positions, windows, and a choice of heads.
 
-B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head.
+B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head, P CoPE positions.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from .window import WindowController, WindowRouter, level_of, places_of, window_
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (context_length, W / 2) float32. Source: Su et al. 2021 (arXiv 2104.09864), eq. 34."""
-    width = config.width_of_head
-    frequencies = config.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    """Return cos and sin, each (context_length, W / 2) float32. Source: Su et al. 2021 (arXiv 2104.09864), eq. 34."""
+    head_dim = config.resolved_head_dim
+    frequencies = config.rope_theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
     return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """x (B, heads, T, W), tables (T, W / 2) -> x turned by its position; the first half pairs with the second."""
+    """Rotate x (B, heads, T, W) by position with tables (T, W / 2); the first half pairs with the second."""
     cos, sin = (table.to(x.dtype) for table in rotary)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 class Windows(NamedTuple):
-    """How far the tokens of a layer look back."""
+    """The windows of a layer's tokens: how far each looks back."""
 
     sizes: Tensor  # (N,) int64
     scores: Tensor | None  # (N,) float32, where the window is learned
-    spread: Tensor | None  # (N,) float32, exp(entropy) of attention, where the window follows it and the model trains
+    spread: Tensor | None  # (N,) float32, exp(entropy) of attention, in training where the window follows it
 
 
 class Attended(NamedTuple):
-    """What attention gives and what it decided; None where there was nothing to decide."""
+    """The output of attention and its decisions; None where there was nothing to decide."""
 
     out: Tensor  # (B, T, D)
     heads: HeadRoutes | None
@@ -52,10 +52,12 @@ class Attended(NamedTuple):
 
 
 class Attention(nn.Module):
-    """softmax(norm(q) norm(k)^T / sqrt(W) + position) v, with K <= H key/value heads.
+    """Attention of one layer with K <= H key/value heads.
 
-    Source: grouped queries, Ainslie et al. 2023 (arXiv 2305.13245); QK-norm, Henry et al. 2020 (arXiv 2010.04245) with
-    RMSNorm in place of l2 and the usual scale.
+        out = softmax(norm(q) norm(k)^T / sqrt(W) + position) v
+
+    Source: grouped queries, Ainslie et al. 2023 (arXiv 2305.13245); QK-norm, Henry et al. 2020 (arXiv 2010.04245).
+    Departs from it: RMSNorm in place of the l2 norm, and the usual scale.
     """
 
     window_table: Tensor | None
@@ -63,14 +65,14 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.width = config.width_of_head
-        self.q = Linear(config.dim, self.num_heads * self.width)
-        self.kv = Linear(config.dim, 2 * self.num_kv_heads * self.width)  # keys first
-        self.o = Linear(self.num_heads * self.width, config.dim)
-        self.q_norm = RMSNorm(self.width, config.norm_eps)
-        self.k_norm = RMSNorm(self.width, config.norm_eps)
+        self.head_dim = config.resolved_head_dim
+        self.q = Linear(config.dim, self.num_heads * self.head_dim)
+        self.kv = Linear(config.dim, 2 * self.num_kv_heads * self.head_dim)  # keys first
+        self.o = Linear(self.num_heads * self.head_dim, config.dim)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps)
         self.positions, contextual = config.positions_of(layer), config.positions_of(layer) == "cope"
-        positions = torch.empty(config.attention.max_positions, self.width)
+        positions = torch.empty(config.attention.max_positions, self.head_dim)
         self.position_embedding = nn.Parameter(positions) if contextual else None  # (P, W)
         self.head_router = HeadRouter(config, layer) if config.heads.routing != "all" else None
         self.window, kind = config.window_of(layer), config.attention.window_kind
@@ -90,16 +92,18 @@ class Attention(nn.Module):
         counted: Tensor | None,
         head_top_p: Tensor,
     ) -> Attended:
-        """x (B, T, D) normed -> Attended.
+        """Attend.
 
         Args:
-            present: (B, T) bool, the tokens whose keys this layer holds, None for all.
-            counted: (B, T) bool, the tokens that contextual positions count, None for all that are present.
-            head_top_p: ()
+            x: (B, T, D), normed.
+            rotary: The two tables of `rotary_tables`, each (T, W / 2).
+            present: (B, T) bool, the tokens whose keys this layer holds; None for all.
+            counted: (B, T) bool, the tokens that contextual positions count; None for all that are present.
+            head_top_p: (), the level of the head router.
         """
         batch, time, _ = x.shape
-        q = self.q_norm(self.q(x).view(batch, time, self.num_heads, self.width)).transpose(1, 2)  # (B, H, T, W)
-        k, v = self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.width).chunk(2, 2)
+        q = self.q_norm(self.q(x).view(batch, time, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, W)
+        k, v = self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.head_dim).chunk(2, 2)
         k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, K, T, W)
         if self.positions == "rope":
             q, k = rotate(q, rotary), rotate(k, rotary)
@@ -108,7 +112,7 @@ class Attention(nn.Module):
         if self.position_embedding is None and not (self.window_controller and self.training):
             mixed = attend(q, k, v, seen, ramp)  # (B, H, T, W)
         else:
-            mixed, spread = self._attend_openly(q, k, v, seen, ramp, counted)
+            mixed, spread = self.attend_unfused(q, k, v, seen, ramp, counted)
             if windows is not None and spread is not None:
                 windows = windows._replace(spread=spread.flatten())
         heads = None
@@ -119,8 +123,11 @@ class Attention(nn.Module):
         return Attended(out, heads, windows)
 
     def _look_back(self, x: Tensor, present: Tensor | None) -> tuple[Windows | None, Tensor | None, Tensor | None]:
-        """How far each token looks back; what it sees, (B or 1, 1, T, T) bool, None for all before it; and while a
-        learned window trains, how much of each key it sees, (B, 1, T, T) in 0..1."""
+        """Return windows, mask and ramp.
+
+        The mask is what each token sees, (B or 1, 1, T, T) bool, None for all tokens up to itself. The ramp is how much
+        of each key it sees, (B, 1, T, T) in 0..1, only while a learned window trains.
+        """
         if not self.window:
             return None, None if present is None else seen_by(x.shape[1], present), None
         places = places_of(present, x)  # (B, T)
@@ -144,16 +151,19 @@ class Attention(nn.Module):
         seen = seen_by(x.shape[1], present, near)
         return Windows(sizes.flatten(), None if scores is None else scores.flatten(), None), seen, ramp
 
-    def _attend_openly(
+    def attend_unfused(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention with its scores in hand, in float32: (B, H, T, W); and where the window follows it, exp(entropy),
-        a mean over the heads, (B, T)."""
+        """Attend with explicit scores in float32, which contextual positions and entropy windows need.
+
+        Returns:
+            The mixed values (B, H, T, W); and where the window follows it, exp(entropy), a mean over the heads, (B, T).
+        """
         with torch.autocast(q.device.type, enabled=False):
             time, groups = q.shape[2], self.num_heads // self.num_kv_heads
             seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
             query, key = q.float(), k.float().repeat_interleave(groups, 1)
-            scores = query @ key.transpose(-1, -2) * self.width**-0.5  # (B, H, T, T)
+            scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5  # (B, H, T, T)
             if self.position_embedding is not None:
                 counts = seen.float() if ramp is None else seen * ramp
                 if counted is not None:
@@ -170,8 +180,10 @@ class Attention(nn.Module):
 
 
 def seen_by(time: int, present: Tensor | None, near: Tensor | None = None) -> Tensor:
-    """Which tokens each token sees, (B or 1, 1, T, T) bool: itself, and of those before it those that are `present`
-    (B, T) and `near` (B, 1, T, T)."""
+    """Return which tokens each token sees, (B or 1, 1, T, T) bool.
+
+    A token sees itself, and those before it that are `present` (B, T) and `near` (B, 1, T, T).
+    """
     one = present if present is not None else near
     assert one is not None
     seen = torch.ones(time, time, dtype=torch.bool, device=one.device).tril()[None, None]
@@ -184,25 +196,32 @@ def seen_by(time: int, present: Tensor | None, near: Tensor | None = None) -> Te
 
 
 def mask_bias(seen: Tensor, ramp: Tensor | None) -> Tensor:
-    """What is added to the scores: -inf where a key is not seen (B or 1, 1, T, T), else the logarithm of how much it
-    is, `ramp` (B, 1, T, T) in 0..1."""
+    """Return what is added to the scores.
+
+    It is -inf where a key is not seen (B or 1, 1, T, T), else the logarithm of how much of it is seen, `ramp`
+    (B, 1, T, T) in 0..1.
+    """
     if ramp is None:
         return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
     return ramp.clamp(min=1e-6).log().masked_fill(~seen, float("-inf"))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None = None) -> Tensor:
-    """q (B, H, T, W), k and v (B, K, T, W) -> (B, H, T, W).
+    """Attend causally, by the fastest kernel for the device: -> (B, H, T, W).
 
     Args:
-        seen: (B or 1, 1, T, T) bool, None for all that stand before. ramp: (B, 1, T, T), how much of each is seen.
+        q: (B, H, T, W).
+        k: (B, K, T, W).
+        v: (B, K, T, W).
+        seen: (B or 1, 1, T, T) bool; None for all tokens up to the query.
+        ramp: (B, 1, T, T) in 0..1, how much of each key is seen; None for all of it.
     """
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if not slow:
         mask = seen if seen is None or ramp is None else mask_bias(seen, ramp).to(q.dtype)
         fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return fused
-    # torch's CPU kernel for SDPA in bf16 is slower: 3 to 5 times at short lengths, twice at long ones
+    # torch's CPU kernel for SDPA in bf16 is slower: 3 to 5 times at short lengths, 2 times at long ones
     time = q.shape[2]
     if time >= LEAST_TIME and ramp is None:
         return attend_blockwise(q, k, v, None if seen is None else mask_bias(seen, ramp).to(q.dtype))

@@ -1,4 +1,4 @@
-"""One layer, which a token may skip. B batch, T time, N = B*T tokens, D width, E experts."""
+"""One layer, which a token may skip. B batch, T time, N = B*T tokens, D width."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ class Levels(NamedTuple):
 
 
 class LayerRouting(NamedTuple):
-    """What one layer decided for N tokens; None where it had nothing to decide: a dense FFN has no `routes`, a layer
-    that always runs no `depth`, one with all heads no `heads`, one that looks back at everything no `windows`."""
+    """The decisions of one layer for N tokens; None where there is nothing to decide.
+
+    A dense FFN has no `routes`, a layer that always runs has no `depth`, one that uses all heads has no `heads`, one
+    without a window has no `windows`.
+    """
 
     runs: Tensor  # (N,) bool
     routes: Routes | None
@@ -36,11 +39,12 @@ class LayerRouting(NamedTuple):
 
 
 class Block(nn.Module):
-    """h = x + attention(norm(x)); out = h + moe(norm(h)); and with a depth router of score r, for tokens that run:
+    """A pre-norm block.
 
-        x + 2 r (out - x)
+        h = x + attention(norm(x));  out = h + moe(norm(h))
 
-    so that the router learns from the tokens it lets through, and a score of 1/2 is a plain residual block.
+    With a depth router of score r, a token that runs the layer gets x + 2 r (out - x). So the router learns from the
+    tokens it lets through, and a score of 1/2 is a plain residual block.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -60,13 +64,18 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels, recompute: bool = False
     ) -> tuple[Tensor, LayerRouting]:
-        """x (B, T, D); alive (B, T) bool, false once a token has left -> x and routing.
+        """Run the layer: -> x (B, T, D) and its routing.
 
-        With `recompute` most of what is on the way is computed again in the backward pass; see `run_recomputing`.
+        Args:
+            x: (B, T, D).
+            alive: (B, T) bool, false once a token has left.
+            rotary: The two tables of `rotary_tables`.
+            levels: The thresholds of this layer.
+            recompute: Whether the backward pass computes most activations again; see `run_recomputing`.
         """
         if recompute:
-            found: tuple[Tensor, LayerRouting] = run_recomputing(self._run, x, alive, rotary, levels)
-            return found
+            result: tuple[Tensor, LayerRouting] = run_recomputing(self._run, x, alive, rotary, levels)
+            return result
         return self._run(x, alive, rotary, levels)
 
     def _run(

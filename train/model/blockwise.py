@@ -1,7 +1,7 @@
-"""The core of causal attention in bf16 on a CPU: softmax(q k^T / sqrt(W)) v, a block of queries after the other.
+"""The core of causal attention in bf16 on a CPU: softmax(q k^T / sqrt(W)) v, one block of queries at a time.
 
-B batch, T time, H query heads, K key/value heads, G = H / K, W width of a head, R = B K rows, Q queries of a block, S
-keys up to its end.
+B batch, T time, H query heads, K key/value heads, G = H / K, W width of a head, R = B K rows (r of them in a block),
+Q queries of a block, S keys up to its end.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 LEAST_TIME = 512
-"""Shorter sequences are no faster by blocks, and compiled slower; nor are their scores many (decision 0022)."""
+"""Shortest sequence that is attended by blocks. Shorter ones gain nothing and are slower when compiled; their scores
+also need little memory (decision 0022)."""
 BLOCK = 128
-"""Queries of a block. Fewer of them cost calls, more cost keys that nobody may see."""
+"""Queries of a block. Fewer mean more calls; more mean more products with keys that no query may see."""
 AT_ONCE = 2**20
-"""Scores that are made at once, where there are rows enough: more do not stay in the cache, fewer cost calls."""
+"""Scores computed at once, if there are enough rows. More do not stay in the cache; fewer mean more calls."""
 
 
 class _Block(NamedTuple):
-    """Some rows' queries and the keys up to the last of them."""
+    """The queries of some rows, and the keys up to the last query."""
 
     rows: slice
     queries: slice
@@ -38,11 +39,14 @@ def _blocks(rows: int, groups: int, time: int) -> Iterator[_Block]:
 
 
 def _size(time: int) -> int:
-    return min(BLOCK, -(-time // 2))  # two blocks at the least: one would score all that nobody may see
+    return min(BLOCK, -(-time // 2))  # at least two blocks: one alone would score every masked pair
 
 
 class _Core:
-    """What both directions make of q (B, H, T, W), k and v (B, K, T, W): shares, a block at a time, into one memory."""
+    """The part that forward and backward share: attention weights of one block at a time, in one reused buffer.
+
+    Made from q (B, H, T, W), k and v (B, K, T, W).
+    """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> None:
         batch, heads, time, width = q.shape
@@ -60,17 +64,17 @@ class _Core:
         self.memory = q.new_empty(3, most * heads // kv_heads)
 
     def of(self, tensor: Tensor, block: _Block) -> Tensor:
-        """tensor (R, G, T, W) -> (r, G*Q, W), of the block"""
+        """Select the block of a tensor: (R, G, T, W) -> (r, G*Q, W)."""
         return tensor[block.rows, :, block.queries].flatten(1, 2)
 
     def room(self, which: int, block: _Block) -> Tensor:
-        """(r, G*Q, S)"""
+        """Return part `which` of the buffer in the shape of the block's scores, (r, G*Q, S)."""
         rows, groups = block.rows.stop - block.rows.start, self.queries.shape[1]
         shape = (rows, groups * (block.queries.stop - block.queries.start), block.keys.stop)
         return self.memory[which, : shape[0] * shape[1] * shape[2]].view(shape)
 
     def shares(self, block: _Block) -> Tensor:
-        """(r, G*Q, S), which the next block overwrites"""
+        """Return the attention weights of a block, (r, G*Q, S); the next block overwrites them."""
         keys = self.keys[block.rows, block.keys]
         scores = torch.bmm(self.of(self.queries, block), keys.transpose(1, 2), out=self.room(0, block))
         size = block.queries.stop - block.queries.start
@@ -87,12 +91,12 @@ class _Core:
 
 @torch.library.custom_op("adaptive_lm::attention_forward", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """-> (B, H, T, W)"""
+    """Attend: q (B, H, T, W), k and v (B, K, T, W) -> (B, H, T, W)."""
     core = _Core(q, k, v, bias)
     mixed = torch.empty_like(core.queries, memory_format=torch.contiguous_format)
     for block in core.blocks:
-        found = torch.bmm(core.shares(block), core.values[block.rows, block.keys])
-        mixed[block.rows, :, block.queries] = found.view(len(found), mixed.shape[1], -1, mixed.shape[3])
+        out = torch.bmm(core.shares(block), core.values[block.rows, block.keys])
+        mixed[block.rows, :, block.queries] = out.view(len(out), mixed.shape[1], -1, mixed.shape[3])
     return mixed.view(q.shape)
 
 
@@ -103,7 +107,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:  # noqa: 
 
 @torch.library.custom_op("adaptive_lm::attention_backward", mutates_args=())
 def _backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """-> gradients of q, k and v"""
+    """Return the gradients of q, k and v, from the gradient (B, H, T, W) of the output."""
     core = _Core(q, k, v, bias)
     of_mixed = gradient.reshape(core.queries.shape)
     of_queries = torch.empty_like(core.queries, memory_format=torch.contiguous_format)
@@ -115,8 +119,8 @@ def _backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | 
         of_shares = torch.bmm(here, core.values[rows, keys].transpose(1, 2), out=core.room(0, block))
         of_scores = core.room(2, block)
         torch.ops.aten._softmax_backward_data.out(of_shares, shares, -1, shares.dtype, grad_input=of_scores)
-        found = torch.bmm(of_scores, core.keys[rows, keys])
-        of_queries[rows, :, block.queries] = found.view(len(found), of_queries.shape[1], -1, of_queries.shape[3])
+        of_block = torch.bmm(of_scores, core.keys[rows, keys])
+        of_queries[rows, :, block.queries] = of_block.view(len(of_block), of_queries.shape[1], -1, of_queries.shape[3])
         of_keys[rows, keys] += torch.bmm(of_scores.transpose(1, 2), core.of(core.queries, block))
     of_q = of_queries.mul_(core.scale).view(q.shape)
     return of_q, of_keys.to(k.dtype).view(k.shape), of_values.to(v.dtype).view(v.shape)
@@ -145,17 +149,18 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """q (B, H, T, W), k and v (B, K, T, W) -> (B, H, T, W). Keeps no score: the backward pass makes them again.
+    """Attend without keeping scores: -> (B, H, T, W). The backward pass computes them again.
 
-    Of the T^2 scores a block of queries makes those up to its end, 0.56 of them at 1024 tokens. That, and writing
-    them where they were written before, pays for making them twice.
+    A block of queries computes only the scores up to its end: 0.56 of the T^2 scores at 1024 tokens. That, and the
+    reuse of one buffer, pays for computing them twice. Source: FlashAttention, Dao et al. 2022 (arXiv 2205.14135).
+    Departs from it: a block sees all its keys at once, so that its softmax is an ordinary one.
 
     Args:
-        bias: (B or 1, 1, T, T) in the dtype of q, -inf where a key is not seen, so wherever it stands behind the query;
-            it gets no gradient. None for 0 at all that stands before.
-
-    Source: FlashAttention, Dao et al. 2022 (arXiv 2205.14135). Departs from it: a block sees all its keys at once, so
-    that its softmax is an ordinary one.
+        q: (B, H, T, W).
+        k: (B, K, T, W).
+        v: (B, K, T, W).
+        bias: (B or 1, 1, T, T) in the dtype of q, -inf where a key is not seen, which includes every key after the
+            query; it gets no gradient. None for plain causal attention.
     """
     mixed: Tensor = _forward(q, k, v, bias)
     return mixed

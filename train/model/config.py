@@ -1,37 +1,50 @@
-"""The shape of a model: what is built, and what its controllers hold."""
+"""The config of a model: its shape, and the averages that its controllers hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from ..system.section import Section
 from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Positions
-from .threshold_config import Level, Line
 
 
 class ModelConfig(Section):
-    """A decoder: pre-norm, grouped-query attention with QK-norm, and for each token as many heads, experts and layers
-    as it needs."""
+    """A pre-norm decoder with grouped-query attention and QK-norm.
+
+    Each token may choose its experts, heads, window and layers.
+    """
 
     vocab_size: int = Field(0, ge=0)
-    """0 takes the tokenizer's; a larger number than the tokenizer's pads the vocabulary."""
+    """Number of tokens in the vocabulary; 0 takes the tokenizer's. A number larger than the tokenizer's pads it."""
     context_length: int = Field(256, ge=8)
+    """Longest sequence in tokens, at least 8."""
     dim: int = Field(128, ge=8)
+    """Width of the hidden state, at least 8."""
     num_layers: int = Field(4, ge=1)
+    """Number of blocks."""
     num_heads: int = Field(4, ge=1)
+    """Number of query heads per layer."""
     num_kv_heads: int = Field(2, ge=1)
+    """Number of key/value heads per layer; `num_heads` must be a multiple of it."""
     head_dim: int = Field(0, ge=0)
-    """Width of one head; 0 takes dim // num_heads."""
+    """Width of one head; 0 means dim / num_heads."""
     rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary frequencies, greater than 0."""
     norm_eps: float = Field(1e-5, gt=0)
+    """Term added to the mean square in every RMSNorm, greater than 0."""
     tie_embeddings: bool = False
+    """Whether the output head shares its weights with the embedding."""
     attention: AttentionConfig = AttentionConfig()
+    """Positions and windows."""
     heads: HeadsConfig = HeadsConfig()
+    """Which query heads a token uses."""
     ffn: FFNConfig = FFNConfig()
+    """Experts, or one dense FFN."""
     depth: DepthConfig = DepthConfig()
+    """Which layers a token runs, and where it may leave."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -49,7 +62,8 @@ class ModelConfig(Section):
         return self
 
     @property
-    def width_of_head(self) -> int:
+    def resolved_head_dim(self) -> int:
+        """Width of one head, with the default of `head_dim` filled in."""
         return self.head_dim or self.dim // self.num_heads
 
     @property
@@ -59,11 +73,12 @@ class ModelConfig(Section):
 
     @property
     def routed_heads(self) -> int:
+        """Query heads that are not shared by all tokens."""
         return self.num_heads - self.heads.shared_heads
 
     @property
     def heads_per_token(self) -> float:
-        """The average asked for, or all heads."""
+        """Average number of heads to hold, with its default filled in; all heads where none are routed."""
         if self.heads.routing == "all":
             return float(self.num_heads)
         if self.heads.heads_per_token is not None:
@@ -73,7 +88,7 @@ class ModelConfig(Section):
 
     @property
     def least_heads(self) -> int:
-        """The fewest heads that a token can use in a layer that it runs."""
+        """Fewest heads that a token can use in a layer that it runs."""
         return {
             "all": self.num_heads,
             "top_k": int(self.heads.heads_per_token or round(0.75 * self.num_heads)),
@@ -83,50 +98,47 @@ class ModelConfig(Section):
 
     @property
     def most_heads(self) -> int:
-        """The most heads that a token can use."""
+        """Most heads that a token can use."""
         if self.heads.routing == "adaptive":
             return self.heads.most_heads or self.num_heads
         return self.least_heads if self.heads.routing == "top_k" else self.num_heads
 
     def positions_of(self, layer: int) -> Positions:
-        given = self.attention.positions
-        return given if isinstance(given, str) else given[layer]
+        """Return the position encoding of a layer."""
+        positions = self.attention.positions
+        return positions if isinstance(positions, str) else positions[layer]
 
     def window_of(self, layer: int) -> int:
-        """The most tokens that a layer looks back at; 0 for all."""
-        given = self.attention.window
-        return given if isinstance(given, int) else given[layer]
+        """Return the largest number of tokens that a layer looks back at; 0 means all."""
+        window = self.attention.window
+        return window if isinstance(window, int) else window[layer]
 
     @property
     def has_windows(self) -> bool:
+        """Whether any layer has a window."""
         return any(self.window_of(layer) for layer in range(self.num_layers))
 
     def has_depth_router(self, layer: int) -> bool:
-        """The first and the last block always run, so they have none."""
+        """Tell whether a layer has a depth router; the first and the last layer always run."""
         return self.depth.layers_share < 1.0 and 0 < layer < self.num_layers - 1
 
     def can_skip(self, layer: int) -> bool:
-        """Whether a token can leave out this layer: by its router, or because it left before."""
+        """Tell whether a token can leave out this layer: by its router, or by an earlier exit."""
         return self.has_depth_router(layer) or any(exit_ < layer for exit_ in self.depth.exit_layers)
 
     def counts_cells(self, layer: int) -> bool:
-        """Whether the cache of a layer must say which of its tokens ran it: those alone are counted by `cope`."""
+        """Tell whether the cache of a layer records which tokens ran it; `cope` counts only those."""
         projects = self.depth.skipped_kv == "project"
         return projects and self.positions_of(layer) == "cope" and self.can_skip(layer)
 
     @property
     def adapts_depth(self) -> bool:
-        """Whether any token can leave out a layer."""
+        """Whether a token can leave out a layer anywhere in the model."""
         return bool(self.depth.exit_layers) or any(self.has_depth_router(i) for i in range(self.num_layers))
 
 
-__all__ = ["AttentionConfig", "DepthConfig", "FFNConfig", "HeadsConfig", "Level", "Line", "ModelConfig"]
-
-
-Kind = TypeVar("Kind", str, int)
-
-
 def fit_depth(config: ModelConfig) -> None:
+    """Raise ValueError where the depth section does not fit the number of layers."""
     depth, layers = config.depth, config.num_layers
     if depth.layers_share < 1.0 and layers < 3:
         raise ValueError(
@@ -141,12 +153,13 @@ def fit_depth(config: ModelConfig) -> None:
 
 
 def fit_attention(config: ModelConfig) -> None:
+    """Raise ValueError where positions or windows do not fit the model or each other."""
     attention, layers = config.attention, range(config.num_layers)
-    _one_a_layer("attention.positions", attention.positions, config.num_layers)
-    _one_a_layer("attention.window", attention.window, config.num_layers)
+    _one_per_layer("attention.positions", attention.positions, config.num_layers)
+    _one_per_layer("attention.window", attention.window, config.num_layers)
     kinds = {config.positions_of(layer) for layer in layers}
-    if "rope" in kinds and config.width_of_head % 2:
-        raise ValueError(f"heads are {config.width_of_head} wide; rotary positions need an even width")
+    if "rope" in kinds and config.resolved_head_dim % 2:
+        raise ValueError(f"heads are {config.resolved_head_dim} wide; rotary positions need an even width")
     if attention.window_kind != "fixed" and not config.has_windows:
         raise ValueError(
             f"attention.window_kind is {attention.window_kind} but attention.window is 0: set the most tokens to see"
@@ -168,14 +181,15 @@ def fit_attention(config: ModelConfig) -> None:
 
 
 def fit_heads(config: ModelConfig) -> None:
+    """Raise ValueError where the numbers of heads do not fit each other or the kind of routing."""
     heads, number = config.heads, config.num_heads
     if heads.routing in ("all", "top_k"):
         heads.refuse_control(f"heads.routing {heads.routing} has no threshold", "heads.")
     if heads.routing == "all":
         fields = ("shared_heads", "heads_per_token", "least_heads", "most_heads")
-        given = [name for name in fields if getattr(heads, name) != type(heads).model_fields[name].default]
-        if given:
-            raise ValueError(f"heads.{given[0]} is set but heads.routing is all: choose top_k, top_p or adaptive")
+        changed = [name for name in fields if getattr(heads, name) != type(heads).model_fields[name].default]
+        if changed:
+            raise ValueError(f"heads.{changed[0]} is set but heads.routing is all: choose top_k, top_p or adaptive")
         return
     wanted, least, most = config.heads_per_token, config.least_heads, config.most_heads
     if heads.routing == "adaptive":
@@ -206,6 +220,8 @@ def fit_heads(config: ModelConfig) -> None:
         )
 
 
-def _one_a_layer(name: str, given: Kind | Sequence[Kind], layers: int) -> None:
-    if not isinstance(given, (str, int)) and len(given) != layers:
-        raise ValueError(f"{name} lists {len(given)} layers, num_layers is {layers}: give one for each, or one for all")
+def _one_per_layer(name: str, values: str | int | Sequence[str] | Sequence[int], layers: int) -> None:
+    if not isinstance(values, (str, int)) and len(values) != layers:
+        raise ValueError(
+            f"{name} lists {len(values)} layers, num_layers is {layers}: give one for each, or one for all"
+        )

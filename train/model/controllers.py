@@ -1,4 +1,4 @@
-"""Holds an average by a threshold: by the quantiles of a routing score, or by a proportional-integral controller."""
+"""Controllers that hold an average by moving a threshold: by quantiles of the score, or by a PI controller."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import torch
 from torch import Tensor, nn
 
 GRID_POINTS = 33
+"""Entries of a quantile table, at even shares from 0 to 1."""
 
 
 class QuantileController(nn.Module):
-    """Tracks the quantiles of a score over training batches; an entry of its table is the threshold for a share.
+    """Track the quantiles of a score over training batches; an entry of the table is the threshold for a share.
 
-    The table is constant inside a forward pass, so a decision depends on nothing to its right and there is one rule in
-    training and at inference (a causal form of expert choice; see also Expert Threshold routing, arXiv 2603.11535).
-
-    Buffers (both part of the checkpoint):
-        table: (GRID_POINTS,) float32, the score at each share of `linspace(0, 1)`.
-        num_updates: () int64, how many batches have been seen.
+    The table is constant inside a forward pass. So a decision depends on no later token, and training and inference
+    follow the same rule: a causal form of expert choice (see also Expert Threshold routing, arXiv 2603.11535).
     """
 
     table: Tensor
+    """(GRID_POINTS,) float32, the score at each share of `linspace(0, 1)`. A buffer, part of the checkpoint."""
     num_updates: Tensor
+    """() int64, the number of batches seen. A buffer, part of the checkpoint."""
 
     def __init__(self, initial: Tensor, ema: float) -> None:
         super().__init__()
@@ -30,14 +29,14 @@ class QuantileController(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
     def threshold(self, share: float) -> Tensor:
-        """The score below which `share` (0..1) of the scores lie, () float32."""
+        """Return the score below which a share (0..1) of the scores are, () float32."""
         place = share * (GRID_POINTS - 1)
         low = min(int(place), GRID_POINTS - 2)
         return torch.lerp(self.table[low], self.table[low + 1], place - low)
 
     @torch.no_grad()
     def observe(self, scores: Tensor) -> None:
-        """Moves the table towards the quantiles of `scores` (any shape); the first batch sets it."""
+        """Move the table towards the quantiles of `scores` (any shape); the first batch sets it."""
         if scores.numel() == 0:
             return
         seen = quantiles(scores)
@@ -47,18 +46,18 @@ class QuantileController(nn.Module):
 
 
 class PIController(nn.Module):
-    """Moves a level until an average is what was asked for: level += kp (error - last error) + ki error.
+    """Move a level until an average reaches its target: level += kp (error - last error) + ki error.
 
-    The velocity form of a PI controller, whose integral is the level itself, so that it cannot wind up where the level
-    stops at 0 or 1. Source: DTop-p (arXiv 2512.13996), which controls the threshold of top-p routing so.
-
-    Buffers (all part of the checkpoint):
-        level: () float32. error: () float32, of the last batch. num_updates: () int64.
+    The velocity form of a PI controller. Its integral is the level itself, so it cannot wind up where the level stops
+    at 0 or 1. Source: DTop-p (arXiv 2512.13996), which controls the threshold of top-p routing in this way.
     """
 
     level: Tensor
+    """() float32, 0 to below 1. A buffer, part of the checkpoint."""
     error: Tensor
+    """() float32, the error of the last batch. A buffer, part of the checkpoint."""
     num_updates: Tensor
+    """() int64, the number of batches seen. A buffer, part of the checkpoint."""
 
     def __init__(self, level: float, gains: tuple[float, float]) -> None:
         super().__init__()
@@ -69,17 +68,17 @@ class PIController(nn.Module):
 
     @torch.no_grad()
     def observe(self, error: Tensor) -> None:
-        """error (): how far the level's average is from its target, positive where the level must rise."""
+        """Move the level by the error () of a batch: target minus average, positive where the level must rise."""
         last = torch.where(self.num_updates == 0, error, self.error)
         change = self.proportional * (error - last) + self.integral * error
-        # 1 itself would mean everything, whatever the scores
+        # 1 itself means everything, whatever the scores
         self.level.copy_((self.level + change).clamp(0, 1 - 2**-20))
         self.error.copy_(error)
         self.num_updates += 1
 
 
 def quantiles(scores: Tensor) -> Tensor:
-    """Scores of any shape -> (GRID_POINTS,), linear between order statistics as in `numpy.quantile`."""
+    """Return the quantiles of scores of any shape, (GRID_POINTS,), linear between order statistics as numpy's."""
     ordered = sort(scores.flatten())
     place = torch.linspace(0, 1, GRID_POINTS, device=scores.device, dtype=torch.float64) * (len(ordered) - 1)
     low = place.long().clamp_(max=max(len(ordered) - 2, 0))
@@ -88,8 +87,11 @@ def quantiles(scores: Tensor) -> Tensor:
 
 
 def sort(values: Tensor) -> Tensor:
-    """(n,) ascending. On a CPU by numpy, which sorts floats in vector registers: 14,000 in 0.03 ms where torch, which
-    carries the places along, takes 0.7."""
+    """Sort (n,) in ascending order.
+
+    On a CPU by numpy, which sorts floats in vector registers: 14,000 in 0.03 ms. torch, which also sorts the indices,
+    takes 0.7 ms.
+    """
     if values.device.type != "cpu":
         return values.sort().values
     return torch.from_numpy(np.sort(values.detach().numpy()))

@@ -9,25 +9,29 @@ from torch import Tensor
 
 
 def contextual_bias(q: Tensor, scores: Tensor, counts: Tensor, embedding: Tensor) -> Tensor:
-    """What position adds to the scores: a token's position is how many tokens since then open its gate.
+    """Return the contextual position bias of the scores.
 
         g_ij = sigmoid(s_ij);  p_ij = min(sum over k = j..i of g_ik, P - 1);  bias_ij = q_i . e[p_ij]
 
-    e[p] between two whole positions is interpolated: through q . e, so that P products serve every key.
+    The position of a key is the number of open gates from it to the query. Between two whole positions the bias is
+    interpolated through q . e, so that P products serve every key. Source: CoPE, Golovneva et al. 2024 (arXiv
+    2405.18719), eq. 3-5.
 
     Args:
-        q: (B, H, T, W). scores: (B, H, T, T), before any mask. embedding: (P, W).
-        counts: (B or 1, 1, T, T) float: 1 where key j counts for query i, 0 where it is not seen or not counted.
+        q: (B, H, T, W) float32.
+        scores: (B, H, T, T) float32, before any mask.
+        counts: (B or 1, 1, T, T) float32: 1 where key j counts for query i, 0 where it is not seen or not counted.
+        embedding: (P, W) float32.
+
     Returns:
-        (B, H, T, T), float32 like all that goes in.
-    Source: CoPE, Golovneva et al. 2024 (arXiv 2405.18719), eq. 3-5.
+        (B, H, T, T) float32.
     """
     bias: Tensor = _ContextualBias.apply(q @ embedding.t(), scores, counts)  # type: ignore[no-untyped-call]
     return bias
 
 
 def contextual_bias_plainly(q: Tensor, scores: Tensor, counts: Tensor, embedding: Tensor) -> Tensor:
-    """The same as it stands in the paper: the judge of `contextual_bias` and of its gradient."""
+    """Return the same bias as the paper writes it; `contextual_bias` and its gradient are tested against it."""
     gates = scores.sigmoid() * counts
     positions = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=embedding.shape[0] - 1)  # (B, H, T, T)
     logits = q @ embedding.t()  # (B, H, T, P)
@@ -37,8 +41,11 @@ def contextual_bias_plainly(q: Tensor, scores: Tensor, counts: Tensor, embedding
 
 
 class _ContextualBias(torch.autograd.Function):
-    """logits (B, H, T, P), scores, counts -> bias. The plain form keeps some forty arrays of T x T for its gradient and
-    walks each; this one keeps five, which makes a training step of a small model with CoPE a third shorter."""
+    """The bias from logits (B, H, T, P), scores and counts, with a gradient by hand.
+
+    The plain form keeps about 40 arrays of T x T for its gradient; this one keeps 5. That makes a training step of a
+    small model with CoPE a third shorter.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, scores: Tensor, counts: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class _ContextualBias(torch.autograd.Function):
         of_logits = gradient.new_zeros(*gradient.shape[:-1], ctx.positions)
         of_logits[..., 1:].scatter_add_(-1, below, upper)
         of_logits[..., :-1].scatter_add_(-1, below, gradient - upper)
-        # a position held at the last one moves no more, however many gates are open
+        # a position capped at the last one does not move, however many gates are open
         free = (below + share < ctx.positions - 1).to(gradient.dtype)
         of_gates = (gradient * slope).mul_(free).cumsum_(-1)
         of_counts = (of_gates * sigmoid).sum(1, keepdim=True) if ctx.needs_input_grad[2] else None

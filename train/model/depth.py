@@ -1,4 +1,4 @@
-"""Which layers a token runs. N tokens, D width, L layers."""
+"""The choice of the layers that a token runs. N tokens, D width."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from .thresholded_router import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class DepthRoutes(NamedTuple):
-    """What a depth router decided for N tokens, each (N,)."""
+    """The decisions of a depth router for N tokens, each (N,)."""
 
     logits: Tensor  # float32
     scores: Tensor  # float32
     passes: Tensor  # bool: the score reaches the token's threshold
-    gate: Tensor  # float32: what the layer's update is multiplied by where it runs
+    gate: Tensor  # float32: factor of the layer's update where it runs
     shift: Tensor | None  # (N,) float32: how far a token's threshold is from the level, in logits
     soft_count: Tensor | None  # (N,) float32: 1 where it passes, with a gradient, where a threshold is learned
 
 
 class DepthRouter(Thresholded):
-    """A layer runs for a token when sigmoid(w . rms(x) + b) >= depth_threshold.
+    """A router that lets a token run a layer.
 
-    Per token and causal: the threshold is a constant of the forward pass (or moved by the token itself), held by
-    a controller so that a share `layers_share` of the tokens runs the layer. Source: Mixture-of-Depths, Raposo et al.
-    2024 (arXiv 2404.02258). Departs from it: a threshold in place of top-k over the sequence, which looks to the right.
+        runs = sigmoid(w . rms(x) + b) >= depth_threshold
+
+    The decision is causal: the threshold is constant in a forward pass, or moved by the token itself. A controller
+    holds it so that a share `layers_share` of the tokens runs the layer. Source: Mixture-of-Depths, Raposo et al. 2024
+    (arXiv 2404.02258). Departs from it: a threshold in place of top-k over the sequence, which depends on later tokens.
     """
 
     def __init__(self, dim: int, config: DepthConfig, norm_eps: float, layer: int = 0, num_layers: int = 1) -> None:
@@ -43,10 +45,10 @@ class DepthRouter(Thresholded):
         self.per_token = TokenShift(dim, config.per_token_reach) if config.per_token else None
 
     def forward(self, x: Tensor, depth_threshold: Tensor) -> DepthRoutes:
-        """x (N, D), depth_threshold () -> DepthRoutes, in float32 whatever autocast says.
+        """Decide for x (N, D) at the level depth_threshold (), in float32 even under autocast.
 
         The gate is 2 r with r the score, so that the router learns from the tokens it lets through and a score of 1/2
-        is a plain residual block; a learned threshold takes its gradient from the same tokens.
+        is a plain residual block. A learned threshold takes its gradient from the same tokens.
         """
         with torch.autocast(x.device.type, enabled=False):
             normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.norm_eps)
@@ -61,18 +63,18 @@ class DepthRouter(Thresholded):
             return DepthRoutes(logits, scores, passes, gate, shift, soft_count)
 
     def observe_routes(self, routes: DepthRoutes, shown: Tensor) -> Tensor | None:
-        """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does."""
+        """Show the controllers the tokens of `shown` (N,) bool; return the error of `observe`."""
         scores = shifted(routes.scores, None if routes.shift is None else -routes.shift)
         return self.observe(scores[shown], routes.passes[shown])
 
 
 def layer_dropout_rate(config: DepthConfig, progress: float) -> float:
-    """The dropout rate of the last layer at `progress` 0..1 of the run: LayerSkip (arXiv 2404.16710), eq. 3."""
+    """Return the dropout rate of the last layer at `progress` 0..1 of the run: LayerSkip (arXiv 2404.16710), eq. 3."""
     if config.layer_dropout_curriculum == "constant":
         return config.layer_dropout
     return config.layer_dropout * (math.exp(progress * math.log(2)) - 1)
 
 
 def dropout_rates(rate: float, layers: int) -> list[float]:
-    """The rate of each layer where the last has `rate`, none of the first: LayerSkip (arXiv 2404.16710), eq. 2."""
+    """Return the rate of each layer, from 0 in the first to `rate` in the last: LayerSkip (arXiv 2404.16710), eq. 2."""
     return [rate * (math.exp(layer * math.log(2) / max(layers - 1, 1)) - 1) for layer in range(layers)]

@@ -1,4 +1,4 @@
-"""When a token may leave early: how sure the model is of its next token. V vocabulary, D width."""
+"""Early exits: how sure the model is of its next token after a layer. V vocabulary, D width."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .sections import ExitCriterion
 
 
 class ExitRouter(nn.Module):
-    """sigmoid(w . x + b): how likely the last layer would choose the same token. It needs no product with the head.
+    """sigmoid(w . x + b): the probability that the last layer would choose the same token.
 
-    Source: CALM, Schuster et al. 2022 (arXiv 2207.07061), section 3.5, the early-exit classifier.
+    It needs no product with the output head. Source: CALM, Schuster et al. 2022 (arXiv 2207.07061), section 3.5, the
+    early-exit classifier.
     """
 
     def __init__(self, dim: int) -> None:
@@ -22,19 +23,19 @@ class ExitRouter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def logits(self, x: Tensor) -> Tensor:
-        """x (..., D) normed -> (...) float32"""
+        """Return the logits of normed x (..., D), (...) float32."""
         with torch.autocast(x.device.type, enabled=False):
             return x.float() @ self.weight.float() + self.bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) normed -> scores (...) float32"""
+        """Return the scores of normed x (..., D), (...) float32."""
         return self.logits(x).sigmoid()
 
 
 def confidence(criterion: ExitCriterion, logits: Tensor) -> Tensor:
-    """How sure logits (..., V) are, (...) in 0..1 float32.
+    """Return the confidence of logits (..., V), (...) float32 in 0..1.
 
-    Source: CALM (arXiv 2207.07061), section 3.5; entropy as in BranchyNet (arXiv 1709.01686), turned so that 1 is
+    Source: CALM (arXiv 2207.07061), section 3.5; entropy as in BranchyNet (arXiv 1709.01686), reversed so that 1 is
     certain.
     """
     log_probs = logits.float().log_softmax(-1)
@@ -48,5 +49,5 @@ def confidence(criterion: ExitCriterion, logits: Tensor) -> Tensor:
 
 
 def agreement_targets(early: Tensor, last: Tensor) -> Tensor:
-    """What an exit router learns: 1 where early and last logits (..., V) choose the same token, (...) float32."""
+    """Return the targets of an exit router: 1 where early and last logits (..., V) choose one token, (...) float32."""
     return (early.argmax(-1) == last.argmax(-1)).to(torch.float32)

@@ -1,6 +1,6 @@
-"""The experts: SwiGLU FFNs that run only for the (token, expert) pairs that were chosen, forward and backward.
+"""The experts: SwiGLU FFNs that run only for the chosen (token, expert) pairs, forward and backward.
 
-N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pairs, padded per expert, r of one expert.
+N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pairs, padded per expert (r of one expert).
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from . import native
 from .linear import onednn_mm
 
 ROW_MULTIPLE = 64
-"""oneDNN compiles a kernel for every new row count it meets; padded counts meet few (bf16 aten::mm 108 -> 23 ms)."""
+"""Rows of an expert are padded to a multiple of this. oneDNN compiles a kernel for each new number of rows, and padding
+leaves few different numbers (bf16 aten::mm 108 -> 23 ms)."""
 
 
 class Plan(NamedTuple):
-    """Where each chosen pair stands: rows sorted by expert, each expert's rows rounded up to a multiple.
+    """The row of each chosen pair: rows sorted by expert, the rows of each expert padded to a multiple.
 
-    A row that belongs to no pair shows token 0: nobody reads what comes of it, and its gradient is 0.
+    A padding row computes token 0; its result is never read, and its gradient is 0.
     """
 
-    token: Tensor  # (R,) int64
-    row: Tensor  # (pairs,) int64, of the pairs in order of token, then expert
-    first: Tensor  # (N,) int64, where a token's pairs begin in `row`
-    ends: Tensor  # (E,) int64 on the CPU, where each expert's rows end
+    token: Tensor  # (R,) int64: the token of each row
+    row: Tensor  # (pairs,) int64: the row of each pair, in order of token, then expert
+    first: Tensor  # (N,) int64: where a token's pairs begin in `row`
+    ends: Tensor  # (E,) int64 on the CPU: where each expert's rows end
 
 
 def plan_rows(selected: Tensor, multiple: int) -> Plan:
-    """selected (N, E) bool -> Plan."""
+    """Assign rows to the pairs of `selected` (N, E) bool."""
     rank = selected.cumsum(0)  # (N, E), from 1
-    counts = selected.sum(0)  # not the last rank, which no token has where there is none
+    counts = selected.sum(0)  # not rank[-1], which fails where there is no token
     padded = (counts + multiple - 1) // multiple * multiple
     row = (rank + (padded.cumsum(0) - padded - 1))[selected]
     used = selected.sum(1)
@@ -49,21 +50,25 @@ def _multiple(x: Tensor, onednn: bool) -> int:
 
 
 def _spans(plan: Plan) -> Iterator[tuple[int, slice]]:
-    """(expert, its rows), in order."""
+    """Yield each expert with its rows, in order."""
     ends = plan.ends.tolist()
     for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         yield expert, slice(start, end)
 
 
 def _sum_by_token(rows: Tensor, plan: Plan, scale: Tensor | None = None) -> Tensor:
-    """rows (R, D), scale (pairs,) in order of token -> (N, D): for each token the sum of its pairs' rows."""
+    """Sum the rows of each token's pairs: rows (R, D), scale (pairs,) in order of token -> (N, D)."""
     return F.embedding_bag(plan.row, rows, plan.first, mode="sum", per_sample_weights=scale)
 
 
 @torch.library.custom_op("adaptive_lm::experts_forward", mutates_args=())
 def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool) -> list[Tensor]:
-    """-> y (N, D); what each row was on its way: gate|up (R, 2F), silu(gate) (R, F), times up (R, F), and the expert's
-    answer (R, D); and the plan. In C++ gate|up alone, whose width is rounded up."""
+    """Run the experts.
+
+    Returns:
+        y (N, D); what the backward pass needs of each row, gate|up (R, 2F), silu(gate) (R, F), silu(gate) * up (R, F)
+        and the expert's output (R, D); and the plan. In C++ only y and gate|up, whose width is rounded up.
+    """
     if native.fits(x, weights, gate_up):
         return list(native.forward(x, weights, selected, gate_up, down))
     gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
@@ -71,7 +76,7 @@ def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down
     rows = x.index_select(0, plan.token)  # (R, D)
     hidden, silu, inner, answer = (rows.new_empty(len(rows), size) for size in _widths(gate_up))
     mm = onednn_mm if onednn else torch.mm
-    # an expert after the other, so that what it makes is still in the cache when it is read
+    # one expert at a time, so that its results are still in the cache when they are read
     for expert, at in _spans(plan):
         if at.stop == at.start:
             continue
@@ -84,7 +89,7 @@ def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down
 
 
 def _widths(gate_up: Tensor) -> tuple[int, int, int, int]:
-    """gate_up (E, D, 2F) -> 2F, F, F, D"""
+    """Return 2F, F, F, D, from gate_up (E, D, 2F)."""
     _, dim, double = gate_up.shape
     return double, double // 2, double // 2, dim
 
@@ -95,10 +100,10 @@ def _(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tenso
     if native.fits(x, weights, gate_up):
         return [torch.empty_like(x), x.new_empty(context.new_dynamic_size(), native.hidden_width(gate_up))]
     rows, pairs = context.new_dynamic_size(), context.new_dynamic_size()
-    made = [x.new_empty(rows, size) for size in _widths(gate_up)]
+    activations = [x.new_empty(rows, size) for size in _widths(gate_up)]
     plan = [selected.new_empty(size, dtype=torch.int64) for size in (rows, pairs, len(x))]
     ends = torch.empty(len(gate_up), dtype=torch.int64, device="cpu")
-    return [torch.empty_like(x), *made, *plan, ends]
+    return [torch.empty_like(x), *activations, *plan, ends]
 
 
 @torch.library.custom_op("adaptive_lm::experts_backward", mutates_args=())
@@ -109,15 +114,15 @@ def _backward(
     selected: Tensor,
     gate_up: Tensor,
     down: Tensor,
-    made: list[Tensor],
+    saved: list[Tensor],
     onednn: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`made` is what `_forward` gives after y."""
+    """Return the gradients of x, weights, gate_up and down; `saved` is what `_forward` returns after y."""
     if native.fits(x, weights, gate_up):
-        return native.backward(gradient.to(x.dtype), x, weights, selected, gate_up, down, *made)
+        return native.backward(gradient.to(x.dtype), x, weights, selected, gate_up, down, *saved)
     exact, gate_up, down = gate_up.dtype, gate_up.to(x.dtype), down.to(x.dtype)
-    hidden, silu, inner, answer = made[:4]
-    plan = Plan(*made[4:])
+    hidden, silu, inner, answer = saved[:4]
+    plan = Plan(*saved[4:])
     rows = x.index_select(0, plan.token)
     gradient_rows = gradient.to(x.dtype).index_select(0, plan.token)  # (R, D), of the weighted answer
     of_weight = (gradient_rows * answer).sum(-1, dtype=weights.dtype)
@@ -159,9 +164,9 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch
 
 
 def _differentiate(ctx, gradients):  # type: ignore[no-untyped-def]  # torch.library's own signature
-    x, weights, selected, gate_up, down, *made = ctx.saved_tensors
-    found = _backward(gradients[0].contiguous(), x, weights, selected, gate_up, down, made, ctx.onednn)
-    of_x, of_weights, of_gate_up, of_down = found
+    x, weights, selected, gate_up, down, *saved = ctx.saved_tensors
+    gradient = gradients[0].contiguous()
+    of_x, of_weights, of_gate_up, of_down = _backward(gradient, x, weights, selected, gate_up, down, saved, ctx.onednn)
     return of_x, of_weights, None, of_gate_up, of_down, None
 
 
@@ -171,15 +176,21 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 def run_experts(
     x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool = False
 ) -> Tensor:
-    """y_n = sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e
+    """Run the chosen experts of each token, and add up their weighted outputs.
 
-    One opaque operator for torch.compile: the row counts depend on the data, and inside an operator they cost neither a
-    graph break nor a guard. A pair that was not chosen is never multiplied, forward or backward.
+        y_n = sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e
+
+    One opaque operator for torch.compile: the numbers of rows depend on the data, and inside an operator they cost
+    neither a graph break nor a guard. A pair that was not chosen is never multiplied, forward or backward.
 
     Args:
-        x: (N, D). weights: (N, E) float32. selected: (N, E) bool.
-        gate_up: (E, D, 2F), gate first. down: (E, F, D). They may be wider than x, in whose dtype products are made.
-        onednn: whether oneDNN multiplies, float32 on a CPU.
+        x: (N, D).
+        weights: (N, E) float32, the routing weights g.
+        selected: (N, E) bool.
+        gate_up: (E, D, 2F), gate first; may be of higher precision than x, whose dtype the products have.
+        down: (E, F, D), likewise.
+        onednn: Whether oneDNN multiplies; for float32 on a CPU.
+
     Returns:
         (N, D) in the dtype of x.
     """
@@ -190,7 +201,7 @@ def run_experts(
 
 
 def run_experts_plainly(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same by running every expert for every token: slow, and the judge of `run_experts`."""
+    """Return the same by running every expert for every token. It is slow; `run_experts` is tested against it."""
     gate, up = torch.einsum("nd,edf->enf", x, gate_up).chunk(2, -1)  # (E, N, F)
     every = torch.einsum("enf,efd->end", F.silu(gate) * up, down)  # (E, N, D)
     return torch.einsum("end,ne->nd", every, torch.where(selected, weights, 0.0).to(x.dtype))

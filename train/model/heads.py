@@ -1,4 +1,4 @@
-"""Which query heads a token uses: mixture of heads. N tokens, D width, H query heads, S of them shared, R = H - S."""
+"""The choice of query heads (mixture of heads). N tokens, D width, H query heads, S shared, R = H - S routed."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from .thresholded_router import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class HeadRoutes(NamedTuple):
-    """What a head router decided for N tokens."""
+    """The decisions of a head router for N tokens."""
 
     router_logits: Tensor  # (N, R) float32
     router_probs: Tensor  # (N, R) float32
-    mass_before: Tensor  # (N, R) float32, in order of rank: what is compared with head_top_p
+    mass_before: Tensor  # (N, R) float32, in order of rank: the score that is compared with head_top_p
     selected_heads: Tensor  # (N, H) bool, the shared ones first
-    weights: Tensor  # (N, H) float32 on the outputs of the heads, 0 where not selected
+    weights: Tensor  # (N, H) float32, factors of the heads' outputs, 0 where not selected
     shift: Tensor | None  # (N, 1) float32: how far a token's threshold is from the level, in logits
     soft_count: Tensor | None  # (N,) float32: the heads kept, with a gradient, where their number is learned
 
 
 class HeadRouter(Thresholded):
-    """Some heads are shared by all tokens, the others are chosen by each; the outputs of the heads are weighted.
+    """A router that chooses and weights the heads of a token; some heads may be shared by all tokens.
 
         P = softmax over the routed rows of (W x);  w_i = m P_i / sum of selected P     for a selected routed head
-        with S shared heads, a = 2 softmax(A x):  w_i a_1 for those, a_0 S softmax_i over the shared rows for these
+        with S shared heads, a = 2 softmax(A x):    w_i a_1                             for a selected routed head
+                                                    a_0 S softmax_i over the shared rows      for a shared head
 
-    `top_k` takes the m most probable, `top_p` heads in order of probability until they hold the mass `head_top_p`
-    (which can be moved for each token; the first is always taken). `adaptive` has no shared heads: a complexity c of
-    the token says how many run, between `least_heads` and `most_heads`: of the ranks r between them those with
+    `top_k` takes the m most probable heads. `top_p` takes heads in order of probability until they reach the mass
+    `head_top_p`, which may be moved for each token; the first is always taken. `adaptive` has no shared heads: a
+    complexity c of the token decides how many run, from `least_heads` to `most_heads`. Of the ranks r between them,
+    those run with
 
         sigmoid(logit(q_r) - c) < head_top_p,   q_r = (r - least + 1/2) / (most - least),   c = w . x + b
 
-    Source: Mixture-of-Head attention, Jin et al. 2024 (arXiv 2410.11842), eq. 4-6, in the scaling of its code.
-    Departs from it: m is the average asked for and not the number chosen, so that weights do not jump when one more
-    head joins; top-p and the adaptive number are ours, held at `heads_per_token` by a controller as the experts are.
+    Source: Mixture-of-Head attention, Jin et al. 2024 (arXiv 2410.11842), eq. 4-6, with the scaling of its code.
+    Departs from it: m is the target average and not the number chosen, so that weights do not jump when one more head
+    joins; top-p and the adaptive number are ours, held at `heads_per_token` by a controller as for experts.
     """
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
@@ -53,16 +55,15 @@ class HeadRouter(Thresholded):
         super().__init__(heads, levels(heads.head_top_p, config.num_layers)[layer], units, initial)
         self.routing, self.shared, self.routed = heads.routing, shared, routed
         self.scale = config.heads_per_token - shared  # m
-        # One shared head alone is weighed against nothing: softmax over one is 1, its row has no gradient and stays as
-        # it was drawn. It is kept all the same, D numbers a layer: so weights, their slots and the exported graph have
-        # one shape for every S, and no checkpoint with one shared head has to be converted, slots and all.
+        # The row of a single shared head has no effect: a softmax over one is 1, so the row has no gradient. Its D
+        # numbers are kept so that weights, optimizer slots and graph have one layout for every S.
         self.weight = nn.Parameter(torch.empty(config.num_heads, config.dim))  # (H, D), shared heads first
         self.balance = nn.Parameter(torch.empty(2, config.dim)) if shared else None
         predicts = adaptive or heads.per_token
         self.per_token = TokenShift(config.dim, None if adaptive else heads.per_token_reach) if predicts else None
-        logits = torch.full((routed,), float("inf"))  # of each rank: from `most` on it runs at no complexity,
+        logits = torch.full((routed,), float("inf"))  # ranks from `most` on never run,
         if adaptive:
-            logits[:least], logits[least:most] = float("-inf"), between.logit()  # below `least` at any
+            logits[:least], logits[least:most] = float("-inf"), between.logit()  # those below `least` always
         self.register_buffer("rank_logits", logits, persistent=False)
 
     rank_logits: Tensor
@@ -74,10 +75,11 @@ class HeadRouter(Thresholded):
 
     @property
     def is_budgeted(self) -> bool:
+        """Whether a loss holds the average; see `Thresholded`."""
         return self.control.controller in ("fixed", "learned") and self.learns
 
     def forward(self, x: Tensor, head_top_p: Tensor) -> HeadRoutes:
-        """x (N, D) normed, head_top_p () -> HeadRoutes. Always in float32, whatever autocast says."""
+        """Choose heads for normed x (N, D) at the level head_top_p (), in float32 even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             logits = x @ self.weight.float().t()  # (N, H)
@@ -119,8 +121,10 @@ class HeadRouter(Thresholded):
         return HeadRoutes(router_logits, router_probs, scores, selected, weights, shift, soft_count)
 
     def observe_routes(self, routes: HeadRoutes, shown: Tensor) -> Tensor | None:
-        """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does; ranks that are
-        never refused or never taken are left out."""
+        """Show the controllers the tokens of `shown` (N,) bool; return the error of `observe`.
+
+        Ranks that always or never run are left out.
+        """
         scores = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
         adaptive = self.routing == "adaptive"
         free = slice(int(self.least_units), int(self.most_units)) if adaptive else slice(1, self.routed)

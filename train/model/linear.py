@@ -1,7 +1,4 @@
-"""Linear layers, and whose products of matrices they are in float32: torch's or oneDNN's.
-
-M rows, K numbers of each that come in, N that go out.
-"""
+"""Linear layers whose float32 products are torch's or oneDNN's. M rows, K inputs, N outputs."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from torch import Tensor, nn
 
 
 def onednn_mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a (M, K) @ b (K, N) -> (M, N), all float32 on a CPU, multiplied and summed as such; as torch.mm, by oneDNN.
+    """Multiply a (M, K) @ b (K, N) -> (M, N) by oneDNN, like torch.mm; float32 on a CPU, also inside.
 
-    `torch.mm` asks oneDNN for half precision alone; inductor's operator for frozen linear layers asks it for float32.
+    `torch.mm` uses oneDNN for half precision only; inductor's operator for frozen linear layers uses it for float32.
     """
     if not a.numel() or not b.numel():
         return torch.mm(a, b, out=out)
     a, b = _densely(a), _densely(b)
-    # oneDNN rearranges its first factor where that does not lie by rows, so it is given the smaller one
+    # oneDNN copies its first factor unless it is stored by rows, so give it the smaller one
     swapped = a.stride(0) == 1 and a.shape[0] > b.shape[1]
     left, right = (b.t(), a) if swapped else (a, b.t())
     product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
@@ -29,13 +26,13 @@ def onednn_mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def _densely(matrix: Tensor) -> Tensor:
-    """By rows or by columns without gaps; of anything else oneDNN takes its slow plain product (1600 times as long)."""
+    """Return the matrix stored by rows or by columns without gaps; for others oneDNN takes 1600 times as long."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 @functools.cache
 def has_onednn() -> bool:
-    """Whether this torch was built with oneDNN, and what it multiplies comes out right."""
+    """Tell whether this torch was built with oneDNN, and a small product is correct."""
     a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
     try:
         return bool(torch.equal(onednn_mm(a, b), torch.mm(a, b)))
@@ -45,7 +42,7 @@ def has_onednn() -> bool:
 
 @torch.library.custom_op("adaptive_lm::linear", mutates_args=())
 def _forward(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., K), weight (N, K) -> (..., N)"""
+    """Multiply x (..., K) by weight (N, K) -> (..., N)."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     return onednn_mm(rows, weight.t()).view(*x.shape[:-1], len(weight))
 
@@ -57,7 +54,7 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("adaptive_lm::linear_backward", mutates_args=())
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """gradient (..., N) of the output -> those of x (..., K) and weight (N, K)"""
+    """Return the gradients of x (..., K) and weight (N, K), from that of the output (..., N)."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     of_rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
     of_x = onednn_mm(of_rows, weight).view(x.shape)
@@ -81,22 +78,23 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def linear(x: Tensor, weight: Tensor, onednn: bool) -> Tensor:
-    """x (..., K), weight (N, K) -> x weight^T (..., N), forward and backward by oneDNN or as torch does it.
+    """Multiply x (..., K) by weight (N, K)^T -> (..., N), forward and backward by oneDNN or by torch.
 
-    oneDNN's is one opaque operator for torch.compile, as torch's own is.
+    With oneDNN it is one opaque operator for torch.compile.
     """
     out: Tensor = _forward(x, weight) if onednn else F.linear(x, weight)
     return out
 
 
 class Linear(nn.Linear):
-    """nn.Linear without a bias. `onednn` is for float32 on a CPU alone; see `matmul.settle_matmul`."""
+    """nn.Linear without a bias."""
 
     onednn = False
+    """Whether oneDNN multiplies; only for float32 on a CPU, see `train/loop/matmul_backend.py`."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., K) -> (..., N)"""
+        """Multiply x (..., K) by the weight -> (..., N)."""
         return linear(x, self.weight, self.onednn)

@@ -33,54 +33,56 @@ def load_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
 
 
 def head_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
-    """The same over the routed heads: MoH (arXiv 2410.11842), eq. 8."""
+    """Return the load-balancing loss of the routed heads: MoH (arXiv 2410.11842), eq. 8."""
     assert layer.heads is not None
     routed = layer.heads.router_probs.shape[1]
     return _balance(layer.heads.selected_heads[:, -routed:], layer.heads.router_probs, counted & layer.runs)
 
 
 def head_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
-    """The z-loss of the routed heads: ST-MoE (arXiv 2202.08906), eq. 5."""
+    """Return the z-loss of the routed heads: ST-MoE (arXiv 2202.08906), eq. 5."""
     assert layer.heads is not None
     return _mean(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def _balance(selected: Tensor, probs: Tensor, counted: Tensor) -> Tensor:
-    """selected, probs (N, E) -> ()"""
+    """Return E sum_e f_e P_e of selected and probs, each (N, E)."""
     (taken,) = total((selected & counted[:, None]).sum(0))  # (E,)
     share = taken / taken.sum().clamp(min=1)
     return len(share) * (share * _mean(probs, counted)).sum()
 
 
 def router_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
-    """Mean of logsumexp(logits)^2, keeps the router's logits small. Source: ST-MoE (arXiv 2202.08906), eq. 5."""
+    """Mean of logsumexp(logits)^2, which keeps the router's logits small: ST-MoE (arXiv 2202.08906), eq. 5."""
     assert layer.routes is not None
     return _mean(layer.routes.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def router_entropy_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
-    """Mean entropy of the routing distribution in nats: pulls towards few experts. Huang et al. 2024, eq. 6."""
+    """Mean entropy of the routing distribution in nats, which pulls towards few experts: Huang et al. 2024, eq. 6."""
     assert layer.routes is not None
     probs = layer.routes.router_probs
     return _mean(-(probs * probs.clamp(min=1e-30).log()).sum(-1), counted & layer.runs)
 
 
 def depth_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
-    """Mean of the squared depth logit: keeps the score near 1/2, where the gate is a plain residual."""
+    """Mean of the squared depth logit, which keeps the score near 1/2, where the gate is a plain residual."""
     assert layer.depth is not None
     return _mean(layer.depth.logits.square(), counted)
 
 
 def window_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
-    """Mean score of a learned window. Adaptive Attention Span (arXiv 1905.07799), eq. 3, as a share of the most."""
+    """Mean score of a learned window: Adaptive Attention Span (arXiv 1905.07799), eq. 3, as a share of the largest."""
     assert layer.windows is not None
     assert layer.windows.scores is not None
     return _mean(layer.windows.scores, counted & layer.runs)
 
 
 def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Tensor | None:
-    """(units a token keeps on average - units asked for)^2, a mean over the routers whose threshold is learned and that
-    no controller holds; units are experts, heads or layers. None where there is no such router."""
+    """Mean over routers of (average units per token - wanted units)^2; units are experts, heads or layers.
+
+    Only routers whose threshold is learned and that no controller holds; None where there is no such router.
+    """
     losses = []
     for kind in ("experts", "heads", "depth"):
         for block, layer in zip(model.blocks(), out.routing, strict=True):
@@ -96,8 +98,9 @@ def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Ten
 
 
 def exit_weights_at(config: LossConfig, exit_layers: Sequence[int], step: int, progress: float) -> dict[int, float]:
-    """The weight of each exit's loss at a step and at `progress` 0..1 of the run; they sum to 1, and an exit whose time
-    has not come is left out.
+    """Return the weight of each exit's loss at a step and at `progress` 0..1 of the run.
+
+    The weights sum to 1; an exit that the curriculum does not train yet is left out.
 
     Source: LayerSkip (arXiv 2404.16710), section 4.1.2 and its two curricula. Departs from it: weights by depth count
     layers from 1, so that an exit after the first has one too.
@@ -115,10 +118,11 @@ def exit_weights_at(config: LossConfig, exit_layers: Sequence[int], step: int, p
 def exit_losses(
     model: Transformer, out: ModelOutput, targets: Tensor, counted: Tensor, weights: Mapping[int, float]
 ) -> dict[str, Tensor]:
-    """The weighted mean over the exits of the cross-entropy of head(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4;
-    and where routers decide about leaving, that of their prediction that the last layer would choose the same.
+    """Return the losses of the early exits by name, weighted means over the exits.
 
-    The routers learn beside the model, which feels nothing of it.
+    `exit_loss` is the cross-entropy of head(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`, where
+    routers decide about leaving, is that of their prediction that the last layer would choose the same token; its
+    gradient does not reach the model.
     """
     losses: dict[str, list[Tensor]] = {"exit_loss": [], "exit_router_loss": []}
     for layer, weight in weights.items():
@@ -142,11 +146,15 @@ def training_loss(
     config: LossConfig,
     exit_weights: Mapping[int, float] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to differentiate, (), and its parts by name, unweighted and detached.
+    """Return the loss to differentiate, (), and its parts by name, unweighted and detached.
 
     Args:
-        targets: (B, T) int64. loss_mask: (B, T) bool, tokens that count; the auxiliary losses ignore the others too.
-        exit_weights: as `exit_weights_at` gives them; None takes those of the end of the run.
+        model: The model that made `out`.
+        out: Its output for the batch.
+        targets: (B, T) int64.
+        loss_mask: (B, T) bool, the tokens that count, for the auxiliary losses too.
+        config: The weights of the losses.
+        exit_weights: From `exit_weights_at`; None takes those of the end of the run.
     """
     counted = loss_mask.flatten()
     parts = {"cross_entropy": cross_entropy(out.logits, targets, loss_mask)}

@@ -1,4 +1,4 @@
-"""The experts in C++ (`experts.cpp`): built when first needed, kept in the cache folder, used where it is faster.
+"""The experts in C++ (`experts.cpp`): compiled on first use, kept in the cache folder, used where they are faster.
 
 N tokens, D width, E experts, F hidden width of one expert, P = F rounded up to 16, R rows = chosen pairs.
 """
@@ -25,14 +25,19 @@ SOURCE = Path(__file__).with_name("experts.cpp")
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions", "-mfma")
 SETS = ("f", "bw", "vl", "dq", "bf16")
+"""Instruction sets of AVX-512 to compile for."""
 BUILD_SECONDS = 60
+"""Time after which the compiler is stopped."""
 LANES = 16
+"""float32 numbers in a vector register."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The experts as machine code, or None: they are written for AVX512-BF16 and need a compiler; where there is AMX,
-    torch's products use it, and these could not."""
+    """Load the compiled experts, compiling them if needed; None where they cannot be used.
+
+    They need AVX512-BF16 and a compiler. Where there is AMX they are not used: torch's products use it, these do not.
+    """
     fitting = platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_avx512_bf16_supported()
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if not fitting or torch.cpu._is_amx_tile_supported() or compiler is None:
@@ -48,16 +53,17 @@ def library() -> ctypes.CDLL | None:
 
 
 def _build(command: list[str], path: Path) -> None:
-    """In a file of its own, then put in its place: other processes may be at it too."""
+    """Compile to a temporary file and move it into place, since other processes may compile at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        subprocess.run([*command, str(SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=BUILD_SECONDS)
-        made.replace(path)
+        built = Path(folder) / path.name
+        full = [*command, str(SOURCE), "-o", str(built)]
+        subprocess.run(full, check=True, capture_output=True, timeout=BUILD_SECONDS)
+        built.replace(path)
 
 
 def fits(x: Tensor, weights: Tensor, gate_up: Tensor) -> bool:
-    """Whether `forward` and `backward` can be used: bf16 x (N, D) on a CPU, the rest float32, D a multiple of 16."""
+    """Tell whether this code serves the inputs: bf16 x (N, D) on a CPU, the rest float32, D a multiple of 16."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.bfloat16
@@ -67,35 +73,35 @@ def fits(x: Tensor, weights: Tensor, gate_up: Tensor) -> bool:
 
 
 def serves(width: int) -> bool:
-    """Whether experts of this width D can be run so in bf16 on this machine's CPU."""
+    """Tell whether this machine's CPU can run experts of width D in bf16 by this code."""
     return width % LANES == 0 and library() is not None
 
 
 def hidden_width(gate_up: Tensor) -> int:
-    """gate_up (E, D, 2F) -> 2P"""
+    """Return 2P, from gate_up (E, D, 2F)."""
     half = gate_up.shape[2] // 2
     return 2 * (-(-half // LANES) * LANES)
 
 
 def forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """-> y (N, D) and, for `backward`, gate|up of each row (R, 2P)"""
-    x, weights, selected, gate_up, down = given = _contiguous(x, weights, selected, gate_up, down)
+    """Run the experts: -> y (N, D) and, for `backward`, gate|up of each row (R, 2P)."""
+    x, weights, selected, gate_up, down = inputs = _contiguous(x, weights, selected, gate_up, down)
     hidden = x.new_empty(int(selected.count_nonzero()), hidden_width(gate_up))
     out = torch.empty_like(x)
-    _call("experts_forward", hidden, down, x, (*given, out, hidden))
+    _call("experts_forward", hidden, down, x, (*inputs, out, hidden))
     return out, hidden
 
 
 def backward(
     gradient: Tensor, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """gradient (N, D) bf16 -> those of x, weights, gate_up and down, in their dtypes"""
-    _, x, weights, selected, gate_up, down, hidden = given = _contiguous(
+    """Return the gradients of x, weights, gate_up and down in their dtypes, from the gradient (N, D) bf16 of y."""
+    _, x, weights, selected, gate_up, down, hidden = inputs = _contiguous(
         gradient, x, weights, selected, gate_up, down, hidden
     )
-    found = torch.empty_like(x), torch.zeros_like(weights), torch.empty_like(gate_up), torch.empty_like(down)
-    _call("experts_backward", hidden, down, x, (*given, *found))
-    return found
+    gradients = torch.empty_like(x), torch.zeros_like(weights), torch.empty_like(gate_up), torch.empty_like(down)
+    _call("experts_backward", hidden, down, x, (*inputs, *gradients))
+    return gradients
 
 
 def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -103,8 +109,8 @@ def _contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _call(name: str, hidden: Tensor, down: Tensor, x: Tensor, tensors: tuple[Tensor, ...]) -> None:
-    found = library()
-    assert found is not None
+    compiled = library()
+    assert compiled is not None
     sizes = (*x.shape, *down.shape[:2], len(hidden))  # N, D, E, F, R
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    found[name](*map(ctypes.c_long, sizes), ctypes.c_int(torch.get_num_threads()), *pointers)
+    compiled[name](*map(ctypes.c_long, sizes), ctypes.c_int(torch.get_num_threads()), *pointers)

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis. Source: Zhang and Sennrich 2019 (arXiv 1910.07467), eq. 4.
+    """RMS norm over the last axis.
 
-    Unlike `nn.RMSNorm` it takes its weight along to the dtype of x, which autocast leaves apart.
+        y = x / sqrt(mean(x^2) + eps) * weight
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467), eq. 4. Unlike `nn.RMSNorm` it casts its weight to the dtype of
+    x, which autocast does not do.
     """
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -21,7 +24,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) -> (..., D), the same dtype."""
+        """Normalise x (..., D) -> (..., D) of the same dtype."""
         if x.device.type != "cpu" or not torch.is_grad_enabled():
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         out: Tensor = OnCPU.apply(x, self.weight.to(x.dtype), self.eps)  # type: ignore[no-untyped-call]  # torch's own
@@ -29,18 +32,18 @@ class RMSNorm(nn.Module):
 
 
 class OnCPU(torch.autograd.Function):
-    """RMS norm by fewer passes: torch puts it together from some twenty operations there, forward and backward.
+    """RMS norm in fewer passes than torch's, which has about 20 operations on a CPU, forward and backward.
 
         n = x r,  r = rsqrt(mean(x^2) + eps);  y = n w
         dx = r (g w - n mean(g w n)),  dw = sum of g n
 
-    The backward pass of LayerNorm at mean 0 gives r (g w - n mean(g w n) - mean(g w)); what it takes off for the mean,
-    which is none of ours, is put back.
+    The backward pass of LayerNorm at mean 0 gives r (g w - n mean(g w n) - mean(g w)). Its last term belongs to the
+    mean, which RMS norm does not subtract, so it is added back.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x (..., D), weight (D,) -> (..., D)"""
+        """Normalise x (..., D) with weight (D,) -> (..., D)."""
         exact = torch.promote_types(x.dtype, torch.float32)
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square()
         r = (square / x.shape[-1] + eps).rsqrt()  # (..., 1)
@@ -50,8 +53,9 @@ class OnCPU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of x and weight, from that of y (..., D)."""
         x, weight, r = ctx.saved_tensors
-        wanted = [True, x.dtype != torch.bfloat16, False]  # its sum over the rows is kept in bf16 there
+        wanted = [True, x.dtype != torch.bfloat16, False]  # torch would sum the gradient of the weight in bf16
         of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
             gradient.contiguous(), x, weight.shape, torch.zeros_like(r), r, weight.to(r.dtype), None, wanted
         )

@@ -1,4 +1,4 @@
-"""Which activations of a block are kept when the rest are computed again in the backward pass."""
+"""Activation checkpointing of a block: which activations are kept, and which are computed again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DECISIONS = {
     aten.ge.Tensor,
     aten.eq.Tensor,
 }
-"""What routes are made of: ranks, and comparisons with a threshold. Small, and never taken twice."""
+"""Operators that decide routes: sorting, and comparison with a threshold. Their results are small."""
 LONG_WORK = {
     torch.ops.adaptive_lm.attention_forward.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
 }
-"""Attention, whose work grows with the length squared and what it gives does not."""
+"""Attention: its work grows with the square of the length, its result does not."""
 KEPT = DECISIONS | LONG_WORK
 
 
@@ -40,13 +40,13 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
 
 
 def run_recomputing(run: Callable[..., Any], *inputs: Any) -> Any:
-    """run(*inputs), of which only the decisions of the routers and what attention gives are kept.
+    """Call run(*inputs) and keep only routing decisions and the results of attention for the backward pass.
 
-    Routes are kept because a decision that came out otherwise the second time would give gradients of another model
-    than the one that ran. torch.compile traces this as part of a block, and its partitioner keeps the same things;
-    around a compiled block, from outside, it fails (decision 0022).
+    Routes are kept because a decision that changed in the second computation would give the gradients of another model
+    than the one that ran. torch.compile traces this as part of a block, and its partitioner keeps the same results;
+    wrapped around a compiled block it fails (decision 0022).
 
-    Source: Chen et al. 2016 (arXiv 1604.06174). Departs from it: what attention gives is kept, since its backward pass
-    makes the scores again itself (Dao et al. 2022, arXiv 2205.14135, section 3.1), and would then make them twice.
+    Source: Chen et al. 2016 (arXiv 1604.06174). Departs from it: results of attention are kept. Its backward pass
+    computes the scores again by itself (Dao et al. 2022, arXiv 2205.14135, section 3.1) and would do so twice.
     """
     return checkpoint(run, *inputs, use_reentrant=False, context_fn=_contexts)

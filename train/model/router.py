@@ -1,4 +1,4 @@
-"""Which experts a token uses. N tokens, D width, E experts."""
+"""The choice of experts. N tokens, D width, E experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .thresholded_router import Thresholded, TokenShift, keep_gradient, shifted
 
 
 class Routes(NamedTuple):
-    """What a router decided for N tokens."""
+    """The decisions of a router for N tokens."""
 
     router_logits: Tensor  # (N, E) float32
     router_probs: Tensor  # (N, E) float32
@@ -26,16 +26,15 @@ class Routes(NamedTuple):
 
 
 class Router(Thresholded):
-    """Top-p routing: a token takes experts in order of probability until they hold the mass `router_top_p`.
+    """Top-p routing: a token takes experts in order of probability until they reach the mass `router_top_p`.
 
         P = softmax(W x);  selected = {k : sum of P ranked before k < router_top_p};  g_k = P_k / sum of selected P
 
-    The first expert is always taken; the threshold can be moved for each token. Source: Huang et al. 2024 (arXiv
-    2403.07652), eq. 3-5. Departs from it: the weights are renormalised (measured better), and the threshold is not a
-    constant but held by a controller so that a layer uses `experts_per_token` on average; by default by quantiles: of
-    the E - 1 ranks that could be refused, a share (experts_per_token - 1) / (E - 1) has a mass before it under that
-    quantile.
-    `top_k` is the fixed baseline.
+    The first expert is always taken; the threshold may be moved for each token. `top_k` is the fixed baseline. Source:
+    Huang et al. 2024 (arXiv 2403.07652), eq. 3-5. Departs from it: the weights are renormalised (measured better), and
+    the threshold is not constant. A controller holds it so that a layer uses `experts_per_token` on average, by default
+    by quantiles: of the E - 1 ranks after the first, a share (experts_per_token - 1) / (E - 1) has a mass before it
+    below the threshold.
     """
 
     def __init__(self, dim: int, config: FFNConfig, layer: int = 0, num_layers: int = 1) -> None:
@@ -47,7 +46,7 @@ class Router(Thresholded):
         self.per_token = TokenShift(dim, config.per_token_reach) if config.per_token else None
 
     def forward(self, x: Tensor, router_top_p: Tensor) -> Routes:
-        """x (N, D), router_top_p () -> Routes. Always in float32, whatever autocast says."""
+        """Choose experts for x (N, D) at the level router_top_p (), in float32 even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             router_logits = x @ self.weight.float().t()  # (N, E)
@@ -64,16 +63,16 @@ class Router(Thresholded):
                 # 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
                 below = (mass_before < limit) | (router_top_p >= 1)  # (N, E): a token's first ones, or none
                 last = below.sum(-1, keepdim=True).clamp(min=1) - 1
-            # Those ranked no lower than the last one kept, in order of expert: what a scatter of the ranks would give,
-            # which compiled is slower than the sort. Where numbers are NaN it is all of them, so that nothing hides it.
+            # Select those ranked no lower than the last rank kept, in order of expert. A scatter of the ranks gives the
+            # same, but is slower than the sort when compiled. NaN selects all experts, so that it cannot go unnoticed.
             edge, at_edge = ranked.gather(-1, last), expert.gather(-1, last)  # (N, 1)
             selected = ~((router_probs < edge) | ((router_probs == edge) & (place > at_edge)))  # (N, E)
             weights, soft_count = torch.where(selected, router_probs, 0.0), None
             if self.level_logit is None and shift is None:
-                mass_before = mass_before.detach()  # or its gradient, which is nought, would be computed
+                mass_before = mass_before.detach()  # or its gradient, which is zero, would be computed
             else:
-                kept = place <= last  # (N, E)
-                gate = keep_gradient(kept, mass_before, limit)[:, 1:]  # (N, E - 1)
+                ranks = place <= last  # (N, E)
+                gate = keep_gradient(ranks, mass_before, limit)[:, 1:]  # (N, E - 1)
                 gate = torch.cat([torch.ones_like(gate[:, :1]), gate], -1)
                 soft_count = gate.sum(-1)
                 weights = weights * torch.zeros_like(gate).scatter(-1, expert, gate)
@@ -82,7 +81,9 @@ class Router(Thresholded):
         return Routes(router_logits, router_probs, mass_before, selected, weights, shift, soft_count)
 
     def observe_routes(self, routes: Routes, shown: Tensor) -> Tensor | None:
-        """Shows the controllers a batch, the tokens of `shown` (N,), and returns what `observe` does; the first rank is
-        never refused, so it is left out."""
+        """Show the controllers the tokens of `shown` (N,) bool; return the error of `observe`.
+
+        The first rank is always taken, so it is left out.
+        """
         scores = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
         return self.observe(scores[shown][:, 1:], routes.selected_experts[shown].sum(-1))

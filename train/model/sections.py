@@ -10,83 +10,82 @@ from ..system.section import Section
 from .threshold_config import Controlled, Level
 
 Routing = Literal["top_p", "top_k", "dense"]
-
-
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
-
-
 Positions = Literal["rope", "cope", "none"]
-
-
 WindowKind = Literal["fixed", "length", "entropy", "learned"]
-
-
 ExitCriterion = Literal["top_prob", "margin", "entropy", "router"]
-
-
 SkippedKV = Literal["none", "project"]
 
 
 class AttentionConfig(Section):
-    """What attention knows of order, and how far it looks back; each for all layers, or a list of one a layer."""
+    """How attention knows the order of tokens, and how far it looks back."""
 
     positions: Positions | tuple[Positions, ...] = "rope"
-    """`rope` turns queries and keys; `cope` counts the tokens that matter in their context; `none` leaves order to the
-    causal mask."""
+    """Position encoding: `rope` rotates queries and keys; `cope` counts the tokens that matter in their context; `none`
+    relies on the causal mask alone. One value for all layers, or a list with one per layer."""
     max_positions: int = Field(64, ge=2)
-    """Contextual positions of `cope`; a token further away has the last of them."""
+    """Number of contextual positions under `cope`, at least 2. Tokens further away share the last one."""
     window: int | tuple[int, ...] = 0
-    """Tokens that a layer looks back at, its own included, the most of them where the window adapts; 0 is no window."""
+    """Number of tokens that a layer looks back at, the current one included; the maximum where the window adapts. 0
+    means no window. One value for all layers, or a list with one per layer."""
     window_kind: WindowKind = "fixed"
-    """`length`: a share of the tokens so far; `entropy`: held at a multiple of the tokens that attention spreads over;
-    `learned`: by a score of each token."""
+    """How the window is chosen: `fixed`; `length`, a share of the tokens so far; `entropy`, a multiple of the number of
+    tokens that attention spreads over; `learned`, from a score of each token."""
     window_least: int = Field(16, ge=1)
-    """What a window that adapts never falls below."""
+    """Smallest window that an adaptive `window_kind` may choose, in tokens, at least 1."""
     window_share: float = Field(0.5, gt=0, le=1)
-    """Share of the tokens so far, under `length`."""
+    """Window as a share of the tokens so far under `length`, greater than 0, at most 1."""
     window_factor: float = Field(3.0, ge=1)
-    """Window over exp(entropy of attention), under `entropy`."""
+    """Window divided by exp(entropy of attention) under `entropy`, at least 1."""
     window_ramp: int = Field(16, ge=1)
-    """Tokens over which the edge of a `learned` window falls while training; at inference it is hard."""
+    """Width in tokens, at least 1, of the soft edge of a `learned` window during training. At inference the edge is
+    hard."""
 
 
 class HeadsConfig(Controlled):
     """Which query heads a token uses (mixture of heads)."""
 
     routing: HeadRouting = "all"
-    """`top_k` and `top_p` choose among the heads that are not shared; `adaptive` has none shared and lets a score of
-    the token say how many; `all` builds no router."""
+    """`all` builds no router. `top_k` and `top_p` choose among the heads that are not shared. `adaptive` shares none; a
+    score of the token decides how many run."""
     shared_heads: int = Field(0, ge=0)
-    """Heads that every token uses."""
+    """Number of heads that every token uses, fewer than `num_heads`."""
     heads_per_token: float | None = Field(None, ge=1)
-    """The average that the controller holds in each layer, shared heads included; k itself under `top_k`. null takes
-    three quarters."""
+    """Average number of heads per token that the controller holds in each layer, shared heads included; under `top_k`,
+    the exact number. null means three quarters of `num_heads`."""
     least_heads: int = Field(1, ge=1)
+    """Fewest heads of a token under `adaptive`, at least 1."""
     most_heads: int | None = Field(None, ge=1)
-    """The fewest and the most of an `adaptive` token; null takes all."""
+    """Most heads of a token under `adaptive`; null means all."""
     head_top_p: Level = 0.6
-    """The threshold itself where `controller` is `fixed`, its start where it is `learned` or `pi`."""
+    """Probability mass that the chosen heads must reach, greater than 0, at most 1: the threshold itself where
+    `controller` is `fixed`, its starting value where it is `learned` or `pi`. A number, a list with one per layer, or
+    `{first, last}` for a line over the layers."""
 
 
 class FFNConfig(Controlled):
     """The feed-forward part of every block."""
 
     routing: Routing = "top_p"
-    """`top_p`: as many experts as it takes to gather the mass; `top_k`: a fixed number; `dense`: one FFN, no router."""
+    """`top_p`: as many experts as it takes to reach a probability mass. `top_k`: a fixed number. `dense`: one FFN, no
+    router."""
     dim: int = Field(344, ge=1)
-    """Hidden width of the one FFN when `routing` is `dense`."""
+    """Hidden width of the single FFN under `dense`."""
     num_experts: int = Field(8, ge=2)
+    """Number of experts per layer, at least 2."""
     expert_dim: int = Field(216, ge=1)
     """Hidden width of one expert."""
     shared_expert_dim: int = Field(0, ge=0)
     """Hidden width of an expert that every token uses; 0 builds none."""
     experts_per_token: float = Field(1.6, ge=1)
-    """The average that the controller holds in each layer (`top_p`), or k itself (`top_k`)."""
+    """Average number of experts per token that the controller holds in each layer (`top_p`), or the exact number
+    (`top_k`); 1 to `num_experts`."""
     renormalize: bool = True
-    """Divide the routing weights of the chosen experts by their sum."""
+    """Whether the routing weights of the chosen experts are divided by their sum."""
     router_top_p: Level = 0.4
-    """The threshold itself where `controller` is `fixed` (Huang et al. 2024 use 0.4), its start where it is `learned`
-    or `pi`."""
+    """Probability mass that the chosen experts must reach, greater than 0, at most 1: the threshold itself where
+    `controller` is `fixed` (Huang et al. 2024 use 0.4), its starting value where it is `learned` or `pi`. A number, a
+    list with one per layer, or `{first, last}` for a line over the layers."""
 
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
@@ -106,25 +105,32 @@ class FFNConfig(Controlled):
 
 
 class DepthConfig(Controlled):
-    """Which layers a token runs: skipped by a router, or left out by an early exit."""
+    """Which layers a token runs: a router may skip a layer, an early exit leaves out all that follow."""
 
     layers_share: float = Field(1.0, gt=0, le=1)
-    """Share of the tokens that run each routed block (all but the first and the last); 1 builds no depth router."""
+    """Share of the tokens that run each routed block (all but the first and the last), greater than 0, at most 1. 1
+    builds no depth router."""
     depth_threshold: Level = 0.5
-    """The threshold itself where `controller` is `fixed`, its start where it is `learned` or `pi`."""
+    """Score from which a token runs a layer, 0 to 1: the threshold itself where `controller` is `fixed`, its starting
+    value where it is `learned` or `pi`. A number, a list with one per layer, or `{first, last}` for a line over the
+    layers."""
     skipped_kv: SkippedKV = "project"
-    """Keys and values of a skipped token: `none` leaves it out of that layer's cache, `project` writes them from its
-    frozen state."""
+    """Keys and values of a token that skips a layer: `none` leaves it out of that layer's cache; `project` computes
+    them from its unchanged hidden state."""
     ema: float = Field(0.6, ge=0, lt=1)
+    """Decay per step of the quantile table of the depth routers, 0 to below 1; see `ffn.ema`."""
     exit_layers: tuple[int, ...] = ()
-    """Layers after which a token may leave, each before the last."""
+    """Layers, counted from 0, after which a token may leave; each before the last layer, in rising order."""
     exit_criterion: ExitCriterion = "top_prob"
-    """What must pass the exit threshold: the highest probability, its lead over the second, 1 - entropy / log V, or
-    the score of a router that learns whether the last layer would choose the same."""
+    """The confidence that is compared with the exit threshold, 0 to 1: `top_prob`, the highest probability; `margin`,
+    its lead over the second; `entropy`, 1 - entropy / log(vocabulary size); `router`, the score of a router that learns
+    whether the last layer would choose the same token."""
     layer_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the sequences that leave out the last layer while training; earlier layers less (LayerSkip)."""
+    """Share of the training sequences that leave out the last layer, 0 to below 1; earlier layers are left out less
+    often (LayerSkip)."""
     layer_dropout_curriculum: Literal["constant", "exponential"] = "constant"
-    """`exponential`: from nothing at the start of the run to `layer_dropout` at its end."""
+    """`constant`: `layer_dropout` during the whole run. `exponential`: from 0 at the start to `layer_dropout` at the
+    end."""
 
     @model_validator(mode="after")
     def _has_what_it_sets(self) -> Self:

@@ -1,6 +1,6 @@
 """The threshold of a routing decision: the level of its layer, moved for each token where a shift is predicted.
 
-N tokens, D width.
+N tokens, D width, n of the tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from .controllers import PIController, QuantileController
 from .threshold_config import Controlled
 
 SOFTNESS = 0.1
-"""Width of the sigmoid by which a hard decision has a gradient (straight-through), in units of the score."""
+"""Width, in units of the score, of the sigmoid that gives a hard decision its gradient (straight-through)."""
 EDGE = 1e-6
-"""Nearest that a level comes to 0 or 1 when it is moved; the ends themselves mean everything, or only the least."""
+"""Least distance of a level from 0 and 1 when it is moved; 0 and 1 themselves mean everything, or only the least."""
 
 
 class TokenShift(nn.Module):
-    """c = reach tanh(w . x + b), or w . x + b where nothing bounds it: how far a token's threshold lies from the level
-    of its layer, in logits."""
+    """The distance in logits of a token's threshold from the level of its layer.
+
+    c = reach tanh(w . x + b), or c = w . x + b without a reach
+    """
 
     def __init__(self, dim: int, reach: float | None) -> None:
         super().__init__()
@@ -32,24 +34,24 @@ class TokenShift(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, D) float32 -> (N, 1) float32"""
+        """Predict the shift of x (N, D) float32 -> (N, 1) float32."""
         raw = F.linear(x, self.weight.float()[None], self.bias.float()[None])
         return raw if self.reach is None else self.reach * raw.tanh()
 
 
 def shifted(level: Tensor, shift: Tensor | None) -> Tensor:
-    """sigmoid(logit(level) + c), the threshold of each token, in 0..1 like the level: level (), shift (N, 1)."""
+    """Return the threshold of each token, sigmoid(logit(level) + c), 0..1: level (), shift c (N, 1) or None."""
     if shift is None:
         return level
     return (level.clamp(EDGE, 1 - EDGE).logit() + shift).sigmoid()
 
 
 class Thresholded(nn.Module):
-    """A router that compares scores with a threshold; `experts`, `heads` and `depth` are its kinds.
+    """A router that compares scores with a threshold, for experts, heads or depth.
 
-    What is *kept* is a number of units a token, `least_units` to `most_units`: experts, heads, or 0 to 1 layer. The
-    share kept is of those between the two. The level at which everything is kept is 1 where scores below the level are
-    kept (experts, heads), and 0 where those above it are (depth).
+    A token keeps a number of units, from `least_units` to `most_units`: experts, heads, or 0 to 1 layer. Shares are of
+    the units between the two. The level that keeps everything is 1 where scores below the level are kept (experts,
+    heads), and 0 where those above it are (depth).
     """
 
     def __init__(
@@ -61,12 +63,20 @@ class Thresholded(nn.Module):
         *,
         keeps_below: bool = True,
     ) -> None:
-        """`level` of the layer as the config sets it; `units` (least, wanted, most); `initial` scores of the table."""
+        """Create the controllers.
+
+        Args:
+            control: How the level is controlled.
+            level: The level of this layer in the config.
+            units: Units per token: least, wanted average, most.
+            initial: Scores from which the quantile table starts.
+            keeps_below: Whether scores below the level are kept, or those from it on.
+        """
         super().__init__()
         self.control, self.set_level, self.keeps_below = control, level, keeps_below
         self.least_units, self.wanted_units, self.most_units = units
         self.sparsity = 1.0
-        """0 keeps everything, 1 what was asked for; see `Transformer.set_sparsity`."""
+        """0 keeps everything, 1 the wanted average; see `Transformer.set_sparsity`."""
         self.controller = QuantileController(initial, control.ema)
         learned = control.controller == "learned"
         self.level_logit = nn.Parameter(torch.tensor(_logit(level))) if learned else None
@@ -75,18 +85,18 @@ class Thresholded(nn.Module):
 
     @property
     def target_units(self) -> float:
-        """Units a token that the controller holds on average, under the sparsity in force."""
+        """Average units per token that the controller holds, at the current sparsity."""
         wanted = self.most_units + self.sparsity * (self.wanted_units - self.most_units)
         return min(max(wanted, self.least_units), self.most_units)
 
     @property
     def is_budgeted(self) -> bool:
-        """Whether a loss holds the average: where something of the threshold is learned and no controller does."""
+        """Whether a loss holds the average: part of the threshold is learned, and no controller holds it."""
         uncontrolled = self.control.controller in ("fixed", "learned")
         return uncontrolled and (self.level_logit is not None or self.control.per_token)
 
     def level(self, shared: PIController | None = None) -> Tensor:
-        """The level in force, () float32; `shared` is the controller of all layers, where there is one."""
+        """Return the current level, () float32; `shared` is the controller of all layers, where there is one."""
         table, kind = self.controller.table, self.control.controller
         everything = table.new_tensor(1.0 if self.keeps_below else 0.0)
         if kind in ("fixed", "learned"):
@@ -95,7 +105,7 @@ class Thresholded(nn.Module):
             return torch.lerp(everything, own, min(self.sparsity, 1.0))
         span = self.most_units - self.least_units
         share = (self.target_units - self.least_units) / span if span else 1.0
-        if share >= 1:  # the largest score seen would refuse itself and all above it
+        if share >= 1:  # the largest score seen would exclude itself and all above it
             return everything
         if kind == "quantile":
             return self.controller.threshold(share if self.keeps_below else 1 - share)
@@ -104,10 +114,14 @@ class Thresholded(nn.Module):
         return pi.level.clone()
 
     def observe(self, scores: Tensor, units: Tensor) -> Tensor | None:
-        """Shows the controllers a batch: scores (any shape) as the level sees them, and the units each token used (n,).
+        """Show the controllers a batch.
+
+        Args:
+            scores: The scores that the level is compared with, of any shape.
+            units: (n,), the units that each token used.
 
         Returns:
-            How much more must be kept, in units a token, as a change of the level, (); None where there was no token.
+            The error in units per token, with the sign of the change of level that it needs, (); None without tokens.
         """
         scores, units = gathered(scores), gathered(units.float())
         self.controller.observe(scores.clamp(max=1 - 2**-20))  # 1 itself means everything
@@ -121,9 +135,9 @@ class Thresholded(nn.Module):
 
 
 def keep_gradient(hard: Tensor, score: Tensor, limit: Tensor) -> Tensor:
-    """1 where `hard`, else 0, with the gradient of sigmoid((limit - score) / SOFTNESS): straight-through.
+    """Return 1 where `hard`, else 0, with the gradient of sigmoid((limit - score) / SOFTNESS).
 
-    Source: Bengio et al. 2013 (arXiv 1308.3432).
+    Source: the straight-through estimator, Bengio et al. 2013 (arXiv 1308.3432).
     """
     soft = ((limit - score) / SOFTNESS).sigmoid()
     return hard.float() + soft - soft.detach()

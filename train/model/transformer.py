@@ -20,26 +20,33 @@ from .norm import RMSNorm
 from .thresholded_router import Thresholded
 
 
-class Thresholds(NamedTuple):
-    """One value a layer, each (L,) float32."""
+class ThresholdTensors(NamedTuple):
+    """The thresholds of a model, one value per layer, each (L,) float32."""
 
     router_top_p: Tensor
     depth_threshold: Tensor
-    exit_threshold: Tensor  # 1: nobody leaves
+    exit_threshold: Tensor  # 1: no token leaves
     head_top_p: Tensor
 
 
 class ModelOutput(NamedTuple):
+    """The output of a forward pass, and all its decisions."""
+
     logits: Tensor  # (B, T, V)
     routing: list[LayerRouting]  # L of them
     exit_hidden: dict[int, Tensor]  # exit layer -> normed state after it (B, T, D)
-    exit_confidence: dict[int, Tensor]  # exit layer -> how sure it is (B, T) float32; empty where nobody can leave
+    exit_confidence: dict[int, Tensor]  # exit layer -> confidence (B, T) float32; empty where no token can leave
     exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
-    residual_rms: tuple[Tensor, ...] = ()  # L times (): of x after each block, over all its numbers; where asked for
+    residual_rms: tuple[Tensor, ...] = ()  # L of (): root mean square of x after each block, if asked for
 
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
-        """Means over the tokens that count (B, T) or all, () float32: experts per token and layer run, layers run; and
-        where they are chosen, heads and window per token and layer run."""
+        """Return the average use per token, each () float32.
+
+        Experts, heads and window are per layer that the token runs; heads and window only where they are chosen.
+
+        Args:
+            counted: (B, T) bool, the tokens to average over; None for all.
+        """
         runs = torch.stack([layer.runs for layer in self.routing])  # (L, N)
         shown = torch.ones_like(runs[0]) if counted is None else counted.flatten()
         layers, tokens = total((runs & shown).sum(), shown.sum())
@@ -48,19 +55,19 @@ class ModelOutput(NamedTuple):
             return total((torch.stack(used) * shown).sum())[0] / among
 
         experts = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
-        found = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / tokens}
+        averages = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / tokens}
         heads = [layer.heads.selected_heads.sum(-1) for layer in self.routing if layer.heads]
         if heads:
-            found["heads_per_token"] = mean(heads, layers)
+            averages["heads_per_token"] = mean(heads, layers)
         windowed = [layer for layer in self.routing if layer.windows]
         if windowed:
             sizes = [layer.windows.sizes for layer in windowed if layer.windows]
-            found["window"] = mean(sizes, total((torch.stack([layer.runs for layer in windowed]) & shown).sum())[0])
-        return found
+            averages["window"] = mean(sizes, total((torch.stack([layer.runs for layer in windowed]) & shown).sum())[0])
+        return averages
 
 
 class Transformer(nn.Module):
-    """A decoder whose tokens choose experts and layers. Weights are drawn from torch's global generator."""
+    """A decoder whose tokens choose heads, experts and layers. Weights are drawn from torch's global generator."""
 
     cos: Tensor
     sin: Tensor
@@ -92,15 +99,20 @@ class Transformer(nn.Module):
     def forward(
         self,
         ids: Tensor,
-        thresholds: Thresholds | None = None,
+        thresholds: ThresholdTensors | None = None,
         checkpoint_activations: bool = False,
         measures: bool = False,
     ) -> ModelOutput:
-        """ids (B, T) int64 -> ModelOutput. Without `thresholds`, those of the controllers, and nobody leaves early;
-        `measures` asks for `residual_rms`.
+        """Run the model.
+
+        Args:
+            ids: (B, T) int64.
+            thresholds: None takes those of the controllers, and no token leaves early.
+            checkpoint_activations: Whether the backward pass computes most activations again; only in training.
+            measures: Whether to fill in `residual_rms`.
 
         Raises:
-            ValueError: the sequence is longer than the context.
+            ValueError: The sequence is longer than the context.
         """
         time = ids.shape[1]
         if time > self.config.context_length:
@@ -131,8 +143,8 @@ class Transformer(nn.Module):
         logits = self.head(self.norm(x))
         return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, tuple(residual_rms))
 
-    def default_thresholds(self) -> Thresholds:
-        """What the controllers hold now, and no early exit: the thresholds of training and of an exported model."""
+    def default_thresholds(self) -> ThresholdTensors:
+        """Return the current levels of the controllers and no early exit, as in training and in an exported model."""
         ones = torch.ones(self.config.num_layers, device=self.cos.device)
 
         def levels(kind: str, otherwise: Tensor) -> Tensor:
@@ -141,24 +153,30 @@ class Transformer(nn.Module):
             routers = [router_of(block, kind) for block in self.blocks()]
             return torch.stack([otherwise if router is None else router.level(shared) for router in routers])
 
-        return Thresholds(levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0]))
+        return ThresholdTensors(
+            levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0])
+        )
 
     def set_sparsity(self, sparsity: float) -> None:
-        """How far the default thresholds go from everything (0) to the averages that the config asks for (1), or beyond
-        them. What a schedule from dense to sparse turns; no part of a checkpoint."""
+        """Set how sparse the default thresholds are: 0 runs everything, 1 the averages of the config, above 1 less.
+
+        A schedule from dense to sparse calls it; it is not part of a checkpoint.
+        """
         for kind in ("experts", "heads", "depth"):
             for router in self.routers(kind):
                 router.sparsity = sparsity
 
     def set_layer_dropout(self, rate: float) -> None:
-        """The share of the sequences that leave out the last layer while training; those before it less."""
+        """Set the share of the training sequences that leave out the last layer; earlier layers have lower rates."""
         self.layer_dropout = rate
 
     @torch.no_grad()
     def observe(self, out: ModelOutput, counted: Tensor | None = None) -> None:
-        """Shows the controllers what a batch scored; call once after each training batch, never in evaluation.
+        """Show a batch to the controllers; call it once after each training batch, never in evaluation.
 
-        `counted` (B, T) bool leaves out the others, padding above all; None counts every token.
+        Args:
+            out: The output of the batch.
+            counted: (B, T) bool, the tokens to show, without padding; None for all.
         """
         shown = torch.ones_like(out.routing[0].runs) if counted is None else counted.flatten()
         errors: dict[str, list[Tensor | None]] = {"experts": [], "heads": [], "depth": []}
@@ -173,27 +191,27 @@ class Transformer(nn.Module):
             if layer.windows is not None and layer.windows.spread is not None and attention.window_controller:
                 attention.window_controller.observe(gathered(layer.windows.spread[here]))
         for kind, controller in self.pi.items():
-            found = [error for error in errors[kind] if error is not None]
-            if found and isinstance(controller, PIController):
-                controller.observe(torch.stack(found).mean())
+            seen = [error for error in errors[kind] if error is not None]
+            if seen and isinstance(controller, PIController):
+                controller.observe(torch.stack(seen).mean())
 
     def _dropped(self, batch: int) -> Tensor | None:
-        """Which sequences leave out which layers, (L, B) bool, drawn anew; None where none does."""
+        """Draw which sequences leave out which layers, (L, B) bool; None without layer dropout."""
         if not (self.training and self.layer_dropout):
             return None
         rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self.cos.device)
         return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
 
     def _confidence(self, layer: int, hidden: Tensor) -> Tensor:
-        """hidden (B, T, D), normed -> how sure the model is after this layer, (B, T) float32"""
+        """Return the confidence after a layer, (B, T) float32, from its normed state (B, T, D)."""
         criterion = self.config.depth.exit_criterion
         if criterion == "router":
-            found: Tensor = self.exit_routers[str(layer)](hidden)
-            return found
+            scores: Tensor = self.exit_routers[str(layer)](hidden)
+            return scores
         return confidence(criterion, self.head(hidden))
 
     def use_onednn(self, *, linear: bool, experts: bool) -> None:
-        """Whether oneDNN multiplies the matrices of linear layers, and of experts; for float32 on a CPU."""
+        """Choose whether oneDNN multiplies the matrices of linear layers and of experts; for float32 on a CPU."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.onednn = linear
@@ -201,37 +219,41 @@ class Transformer(nn.Module):
                 module.onednn = experts
 
     def compile_blocks(self) -> None:
-        """Compiles each block without a graph break; blocks of one shape share their code."""
+        """Compile each block without a graph break; blocks of one shape share their code."""
         for block in self.layers:
             block.compile(fullgraph=True, dynamic=False)
 
     def blocks(self) -> list[Block]:
+        """Return the layers, typed."""
         return [block for block in self.layers if isinstance(block, Block)]
 
     def routers(self, kind: str) -> list[Thresholded]:
-        """The routers of `kind` (experts, heads, depth), of the layers that have one."""
-        found = [router_of(block, kind) for block in self.blocks()]
-        return [router for router in found if router is not None]
+        """Return the routers of a kind (experts, heads, depth), from the layers that have one."""
+        routers = [router_of(block, kind) for block in self.blocks()]
+        return [router for router in routers if router is not None]
 
 
 def router_of(block: Block, kind: str) -> Thresholded | None:
-    """The router of `kind` in a block."""
+    """Return the router of a kind (experts, heads, depth) in a block; None where it has none."""
     if kind == "experts":
         return block.moe.router if block.moe is not None else None
     return block.attention.head_router if kind == "heads" else block.depth_router
 
 
 ROUTER_STD = 0.02
+"""Standard deviation of the weights of routers and contextual positions at the start."""
 
 
 def initialize(model: Transformer) -> None:
-    """Draws every weight of `model` in place.
+    """Draw every weight of `model` in place.
 
-    Matrices that read the residual stream: normal, std 1 / sqrt(inputs), so that a normed input gives outputs of unit
-    size. Those that write to it: the same divided by sqrt(2 L) and again by 8, nearly silent at the start yet with a
-    gradient for every expert and head from the first step. Embedding and head: std 0.02 where they are tied, else the
-    embedding has std 1 and the head is nearly silent. Routers: std 0.02, an even start; contextual positions the same.
-    Norms 1, biases 0; learned levels start where the config puts them.
+    - Matrices that read the residual stream: normal, std 1 / sqrt(inputs), so that a normed input gives outputs of unit
+      size.
+    - Matrices that write to it: the same, divided by sqrt(2 L) and again by 8: nearly 0 at the start, yet with a
+      gradient for every expert and head from the first step.
+    - Embedding and output head: std 0.02 where they are tied; else std 1 for the embedding, and a head close to 0.
+    - Routers and contextual positions: std 0.02, so that routing starts even.
+    - Norms 1, biases 0; learned levels start at the values of the config.
     """
     silent = 1 / (8 * (2 * model.config.num_layers) ** 0.5)
     for name, parameter in model.named_parameters():
@@ -249,8 +271,7 @@ def initialize(model: Transformer) -> None:
             nn.init.normal_(parameter, std=ROUTER_STD)
         else:
             assert parameter.ndim in (2, 3), name
-            std = (
-                parameter.shape[1] ** -0.5
-            )  # inputs stand second, in (outputs, inputs) as in a stack (E, inputs, outputs)
+            # the inputs are axis 1, of (outputs, inputs) and of a stack (E, inputs, outputs)
+            std = parameter.shape[1] ** -0.5
             writes = name.endswith(("down", "down.weight", "o.weight"))
             nn.init.normal_(parameter, std=std * silent if writes else std)

@@ -1,6 +1,7 @@
-"""How far a layer looks back. B batch, T time, D width. A window of w tokens is the token itself and w - 1 before it.
+"""Windows: how far a layer looks back. B batch, T time, D width, n tokens.
 
-Places are counted in the tokens that the layer holds: where skipped tokens leave no keys, they are not counted.
+A window of w tokens is the token itself and the w - 1 before it. Places count the tokens that the layer holds: skipped
+tokens that leave no keys are not counted.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from .config import ModelConfig
 from .sections import AttentionConfig
 
 LEVELS = 15
-"""Sizes of a learned window: few, so that few tokens stand near an edge; odd, so that a score of 1/2, from which a
-router starts, stands on none. The ends of the score are no edges, so one that saturates is decided too."""
+"""Number of sizes of a learned window: few, so that few tokens are near an edge between two; odd, so that the score
+1/2, from which a router starts, is not on an edge. Scores of 0 and 1 are not edges either."""
 
 
 def window_by_length(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
-    """The window of a token that is the n-th its layer holds, (context_length,) for n = 1, 2, ...
+    """Return the window of the n-th token that a layer holds, (context_length,) for n = 1, 2, ...
 
-    min(max(ceil(share n), least), most)
+    window = min(max(ceil(share n), least), most)
     """
     so_far = np.arange(1, config.context_length + 1)
     share = np.ceil(config.attention.window_share * so_far).astype(np.int64)
@@ -30,23 +31,23 @@ def window_by_length(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
 
 
 def window_levels(config: ModelConfig, layer: int) -> npt.NDArray[np.int64]:
-    """The learned window of each level, (LEVELS,): from the least to the most in even steps, rounded down."""
+    """Return the learned window of each level, (LEVELS,): from least to most in even steps, rounded down."""
     least, most = config.attention.window_least, config.window_of(layer)
     return least + np.arange(LEVELS) * (most - least) // (LEVELS - 1)
 
 
 def level_of(scores: Tensor) -> Tensor:
-    """min(floor(15 score), 14): scores (...) in 0..1 -> (...) int64"""
+    """Return the level min(floor(15 score), 14) of scores (...) in 0..1, (...) int64."""
     return (LEVELS * scores).long().clamp(max=LEVELS - 1)
 
 
 class WindowRouter(nn.Module):
-    """A score of the token, sigmoid(w . x + b), says how far it looks back between the least and the most.
+    """A score of the token, sigmoid(w . x + b), that sets its window between the least and the most.
 
-    While training the edge is a ramp around z = least + (most - least) score, through which the score has a gradient:
-    a key at distance d counts min(max((z - d) / ramp + 1/2, 0), 1). At inference it is hard, at the level
-    floor(15 score). Source: Adaptive Attention Span, Sukhbaatar et al. 2019 (arXiv 1905.07799), eq. 2-4 and the dynamic
-    span of section 2.2. Departs from it: the ramp is centred on z, so that the hard edge cuts it in the middle.
+    In training the edge is a ramp around z = least + (most - least) score, which gives the score its gradient: a key at
+    distance d counts min(max((z - d) / ramp + 1/2, 0), 1). At inference the edge is hard, at the level floor(15 score).
+    Source: Adaptive Attention Span, Sukhbaatar et al. 2019 (arXiv 1905.07799), eq. 2-4 and the dynamic span of section
+    2.2. Departs from it: the ramp is centred on z, so that the hard edge is in its middle.
     """
 
     def __init__(self, dim: int) -> None:
@@ -55,24 +56,24 @@ class WindowRouter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) normed -> scores (B, T) float32"""
+        """Return the scores of normed x (B, T, D), (B, T) float32."""
         with torch.autocast(x.device.type, enabled=False):
             scores: Tensor = (x.float() @ self.weight.float() + self.bias.float()).sigmoid()
             return scores
 
 
 class WindowController(nn.Module):
-    """Holds the window of a layer at a multiple of the tokens that its attention spreads over, exp(entropy).
+    """Hold the window of a layer at a multiple of exp(entropy), the number of tokens that its attention spreads over.
 
-    One number a layer, constant in a forward pass: what attention did in the batches before, so it is causal.
-
-    Buffers (all part of the checkpoint):
-        spread: () float32, moving average of exp(entropy). window: () int64. num_updates: () int64.
+    It is one number per layer, constant in a forward pass. It follows from earlier batches, so it is causal.
     """
 
     spread: Tensor
+    """() float32, moving average of exp(entropy). A buffer, part of the checkpoint."""
     window: Tensor
+    """() int64, the window in tokens. A buffer, part of the checkpoint."""
     num_updates: Tensor
+    """() int64, the number of batches seen. A buffer, part of the checkpoint."""
 
     def __init__(self, config: AttentionConfig, most: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class WindowController(nn.Module):
 
     @torch.no_grad()
     def observe(self, spread: Tensor) -> None:
-        """spread (n,): exp(entropy) of each token's attention, a mean over its heads."""
+        """Move the window by a batch: spread (n,) is exp(entropy) of each token's attention, a mean over its heads."""
         if not len(spread):
             return
         self.spread.lerp_(spread.float().mean(), 0.1)
@@ -92,7 +93,12 @@ class WindowController(nn.Module):
 
 
 def places_of(present: Tensor | None, like: Tensor) -> Tensor:
-    """present (B, T) bool, the tokens whose keys the layer holds, None for all; like (B, T, D) -> places (B, T)."""
+    """Return the place of each token among those that the layer holds, (B, T).
+
+    Args:
+        present: (B, T) bool, the tokens whose keys the layer holds; None for all.
+        like: (B, T, D), gives shape and device.
+    """
     if present is None:
         return torch.arange(like.shape[1], device=like.device).expand(like.shape[:2])
     return present.long().cumsum(-1) - 1

@@ -42,7 +42,7 @@ def tokens() -> Tensor:
 def test_a_head_that_was_not_chosen_adds_nothing_to_its_token(name: str) -> None:
     """Neither its query nor its part of the output matters, and of a token's own heads each does."""
     model = copy.deepcopy(tiny_model(name))
-    attention, W = model.layers[0].attention, model.config.width_of_head
+    attention, W = model.layers[0].attention, model.config.resolved_head_dim
     x = torch.randn(1, 9, model.config.dim, generator=torch.Generator().manual_seed(0))
     arguments = ((model.cos[:9], model.sin[:9]), None, None, torch.tensor(0.6))
     with torch.no_grad():

@@ -10,11 +10,11 @@ from reference_attention import Attention
 from reference_routing import choose_best, choose_by_complexity, choose_by_mass, confidence
 from support.models import CONFIGS, T, busy_thresholds, judge, tiny_ids, tiny_model, variant
 
-from adaptive_lm.train.model import ModelConfig, Thresholds
+from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 
-def said(config: ModelConfig, weights: dict[str, np.ndarray], limits: Thresholds) -> reference.Result:
-    arrays = reference.Thresholds(*(limit.numpy() for limit in limits))
+def said(config: ModelConfig, weights: dict[str, np.ndarray], limits: ThresholdTensors) -> reference.Result:
+    arrays = reference.ThresholdArrays(*(limit.numpy() for limit in limits))
     return reference.forward(weights, config, tiny_ids(batch=1).numpy(), arrays)
 
 
@@ -59,7 +59,7 @@ def test_contextual_positions_are_those_of_the_papers_code() -> None:
     config, weights = CONFIGS["cope"], {k: np.asarray(v, np.float64) for k, v in weights_of("cope").items()}
     attention = Attention(weights, config, 1, 1.0, np.float64)
     generator = np.random.default_rng(0)
-    query, scores = generator.normal(size=config.width_of_head), generator.normal(size=T)
+    query, scores = generator.normal(size=config.resolved_head_dim), generator.normal(size=T)
     attention.counted = [True] * T
     found = attention.cope(query, scores, list(range(T)))
 
@@ -77,7 +77,7 @@ def test_contextual_positions_are_those_of_the_papers_code() -> None:
 def test_a_token_that_was_not_counted_stands_where_its_neighbour_to_the_right_does() -> None:
     config, weights = CONFIGS["cope"], {k: np.asarray(v, np.float64) for k, v in weights_of("cope").items()}
     attention = Attention(weights, config, 1, 1.0, np.float64)
-    query, scores = np.random.default_rng(0).normal(size=config.width_of_head), np.array([3.0, 0.5, -1.0])
+    query, scores = np.random.default_rng(0).normal(size=config.resolved_head_dim), np.array([3.0, 0.5, -1.0])
     attention.counted = [True, False, True]
     skipping = attention.cope(query, scores, [0, 1, 2])
     assert skipping[1] == skipping[2]

@@ -39,10 +39,10 @@ def test_everything_gets_a_gradient_at_the_start(name: str) -> None:
         if key.endswith(("moe.gate_up", "moe.down")):
             assert (gradient.flatten(1).abs().amax(1) > 0).all(), f"{key}: an expert without a gradient"
         elif key.endswith(("q.weight", "kv.weight")):
-            heads = gradient.view(-1, config.width_of_head, config.dim)  # (heads, W, D)
+            heads = gradient.view(-1, config.resolved_head_dim, config.dim)  # (heads, W, D)
             assert (heads.flatten(1).abs().amax(1) > 0).all(), f"{key}: a head without a gradient"
         elif key.endswith("o.weight"):
-            heads = gradient.view(config.dim, config.num_heads, config.width_of_head)
+            heads = gradient.view(config.dim, config.num_heads, config.resolved_head_dim)
             assert (heads.abs().amax((0, 2)) > 0).all(), f"{key}: a head without a gradient"
         elif key.endswith(("router.weight", "balance")) and gradient.ndim == 2:
             # one shared head has nobody to share the weight of the shared ones with, so its score is of no account

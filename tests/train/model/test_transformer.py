@@ -88,8 +88,8 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
     """Where all runs, or else where much is refused: what only scales a threshold is felt there alone."""
     config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
-    everything = reference.Thresholds(*(limit.numpy() for limit in even_thresholds(config.num_layers)))
-    busy = reference.Thresholds(*(limit.numpy() for limit in busy_thresholds(config)))
+    everything = reference.ThresholdArrays(*(limit.numpy() for limit in even_thresholds(config.num_layers)))
+    busy = reference.ThresholdArrays(*(limit.numpy() for limit in busy_thresholds(config)))
     before = {
         time: reference.forward(weights, config, ids[:, :time], limits).logits
         for time, limits in ((3, everything), (T, busy))
