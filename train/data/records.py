@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...contract.errors import UserError
+from ...contract.text_compression import open_file
 from .builtin import builtin_records
 from .sources import Item, hf_name
-from .text import open_file
 
 Located = tuple[str, object]  # (where it stands, for messages; the record)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.files import write_whole
+from ...contract.text_compression import open_file
+from ...contract.text_file import text_pieces
 from .documents import document_of, encodable
 from .records import read_records
 from .sources import Item
-from .text import open_file, read_text
 
 # A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy"
 # files): its scan is not remembered.
@@ -66,7 +67,7 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
 
 def _scan_text(path: Path, read: Callable[[int], None]) -> Scan:
     digest, size, length = hashlib.sha256(), 0, 0
-    for raw, text in read_text(path):
+    for raw, text in text_pieces(path):
         digest.update(raw)
         size += len(raw)
         length += len(text)

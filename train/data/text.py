@@ -1,70 +1,15 @@
-"""Plain text files, read in pieces: a file of any size is one document and never lies in memory whole."""
+"""Plain text files, read in pieces: a file of any size is one document and is never in memory whole."""
 
-import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from ...contract.errors import UserError
+from ...contract.text_compression import CHUNK_BYTES
+from ...contract.text_file import text_pieces
 
-CHUNK_BYTES = 2**20
 # Strings of about this length are tokenised one by one; a batch of them keeps every core busy.
 PIECE_CHARS = 2**15
 # A stretch longer than this without line end or space is cut anywhere: memory stays bounded whatever the file.
 MAX_PENDING_CHARS = CHUNK_BYTES
-
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def read_text(path: Path) -> Iterator[tuple[bytes, str]]:
-    """Pieces of a UTF-8 file as (raw bytes read, text decoded from them); line ends are kept as they are.
-
-    A leading byte order mark is dropped. Raises UserError, with the byte offset and line, for binary content and bad
-    UTF-8.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset, line = 0, 1
-    with open_file(path) as file:
-        while True:
-            raw = file.read(CHUNK_BYTES)
-            if offset == 0 and raw[:2] in _UTF16:
-                raise UserError(
-                    f"{path} is UTF-16 text, expected UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > "
-                    f"utf8-{path.name}"
-                )
-            nul = raw.find(b"\0")
-            if nul >= 0:
-                raise UserError(
-                    f"{path} is a binary file (a zero byte at offset {offset + nul}), expected UTF-8 text; "
-                    "leave it out of --data or convert it to text first"
-                )
-            pending = decoder.getstate()[0]
-            try:
-                text = decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                at = offset - len(pending) + error.start
-                at_line = line + (pending + raw)[: error.start].count(b"\n")
-                value = error.object[error.start]
-                raise UserError(
-                    f"{path}, line {at_line}: not UTF-8 (byte 0x{value:02x} at offset {at}); expected UTF-8 text. "
-                    f"If it is Latin-1: iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}"
-                ) from None
-            if offset == 0 and text.startswith("\ufeff"):
-                text = text[1:]
-            line += raw.count(b"\n")
-            offset += len(raw)
-            if raw or text:
-                yield raw, text
-            if not raw:
-                return
-
-
-def open_file(path: Path) -> BinaryIO:
-    """The file opened for reading bytes. Raises UserError when the system refuses."""
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
 
 
 def text_chunks(path: Path, cut: int) -> Iterator[tuple[bool, str, bool]]:
@@ -86,7 +31,7 @@ def text_chunks(path: Path, cut: int) -> Iterator[tuple[bool, str, bool]]:
 def _part(path: Path, cut: int, held_out: bool) -> Iterator[str]:
     """The decoded pieces before (or after) the first `cut` characters."""
     seen = 0
-    for _, text in read_text(path):
+    for _, text in text_pieces(path):
         if held_out:
             if seen + len(text) > cut:
                 yield text[max(0, cut - seen) :]

@@ -1,12 +1,12 @@
-"""Plain text: read in pieces that leave no trace, and refused where it is not text."""
+"""Plain text: read in pieces that leave no trace."""
 
 from pathlib import Path
 
 import pytest
 
-from adaptive_lm.contract.errors import UserError
+from adaptive_lm.contract import text_compression
 from adaptive_lm.train.data import text as module
-from adaptive_lm.train.data.text import line_boundary, read_text, rechunk, text_chunks, word_boundary
+from adaptive_lm.train.data.text import line_boundary, rechunk, text_chunks, word_boundary
 
 MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\n\n  indented\n" * 300
 
@@ -14,7 +14,7 @@ MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\n\n  indented\n" * 300
 @pytest.fixture(params=[7, 64, 2**20], ids=lambda n: f"pieces-of-{n}")
 def small_pieces(request, monkeypatch):
     """Reads and pieces of a few bytes, so that every character is cut somewhere."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(text_compression, "CHUNK_BYTES", request.param)
     monkeypatch.setattr(module, "PIECE_CHARS", request.param)
     return request.param
 
@@ -70,31 +70,3 @@ def test_a_line_boundary_stands_between_visible_characters(text, place):
 @pytest.mark.parametrize(("text", "place"), [("a b c", 3), ("a  ", 1), ("   ", 0), (" ab", 0), ("abc", 0)])
 def test_a_word_boundary_has_a_character_before_it(text, place):
     assert word_boundary(text, 0, len(text)) == place
-
-
-def test_a_byte_order_mark_is_dropped(write):
-    assert "".join(text for _, text in read_text(Path(write("a.txt", b"\xef\xbb\xbfhello")))) == "hello"
-
-
-def test_bad_utf8_names_line_and_offset(small_pieces, write):
-    content = "été\n" * 40
-    bad = content.encode() + b"fine caf\xe9 bad"
-    with pytest.raises(
-        UserError, match=rf"a\.txt, line 41: not UTF-8 \(byte 0xe9 at offset {len(content.encode()) + 8}\).*iconv"
-    ):
-        list(read_text(Path(write("a.txt", bad))))
-
-
-def test_a_character_cut_off_at_the_end_of_the_file_is_bad_utf8(small_pieces, write):
-    with pytest.raises(UserError, match=r"line 2: not UTF-8 \(byte 0xe5 at offset 3\)"):
-        list(read_text(Path(write("a.txt", "ab\n冬".encode()[:-1]))))
-
-
-def test_a_binary_file_is_called_binary(small_pieces, write):
-    with pytest.raises(UserError, match=r"a\.txt is a binary file \(a zero byte at offset 20\)"):
-        list(read_text(Path(write("a.txt", b"x" * 20 + b"\0\xff"))))
-
-
-def test_utf16_is_recognised(write):
-    with pytest.raises(UserError, match="is UTF-16 text, expected UTF-8; convert it: iconv"):
-        list(read_text(Path(write("a.txt", "hello".encode("utf-16")))))
