@@ -22,11 +22,11 @@ def costs(config: ModelConfig, precision: Precision) -> Costs:
     matrix = {"fp32": _fp32_bytes, "int8": _int8_bytes}[precision]
     sliced = config.heads.routing != "all" and execution_of(config, precision) == "sliced"
     flops = CostTable(
-        head=_flops(config.dim, config.vocab_size),
+        lm_head=_flops(config.dim, config.vocab_size),
         layers=[_layer(config, i, sliced, _flops, _flops, None) for i in layers],
     )
     read = CostTable(
-        head=matrix(config.dim, config.vocab_size),
+        lm_head=matrix(config.dim, config.vocab_size),
         layers=[_layer(config, i, sliced, matrix, _fp32_bytes, FP32_BYTES) for i in layers],
     )
     return Costs(flops=flops, weight_bytes=read)

@@ -17,7 +17,7 @@ from onnx import helper
 from ..contract.errors import UserError
 from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS
 from ..runtime.format.files import digest
-from ..runtime.format.manifest import FORMAT, FileInfo, Layer, Manifest, Model, Tensor, Thresholds
+from ..runtime.format.manifest import FORMAT, FileInfo, Layer, Manifest, Model, Tensor, ThresholdLists
 from ..train.data.chat import EOS
 from .costs import costs
 from .graph.builder import IR_VERSION, OPSET
@@ -107,7 +107,7 @@ def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
         chat_template=source.chat_template,
         inputs=_tensors(graph_inputs(config)),
         outputs=_tensors(graph_outputs(config)),
-        thresholds=Thresholds(**{name: value.tolist() for name, value in thresholds._asdict().items()}),
+        thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds._asdict().items()}),
         dial=dial(source),
         costs=costs(config, precision),
         files={name: FileInfo(bytes=(folder / name).stat().st_size, sha256=digest(folder / name)) for name in names},

@@ -31,7 +31,7 @@ _HOME = {
     "Thresholds": "dial.dial",
     "Token": "generation.engine",
     "Tokenizer": "generation.tokenizer",
-    "Usage": "execution.routes",
+    "Usage": "execution.cost",
     "UserError": ".contract.errors",
     "load": "generation.engine",
 }

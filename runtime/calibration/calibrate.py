@@ -20,6 +20,7 @@ from ..dial.thresholds import Thresholds
 from ..format import schema
 from ..format.files import write_output
 from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
+from ..format.upgrade import upgrade
 from ..generation.engine import Engine, load
 from ..measuring.given_text import read_text
 from ..measuring.machine import describe
@@ -141,7 +142,7 @@ def curve_point(compute: float, thresholds: Thresholds, found: Score, timed: Tim
     tally = found.tally
     return CurvePoint(
         compute=compute,
-        thresholds=schema.Thresholds(**thresholds.as_lists()),
+        thresholds=schema.ThresholdLists(**thresholds.as_lists()),
         executed_share=_share(found),
         loss=round(found.loss, 6),
         bits_per_byte=round(found.bits_per_byte, 6),
@@ -212,7 +213,7 @@ def agreements(
 def write(folder: Path, curve: Curve) -> None:
     """Put the curve into the manifest; all else in it, and every other file, stays as it is."""
     place = folder / MANIFEST
-    content = json.loads(place.read_bytes()) | {"curve": curve.model_dump(mode="json")}
+    content = upgrade(json.loads(place.read_bytes())) | {"curve": curve.model_dump(mode="json")}
     try:
         Manifest.model_validate(content)
     except ValidationError as error:  # ours, not a person's

@@ -24,7 +24,7 @@ class Thresholds:
             object.__setattr__(self, "head_top_p", np.ones_like(self.router_top_p))
 
     @classmethod
-    def of(cls, own: schema.Thresholds) -> "Thresholds":
+    def of(cls, own: schema.ThresholdLists) -> "Thresholds":
         """Those that a manifest holds; the arrays are new ones."""
         return cls(**{one.name: np.array(getattr(own, one.name), np.float32) for one in fields(cls)})
 

@@ -77,7 +77,7 @@ class Meter:
         executed = (block + column("router"), *decided, column("skipped_kv"), depth_router, exit_check)
         adaptive = (block, *decided, zero, zero, zero)
         self._costs = np.concatenate([np.concatenate(rows, axis=1) for rows in (executed, adaptive)])  # (4, 8 * L)
-        self._head = np.array([[table.head] for table in tables])  # (2, 1)
+        self._lm_head = np.array([[table.lm_head] for table in tables])  # (2, 1)
         self._full = (block + expert * num_experts + head * H).sum(axis=1, keepdims=True)  # (2, 1): every layer
         self._key = (key + head_key * H).sum(axis=1, keepdims=True)  # (2, 1)
         self._routers = (column("router") + depth_router).sum(axis=1, keepdims=True)  # (2, 1)
@@ -89,7 +89,7 @@ class Meter:
         adaptive_dense = self._full + self._key * (
             routes.positions + 1
         )  # (2, T); no skipping: every layer holds every token
-        return Spent(self._head + both[:2], self._head + self._routers + adaptive_dense, both[2:], adaptive_dense)
+        return Spent(self._lm_head + both[:2], self._lm_head + self._routers + adaptive_dense, both[2:], adaptive_dense)
 
     def _counters(self, routes: Routes) -> Floats:
         """How often each part ran, (8 * L, T).

@@ -3,7 +3,7 @@
 L layers, T tokens of one pass, E experts, H query heads. Costs are those of the manifest: FLOPs (a multiply-add is 2)
 and bytes read.
 
-    executed = head + sum over layers run (attention + attention_per_key * keys + router + expert * used + shared
+    executed = lm_head + sum over layers run (attention + attention_per_key * keys + router + expert * used + shared
                                            + (head of the layer + head_per_key * keys) * heads used)
              + depth router and exit check wherever they were asked + keys and values of skipped layers (project policy)
     dense    = the same with every layer, every expert and every head, no window and no exit check

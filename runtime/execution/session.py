@@ -229,7 +229,7 @@ def suitable_threads(manifest: Manifest) -> int:
     table = manifest.costs.weight_bytes
     H = manifest.model.num_heads
     experts = zip(table.layers, manifest.model.layers, strict=True)
-    dense = table.head + sum(
+    dense = table.lm_head + sum(
         costs.attention + costs.head * H + costs.expert * layer.num_experts for costs, layer in experts
     )
     return 1 if dense < SMALL_BYTES else usable_cores()

@@ -29,8 +29,9 @@ from .schema import (
     Model,
     Part,
     Tensor,
-    Thresholds,
+    ThresholdLists,
 )
+from .upgrade import FORMAT_VERSION, upgrade
 
 __all__ = [
     "CostTable",
@@ -47,26 +48,25 @@ __all__ = [
     "Milliseconds",
     "Model",
     "Tensor",
-    "Thresholds",
+    "ThresholdLists",
 ]
 
 FORMAT = "adaptive-lm"
-FORMAT_VERSION = 1
 REQUIRED_FILES = (GRAPH, TOKENIZER)
 MAX_BYTES = 64 * 2**20  # of the manifest itself; one with a hundred layers has less than a hundredth of it
 
 
 class Manifest(Part):
-    """The contract of one exported model; see sections.py for the meaning of each section."""
+    """The contract of one exported model; see schema.py for the meaning of each section."""
 
     format: Literal["adaptive-lm"] = "adaptive-lm"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     created_by: dict[str, Any]
     model: Model
     chat_template: str | None = None
     inputs: dict[str, Tensor] = Field(default_factory=dict)
     outputs: dict[str, Tensor] = Field(default_factory=dict)
-    thresholds: Thresholds
+    thresholds: ThresholdLists
     dial: DialTable
     costs: Costs
     curve: Curve | None = None  # written by `adaptive calibrate`
@@ -140,10 +140,11 @@ class Manifest(Part):
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"{path} is no manifest of an exported model: found format {found!r}, expected {FORMAT!r}")
+        content = upgrade(content)
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(
-                f"{path} is of format version {content.get('format_version')!r}, this program reads {FORMAT_VERSION}; "
-                "export the model again with this program, or run it with the program that exported it"
+                f"{path} has format version {content.get('format_version')!r}, this program reads 1 to "
+                f"{FORMAT_VERSION}; upgrade this program, or export the model again with it"
             )
         try:
             manifest = cls.model_validate(content)

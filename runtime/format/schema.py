@@ -98,7 +98,7 @@ class Tensor(Part):
     shape: list[int | str]
 
 
-class Thresholds(Part):
+class ThresholdLists(Part):
     """One threshold per layer: what the model was trained to run with, or what a point of the curve needs."""
 
     router_top_p: list[Share]
@@ -150,7 +150,7 @@ class LayerCosts(Part):
 
 
 class CostTable(Part):
-    head: Cost
+    lm_head: Cost
     layers: list[LayerCosts]
 
 
@@ -171,7 +171,7 @@ class CurvePoint(Part):
     """One place of the calibrated dial, and what was measured there on text that it was not chosen on."""
 
     compute: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # asked for: executed share of the dense FLOPs
-    thresholds: Thresholds
+    thresholds: ThresholdLists
     executed_share: Share  # measured
     loss: Cost  # nats per token
     bits_per_byte: Cost

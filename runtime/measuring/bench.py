@@ -116,7 +116,7 @@ def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
     """Token by token, and the memory floor of what it executed."""
     milliseconds, tally = timed.milliseconds, timed.tally
     costs = engine.manifest.costs.weight_bytes
-    size = costs.head + sum(
+    size = costs.lm_head + sum(
         layer.attention
         + layer.head * engine.manifest.model.num_heads
         + layer.router

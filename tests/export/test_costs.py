@@ -136,7 +136,7 @@ def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision
         () if config.tie_embeddings else ("embedding.weight",)
     )
     in_file = sum(size for weight, size in sizes.items() if not any(word in weight for word in left_out))
-    assert table.head + every == in_file
+    assert table.lm_head + every == in_file
 
 
 def test_each_part_of_a_layer_costs_what_its_matrices_say() -> None:
@@ -155,7 +155,7 @@ def test_each_part_of_a_layer_costs_what_its_matrices_say() -> None:
     expected = LayerCosts(attention_per_key=2 * 2 * 32, **{name: 2.0 * n for name, n in matrices.items()})
     assert flops.layers[1] == expected
     assert read.layers[1] == LayerCosts(attention_per_key=2 * 16 * 4, **{name: 4.0 * n for name, n in matrices.items()})
-    assert (flops.head, read.head) == (2 * 32 * 29, 4 * 32 * 29)
+    assert (flops.lm_head, read.lm_head) == (2 * 32 * 29, 4 * 32 * 29)
     assert flops.layers[0] == expected.model_copy(update={"depth_router": 0.0})
     assert flops.layers[3] == expected.model_copy(update={"depth_router": 0.0, "exit_check": 0.0})
 
@@ -194,7 +194,7 @@ def test_the_weights_of_int8_take_a_quarter_of_the_file(tmp_path: Path) -> None:
         manifest = write_files(source, folder, precision)  # type: ignore[arg-type]
         sizes[precision] = manifest.files[WEIGHTS].bytes
         read_bytes = manifest.costs.weight_bytes
-        matrices = read_bytes.head + sum(x.attention + x.router + 4 * x.expert for x in read_bytes.layers)
+        matrices = read_bytes.lm_head + sum(x.attention + x.router + 4 * x.expert for x in read_bytes.layers)
         assert matrices == pytest.approx(sizes[precision], rel=0.06)
     assert 0.25 <= sizes["int8"] / sizes["fp32"] < 0.27
 

@@ -34,7 +34,7 @@ def test_a_folder_without_manifest_is_an_export_that_did_not_finish(copy: Path) 
 
 
 def test_another_format_version_names_both_versions(changed: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="format version 7, this program reads 1"):
+    with pytest.raises(UserError, match="format version 7, this program reads 1 to 2"):
         Manifest.read(changed(format_version=7))
 
 
@@ -75,7 +75,7 @@ def test_a_manifest_that_contradicts_itself_names_the_field(
         Manifest.read(changed(**{section: change}))
 
 
-def test_a_manifest_from_before_reads_as_what_such_a_model_is(model: Path) -> None:
+def test_a_manifest_without_the_later_fields_reads_as_what_such_a_model_is(model: Path) -> None:
     content = json.loads((model / "manifest.json").read_bytes())
     for layer in content["model"]["layers"]:
         for name in ("positions", "window", "head_routing", "shared_heads", "least_heads", "most_heads"):

@@ -180,7 +180,7 @@ def test_a_small_model_takes_one_thread_and_a_large_one_every_core(
 ) -> None:
     monkeypatch.setattr("adaptive_lm.runtime.execution.session.usable_cores", lambda: 3)
     small = session.manifest
-    table = small.costs.weight_bytes.model_copy(update={"head": float(SMALL_BYTES)})
+    table = small.costs.weight_bytes.model_copy(update={"lm_head": float(SMALL_BYTES)})
     large = small.model_copy(update={"costs": small.costs.model_copy(update={"weight_bytes": table})})
     assert suitable_threads(small) == 1
     assert suitable_threads(large) == 3

@@ -33,7 +33,7 @@ def different_costs() -> dict[str, Any]:
         "head_per_key",
     )
     return {
-        table: {"head": next(primes), "layers": [{name: next(primes) for name in names} for _ in range(L)]}
+        table: {"lm_head": next(primes), "layers": [{name: next(primes) for name in names} for _ in range(L)]}
         for table in ("flops", "weight_bytes")
     }
 
@@ -41,7 +41,7 @@ def different_costs() -> dict[str, Any]:
 def by_hand(table: dict[str, Any], routes: Routes, t: int, *, dense: bool, num_heads: int = 2) -> float:
     """The sentence of the contract, word by word."""
     layers = manifest_content()["model"]["layers"]
-    cost = table["head"]
+    cost = table["lm_head"]
     for layer in range(L):
         part = table["layers"][layer]
         here = dense or routes.exit_layer[t] < 0 or layer <= routes.exit_layer[t]

@@ -176,7 +176,7 @@ def sections() -> dict[str, Any]:
     ]  # fmt: skip
     costs = {"attention": 60, "attention_per_key": 1, "router": 7, "expert": 100, "shared_expert": 20,
              "depth_router": 5, "exit_check": 11, "skipped_kv": 13, "head": 40, "head_per_key": 0.05}  # fmt: skip
-    table = {"head": 300, "layers": [costs] * L}
+    table = {"lm_head": 300, "layers": [costs] * L}
     return {
         "model": {"num_heads": H, "context_length": CONTEXT, "layers": layers},
         "thresholds": {"head_top_p": [0.8] * L},

@@ -140,10 +140,10 @@ def manifest_content() -> dict[str, Any]:
     layers = [{"routing": "top_p", "num_experts": E, "depth_router": i == 1, "exit": i == 0} for i in range(L)]
     costs = {"attention": 100, "attention_per_key": 3, "router": 7, "expert": 50, "shared_expert": 20,
              "depth_router": 5, "exit_check": 11, "skipped_kv": 13}  # fmt: skip
-    table = {"head": 1000, "layers": [costs] * L}
+    table = {"lm_head": 1000, "layers": [costs] * L}
     grid = [0.0, 0.5, 1.0]
     return {
-        "format": "adaptive-lm", "format_version": 1, "created_by": {"adaptive_lm": "0.1.0"},
+        "format": "adaptive-lm", "format_version": 2, "created_by": {"adaptive_lm": "0.1.0"},
         "model": {"vocab_size": V, "tokenizer_size": TOKENS, "context_length": CONTEXT, "dim": 8, "num_layers": L,
                   "num_heads": 2, "num_kv_heads": K, "head_dim": H, "precision": "fp32", "skipped_kv": "project",
                   "eos_id": EOS, "num_experts": E, "layers": layers},
