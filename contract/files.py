@@ -58,3 +58,8 @@ def cannot_write(path: Path, error: OSError, keeps: str = "") -> UserError:
     else:
         cure = "make the folder writable, or choose another place"
     return UserError(f"cannot write {path}: {reason}. {keeps + '. ' if keeps else ''}What to do: {cure}")
+
+
+def user_path(text: str | Path) -> Path:
+    """Make the path that a user typed, with a leading `~` or `~NAME` expanded if there is such a user."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser raises where there is no such user

@@ -1,5 +1,6 @@
 """The config: what it accepts, and the words for what it does not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_a_value_that_breaks_a_rule_is_named_with_field_value_and_rule(setting: 
         make_config({}, [parse_setting(setting)])
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "1e400", "1" + "0" * 30, "-1" + "0" * 400, "9" * 5000])
+def test_no_field_takes_a_number_that_is_not_finite_or_too_large(number: str) -> None:
+    for field in known_keys(RunConfig):
+        for value in (number, f"[{number}, 1]"):
+            with pytest.raises(UserError, match=rf"{field}\b.*(found|cannot be read)"):
+                make_config({}, [parse_setting(f"{field}={value}")])
+
+
+def test_text_that_looks_like_a_number_is_refused_with_quotes_that_help() -> None:
+    with pytest.raises(UserError, match=r"parent: found 0\.001, expected text; .* --set 'parent=\"1e-3\"'"):
+        make_config({}, [parse_setting("parent=1e-3")])
+    assert make_config({}, [parse_setting('parent="1e-3"')]).parent == "1e-3"
+
+
 def test_every_problem_is_listed_at_once() -> None:
     with pytest.raises(UserError, match=r"(?s)model\.dim.*trainer\.stesp"):
         make_config({}, [parse_setting("model.dim=-4"), parse_setting("trainer.stesp=4")])
@@ -123,12 +138,59 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
         read_recipe("quickstrat")
 
 
-@pytest.mark.parametrize("content", ["a: [", "- 1\n- 2\n"])
-def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a: [", "line 1, column 5: expected the node content"),
+        ("- 1\n- 2\n", "holds list, expected sections such as `trainer:`"),
+        ("0", "holds int, expected sections"),
+        ("a: \xff".encode("latin-1"), "cannot be read as YAML"),
+        ("trainer:\n  seed: 7\n  seed: 8\n", "line 3, column 3: the key 'seed' is given twice, here and in line 2"),
+        (
+            "trainer:\n  steps: 500\nmodel:\n  dim: 32\ntrainer:\n  save: background\n",
+            "line 5, column 1: the key 'trainer' is given twice, here and in line 1; keep one",
+        ),
+    ],
+)
+def test_a_recipe_that_is_no_mapping_or_names_a_key_twice_is_refused(
+    tmp_path: Path, content: str | bytes, problem: str
+) -> None:
     path = tmp_path / "r.yaml"
-    path.write_text(content, "utf-8")
-    with pytest.raises(UserError, match=r"r\.yaml"):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=rf"r\.yaml.*{problem}"):
         read_recipe(str(path))
+
+
+@pytest.mark.parametrize("content", ["", "# nothing is set\n", "---\n"])
+def test_an_empty_recipe_sets_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.yaml").write_text(content, "utf-8")
+    assert read_recipe(str(tmp_path / "r.yaml")) == {"recipe": "r"}
+
+
+def test_the_home_folder_is_expanded_in_the_path_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.yaml").write_text("trainer: {steps: 7}\n", "utf-8")
+    assert read_recipe("~/r.yaml")["trainer"] == {"steps": 7}
+    with pytest.raises(UserError, match=r"no recipe .~nosuchuser/r\.yaml"):
+        read_recipe("~nosuchuser/r.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["###", " # ", "1e3", "010", "on", "a: b", "'", '"', "\\n", "\n\t", "[x", "é 🙂", "\u2028", "\x85 x", "~"]
+)
+def test_every_text_comes_through_a_setting_and_a_printed_config(tmp_path: Path, text: str) -> None:
+    quoted = json.dumps(text, ensure_ascii=max(text) < "\U00010000")  # JSON splits what is above in two, YAML does not
+    config = make_config({}, [parse_setting(f"data.end_marker={quoted}"), {"recipe": "r"}])
+    assert config.data.end_marker == text
+    (tmp_path / "r.yaml").write_text(config.to_yaml(), "utf-8")
+    assert make_config(read_recipe(str(tmp_path / "r.yaml"))) == config
+
+
+def test_a_hash_in_a_setting_begins_no_comment() -> None:
+    config = make_config({}, [parse_setting("data.end_marker=###"), parse_setting("trainer.seed=010")])
+    assert (config.data.end_marker, config.trainer.seed) == ("###", 10)
+    with pytest.raises(UserError, match=r"cannot be read.*in quotes inside the shell's.*--set 'data.sources=\"text\"'"):
+        parse_setting("data.sources=[a, #b]")
 
 
 def test_differences_are_listed_except_for_what_a_resumed_run_may_change() -> None:

@@ -150,7 +150,7 @@ def test_an_answer_holds_the_words_whatever_the_white_space() -> None:
 @pytest.mark.parametrize(
     ("gates", "words"),
     [
-        ({"experts_per_token": [2.0, 1.5]}, r"expected the least first, as in \[1\.5, 2\.0\]"),
+        ({"experts_per_token": [2.0, 1.5]}, r"expected the smaller first, as in \[1\.5, 2\.0\]"),
         ({"experts_per_token": [float("nan"), 2]}, "gates.experts_per_token"),
         ({"max_loss": float("inf")}, "gates.max_loss"),
         ({"no_worse_than_parent": True}, "needs a parent: name its run"),

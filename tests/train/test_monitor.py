@@ -474,7 +474,7 @@ def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"monitor": {"grad_norm": [2.0, 1.0]}}, "expected the least first"),
+        ({"monitor": {"grad_norm": [2.0, 1.0]}}, "expected the lower limit first"),
         ({"monitor": {"act": "batch"}}, "micro_batches is 1; set it to 2"),
         (
             {
@@ -496,7 +496,7 @@ def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
                 "trainer": {"micro_batches": 2},
                 "data": {"sources": [{"path": "a.txt", "epochs": 2}]},
             },
-            "sources with epochs say how many steps",
+            "sources with epochs set the number of steps",
         ),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_warm_up_is_counted_in_one_way_and_a_share_is_the_one_not_named() -> N
         ({"dense_share": 0.7, "sparsify_share": 0.4}, "together more than the whole run"),
         ({"random_sparsity": (1.5, 0.5)}, "the smaller first"),
         ({"random_sparsity": (-0.1, 0.5)}, "two numbers from 0 up"),
-        ({"random_sparsity": (0.0, float("inf"))}, "two numbers from 0 up"),
+        ({"random_sparsity": (0.0, float("inf"))}, "a finite number"),
         ({"kind": "sgdr", "restart_period": 0.45, "restart_multiplier": 1}, "off at 22%.*a period of 0.5 fits"),
         ({"kind": "sgdr", "restart_period": 0.3, "restart_multiplier": 2}, "a period of 0.333333 fits"),
         ({"restart_period": 0.0}, "greater than or equal to 0.001"),

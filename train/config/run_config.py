@@ -1,17 +1,16 @@
-"""The one config of a run: typed sections, recipes, `--set`, and the words for what does not fit."""
-
-from __future__ import annotations
+"""The config of a run: typed sections, recipes and `--set`."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ...contract.errors import UserError
+from ...contract.files import user_path
 from ..data.config import DataConfig, TokenizerConfig
 from ..model.config import ModelConfig
 from ..model.loss_config import LossConfig
@@ -20,89 +19,101 @@ from ..optim.optimizer_config import OptimizerConfig
 from ..optim.schedule_config import ScheduleConfig
 from ..parallel import Parallel
 from ..system.section import Section
+from ..system.yaml_values import dump_yaml, load_setting, load_yaml
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Of a run."""
+"""Names that a run may have."""
 
 
 class TrainerConfig(Section):
-    """The loop: how long, how much at once, how often it looks up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    """The training loop: its length, its batches, its evaluations and saves, and the machine it uses."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    steps: int | None = Field(None, ge=0)
-    """Steps of the whole run; 0 writes a checkpoint of the initial weights; null leaves the end to the clock."""
+    """Seed of the initial weights and of the order of the text, 0 to 2^63 - 1."""
+    steps: int | None = Field(None, ge=0, lt=2**63)
+    """Steps of the whole run, 0 or more. 0 writes a checkpoint of the initial weights; null lets the clock end it."""
     max_seconds: float | None = Field(120.0, gt=0)
-    """Seconds of the whole run from its first step to its last save, earlier parts of a resumed run included."""
-    batch_size: int = Field(8, ge=1)
-    """Sequences per step."""
+    """Seconds of the whole run from its first step to its last save, above 0, earlier parts of a resumed run included;
+    null sets no limit."""
+    batch_size: int = Field(8, ge=1, le=2**20)
+    """Sequences per step, over all ranks; 1 to 1,048,576."""
     batch_schedule: tuple[BatchChange, ...] = ()
-    """Changes of the batch in the course of a run: [{from_share: 0.3, batch_size: 16}, {from_share: 0.6, ...}]. A small
-    batch learns more from each token while gradients are large, a large one wastes less once they are noise (McCandlish
-    et al. 2018, arXiv 1812.06162); `schedule.batch_rate` says what becomes of the learning rate."""
-    micro_batches: int = Field(1, ge=1)
-    """Parts of the batch that pass one after the other, their gradients weighted by scored tokens. A batch that grows
-    has more parts of the same size, so that it needs no more memory."""
-    sequence_length: int | None = Field(None, ge=2)
-    """Tokens per sequence; null takes model.context_length."""
-    sequence_lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
-    """Several lengths in turn, one a step, in place of one; `batch_size` is that of the longest, and shorter steps have
-    so many more sequences as keep the tokens of a step the same."""
+    """Changes of the batch size in the course of a run: [{from_share: 0.3, batch_size: 16}, {from_share: 0.6, ...}]. A
+    small batch learns more from each token while gradients are large; a large one wastes less once they are mostly
+    noise (McCandlish et al. 2018, arXiv 1812.06162). `schedule.batch_rate` sets the effect on the learning rate."""
+    micro_batches: int = Field(1, ge=1, le=2**20)
+    """Parts of the batch that are computed one after the other to save memory, 1 or more; must divide `batch_size`.
+    Gradients are weighted by scored tokens, so the result is that of the whole batch. A batch that grows has more parts
+    of the same size."""
+    sequence_length: int | None = Field(None, ge=2, lt=2**31)
+    """Tokens per sequence, 2 to `model.context_length`; null takes `model.context_length`."""
+    sequence_lengths: tuple[Annotated[int, Field(ge=2, lt=2**31)], ...] = ()
+    """Several lengths in tokens in place of one, a different one each step. `batch_size` is that of the longest; steps
+    of shorter sequences have more of them, so that the tokens of a step stay the same."""
     sequence_lengths_from: tuple[float, ...] = ()
-    """Where each of `sequence_lengths` begins, in shares of the run: [0, 0.3, 0.7] has them one after the other, not
-    mixed. Short first is cheaper where long attention is dear (Li et al. 2021, arXiv 2108.06084); mixed teaches all
-    lengths to the end."""
-    eval_every: int = Field(100, ge=1)
-    eval_tokens: int = Field(8192, ge=1)
-    """Held-out tokens scored every `eval_every` steps."""
-    final_eval_tokens: int | None = Field(1_000_000, ge=1)
-    """Held-out tokens scored at the end of the run, after the time it was given; null scores all."""
-    checkpoint_every: int = Field(250, ge=1)
-    """Steps from a checkpoint to the next; `eval_tokens` held-out tokens are scored with each."""
-    keep_checkpoints: int = Field(3, ge=1)
-    """Of the newest; that of the least held-out loss is kept as well."""
+    """Where in the run each of `sequence_lengths` begins, as shares that rise from 0: [0, 0.3, 0.7] uses one length
+    after the other instead of mixing them. Short first is cheaper where long attention is expensive (Li et al. 2021,
+    arXiv 2108.06084); mixing trains all lengths to the end."""
+    eval_every: int = Field(100, ge=1, lt=2**63)
+    """Steps between evaluations on held-out text, 1 or more."""
+    eval_tokens: int = Field(8192, ge=1, lt=2**63)
+    """Held-out tokens scored in each of these evaluations, 1 or more."""
+    final_eval_tokens: int | None = Field(1_000_000, ge=1, lt=2**63)
+    """Held-out tokens scored at the end of the run, outside its `max_seconds`, 1 or more; null scores all."""
+    checkpoint_every: int = Field(250, ge=1, lt=2**63)
+    """Steps between checkpoints, 1 or more; `eval_tokens` held-out tokens are scored with each."""
+    keep_checkpoints: int = Field(3, ge=1, le=1_000_000)
+    """Newest checkpoints that are kept, 1 or more; the one of the lowest held-out loss is kept as well."""
     save: Literal["blocking", "background"] = "blocking"
-    """`background` writes checkpoints in a thread while training goes on, from a copy in memory as large as one; the
-    files are the same. For models whose save takes seconds. One is written at a time; the next waits for it."""
-    log_every: int = Field(10, ge=1)
-    max_bad_steps: int = Field(10, ge=1)
-    """Steps in a row that had to be skipped after which the run stops."""
+    """`background` writes checkpoints in a thread while training goes on, from a copy in memory as large as a
+    checkpoint; the files are the same. For models whose save takes seconds. One is written at a time; the next waits
+    for it."""
+    log_every: int = Field(10, ge=1, lt=2**63)
+    """Steps between records in metrics.jsonl, 1 or more."""
+    max_bad_steps: int = Field(10, ge=1, lt=2**63)
+    """Skipped steps in a row after which the run stops, 1 or more."""
     skip_spikes: bool = True
-    """Skip a step whose loss or gradient norm is far beyond those of the last 128; one that is not finite always is."""
+    """Whether a step is skipped whose loss or gradient norm is far above those of the last 128. A step whose loss or
+    gradient is not finite is always skipped."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where the run computes: `auto`, `cpu`, `cuda`, or `cuda:N`. `auto` takes CUDA if it works."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast where the processor has it; weights, optimizer and routers stay fp32."""
-    threads: int | None = Field(None, ge=1)
+    """Precision of the forward and backward pass. `auto` is bf16 autocast if the processor has bf16, else fp32;
+    weights, optimizer and routers stay fp32."""
+    threads: int | None = Field(None, ge=1, le=4096)
+    """CPU threads of torch, 1 to 4096; null lets torch choose."""
     matmul: Literal["auto", "torch", "onednn"] = "auto"
-    """Who multiplies matrices in fp32 on a CPU: torch by its BLAS, or oneDNN, twice as fast on some. `auto` measures on
-    the run's shapes, once, in half a second; a resumed run keeps what was taken, for their last bits differ."""
+    """Library of fp32 matrix products on a CPU: torch's BLAS or oneDNN, which is twice as fast on some processors.
+    `auto` measures both on the run's shapes, once, in half a second. A resumed run keeps the choice, since the last
+    bits differ."""
     compile: bool = False
-    """Steps take about two thirds of the time after half a minute of compiling, for which the next run of these shapes
-    finds the machine code in the cache folder (`data.cache_dir`). For runs of minutes; needs a C++ compiler."""
+    """Whether the model's blocks are compiled with torch.compile. Steps take about two thirds of the time after half a
+    minute of compiling; the next run of the same shapes finds the machine code in the cache folder (`data.cache_dir`).
+    For runs of minutes; needs a C++ compiler."""
     parallel: Parallel = "replicate"
-    """Under several ranks (`--nproc`, torchrun): `replicate` has the model whole on each, the fastest where it fits;
-    `shard` (FSDP2) has the rows of each matrix over them, where weights and optimizer do not fit; `experts` has the
-    experts over them, and tokens travel, where it is the experts that do not fit. `batch_size` is that of all ranks."""
+    """How several ranks (`--nproc`, torchrun) hold the model. `replicate`: the whole model on each, the fastest if it
+    fits. `shard` (FSDP2): the rows of each matrix over the ranks, for weights and optimizer states that do not fit.
+    `experts`: the experts over the ranks, to which tokens are sent, for experts that do not fit."""
     checkpoint_activations: bool = False
-    """Keep a third of the activations (half where compiled) and compute the rest again in the backward pass, half as
-    much time again at long sequences, up to twice where compiled; for models and lengths that do not fit. Routes and
-    products are kept: the result is the same."""
-    routing_snapshots: int = Field(64, ge=0)
-    """Most snapshots of which experts and heads a fixed held-out text uses, one at each evaluation, some KiB each: what
-    `adaptive inspect` shows of saturation. 0 takes none."""
+    """Whether a third of the activations (half if compiled) is kept and the rest computed again in the backward pass.
+    It takes half as much time again at long sequences, up to twice if compiled. For models and lengths that do not fit
+    in memory. Routes and matrix products are kept, so the result is the same."""
+    routing_snapshots: int = Field(64, ge=0, le=1_000_000)
+    """Largest number of snapshots of the experts and heads that a fixed held-out text uses, one at each evaluation, a
+    few KiB each: `adaptive inspect` shows saturation from them. 0 takes none."""
     tensorboard: bool = True
+    """Whether measurements also go to TensorBoard files in the run's folder."""
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
-    """Where config and measurements go as well; each is a package of its own, all of them in the extra `trackers`. None
-    sends anything off this machine unless its own environment variable says so."""
+    """Trackers that also get the config and the measurements; the extra `trackers` installs their packages. None sends
+    anything off this machine unless its own environment variable says so."""
 
     @property
     def all_trackers(self) -> tuple[str, ...]:
-        """TensorBoard among them; none where nothing is trained."""
+        """All trackers, TensorBoard among them; none if nothing is trained."""
         return () if self.steps == 0 else ("tensorboard",) * self.tensorboard + self.trackers
 
     @model_validator(mode="after")
@@ -125,28 +136,35 @@ class TrainerConfig(Section):
 
 
 def rises_from_zero(shares: tuple[float, ...]) -> bool:
-    """Whether these are 0 and then ever more, below 1."""
+    """Tell whether the first share is 0 and the others rise, below 1."""
     return shares[0] == 0 and shares[-1] < 1 and all(a < b for a, b in pairwise(shares))
 
 
-class RunConfig(BaseModel):
-    """Everything that makes a run; the same from `--print-config` to the checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RunConfig(Section):
+    """The config of a run: the same from `--print-config` to the checkpoint."""
 
     recipe: str | None = None
-    """Name of the recipe it began from."""
+    """Name of the recipe that the run began from; set by the program."""
     parent: str | None = Field(None, pattern=NAME)
-    """Name of the run that this one is to better; it stays the best where a gate of this one fails."""
+    """Name of the run that this one should improve on. If a gate of this run fails, the parent stays the best."""
     data: DataConfig = DataConfig()
+    """The text: sources, held-out part, packing, augmentation."""
     tokenizer: TokenizerConfig = TokenizerConfig()
+    """Kind and size of the vocabulary."""
     model: ModelConfig = ModelConfig()
+    """Shape of the model and its routing."""
     losses: LossConfig = LossConfig()
+    """Weights of the auxiliary losses."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer, learning rates and clipping."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Course of the learning rates and of the sparsity."""
     trainer: TrainerConfig = TrainerConfig()
+    """Length of the run, batches, evaluations, saves, device."""
     monitor: MonitorConfig = MonitorConfig()
+    """Bands of healthy figures, and what is done outside them."""
     gates: GatesConfig = GatesConfig()
+    """Conditions on the finished run."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -167,8 +185,8 @@ class RunConfig(BaseModel):
             )
         if self.schedule.each_stage and (self.trainer.max_seconds is not None or not self.data.staged):
             raise ValueError(
-                "schedule.each_stage needs sources with epochs and no trainer.max_seconds: a clock does not say when a "
-                "stage is over; give sources their epochs and set max_seconds to null, or leave each_stage out"
+                "schedule.each_stage needs sources with epochs and no trainer.max_seconds, since a clock does not tell "
+                "when a stage ends; give sources their epochs and set max_seconds to null, or leave each_stage out"
             )
         self.monitor.check(
             micro_batches=self.trainer.micro_batches,
@@ -182,20 +200,22 @@ class RunConfig(BaseModel):
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of a sequence, the longest where there are several."""
+        """Tokens of a sequence; the largest of several lengths."""
         lengths = self.trainer.sequence_lengths or (self.trainer.sequence_length or self.model.context_length,)
         return max(lengths)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        """Write the config as a recipe that gives this config again."""
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def recipe_names() -> list[str]:
+    """List the recipes that come with the program."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def read_recipe(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of a packaged recipe, or of the YAML file at a path; with `extends`, over those of another.
+    """Read a packaged recipe or the YAML file at a path; `extends` in it names a recipe whose values it overrides.
 
     Raises:
         UserError: there is no such recipe or file, it is not a YAML mapping, or it extends itself.
@@ -204,7 +224,7 @@ def read_recipe(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any
         raise UserError(f"recipe {recipe!r} extends itself, by {', '.join(extended_by)}; leave out one `extends`")
     path = RECIPES / f"{recipe}.yaml"
     if recipe not in recipe_names():
-        path = Path(recipe)
+        path = user_path(recipe)
         if not path.is_file():
             near = difflib.get_close_matches(recipe, recipe_names(), n=1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -213,13 +233,17 @@ def read_recipe(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any
                 "YAML file"
             )
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not YAML: {' '.join(str(error).split())}; adaptive train --print-config shows one"
-        ) from error
+        content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; make the file readable, or name another") from error
+    try:
+        values = load_yaml(content)
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read as YAML: {error}. A config looks as adaptive train --print-config prints it"
+        ) from error
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise UserError(
             f"{path} holds {type(values).__name__}, expected sections such as `trainer:` with keys under them"
@@ -231,18 +255,21 @@ def read_recipe(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any
 
 
 def parse_setting(setting: str) -> dict[str, Any]:
-    """`trainer.steps=100` -> {"trainer": {"steps": 100}}; the value is read as YAML.
+    """Read `trainer.steps=100` as {"trainer": {"steps": 100}}; for values see `load_setting`.
 
     Raises:
-        UserError: there is no `=`, or the value is not YAML.
+        UserError: there is no `=`, or the value has an open bracket or quote.
     """
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {setting!r}: expected section.key=value, for example --set trainer.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        value = load_setting(text)
+    except ValueError as error:
+        raise UserError(
+            f"--set {setting!r}: the value cannot be read: {error}; put text in quotes inside the shell's, as in "
+            f"--set '{key}=\"text\"'"
+        ) from error
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     assert isinstance(value, dict)
@@ -250,7 +277,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, section by section; lists are replaced."""
+    """Merge `over` into `base`, section by section; lists are replaced."""
     merged = dict(base)
     for key, value in over.items():
         before = merged.get(key)
@@ -259,9 +286,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = ()) -> RunConfig:
-    """Validates `base` under the overrides in turn.
+    """Apply the overrides to `base`, one after the other, and validate the result.
 
-    Of `trainer.steps` and `trainer.max_seconds`, naming one in the overrides switches the other of the base off.
+    Naming one of `trainer.steps` and `trainer.max_seconds` in the overrides switches the other off in the base.
 
     Raises:
         UserError: an unknown key (with the nearest known one) or a value that breaks a rule, each with its field.
@@ -274,7 +301,27 @@ def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] 
         for one_end, other in (("steps", "max_seconds"), ("max_seconds", "steps")):
             if trainer.get(one_end) is not None and other not in trainer:
                 explicit = merge(explicit, {"trainer": {other: None}})
+    sections = merge(base, explicit)
+    check_numbers(sections)
     try:
-        return RunConfig.model_validate(merge(base, explicit))
+        return RunConfig.model_validate(sections)
     except ValidationError as error:
         raise UserError(explain(error, RunConfig)) from error
+
+
+def check_numbers(value: Any, field: str = "") -> None:
+    """Check that every number is finite and every integer fits in 64 bits, whatever else its field allows.
+
+    Raises:
+        UserError: one does not; its field is named.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            check_numbers(each, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            check_numbers(each, f"{field}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{field}: found {value}, expected a finite number of at most 1.8e308")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UserError(f"{field}: found an integer of {len(str(abs(value)))} digits, expected at most 2^63 - 1")

@@ -1,6 +1,4 @@
-"""How many sequences a step has: a batch that changes over a run, and the learning rate that goes with it."""
-
-from __future__ import annotations
+"""Batch sizes that change over a run, and their effect on the learning rate."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +13,14 @@ Rule = Literal["none", "linear", "sqrt"]
 
 
 class BatchChange(Section):
-    """From when on a batch has how many sequences."""
+    """A change of the batch size at some point of the run."""
 
     from_share: float | None = Field(None, gt=0, lt=1)
-    """Of the run, by steps or by the clock."""
-    from_step: int | None = Field(None, ge=1)
-    """In place of a share: the first step (0, 1, ...) of this size."""
-    batch_size: int = Field(ge=1)
+    """Share of the run, by steps or by the clock, at which this size begins; above 0 and below 1."""
+    from_step: int | None = Field(None, ge=1, lt=2**63)
+    """First step of this size, counted from 0, in place of a share; 1 or more."""
+    batch_size: int = Field(ge=1, le=2**20)
+    """Sequences per step from there on, over all ranks; 1 to 1,048,576."""
 
     @model_validator(mode="after")
     def _once(self) -> Self:
@@ -30,26 +29,36 @@ class BatchChange(Section):
         return self
 
     def reached(self, step: int, done: float) -> bool:
-        """Whether it is in force in step `step` (0, 1, ...), which stands at `done` (0..1) of the run."""
+        """Tell whether it is in force at step `step` (0, 1, ...), at progress `done` (0..1) of the run."""
         return done >= self.from_share if self.from_share is not None else step >= (self.from_step or 0)
 
 
 def check_changes(changes: Sequence[BatchChange]) -> None:
-    """Raises ValueError unless the changes follow each other, all by shares or all by steps."""
+    """Check that the changes follow each other, all by shares or all by steps.
+
+    Raises:
+        ValueError: they do not.
+    """
     if len({each.from_share is None for each in changes}) > 1:
         raise ValueError("batch_schedule counts some changes in shares and some in steps; use one for all")
     for before, after in pairwise(changes):
         if (before.from_share or before.from_step or 0) >= (after.from_share or after.from_step or 0):
-            raise ValueError(f"batch_schedule does not rise: {after.model_dump(exclude_none=True)} comes too late")
+            late = after.model_dump(exclude_none=True)
+            raise ValueError(f"batch_schedule does not rise: {late} comes too late; sort the changes")
 
 
 def batch_size_at(first: int, changes: Sequence[BatchChange], step: int, done: float) -> int:
-    """Sequences of step `step` (0, 1, ...) at `done` (0..1) of the run; `first` is the size before any change."""
+    """Return the sequences of step `step` (0, 1, ...) at progress `done` (0..1).
+
+    Args:
+        first: the batch size before any change.
+        changes: as in `trainer.batch_schedule`.
+    """
     return next((each.batch_size for each in reversed(changes) if each.reached(step, done)), first)
 
 
 def sequences_between(first: int, changes: Sequence[BatchChange], step: int, steps: int) -> int:
-    """Sequences of the steps from `step` on of a run of `steps` steps."""
+    """Count the sequences of the steps from `step` on, in a run of `steps` steps."""
     total, size, begun = 0, first, 0
     for each in changes:
         begins = each.from_step if each.from_share is None else shares_begin(each.from_share, steps)
@@ -61,7 +70,7 @@ def sequences_between(first: int, changes: Sequence[BatchChange], step: int, ste
 
 
 def shares_begin(share: float, steps: int) -> int:
-    """The first of `steps` steps whose middle stands at `share` of the run."""
+    """Return the first of `steps` steps whose middle is at `share` of the run or later."""
     step = max(0, int(share * steps) - 1)
     while step < steps and (step + 0.5) / steps < share:
         step += 1
@@ -69,7 +78,7 @@ def shares_begin(share: float, steps: int) -> int:
 
 
 def steps_for(sequences: int, first: int, changes: Sequence[BatchChange]) -> int:
-    """The fewest steps of a run that has at least so many sequences."""
+    """Return the fewest steps with which a run has at least `sequences` sequences."""
     sizes = [first, *(each.batch_size for each in changes)]
     low, high = 0, -(-sequences // min(sizes))
     while low < high:
@@ -82,13 +91,13 @@ def steps_for(sequences: int, first: int, changes: Sequence[BatchChange]) -> int
 
 
 def rate_factor(rule: Rule, batch_size: int, first: int) -> float:
-    """The factor on every learning rate where a batch of `batch_size` takes the place of one of `first`.
+    """Return the factor on every learning rate when a batch of `batch_size` replaces one of `first`.
 
-    - `linear`: SGD, as long as the batch is far below the noise scale (Goyal et al. 2017, arXiv 1706.02677).
-    - `sqrt`: AdamW and Muon, whose steps do not grow with the gradient, and SGD with large noise: it keeps the variance
-      of the update (Krizhevsky 2014, arXiv 1404.5997; for Adam, Malladi et al. 2022, arXiv 2205.10287, who move the
-      betas as well, which we do not).
-    - `none`: a larger batch is to do what a lower rate would (Smith et al. 2017, arXiv 1711.00489).
+    - `linear`: for SGD, as long as the batch is far below the noise scale (Goyal et al. 2017, arXiv 1706.02677).
+    - `sqrt`: for AdamW and Muon, whose steps do not grow with the gradient, and SGD with large noise: it keeps the
+      variance of the update (Krizhevsky 2014, arXiv 1404.5997; for Adam, Malladi et al. 2022, arXiv
+      2205.10287, who also change the betas, which we do not).
+    - `none`: the larger batch replaces a lower rate (Smith et al. 2017, arXiv 1711.00489).
     """
     ratio = batch_size / first
     return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[rule]

@@ -1,6 +1,5 @@
 """The `schedule:` section of a run's config."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -90,7 +89,7 @@ class ScheduleConfig(Section):
             )
         if self.random_sparsity is not None:
             low, high = self.random_sparsity
-            if not 0 <= low <= high < math.inf:
+            if not 0 <= low <= high:
                 raise ValueError(
                     f"random_sparsity is {[low, high]}; expected two numbers from 0 up, the smaller first, as in "
                     "[0.5, 1.5]"

@@ -9,8 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import yaml
-
 from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
 from ..config.gates import GatesConfig
@@ -19,6 +17,7 @@ from ..run.checkpoint_names import COMPLETE, list_checkpoints
 from ..run.differences import flatten
 from ..run.folder import NAME_RULE, RUNS, named_run
 from ..run.metrics import read_metrics
+from ..system.yaml_values import load_yaml
 from .verdict import Report, read_report
 
 State = Literal["complete", "training", "stopped", "no checkpoint"]
@@ -82,10 +81,10 @@ def summary(path: Path) -> Summary:
         UserError: it is no folder of a run.
     """
     try:
-        sections = yaml.safe_load((path / CONFIG).read_text("utf-8"))
+        sections = load_yaml((path / CONFIG).read_bytes(), written=True)
         config = flatten(sections)
         gated = GatesConfig.model_validate(sections.get("gates", {})).asked
-    except (OSError, ValueError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no run: its config.yaml cannot be read; see adaptive runs") from error
     records = [record for record in read_metrics(path / "metrics.jsonl") if not record.get("skipped")]
     last: Mapping[str, Any] = records[-1] if records else {}

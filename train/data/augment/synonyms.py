@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ....contract.errors import UserError
+from ...system.yaml_values import load_yaml
 from ..order import uniform
 from .config import WORDNET
 
@@ -104,14 +105,14 @@ def read_table(path: Path) -> dict[str, tuple[str, ...]]:
 
 def read_values(path: Path) -> Any:
     """What a .json or .yaml file holds. Raises UserError, or OSError and UnicodeDecodeError as reading does."""
-    import yaml
-
     if path.suffix not in (".json", ".yaml", ".yml", ".tsv", ".txt"):
         raise UserError(f"{path} has the extension {path.suffix or '(none)'!r}; expected .json or .yaml, .tsv or .txt")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))  # JSON is YAML
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from None
+        return load_yaml(path.read_text(encoding="utf-8-sig"))  # JSON is YAML
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is not {path.suffix[1:].upper()}: {error}") from None
 
 
 def cannot_read(what: str, path: Path, error: Exception) -> UserError:
