@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop import clock
 from adaptive_lm.train.loop.heldout import Heldout
@@ -30,7 +30,7 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
-    corpus = session.prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
+    corpus = training.prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
     same: dict[str, dict[str, Any]] = {
         "share": {"warmup_share": 0.5},
         "steps": {"warmup_steps": 6},
@@ -39,7 +39,7 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
     }
     for name, warm in same.items():
         config = tiny_config(schedule={"kind": "cosine", **warm})
-        session.begin(config, named_run(name), display=display)
+        training.begin(config, named_run(name), display=display)
     for name in ("steps", "tokens", "epochs"):
         assert rates(name)[:6] == pytest.approx(rates("share")[:6])
         # it ends with the first step that is beyond it, whose middle is half a step on
@@ -57,7 +57,7 @@ def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
         trainer={"steps": None, "max_seconds": 150.0, "eval_every": 1000, "checkpoint_every": 1000},
         schedule={"kind": "cosine", "warmup_steps": 10},
     )
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     found = rates("a")
     peak = config.optimizer.lr
     assert found[:10] == pytest.approx([peak * (step + 0.5) / 10 for step in range(10)])
@@ -75,10 +75,10 @@ def test_a_run_stopped_while_it_warms_up_and_after_goes_on_to_the_bit(
 ) -> None:
     """T13, T14, T17: where the warm-up ended is part of the checkpoint."""
     config = tiny_config(schedule={"kind": "cosine", **warm})
-    session.begin(config, named_run("whole"), display=display)
-    session.begin(config, named_run("parts"), stop_at=3, display=display)
-    session.resume(named_run("parts"), stop_at=8, display=display)
-    session.resume(named_run("parts"), display=display)
+    training.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("parts"), stop_at=3, display=display)
+    training.resume(named_run("parts"), stop_at=8, display=display)
+    training.resume(named_run("parts"), display=display)
     assert rates("whole") == rates("parts")
     one, other = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
     assert all(torch.equal(one.model_state[name], value) for name, value in other.model_state.items())
@@ -98,7 +98,7 @@ def test_a_run_whose_time_ends_in_an_evaluation_says_so_after_the_next_step_alon
 
     monkeypatch.setattr(Heldout, "evaluate", late)
     config = tiny_config(trainer={"steps": None, "max_seconds": 100.0, "eval_every": 4, "checkpoint_every": 4})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     found = {
         each.step: each.state["complete"] for each in map(read_checkpoint, list_checkpoints(named_run("a").checkpoints))
     }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop.curriculum import Curriculum
 from adaptive_lm.train.loop.trainer import Trainer
@@ -23,7 +23,7 @@ DEEP = {"num_layers": 3, "vocab_size": 20, "depth": {"exit_layers": [0, 1], "lay
 
 
 def records(config: RunConfig, display: Progress) -> list[dict[str, Any]]:
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     return read_metrics(Path("runs/a/metrics.jsonl"))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
 from adaptive_lm.train.data.batches import Batch
@@ -52,8 +52,8 @@ def test_a_run_keeps_the_digest_of_the_batches_of_its_text(
 ) -> None:
     """T16: the first 48 windows in their order; in `adaptive runs --json` too."""
     config = tiny_config()
-    session.begin(config, named_run("a"), stop_at=5, display=display)
-    session.resume(named_run("a"), display=display)
+    training.begin(config, named_run("a"), stop_at=5, display=display)
+    training.resume(named_run("a"), display=display)
     corpus: Corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
     expected = ""
     for step in range(12):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import char_tokenizer
@@ -33,16 +33,16 @@ from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
-Train = Callable[..., session.Outcome]
+Train = Callable[..., training.Outcome]
 
 
 @pytest.fixture
 def train(tiny_config: Make, folder: Path, display: Progress) -> Train:
     """Trains a run of a few steps under gates."""
 
-    def begin(name: str, parent: str | None = None, steps: int = 3, **gates: Any) -> session.Outcome:
+    def begin(name: str, parent: str | None = None, steps: int = 3, **gates: Any) -> training.Outcome:
         config = tiny_config(gates=gates, trainer={"steps": steps}, **({"parent": parent} if parent else {}))
-        return session.begin(config, named_run(name), display=display)
+        return training.begin(config, named_run(name), display=display)
 
     return begin
 
@@ -234,16 +234,16 @@ def test_the_norm_of_the_first_block_is_that_of_its_gradients_alone(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true: list[float] = []
-    clip = session.Trainer.clip
+    clip = training.Trainer.clip
 
     def look(self: Any) -> float:
         grads = [p.grad for name, p in self.model.named_parameters() if name.startswith("layers.0.")]
         true.append(float(torch.cat([grad.flatten() for grad in grads if grad is not None]).norm()))
         return clip(self)
 
-    monkeypatch.setattr(session.Trainer, "clip", look)
+    monkeypatch.setattr(training.Trainer, "clip", look)
     config = tiny_config(trainer={"steps": 4, "log_every": 2}, optimizer={"clip_norm": 1e-3})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     norms = [record["first_block_grad_norm"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
     assert norms == pytest.approx(true[1::2], rel=1e-5)  # of the steps that are logged
 
@@ -307,12 +307,12 @@ def test_a_run_that_is_stopped_is_not_judged_until_it_is_complete(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(gates={"max_loss": 100.0})
-    stopped = session.begin(config, named_run("a"), stop_at=4, display=display)
+    stopped = training.begin(config, named_run("a"), stop_at=4, display=display)
     assert (stopped.report, stopped.exit_code) == (None, 0)
     assert not Path("runs/a/gates.json").exists()
     assert standing(Path("runs/a")) is None
     assert summary(Path("runs/a")).report is None
-    done = session.resume(named_run("a"), display=display)
+    done = training.resume(named_run("a"), display=display)
     assert done.report is not None
     assert done.report.passed
 
@@ -322,12 +322,12 @@ def test_other_gates_for_a_complete_run_are_looked_at_without_training(
 ) -> None:
     train("a")
     before = load_checkpoint("runs/a")
-    monkeypatch.setattr(session.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(training.Trainer, "step", lambda *_: pytest.fail("it was trained"))
     stricter = [{"gates": {"max_loss": 0.01}}]
-    outcome = session.resume(named_run("a"), stricter, display=display)
+    outcome = training.resume(named_run("a"), stricter, display=display)
     assert (outcome.exit_code, outcome.step) == (1, 3)
     assert not summary(Path("runs/a")).holds
-    again = session.resume(named_run("a"), stricter, display=display)  # known already, and no better for that
+    again = training.resume(named_run("a"), stricter, display=display)  # known already, and no better for that
     assert (again.exit_code, again.report) == (1, outcome.report)
     after = load_checkpoint("runs/a")
     assert all(torch.equal(value, after.model_state[name]) for name, value in before.model_state.items())
@@ -337,18 +337,18 @@ def test_a_run_that_ended_by_the_clock_is_not_trained_on_for_its_gates(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 0.5})
-    step = session.begin(config, named_run("a"), display=display).step
-    monkeypatch.setattr(session.Trainer, "step", lambda *_: pytest.fail("it was trained"))
-    outcome = session.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
+    step = training.begin(config, named_run("a"), display=display).step
+    monkeypatch.setattr(training.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    outcome = training.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
     assert (outcome.step, outcome.complete, outcome.exit_code) == (step, True, 0)
 
 
 def test_a_run_that_goes_on_is_judged_anew_and_keeps_no_old_report(train: Train, display: Progress) -> None:
     train("a", max_loss=100.0)
     longer = [{"trainer": {"steps": 6}}]
-    session.resume(named_run("a"), longer, stop_at=4, display=display)
+    training.resume(named_run("a"), longer, stop_at=4, display=display)
     assert not Path("runs/a/gates.json").exists()
-    outcome = session.resume(named_run("a"), display=display)
+    outcome = training.resume(named_run("a"), display=display)
     assert outcome.report is not None
     assert (outcome.report.step, outcome.report.passed) == (6, True)
 
@@ -357,12 +357,12 @@ def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume
     train: Train, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(session.Trainer, "finish", lambda self: None)
+        patched.setattr(training.Trainer, "finish", lambda self: None)
         outcome = train("a", max_loss=100.0)
     assert (outcome.report, outcome.complete) == (None, True)
     assert "the gates were not looked at; do that: adaptive train --resume --name a" in story.getvalue()
     assert not summary(Path("runs/a")).holds
-    done = session.resume(named_run("a"), display=display)
+    done = training.resume(named_run("a"), display=display)
     assert done.report is not None
     assert summary(Path("runs/a")).holds
 
@@ -379,10 +379,10 @@ def test_what_could_not_be_judged_is_refused_before_anything_is_deleted_or_train
     tiny_config: Make, train: Train, display: Progress, parent: str, gates: dict[str, Any], words: str
 ) -> None:
     train("b")
-    session.begin(tiny_config(), named_run("half"), stop_at=1, display=display)
+    training.begin(tiny_config(), named_run("half"), stop_at=1, display=display)
     config = tiny_config(parent=parent, gates=gates)
     with pytest.raises(UserError, match=words):
-        session.begin(config, named_run("b"), overwrite=True, display=display)
+        training.begin(config, named_run("b"), overwrite=True, display=display)
     assert load_checkpoint("runs/b").step == 3
 
 
@@ -396,7 +396,7 @@ def test_a_parent_that_read_another_text_is_said_to_be_no_measure(
     config = tiny_config(
         parent="a", gates={"no_worse_than_parent": True}, data={"sources": ["other.txt"]}, trainer={"steps": 3}
     )
-    session.begin(config, named_run("c"), display=display)
+    training.begin(config, named_run("c"), display=display)
     assert "note: a had another text or tokenizer" in story.getvalue()
 
 
@@ -404,13 +404,13 @@ def test_a_parent_that_is_deleted_meanwhile_fails_the_gate_and_not_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a")
-    finish = session.Trainer.finish
+    finish = training.Trainer.finish
 
     def delete(self: Any) -> Any:
         shutil.rmtree("runs/a")
         return finish(self)
 
-    monkeypatch.setattr(session.Trainer, "finish", delete)
+    monkeypatch.setattr(training.Trainer, "finish", delete)
     outcome = train("b", parent="a", no_worse_than_parent=True)
     assert (outcome.exit_code, outcome.report and outcome.report.best) == (1, None)
 
@@ -437,7 +437,7 @@ def test_a_config_and_a_checkpoint_from_before_gates_load_and_go_on(train: Train
     found = summary(Path("runs/a"))
     assert (found.gated, found.parent, found.report, found.holds) == (False, None, None, True)
     assert typed("runs").exit_code == 0
-    assert session.resume(named_run("a"), [{"trainer": {"steps": 4}}], display=display).step == 4
+    assert training.resume(named_run("a"), [{"trainer": {"steps": 4}}], display=display).step == 4
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 2}', '{"format_version": 1, "verdicts": 3}'])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -35,7 +35,7 @@ def test_twenty_steps_give_the_losses_that_were_written_down(
     """T42: fp32, one thread."""
     trainer = {"steps": 20, "eval_every": 100, "checkpoint_every": 100}
     config = tiny_config(trainer=trainer, optimizer={"lr": 0.003, "adamw_lr": 0.001})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     found = {key: [record[key] for record in records] for key in RTOL}
     family = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"

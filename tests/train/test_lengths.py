@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop.lengths import Lengths, Shape
@@ -90,9 +90,9 @@ def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(
 
     monkeypatch.setattr(Corpus, "batch", look)
     config = tiny_config(trainer={"sequence_lengths": [8, 32]})
-    session.begin(config, named_run("whole"), display=display)
-    session.begin(config, named_run("parts"), stop_at=5, display=display)
-    session.resume(named_run("parts"), display=display)
+    training.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("parts"), stop_at=5, display=display)
+    training.resume(named_run("parts"), display=display)
     assert {ids.shape for ids in drawn} == {(16, 8), (4, 32)}
     assert len({ids.tobytes() for ids in drawn[:12]}) == 12  # no step reads what another has read
     assert all(np.array_equal(one, other) for one, other in zip(drawn[:12], drawn[12:], strict=True))

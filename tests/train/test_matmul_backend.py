@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.matmul_backend import GAIN, choose, measure
@@ -98,11 +98,11 @@ def test_both_ways_are_measured_and_nothing_is_drawn_from_the_generator_of_the_r
 def test_a_run_measures_once_and_says_what_it_took(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
-    session.begin(make(), named_run("a"), stop_at=2, display=display)
+    training.begin(make(), named_run("a"), stop_at=2, display=display)
     assert chosen(named_run("a")) == BOTH
     assert "cpu fp32, linear layers and experts by oneDNN" in story.getvalue()
     watch.onednn = 2.0
-    session.resume(named_run("a"), display=display)
+    training.resume(named_run("a"), display=display)
     assert watch.asked == 1
     assert chosen(named_run("a")) == BOTH
     assert "note: matmul" not in story.getvalue()
@@ -112,12 +112,12 @@ def test_a_run_measures_once_and_says_what_it_took(
 def test_the_same_run_begun_again_takes_the_same_and_other_shapes_are_measured(
     make: Make, folder: Path, display: Progress, watch: Watch
 ) -> None:
-    session.begin(make(), named_run("a"), display=display)
+    training.begin(make(), named_run("a"), display=display)
     watch.onednn = 2.0
-    session.begin(make(), named_run("b"), display=display)
+    training.begin(make(), named_run("b"), display=display)
     assert watch.asked == 1
     assert chosen(named_run("b")) == BOTH
-    session.begin(make(batch_size=2), named_run("c"), display=display)
+    training.begin(make(batch_size=2), named_run("c"), display=display)
     assert watch.asked == 2
     assert chosen(named_run("c")) == NONE
 
@@ -129,10 +129,10 @@ def test_the_same_run_begun_again_takes_the_same_and_other_shapes_are_measured(
 def test_what_was_kept_and_cannot_be_read_is_measured_again(
     make: Make, folder: Path, display: Progress, watch: Watch, left: str
 ) -> None:
-    session.begin(make(), named_run("a"), display=display)
+    training.begin(make(), named_run("a"), display=display)
     (kept,) = (folder / "cache" / "matmul").iterdir()
     kept.write_text(left)
-    session.begin(make(), named_run("b"), display=display)
+    training.begin(make(), named_run("b"), display=display)
     assert watch.asked == 2
     assert json.loads(kept.read_text())["choice"] == BOTH
 
@@ -142,11 +142,11 @@ def test_a_run_in_parts_is_that_in_one_whatever_would_be_measured_later(
     make: Make, folder: Path, display: Progress, watch: Watch
 ) -> None:
     """T13: the weights to the last bit, of a run whose second part would have measured otherwise."""
-    session.begin(make(matmul="onednn"), named_run("whole"), display=display)
-    session.begin(make(), named_run("parts"), stop_at=2, display=display)
+    training.begin(make(matmul="onednn"), named_run("whole"), display=display)
+    training.begin(make(), named_run("parts"), stop_at=2, display=display)
     shutil.rmtree(folder / "cache" / "matmul")
     watch.onednn = 2.0
-    session.resume(named_run("parts"), display=display)
+    training.resume(named_run("parts"), display=display)
     whole, parts = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
     assert whole.step == parts.step == 4
     assert watch.asked == 1
@@ -161,7 +161,7 @@ def test_what_the_config_names_is_not_measured(
 ) -> None:
     products = []
     monkeypatch.setattr(linear, "onednn_mm", lambda a, b: products.append(1) or torch.mm(a, b))
-    session.begin(make(matmul=wanted), named_run("a"), display=display)
+    training.begin(make(matmul=wanted), named_run("a"), display=display)
     assert watch.asked == 0
     assert bool(products) == (wanted == "onednn")
     assert set(chosen(named_run("a")).values()) == {wanted}
@@ -171,8 +171,8 @@ def test_what_the_config_names_is_not_measured(
 def test_a_resumed_run_may_be_given_another_and_says_so(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
-    session.begin(make(), named_run("a"), stop_at=2, display=display)
-    session.resume(named_run("a"), [{"trainer": {"matmul": "torch"}}], display=display)
+    training.begin(make(), named_run("a"), stop_at=2, display=display)
+    training.resume(named_run("a"), [{"trainer": {"matmul": "torch"}}], display=display)
     assert f"note: matmul was {BOTH} and is {NONE}: results differ in the last bits" in story.getvalue()
     assert chosen(named_run("a")) == NONE
 
@@ -181,21 +181,21 @@ def test_a_resumed_run_may_be_given_another_and_says_so(
 def test_where_what_the_run_took_is_missing_torch_goes_on_and_it_is_said(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.begin(make(), named_run("a"), stop_at=2, display=display)
+    training.begin(make(), named_run("a"), stop_at=2, display=display)
     monkeypatch.setattr(matmul, "has_onednn", lambda: False)
-    assert session.resume(named_run("a"), display=display).complete
+    assert training.resume(named_run("a"), display=display).complete
     assert f"note: matmul was {BOTH} and is {NONE}: results differ in the last bits" in story.getvalue()
 
 
 def test_a_run_from_before_there_was_a_choice_stays_with_torch(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
-    session.begin(make(matmul="torch"), named_run("a"), stop_at=2, display=display)
+    training.begin(make(matmul="torch"), named_run("a"), stop_at=2, display=display)
     found = load_checkpoint(Path("runs/a"))
     del found.state["matmul"]
     model, config = torch.nn.Linear(1, 1), make()
     model.embedding, model.use_onednn = torch.nn.Embedding(1, 1), lambda **on: None
-    assert matmul.settle_matmul(model, config, "fp32", found, session.World(), display) == NONE
+    assert matmul.settle_matmul(model, config, "fp32", found, training.World(), display) == NONE
     assert watch.asked == 0
     assert "note: matmul" not in story.getvalue()
 
@@ -205,14 +205,14 @@ def test_onednn_by_name_where_there_is_none_is_refused(
 ) -> None:
     monkeypatch.setattr(matmul, "has_onednn", lambda: False)
     with pytest.raises(UserError, match=r"has none; leave it to torch: --set trainer\.matmul=torch"):
-        session.begin(make(matmul="onednn"), named_run("a"), display=display)
+        training.begin(make(matmul="onednn"), named_run("a"), display=display)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "onednn"])
 def test_in_bf16_nothing_is_measured_or_changed(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch, wanted: str
 ) -> None:
-    session.begin(make(matmul=wanted, precision="bf16"), named_run("a"), display=display)
+    training.begin(make(matmul=wanted, precision="bf16"), named_run("a"), display=display)
     assert watch.asked == 0
     assert chosen(named_run("a")) == NONE
     assert ("note: trainer.matmul is onednn, which is for fp32 on a CPU" in story.getvalue()) == (wanted == "onednn")
@@ -235,6 +235,6 @@ def test_a_run_says_whether_its_experts_run_in_cpp(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(native, "library", lambda: there or None)
     config = tiny_config(trainer={"steps": 0, "precision": precision}, model=of_model)
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     assert (f"cpu {precision}, experts in C++" in story.getvalue()) is expected
     assert load_checkpoint(Path("runs/a")).state["kernels"] == ("C++" if expected else "torch")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -32,7 +32,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_that_version_would_have(
     """T23: experts, routed heads, depth, exits, restarts and a history of norms. Rates are high, so the tolerance is
     that of a token which takes another way on another processor."""
     assert json.loads((old / "checkpoints" / "step-000006" / "complete.json").read_text())["format_version"] == 1
-    assert session.resume(named_run("old"), display=display).complete
+    assert training.resume(named_run("old"), display=display).complete
     found = [record["loss"] for record in read_metrics(old / "metrics.jsonl")]
     np.testing.assert_allclose(found, LOSSES, rtol=2e-2)
     state = load_checkpoint(old).state

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RECIPES, RunConfig, make_config, read_recipe
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.recipe_stages import NAMES, staged, stages_of
@@ -143,20 +143,20 @@ def test_a_stage_can_be_stopped_and_says_how_it_goes_on(short: list[str]) -> Non
 
 
 def test_a_signal_in_a_stage_ends_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(config: RunConfig, run: Run, **_: Any) -> session.Outcome:
-        return session.Outcome(run, 3, run.name != "s-stage1", exit_code=143 if run.name == "s-stage1" else 1)
+    def begin(config: RunConfig, run: Run, **_: Any) -> training.Outcome:
+        return training.Outcome(run, 3, run.name != "s-stage1", exit_code=143 if run.name == "s-stage1" else 1)
 
-    monkeypatch.setattr(session, "begin", begin)
+    monkeypatch.setattr(training, "begin", begin)
     done = typed("science-qa", "--stage", "all", "--name", "s")
     assert (done.exit_code, done.stdout) == (143, "runs/s-baseline\nruns/s-stage1\n")
     assert "saved at step 3; go on with: adaptive train --resume --name s-stage1" in done.stderr
 
 
 def test_a_gate_that_fails_on_the_way_fails_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(config: RunConfig, run: Run, **_: Any) -> session.Outcome:
-        return session.Outcome(run, 3, True, exit_code=int(run.name == "s-stage1"))
+    def begin(config: RunConfig, run: Run, **_: Any) -> training.Outcome:
+        return training.Outcome(run, 3, True, exit_code=int(run.name == "s-stage1"))
 
-    monkeypatch.setattr(session, "begin", begin)
+    monkeypatch.setattr(training, "begin", begin)
     done = typed("science-qa", "--stage", "all", "--name", "s")
     assert (done.exit_code, len(done.stdout.split())) == (1, 5)
 

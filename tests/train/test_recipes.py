@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config, read_recipe
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.run.checkpoint import load_checkpoint
@@ -51,7 +51,7 @@ def test_quickstart_leaves_no_expert_without_work(folder: Path, display: Progres
     after which some expert was below a fifteenth while balance weighed 1e-2, with both seeds tried."""
     trainer = {"threads": 1, "max_seconds": None, "eval_every": 1000, "tensorboard": False, "device": "cpu"}
     config = make_config(read_recipe("quickstart"), [{"trainer": trainer}])
-    session.begin(config, named_run("demo"), stop_at=120, display=display)
+    training.begin(config, named_run("demo"), stop_at=120, display=display)
     records = [each for each in read_metrics(Path("runs/demo/metrics.jsonl")) if each["step"] >= 100]
     loads = [[each[f"router_load/layers.{layer}"] for layer in range(4)] for each in records]
     assert len(loads) >= 3
@@ -84,7 +84,7 @@ def test_science_qa_learns_facts_then_answers_by_heart(folder: Path, display: Pr
         {"optimizer": {"adamw_lr": 0.012}},
         {"trainer": {"threads": 1, "batch_size": 2, "eval_every": 1000, "tensorboard": False, "device": "cpu"}},
     ]
-    outcome = session.begin(make_config(read_recipe("science-qa"), over), named_run("qa"), display=display)
+    outcome = training.begin(make_config(read_recipe("science-qa"), over), named_run("qa"), display=display)
     assert outcome.complete
     assert outcome.trained_on
     assert outcome.evaluation is not None

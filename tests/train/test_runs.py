@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.commands.runs import compare, runs
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.results.summary import all_runs, changed, summary
@@ -34,8 +34,8 @@ def typed(command: click.Command, *arguments: str) -> Result:
 @pytest.fixture
 def two(tiny_config: Make, folder: Path, display: Progress) -> None:
     """A complete run `a` and a stopped run `b` with another rate."""
-    session.begin(tiny_config(), named_run("a"), display=display)
-    session.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
+    training.begin(tiny_config(), named_run("a"), display=display)
+    training.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
 
 
 def test_a_summary_says_how_far_how_good_and_at_what_cost(two: None) -> None:
@@ -71,7 +71,7 @@ def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two:
 
 def test_looking_at_a_run_does_not_take_it(two: None, display: Progress) -> None:
     summary(Path("runs/b"))
-    assert session.resume(named_run("b"), display=display).complete
+    assert training.resume(named_run("b"), display=display).complete
 
 
 def test_a_run_without_a_checkpoint_or_a_record_is_listed_all_the_same(two: None) -> None:

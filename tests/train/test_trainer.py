@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.loop import curriculum
@@ -41,7 +41,7 @@ def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callab
         torch.set_num_threads(1)
         config = tiny_config(**sections)
         corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
-        config = session.with_vocabulary(config, corpus)
+        config = training.with_vocabulary(config, corpus)
         seed_all(config.trainer.seed)
         model = Transformer(config.model)
         run = named_run("a")
@@ -192,7 +192,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_a_clear_error(
         r"(?s)steps 7 to 16, 10 in a row.*the weights are those of step 6.*step 7: the loss is not finite \(.*rivers"
     )
     with pytest.raises(UserError, match=words + r"\.txt windows 24-27\).*step 16: .* windows 60-63\)"):
-        session.begin(tiny_config(trainer={"steps": 30}), named_run("a"), display=display)
+        training.begin(tiny_config(trainer={"steps": 30}), named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert [record["step"] for record in records if record.get("skipped")] == [2, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15]
     assert all(record["loss"] is None or math.isfinite(record["loss"]) for record in records)
@@ -255,7 +255,7 @@ def test_an_evaluation_is_the_mean_over_all_scored_tokens(build: Callable[..., T
 def test_training_learns_and_holds_the_number_of_experts(tiny_config: Make, folder: Path, display: Progress) -> None:
     """T35."""
     sections = {"trainer": {"steps": 150, "eval_every": 1000, "checkpoint_every": 1000}}
-    outcome = session.begin(tiny_config(**sections), named_run("a"), display=display)
+    outcome = training.begin(tiny_config(**sections), named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     first, last = records[0]["loss"], np.mean([record["loss"] for record in records[-10:]])
     assert last < 0.6 * first
@@ -270,7 +270,7 @@ def test_the_budget_of_time_ends_the_run_with_its_last_save_inside(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 2.0})
-    outcome = session.begin(config, named_run("a"), display=display)
+    outcome = training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert outcome.complete
     assert 1.0 < records[-1]["seconds"] < 2.2  # the clock of a busy machine may overrun by a step
@@ -281,9 +281,9 @@ def test_the_budget_of_time_ends_the_run_with_its_last_save_inside(
 
 def test_a_resumed_run_has_only_the_time_that_is_left(tiny_config: Make, folder: Path, display: Progress) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 3.0})
-    session.begin(config, named_run("a"), stop_at=20, display=display)
+    training.begin(config, named_run("a"), stop_at=20, display=display)
     used = read_metrics(Path("runs/a/metrics.jsonl"))[-1]["seconds"]
-    session.resume(named_run("a"), display=display)
+    training.resume(named_run("a"), display=display)
     seconds = [record["seconds"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
     assert used > 0.1
     assert seconds == sorted(seconds)
@@ -298,9 +298,9 @@ def test_a_compiled_model_trains_and_its_run_resumes_without_compiling(
     """T22, T39. Later losses may part: a last bit that moves a token over a threshold is a jump, not an error."""
     one_layer = {"num_layers": 1}
     config = tiny_config(trainer={"compile": True, "steps": 4}, model=one_layer)
-    session.begin(config, named_run("a"), stop_at=3, display=display)
-    assert session.resume(named_run("a"), [{"trainer": {"compile": False}}], display=display).complete
-    session.begin(tiny_config(trainer={"steps": 4}, model=one_layer), named_run("b"), display=display)
+    training.begin(config, named_run("a"), stop_at=3, display=display)
+    assert training.resume(named_run("a"), [{"trainer": {"compile": False}}], display=display).complete
+    training.begin(tiny_config(trainer={"steps": 4}, model=one_layer), named_run("b"), display=display)
     losses = [[record["loss"] for record in read_metrics(Path(f"runs/{name}/metrics.jsonl"))] for name in "ab"]
     np.testing.assert_allclose(losses[0][:1], losses[1][:1], rtol=1e-6)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
