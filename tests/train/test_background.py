@@ -190,12 +190,12 @@ def test_pruning_beside_training_keeps_the_newest_good_ones_and_the_best(run: Pa
 
 def test_time_for_the_last_save_includes_what_is_left_of_the_one_in_flight(saver: Saver, gate: threading.Event) -> None:
     saver.seconds = 1000.0
-    assert saver.ahead() == 1000.0
+    assert saver.expected_seconds() == 1000.0
     saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
-    assert 1900 < saver.ahead() < 2000
+    assert 1900 < saver.expected_seconds() < 2000
     gate.set()
     saver.wait()
-    assert saver.ahead() < 20
+    assert saver.expected_seconds() < 20
 
 
 # --- in a run

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ import torch
 
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop import clock
+from adaptive_lm.train.data import prepare
+from adaptive_lm.train.loop.clock import Clock
 from adaptive_lm.train.loop.heldout import Heldout
 from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint, read_checkpoint
 from adaptive_lm.train.run.folder import named_run
@@ -30,7 +30,7 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
-    corpus = training.prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
+    corpus = prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
     same: dict[str, dict[str, Any]] = {
         "share": {"warmup_share": 0.5},
         "steps": {"warmup_steps": 6},
@@ -52,7 +52,7 @@ def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
 ) -> None:
     """Half a second passes whenever somebody looks at the clock."""
     seconds = itertools.count(0, 0.5)
-    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(Clock, "now", staticmethod(lambda: next(seconds)))
     config = tiny_config(
         trainer={"steps": None, "max_seconds": 150.0, "eval_every": 1000, "checkpoint_every": 1000},
         schedule={"kind": "cosine", "warmup_steps": 10},
@@ -89,7 +89,7 @@ def test_a_run_whose_time_ends_in_an_evaluation_says_so_after_the_next_step_alon
 ) -> None:
     """Killed between these two saves it is to go on, and its last step is still owed."""
     now = [0.0]
-    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Clock, "now", staticmethod(lambda: now[0]))
     evaluate = Heldout.evaluate
 
     def late(self: Heldout, max_tokens: int | None) -> Any:

@@ -22,11 +22,11 @@ from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import char_tokenizer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.results import examine as gatekeeper
+from adaptive_lm.train.results import examine
 from adaptive_lm.train.results.greedy import greedy_answer
-from adaptive_lm.train.results.lineage import standing
+from adaptive_lm.train.results.lineage import best_in_lineage
 from adaptive_lm.train.results.summary import summary
-from adaptive_lm.train.results.verdict import REPORT, Report, Seen, Verdict, judge, norms_in_span, read_report
+from adaptive_lm.train.results.verdict import REPORT, Measurements, Report, Verdict, judge, norms_in_span, read_report
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -51,17 +51,17 @@ def typed(*arguments: str) -> Result:
     return CliRunner().invoke(group, arguments)
 
 
-def seen(**facts: Any) -> Seen:
+def measured(**facts: Any) -> Measurements:
     usual: dict[str, Any] = {
         "losses": {"held_out": 1.0, "training": 2.0},
         "experts_per_token": 1.5,
         "records": [],
     }
-    return Seen(**{**usual, **facts})
+    return Measurements(**{**usual, **facts})
 
 
 def passed(gates: dict[str, Any], **facts: Any) -> bool:
-    (verdict,) = judge(GatesConfig.model_validate(gates), seen(**facts))
+    (verdict,) = judge(GatesConfig.model_validate(gates), measured(**facts))
     return verdict.passed
 
 
@@ -78,16 +78,16 @@ def test_a_loss_is_held_to_its_limit_the_one_that_is_meant() -> None:
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_holds_nothing(loss: float | None) -> None:
     assert not passed({"max_loss": 99}, losses={"held_out": loss})
-    assert not passed({"no_worse_than_parent": True}, losses={"held_out": loss}, rivals={"p": 99.0})
+    assert not passed({"no_worse_than_parent": True}, losses={"held_out": loss}, baselines={"p": 99.0})
 
 
 def test_a_run_is_no_worse_than_both_its_parent_and_the_best_since() -> None:
     gate = {"no_worse_than_parent": True}
-    assert passed(gate, rivals={"p": 1.0})  # as good is not worse
-    assert not passed(gate, rivals={"p": 0.9})
-    assert not passed(gate, rivals={"p": 2.0, "best": 0.9})
-    assert not passed(gate, rivals={"p": 2.0, "best": None})  # what was not measured cannot be held against
-    assert not passed(gate, rivals={})
+    assert passed(gate, baselines={"p": 1.0})  # as good is not worse
+    assert not passed(gate, baselines={"p": 0.9})
+    assert not passed(gate, baselines={"p": 2.0, "best": 0.9})
+    assert not passed(gate, baselines={"p": 2.0, "best": None})  # what was not measured cannot be held against
+    assert not passed(gate, baselines={})
 
 
 @pytest.mark.parametrize(("used", "holds"), [(1.29, False), (1.3, True), (1.8, True), (1.81, False), (None, False)])
@@ -194,13 +194,13 @@ def test_a_failed_gate_ends_with_1_and_leaves_the_parent_as_the_best(train: Trai
     assert (outcome.exit_code, outcome.complete) == (1, True)
     assert outcome.report is not None
     assert (outcome.report.failed, outcome.report.best) == (["max_loss"], "a")
-    assert standing(Path("runs/b")) == Path("runs/a")
+    assert best_in_lineage(Path("runs/b")) == Path("runs/a")
     again = train("c", parent="b", max_loss=0.01)
     assert again.report is not None
     assert again.report.best == "a"  # b did not become the best
-    assert standing(Path("runs/c")) == Path("runs/a")
+    assert best_in_lineage(Path("runs/c")) == Path("runs/a")
     assert train("d", parent="c", max_loss=100.0).exit_code == 0
-    assert standing(Path("runs/d")) == Path("runs/d")
+    assert best_in_lineage(Path("runs/d")) == Path("runs/d")
 
 
 def test_a_run_must_not_be_worse_than_its_parent(train: Train) -> None:
@@ -255,7 +255,7 @@ def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pyte
         asked.append(arguments[2:])
         return greedy_answer(*arguments)
 
-    monkeypatch.setattr(gatekeeper, "greedy_answer", answer)
+    monkeypatch.setattr(examine, "greedy_answer", answer)
     # 200 steps teach it that the words are these and that a line ends in a full stop
     outcome = train("a", steps=200, answer={"prompt": "the sun ", "contains": "rises", "max_tokens": 60})
     assert asked == [("the sun ", 60, "fp32")]
@@ -310,7 +310,7 @@ def test_a_run_that_is_stopped_is_not_judged_until_it_is_complete(
     stopped = training.begin(config, named_run("a"), stop_at=4, display=display)
     assert (stopped.report, stopped.exit_code) == (None, 0)
     assert not Path("runs/a/gates.json").exists()
-    assert standing(Path("runs/a")) is None
+    assert best_in_lineage(Path("runs/a")) is None
     assert summary(Path("runs/a")).report is None
     done = training.resume(named_run("a"), display=display)
     assert done.report is not None
@@ -360,7 +360,7 @@ def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume
         patched.setattr(training.Trainer, "finish", lambda self: None)
         outcome = train("a", max_loss=100.0)
     assert (outcome.report, outcome.complete) == (None, True)
-    assert "the gates were not looked at; do that: adaptive train --resume --name a" in story.getvalue()
+    assert "the gates were not examined; examine them: adaptive train --resume --name a" in story.getvalue()
     assert not summary(Path("runs/a")).holds
     done = training.resume(named_run("a"), display=display)
     assert done.report is not None
@@ -371,7 +371,7 @@ def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume
     ("parent", "gates", "words"),
     [
         ("b", {}, "has itself as its parent"),
-        ("nix", {}, r"the parent runs/nix is not there.*--set parent=null"),
+        ("nix", {}, r"the parent runs/nix does not exist.*--set parent=null"),
         ("half", {"no_worse_than_parent": True}, r"not complete but 'stopped'.*--resume --name half"),
     ],
 )
@@ -443,10 +443,10 @@ def test_a_config_and_a_checkpoint_from_before_gates_load_and_go_on(train: Train
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 2}', '{"format_version": 1, "verdicts": 3}'])
 def test_a_report_that_cannot_be_read_counts_as_none(train: Train, content: str) -> None:
     train("a", max_loss=100.0)
-    assert standing(Path("runs/a")) == Path("runs/a")
+    assert best_in_lineage(Path("runs/a")) == Path("runs/a")
     Path("runs/a", REPORT).write_text(content)
     assert read_report(Path("runs/a")) is None
-    assert standing(Path("runs/a")) is None  # what is not known to hold does not
+    assert best_in_lineage(Path("runs/a")) is None  # what is not known to hold does not
 
 
 def test_a_line_of_parents_that_bites_its_tail_has_no_best(train: Train) -> None:
@@ -454,11 +454,11 @@ def test_a_line_of_parents_that_bites_its_tail_has_no_best(train: Train) -> None
         train(name, max_loss=0.01)
         config = yaml.safe_load(Path(f"runs/{name}/config.yaml").read_text())
         Path(f"runs/{name}/config.yaml").write_text(yaml.safe_dump({**config, "parent": "ab".replace(name, "")}))
-    assert standing(Path("runs/a")) is None
+    assert best_in_lineage(Path("runs/a")) is None
 
 
 def test_a_number_that_json_cannot_hold_is_written_as_nothing() -> None:
-    (verdict,) = judge(GatesConfig(max_loss=1), seen(losses={"held_out": float("nan")}))
+    (verdict,) = judge(GatesConfig(max_loss=1), measured(losses={"held_out": float("nan")}))
     report = Report(1, None, None, {}, (verdict,))
     assert json.loads(report.to_json())["verdicts"][0]["found"] is None
     assert str(verdict) == "FAIL  max_loss: not measured, expected held_out loss of at most 1"
@@ -495,7 +495,7 @@ def test_train_runs_and_compare_say_what_became_of_the_gates(recipe: str) -> Non
     assert [one["parent"] for one in objects] == [None, "a"]
     assert [one["gates"] and one["gates"]["passed"] for one in objects] == [None, False]
     table = [line.split() for line in typed("compare", "a", "b").stdout.splitlines()]
-    assert ["stands", "as", "best", "a", "a"] in table
+    assert ["best", "in", "lineage", "a", "a"] in table
     assert any(row[:3] == ["max_loss", "-", "FAIL"] for row in table)
     found = json.loads(typed("compare", "a", "b", "--json").stdout)["runs"]
     assert [one["best"] for one in found] == ["a", "a"]
@@ -508,7 +508,7 @@ def test_a_long_gate_takes_two_lines_of_compare_and_is_whole_in_json(recipe: str
         assert typed("train", recipe, "--name", name, *asked).exit_code == 1
     lines = typed("compare", "a", "b").stdout.splitlines()
     first = next(number for number, line in enumerate(lines) if line.split() == ["gate", "a", "b"])
-    last = next(number for number, line in enumerate(lines) if line.startswith("stands as best"))
+    last = next(number for number, line in enumerate(lines) if line.startswith("best in lineage"))
     rows = lines[first + 1 : last]
     assert [row.split()[0] for row in rows] == ["max_loss", "expected", "answer", "expected"]
     assert rows[1].count("held_out loss of at most 100") == 2  # what fits is whole

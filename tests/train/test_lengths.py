@@ -11,7 +11,7 @@ import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
-from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train.config.run_config import RunConfig, TrainerConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop.lengths import Lengths, Shape
 from adaptive_lm.train.run.counters import Counters
@@ -22,7 +22,7 @@ Make = Callable[..., RunConfig]
 
 
 def lengths(*given: int, batch_size: int = 4, **trainer: Any) -> Lengths:
-    return Lengths(make_config({"trainer": {"sequence_lengths": given, "batch_size": batch_size, **trainer}}))
+    return Lengths(TrainerConfig(sequence_lengths=given, batch_size=batch_size, **trainer), max(given))
 
 
 def shapes(dealer: Lengths, steps: int) -> list[Shape]:
@@ -66,7 +66,7 @@ def test_a_batch_grows_at_every_length_and_leaves_no_window_out() -> None:
 
 
 def test_one_length_is_every_step() -> None:
-    one = Lengths(make_config({"trainer": {"sequence_length": 32, "batch_size": 5}}))
+    one = Lengths(TrainerConfig(batch_size=5), 32)
     assert shapes(one, 8)[::7] == [(5, 32, 0, 5), (5, 32, 35, 5)]
 
 

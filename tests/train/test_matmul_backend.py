@@ -20,6 +20,7 @@ from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.matmul_backend import GAIN, choose, measure
 from adaptive_lm.train.model import linear, native
 from adaptive_lm.train.model.linear import has_onednn
+from adaptive_lm.train.parallel.world import World
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.system.progress import Progress
@@ -195,7 +196,11 @@ def test_a_run_from_before_there_was_a_choice_stays_with_torch(
     del found.state["matmul"]
     model, config = torch.nn.Linear(1, 1), make()
     model.embedding, model.use_onednn = torch.nn.Embedding(1, 1), lambda **on: None
-    assert matmul.settle_matmul(model, config, "fp32", found, training.World(), display) == NONE
+    choice = matmul.settle_matmul(
+        model, config.trainer, config.sequence_length, folder / "cache",
+        precision="fp32", checkpoint=found, world=World(), display=display,
+    )  # fmt: skip
+    assert choice == NONE
     assert watch.asked == 0
     assert "note: matmul" not in story.getvalue()
 
@@ -204,7 +209,7 @@ def test_onednn_by_name_where_there_is_none_is_refused(
     make: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matmul, "has_onednn", lambda: False)
-    with pytest.raises(UserError, match=r"has none; leave it to torch: --set trainer\.matmul=torch"):
+    with pytest.raises(UserError, match=r"has no oneDNN; use torch: --set trainer\.matmul=torch"):
         training.begin(make(matmul="onednn"), named_run("a"), display=display)
 
 

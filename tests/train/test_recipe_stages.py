@@ -126,7 +126,7 @@ def test_all_stages_run_one_after_the_other_and_a_failed_gate_ends_with_1(short:
 def test_one_stage_wants_the_one_before_and_gates_that_hold_end_with_0(short: list[str]) -> None:
     alone = typed(*short, "--stage", "1", "--name", "s")
     assert alone.exit_code == 1
-    assert "the parent runs/s-baseline is not there" in alone.stderr
+    assert "the parent runs/s-baseline does not exist" in alone.stderr
     holds = ["--set", "gates.answer=null", "--set", "gates.max_loss=100", "--set", "gates.no_worse_than_parent=false"]
     assert typed(*short, "--stage", "baseline", "--name", "s", *holds).exit_code == 0
     done = typed(*short, "--stage", "1", "--name", "s", *holds, "--set", "gates.experts_per_token=null")

@@ -13,7 +13,7 @@ import torch
 
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop import routing_trace
+from adaptive_lm.train.loop.routing_trace import RoutingTrace
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
@@ -109,6 +109,6 @@ def test_a_disk_that_is_full_costs_the_snapshots_and_not_the_run(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(routing_trace, "write_whole", full)
+    monkeypatch.setattr(RoutingTrace, "write", staticmethod(full))
     assert training.begin(tiny_config(), named_run("a"), display=display).complete
-    assert story.getvalue().count("saturation will lack the rest of the run") == 1
+    assert story.getvalue().count("adaptive inspect will not show the saturation of the rest of the run") == 1

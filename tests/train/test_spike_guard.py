@@ -3,12 +3,14 @@
 import math
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.config.run_config import make_config
+from adaptive_lm.train.config.run_config import TrainerConfig
 from adaptive_lm.train.loop.spike_guard import HISTORY, Guard
+from adaptive_lm.train.optim.optimizer import OptimizerConfig
 
 
 def usual(seed: int = 0) -> Iterator[tuple[float, float]]:
@@ -18,9 +20,9 @@ def usual(seed: int = 0) -> Iterator[tuple[float, float]]:
         yield generator.gauss(3.0, 0.1), math.exp(generator.gauss(0.0, 0.4))
 
 
-def guard(steps: int = HISTORY, **trainer: object) -> Guard:
-    """A guard that has seen so many usual steps."""
-    one = Guard(make_config({"trainer": trainer}))
+def guard(steps: int = HISTORY, **trainer: Any) -> Guard:
+    """Make a guard that has seen this many usual steps."""
+    one = Guard(TrainerConfig(**trainer), OptimizerConfig())
     for _, (loss, norm) in zip(range(steps), usual(), strict=False):
         one.accept(loss, norm)
     return one
@@ -29,51 +31,51 @@ def guard(steps: int = HISTORY, **trainer: object) -> Guard:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused_from_the_first_step_on_and_always(value: float) -> None:
     for one in (guard(0), guard(skip_spikes=False), guard()):
-        assert one.judge(value) == "the loss is not finite"
-        assert one.judge(3.0, value) == "the gradient is not finite"
+        assert one.check(value) == "the loss is not finite"
+        assert one.check(3.0, value) == "the gradient is not finite"
 
 
 def test_a_spike_of_the_loss_or_of_the_norm_is_refused() -> None:
     """T32."""
     one = guard()
-    assert one.judge(3.1, 1.2) is None
-    assert "the loss 9 is a spike: beyond" in str(one.judge(9.0))
-    assert "the gradient norm 40 is a spike: beyond" in str(one.judge(3.0, 40.0))
+    assert one.check(3.1, 1.2) is None
+    assert "the loss 9 is a spike: beyond" in str(one.check(9.0))
+    assert "the gradient norm 40 is a spike: beyond" in str(one.check(3.0, 40.0))
 
 
 def test_spikes_can_be_let_through() -> None:
-    assert guard(skip_spikes=False).judge(9.0, 40.0) is None
+    assert guard(skip_spikes=False).check(9.0, 40.0) is None
 
 
 def test_nothing_is_a_spike_before_there_is_a_history() -> None:
-    assert guard(HISTORY - 1).judge(1e9, 1e9) is None
-    assert guard(HISTORY).judge(1e9) is not None
+    assert guard(HISTORY - 1).check(1e9, 1e9) is None
+    assert guard(HISTORY).check(1e9) is not None
 
 
 def test_a_small_loss_or_gradient_is_never_a_spike() -> None:
-    assert guard().judge(0.0, 1e-9) is None
+    assert guard().check(0.0, 1e-9) is None
 
 
 def test_a_long_usual_run_is_never_refused() -> None:
     one = guard()
     for _, (loss, norm) in zip(range(20_000), usual(seed=1), strict=False):
-        assert one.judge(loss, norm) is None
+        assert one.check(loss, norm) is None
         one.accept(loss, norm)
 
 
 def test_a_run_that_hardly_moves_does_not_call_every_harder_batch_a_spike() -> None:
-    one = Guard(make_config({}))
+    one = Guard(TrainerConfig(), OptimizerConfig())
     for step in range(HISTORY):
         one.accept(0.2 + 1e-6 * step, 0.5)
-    assert one.judge(0.7, 0.5 * 4.4) is None  # beyond six of its standard deviations by far
-    assert one.judge(0.9) is not None
-    assert one.judge(0.2, 0.5 * 4.6) is not None
+    assert one.check(0.7, 0.5 * 4.4) is None  # beyond six of its standard deviations by far
+    assert one.check(0.9) is not None
+    assert one.check(0.2, 0.5 * 4.6) is not None
 
 
 def test_where_the_text_changes_what_was_usual_is_forgotten() -> None:
     one = guard()
-    one.forget()
-    assert one.judge(9.0, 40.0) is None
+    one.reset()
+    assert one.check(9.0, 40.0) is None
 
 
 def test_a_step_with_nothing_to_learn_from_is_not_usual() -> None:
@@ -84,25 +86,25 @@ def test_a_step_with_nothing_to_learn_from_is_not_usual() -> None:
 
 def test_a_guard_restored_from_its_state_judges_the_same() -> None:
     one = guard(150)
-    twin = Guard(make_config({}), one.state())
+    twin = Guard(TrainerConfig(), OptimizerConfig(), one.state())
     edge = 3.0
-    while one.judge(edge) is None:
+    while one.check(edge) is None:
         edge += 1e-4
-    assert twin.judge(edge - 2e-4) is None
-    assert twin.judge(edge) == one.judge(edge)
+    assert twin.check(edge - 2e-4) is None
+    assert twin.check(edge) == one.check(edge)
     assert twin.state() == one.state()
 
 
 def test_the_last_of_too_many_in_a_row_ends_the_run_and_names_their_data() -> None:
     """T31."""
     one = guard(max_bad_steps=3)
-    one.refuse(7, "the loss is not finite", "a.txt windows 1-4")
+    one.skip(7, "the loss is not finite", "a.txt windows 1-4")
     one.accept(3.0, 1.0)  # a step between: not in a row
-    one.refuse(9, "the loss is not finite", "a.txt windows 8-11")
-    one.refuse(10, "the loss 9 is a spike", "b.txt window 0")
+    one.skip(9, "the loss is not finite", "a.txt windows 8-11")
+    one.skip(10, "the loss 9 is a spike", "b.txt window 0")
     with pytest.raises(
         UserError, match=r"(?s)steps 9 to 11, 3 in a row.*of step 8.*windows 8-11.*b\.txt.*gone"
     ) as caught:
-        one.refuse(11, "the loss 9 is a spike", "gone")
+        one.skip(11, "the loss 9 is a spike", "gone")
     assert "windows 1-4" not in str(caught.value)
     assert "--set trainer.skip_spikes=false" in str(caught.value)

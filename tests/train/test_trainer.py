@@ -16,6 +16,7 @@ from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.loop import curriculum
+from adaptive_lm.train.loop.completion import with_vocabulary
 from adaptive_lm.train.loop.record import StepResult
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model import Transformer
@@ -41,7 +42,7 @@ def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callab
         torch.set_num_threads(1)
         config = tiny_config(**sections)
         corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
-        config = training.with_vocabulary(config, corpus)
+        config = with_vocabulary(config, corpus)
         seed_all(config.trainer.seed)
         model = Transformer(config.model)
         run = named_run("a")

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train.loop import run_files
+from adaptive_lm.train.loop.run_files import require_space
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run, newest_run, next_run
 from adaptive_lm.train.run.metrics import KEYS, Metrics, read_metrics
@@ -198,11 +200,17 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(
         training.begin(tiny_config(), named_run("a"), display=display)
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_an_error_before_the_first_step(
+def test_a_disk_without_room_for_a_checkpoint_is_an_error(folder: Path) -> None:
+    require_space(named_run("a"), 1000, lambda _: 12_000)
+    with pytest.raises(UserError, match=r"runs/a: one checkpoint takes up to .* MiB, the disk has .* MiB; make room"):
+        require_space(named_run("a"), 1000, lambda _: 11_999)
+
+
+def test_the_room_for_a_checkpoint_is_looked_for_before_the_first_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run_files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"one checkpoint takes up to .* MiB"):
         training.begin(tiny_config(), named_run("a"), display=display)
 

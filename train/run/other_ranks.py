@@ -40,7 +40,7 @@ class QuietSaver(Saver):
     def has(self, step: int) -> bool:
         return step in self.saved
 
-    def ahead(self) -> float:
+    def expected_seconds(self) -> float:
         return self.seconds
 
     def record(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Saver:
         being_written = self._writer.busy and self._begun is not None and self._begun[0] == step
         return being_written or step in self.saved  # in this order: what is not busy any more has been entered
 
-    def ahead(self) -> float:
+    def expected_seconds(self) -> float:
         """Seconds after which a save begun now would be on the disk."""
         left = 0.0
         if self._writer.busy and self._begun is not None:
