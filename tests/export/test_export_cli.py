@@ -98,7 +98,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(here: Path) -> None:
         (lambda here: shutil.rmtree(here / "runs"), [], "train one: adaptive train quickstart --name demo\n"),
         (lambda here: (here / "runs/tiny/heldout.txt").unlink(), ["tiny"], "error: runs/tiny/heldout.txt, a file of"),
         (lambda here: (here / "runs/tiny/tokenizer.json").unlink(), ["tiny"], "error: runs/tiny/tokenizer.json, a"),
-        (lambda here: shutil.rmtree(here / "runs/tiny/checkpoints"), ["tiny"], "error: runs/tiny holds no checkpoint"),
+        (lambda here: shutil.rmtree(here / "runs/tiny/checkpoints"), ["tiny"], "error: runs/tiny has no checkpoint"),
         (damage_newest, ["runs/tiny/checkpoints/step-000026"], "error: damaged checkpoint: runs/tiny/checkpoints/step"),
         (lambda here: None, ["tiny", "--out", "runs"], "runs exists and is no exported model; it is left alone"),
         (lambda here: None, ["tiny", "--out", "runs/tiny/config.yaml/m"], "nothing was exported. Make room or choose"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.commands.runs import compare, runs
 from adaptive_lm.train.config.run_config import RunConfig
@@ -83,6 +85,42 @@ def test_a_run_without_a_checkpoint_or_a_record_is_listed_all_the_same(two: None
     assert set(found) == {"a", "b", "empty"}
     assert (found["empty"].state, found["empty"].step, found["empty"].loss) == ("no checkpoint", 0, None)
     assert "empty" in typed(runs).stdout
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_again_as_runs_says(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "save", die)
+        for name in "abc":
+            with pytest.raises(KeyboardInterrupt):
+                training.begin(tiny_config(), named_run(name), display=display)
+    assert Path("runs/a/metrics.jsonl").read_text()
+    done = typed(runs)
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [[name, "no", "checkpoint"] for name in "abc"]
+    advice = r"^a died before its first checkpoint; begin it again: adaptive (.*?);"
+    again = re.search(advice, done.stderr, re.MULTILINE)
+    assert again is not None, done.stderr
+    with pytest.raises(UserError, match=rf"nothing to resume; begin it again: adaptive {re.escape(again[1])}$"):
+        training.resume(named_run("a"), display=display)
+    assert CliRunner().invoke(group, again[1].split()).exit_code == 0
+    assert training.begin(tiny_config(), named_run("b"), display=display).complete  # the same command, too
+    pruned = typed(runs, "--prune")
+    assert "deleted runs/c\n" in pruned.stderr
+    assert [line.split()[:2] for line in pruned.stdout.splitlines()[1:]] == [["a", "complete"], ["b", "complete"]]
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b"]
+
+
+def test_pruning_spares_a_run_that_is_trained_now(two: None) -> None:
+    young = named_run("young")
+    with young:
+        (young.path / "config.yaml").write_text(Path("runs/a/config.yaml").read_text())
+        assert "deleted" not in typed(runs, "--prune").stderr
+        assert young.path.is_dir()
+    assert "deleted runs/young" in typed(runs, "--prune").stderr
 
 
 def test_skipped_steps_are_counted_and_their_losses_left_out(two: None) -> None:

@@ -68,10 +68,7 @@ def advice(summaries: Sequence[Summary], runs: Path) -> list[str]:
                 f"{one.name}; or delete all such runs: adaptive runs --prune"
             )
         elif one.state == "diverged":
-            messages.append(
-                f"{one.name} diverged; its learning rates are too high for it: adaptive train --resume --name "
-                f"{one.name} shows what to type"
-            )
+            messages.append(f"{one.name} diverged; see why and what to do: adaptive train --resume --name {one.name}")
     return messages
 
 

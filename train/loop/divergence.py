@@ -10,7 +10,7 @@ from torch import Tensor
 from ...contract.errors import UserError
 from ..optim.optimizer import OptimizerConfig
 from ..run.best import read_best
-from ..run.folder import Run
+from ..run.folder import RUNS, Run
 
 LOSS_NOT_FINITE = "the loss is not finite"
 """How the guard describes such a step."""
@@ -40,7 +40,7 @@ def divergence(state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     evaluated = [record for record in records if "perplexity" in record]
     if evaluated and evaluated[-1].get("val_loss") is None:
         problems.append(f"the held-out loss is not finite at step {evaluated[-1]['step']}")
-    return ", ".join(problems) or None
+    return ", and ".join(problems) or None
 
 
 def require_convergence(
@@ -57,17 +57,27 @@ def all_finite(weights: Iterable[Tensor]) -> bool:
     return all(bool(weight.isfinite().all()) for weight in weights)
 
 
-def divergence_error(run: Run, optimizer: OptimizerConfig, problem: str) -> UserError:
-    """Make the error for a run that diverged, with what to type next."""
+def divergence_error(run: Run, optimizer: OptimizerConfig, problem: str, step: int | None = None) -> UserError:
+    """Make the error for a run that diverged, with what to type next.
+
+    Args:
+        run: The folder of the run.
+        optimizer: Its learning rates.
+        problem: What is not finite, and since when.
+        step: The checkpoint with the problem, which is not recommended.
+    """
     best = read_best(run.path)
-    export = "" if best is None else (
-        f"; or export the checkpoint of step {best.step}, whose held-out loss is {best.val_loss:.4f}: "
-        f"adaptive export {run.name} --checkpoint best"
-    )  # fmt: skip
-    return UserError(
-        f"{run.path} diverged: {problem}; expected finite numbers. Train it again with lower learning rates: the same "
-        f"command with --overwrite {lower_rates(optimizer)}{export}"
+    cure = (
+        "Train it again with lower learning rates: the command that began it, with --overwrite "
+        f"{lower_rates(optimizer)}"
     )
+    if best is not None and best.step != step:
+        name = run.name if run.path == RUNS / run.name else run.path
+        cure += (
+            f"; or export the checkpoint of step {best.step}, whose held-out loss is {best.val_loss:.4f}: "
+            f"adaptive export {name} --checkpoint best"
+        )
+    return UserError(f"{run.path} diverged: {problem}. {cure}")
 
 
 def lower_rates(optimizer: OptimizerConfig) -> str:
