@@ -15,6 +15,7 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
+from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.run.best import read_best
 from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
@@ -306,18 +307,40 @@ def test_what_a_resumed_run_may_change_it_may_change(tiny_config: Make, folder: 
     assert load_checkpoint("runs/a").config.trainer.steps == 4
 
 
-def test_resuming_on_another_text_is_refused(
-    tiny_config: Make, folder: Path, display: Progress, text_file: Path
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text[:-300], str.upper, lambda text: "#" + text, lambda text: text[4000:] + text[:4000]],
+    ids=["shorter", "other characters", "one more character", "another order"],
+)
+@pytest.mark.parametrize("kind", ["chars", "words", "bytes"])
+def test_resuming_on_another_text_is_refused_and_on_the_old_one_goes_on(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path, kind: str, change: Callable[[str], str]
 ) -> None:
-    """T21: the file has the same name and other content."""
-    Path("text.txt").write_text(text_file.read_text())
-    training.begin(tiny_config(data={"sources": ["text.txt"]}), named_run("a"), stop_at=1, display=display)
-    Path("text.txt").write_text(text_file.read_text()[:-300])
-    with pytest.raises(
-        UserError,
-        match=r"text\.txt is not the text that runs/a began with: its digest is \w+, expected",
-    ):
+    """T21: the file has the same name and other content, whatever that does to the vocabulary."""
+    old = text_file.read_text()
+    Path("text.txt").write_text(old)
+    config = tiny_config(data={"sources": ["text.txt"]}, tokenizer={"kind": kind}, trainer={"steps": 2})
+    training.begin(config, named_run("a"), stop_at=1, display=display)
+    Path("text.txt").write_text(change(old))
+    words = r"text\.txt is not the text that runs/a began with: its digest is \w+, expected \w+\. Put the old text back"
+    with pytest.raises(UserError, match=words):
         training.resume(named_run("a"), display=display)
+    Path("text.txt").write_text(old)
+    assert training.resume(named_run("a"), display=display).complete
+
+
+def test_resuming_with_another_tokenizer_file_is_refused(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T21."""
+    training.begin(tiny_config(trainer={"steps": 0}), named_run("first"), display=display)
+    old = Path("runs/first/tokenizer.json").read_text()
+    Path("own.json").write_text(old)
+    config = tiny_config(tokenizer={"kind": "own.json"}, trainer={"steps": 2})
+    training.begin(config, named_run("a"), stop_at=1, display=display)
+    Path("own.json").write_text(byte_tokenizer().to_str())
+    with pytest.raises(UserError, match=r"own\.json is not the tokenizer that runs/a began with: its digest is"):
+        training.resume(named_run("a"), display=display)
+    Path("own.json").write_text(old)
+    assert training.resume(named_run("a"), display=display).complete
 
 
 def test_a_complete_run_is_left_as_it_is_unless_it_gets_more_steps(
