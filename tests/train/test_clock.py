@@ -1,4 +1,4 @@
-"""Where a run stands, and a warm-up that is counted in steps, tokens or epochs."""
+"""The progress of a run, and a warm-up counted in steps, tokens or epochs."""
 
 import itertools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def rates(name: str) -> list[float]:
     return [record["lr"] for record in read_metrics(Path("runs") / name / "metrics.jsonl")]
 
 
-def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
+def test_a_warm_up_in_steps_tokens_or_epochs_equals_one_of_the_same_share(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
@@ -47,10 +47,10 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
         assert rates(name)[6] == max(rates(name))
 
 
-def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
+def test_a_warm_up_in_steps_has_this_many_steps_in_a_run_with_a_clock(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a second passes whenever somebody looks at the clock."""
+    """Half a second passes at each look at the clock."""
     seconds = itertools.count(0, 0.5)
     monkeypatch.setattr(Clock, "now", staticmethod(lambda: next(seconds)))
     config = tiny_config(
@@ -70,7 +70,7 @@ def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
 @pytest.mark.parametrize(
     "warm", [{"warmup_steps": 5}, {"warmup_tokens": 600}, {"warmup_epochs": 0.1}], ids=["steps", "tokens", "epochs"]
 )
-def test_a_run_stopped_while_it_warms_up_and_after_goes_on_to_the_bit(
+def test_a_run_stopped_during_and_after_its_warm_up_resumes_bit_for_bit(
     tiny_config: Make, folder: Path, display: Progress, warm: dict[str, Any]
 ) -> None:
     """T13, T14, T17: where the warm-up ended is part of the checkpoint."""
@@ -84,10 +84,10 @@ def test_a_run_stopped_while_it_warms_up_and_after_goes_on_to_the_bit(
     assert all(torch.equal(one.model_state[name], value) for name, value in other.model_state.items())
 
 
-def test_a_run_whose_time_ends_in_an_evaluation_says_so_after_the_next_step_alone(
+def test_a_run_whose_time_ends_in_an_evaluation_is_complete_only_after_the_next_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between these two saves it is to go on, and its last step is still owed."""
+    """If it is killed between these two saves, a resume must still take the last step."""
     now = [0.0]
     monkeypatch.setattr(Clock, "now", staticmethod(lambda: now[0]))
     evaluate = Heldout.evaluate

@@ -1,4 +1,4 @@
-"""What compiling needs, and where its results are kept."""
+"""What compiling needs, and where its results are stored."""
 
 import os
 from pathlib import Path
@@ -22,14 +22,14 @@ def every_compiler(name: str) -> str:
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> Transformer:
-    """A model; no test here runs it, so nothing is compiled."""
+    """Make a model; no test here runs it, so nothing is compiled."""
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what is set here is taken back
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that the test undoes what is set
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     return Transformer(variant())
 
 
-def test_machine_code_is_kept_in_the_users_cache(
+def test_machine_code_is_stored_in_the_users_cache(
     blocks: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ADAPTIVE_CACHE", raising=False)

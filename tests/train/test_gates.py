@@ -1,4 +1,4 @@
-"""Gates: what must hold at the end of a run, and what stands as the best where it does not."""
+"""Gates: what must hold at the end of a run, and which run is the best if it does not."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ Train = Callable[..., training.Outcome]
 
 @pytest.fixture
 def train(tiny_config: Make, folder: Path, display: Progress) -> Train:
-    """Trains a run of a few steps under gates."""
+    """Train a run of a few steps with gates."""
 
     def begin(name: str, parent: str | None = None, steps: int = 3, **gates: Any) -> training.Outcome:
         config = tiny_config(gates=gates, trainer={"steps": steps}, **({"parent": parent} if parent else {}))
@@ -68,7 +68,7 @@ def passed(gates: dict[str, Any], **facts: Any) -> bool:
 # --- each gate
 
 
-def test_a_loss_is_held_to_its_limit_the_one_that_is_meant() -> None:
+def test_the_loss_that_the_gates_name_is_compared_with_its_limit() -> None:
     assert passed({"max_loss": 1.0})
     assert not passed({"max_loss": 0.999})
     assert not passed({"max_loss": 1.5, "loss": "training"})
@@ -76,17 +76,17 @@ def test_a_loss_is_held_to_its_limit_the_one_that_is_meant() -> None:
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_holds_nothing(loss: float | None) -> None:
+def test_a_loss_that_is_not_a_number_fails_every_gate(loss: float | None) -> None:
     assert not passed({"max_loss": 99}, losses={"held_out": loss})
     assert not passed({"no_worse_than_parent": True}, losses={"held_out": loss}, baselines={"p": 99.0})
 
 
-def test_a_run_is_no_worse_than_both_its_parent_and_the_best_since() -> None:
+def test_a_run_must_not_be_worse_than_its_parent_or_the_best_of_the_lineage() -> None:
     gate = {"no_worse_than_parent": True}
-    assert passed(gate, baselines={"p": 1.0})  # as good is not worse
+    assert passed(gate, baselines={"p": 1.0})  # equal is not worse
     assert not passed(gate, baselines={"p": 0.9})
     assert not passed(gate, baselines={"p": 2.0, "best": 0.9})
-    assert not passed(gate, baselines={"p": 2.0, "best": None})  # what was not measured cannot be held against
+    assert not passed(gate, baselines={"p": 2.0, "best": None})  # a loss that was not measured cannot be compared
     assert not passed(gate, baselines={})
 
 
@@ -96,7 +96,7 @@ def test_experts_stay_between_the_least_and_the_most(used: float | None, holds: 
 
 
 def records(norms: list[float], **others: list[Any]) -> list[dict[str, Any]]:
-    """Records of a run whose schedule goes from 0 to 1 in as many steps."""
+    """Return records of a run whose schedule goes from 0 to 1."""
     columns = {
         "first_block_grad_norm": norms,
         "schedule_progress": [(i + 0.5) / len(norms) for i in range(len(norms))],
@@ -126,18 +126,18 @@ def test_the_span_begins_where_the_warm_up_ends_and_ends_before_the_loss_is_belo
     )
 
 
-def test_skipped_steps_and_steps_without_a_norm_are_no_part_of_a_band() -> None:
+def test_skipped_steps_and_steps_without_a_norm_are_not_part_of_a_band() -> None:
     found = [*records([1.0] * 12), {"first_block_grad_norm": 99.0, "skipped": True}, {"first_block_grad_norm": None}]
     assert norms_in_span(found, 0.0, None) == [1.0] * 12
 
 
-def test_a_band_of_a_few_steps_or_of_a_norm_of_nothing_does_not_hold() -> None:
+def test_a_band_of_a_few_steps_or_of_norms_of_0_fails() -> None:
     assert not passed({"gradient_band": {"most": 99, "start": 0}}, records=records([1.0] * 9))
     assert passed({"gradient_band": {"most": 99, "start": 0}}, records=records([1.0] * 10))
     assert not passed({"gradient_band": {"most": 99, "start": 0}}, records=records([0.0] * 10))
 
 
-def test_an_answer_holds_the_words_whatever_the_white_space() -> None:
+def test_an_answer_is_compared_without_regard_to_white_space() -> None:
     gate = {"answer": {"prompt": "?", "contains": "a  star of\ngas"}}
     assert passed(gate, answer=" The sun is a star\n of gas.")
     assert not passed(gate, answer=" The sun is a stone")
@@ -159,7 +159,7 @@ def test_an_answer_holds_the_words_whatever_the_white_space() -> None:
         ({"max_los": 1}, r"did you mean gates\.max_loss"),
     ],
 )
-def test_gates_that_say_nothing_are_refused(gates: dict[str, Any], words: str) -> None:
+def test_gates_that_make_no_sense_are_refused(gates: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_config({"gates": gates})
 
@@ -173,7 +173,7 @@ def test_a_parent_must_have_the_name_of_a_run() -> None:
 # --- at the end of a run
 
 
-def test_gates_that_hold_are_written_down_and_let_the_run_end_well(train: Train) -> None:
+def test_gates_that_hold_are_reported_and_the_run_ends_with_0(train: Train) -> None:
     outcome = train("a", max_loss=100.0, experts_per_token=[1, 4])
     assert (outcome.exit_code, outcome.complete) == (0, True)
     written = json.loads(Path("runs/a/gates.json").read_text())
@@ -189,7 +189,7 @@ def test_gates_that_hold_are_written_down_and_let_the_run_end_well(train: Train)
 
 
 def test_a_failed_gate_ends_with_1_and_leaves_the_parent_as_the_best(train: Train) -> None:
-    assert train("a").report is None  # nothing is asked of it
+    assert train("a").report is None  # it has no gates
     outcome = train("b", parent="a", max_loss=0.01, experts_per_token=[1, 4])
     assert (outcome.exit_code, outcome.complete) == (1, True)
     assert outcome.report is not None
@@ -213,7 +213,7 @@ def test_a_run_must_not_be_worse_than_its_parent(train: Train) -> None:
     assert rival.evaluation is not None
     losses = {name: summary(Path("runs") / name).val_loss for name in ("long", "short")}
     assert losses["long"] < rival.evaluation.loss < losses["short"]  # type: ignore[operator]
-    assert rival.exit_code == 1  # better than its parent, but that never was the best
+    assert rival.exit_code == 1  # better than its parent, which was not the best of its lineage
 
 
 def test_the_first_blocks_gradient_is_logged_as_it_was_before_clipping(tiny_config: Make, train: Train) -> None:
@@ -245,7 +245,7 @@ def test_the_norm_of_the_first_block_is_that_of_its_gradients_alone(
     config = tiny_config(trainer={"steps": 4, "log_every": 2}, optimizer={"clip_norm": 1e-3})
     training.begin(config, named_run("a"), display=display)
     norms = [record["first_block_grad_norm"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
-    assert norms == pytest.approx(true[1::2], rel=1e-5)  # of the steps that are logged
+    assert norms == pytest.approx(true[1::2], rel=1e-5)  # those of the logged steps
 
 
 def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pyte
         return greedy_answer(*arguments)
 
     monkeypatch.setattr(examine, "greedy_answer", answer)
-    # 200 steps teach it that the words are these and that a line ends in a full stop
+    # 200 steps teach it these words and that a line ends in a full stop
     outcome = train("a", steps=200, answer={"prompt": "the sun ", "contains": "rises", "max_tokens": 60})
     assert asked == [("the sun ", 60, "fp32")]
     assert outcome.report is not None
@@ -300,7 +300,7 @@ def test_an_answer_ends_where_the_text_ends_and_leaves_the_model_training() -> N
     assert lengths == [8]  # no longer than the context
 
 
-# --- when they are looked at
+# --- when they are examined
 
 
 def test_a_run_that_is_stopped_is_not_judged_until_it_is_complete(
@@ -317,7 +317,7 @@ def test_a_run_that_is_stopped_is_not_judged_until_it_is_complete(
     assert done.report.passed
 
 
-def test_other_gates_for_a_complete_run_are_looked_at_without_training(
+def test_other_gates_for_a_complete_run_are_examined_without_training(
     train: Train, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a")
@@ -327,7 +327,7 @@ def test_other_gates_for_a_complete_run_are_looked_at_without_training(
     outcome = training.resume(named_run("a"), stricter, display=display)
     assert (outcome.exit_code, outcome.step) == (1, 3)
     assert not summary(Path("runs/a")).holds
-    again = training.resume(named_run("a"), stricter, display=display)  # known already, and no better for that
+    again = training.resume(named_run("a"), stricter, display=display)  # the report is reused
     assert (again.exit_code, again.report) == (1, outcome.report)
     after = load_checkpoint("runs/a")
     assert all(torch.equal(value, after.model_state[name]) for name, value in before.model_state.items())
@@ -343,7 +343,7 @@ def test_a_run_that_ended_by_the_clock_is_not_trained_on_for_its_gates(
     assert (outcome.step, outcome.complete, outcome.exit_code) == (step, True, 0)
 
 
-def test_a_run_that_goes_on_is_judged_anew_and_keeps_no_old_report(train: Train, display: Progress) -> None:
+def test_a_run_that_goes_on_is_judged_again_and_keeps_no_old_report(train: Train, display: Progress) -> None:
     train("a", max_loss=100.0)
     longer = [{"trainer": {"steps": 6}}]
     training.resume(named_run("a"), longer, stop_at=4, display=display)
@@ -353,7 +353,7 @@ def test_a_run_that_goes_on_is_judged_anew_and_keeps_no_old_report(train: Train,
     assert (outcome.report.step, outcome.report.passed) == (6, True)
 
 
-def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume(
+def test_gates_that_a_signal_prevented_are_examined_by_a_resume(
     train: Train, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -375,7 +375,7 @@ def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume
         ("half", {"no_worse_than_parent": True}, r"not complete but 'stopped'.*--resume --name half"),
     ],
 )
-def test_what_could_not_be_judged_is_refused_before_anything_is_deleted_or_trained(
+def test_a_run_that_could_not_be_judged_is_refused_before_anything_is_deleted_or_trained(
     tiny_config: Make, train: Train, display: Progress, parent: str, gates: dict[str, Any], words: str
 ) -> None:
     train("b")
@@ -386,7 +386,7 @@ def test_what_could_not_be_judged_is_refused_before_anything_is_deleted_or_train
     assert load_checkpoint("runs/b").step == 3
 
 
-def test_a_parent_that_read_another_text_is_said_to_be_no_measure(
+def test_a_parent_with_another_text_is_noted(
     tiny_config: Make, train: Train, display: Progress, story: io.StringIO, text_file: Path
 ) -> None:
     train("a")
@@ -400,7 +400,7 @@ def test_a_parent_that_read_another_text_is_said_to_be_no_measure(
     assert "note: a had another text or tokenizer" in story.getvalue()
 
 
-def test_a_parent_that_is_deleted_meanwhile_fails_the_gate_and_not_the_run(
+def test_a_parent_that_was_deleted_fails_the_gate_and_not_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a")
@@ -441,15 +441,15 @@ def test_a_config_and_a_checkpoint_from_before_gates_load_and_go_on(train: Train
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 2}', '{"format_version": 1, "verdicts": 3}'])
-def test_a_report_that_cannot_be_read_counts_as_none(train: Train, content: str) -> None:
+def test_a_report_that_cannot_be_read_counts_as_missing(train: Train, content: str) -> None:
     train("a", max_loss=100.0)
     assert best_in_lineage(Path("runs/a")) == Path("runs/a")
     Path("runs/a", REPORT).write_text(content)
     assert read_report(Path("runs/a")) is None
-    assert best_in_lineage(Path("runs/a")) is None  # what is not known to hold does not
+    assert best_in_lineage(Path("runs/a")) is None  # without a report its gates do not hold
 
 
-def test_a_line_of_parents_that_bites_its_tail_has_no_best(train: Train) -> None:
+def test_a_cycle_of_parents_has_no_best_run(train: Train) -> None:
     for name in "ab":
         train(name, max_loss=0.01)
         config = yaml.safe_load(Path(f"runs/{name}/config.yaml").read_text())
@@ -457,7 +457,7 @@ def test_a_line_of_parents_that_bites_its_tail_has_no_best(train: Train) -> None
     assert best_in_lineage(Path("runs/a")) is None
 
 
-def test_a_number_that_json_cannot_hold_is_written_as_nothing() -> None:
+def test_a_number_that_json_cannot_hold_is_written_as_null() -> None:
     (verdict,) = judge(GatesConfig(max_loss=1), measured(losses={"held_out": float("nan")}))
     report = Report(1, None, None, {}, (verdict,))
     assert json.loads(report.to_json())["verdicts"][0]["found"] is None
@@ -475,13 +475,13 @@ def recipe(tiny: dict[str, Any], folder: Path) -> str:
     return "tiny.yaml"
 
 
-def test_train_runs_and_compare_say_what_became_of_the_gates(recipe: str) -> None:
+def test_train_runs_and_compare_report_the_gates(recipe: str) -> None:
     assert "gates" not in typed("train", recipe, "--name", "a").stderr
-    assert "gates" not in typed("runs").stdout  # nobody asked
+    assert "gates" not in typed("runs").stdout  # there are none
     gates = ("--set", "parent=a", "--set", "gates.max_loss=0.01", "--set", "gates.experts_per_token=[1,4]")
     done = typed("train", recipe, "--name", "b", *gates)
     assert done.exit_code == 1
-    assert done.stdout == "runs/b\n"  # it is there all the same
+    assert done.stdout == "runs/b\n"  # the run exists, though a gate failed
     lines = done.stderr.splitlines()
     assert any(
         re.fullmatch(r"FAIL  max_loss: \d\.\d+, expected held_out loss of at most 0\.01", line) for line in lines
@@ -522,7 +522,7 @@ def test_a_long_gate_takes_two_lines_of_compare_and_is_whole_in_json(recipe: str
     assert verdict["expected"] == f'"{wanted.strip()}" in it'
 
 
-def test_gates_that_hold_are_typed_as_passes_and_exit_with_0(recipe: str) -> None:
+def test_gates_that_hold_are_shown_as_pass_and_exit_with_0(recipe: str) -> None:
     done = typed("train", recipe, "--name", "a", "--set", "gates.max_loss=100")
     assert done.exit_code == 0
     assert "failed" not in done.stderr

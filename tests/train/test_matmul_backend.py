@@ -1,6 +1,6 @@
-"""Who multiplies is measured once and kept: no clock has a say in a run that has begun, or in a test.
+"""The matmul backend is measured once and stored: no measured time affects a run that has begun, or a test.
 
-Every `measure` here is a stand-in that says what it is told to, but for the one that is asked whether it measures.
+Every `measure` here is a stand-in with fixed results, except in the test of `measure` itself.
 """
 
 import json
@@ -32,7 +32,7 @@ needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no on
 
 
 class Watch:
-    """In place of `measure`: says that oneDNN takes `onednn` of torch's time, and counts how often it was asked."""
+    """Stands in for `measure`: oneDNN takes `onednn` of torch's time; counts its calls."""
 
     def __init__(self, onednn: float = 0.5) -> None:
         self.onednn, self.asked = onednn, 0
@@ -51,7 +51,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 @pytest.fixture
 def make(tiny_config: Make, tmp_path: Path) -> Callable[..., RunConfig]:
-    """A run that has an empty cache folder."""
+    """Make the config of a run with an empty cache folder."""
 
     def config(**trainer: Any) -> RunConfig:
         settings = {"steps": 4, "checkpoint_every": 2, "matmul": "auto", **trainer}
@@ -80,12 +80,12 @@ def test_onednn_is_taken_where_it_is_clearly_faster(layers: float, experts: floa
     assert list(choose({kind: {"torch": 1.0, "onednn": each} for kind, each in times.items()}).values()) == expected
 
 
-def test_a_kind_that_the_model_has_not_is_torchs() -> None:
+def test_a_kind_that_the_model_does_not_have_is_torchs() -> None:
     assert choose({kind: {"torch": 0.0, "onednn": 0.0} for kind in BOTH}) == NONE
 
 
 @needs_onednn
-def test_both_ways_are_measured_and_nothing_is_drawn_from_the_generator_of_the_run() -> None:
+def test_both_backends_are_measured_without_the_random_generator_of_the_run() -> None:
     state, threads = torch.get_rng_state(), 2
     torch.set_num_threads(threads)
     cases = Counter({("linear", 8, (6, 4)): 3, ("experts", 8, (3, 4, 10), (3, 5, 4), 1.6): 2})
@@ -96,7 +96,7 @@ def test_both_ways_are_measured_and_nothing_is_drawn_from_the_generator_of_the_r
 
 
 @needs_onednn
-def test_a_run_measures_once_and_says_what_it_took(
+def test_a_run_measures_once_and_says_what_it_chose(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
     training.begin(make(), named_run("a"), stop_at=2, display=display)
@@ -110,7 +110,7 @@ def test_a_run_measures_once_and_says_what_it_took(
 
 
 @needs_onednn
-def test_the_same_run_begun_again_takes_the_same_and_other_shapes_are_measured(
+def test_the_same_run_begun_again_makes_the_same_choice_and_other_shapes_are_measured(
     make: Make, folder: Path, display: Progress, watch: Watch
 ) -> None:
     training.begin(make(), named_run("a"), display=display)
@@ -127,7 +127,7 @@ def test_the_same_run_begun_again_takes_the_same_and_other_shapes_are_measured(
 @pytest.mark.parametrize(
     "left", ["", "{", '{"choice": {"linear": "onednn"}}', '{"choice": {"linear": 1, "experts": 2}}']
 )
-def test_what_was_kept_and_cannot_be_read_is_measured_again(
+def test_a_stored_choice_that_cannot_be_read_is_measured_again(
     make: Make, folder: Path, display: Progress, watch: Watch, left: str
 ) -> None:
     training.begin(make(), named_run("a"), display=display)
@@ -139,7 +139,7 @@ def test_what_was_kept_and_cannot_be_read_is_measured_again(
 
 
 @needs_onednn
-def test_a_run_in_parts_is_that_in_one_whatever_would_be_measured_later(
+def test_a_run_in_parts_equals_a_run_in_one_whatever_would_be_measured_later(
     make: Make, folder: Path, display: Progress, watch: Watch
 ) -> None:
     """T13: the weights to the last bit, of a run whose second part would have measured otherwise."""
@@ -157,7 +157,7 @@ def test_a_run_in_parts_is_that_in_one_whatever_would_be_measured_later(
 
 
 @pytest.mark.parametrize("wanted", ["torch", pytest.param("onednn", marks=needs_onednn)])
-def test_what_the_config_names_is_not_measured(
+def test_a_backend_in_the_config_is_not_measured(
     make: Make, folder: Path, display: Progress, watch: Watch, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     products = []
@@ -169,7 +169,7 @@ def test_what_the_config_names_is_not_measured(
 
 
 @needs_onednn
-def test_a_resumed_run_may_be_given_another_and_says_so(
+def test_a_resumed_run_may_change_its_backend_and_says_so(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
     training.begin(make(), named_run("a"), stop_at=2, display=display)
@@ -179,7 +179,7 @@ def test_a_resumed_run_may_be_given_another_and_says_so(
 
 
 @needs_onednn
-def test_where_what_the_run_took_is_missing_torch_goes_on_and_it_is_said(
+def test_a_resumed_run_without_its_backend_uses_torch_and_says_so(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training.begin(make(), named_run("a"), stop_at=2, display=display)
@@ -205,7 +205,7 @@ def test_a_run_from_before_there_was_a_choice_stays_with_torch(
     assert "note: matmul" not in story.getvalue()
 
 
-def test_onednn_by_name_where_there_is_none_is_refused(
+def test_onednn_in_the_config_is_refused_where_torch_has_none(
     make: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matmul, "has_onednn", lambda: False)

@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def trained(config: RunConfig, name: str, display: Progress, stops: tuple[int, ...] = ()) -> Checkpoint:
-    """A run of `config`, resumed after each of the stops."""
+    """Train a run of `config`, resumed after each of the stops."""
     run = named_run(name)
     ends = [*stops, None]
     outcome = training.begin(config, run, stop_at=ends[0], display=display)
@@ -73,7 +73,7 @@ def trained(config: RunConfig, name: str, display: Progress, stops: tuple[int, .
 
 
 def curve(run: Path) -> list[tuple[Any, ...]]:
-    """What the metrics say, but for what a clock measured."""
+    """Return the metrics, without what a clock measured."""
     keys = ("step", "loss", "val_loss", "bits_per_byte", "experts_per_token", "layers_per_token", "grad_norm", "lr")
     return [tuple(record[key] for key in keys) for record in read_metrics(run / "metrics.jsonl")]
 
@@ -150,7 +150,7 @@ def test_a_run_resumed_twice_equals_a_run_in_one(tiny_config: Make, folder: Path
     assert_same(trained(config, "whole", display), trained(config, "parts", display, (3, 7)))
 
 
-def test_whatever_draws_random_numbers_goes_on_drawing_where_it_stopped(
+def test_every_random_generator_continues_where_it_stopped(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T17: python's, numpy's and torch's generators; nothing of ours draws in the loop today, so the test does."""
@@ -168,7 +168,7 @@ def test_whatever_draws_random_numbers_goes_on_drawing_where_it_stopped(
     assert drawn[:12] == drawn[12:]
 
 
-def test_more_steps_for_a_run_of_none_begin_from_its_weights(
+def test_more_steps_for_a_run_of_zero_steps_begin_from_its_weights(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     training.begin(tiny_config(trainer={"steps": 0}), named_run("parts"), display=display)
@@ -178,7 +178,7 @@ def test_more_steps_for_a_run_of_none_begin_from_its_weights(
         assert torch.equal(tensor, whole.model_state[name]), name
 
 
-def test_a_constant_schedule_makes_a_longer_run_the_continuation_of_a_shorter(
+def test_with_a_constant_schedule_a_longer_run_continues_a_shorter_one(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     def config(steps: int) -> RunConfig:
@@ -256,7 +256,7 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(
     assert load_checkpoint("runs/a").step == 1
 
 
-def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
+def test_override_resume_accepts_other_rates_and_notes_them(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
 ) -> None:
     """T18, T19: the batch of another size goes on reading where the run stood."""
@@ -272,7 +272,7 @@ def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
     assert sessions[1]["overridden"]["optimizer.lr"] == [0.03, 0.001]
     assert [record["lr"] for record in read_metrics(Path("runs/a/metrics.jsonl"))][5:] == [0.001] * 3
     assert load_checkpoint("runs/a").state["windows"] == [5 * 4 + 3 * 8]
-    assert training.resume(named_run("a"), display=display).complete  # it is the run's own from now on
+    assert training.resume(named_run("a"), display=display).complete  # it is now a setting of the run
     assert load_checkpoint("runs/a").config.optimizer.lr == 0.001
 
 
@@ -288,7 +288,7 @@ def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
         ({"trainer": {"seed": 4}}, r"trainer\.seed: 0 -> 4 \(never: the text would come in another order"),
     ],
 )
-def test_what_would_make_it_another_run_is_refused_with_the_flag_too_and_says_why(
+def test_override_resume_refuses_what_would_make_it_another_run_and_says_why(
     tiny_config: Make, folder: Path, display: Progress, change: dict[str, Any], why: str
 ) -> None:
     """T18, T20, T21: whatever else may be changed; of that the message says nothing."""
@@ -300,7 +300,9 @@ def test_what_would_make_it_another_run_is_refused_with_the_flag_too_and_says_wh
     assert load_checkpoint("runs/a").step == 1
 
 
-def test_what_a_resumed_run_may_change_it_may_change(tiny_config: Make, folder: Path, display: Progress) -> None:
+def test_a_resumed_run_may_change_what_leaves_it_the_same_run(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
     training.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
     change = {"steps": 4, "checkpoint_every": 2, "eval_every": 3, "device": "auto", "checkpoint_activations": True}
     assert training.resume(named_run("a"), [{"trainer": change}], display=display).step == 4

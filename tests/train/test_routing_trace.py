@@ -74,7 +74,7 @@ def test_snapshots_change_nothing_in_training(tiny_config: Make, folder: Path, d
     assert a.state["random"] == b.state["random"]
 
 
-def test_a_resumed_run_has_the_snapshots_of_a_whole_one(tiny_config: Make, folder: Path, display: Progress) -> None:
+def test_a_resumed_run_has_the_snapshots_of_a_run_in_one(tiny_config: Make, folder: Path, display: Progress) -> None:
     training.begin(tiny_config(), named_run("a"), display=display)
     run = named_run("b")
     training.begin(tiny_config(), run, display=display, stop_at=7)
@@ -86,7 +86,7 @@ def test_a_resumed_run_has_the_snapshots_of_a_whole_one(tiny_config: Make, folde
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_there_are_never_more_than_were_asked_for(tiny_config: Make, folder: Path, display: Progress) -> None:
+def test_there_are_never_more_snapshots_than_configured(tiny_config: Make, folder: Path, display: Progress) -> None:
     config = tiny_config(trainer={"steps": 30, "eval_every": 1, "routing_snapshots": 8})
     training.begin(config, named_run("a"), display=display)
     found = steps(Path("runs/a"))
@@ -96,12 +96,12 @@ def test_there_are_never_more_than_were_asked_for(tiny_config: Make, folder: Pat
     assert max(b - a for a, b in pairwise(found)) <= 8, "spread over the run"
 
 
-def test_a_model_that_chooses_nothing_has_none(tiny_config: Make, folder: Path, display: Progress) -> None:
+def test_a_model_that_chooses_nothing_has_no_snapshots(tiny_config: Make, folder: Path, display: Progress) -> None:
     training.begin(tiny_config(model={"ffn": {"routing": "dense"}}), named_run("a"), display=display)
     assert not (Path("runs/a") / "routing").exists()
 
 
-def test_a_disk_that_is_full_costs_the_snapshots_and_not_the_run(
+def test_a_full_disk_ends_the_snapshots_and_not_the_run(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T2."""

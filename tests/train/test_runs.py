@@ -1,4 +1,4 @@
-"""`adaptive runs` and `adaptive compare`: what became of runs, read from their folders."""
+"""`adaptive runs` and `adaptive compare`: the outcomes of runs, read from their folders."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def two(tiny_config: Make, folder: Path, display: Progress) -> None:
     training.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
 
 
-def test_a_summary_says_how_far_how_good_and_at_what_cost(two: None) -> None:
+def test_a_summary_has_the_progress_the_losses_and_the_cost(two: None) -> None:
     one, other = summary(Path("runs/a")), summary(Path("runs/b"))
     assert (one.state, one.step, one.steps, one.skipped) == ("complete", 12, 12, 0)
     assert (other.state, other.step, other.steps) == ("stopped", 7, 12)
@@ -52,7 +52,7 @@ def test_a_summary_says_how_far_how_good_and_at_what_cost(two: None) -> None:
     assert one.seconds == records[-1]["seconds"]
 
 
-def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two: None) -> None:
+def test_the_state_tells_a_run_in_training_from_one_that_was_killed(two: None) -> None:
     run = named_run("b")
     with run:
         assert summary(Path("runs/b")).state == "training"
@@ -67,16 +67,16 @@ def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two:
         assert summary(Path("runs/b")).state == "training"
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    assert "process" in Path("runs/b/lock").read_text()  # its name is left, its lock is not
+    assert "process" in Path("runs/b/lock").read_text()  # its name is still there, its lock is not
     assert summary(Path("runs/b")).state == "stopped"
 
 
-def test_looking_at_a_run_does_not_take_it(two: None, display: Progress) -> None:
+def test_a_summary_does_not_lock_the_run(two: None, display: Progress) -> None:
     summary(Path("runs/b"))
     assert training.resume(named_run("b"), display=display).complete
 
 
-def test_a_run_without_a_checkpoint_or_a_record_is_listed_all_the_same(two: None) -> None:
+def test_a_run_without_a_checkpoint_or_a_record_is_listed(two: None) -> None:
     empty = Path("runs/empty")
     empty.mkdir()
     (empty / "config.yaml").write_text(Path("runs/a/config.yaml").read_text())
@@ -133,7 +133,7 @@ def test_skipped_steps_are_counted_and_their_losses_left_out(two: None) -> None:
     assert summary(Path("runs/a")).skipped == 3
 
 
-def test_alarms_are_counted_and_each_layer_has_a_curve_of_its_own(two: None) -> None:
+def test_alarms_are_counted_and_each_layer_has_its_own_curve(two: None) -> None:
     lines = Path("runs/a/metrics.jsonl").read_text().splitlines()
     record = json.loads(lines[-1])
     lines[-1] = json.dumps({**record, "alarms": ["grad_norm/layers.0 is 3, above 2", "router_load/layers.1 is 0"]})
@@ -200,13 +200,13 @@ def test_compare_prints_settings_outcomes_and_curves_and_draws_them(two: None) -
         (["a", "b", "--metric", "lose"], "none of these runs has measured 'lose'"),
     ],
 )
-def test_mistakes_are_errors_for_people(two: None, arguments: list[str], words: str) -> None:
+def test_mistakes_are_errors_without_a_traceback(two: None, arguments: list[str], words: str) -> None:
     done = typed(compare, *arguments)
     assert isinstance(done.exception, UserError)
     assert words in str(done.exception)
 
 
-def test_mistakes_of_the_line_are_wrong_usage(folder: Path) -> None:
+def test_mistakes_on_the_command_line_are_usage_errors(folder: Path) -> None:
     assert typed(compare).exit_code == 2
     assert typed(compare, "a", "--plot", "c.jpeg").exit_code == 2
     assert "train one: adaptive train" in str(typed(runs).exception)

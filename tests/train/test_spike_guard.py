@@ -1,4 +1,4 @@
-"""Which steps are taken (T30-T32)."""
+"""The guard: which steps are skipped (T30-T32)."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from adaptive_lm.train.optim.optimizer import OptimizerConfig
 
 
 def usual(seed: int = 0) -> Iterator[tuple[float, float]]:
-    """Losses around 3 and norms around 1, as a training run has them."""
+    """Draw losses around 3 and norms around 1, as in a training run."""
     generator = random.Random(seed)
     while True:
         yield generator.gauss(3.0, 0.1), math.exp(generator.gauss(0.0, 0.4))
@@ -29,13 +29,13 @@ def guard(steps: int = HISTORY, **trainer: Any) -> Guard:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_refused_from_the_first_step_on_and_always(value: float) -> None:
+def test_a_loss_or_gradient_that_is_not_finite_is_always_a_problem(value: float) -> None:
     for one in (guard(0), guard(skip_spikes=False), guard()):
         assert one.check(value) == "the loss is not finite"
         assert one.check(3.0, value) == "the gradient is not finite"
 
 
-def test_a_spike_of_the_loss_or_of_the_norm_is_refused() -> None:
+def test_a_spike_of_the_loss_or_of_the_norm_is_a_problem() -> None:
     """T32."""
     one = guard()
     assert one.check(3.1, 1.2) is None
@@ -43,7 +43,7 @@ def test_a_spike_of_the_loss_or_of_the_norm_is_refused() -> None:
     assert "the gradient norm 40 is a spike: beyond" in str(one.check(3.0, 40.0))
 
 
-def test_spikes_can_be_let_through() -> None:
+def test_spikes_can_be_accepted() -> None:
     assert guard(skip_spikes=False).check(9.0, 40.0) is None
 
 
@@ -56,7 +56,7 @@ def test_a_small_loss_or_gradient_is_never_a_spike() -> None:
     assert guard().check(0.0, 1e-9) is None
 
 
-def test_a_long_usual_run_is_never_refused() -> None:
+def test_a_long_usual_run_has_no_spikes() -> None:
     one = guard()
     for _, (loss, norm) in zip(range(20_000), usual(seed=1), strict=False):
         assert one.check(loss, norm) is None
@@ -67,24 +67,24 @@ def test_a_run_that_hardly_moves_does_not_call_every_harder_batch_a_spike() -> N
     one = Guard(TrainerConfig(), OptimizerConfig())
     for step in range(HISTORY):
         one.accept(0.2 + 1e-6 * step, 0.5)
-    assert one.check(0.7, 0.5 * 4.4) is None  # beyond six of its standard deviations by far
+    assert one.check(0.7, 0.5 * 4.4) is None  # far beyond six of its standard deviations
     assert one.check(0.9) is not None
     assert one.check(0.2, 0.5 * 4.6) is not None
 
 
-def test_where_the_text_changes_what_was_usual_is_forgotten() -> None:
+def test_a_reset_guard_has_no_history() -> None:
     one = guard()
     one.reset()
     assert one.check(9.0, 40.0) is None
 
 
-def test_a_step_with_nothing_to_learn_from_is_not_usual() -> None:
+def test_a_step_with_nothing_to_learn_from_is_not_remembered() -> None:
     one = guard(0)
     one.accept(0.0, 0.0)
     assert one.state() == {"losses": [], "norms": [], "failed": []}
 
 
-def test_a_guard_restored_from_its_state_judges_the_same() -> None:
+def test_a_guard_restored_from_its_state_decides_the_same() -> None:
     one = guard(150)
     twin = Guard(TrainerConfig(), OptimizerConfig(), one.state())
     edge = 3.0

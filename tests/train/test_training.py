@@ -1,4 +1,4 @@
-"""What surrounds the loop: the run's folder, the lock, the files beside the checkpoints, signals (T9, T10, T24-T26)."""
+"""Everything around the loop: the run's folder, the lock, the files beside the checkpoints (T9, T10)."""
 
 import json
 import os
@@ -59,10 +59,10 @@ def test_records_hold_their_keys_and_the_losses_by_name(tiny_config: Make, folde
     assert bytes_per_token == pytest.approx(1.0, abs=0.01)  # one character is one byte, but for the end of the text
     assert 1.0 <= last["experts_per_token"] <= 4.0
     assert last["layers_per_token"] == 2.0
-    assert not any("heads" in key or "window" in key for key in last)  # nothing chooses them here
+    assert not any("heads" in key or "window" in key for key in last)  # this model does not choose them
 
 
-def test_heads_and_windows_are_recorded_where_they_are_chosen(
+def test_heads_and_windows_are_recorded_if_the_model_chooses_them(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     model = {"attention": {"window": 9}, "heads": {"routing": "top_k", "heads_per_token": 1}}
@@ -81,7 +81,7 @@ def test_conversations_leave_their_chat_template(tiny_config: Make, folder: Path
     assert "messages" in Path("runs/a/chat_template.jinja").read_text()
 
 
-def test_sources_with_epochs_end_the_run_where_nothing_else_does(
+def test_sources_with_epochs_end_a_run_without_steps_or_seconds(
     tiny_config: Make, folder: Path, display: Progress, text_file: Path
 ) -> None:
     Path("other.txt").write_text(text_file.read_text()[:3000])
@@ -99,7 +99,7 @@ def test_sources_with_epochs_end_the_run_where_nothing_else_does(
     assert read_metrics(Path("runs/a/metrics.jsonl"))[-1]["lr"] < 0.1 * config.optimizer.lr
 
 
-def test_each_stage_can_have_the_schedule_for_itself(
+def test_each_stage_can_have_its_own_schedule(
     tiny_config: Make, folder: Path, display: Progress, text_file: Path
 ) -> None:
     Path("other.txt").write_text(text_file.read_text()[:3000])
@@ -135,7 +135,7 @@ def test_a_schedule_for_each_stage_needs_stages_and_no_clock(data: dict[str, Any
         make_config({"schedule": {"each_stage": True}, "data": data, "trainer": trainer})
 
 
-def test_no_steps_write_the_initial_weights_and_nothing_else(
+def test_zero_steps_write_the_initial_weights_and_nothing_else(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(trainer={"steps": 0}, model={"vocab_size": 100})
@@ -176,8 +176,8 @@ def test_an_existing_run_is_an_error_that_says_what_to_type(tiny_config: Make, f
     assert [path.name for path in Path("runs/a/checkpoints").iterdir()] == ["step-000002"]
 
 
-def test_two_trainers_on_one_run_are_one_too_many(tiny_config: Make, folder: Path, display: Progress) -> None:
-    """T9: whatever they want of it; the message names the process."""
+def test_a_second_trainer_of_a_run_is_refused(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T9: to begin, overwrite or resume it; the message names the process."""
     holder = named_run("a")
     with holder:
         for attempt in (
@@ -193,7 +193,7 @@ def test_two_trainers_on_one_run_are_one_too_many(tiny_config: Make, folder: Pat
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T10: `runs` is a file, so nobody can write below it, not even root."""
+    """T10: `runs` is a file, so not even root can write below it."""
     monkeypatch.setattr(training, "prepare", lambda *_, **__: pytest.fail("the data was read first"))
     Path("runs").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write runs/a: .*Nothing was trained"):
@@ -206,7 +206,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_an_error(folder: Path) -> None:
         require_space(named_run("a"), 1000, lambda _: 11_999)
 
 
-def test_the_room_for_a_checkpoint_is_looked_for_before_the_first_step(
+def test_the_room_for_a_checkpoint_is_checked_before_the_first_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
@@ -229,7 +229,7 @@ def test_a_disk_that_fills_up_during_the_metrics_is_an_error_and_not_a_traceback
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-flag", "a b"])
-def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="--name"):
         named_run(name)
 

@@ -10,16 +10,16 @@ from typing import Any
 import click
 
 EPILOG = """\b
-Where a run ends: --steps or --max-seconds; naming one on the command line switches the recipe's other off.
-The same over ranks, here by two processes, elsewhere as docs/multi-node.md shows:
+A run ends after --steps or --max-seconds; one of them on the command line switches off the recipe's other.
+Train with two processes on this machine (for several machines see docs/multi-node.md):
   adaptive train quickstart --nproc 2
-A run in two parts equals a run in one, bit for bit on a CPU:
+Train in two parts; on a CPU the result is the same to the last bit:
   adaptive train --steps 200 --name b --stop-at 100
   adaptive train --resume --name b
-The learning rate is planned for all the steps of a run, so a finished run that is resumed with more --steps
-continues on the schedule of the new number; with schedule.kind=constant, that too changes nothing.
+The learning rate is scheduled over all steps of a run. A complete run that is resumed with more --steps continues on
+the schedule of the new number; with schedule.kind=constant, nothing changes.
 
-A small text that is read many times: --set data.augment.word_dropout=0.2 varies it (data.augment has other ways).
+Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
 \b
 Example: adaptive train quickstart --name demo
@@ -33,32 +33,34 @@ Example: adaptive train quickstart --name demo
     "sources",
     multiple=True,
     metavar="SRC",
-    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT weighs it. Repeat to mix.",
+    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT gives it a weight. Repeat to mix.",
 )
-@click.option("--val", metavar="SRC", help="Text to hold out; by default the last part of each source.")
-@click.option("--data-dir", metavar="DIR", help="The folder of a recipe's own files, as of recipe science-qa.")
+@click.option("--val", metavar="SRC", help="Held-out text; by default the last part of each source.")
+@click.option("--data-dir", metavar="DIR", help="The folder of the files that a recipe names, as science-qa does.")
 @click.option(
     "--stage",
     type=click.Choice(["baseline", "1", "2", "3", "4", "all"]),
-    help="Train a stage of the recipe as run NAME-baseline or NAME-stageN, or all one after the other.",
+    help="Train a stage of the recipe as run NAME-baseline or NAME-stageN, or all of them in order.",
 )
 @click.option("--text-field", metavar="FIELD", help="The field of a record that holds the text.")
 @click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Size of a bpe or words vocabulary.")
 @click.option(
-    "--name", metavar="NAME", help="The run's folder is runs/NAME; by default the recipe or text and a number."
+    "--name",
+    metavar="NAME",
+    help="Name of the run, in the folder runs/NAME; by default the recipe or text and a number.",
 )
 @click.option("--steps", type=click.IntRange(min=0), help="Steps of the whole run; 0 writes the initial weights.")
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds from the first step to the last save; the last evaluation comes after.",
+    help="Seconds from the first step to the last save; the last evaluation comes after that.",
 )
 @click.option(
     "--stop-at",
     type=click.IntRange(min=1),
     metavar="STEP",
-    help="Stop after this step of the run and save; --resume goes on.",
+    help="Stop after this step and save; --resume goes on from there.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Decides the initial weights and the order of the text.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu or cuda.")
@@ -66,31 +68,33 @@ Example: adaptive train quickstart --name demo
     "--compile/--no-compile",
     "compile_blocks",
     default=None,
-    help="Compile the model's blocks (half a minute at first).",
+    help="Compile the model's blocks (takes half a minute the first time).",
 )
 @click.option(
     "--checkpoint-activations",
     is_flag=True,
     default=None,
-    help="Compute activations again in the backward pass, to save memory.",
+    help="Recompute activations in the backward pass, to save memory.",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on with run NAME (by default the newest) from its newest good checkpoint."
 )
 @click.option(
-    "--override-resume", is_flag=True, help="Let --resume change rates, schedule, losses or batch size; it is noted."
+    "--override-resume",
+    is_flag=True,
+    help="Let --resume change rates, schedule, losses or batch size; the run notes it.",
 )
 @click.option("--overwrite", is_flag=True, help="Delete run NAME if it exists, and begin again.")
 @click.option(
     "--begin-or-resume",
     is_flag=True,
-    help="Begin run NAME, or go on with it if it has a checkpoint: for a job that is queued again.",
+    help="Begin run NAME, or go on with it if it has a checkpoint: for jobs that are restarted.",
 )
 @click.option(
     "--nproc",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Train by N processes of this machine, each with its share of every batch; see trainer.parallel.",
+    help="Train with N processes on this machine, each with its share of every batch; see trainer.parallel.",
 )
 @click.option(
     "--set",

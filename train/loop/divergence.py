@@ -1,4 +1,4 @@
-"""Runs that diverged: their loss or their weights are not finite, so nobody can use their last checkpoint."""
+"""Runs that diverged: their loss or their weights are not finite, so their last checkpoint is of no use."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ class Trainer:
         `complete` is what was decided after the step: the time may have run out since, in an evaluation.
 
         Raises:
-            UserError: It could not be written, or its weights are not finite, so nobody could use it.
+            UserError: It could not be written, or its weights are not finite.
         """
         step = self.counters.step
         if self.saver.has(step):

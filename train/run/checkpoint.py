@@ -210,8 +210,8 @@ def load_checkpoint(path_or_run: str | Path, warning: Callable[[str], None] = wa
     found = newest_good(path, warning)
     if found is None:
         raise UserError(
-            f"{path} has no checkpoint; it died before its first. Begin it again: adaptive train {path / CONFIG} --name "
-            f"{path.name}"
+            f"{path} has no checkpoint; it died before its first. Begin it again: adaptive train {path / CONFIG} "
+            f"--name {path.name}"
         )
     return found
 
