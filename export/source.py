@@ -13,12 +13,13 @@ from torch import Tensor
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
 from ..runtime.format.manifest import DialTable, DialTarget
+from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.model.controllers import GRID_POINTS
 from ..train.model.thresholded_router import shifted
 from ..train.run.best import checkpoint_of
 from ..train.run.checkpoint import Checkpoint, load_checkpoint
-from ..train.run.folder import RUNS, newest_run
+from ..train.run.folder import RUNS, Run, newest_run
 from .graph.builder import Array
 
 CALIBRATION_TOKENS = 4096
@@ -26,6 +27,8 @@ CALIBRATION_TOKENS = 4096
 TIE_DISTANCE = 1e-4
 """Distance to keep between a level and the scores near it: ten times the margin of a near tie, and less than the
 precision to which a threshold is known."""
+FINITE_TOKENS = 512
+"""Held-out tokens whose logits must be finite."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def read(path: Path) -> Source:
     """Load the checkpoint at `path`, or the newest undamaged one of the run there.
 
     Raises:
-        UserError: A file of the run is missing or damaged.
+        UserError: A file of the run is missing or damaged, or the run diverged.
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint.config.model
@@ -165,8 +168,30 @@ def read(path: Path) -> Source:
             f"{checkpoint.run / HELDOUT} has fewer than the 2 tokens that the check of an export needs; restore it or "
             "train again"
         )
+    require_finite(source)
     _calibrate_new(source)
     return source
+
+
+@torch.no_grad()
+def require_finite(source: Source) -> None:
+    """Refuse the model of a run that diverged.
+
+    Raises:
+        UserError: Its weights, or its logits for held-out text, are not finite.
+    """
+    checkpoint = source.checkpoint
+    problem = None
+    if not all_finite(source.model.parameters()):
+        problem = f"the weights of step {checkpoint.step} are not finite"
+    else:
+        ids = source.heldout_ids(FINITE_TOKENS)
+        length = min(source.config.context_length, ids.shape[1])
+        windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
+        if not source.model(windows).logits.isfinite().all():
+            problem = f"the weights of step {checkpoint.step} give logits that are not finite"
+    if problem is not None:
+        raise divergence_error(Run(checkpoint.run), checkpoint.config.optimizer, problem, checkpoint.step)
 
 
 def _text(path: Path) -> str:

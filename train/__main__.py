@@ -1,6 +1,6 @@
-"""`torchrun ... -m adaptive_lm.train ARGUMENTS`: one rank of `adaptive train ARGUMENTS`, which see.
+"""One rank of `adaptive train ARGUMENTS`, as started by `torchrun ... -m adaptive_lm.train ARGUMENTS`.
 
-Only the first rank speaks to people; an error that people can mend ends all ranks with one message and one exit code.
+Only the first rank writes to the terminal; a user's mistake ends all ranks with one message and one exit code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .commands.train import train
 
 
 def run(arguments: list[str]) -> int:
-    """Trains, and returns the exit code."""
+    """Train, and return the exit code."""
     from .parallel.world import join, leave
 
     try:
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     except RuntimeError as error:
         if "gloo" not in str(error) and "NCCL" not in str(error):
             raise
-        # Another rank died: not a fault of this one. Whoever started the ranks ends them all.
+        # Another rank died, not this one. The process that started the ranks ends them all.
         reason = str(error).splitlines()[0].partition(". ")[0]
         os.write(
             2, f"rank {os.environ.get('RANK')}: lost another rank; the checkpoints are intact ({reason})\n".encode()
@@ -45,12 +45,13 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see cli.train; torch is loaded before it is called
+    """Run this rank, and exit."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see commands/train.py; torch is loaded before it is called
     with contextlib.ExitStack() as stack:
         if os.environ.get("RANK", "0") != "0":
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 - no path of ours
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            discard = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123 - no path of ours
+            stack.enter_context(contextlib.redirect_stdout(discard))
+            stack.enter_context(contextlib.redirect_stderr(discard))
         code = run(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from .parallel.world import end

@@ -1,9 +1,8 @@
-"""From a config to a trained run: everything around the loop, in the order in which it happens."""
+"""Train a run from its config: everything around the loop, in the order in which it happens."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,52 +10,53 @@ from typing import Any
 import torch
 
 from ..contract.errors import UserError
-from ..contract.file_names import CHAT_TEMPLATE, HELDOUT, TOKENIZER
+from ..contract.file_names import CONFIG
 from ..contract.files import cannot_write
 from .config.run_config import RunConfig, make_config
 from .data import Corpus, prepare
 from .loop.assembly import assemble
+from .loop.completion import with_end, with_vocabulary
+from .loop.divergence import require_convergence
 from .loop.evaluate import Evaluation
 from .loop.lengths import Lengths
-from .loop.matmul_backend import settle_matmul, words
+from .loop.matmul_backend import kernels_message, settle_matmul
+from .loop.run_files import require_space, write_beside
 from .loop.trainer import Trainer
-from .optim.batch_size import steps_for
 from .parallel.world import World, require_division
 from .results.examine import examine
 from .results.lineage import require_parent
-from .results.verdict import REPORT, Report, read_report
+from .results.verdict import REPORT, Report, exit_code_of, has_report, read_report
 from .run.checkpoint import Checkpoint, clean, set_aside
 from .run.checkpoint_names import list_checkpoints
 from .run.differences import require_same
 from .run.folder import Run
 from .run.identity import compare_identity, identity_of, refuse_other_data
 from .run.lock_over_ranks import held, newest
-from .run.metrics import open_metrics
+from .run.metrics import open_metrics, read_metrics
 from .run.other_ranks import NullMetrics
 from .run.trackers import load
+from .system.cache_folder import cache_folder
 from .system.device import choose_device, choose_precision, versions
 from .system.progress import Progress
 from .system.signals import Stopped, StopSignals
 
-HELDOUT_BYTES = 256 * 1024
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a session of training ended."""
+    """How a training ended."""
 
     run: Run
     step: int
     complete: bool
-    """Whether the run reached its end; else it can be resumed."""
+    """Whether the run reached its end; if not, it can be resumed."""
     evaluation: Evaluation | None = None
     """Of the whole held-out text, at the end of a run."""
     trained_on: bool = False
-    """Whether that text was trained on, so that its loss says how well it is known by heart and no more."""
+    """Whether the held-out text was also trained on, so that its loss only measures how well it is memorised."""
     exit_code: int = 0
-    """128 + the number of the signal that ended it, if one did; 1 where a gate failed."""
+    """128 + the number of the signal that ended the training, if one did; 1 if a gate failed."""
     report: Report | None = None
-    """What became of its gates; None where none are asked, or the run has not come to its end."""
+    """The verdicts of the gates; None if the config has no gates or the run is not complete."""
 
 
 def begin(
@@ -67,27 +67,42 @@ def begin(
     stop_at: int | None = None,
     display: Progress | None = None,
 ) -> Outcome:
-    """Trains a new run.
+    """Train a new run.
+
+    A folder without a checkpoint, left by a run that died before its first, is replaced.
+
+    Args:
+        config: The config of the run.
+        run: The folder of the run.
+        overwrite: Delete a run that has checkpoints, too.
+        stop_at: Stop after this step and save; `resume` goes on from there.
+        display: Where progress is shown; stderr by default.
 
     Raises:
-        UserError: the run exists already and `overwrite` is not given, or the data, disk or device do not serve.
+        UserError: The run exists and `overwrite` is not given; data, disk or device cannot be used; or the run
+            diverged.
     """
-    world = World()
     with StopSignals() as signals:
-        display = display or Progress()
+        training = Training(run, signals, display or Progress())
         try:
-            with held(run, world):
-                world.on_rank_zero(lambda: _make_way(config, run, overwrite))
-                return _train(config, run, None, stop_at, signals, display)
+            with held(run, training.world):
+                training.world.on_rank_zero(lambda: make_way(config, run, overwrite))
+                return training.run_from(config, stop_at=stop_at)
         except Stopped as stopped:
-            display.log(f"{stopped}: nothing was trained yet; the same command starts again")
+            training.display.log(f"{stopped}: nothing was trained yet; the same command starts again")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
 
 
-def _make_way(config: RunConfig, run: Run, overwrite: bool) -> None:
+def make_way(config: RunConfig, run: Run, overwrite: bool) -> None:
+    """Empty the folder of a run that begins.
+
+    Raises:
+        UserError: The folder has checkpoints and `overwrite` is not given, the parent cannot be used, or the folder
+            cannot be written.
+    """
     if run.begun and not overwrite:
         raise UserError(
-            f"{run.path} exists already; go on with it: {run.resume_command}; or give the new one another "
+            f"{run.path} exists already; go on with it: {run.resume_command}; or give the new run another "
             "--name; or replace it: the same command with --overwrite"
         )
     require_parent(run, config)
@@ -100,7 +115,7 @@ def _make_way(config: RunConfig, run: Run, overwrite: bool) -> None:
 def begin_or_resume(
     config: RunConfig, run: Run, overrides: Iterable[Mapping[str, Any]] = (), *, stop_at: int | None = None
 ) -> Outcome:
-    """Goes on with a run that has a checkpoint, and begins one that has none: for jobs that are started again."""
+    """Resume a run that has a checkpoint, begin one that has none: for jobs that are restarted."""
     if World().broadcast_float(bool(list_checkpoints(run.checkpoints))):
         return resume(run, overrides, stop_at=stop_at)
     return begin(config, run, overwrite=True, stop_at=stop_at)
@@ -114,186 +129,214 @@ def resume(
     override: bool = False,
     display: Progress | None = None,
 ) -> Outcome:
-    """Goes on with a run from its newest good checkpoint, exactly as if it had not stopped; `override` lets settings
-    be changed that make it another run from there on, as the rates.
+    """Continue a run from its newest good checkpoint, exactly as if it had not stopped.
+
+    Args:
+        run: The folder of the run.
+        overrides: Settings that differ from those of the checkpoint.
+        stop_at: Stop after this step and save.
+        override: Also accept settings that change what the rest of the run computes, such as learning rates.
+        display: Where progress is shown; stderr by default.
 
     Raises:
-        UserError: there is nothing to resume, every checkpoint is damaged, or config, data or tokenizer differ from
-            what the run began with.
+        UserError: There is nothing to resume; every checkpoint is damaged; config, text or tokenizer differ from those
+            the run began with; or the run diverged.
     """
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path} to resume; begin it: the same command without --resume")
-    world = World()
     with StopSignals() as signals:
-        display = display or Progress()
+        training = Training(run, signals, display or Progress())
+        world, display = training.world, training.display
         try:
             with held(run, world):
-                found = newest(run, world, display)
-                if found is None:
-                    raise UserError(
-                        f"{run.path} holds no checkpoint, so there is nothing to resume; begin again: the same command "
-                        "without --resume"
-                    )
-                config = make_config(found.config.model_dump(mode="json"), overrides)
-                overridden = require_same(run, found.config, config, override)
+                checkpoint = newest(run, world, display)
+                if checkpoint is None:
+                    raise no_checkpoint(run)
+                config = make_config(checkpoint.config.model_dump(mode="json"), overrides)
+                overridden = require_same(run, checkpoint.config, config, override)
                 for key, (before, after) in overridden.items():
-                    display.log(f"note: {key} was {before!r} and is {after!r} from step {found.step} on")
-                ended = bool(found.state.get("complete")) and not _longer(found.config, config)
-                if ended and (not config.gates.asked or _judged(run, config)):
+                    display.log(f"note: {key} was {before!r} and is {after!r} from step {checkpoint.step} on")
+                ended = bool(checkpoint.state.get("complete")) and ends(checkpoint.config) == ends(config)
+                if ended:
+                    records = read_metrics(run.path / "metrics.jsonl")
+                    require_convergence(run, checkpoint.state, records, config.optimizer)
+                if ended and (not config.gates.asked or has_report(run.path, config)):
                     display.log(
-                        f"{run.path} is complete at step {found.step}; to go on, give more --steps or --max-seconds"
+                        f"{run.path} is complete at step {checkpoint.step}; to go on, give more --steps or "
+                        "--max-seconds"
                     )
                     report = read_report(run.path) if config.gates.asked else None
-                    return Outcome(run, found.step, True, exit_code=code_of(report), report=report)
+                    return Outcome(run, checkpoint.step, True, exit_code=exit_code_of(report), report=report)
                 world.on_rank_zero(lambda: require_parent(run, config))
-                set_aside(found.damaged)  # those that the first rank passed over; the others know of none
-                return _train(config, run, found, stop_at, signals, display, ended, overridden)
+                set_aside(checkpoint.damaged)  # only the first rank knows of any
+                return training.run_from(config, checkpoint, stop_at=stop_at, ended=ended, overridden=overridden)
         except Stopped as stopped:
             display.log(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
 
 
-def _longer(stored: RunConfig, wanted: RunConfig) -> bool:
-    ends = [(config.trainer.steps, config.trainer.max_seconds) for config in (stored, wanted)]
-    return ends[0] != ends[1]
+def no_checkpoint(run: Run) -> UserError:
+    """Make the error for a run that cannot be resumed since it died before its first checkpoint."""
+    again = f"adaptive train {run.path / CONFIG} --name {run.name}"
+    if not (run.path / CONFIG).is_file():
+        again = "the same command without --resume"
+    return UserError(f"{run.path} has no checkpoint, so there is nothing to resume; begin it again: {again}")
 
 
-def code_of(report: Report | None) -> int:
-    """1 where a gate failed."""
-    return int(report is not None and not report.passed)
+def ends(config: RunConfig) -> tuple[int | None, float | None]:
+    """Return where the run ends: its steps and its seconds."""
+    return config.trainer.steps, config.trainer.max_seconds
 
 
-def _judged(run: Run, config: RunConfig) -> bool:
-    """Whether the run was held against just these gates."""
-    report = read_report(run.path)
-    asked = config.gates.model_dump(mode="json")
-    return report is not None and (report.asked, report.parent) == (asked, config.parent)
+@dataclass(frozen=True)
+class Prepared:
+    """What a training knows before it builds the model."""
+
+    config: RunConfig
+    """With everything filled in that follows from the text."""
+    corpus: Corpus
+    device: torch.device
+    identity: dict[str, Any]
+    """What every checkpoint says of the data and the machine."""
+    libraries: Mapping[str, Any]
+    """Tracker -> its library."""
 
 
-def _train(
-    config: RunConfig,
-    run: Run,
-    found: Checkpoint | None,
-    stop_at: int | None,
-    signals: StopSignals,
-    display: Progress,
-    ended: bool = False,
-    overridden: Mapping[str, Any] | None = None,
-) -> Outcome:
-    """`ended`: there is nothing to train any more, only gates to be held against. `overridden`: for versions.json."""
-    world = World()
-    if world.is_first:
-        clean(run.checkpoints)
-    trainer = config.trainer
-    libraries = world.on_rank_zero(lambda: load(trainer.all_trackers)) or {}
-    for rows, part in Lengths(config).batches():
-        require_division(rows, part, world.size)
-    device = choose_device(trainer.device, world.local_rank if world.size > 1 else None)
-    precision = choose_precision(trainer.precision, device)
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
-    length = config.sequence_length
-    corpus = world.rank_zero_first(
-        lambda: prepare(
-            config.data, config.tokenizer, seed=trainer.seed, say=display.log, length=length, progress=display.work
-        )
-    )
-    identity = identity_of(config, corpus, device, precision, world)
-    world.run_together(lambda: refuse_other_data(identity, json.loads(world.broadcast_text(json.dumps(identity)))))
-    config = with_end(with_vocabulary(config, corpus), corpus)
-    if found is not None:
-        compare_identity(run, found, identity, display)
+class Training:
+    """One training of a run, in four steps: prepare the data, build the model, train it, judge it.
 
-    model, optimizers, counters = assemble(config, device, found, world)
-    identity["matmul"] = settle_matmul(model, config, precision, found, world, display)
-    parameters = optimizers.placed.count()
-
-    def prepare_folder() -> None:
-        require_space(run, parameters)
-        noted = {"overridden": {"step": counters.step, **overridden}} if overridden else {}
-        write_beside(config, run, corpus, versions(device, precision, identity["matmul"]) | noted)
-        (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
-
-    world.on_rank_zero(prepare_folder)
-    display.log(
-        f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
-        f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
-        + words(identity)
-        + (f", {world.size} ranks, {trainer.parallel}" if world.size > 1 else "")
-        + (f", from step {counters.step}" if counters.step else "")
-    )
-    opened = world.on_rank_zero(lambda: open_metrics(run.path, config, counters.step, libraries, display.log))
-    metrics = opened or NullMetrics()
-    loop = Trainer(
-        config, run, model, corpus, optimizers, precision=precision, metrics=metrics, display=display,
-        counters=counters, identity=identity, saved=[] if found is None else [found.step],
-        stop=lambda: world.max_over_ranks(signals.received or 0) > 0, state=found.state if found else None,
-    )  # fmt: skip
-    signals.last_words = f"finishing the step, then saving {run.path}" if world.is_first else ""
-    asked, report = config.gates.asked, None
-    try:
-        with signals.deferred(), display, loop.saver:
-            complete = ended or loop.train(stop_at)
-            evaluation = loop.finish() if complete and (trainer.steps != 0 or asked) else None
-            if evaluation is not None and asked:
-                report = world.run_together(lambda: examine(loop, evaluation))
-            world.run_together(loop.saver.wait)
-    except OSError as error:
-        raise cannot_write(run.path / "metrics.jsonl", error, "The checkpoints are intact") from error
-    finally:
-        metrics.close()
-    if complete and asked and report is None:
-        display.log(f"the gates were not looked at; do that: {run.resume_command}")
-    exit_code = world.max_over_ranks(signals.exit_code) or world.max_over_ranks(code_of(report))
-    return Outcome(run, counters.step, complete, evaluation, corpus.val_is_trained_on, exit_code, report)
-
-
-def with_vocabulary(config: RunConfig, corpus: Corpus) -> RunConfig:
-    """The config with the model's vocabulary filled from the tokenizer.
-
-    Raises:
-        UserError: the model was given fewer words than the tokenizer has.
+    The lock of the run must be held.
     """
-    asked = config.model.vocab_size
-    if asked and asked < corpus.vocab_size:
-        raise UserError(
-            f"model.vocab_size is {asked}, but the tokenizer has {corpus.vocab_size} tokens; leave it out to take the "
-            f"tokenizer's, or --set model.vocab_size={corpus.vocab_size} or more"
+
+    def __init__(self, run: Run, signals: StopSignals, display: Progress) -> None:
+        self.run, self.signals, self.display = run, signals, display
+        self.world = World()
+
+    def run_from(
+        self,
+        config: RunConfig,
+        checkpoint: Checkpoint | None = None,
+        *,
+        stop_at: int | None = None,
+        ended: bool = False,
+        overridden: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """Train from `checkpoint` on, or from new weights.
+
+        Args:
+            config: The config of the run.
+            checkpoint: The checkpoint to go on from.
+            stop_at: Stop after this step.
+            ended: The checkpoint is that of the last step: do not train, only judge.
+            overridden: Settings that differ from those of the checkpoint, for versions.json.
+        """
+        prepared = self.prepare(config, checkpoint)
+        loop = self.build(prepared, checkpoint, overridden or {})
+        evaluation, report = None, None
+        try:
+            with self.signals.deferred(), self.display, loop.saver:
+                complete = ended or loop.train(stop_at)
+                if complete:
+                    evaluation, report = self.judge(loop)
+                self.world.run_together(loop.saver.wait)
+        except OSError as error:
+            raise cannot_write(self.run.path / "metrics.jsonl", error, "The checkpoints are intact") from error
+        finally:
+            loop.metrics.close()
+        exit_code = self.world.max_over_ranks(self.signals.exit_code) or self.world.max_over_ranks(exit_code_of(report))
+        step = loop.counters.step
+        trained_on = prepared.corpus.val_is_trained_on
+        return Outcome(self.run, step, complete, evaluation, trained_on, exit_code, report)
+
+    def prepare(self, config: RunConfig, checkpoint: Checkpoint | None) -> Prepared:
+        """Read the text, and complete the config with what follows from it.
+
+        Raises:
+            UserError: A tracker or the device is missing, the text cannot be used, or it is not the text that the run
+                began with.
+        """
+        trainer, world = config.trainer, self.world
+        if world.is_first:
+            clean(self.run.checkpoints)
+        libraries = world.on_rank_zero(lambda: load(trainer.all_trackers)) or {}
+        for rows, part in Lengths(trainer, config.sequence_length).batches():
+            require_division(rows, part, world.size)
+        device = choose_device(trainer.device, world.local_rank if world.size > 1 else None)
+        precision = choose_precision(trainer.precision, device)
+        if trainer.threads:
+            torch.set_num_threads(trainer.threads)
+        corpus = world.rank_zero_first(
+            lambda: prepare(
+                config.data, config.tokenizer, seed=trainer.seed, say=self.display.log, length=config.sequence_length,
+                progress=self.display.work,
+            )
+        )  # fmt: skip
+        identity = identity_of(config, corpus, device, precision, world)
+        world.run_together(lambda: refuse_other_data(identity, json.loads(world.broadcast_text(json.dumps(identity)))))
+        if checkpoint is not None:  # before the vocabulary is compared, which another text may change
+            compare_identity(self.run, checkpoint, identity, self.display)
+        config = with_end(with_vocabulary(config, corpus), corpus)
+        return Prepared(config, corpus, device, identity, libraries)
+
+    def build(self, prepared: Prepared, checkpoint: Checkpoint | None, overridden: Mapping[str, Any]) -> Trainer:
+        """Build the model and its optimizers, write the files of the run, and open its metrics.
+
+        Raises:
+            UserError: The disk has no room or cannot be written, or the model does not fit the checkpoint or the ranks.
+        """
+        config, corpus, device = prepared.config, prepared.corpus, prepared.device
+        world, run, display, precision = self.world, self.run, self.display, prepared.identity["precision"]
+        model, optimizers, counters = assemble(config, device, checkpoint, world)
+        matmul = settle_matmul(
+            model, config.trainer, config.sequence_length, cache_folder(config.data.cache_dir),
+            precision=precision, checkpoint=checkpoint, world=world, display=display,
+        )  # fmt: skip
+        identity = {**prepared.identity, "matmul": matmul}
+        parameters = optimizers.placed.count()
+
+        def prepare_folder() -> None:
+            require_space(run, parameters)
+            note = {"overridden": {"step": counters.step, **overridden}} if overridden else {}
+            write_beside(config, run, corpus, versions(device, precision, matmul) | note)
+            (run.path / REPORT).unlink(missing_ok=True)  # of an earlier end, or of other gates
+
+        world.on_rank_zero(prepare_folder)
+        display.log(
+            f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
+            f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
+            + kernels_message(identity)
+            + (f", {world.size} ranks, {config.trainer.parallel}" if world.size > 1 else "")
+            + (f", from step {counters.step}" if counters.step else "")
         )
-    model = config.model.model_copy(update={"vocab_size": asked or corpus.vocab_size})
-    return config.model_copy(update={"model": model})
-
-
-def with_end(config: RunConfig, corpus: Corpus) -> RunConfig:
-    """The config with the steps in which every source has its epochs, where neither steps nor seconds were given."""
-    trainer = config.trainer
-    if trainer.steps is not None or trainer.max_seconds is not None:
-        return config
-    windows = corpus.total_windows(config.sequence_length)
-    steps = None if windows is None else steps_for(windows, trainer.batch_size, trainer.batch_schedule)
-    return config.model_copy(update={"trainer": trainer.model_copy(update={"steps": steps})})
-
-
-def require_space(run: Run, parameters: int) -> None:
-    """Refuses to begin where not even one checkpoint fits.
-
-    Raises:
-        UserError: the disk has less room than weights and two optimizer slots take.
-    """
-    needed = 3 * 4 * parameters
-    free = shutil.disk_usage(run.path).free
-    if free < needed:
-        raise UserError(
-            f"{run.path}: one checkpoint takes up to {needed / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB; "
-            "make room, or work in a folder on another disk"
+        metrics = world.on_rank_zero(
+            lambda: open_metrics(run.path, config, counters.step, prepared.libraries, display.log)
         )
+        self.signals.last_words = f"finishing the step, then saving {run.path}" if world.is_first else ""
+        return Trainer(
+            config, run, model, corpus, optimizers, precision=precision, metrics=metrics or NullMetrics(),
+            display=display, counters=counters, identity=identity, saved=[checkpoint.step] if checkpoint else [],
+            state=checkpoint.state if checkpoint else None,
+            stop=lambda: world.max_over_ranks(self.signals.received or 0) > 0,
+        )  # fmt: skip
 
+    def judge(self, loop: Trainer) -> tuple[Evaluation | None, Report | None]:
+        """Evaluate the trained model, and examine it by the gates of its config.
 
-def write_beside(config: RunConfig, run: Run, corpus: Corpus, made_by: Mapping[str, Any]) -> None:
-    """Writes what export needs beside the checkpoints."""
-    run.write_config(config)
-    run.write(TOKENIZER, corpus.tokenizer_json())
-    run.write(HELDOUT, corpus.heldout_text(HELDOUT_BYTES))
-    if corpus.chat_template:
-        run.write(CHAT_TEMPLATE, corpus.chat_template)
-    run.add_versions(made_by)
+        Returns:
+            The evaluation and the report on the gates; None for what is not asked for, or for what a signal prevented.
+
+        Raises:
+            UserError: The run diverged.
+        """
+        gates, trainer = loop.config.gates, loop.config.trainer
+        if trainer.steps == 0 and not gates.asked:
+            return None, None
+        evaluation = loop.finish()
+        if evaluation is not None:
+            loop.require_convergence(evaluation)
+        if not gates.asked:
+            return evaluation, None
+        if evaluation is None:
+            self.display.log(f"the gates were not examined; examine them: {self.run.resume_command}")
+            return None, None
+        return evaluation, self.world.run_together(lambda: examine(loop, evaluation))

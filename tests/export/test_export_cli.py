@@ -106,7 +106,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(here: Path) -> None:
             ["tiny"],
             "cannot read runs/tiny/tokenizer.json",
         ),
-        (lambda here: shutil.rmtree(here / "runs/tiny/checkpoints"), ["tiny"], "error: runs/tiny holds no checkpoint"),
+        (lambda here: shutil.rmtree(here / "runs/tiny/checkpoints"), ["tiny"], "error: runs/tiny has no checkpoint"),
         (damage_newest, ["runs/tiny/checkpoints/step-000026"], "error: damaged checkpoint: runs/tiny/checkpoints/step"),
         (lambda here: None, ["tiny", "--out", "runs"], "runs exists and is not an exported model"),
         (

@@ -129,6 +129,35 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
         read(find("runs/tiny/checkpoints/step-000026"))
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (float("nan"), "the weights of step 26 are not finite"),
+        (float("inf"), "the weights of step 26 are not finite"),
+        (1e30, "the weights of step 26 give logits that are not finite"),
+    ],
+)
+def test_a_run_that_diverged_is_refused_with_a_finite_checkpoint_as_the_cure(
+    here: Path, value: float, problem: str
+) -> None:
+    run = Path("runs/tiny")
+    checkpoint = load_checkpoint(run)
+    weights = {
+        name: tensor * value if name.startswith("layers.0.attention.") and name.endswith("weight") else tensor
+        for name, tensor in checkpoint.model_state.items()
+    }
+    save_checkpoint(run / "checkpoints", 26, checkpoint.config, weights, {}, {})
+    with pytest.raises(UserError, match=rf"^runs/tiny diverged: {problem}\. Train it .*optimizer\.adamw_lr=0\.006$"):
+        read(find("tiny"))
+    point_at(run, Score(10, 1.5, 64))
+    with pytest.raises(UserError, match=rf"{problem}.*step 10.*: adaptive export tiny --checkpoint best$"):
+        read(find("tiny"))
+    assert read(find("tiny", "best")).checkpoint.step == 10
+    point_at(run, Score(26, 1.5, 64))
+    with pytest.raises(UserError, match=r"adamw_lr=0\.006$"):  # itself is no cure
+        read(find("tiny", "best"))
+
+
 def test_the_weights_are_the_parameters_and_tied_ones_stand_once(tmp_path: Path, source: Source) -> None:
     assert set(source.weights()) == {name for name, _ in source.model.named_parameters()}, "it learned no level"
     assert "head.weight" in source.weights()

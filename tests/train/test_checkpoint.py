@@ -128,7 +128,7 @@ def test_a_folder_without_checkpoints_is_an_error_that_says_what_to_type(tmp_pat
     with pytest.raises(UserError, match="no run or checkpoint at"):
         load_checkpoint(tmp_path / "nowhere")
     (run / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds no checkpoint.*adaptive train --name river"):
+    with pytest.raises(UserError, match=r"has no checkpoint.*adaptive train \S+/river/config\.yaml --name river"):
         load_checkpoint(run)
 
 

@@ -1,18 +1,18 @@
-"""Where a run stands, and a warm-up that is counted in steps, tokens or epochs."""
+"""The progress of a run, and a warm-up counted in steps, tokens or epochs."""
 
 import itertools
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop import clock
+from adaptive_lm.train.data import prepare
+from adaptive_lm.train.loop.clock import Clock
 from adaptive_lm.train.loop.heldout import Heldout
 from adaptive_lm.train.run.checkpoint import load_checkpoint, read_checkpoint
 from adaptive_lm.train.run.checkpoint_names import list_checkpoints
@@ -27,11 +27,11 @@ def rates(name: str) -> list[float]:
     return [record["lr"] for record in read_metrics(Path("runs") / name / "metrics.jsonl")]
 
 
-def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
+def test_a_warm_up_in_steps_tokens_or_epochs_equals_one_of_the_same_share(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
-    corpus = session.prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
+    corpus = prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
     same: dict[str, dict[str, Any]] = {
         "share": {"warmup_share": 0.5},
         "steps": {"warmup_steps": 6},
@@ -40,7 +40,7 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
     }
     for name, warm in same.items():
         config = tiny_config(schedule={"kind": "cosine", **warm})
-        session.begin(config, named_run(name), display=display)
+        training.begin(config, named_run(name), display=display)
     for name in ("steps", "tokens", "epochs"):
         assert rates(name)[:6] == pytest.approx(rates("share")[:6])
         # it ends with the first step that is beyond it, whose middle is half a step on
@@ -48,17 +48,17 @@ def test_a_warm_up_of_so_many_steps_tokens_or_epochs_is_that_of_their_share(
         assert rates(name)[6] == max(rates(name))
 
 
-def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
+def test_a_warm_up_in_steps_has_this_many_steps_in_a_run_with_a_clock(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a second passes whenever somebody looks at the clock."""
+    """Half a second passes at each look at the clock."""
     seconds = itertools.count(0, 0.5)
-    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(Clock, "now", staticmethod(lambda: next(seconds)))
     config = tiny_config(
         trainer={"steps": None, "max_seconds": 150.0, "eval_every": 1000, "checkpoint_every": 1000},
         schedule={"kind": "cosine", "warmup_steps": 10},
     )
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     found = rates("a")
     peak = config.optimizer.lr
     assert found[:10] == pytest.approx([peak * (step + 0.5) / 10 for step in range(10)])
@@ -71,26 +71,26 @@ def test_under_a_clock_a_warm_up_of_so_many_steps_has_so_many(
 @pytest.mark.parametrize(
     "warm", [{"warmup_steps": 5}, {"warmup_tokens": 600}, {"warmup_epochs": 0.1}], ids=["steps", "tokens", "epochs"]
 )
-def test_a_run_stopped_while_it_warms_up_and_after_goes_on_to_the_bit(
+def test_a_run_stopped_during_and_after_its_warm_up_resumes_bit_for_bit(
     tiny_config: Make, folder: Path, display: Progress, warm: dict[str, Any]
 ) -> None:
     """T13, T14, T17: where the warm-up ended is part of the checkpoint."""
     config = tiny_config(schedule={"kind": "cosine", **warm})
-    session.begin(config, named_run("whole"), display=display)
-    session.begin(config, named_run("parts"), stop_at=3, display=display)
-    session.resume(named_run("parts"), stop_at=8, display=display)
-    session.resume(named_run("parts"), display=display)
+    training.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("parts"), stop_at=3, display=display)
+    training.resume(named_run("parts"), stop_at=8, display=display)
+    training.resume(named_run("parts"), display=display)
     assert rates("whole") == rates("parts")
     one, other = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
     assert all(torch.equal(one.model_state[name], value) for name, value in other.model_state.items())
 
 
-def test_a_run_whose_time_ends_in_an_evaluation_says_so_after_the_next_step_alone(
+def test_a_run_whose_time_ends_in_an_evaluation_is_complete_only_after_the_next_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between these two saves it is to go on, and its last step is still owed."""
+    """If it is killed between these two saves, a resume must still take the last step."""
     now = [0.0]
-    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Clock, "now", staticmethod(lambda: now[0]))
     evaluate = Heldout.evaluate
 
     def late(self: Heldout, max_tokens: int | None) -> Any:
@@ -99,7 +99,7 @@ def test_a_run_whose_time_ends_in_an_evaluation_says_so_after_the_next_step_alon
 
     monkeypatch.setattr(Heldout, "evaluate", late)
     config = tiny_config(trainer={"steps": None, "max_seconds": 100.0, "eval_every": 4, "checkpoint_every": 4})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     found = {
         each.step: each.state["complete"] for each in map(read_checkpoint, list_checkpoints(named_run("a").checkpoints))
     }

@@ -1,4 +1,4 @@
-"""What compiling needs, and where its results are kept."""
+"""What compiling needs, and where its results are stored."""
 
 import os
 from pathlib import Path
@@ -8,39 +8,38 @@ import torch
 from support.models import variant
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.loop import compilation
 from adaptive_lm.train.loop.compilation import compile_model
 from adaptive_lm.train.model import Transformer
+from adaptive_lm.train.system.cache_folder import cache_folder
 
 CPU = torch.device("cpu")
 
 
+def every_compiler(name: str) -> str:
+    """Find every program."""
+    return f"/usr/bin/{name}"
+
+
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> Transformer:
-    """A model; no test here runs it, so nothing is compiled."""
+    """Make a model; no test here runs it, so nothing is compiled."""
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what is set here is taken back
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that the test undoes what is set
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setattr(compilation.shutil, "which", lambda name: f"/usr/bin/{name}")
     return Transformer(variant())
 
 
-def config(**data: str) -> RunConfig:
-    return make_config({"data": data})
-
-
-def test_machine_code_is_kept_in_the_users_cache(
+def test_machine_code_is_stored_in_the_users_cache(
     blocks: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ADAPTIVE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compile_model(blocks, config(), CPU)
+    compile_model(blocks, cache_folder(None), CPU, every_compiler)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "adaptive-lm" / "compiled")
 
 
 def test_machine_code_follows_the_cache_of_the_config(blocks: Transformer, tmp_path: Path) -> None:
-    compile_model(blocks, config(cache_dir=str(tmp_path)), CPU)
+    compile_model(blocks, cache_folder(str(tmp_path)), CPU, every_compiler)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
 
 
@@ -48,7 +47,7 @@ def test_a_folder_that_the_user_chose_for_torch_stays(
     blocks: Transformer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compile_model(blocks, config(), CPU)
+    compile_model(blocks, cache_folder(None), CPU, every_compiler)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
@@ -56,8 +55,7 @@ def test_a_folder_that_the_user_chose_for_torch_stays(
 def test_without_a_compiler_the_user_is_told_what_to_do(
     blocks: Transformer, monkeypatch: pytest.MonkeyPatch, chosen: str | None
 ) -> None:
-    monkeypatch.setattr(compilation.shutil, "which", lambda name: None)
     if chosen:
         monkeypatch.setenv("CXX", chosen)
     with pytest.raises(UserError, match=f"{chosen or 'clang'}.*--no-compile"):
-        compile_model(blocks, config(), CPU)
+        compile_model(blocks, cache_folder(None), CPU, lambda name: None)

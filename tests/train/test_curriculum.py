@@ -1,4 +1,4 @@
-"""What a model is asked for at each step: sparsity, layer dropout, exits; and that nothing of it is left over."""
+"""The curriculum: sparsity, layer dropout and exits at each step; an evaluation is not affected."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop.curriculum import Curriculum
 from adaptive_lm.train.loop.trainer import Trainer
@@ -23,11 +23,11 @@ DEEP = {"num_layers": 3, "vocab_size": 20, "depth": {"exit_layers": [0, 1], "lay
 
 
 def records(config: RunConfig, display: Progress) -> list[dict[str, Any]]:
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     return read_metrics(Path("runs/a/metrics.jsonl"))
 
 
-def test_a_dense_start_uses_every_expert_and_the_end_the_average_asked_for(
+def test_a_dense_start_uses_every_expert_and_the_end_the_configured_average(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(
@@ -60,7 +60,7 @@ def test_an_evaluation_sees_the_configured_averages_whatever_the_step_before_dre
     assert all(0.2 <= record["sparsity"] <= 0.9 for record in found)
 
 
-def test_layer_dropout_rises_over_the_run_where_it_is_exponential(tiny_config: Make) -> None:
+def test_an_exponential_layer_dropout_rises_over_the_run(tiny_config: Make) -> None:
     depth = {**DEEP["depth"], "layer_dropout_curriculum": "exponential"}  # type: ignore[dict-item]
     config = tiny_config(model={**DEEP, "depth": depth})
     model = Transformer(config.model)
@@ -73,7 +73,7 @@ def test_layer_dropout_rises_over_the_run_where_it_is_exponential(tiny_config: M
     assert rates == pytest.approx([0.0, 0.4 * (math.sqrt(2) - 1), 0.4])  # LayerSkip, eq. 3
 
 
-def test_the_exits_in_turn_are_those_that_learn(tiny_config: Make) -> None:
+def test_rotating_exits_learn_in_turn(tiny_config: Make) -> None:
     config = tiny_config(
         model={**DEEP, "depth": {"exit_layers": [0, 1]}}, losses={"exit_curriculum": "rotational", "exit_loss": 1.0}
     )
@@ -91,7 +91,7 @@ def test_the_exits_in_turn_are_those_that_learn(tiny_config: Make) -> None:
     assert found[0][1] != found[1][1]
 
 
-def test_what_the_config_does_not_move_is_not_recorded(tiny_config: Make) -> None:
+def test_what_the_config_does_not_schedule_is_not_recorded(tiny_config: Make) -> None:
     config = tiny_config(model={"vocab_size": 20})
     curriculum = Curriculum(config, Transformer(config.model))
     curriculum.apply(3, 0.5)

@@ -1,4 +1,4 @@
-"""Gates: what must hold at the end of a run, and what stands as the best where it does not."""
+"""Gates: what must hold at the end of a run, and which run is the best if it does not."""
 
 import hashlib
 import io
@@ -17,32 +17,32 @@ from tokenizers import Tokenizer
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import char_tokenizer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.results import examine as gatekeeper
+from adaptive_lm.train.results import examine
 from adaptive_lm.train.results.greedy import greedy_answer
-from adaptive_lm.train.results.lineage import standing
+from adaptive_lm.train.results.lineage import best_in_lineage
 from adaptive_lm.train.results.summary import summary
-from adaptive_lm.train.results.verdict import REPORT, Report, Seen, Verdict, judge, norms_in_span, read_report
+from adaptive_lm.train.results.verdict import REPORT, Measurements, Report, Verdict, judge, norms_in_span, read_report
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
-Train = Callable[..., session.Outcome]
+Train = Callable[..., training.Outcome]
 
 
 @pytest.fixture
 def train(tiny_config: Make, folder: Path, display: Progress) -> Train:
-    """Trains a run of a few steps under gates."""
+    """Train a run of a few steps with gates."""
 
-    def begin(name: str, parent: str | None = None, steps: int = 3, **gates: Any) -> session.Outcome:
+    def begin(name: str, parent: str | None = None, steps: int = 3, **gates: Any) -> training.Outcome:
         config = tiny_config(gates=gates, trainer={"steps": steps}, **({"parent": parent} if parent else {}))
-        return session.begin(config, named_run(name), display=display)
+        return training.begin(config, named_run(name), display=display)
 
     return begin
 
@@ -51,24 +51,24 @@ def typed(*arguments: str) -> Result:
     return CliRunner().invoke(group, arguments)
 
 
-def seen(**facts: Any) -> Seen:
+def measured(**facts: Any) -> Measurements:
     usual: dict[str, Any] = {
         "losses": {"held_out": 1.0, "training": 2.0},
         "experts_per_token": 1.5,
         "records": [],
     }
-    return Seen(**{**usual, **facts})
+    return Measurements(**{**usual, **facts})
 
 
 def passed(gates: dict[str, Any], **facts: Any) -> bool:
-    (verdict,) = judge(GatesConfig.model_validate(gates), seen(**facts))
+    (verdict,) = judge(GatesConfig.model_validate(gates), measured(**facts))
     return verdict.passed
 
 
 # --- each gate
 
 
-def test_a_loss_is_held_to_its_limit_the_one_that_is_meant() -> None:
+def test_the_loss_that_the_gates_name_is_compared_with_its_limit() -> None:
     assert passed({"max_loss": 1.0})
     assert not passed({"max_loss": 0.999})
     assert not passed({"max_loss": 1.5, "loss": "training"})
@@ -76,18 +76,18 @@ def test_a_loss_is_held_to_its_limit_the_one_that_is_meant() -> None:
 
 
 @pytest.mark.parametrize("loss", [None, float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_holds_nothing(loss: float | None) -> None:
+def test_a_loss_that_is_not_a_number_fails_every_gate(loss: float | None) -> None:
     assert not passed({"max_loss": 99}, losses={"held_out": loss})
-    assert not passed({"no_worse_than_parent": True}, losses={"held_out": loss}, rivals={"p": 99.0})
+    assert not passed({"no_worse_than_parent": True}, losses={"held_out": loss}, baselines={"p": 99.0})
 
 
-def test_a_run_is_no_worse_than_both_its_parent_and_the_best_since() -> None:
+def test_a_run_must_not_be_worse_than_its_parent_or_the_best_of_the_lineage() -> None:
     gate = {"no_worse_than_parent": True}
-    assert passed(gate, rivals={"p": 1.0})  # as good is not worse
-    assert not passed(gate, rivals={"p": 0.9})
-    assert not passed(gate, rivals={"p": 2.0, "best": 0.9})
-    assert not passed(gate, rivals={"p": 2.0, "best": None})  # what was not measured cannot be held against
-    assert not passed(gate, rivals={})
+    assert passed(gate, baselines={"p": 1.0})  # equal is not worse
+    assert not passed(gate, baselines={"p": 0.9})
+    assert not passed(gate, baselines={"p": 2.0, "best": 0.9})
+    assert not passed(gate, baselines={"p": 2.0, "best": None})  # a loss that was not measured cannot be compared
+    assert not passed(gate, baselines={})
 
 
 @pytest.mark.parametrize(("used", "holds"), [(1.29, False), (1.3, True), (1.8, True), (1.81, False), (None, False)])
@@ -96,7 +96,7 @@ def test_experts_stay_between_the_least_and_the_most(used: float | None, holds: 
 
 
 def records(norms: list[float], **others: list[Any]) -> list[dict[str, Any]]:
-    """Records of a run whose schedule goes from 0 to 1 in as many steps."""
+    """Return records of a run whose schedule goes from 0 to 1."""
     columns = {
         "first_block_grad_norm": norms,
         "schedule_progress": [(i + 0.5) / len(norms) for i in range(len(norms))],
@@ -126,18 +126,18 @@ def test_the_span_begins_where_the_warm_up_ends_and_ends_before_the_loss_is_belo
     )
 
 
-def test_skipped_steps_and_steps_without_a_norm_are_no_part_of_a_band() -> None:
+def test_skipped_steps_and_steps_without_a_norm_are_not_part_of_a_band() -> None:
     found = [*records([1.0] * 12), {"first_block_grad_norm": 99.0, "skipped": True}, {"first_block_grad_norm": None}]
     assert norms_in_span(found, 0.0, None) == [1.0] * 12
 
 
-def test_a_band_of_a_few_steps_or_of_a_norm_of_nothing_does_not_hold() -> None:
+def test_a_band_of_a_few_steps_or_of_norms_of_0_fails() -> None:
     assert not passed({"gradient_band": {"most": 99, "start": 0}}, records=records([1.0] * 9))
     assert passed({"gradient_band": {"most": 99, "start": 0}}, records=records([1.0] * 10))
     assert not passed({"gradient_band": {"most": 99, "start": 0}}, records=records([0.0] * 10))
 
 
-def test_an_answer_holds_the_words_whatever_the_white_space() -> None:
+def test_an_answer_is_compared_without_regard_to_white_space() -> None:
     gate = {"answer": {"prompt": "?", "contains": "a  star of\ngas"}}
     assert passed(gate, answer=" The sun is a star\n of gas.")
     assert not passed(gate, answer=" The sun is a stone")
@@ -159,7 +159,7 @@ def test_an_answer_holds_the_words_whatever_the_white_space() -> None:
         ({"max_los": 1}, r"did you mean gates\.max_loss"),
     ],
 )
-def test_gates_that_say_nothing_are_refused(gates: dict[str, Any], words: str) -> None:
+def test_gates_that_make_no_sense_are_refused(gates: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_config({"gates": gates})
 
@@ -173,7 +173,7 @@ def test_a_parent_must_have_the_name_of_a_run() -> None:
 # --- at the end of a run
 
 
-def test_gates_that_hold_are_written_down_and_let_the_run_end_well(train: Train) -> None:
+def test_gates_that_hold_are_reported_and_the_run_ends_with_0(train: Train) -> None:
     outcome = train("a", max_loss=100.0, experts_per_token=[1, 4])
     assert (outcome.exit_code, outcome.complete) == (0, True)
     written = json.loads(Path("runs/a/gates.json").read_text())
@@ -189,18 +189,18 @@ def test_gates_that_hold_are_written_down_and_let_the_run_end_well(train: Train)
 
 
 def test_a_failed_gate_ends_with_1_and_leaves_the_parent_as_the_best(train: Train) -> None:
-    assert train("a").report is None  # nothing is asked of it
+    assert train("a").report is None  # it has no gates
     outcome = train("b", parent="a", max_loss=0.01, experts_per_token=[1, 4])
     assert (outcome.exit_code, outcome.complete) == (1, True)
     assert outcome.report is not None
     assert (outcome.report.failed, outcome.report.best) == (["max_loss"], "a")
-    assert standing(Path("runs/b")) == Path("runs/a")
+    assert best_in_lineage(Path("runs/b")) == Path("runs/a")
     again = train("c", parent="b", max_loss=0.01)
     assert again.report is not None
     assert again.report.best == "a"  # b did not become the best
-    assert standing(Path("runs/c")) == Path("runs/a")
+    assert best_in_lineage(Path("runs/c")) == Path("runs/a")
     assert train("d", parent="c", max_loss=100.0).exit_code == 0
-    assert standing(Path("runs/d")) == Path("runs/d")
+    assert best_in_lineage(Path("runs/d")) == Path("runs/d")
 
 
 def test_a_run_must_not_be_worse_than_its_parent(train: Train) -> None:
@@ -213,7 +213,7 @@ def test_a_run_must_not_be_worse_than_its_parent(train: Train) -> None:
     assert rival.evaluation is not None
     losses = {name: summary(Path("runs") / name).val_loss for name in ("long", "short")}
     assert losses["long"] < rival.evaluation.loss < losses["short"]  # type: ignore[operator]
-    assert rival.exit_code == 1  # better than its parent, but that never was the best
+    assert rival.exit_code == 1  # better than its parent, which was not the best of its lineage
 
 
 def test_the_first_blocks_gradient_is_logged_as_it_was_before_clipping(tiny_config: Make, train: Train) -> None:
@@ -234,18 +234,18 @@ def test_the_norm_of_the_first_block_is_that_of_its_gradients_alone(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true: list[float] = []
-    clip = session.Trainer.clip
+    clip = training.Trainer.clip
 
     def look(self: Any) -> float:
         grads = [p.grad for name, p in self.model.named_parameters() if name.startswith("layers.0.")]
         true.append(float(torch.cat([grad.flatten() for grad in grads if grad is not None]).norm()))
         return clip(self)
 
-    monkeypatch.setattr(session.Trainer, "clip", look)
+    monkeypatch.setattr(training.Trainer, "clip", look)
     config = tiny_config(trainer={"steps": 4, "log_every": 2}, optimizer={"clip_norm": 1e-3})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     norms = [record["first_block_grad_norm"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
-    assert norms == pytest.approx(true[1::2], rel=1e-5)  # of the steps that are logged
+    assert norms == pytest.approx(true[1::2], rel=1e-5)  # those of the logged steps
 
 
 def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,8 +255,8 @@ def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pyte
         asked.append(arguments[2:])
         return greedy_answer(*arguments)
 
-    monkeypatch.setattr(gatekeeper, "greedy_answer", answer)
-    # 200 steps teach it that the words are these and that a line ends in a full stop
+    monkeypatch.setattr(examine, "greedy_answer", answer)
+    # 200 steps teach it these words and that a line ends in a full stop
     outcome = train("a", steps=200, answer={"prompt": "the sun ", "contains": "rises", "max_tokens": 60})
     assert asked == [("the sun ", 60, "fp32")]
     assert outcome.report is not None
@@ -300,34 +300,34 @@ def test_an_answer_ends_where_the_text_ends_and_leaves_the_model_training() -> N
     assert lengths == [8]  # no longer than the context
 
 
-# --- when they are looked at
+# --- when they are examined
 
 
 def test_a_run_that_is_stopped_is_not_judged_until_it_is_complete(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(gates={"max_loss": 100.0})
-    stopped = session.begin(config, named_run("a"), stop_at=4, display=display)
+    stopped = training.begin(config, named_run("a"), stop_at=4, display=display)
     assert (stopped.report, stopped.exit_code) == (None, 0)
     assert not Path("runs/a/gates.json").exists()
-    assert standing(Path("runs/a")) is None
+    assert best_in_lineage(Path("runs/a")) is None
     assert summary(Path("runs/a")).report is None
-    done = session.resume(named_run("a"), display=display)
+    done = training.resume(named_run("a"), display=display)
     assert done.report is not None
     assert done.report.passed
 
 
-def test_other_gates_for_a_complete_run_are_looked_at_without_training(
+def test_other_gates_for_a_complete_run_are_examined_without_training(
     train: Train, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a")
     before = load_checkpoint("runs/a")
-    monkeypatch.setattr(session.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(training.Trainer, "step", lambda *_: pytest.fail("it was trained"))
     stricter = [{"gates": {"max_loss": 0.01}}]
-    outcome = session.resume(named_run("a"), stricter, display=display)
+    outcome = training.resume(named_run("a"), stricter, display=display)
     assert (outcome.exit_code, outcome.step) == (1, 3)
     assert not summary(Path("runs/a")).holds
-    again = session.resume(named_run("a"), stricter, display=display)  # known already, and no better for that
+    again = training.resume(named_run("a"), stricter, display=display)  # the report is reused
     assert (again.exit_code, again.report) == (1, outcome.report)
     after = load_checkpoint("runs/a")
     assert all(torch.equal(value, after.model_state[name]) for name, value in before.model_state.items())
@@ -337,32 +337,32 @@ def test_a_run_that_ended_by_the_clock_is_not_trained_on_for_its_gates(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 0.5})
-    step = session.begin(config, named_run("a"), display=display).step
-    monkeypatch.setattr(session.Trainer, "step", lambda *_: pytest.fail("it was trained"))
-    outcome = session.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
+    step = training.begin(config, named_run("a"), display=display).step
+    monkeypatch.setattr(training.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    outcome = training.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
     assert (outcome.step, outcome.complete, outcome.exit_code) == (step, True, 0)
 
 
-def test_a_run_that_goes_on_is_judged_anew_and_keeps_no_old_report(train: Train, display: Progress) -> None:
+def test_a_run_that_goes_on_is_judged_again_and_keeps_no_old_report(train: Train, display: Progress) -> None:
     train("a", max_loss=100.0)
     longer = [{"trainer": {"steps": 6}}]
-    session.resume(named_run("a"), longer, stop_at=4, display=display)
+    training.resume(named_run("a"), longer, stop_at=4, display=display)
     assert not Path("runs/a/gates.json").exists()
-    outcome = session.resume(named_run("a"), display=display)
+    outcome = training.resume(named_run("a"), display=display)
     assert outcome.report is not None
     assert (outcome.report.step, outcome.report.passed) == (6, True)
 
 
-def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume(
+def test_gates_that_a_signal_prevented_are_examined_by_a_resume(
     train: Train, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(session.Trainer, "finish", lambda self: None)
+        patched.setattr(training.Trainer, "finish", lambda self: None)
         outcome = train("a", max_loss=100.0)
     assert (outcome.report, outcome.complete) == (None, True)
-    assert "the gates were not looked at; do that: adaptive train --resume --name a" in story.getvalue()
+    assert "the gates were not examined; examine them: adaptive train --resume --name a" in story.getvalue()
     assert not summary(Path("runs/a")).holds
-    done = session.resume(named_run("a"), display=display)
+    done = training.resume(named_run("a"), display=display)
     assert done.report is not None
     assert summary(Path("runs/a")).holds
 
@@ -371,22 +371,22 @@ def test_gates_that_a_signal_kept_from_being_looked_at_are_looked_at_by_a_resume
     ("parent", "gates", "words"),
     [
         ("b", {}, "has itself as its parent"),
-        ("nix", {}, r"the parent runs/nix is not there.*--set parent=null"),
+        ("nix", {}, r"the parent runs/nix does not exist.*--set parent=null"),
         ("half", {"no_worse_than_parent": True}, r"not complete but 'stopped'.*--resume --name half"),
     ],
 )
-def test_what_could_not_be_judged_is_refused_before_anything_is_deleted_or_trained(
+def test_a_run_that_could_not_be_judged_is_refused_before_anything_is_deleted_or_trained(
     tiny_config: Make, train: Train, display: Progress, parent: str, gates: dict[str, Any], words: str
 ) -> None:
     train("b")
-    session.begin(tiny_config(), named_run("half"), stop_at=1, display=display)
+    training.begin(tiny_config(), named_run("half"), stop_at=1, display=display)
     config = tiny_config(parent=parent, gates=gates)
     with pytest.raises(UserError, match=words):
-        session.begin(config, named_run("b"), overwrite=True, display=display)
+        training.begin(config, named_run("b"), overwrite=True, display=display)
     assert load_checkpoint("runs/b").step == 3
 
 
-def test_a_parent_that_read_another_text_is_said_to_be_no_measure(
+def test_a_parent_with_another_text_is_noted(
     tiny_config: Make, train: Train, display: Progress, story: io.StringIO, text_file: Path
 ) -> None:
     train("a")
@@ -396,21 +396,21 @@ def test_a_parent_that_read_another_text_is_said_to_be_no_measure(
     config = tiny_config(
         parent="a", gates={"no_worse_than_parent": True}, data={"sources": ["other.txt"]}, trainer={"steps": 3}
     )
-    session.begin(config, named_run("c"), display=display)
+    training.begin(config, named_run("c"), display=display)
     assert "note: a had another text or tokenizer" in story.getvalue()
 
 
-def test_a_parent_that_is_deleted_meanwhile_fails_the_gate_and_not_the_run(
+def test_a_parent_that_was_deleted_fails_the_gate_and_not_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a")
-    finish = session.Trainer.finish
+    finish = training.Trainer.finish
 
     def delete(self: Any) -> Any:
         shutil.rmtree("runs/a")
         return finish(self)
 
-    monkeypatch.setattr(session.Trainer, "finish", delete)
+    monkeypatch.setattr(training.Trainer, "finish", delete)
     outcome = train("b", parent="a", no_worse_than_parent=True)
     assert (outcome.exit_code, outcome.report and outcome.report.best) == (1, None)
 
@@ -437,28 +437,28 @@ def test_a_config_and_a_checkpoint_from_before_gates_load_and_go_on(train: Train
     found = summary(Path("runs/a"))
     assert (found.gated, found.parent, found.report, found.holds) == (False, None, None, True)
     assert typed("runs").exit_code == 0
-    assert session.resume(named_run("a"), [{"trainer": {"steps": 4}}], display=display).step == 4
+    assert training.resume(named_run("a"), [{"trainer": {"steps": 4}}], display=display).step == 4
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 2}', '{"format_version": 1, "verdicts": 3}'])
-def test_a_report_that_cannot_be_read_counts_as_none(train: Train, content: str) -> None:
+def test_a_report_that_cannot_be_read_counts_as_missing(train: Train, content: str) -> None:
     train("a", max_loss=100.0)
-    assert standing(Path("runs/a")) == Path("runs/a")
+    assert best_in_lineage(Path("runs/a")) == Path("runs/a")
     Path("runs/a", REPORT).write_text(content)
     assert read_report(Path("runs/a")) is None
-    assert standing(Path("runs/a")) is None  # what is not known to hold does not
+    assert best_in_lineage(Path("runs/a")) is None  # without a report its gates do not hold
 
 
-def test_a_line_of_parents_that_bites_its_tail_has_no_best(train: Train) -> None:
+def test_a_cycle_of_parents_has_no_best_run(train: Train) -> None:
     for name in "ab":
         train(name, max_loss=0.01)
         config = yaml.safe_load(Path(f"runs/{name}/config.yaml").read_text())
         Path(f"runs/{name}/config.yaml").write_text(yaml.safe_dump({**config, "parent": "ab".replace(name, "")}))
-    assert standing(Path("runs/a")) is None
+    assert best_in_lineage(Path("runs/a")) is None
 
 
-def test_a_number_that_json_cannot_hold_is_written_as_nothing() -> None:
-    (verdict,) = judge(GatesConfig(max_loss=1), seen(losses={"held_out": float("nan")}))
+def test_a_number_that_json_cannot_hold_is_written_as_null() -> None:
+    (verdict,) = judge(GatesConfig(max_loss=1), measured(losses={"held_out": float("nan")}))
     report = Report(1, None, None, {}, (verdict,))
     assert json.loads(report.to_json())["verdicts"][0]["found"] is None
     assert str(verdict) == "FAIL  max_loss: not measured, expected held_out loss of at most 1"
@@ -475,13 +475,13 @@ def recipe(tiny: dict[str, Any], folder: Path) -> str:
     return "tiny.yaml"
 
 
-def test_train_runs_and_compare_say_what_became_of_the_gates(recipe: str) -> None:
+def test_train_runs_and_compare_report_the_gates(recipe: str) -> None:
     assert "gates" not in typed("train", recipe, "--name", "a").stderr
-    assert "gates" not in typed("runs").stdout  # nobody asked
+    assert "gates" not in typed("runs").stdout  # there are none
     gates = ("--set", "parent=a", "--set", "gates.max_loss=0.01", "--set", "gates.experts_per_token=[1,4]")
     done = typed("train", recipe, "--name", "b", *gates)
     assert done.exit_code == 1
-    assert done.stdout == "runs/b\n"  # it is there all the same
+    assert done.stdout == "runs/b\n"  # the run exists, though a gate failed
     lines = done.stderr.splitlines()
     assert any(
         re.fullmatch(r"FAIL  max_loss: \d\.\d+, expected held_out loss of at most 0\.01", line) for line in lines
@@ -495,7 +495,7 @@ def test_train_runs_and_compare_say_what_became_of_the_gates(recipe: str) -> Non
     assert [one["parent"] for one in objects] == [None, "a"]
     assert [one["gates"] and one["gates"]["passed"] for one in objects] == [None, False]
     table = [line.split() for line in typed("compare", "a", "b").stdout.splitlines()]
-    assert ["stands", "as", "best", "a", "a"] in table
+    assert ["best", "in", "lineage", "a", "a"] in table
     assert any(row[:3] == ["max_loss", "-", "FAIL"] for row in table)
     found = json.loads(typed("compare", "a", "b", "--json").stdout)["runs"]
     assert [one["best"] for one in found] == ["a", "a"]
@@ -508,7 +508,7 @@ def test_a_long_gate_takes_two_lines_of_compare_and_is_whole_in_json(recipe: str
         assert typed("train", recipe, "--name", name, *asked).exit_code == 1
     lines = typed("compare", "a", "b").stdout.splitlines()
     first = next(number for number, line in enumerate(lines) if line.split() == ["gate", "a", "b"])
-    last = next(number for number, line in enumerate(lines) if line.startswith("stands as best"))
+    last = next(number for number, line in enumerate(lines) if line.startswith("best in lineage"))
     rows = lines[first + 1 : last]
     assert [row.split()[0] for row in rows] == ["max_loss", "expected", "answer", "expected"]
     assert rows[1].count("held_out loss of at most 100") == 2  # what fits is whole
@@ -522,7 +522,7 @@ def test_a_long_gate_takes_two_lines_of_compare_and_is_whole_in_json(recipe: str
     assert verdict["expected"] == f'"{wanted.strip()}" in it'
 
 
-def test_gates_that_hold_are_typed_as_passes_and_exit_with_0(recipe: str) -> None:
+def test_gates_that_hold_are_shown_as_pass_and_exit_with_0(recipe: str) -> None:
     done = typed("train", recipe, "--name", "a", "--set", "gates.max_loss=100")
     assert done.exit_code == 0
     assert "failed" not in done.stderr

@@ -1,4 +1,4 @@
-"""T42: the losses of twenty steps are those that were written down, for each instruction set that torch reports.
+"""T42: the losses of twenty steps are those that were recorded, for each instruction set that torch reports.
 
 What is written down is renewed by one command, after a change that is meant to change it; the difference then stands
 in the commit for everybody to see:
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -29,14 +29,14 @@ train with, or a last bit would grow into another route within five steps. One p
 RENEW = "RENEW_GOLDEN=1 python -m pytest -n 0 tests/train/test_golden.py"
 
 
-def test_twenty_steps_give_the_losses_that_were_written_down(
+def test_twenty_steps_give_the_recorded_losses(
     tiny_config: Callable[..., RunConfig], folder: Path, display: Progress
 ) -> None:
     """T42: fp32, one thread."""
     trainer = {"steps": 20, "eval_every": 100, "checkpoint_every": 100}
     losses = {"load_balancing_loss": 0.01}  # the default of the day on which they were written down
     config = tiny_config(trainer=trainer, losses=losses, optimizer={"lr": 0.003, "adamw_lr": 0.001})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     found = {key: [record[key] for record in records] for key in RTOL}
     family = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
@@ -45,7 +45,7 @@ def test_twenty_steps_give_the_losses_that_were_written_down(
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"rtol": RTOL, "torch": torch.__version__, **found}, indent=1) + "\n")
     if not path.exists():
-        pytest.skip(f"no losses were written down for {family}; on a processor you trust: {RENEW}")
+        pytest.skip(f"no losses were recorded for {family}; on a processor you trust: {RENEW}")
     expected = json.loads(path.read_text())
     words = f"made by torch {expected['torch']} on {family}; if the change is meant, renew them: {RENEW}"
     assert len(found["loss"]) == 20

@@ -1,4 +1,4 @@
-"""Killed again and again, a run is still the run that nobody disturbed: the benchmark of that, with fewer kills."""
+"""A run that is killed again and again equals one that is not: the benchmark of that, with fewer kills."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "kill_resume.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_run_that_is_killed_at_any_moment_ends_as_the_run_that_was_left_alone() -> None:
+def test_a_run_that_is_killed_at_any_moment_ends_like_one_that_is_not() -> None:
     """T1, T8, T14, T16: with saves in the background; in a save, in a prune, in the first steps, and anywhere else."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--kills", "7", "--json"], capture_output=True, text=True, check=False

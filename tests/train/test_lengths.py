@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
-from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train import training
+from adaptive_lm.train.config.run_config import RunConfig, TrainerConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop.lengths import Lengths, Shape
 from adaptive_lm.train.run.counters import Counters
@@ -22,11 +22,11 @@ Make = Callable[..., RunConfig]
 
 
 def lengths(*given: int, batch_size: int = 4, **trainer: Any) -> Lengths:
-    return Lengths(make_config({"trainer": {"sequence_lengths": given, "batch_size": batch_size, **trainer}}))
+    return Lengths(TrainerConfig(sequence_lengths=given, batch_size=batch_size, **trainer), max(given))
 
 
 def shapes(dealer: Lengths, steps: int) -> list[Shape]:
-    """Those of the first steps of a run."""
+    """Return the shapes of the first steps of a run."""
     counters, found = Counters(), []
     for counters.step in range(steps):
         found.append(dealer.shape(counters, (counters.step + 0.5) / steps))
@@ -34,7 +34,7 @@ def shapes(dealer: Lengths, steps: int) -> list[Shape]:
     return found
 
 
-def test_each_length_has_its_turn_and_every_step_its_tokens() -> None:
+def test_lengths_take_turns_and_every_step_has_as_many_tokens() -> None:
     found = shapes(lengths(16, 64, 32), 300)
     assert Counter(shape.length for shape in found) == {16: 100, 64: 100, 32: 100}
     assert {shape.batch_size * shape.length for shape in found} == {4 * 64}
@@ -47,7 +47,7 @@ def test_a_length_that_does_not_divide_the_longest_has_at_most_its_tokens() -> N
     assert {shape.length: shape.batch_size for shape in shapes(lengths(24, 64), 8)} == {64: 4, 24: 10}
 
 
-def test_lengths_with_a_beginning_come_one_after_the_other() -> None:
+def test_lengths_with_a_start_follow_one_another() -> None:
     found = shapes(lengths(16, 64, sequence_lengths_from=[0, 0.3]), 100)
     assert [shape.length for shape in found] == [16] * 30 + [64] * 70
     assert {shape.batch_size * shape.length for shape in found} == {4 * 64}
@@ -65,13 +65,13 @@ def test_a_batch_grows_at_every_length_and_leaves_no_window_out() -> None:
         assert {shape.part for shape in mine} == {2 * 64 // length}
 
 
-def test_one_length_is_every_step() -> None:
-    one = Lengths(make_config({"trainer": {"sequence_length": 32, "batch_size": 5}}))
+def test_a_single_length_is_that_of_every_step() -> None:
+    one = Lengths(TrainerConfig(batch_size=5), 32)
     assert shapes(one, 8)[::7] == [(5, 32, 0, 5), (5, 32, 35, 5)]
 
 
-def test_a_checkpoint_that_counted_no_windows_goes_on_where_it_was() -> None:
-    """T23: such a run had batches of one size, so its step says how far it was."""
+def test_a_checkpoint_that_counted_no_windows_goes_on_where_it_stopped() -> None:
+    """T23: such a run had batches of one size, so its step determines how far it read."""
     dealer = lengths(16, 64, 32)
     for step, shape in enumerate(shapes(dealer, 10)):
         assert dealer.shape(Counters(step=step), 0.0) == shape
@@ -90,9 +90,9 @@ def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(
 
     monkeypatch.setattr(Corpus, "batch", look)
     config = tiny_config(trainer={"sequence_lengths": [8, 32]})
-    session.begin(config, named_run("whole"), display=display)
-    session.begin(config, named_run("parts"), stop_at=5, display=display)
-    session.resume(named_run("parts"), display=display)
+    training.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("parts"), stop_at=5, display=display)
+    training.resume(named_run("parts"), display=display)
     assert {ids.shape for ids in drawn} == {(16, 8), (4, 32)}
     assert len({ids.tobytes() for ids in drawn[:12]}) == 12  # no step reads what another has read
     assert all(np.array_equal(one, other) for one, other in zip(drawn[:12], drawn[12:], strict=True))

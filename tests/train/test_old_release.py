@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -16,7 +16,7 @@ from adaptive_lm.train.system.progress import Progress
 
 OLD = Path(__file__).parent / "old_run"
 LOSSES = [2.772905, 2.723787, 2.613045, 2.637474, 2.594442, 2.583619]
-"""Of steps 7 to 12, as that commit went on from step 6 itself."""
+"""The losses of steps 7 to 12, as that commit itself continued from step 6."""
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def old(folder: Path, text_file: Path) -> Path:
     return folder / "runs" / "old"
 
 
-def test_a_run_of_an_earlier_version_goes_on_as_that_version_would_have(
+def test_a_run_of_an_earlier_version_continues_as_that_version_would_have(
     old: Path, display: Progress, story: io.StringIO
 ) -> None:
     """T23: experts, routed heads, depth, exits, restarts and a history of norms. Rates are high, so the tolerance is
     that of a token which takes another way on another processor."""
     assert json.loads((old / "checkpoints" / "step-000006" / "complete.json").read_text())["format_version"] == 1
-    assert session.resume(named_run("old"), display=display).complete
+    assert training.resume(named_run("old"), display=display).complete
     found = [record["loss"] for record in read_metrics(old / "metrics.jsonl")]
     np.testing.assert_allclose(found, LOSSES, rtol=2e-2)
     state = load_checkpoint(old).state

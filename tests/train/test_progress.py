@@ -1,4 +1,4 @@
-"""What a person sees while a run trains."""
+"""What the terminal shows while a run trains."""
 
 import io
 
@@ -13,7 +13,7 @@ RECORD = {
 }  # fmt: skip
 
 
-def test_the_line_names_all_that_the_issue_asks_for() -> None:
+def test_the_line_has_all_figures() -> None:
     assert line(RECORD, "/1000", 83.0) == (
         "step 120/1000  loss 2.310  val 2.400  12.3k tokens/s  experts 1.58  layers 4.00  grad 0.81  1:23 left"
     )
@@ -49,7 +49,7 @@ def test_a_long_preparation_says_how_far_it_is_and_a_short_one_nothing() -> None
         assert seen.getvalue() == said
 
 
-def test_on_a_terminal_one_line_lives() -> None:
+def test_a_terminal_has_one_live_line() -> None:
     seen = io.StringIO()
     console = Console(file=seen, width=120, force_terminal=True, color_system=None)
     with Progress(console) as display:

@@ -1,4 +1,4 @@
-"""The recipes that come with the program do what they say."""
+"""The built-in recipes do what they say."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config, read_recipe
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.run.checkpoint import load_checkpoint
@@ -33,7 +33,7 @@ SCIENCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "science-qa"
 
 
 def answer(run: Path, prompt: str) -> str:
-    """The greedy continuation of `prompt`."""
+    """Return the greedy continuation of `prompt`."""
     found = load_checkpoint(run)
     model = Transformer(found.config.model).eval()
     model.load_state_dict(found.model_state)
@@ -46,12 +46,12 @@ def answer(run: Path, prompt: str) -> str:
 
 
 @pytest.mark.slow
-def test_quickstart_leaves_no_expert_without_work(folder: Path, display: Progress) -> None:
+def test_quickstart_leaves_no_expert_unused(folder: Path, display: Progress) -> None:
     """T36 in practice: every expert of every layer has at least a seventh of an even load. The first 120 of its steps,
     after which some expert was below a fifteenth while balance weighed 1e-2, with both seeds tried."""
     trainer = {"threads": 1, "max_seconds": None, "eval_every": 1000, "tensorboard": False, "device": "cpu"}
     config = make_config(read_recipe("quickstart"), [{"trainer": trainer}])
-    session.begin(config, named_run("demo"), stop_at=120, display=display)
+    training.begin(config, named_run("demo"), stop_at=120, display=display)
     records = [each for each in read_metrics(Path("runs/demo/metrics.jsonl")) if each["step"] >= 100]
     loads = [[each[f"router_load/layers.{layer}"] for layer in range(4)] for each in records]
     assert len(loads) >= 3
@@ -74,7 +74,7 @@ def test_science_qa_uses_every_mechanism_that_it_names_and_stays_small() -> None
     assert sum(weight.numel() for weight in built.parameters()) <= 577_000
 
 
-def test_science_qa_learns_facts_then_answers_by_heart(folder: Path, display: Progress, tmp_path: Path) -> None:
+def test_science_qa_memorises_facts_then_answers(folder: Path, display: Progress, tmp_path: Path) -> None:
     """The recipe on eight lines of its format, with fewer epochs at a higher rate."""
     (tmp_path / "pretraining_data.json").write_text(json.dumps(FACTS))
     (tmp_path / "chat_training_data.json").write_text(json.dumps(LINES))
@@ -84,11 +84,11 @@ def test_science_qa_learns_facts_then_answers_by_heart(folder: Path, display: Pr
         {"optimizer": {"adamw_lr": 0.012}},
         {"trainer": {"threads": 1, "batch_size": 2, "eval_every": 1000, "tensorboard": False, "device": "cpu"}},
     ]
-    outcome = session.begin(make_config(read_recipe("science-qa"), over), named_run("qa"), display=display)
+    outcome = training.begin(make_config(read_recipe("science-qa"), over), named_run("qa"), display=display)
     assert outcome.complete
     assert outcome.trained_on
     assert outcome.evaluation is not None
-    assert outcome.evaluation.loss < 0.3  # which of three questions is asked cannot be foretold: 0.07 nats a token
+    assert outcome.evaluation.loss < 0.3  # which of the three questions is asked cannot be predicted: 0.07 nats a token
     for line in LINES:
         prompt, _, wanted = line.removesuffix(" </s>").partition(" Assistant:")
         assert answer(Path("runs/qa"), prompt).startswith(f" Assistant:{wanted}<|endoftext|>")
@@ -96,7 +96,7 @@ def test_science_qa_learns_facts_then_answers_by_heart(folder: Path, display: Pr
 
 @pytest.mark.data
 @pytest.mark.skipif(not SCIENCE.is_dir(), reason="shared/data/science-qa is not here")
-def test_the_files_of_science_qa_have_the_words_that_its_size_is_for(tmp_path: Path) -> None:
+def test_the_files_of_science_qa_have_the_vocabulary_that_its_size_assumes(tmp_path: Path) -> None:
     from adaptive_lm.train.data import prepare
 
     over = {"data": {"dir": str(SCIENCE), "cache_dir": str(tmp_path)}}

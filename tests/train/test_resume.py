@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
+from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.run.best import read_best
 from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
@@ -60,19 +61,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def trained(config: RunConfig, name: str, display: Progress, stops: tuple[int, ...] = ()) -> Checkpoint:
-    """A run of `config`, resumed after each of the stops."""
+    """Train a run of `config`, resumed after each of the stops."""
     run = named_run(name)
     ends = [*stops, None]
-    outcome = session.begin(config, run, stop_at=ends[0], display=display)
+    outcome = training.begin(config, run, stop_at=ends[0], display=display)
     for stop in ends[1:]:
         assert not outcome.complete
-        outcome = session.resume(run, stop_at=stop, display=display)
+        outcome = training.resume(run, stop_at=stop, display=display)
     assert outcome.complete
     return load_checkpoint(run.path)
 
 
 def curve(run: Path) -> list[tuple[Any, ...]]:
-    """What the metrics say, but for what a clock measured."""
+    """Return the metrics, without what a clock measured."""
     keys = ("step", "loss", "val_loss", "bits_per_byte", "experts_per_token", "layers_per_token", "grad_norm", "lr")
     return [tuple(record[key] for key in keys) for record in read_metrics(run / "metrics.jsonl")]
 
@@ -130,9 +131,9 @@ def test_a_run_that_ends_within_an_accumulation_repeats_that_step_from_its_first
     with monkeypatch.context() as patched:
         patched.setattr(curriculum, "training_loss", end)
         with pytest.raises(KeyboardInterrupt):
-            session.begin(config, named_run("parts"), display=display)
+            training.begin(config, named_run("parts"), display=display)
     assert load_checkpoint("runs/parts").step == 5
-    session.resume(named_run("parts"), display=display)
+    training.resume(named_run("parts"), display=display)
     assert_same(whole, load_checkpoint("runs/parts"))
 
 
@@ -149,7 +150,7 @@ def test_a_run_resumed_twice_equals_a_run_in_one(tiny_config: Make, folder: Path
     assert_same(trained(config, "whole", display), trained(config, "parts", display, (3, 7)))
 
 
-def test_whatever_draws_random_numbers_goes_on_drawing_where_it_stopped(
+def test_every_random_generator_continues_where_it_stopped(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T17: python's, numpy's and torch's generators; nothing of ours draws in the loop today, so the test does."""
@@ -167,17 +168,17 @@ def test_whatever_draws_random_numbers_goes_on_drawing_where_it_stopped(
     assert drawn[:12] == drawn[12:]
 
 
-def test_more_steps_for_a_run_of_none_begin_from_its_weights(
+def test_more_steps_for_a_run_of_zero_steps_begin_from_its_weights(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
-    session.begin(tiny_config(trainer={"steps": 0}), named_run("parts"), display=display)
-    session.resume(named_run("parts"), [{"trainer": {"steps": 12}}], display=display)
+    training.begin(tiny_config(trainer={"steps": 0}), named_run("parts"), display=display)
+    training.resume(named_run("parts"), [{"trainer": {"steps": 12}}], display=display)
     whole = trained(tiny_config(), "whole", display)
     for name, tensor in load_checkpoint("runs/parts").model_state.items():
         assert torch.equal(tensor, whole.model_state[name]), name
 
 
-def test_a_constant_schedule_makes_a_longer_run_the_continuation_of_a_shorter(
+def test_with_a_constant_schedule_a_longer_run_continues_a_shorter_one(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     def config(steps: int) -> RunConfig:
@@ -185,8 +186,8 @@ def test_a_constant_schedule_makes_a_longer_run_the_continuation_of_a_shorter(
             schedule={"kind": "constant", "warmup_share": 0.0}, trainer={"steps": steps, "eval_every": 100}
         )
 
-    session.begin(config(6), named_run("parts"), display=display)
-    assert session.resume(named_run("parts"), [{"trainer": {"steps": 12}}], display=display).complete
+    training.begin(config(6), named_run("parts"), display=display)
+    assert training.resume(named_run("parts"), [{"trainer": {"steps": 12}}], display=display).complete
     whole = trained(config(12), "whole", display)
     for name, tensor in load_checkpoint("runs/parts").model_state.items():
         assert torch.equal(tensor, whole.model_state[name]), name
@@ -198,10 +199,10 @@ def test_a_run_killed_after_its_checkpoint_repeats_the_lost_steps_once(
     """Records of steps that were lost with the process are dropped, or the curve would hold them twice."""
     config = tiny_config()
     whole = trained(config, "whole", display)
-    session.begin(config, named_run("parts"), stop_at=5, display=display)
+    training.begin(config, named_run("parts"), stop_at=5, display=display)
     with Path("runs/parts/metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 6, "loss": 99.0}) + "\n" + '{"step": 7, "lo')
-    session.resume(named_run("parts"), display=display)
+    training.resume(named_run("parts"), display=display)
     assert curve(Path("runs/parts")) == curve(whole.run)
 
 
@@ -211,10 +212,10 @@ def test_a_damaged_checkpoint_is_passed_over_set_aside_and_trained_again(
     """T3, T7: it is not tried a second time."""
     config = tiny_config()
     whole = trained(config, "whole", display)
-    session.begin(config, named_run("parts"), stop_at=10, display=display)
+    training.begin(config, named_run("parts"), stop_at=10, display=display)
     weights = Path("runs/parts/checkpoints/step-000010/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    session.resume(named_run("parts"), display=display)
+    training.resume(named_run("parts"), display=display)
     assert "model.safetensors has" in story.getvalue()
     assert "falling back to runs/parts/checkpoints/step-000005" in story.getvalue()
     assert Path("runs/parts/checkpoints/step-000010.damaged").is_dir()
@@ -225,11 +226,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_from_nothing
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """T6."""
-    session.begin(tiny_config(), named_run("a"), display=display)
+    training.begin(tiny_config(), named_run("a"), display=display)
     for path in Path("runs/a/checkpoints").iterdir():
         (path / "state.json").unlink()
     with pytest.raises(UserError, match="every checkpoint of runs/a is damaged"):
-        session.resume(named_run("a"), display=display)
+        training.resume(named_run("a"), display=display)
 
 
 @pytest.mark.parametrize(
@@ -249,21 +250,21 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(
     tiny_config: Make, folder: Path, display: Progress, change: dict[str, Any], listed: str
 ) -> None:
     """T18, T20, T21."""
-    session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
+    training.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
     with pytest.raises(UserError, match=listed):
-        session.resume(named_run("a"), [change], display=display)
+        training.resume(named_run("a"), [change], display=display)
     assert load_checkpoint("runs/a").step == 1
 
 
-def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
+def test_override_resume_accepts_other_rates_and_notes_them(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
 ) -> None:
     """T18, T19: the batch of another size goes on reading where the run stood."""
-    session.begin(tiny_config(), named_run("a"), stop_at=5, display=display)
+    training.begin(tiny_config(), named_run("a"), stop_at=5, display=display)
     change = {"optimizer": {"lr": 0.001}, "trainer": {"batch_size": 8}, "schedule": {"kind": "constant"}}
     with pytest.raises(UserError, match=r"(?s)optimizer\.lr: 0\.03 -> 0\.001\n.*or change it.*--override-resume"):
-        session.resume(named_run("a"), [change], display=display)
-    assert session.resume(named_run("a"), [change], override=True, stop_at=8, display=display).step == 8
+        training.resume(named_run("a"), [change], display=display)
+    assert training.resume(named_run("a"), [change], override=True, stop_at=8, display=display).step == 8
     assert "note: optimizer.lr was 0.03 and is 0.001 from step 5 on" in story.getvalue()
     sessions = json.loads(Path("runs/a/versions.json").read_text())["sessions"]
     assert "overridden" not in sessions[0]
@@ -271,7 +272,7 @@ def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
     assert sessions[1]["overridden"]["optimizer.lr"] == [0.03, 0.001]
     assert [record["lr"] for record in read_metrics(Path("runs/a/metrics.jsonl"))][5:] == [0.001] * 3
     assert load_checkpoint("runs/a").state["windows"] == [5 * 4 + 3 * 8]
-    assert session.resume(named_run("a"), display=display).complete  # it is the run's own from now on
+    assert training.resume(named_run("a"), display=display).complete  # it is now a setting of the run
     assert load_checkpoint("runs/a").config.optimizer.lr == 0.001
 
 
@@ -287,49 +288,76 @@ def test_with_the_flag_a_resumed_run_takes_other_rates_and_notes_it(
         ({"trainer": {"seed": 4}}, r"trainer\.seed: 0 -> 4 \(never: the text would come in another order"),
     ],
 )
-def test_what_would_make_it_another_run_is_refused_with_the_flag_too_and_says_why(
+def test_override_resume_refuses_what_would_make_it_another_run_and_says_why(
     tiny_config: Make, folder: Path, display: Progress, change: dict[str, Any], why: str
 ) -> None:
     """T18, T20, T21: whatever else may be changed; of that the message says nothing."""
-    session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
+    training.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
     with pytest.raises(UserError, match=why) as error:
-        session.resume(named_run("a"), [change, {"losses": {"router_z_loss": 0.5}}], override=True, display=display)
+        training.resume(named_run("a"), [change, {"losses": {"router_z_loss": 0.5}}], override=True, display=display)
     assert "router_z_loss" not in str(error.value)
     assert "--override-resume" not in str(error.value)
     assert load_checkpoint("runs/a").step == 1
 
 
-def test_what_a_resumed_run_may_change_it_may_change(tiny_config: Make, folder: Path, display: Progress) -> None:
-    session.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
+def test_a_resumed_run_may_change_what_leaves_it_the_same_run(
+    tiny_config: Make, folder: Path, display: Progress
+) -> None:
+    training.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
     change = {"steps": 4, "checkpoint_every": 2, "eval_every": 3, "device": "auto", "checkpoint_activations": True}
-    assert session.resume(named_run("a"), [{"trainer": change}], display=display).step == 4
+    assert training.resume(named_run("a"), [{"trainer": change}], display=display).step == 4
     assert load_checkpoint("runs/a").config.trainer.steps == 4
 
 
-def test_resuming_on_another_text_is_refused(
-    tiny_config: Make, folder: Path, display: Progress, text_file: Path
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text[:-300], str.upper, lambda text: "#" + text, lambda text: text[4000:] + text[:4000]],
+    ids=["shorter", "other characters", "one more character", "another order"],
+)
+@pytest.mark.parametrize("kind", ["chars", "words", "bytes"])
+def test_resuming_on_another_text_is_refused_and_on_the_old_one_goes_on(
+    tiny_config: Make, folder: Path, display: Progress, text_file: Path, kind: str, change: Callable[[str], str]
 ) -> None:
-    """T21: the file has the same name and other content."""
-    Path("text.txt").write_text(text_file.read_text())
-    session.begin(tiny_config(data={"sources": ["text.txt"]}), named_run("a"), stop_at=1, display=display)
-    Path("text.txt").write_text(text_file.read_text()[:-300])
-    with pytest.raises(UserError, match="the text, or how it is split and packed: digest"):
-        session.resume(named_run("a"), display=display)
+    """T21: the file has the same name and other content, whatever that does to the vocabulary."""
+    old = text_file.read_text()
+    Path("text.txt").write_text(old)
+    config = tiny_config(data={"sources": ["text.txt"]}, tokenizer={"kind": kind}, trainer={"steps": 2})
+    training.begin(config, named_run("a"), stop_at=1, display=display)
+    Path("text.txt").write_text(change(old))
+    words = r"text\.txt is not the text that runs/a began with: its digest is \w+, expected \w+\. Put the old text back"
+    with pytest.raises(UserError, match=words):
+        training.resume(named_run("a"), display=display)
+    Path("text.txt").write_text(old)
+    assert training.resume(named_run("a"), display=display).complete
+
+
+def test_resuming_with_another_tokenizer_file_is_refused(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T21."""
+    training.begin(tiny_config(trainer={"steps": 0}), named_run("first"), display=display)
+    old = Path("runs/first/tokenizer.json").read_text()
+    Path("own.json").write_text(old)
+    config = tiny_config(tokenizer={"kind": "own.json"}, trainer={"steps": 2})
+    training.begin(config, named_run("a"), stop_at=1, display=display)
+    Path("own.json").write_text(byte_tokenizer().to_str())
+    with pytest.raises(UserError, match=r"own\.json is not the tokenizer that runs/a began with: its digest is"):
+        training.resume(named_run("a"), display=display)
+    Path("own.json").write_text(old)
+    assert training.resume(named_run("a"), display=display).complete
 
 
 def test_a_complete_run_is_left_as_it_is_unless_it_gets_more_steps(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
 ) -> None:
-    session.begin(tiny_config(), named_run("a"), display=display)
+    training.begin(tiny_config(), named_run("a"), display=display)
     before = Path("runs/a/metrics.jsonl").read_bytes()
-    assert session.resume(named_run("a"), display=display).complete
+    assert training.resume(named_run("a"), display=display).complete
     assert "complete at step 12" in story.getvalue()
     assert Path("runs/a/metrics.jsonl").read_bytes() == before
-    assert session.resume(named_run("a"), [{"trainer": {"steps": 14}}], display=display).step == 14
+    assert training.resume(named_run("a"), [{"trainer": {"steps": 14}}], display=display).step == 14
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
 def test_a_run_without_checkpoints_cannot_be_resumed(folder: Path, display: Progress, name: str) -> None:
     (folder / "runs" / "empty").mkdir(parents=True)
     with pytest.raises(UserError, match="the same command without --resume"):
-        session.resume(Run(Path("runs") / name), display=display)
+        training.resume(Run(Path("runs") / name), display=display)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop import routing_trace
+from adaptive_lm.train.loop.routing_trace import RoutingTrace
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
@@ -35,7 +35,7 @@ def test_a_snapshot_is_what_the_model_chose_at_that_step(tiny_config: Make, fold
     config = tiny_config(
         model={"heads": {"routing": "top_p", "shared_heads": 1, "heads_per_token": 2.5}, "num_heads": 4}
     )
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     run = Path("runs/a")
     assert steps(run) == [0, 5, 10, 12]
     checkpoint = load_checkpoint(run)
@@ -67,28 +67,28 @@ def test_snapshots_change_nothing_in_training(tiny_config: Make, folder: Path, d
     dropout = {"depth": {"layers_share": 0.7, "layer_dropout": 0.2}, "num_layers": 3}
     for name, most in (("a", 64), ("b", 0)):
         config = tiny_config(model=dropout, trainer={"routing_snapshots": most})
-        session.begin(config, named_run(name), display=display)
+        training.begin(config, named_run(name), display=display)
     assert not (Path("runs/b") / "routing").exists()
     a, b = load_checkpoint("runs/a"), load_checkpoint("runs/b")
     assert all(torch.equal(a.model_state[name], b.model_state[name]) for name in a.model_state)
     assert a.state["random"] == b.state["random"]
 
 
-def test_a_resumed_run_has_the_snapshots_of_a_whole_one(tiny_config: Make, folder: Path, display: Progress) -> None:
-    session.begin(tiny_config(), named_run("a"), display=display)
+def test_a_resumed_run_has_the_snapshots_of_a_run_in_one(tiny_config: Make, folder: Path, display: Progress) -> None:
+    training.begin(tiny_config(), named_run("a"), display=display)
     run = named_run("b")
-    session.begin(tiny_config(), run, display=display, stop_at=7)
+    training.begin(tiny_config(), run, display=display, stop_at=7)
     (run.path / "routing" / "step-000009.npz").write_bytes(b"of steps that were lost")
-    session.resume(run, display=display)
+    training.resume(run, display=display)
     assert steps(run.path) == steps(Path("runs/a"))
     for step in steps(run.path):
         one, other = read(run.path, step), read(Path("runs/a"), step)
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_there_are_never_more_than_were_asked_for(tiny_config: Make, folder: Path, display: Progress) -> None:
+def test_there_are_never_more_snapshots_than_configured(tiny_config: Make, folder: Path, display: Progress) -> None:
     config = tiny_config(trainer={"steps": 30, "eval_every": 1, "routing_snapshots": 8})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     found = steps(Path("runs/a"))
     assert len(found) == 8
     assert found[0] == 0
@@ -96,12 +96,12 @@ def test_there_are_never_more_than_were_asked_for(tiny_config: Make, folder: Pat
     assert max(b - a for a, b in pairwise(found)) <= 8, "spread over the run"
 
 
-def test_a_model_that_chooses_nothing_has_none(tiny_config: Make, folder: Path, display: Progress) -> None:
-    session.begin(tiny_config(model={"ffn": {"routing": "dense"}}), named_run("a"), display=display)
+def test_a_model_that_chooses_nothing_has_no_snapshots(tiny_config: Make, folder: Path, display: Progress) -> None:
+    training.begin(tiny_config(model={"ffn": {"routing": "dense"}}), named_run("a"), display=display)
     assert not (Path("runs/a") / "routing").exists()
 
 
-def test_a_disk_that_is_full_costs_the_snapshots_and_not_the_run(
+def test_a_full_disk_ends_the_snapshots_and_not_the_run(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T2."""
@@ -109,6 +109,6 @@ def test_a_disk_that_is_full_costs_the_snapshots_and_not_the_run(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(routing_trace, "write_whole", full)
-    assert session.begin(tiny_config(), named_run("a"), display=display).complete
-    assert story.getvalue().count("saturation will lack the rest of the run") == 1
+    monkeypatch.setattr(RoutingTrace, "write", staticmethod(full))
+    assert training.begin(tiny_config(), named_run("a"), display=display).complete
+    assert story.getvalue().count("adaptive inspect will not show the saturation of the rest of the run") == 1

@@ -1,7 +1,8 @@
-"""`adaptive runs` and `adaptive compare`: what became of runs, read from their folders."""
+"""`adaptive runs` and `adaptive compare`: the outcomes of runs, read from their folders."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.serve.cli import group
+from adaptive_lm.train import training
 from adaptive_lm.train.commands.runs import compare, runs
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.results.summary import all_runs, changed, summary
@@ -34,11 +36,11 @@ def typed(command: click.Command, *arguments: str) -> Result:
 @pytest.fixture
 def two(tiny_config: Make, folder: Path, display: Progress) -> None:
     """A complete run `a` and a stopped run `b` with another rate."""
-    session.begin(tiny_config(), named_run("a"), display=display)
-    session.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
+    training.begin(tiny_config(), named_run("a"), display=display)
+    training.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
 
 
-def test_a_summary_says_how_far_how_good_and_at_what_cost(two: None) -> None:
+def test_a_summary_has_the_progress_the_losses_and_the_cost(two: None) -> None:
     one, other = summary(Path("runs/a")), summary(Path("runs/b"))
     assert (one.state, one.step, one.steps, one.skipped) == ("complete", 12, 12, 0)
     assert (other.state, other.step, other.steps) == ("stopped", 7, 12)
@@ -50,7 +52,7 @@ def test_a_summary_says_how_far_how_good_and_at_what_cost(two: None) -> None:
     assert one.seconds == records[-1]["seconds"]
 
 
-def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two: None) -> None:
+def test_the_state_tells_a_run_in_training_from_one_that_was_killed(two: None) -> None:
     run = named_run("b")
     with run:
         assert summary(Path("runs/b")).state == "training"
@@ -65,16 +67,16 @@ def test_a_run_that_is_trained_now_says_so_and_one_that_was_killed_does_not(two:
         assert summary(Path("runs/b")).state == "training"
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-    assert "process" in Path("runs/b/lock").read_text()  # its name is left, its lock is not
+    assert "process" in Path("runs/b/lock").read_text()  # its name is still there, its lock is not
     assert summary(Path("runs/b")).state == "stopped"
 
 
-def test_looking_at_a_run_does_not_take_it(two: None, display: Progress) -> None:
+def test_a_summary_does_not_lock_the_run(two: None, display: Progress) -> None:
     summary(Path("runs/b"))
-    assert session.resume(named_run("b"), display=display).complete
+    assert training.resume(named_run("b"), display=display).complete
 
 
-def test_a_run_without_a_checkpoint_or_a_record_is_listed_all_the_same(two: None) -> None:
+def test_a_run_without_a_checkpoint_or_a_record_is_listed(two: None) -> None:
     empty = Path("runs/empty")
     empty.mkdir()
     (empty / "config.yaml").write_text(Path("runs/a/config.yaml").read_text())
@@ -83,6 +85,42 @@ def test_a_run_without_a_checkpoint_or_a_record_is_listed_all_the_same(two: None
     assert set(found) == {"a", "b", "empty"}
     assert (found["empty"].state, found["empty"].step, found["empty"].loss) == ("no checkpoint", 0, None)
     assert "empty" in typed(runs).stdout
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_again_as_runs_says(
+    tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Trainer, "save", die)
+        for name in "abc":
+            with pytest.raises(KeyboardInterrupt):
+                training.begin(tiny_config(), named_run(name), display=display)
+    assert Path("runs/a/metrics.jsonl").read_text()
+    done = typed(runs)
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [[name, "no", "checkpoint"] for name in "abc"]
+    advice = r"^a died before its first checkpoint; begin it again: adaptive (.*?);"
+    again = re.search(advice, done.stderr, re.MULTILINE)
+    assert again is not None, done.stderr
+    with pytest.raises(UserError, match=rf"nothing to resume; begin it again: adaptive {re.escape(again[1])}$"):
+        training.resume(named_run("a"), display=display)
+    assert CliRunner().invoke(group, again[1].split()).exit_code == 0
+    assert training.begin(tiny_config(), named_run("b"), display=display).complete  # the same command, too
+    pruned = typed(runs, "--prune")
+    assert "deleted runs/c\n" in pruned.stderr
+    assert [line.split()[:2] for line in pruned.stdout.splitlines()[1:]] == [["a", "complete"], ["b", "complete"]]
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b"]
+
+
+def test_pruning_spares_a_run_that_is_trained_now(two: None) -> None:
+    young = named_run("young")
+    with young:
+        (young.path / "config.yaml").write_text(Path("runs/a/config.yaml").read_text())
+        assert "deleted" not in typed(runs, "--prune").stderr
+        assert young.path.is_dir()
+    assert "deleted runs/young" in typed(runs, "--prune").stderr
 
 
 def test_skipped_steps_are_counted_and_their_losses_left_out(two: None) -> None:
@@ -95,7 +133,7 @@ def test_skipped_steps_are_counted_and_their_losses_left_out(two: None) -> None:
     assert summary(Path("runs/a")).skipped == 3
 
 
-def test_alarms_are_counted_and_each_layer_has_a_curve_of_its_own(two: None) -> None:
+def test_alarms_are_counted_and_each_layer_has_its_own_curve(two: None) -> None:
     lines = Path("runs/a/metrics.jsonl").read_text().splitlines()
     record = json.loads(lines[-1])
     lines[-1] = json.dumps({**record, "alarms": ["grad_norm/layers.0 is 3, above 2", "router_load/layers.1 is 0"]})
@@ -162,13 +200,13 @@ def test_compare_prints_settings_outcomes_and_curves_and_draws_them(two: None) -
         (["a", "b", "--metric", "lose"], "none of these runs has measured 'lose'"),
     ],
 )
-def test_mistakes_are_errors_for_people(two: None, arguments: list[str], words: str) -> None:
+def test_mistakes_are_errors_without_a_traceback(two: None, arguments: list[str], words: str) -> None:
     done = typed(compare, *arguments)
     assert isinstance(done.exception, UserError)
     assert words in str(done.exception)
 
 
-def test_mistakes_of_the_line_are_wrong_usage(folder: Path) -> None:
+def test_mistakes_on_the_command_line_are_usage_errors(folder: Path) -> None:
     assert typed(compare).exit_code == 2
     assert typed(compare, "a", "--plot", "c.jpeg").exit_code == 2
     assert "train one: adaptive train" in str(typed(runs).exception)

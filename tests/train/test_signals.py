@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop import evaluate as evaluation
@@ -47,12 +47,12 @@ def test_a_signal_finishes_the_step_saves_and_leaves_a_run_that_goes_on(
     before = signal.getsignal(sent)
     with monkeypatch.context() as patched:
         at_step(6, sent, patched)
-        outcome = session.begin(tiny_config(), named_run("a"), display=display)
+        outcome = training.begin(tiny_config(), named_run("a"), display=display)
     assert (outcome.step, outcome.complete, outcome.exit_code) == (7, False, 128 + sent)
     assert signal.getsignal(sent) is before
     assert load_checkpoint("runs/a").step == 7
-    assert session.resume(named_run("a"), display=display).step == 12
-    session.begin(tiny_config(), named_run("b"), display=display)
+    assert training.resume(named_run("a"), display=display).step == 12
+    training.begin(tiny_config(), named_run("b"), display=display)
     one, other = (load_checkpoint(f"runs/{name}").model_state["head.weight"] for name in "ab")
     assert torch.equal(one, other)
 
@@ -67,11 +67,11 @@ def test_a_signal_while_data_is_prepared_ends_at_once_and_the_same_command_start
         time.sleep(5)
 
     with monkeypatch.context() as patched:
-        patched.setattr(session, "prepare", interrupted)
-        outcome = session.begin(tiny_config(), named_run("a"), display=display)
+        patched.setattr(training, "prepare", interrupted)
+        outcome = training.begin(tiny_config(), named_run("a"), display=display)
     assert outcome.exit_code == 143
     assert "SIGTERM: nothing was trained yet; the same command starts again" in story.getvalue()
-    assert session.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display).complete
+    assert training.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display).complete
 
 
 @pytest.mark.parametrize("final", [False, True], ids=["between", "at the end"])
@@ -89,7 +89,7 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_saves(
 
     monkeypatch.setattr(evaluation, "pad_rows", pad_and_send)
     config = tiny_config(trainer={"steps": 3} if final else {})
-    outcome = session.begin(config, named_run("a"), display=display)
+    outcome = training.begin(config, named_run("a"), display=display)
     assert calls == 1
     assert (outcome.exit_code, outcome.evaluation, outcome.complete) == (143, None, final)
     assert load_checkpoint("runs/a").step == (3 if final else 5)
@@ -110,14 +110,14 @@ def test_a_signal_during_a_save_lets_it_finish(
     monkeypatch.chdir(folder)
     monkeypatch.setattr(saver, "save_checkpoint", save_and_send)
     runs = folder / "runs"
-    outcome = session.begin(tiny_config(), named_run("a", runs), display=display)
+    outcome = training.begin(tiny_config(), named_run("a", runs), display=display)
     assert (outcome.step, outcome.exit_code) == (5, 143)
     assert load_checkpoint(runs / "a").step == 5
 
 
 SLEEPING = """
 import sys, time
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.data import Corpus
 draw = Corpus.batch
 def slow(self, first, batch_size, length):

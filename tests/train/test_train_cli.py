@@ -13,7 +13,7 @@ from adaptive_lm.train.run.checkpoint import load_checkpoint
 
 @pytest.fixture
 def recipe(tiny: dict[str, Any], folder: Path) -> str:
-    """The tiny values as a recipe file."""
+    """Write the tiny values as a recipe file."""
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny))
     return "tiny.yaml"
@@ -23,7 +23,7 @@ def adaptive(*arguments: str) -> Result:
     return CliRunner().invoke(group, ["train", *arguments])
 
 
-def test_training_prints_the_folder_on_stdout_and_its_story_on_stderr(recipe: str) -> None:
+def test_training_prints_the_folder_on_stdout_and_its_log_on_stderr(recipe: str) -> None:
     done = adaptive(recipe, "--steps", "3", "--name", "s1")
     assert done.exit_code == 0, done.output
     assert done.stdout == "runs/s1\n"
@@ -32,7 +32,7 @@ def test_training_prints_the_folder_on_stdout_and_its_story_on_stderr(recipe: st
     assert done.stderr.endswith("next: adaptive export s1 --onnx\n")
 
 
-def test_a_run_in_parts_is_typed_as_the_help_says(recipe: str) -> None:
+def test_a_run_in_two_parts_is_trained_as_the_help_says(recipe: str) -> None:
     assert "--stop-at 100" in adaptive("--help").output
     first = adaptive(recipe, "--steps", "4", "--name", "b", "--stop-at", "2")
     assert first.exit_code == 0
@@ -42,7 +42,7 @@ def test_a_run_in_parts_is_typed_as_the_help_says(recipe: str) -> None:
     assert "complete at step 4" in adaptive("--resume").stderr  # without a name, the newest run
 
 
-def test_flags_settings_and_recipe_come_together(recipe: str) -> None:
+def test_flags_settings_and_recipe_are_combined(recipe: str) -> None:
     done = adaptive(
         recipe, "--data", "a.txt@0.3", "--data", "b/*.md", "--val", "c.txt", "--text-field", "body",
         "--tokenizer", "bpe", "--vocab-size", "300", "--max-seconds", "5", "--seed", "3", "--device", "cpu",
@@ -59,7 +59,7 @@ def test_flags_settings_and_recipe_come_together(recipe: str) -> None:
     assert not Path("runs").exists()
 
 
-def test_without_a_recipe_and_data_it_is_the_quickstart(folder: Path) -> None:
+def test_the_default_without_a_recipe_or_data_is_quickstart(folder: Path) -> None:
     found = yaml.safe_load(adaptive("--print-config").stdout)
     assert (found["recipe"], found["data"]["sources"]) == ("quickstart", ["builtin:facts"])
     alone = yaml.safe_load(adaptive("--data", "x.txt", "--print-config").stdout)
@@ -74,7 +74,7 @@ def test_a_run_is_named_after_its_recipe_or_its_text(recipe: str, tiny: dict[str
     assert done.stdout == "runs/rivers-1\n"
 
 
-def test_a_recipe_finds_its_own_files_in_the_folder_that_is_named(
+def test_a_recipe_finds_its_files_in_the_data_dir(
     recipe: str, tiny: dict[str, Any], folder: Path, text_file: Path
 ) -> None:
     data = {**tiny["data"], "sources": [text_file.name], "val": text_file.name, "dir": "."}
@@ -85,12 +85,12 @@ def test_a_recipe_finds_its_own_files_in_the_folder_that_is_named(
     assert "--data-dir" in lost.stderr
     done = adaptive("own.yaml", "--data-dir", str(text_file.parent), "--name", "a", "--stop-at", "2")
     assert done.exit_code == 0
-    moved = folder / "elsewhere"  # the text is held by its digest, so its folder may move between the parts of a run
+    moved = folder / "elsewhere"  # the text is compared by its digest, so its folder may be moved
     moved.mkdir()
     (moved / "rivers.txt").write_text(text_file.read_text())
     done = adaptive("--resume", "--name", "a", "--data-dir", str(moved))
     assert done.exit_code == 0
-    assert "\nloss on text it was trained on " in done.stderr  # never called held out
+    assert "\nloss on text it was trained on " in done.stderr  # never called held-out
     assert "held-out loss" not in done.stderr
 
 

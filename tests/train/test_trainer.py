@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.loop import curriculum
+from adaptive_lm.train.loop.completion import with_vocabulary
 from adaptive_lm.train.loop.record import StepResult
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model import Transformer
@@ -34,14 +35,14 @@ FIXED = {"ffn": {"controller": "fixed"}}
 
 @pytest.fixture
 def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callable[..., Trainer]]:
-    """A trainer of its own, whose loop the test runs or not."""
+    """Make a trainer, whose loop the test runs or not."""
     made: list[Trainer] = []
 
     def make(**sections: dict[str, Any]) -> Trainer:
         torch.set_num_threads(1)
         config = tiny_config(**sections)
         corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
-        config = session.with_vocabulary(config, corpus)
+        config = with_vocabulary(config, corpus)
         seed_all(config.trainer.seed)
         model = Transformer(config.model)
         run = named_run("a")
@@ -58,7 +59,7 @@ def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callab
 
 
 def gradients(one: Trainer) -> tuple[StepResult, dict[str, Tensor]]:
-    """The result of a step and its gradients, before anything is clipped or moved."""
+    """Return the result of a step and its gradients, before anything is clipped or updated."""
     kept: dict[str, Tensor] = {}
 
     def keep() -> float:
@@ -71,17 +72,17 @@ def gradients(one: Trainer) -> tuple[StepResult, dict[str, Tensor]]:
 
 
 def ragged(self: Corpus, first: int, batch_size: int, length: int) -> Batch:
-    """A batch in which every sequence scores another number of tokens, one of them none."""
+    """Draw a batch in which every sequence scores a different number of tokens, one of them none."""
     generator = np.random.default_rng(first)
     ids = generator.integers(0, self.vocab_size, (batch_size, length + 1))
     scored = np.arange(length)[None, :] < (np.arange(batch_size) * 4)[:, None]
     return Batch(ids[:, :-1], ids[:, 1:], scored)
 
 
-def test_eight_micro_batches_of_one_are_one_of_eight(
+def test_eight_micro_batches_of_one_equal_one_of_eight(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T40: gradients are weighted by the tokens that count, not by the sequence."""
+    """T40: gradients are weighted by scored tokens, not by sequences."""
     monkeypatch.setattr(Corpus, "batch", ragged)
     whole, expected = gradients(build(losses=NO_EXTRA_LOSSES, model=FIXED, trainer={"batch_size": 8}))
     sections = {"losses": NO_EXTRA_LOSSES, "model": FIXED, "trainer": {"batch_size": 8, "micro_batches": 8}}
@@ -94,7 +95,7 @@ def test_eight_micro_batches_of_one_are_one_of_eight(
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
-def test_activations_computed_again_give_the_same_loss_gradients_and_routes(
+def test_recomputed_activations_give_the_same_loss_gradients_and_routes(
     build: Callable[..., Trainer], micro_batches: int
 ) -> None:
     """T38, with accumulation, to the last bit."""
@@ -145,7 +146,7 @@ def test_a_clip_norm_of_zero_does_not_clip(build: Callable[..., Trainer]) -> Non
 
 
 def poison(where: str, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the loss, or only the gradient, of some steps (0, 1, ...) not finite."""
+    """Make the loss, or only the gradient, of some steps (0, 1, ...) not finite."""
     compute, calls = curriculum.training_loss, iter(range(1000))
 
     def poisoned(*arguments: Any, **options: Any) -> Any:
@@ -161,7 +162,7 @@ def poison(where: str, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     build: Callable[..., Trainer], story: io.StringIO, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """T30, T32."""
@@ -186,22 +187,22 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_clear_error(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T31: ten in a row, though others came before; the error names the data of each."""
+    """T31: ten in a row, after some that were not in a row; the error names the data of each."""
     poison("loss", {1, 3, *range(6, 100)}, monkeypatch)
     words = (
         r"(?s)steps 7 to 16, 10 in a row.*the weights are those of step 6.*step 7: the loss is not finite \(.*rivers"
     )
     with pytest.raises(UserError, match=words + r"\.txt windows 24-27\).*step 16: .* windows 60-63\)"):
-        session.begin(tiny_config(trainer={"steps": 30}), named_run("a"), display=display)
+        training.begin(tiny_config(trainer={"steps": 30}), named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert [record["step"] for record in records if record.get("skipped")] == [2, 4, 7, 8, 9, 10, 11, 12, 13, 14, 15]
     assert all(record["loss"] is None or math.isfinite(record["loss"]) for record in records)
 
 
-def test_a_spike_is_skipped_and_where_the_text_changes_it_is_not(
+def test_a_spike_is_skipped_but_not_where_the_text_changes(
     build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, text_file: Path
 ) -> None:
-    """T32: the step after 128 usual ones has a hundred times their gradient; another text has the right to."""
+    """T32: the step after 128 usual ones has a hundred times their gradient; a new text may have it."""
     sources = [{"path": str(text_file), "epochs": 2}, str(text_file)]
     one = build(data={"sources": sources, "val": str(text_file)}, trainer={"steps": 500})
     border = one.corpus.stage(10**6, 32)[0] // 4
@@ -255,7 +256,7 @@ def test_an_evaluation_is_the_mean_over_all_scored_tokens(build: Callable[..., T
 def test_training_learns_and_holds_the_number_of_experts(tiny_config: Make, folder: Path, display: Progress) -> None:
     """T35."""
     sections = {"trainer": {"steps": 150, "eval_every": 1000, "checkpoint_every": 1000}}
-    outcome = session.begin(tiny_config(**sections), named_run("a"), display=display)
+    outcome = training.begin(tiny_config(**sections), named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     first, last = records[0]["loss"], np.mean([record["loss"] for record in records[-10:]])
     assert last < 0.6 * first
@@ -270,20 +271,20 @@ def test_the_budget_of_time_ends_the_run_with_its_last_save_inside(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 2.0})
-    outcome = session.begin(config, named_run("a"), display=display)
+    outcome = training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert outcome.complete
     assert 1.0 < records[-1]["seconds"] < 2.2  # the clock of a busy machine may overrun by a step
-    peak = max(record["lr"] for record in records)  # the schedule ran by the clock: up, and down to nearly nothing
+    peak = max(record["lr"] for record in records)  # the schedule follows the clock: up, then down to nearly 0
     assert records[0]["lr"] < 0.1 * peak
     assert records[-1]["lr"] < 0.1 * peak
 
 
 def test_a_resumed_run_has_only_the_time_that_is_left(tiny_config: Make, folder: Path, display: Progress) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 3.0})
-    session.begin(config, named_run("a"), stop_at=20, display=display)
+    training.begin(config, named_run("a"), stop_at=20, display=display)
     used = read_metrics(Path("runs/a/metrics.jsonl"))[-1]["seconds"]
-    session.resume(named_run("a"), display=display)
+    training.resume(named_run("a"), display=display)
     seconds = [record["seconds"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
     assert used > 0.1
     assert seconds == sorted(seconds)
@@ -295,12 +296,12 @@ def test_a_resumed_run_has_only_the_time_that_is_left(tiny_config: Make, folder:
 def test_a_compiled_model_trains_and_its_run_resumes_without_compiling(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
-    """T22, T39. Later losses may part: a last bit that moves a token over a threshold is a jump, not an error."""
+    """T22, T39. Later losses may differ by more than rounding: a last bit may move a token over a threshold."""
     one_layer = {"num_layers": 1}
     config = tiny_config(trainer={"compile": True, "steps": 4}, model=one_layer)
-    session.begin(config, named_run("a"), stop_at=3, display=display)
-    assert session.resume(named_run("a"), [{"trainer": {"compile": False}}], display=display).complete
-    session.begin(tiny_config(trainer={"steps": 4}, model=one_layer), named_run("b"), display=display)
+    training.begin(config, named_run("a"), stop_at=3, display=display)
+    assert training.resume(named_run("a"), [{"trainer": {"compile": False}}], display=display).complete
+    training.begin(tiny_config(trainer={"steps": 4}, model=one_layer), named_run("b"), display=display)
     losses = [[record["loss"] for record in read_metrics(Path(f"runs/{name}/metrics.jsonl"))] for name in "ab"]
     np.testing.assert_allclose(losses[0][:1], losses[1][:1], rtol=1e-6)
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The model of a run with its optimizers, on its device and over its ranks, as a checkpoint left them or new."""
+"""The model and the optimizers of a run: new or from a checkpoint, on their device and over the ranks."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from ..parallel.placement import Placement
 from ..parallel.world import World
 from ..run.checkpoint import Checkpoint
 from ..run.counters import Counters
+from ..system.cache_folder import cache_folder
 from ..system.randomness import restore_random, seed_all
 from .compilation import compile_model
 
 
 def assemble(
-    config: RunConfig, device: torch.device, found: Checkpoint | None, world: World
+    config: RunConfig, device: torch.device, checkpoint: Checkpoint | None, world: World
 ) -> tuple[Transformer, Optimizers, Counters]:
-    """Every rank builds the whole model from the same seed or checkpoint, then keeps what is its own.
+    """Build the model, its optimizers and the counters.
+
+    Every rank builds the whole model from the same seed or checkpoint, then keeps its part.
 
     Raises:
-        UserError: the model does not go with `trainer.parallel`, or the checkpoint is of another one.
+        UserError: `trainer.parallel` cannot distribute the model, or the checkpoint is of another model.
     """
     seed_all(config.trainer.seed)
     model = Transformer(config.model).to(device)
-    if found is not None:
-        model.load_state_dict(found.model_state)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.model_state)
     if world.size == 1:
         placed = Placement(model)
     else:
@@ -37,15 +40,15 @@ def assemble(
         placed = place(model, config.trainer.parallel, compiled=config.trainer.compile)
     optimizers = Optimizers(model, config.optimizer, placed, by_layer=config.monitor.act == "lr")
     counters = Counters()
-    if found is not None:
-        slots = {name: value for name, value in found.optimizer_state.items() if not name.startswith("random.")}
+    if checkpoint is not None:
+        slots = {name: value for name, value in checkpoint.optimizer_state.items() if not name.startswith("random.")}
         optimizers.load_state_tensors(slots)
-        restore_random(found.optimizer_state, found.state["random"])
-        if world.size > 1 and device.type == "cuda" and "random.cuda.0" in found.optimizer_state:
-            torch.cuda.set_rng_state(found.optimizer_state["random.cuda.0"], device)  # all ranks draw alike
+        restore_random(checkpoint.optimizer_state, checkpoint.state["random"])
+        if world.size > 1 and device.type == "cuda" and "random.cuda.0" in checkpoint.optimizer_state:
+            torch.cuda.set_rng_state(checkpoint.optimizer_state["random.cuda.0"], device)  # all ranks draw alike
         counters = Counters(
-            **{each.name: found.state[each.name] for each in fields(Counters) if each.name in found.state}
+            **{each.name: checkpoint.state[each.name] for each in fields(Counters) if each.name in checkpoint.state}
         )
     if config.trainer.compile:
-        compile_model(model, config, device)
+        compile_model(model, cache_folder(config.data.cache_dir), device)
     return model, optimizers, counters

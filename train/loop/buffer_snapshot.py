@@ -1,4 +1,4 @@
-"""What training moves besides the weights."""
+"""A copy of what training changes besides the weights."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from torch import Tensor, nn
 
 
 class Buffers:
-    """The buffers that a checkpoint holds, controllers above all: put back where a step is not taken."""
+    """The buffers that a checkpoint holds, mainly those of controllers: restored when a step is skipped."""
 
     def __init__(self, model: nn.Module) -> None:
-        kept = model.state_dict(keep_vars=True)
-        self._buffers = [buffer for name, buffer in model.named_buffers() if name in kept]
+        saved = model.state_dict(keep_vars=True)
+        self._buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
         self._before: list[Tensor] = []
 
-    def keep(self) -> None:
-        """Notes what they are now."""
+    def copy(self) -> None:
+        """Copy their present values."""
         self._before = [buffer.clone() for buffer in self._buffers]
 
-    def put_back(self) -> None:
-        """Makes them what they were at the last `keep`."""
+    def restore(self) -> None:
+        """Restore the values of the last `copy`."""
         for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(before)

@@ -1,4 +1,4 @@
-"""What a model is asked for at each step of a run: how sparse, how deep, and which exits count."""
+"""The curriculum of a run: how sparse and how deep the model is at each step, and which exits count."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from ..optim.schedule import drawn_sparsity
 
 
 class Curriculum:
-    """Sets the model before each step by where the run stands, so there is nothing of it to save: a resumed run is set
-    as the whole one was.
+    """Sets the model before each step by the progress of the run.
+
+    It has no state to save: in a resumed run it sets the model as in a run without a stop.
     """
 
     def __init__(self, config: RunConfig, model: Transformer) -> None:
+        """Set up the curriculum of `model`."""
         self.config, self.model = config, model
         self.record: dict[str, Any] = {}
-        """What is in force, under the names of metrics.jsonl; only what the config moves."""
+        """The settings in force, under the names of metrics.jsonl; only those that the config changes in the run."""
         self.losses = config.losses
         self._exit_weights: dict[int, float] | None = None
         self._moves_exits = self.config.losses.exit_curriculum != "all"
 
     def apply(self, step: int, done: float, losses: LossConfig | None = None) -> None:
-        """Sets the model for step `step` (0, 1, ...), which stands at progress `done` (0..1) of the run; `losses` are
-        weights in place of those of the config."""
+        """Set the model for one step.
+
+        Args:
+            step: The number of the step (0, 1, ...).
+            done: The progress of the run, 0..1.
+            losses: Weights of the losses in place of those of the config.
+        """
         self.losses = losses or self.config.losses
         config, depth = self.config, self.config.model.depth
         self.record = {}
@@ -47,9 +54,9 @@ class Curriculum:
                 self.record |= {f"exit_weight.{layer}": weight for layer, weight in self._exit_weights.items()}
 
     def loss(self, out: ModelOutput, targets: Tensor, scored: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch under what is in force; targets and scored (B, T)."""
+        """Compute the loss of a batch with the settings in force; targets and scored (B, T)."""
         return training_loss(self.model, out, targets, scored, self.losses, exit_weights=self._exit_weights)
 
     def rest(self) -> None:
-        """As the config says, with nothing scheduled and nothing drawn: how the model is evaluated and exported."""
+        """Set the model as it is evaluated and exported: as in the config, with nothing scheduled and nothing drawn."""
         self.model.set_sparsity(1.0)

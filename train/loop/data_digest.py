@@ -1,7 +1,7 @@
-"""The record of what a run was trained on: a running hash over its batches.
+"""The digest of what a run was trained on: a running hash over its batches.
 
-Two runs with the same digest at the same step were given the same tokens, in the same order, the same of them scored:
-none repeated, none lost, however often one of the two was stopped or killed on the way.
+Two runs with the same digest at the same step were trained on the same tokens in the same order, with the same tokens
+scored: none repeated, none lost, however often one of the two was stopped or killed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from ..data.batches import Batch
 
 
 def digest_with(before: str, batch: Batch) -> str:
-    """SHA-256 of the digest `before` this batch ("" at the beginning) and the batch: its shape, its ids and targets
-    (B, T) as little-endian int64, and which targets are scored.
+    """Return the digest after one more batch.
 
-    A chain and not one long hash, since the state of such a one cannot be written down in a checkpoint.
+    SHA-256 over the digest before it and the batch: its shape, its ids and targets (B, T) as little-endian int64, and
+    which targets are scored. It is a chain and not one long hash, whose state could not be stored in a checkpoint.
+
+    Args:
+        before: The digest before this batch, "" at the beginning.
+        batch: The batch.
     """
     chained = hashlib.sha256(f"{before} {batch.ids.shape}".encode())
     for part, kind in zip(batch, ("<i8", "<i8", "?"), strict=True):

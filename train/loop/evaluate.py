@@ -1,4 +1,4 @@
-"""Scores held-out text. B batch, T time, V vocabulary."""
+"""The evaluation of a model on held-out text. B batch, T time, V vocabulary."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from ..system.device import autocast
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of held-out text, at the thresholds its controllers hold."""
+    """How a model does on held-out text, at the present thresholds of its controllers."""
 
     loss: float
     """Mean cross-entropy in nats per scored token."""
     bits_per_byte: float
     usage: dict[str, float]
-    """Means over the scored tokens: experts_per_token and layers_per_token, and what else the model chooses."""
+    """Means over the scored tokens: experts_per_token, layers_per_token and what else the model chooses."""
     tokens: int
     """Scored tokens."""
 
     @property
     def experts_per_token(self) -> float:
+        """The mean number of experts that a token used."""
         return self.usage["experts_per_token"]
 
     @property
     def layers_per_token(self) -> float:
+        """The mean number of layers that a token used."""
         return self.usage["layers_per_token"]
 
     @property
     def perplexity(self) -> float:
+        """The exponential of the loss, bounded so that it is finite where the loss is."""
         return math.exp(min(self.loss, 700.0))
 
 
@@ -51,12 +54,12 @@ def evaluate(
     precision: str,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Reads the windows (B, T), B up to `batch_size`; changes nothing in the model, its controllers least of all.
+    """Score the windows (B, T), B up to `batch_size`; nothing in the model or its controllers changes.
 
-    Ranks share the rows of each, so all must call it, with a `stop` that is true for all or none.
+    The ranks share the rows of each window, so all must call it, with a `stop` that is true for all or for none.
 
     Returns:
-        None if `stop()` became true on the way, or nothing was scored.
+        The evaluation; None if `stop()` became true or nothing was scored.
     """
     device, world = model.embedding.weight.device, World()
     rows = -(-batch_size // world.size) * world.size
@@ -64,7 +67,7 @@ def evaluate(
     usage: dict[str, float] = {}
     model.eval()
     try:
-        # A compiled block would be compiled anew for inference: that takes longer than it saves.
+        # Compiling a block again for inference would take longer than it saves.
         with torch.compiler.set_stance("force_eager"):
             for window in windows:
                 if stop():
@@ -92,7 +95,7 @@ def evaluate(
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:
-    """The batch with empty, unscored rows up to `rows`: one shape for all of an evaluation."""
+    """Pad a batch with empty, unscored rows to `rows`, so that all batches of an evaluation have one shape."""
     missing = rows - len(batch.ids)
     if missing <= 0:
         return batch

@@ -1,4 +1,4 @@
-"""What a run makes of held-out text while it trains: a loss, and the routes of a fixed piece."""
+"""How a run does on held-out text while it trains: a loss, and the routes of a fixed piece."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..parallel.world import World
 from ..run.folder import Run
 from .curriculum import Curriculum
 from .evaluate import Evaluation, evaluate
-from .routing_trace import RoutingTrace
+from .routing_trace import TOKENS, RoutingTrace
 
 
 class Heldout:
-    """Looks at the model, as sparse as the config says whatever the schedule, and changes nothing that is learned."""
+    """Evaluates the model at the sparsity of the config, whatever the schedule, and changes nothing that is learned."""
 
     def __init__(
         self,
@@ -28,30 +28,47 @@ class Heldout:
         curriculum: Curriculum,
         *,
         precision: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         step: int,
         stop: Callable[[], bool],
     ) -> None:
-        """`step` is that of the checkpoint to go on from, 0 of none; `stop` asks to give an evaluation up."""
-        self.config, self.model, self.corpus, self.placed = config, model, corpus, placed
-        self.curriculum, self.precision, self.stop = curriculum, precision, stop
-        self.trace = RoutingTrace(run.path, corpus, config, step, say, World())
+        """Set up the evaluation.
+
+        Args:
+            config: The config of the run.
+            run: The folder that gets the snapshots of the routing.
+            model: The model.
+            corpus: Its held-out text is used.
+            placed: The model over its ranks.
+            curriculum: Is put to rest before each evaluation.
+            precision: `fp32` or `bf16`.
+            log: Shows a warning.
+            step: The step of the checkpoint to go on from, 0 without one.
+            stop: Asks to give up an evaluation.
+        """
+        self.model, self.corpus, self.placed, self.curriculum = model, corpus, placed, curriculum
+        self.precision, self.stop = precision, stop
+        self.length, self.batch_size = config.sequence_length, config.trainer.batch_size
+        snapshots = config.trainer.routing_snapshots
+        windows = list(corpus.val_windows(self.length, self.batch_size, TOKENS)) if snapshots else []
+        self.trace = RoutingTrace(run.path, windows, snapshots, step, log, World())
         self.loss: float | None = None
-        """Of the newest evaluation."""
+        """The loss of the newest evaluation."""
 
     def evaluate(self, max_tokens: int | None) -> Evaluation | None:
-        """Scores `max_tokens` tokens at most, all for None; returns None if it was given up."""
+        """Score at most `max_tokens` tokens, or all of them; return None if `stop` came first."""
         self.curriculum.rest()
-        size = self.config.trainer.batch_size
-        windows = self.corpus.val_windows(self.config.sequence_length, size, max_tokens)
+        windows = self.corpus.val_windows(self.length, self.batch_size, max_tokens)
         self.placed.rest()
-        found = evaluate(self.model, windows, size, self.corpus.val_bytes_per_token, self.precision, self.stop)
+        evaluation = evaluate(
+            self.model, windows, self.batch_size, self.corpus.val_bytes_per_token, self.precision, self.stop
+        )
         self.placed.rest()
-        self.loss = found.loss if found else self.loss
-        return found
+        self.loss = evaluation.loss if evaluation else self.loss
+        return evaluation
 
     def snapshot(self, step: int) -> None:
-        """Writes which experts and heads a fixed text takes after `step`."""
+        """Write which experts and heads a fixed text uses after `step`."""
         self.curriculum.rest()
         self.placed.rest()
         self.trace.take(self.model, step, self.precision)

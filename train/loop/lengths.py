@@ -1,52 +1,59 @@
-"""Several sequence lengths in one run: short ones teach many beginnings, long ones long memory."""
+"""Several sequence lengths in one run: short ones teach many beginnings of texts, long ones long contexts."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from typing import NamedTuple
 
-from ..config.run_config import RunConfig
+from ..config.run_config import TrainerConfig
 from ..data.order import Mixture
 from ..optim.batch_size import batch_size_at
 from ..run.counters import Counters
 
 
 class Shape(NamedTuple):
-    """What one step reads: B windows of T tokens."""
+    """The shape of one step: B windows of T tokens."""
 
     batch_size: int
     length: int
     first: int
-    """The number of the first of them in the series of windows of that length."""
+    """The number of the first window in the series of windows of that length."""
     part: int
-    """Sequences that pass at once: a larger batch has more parts, not larger ones, so memory stays what it was."""
+    """Sequences computed at once: a larger batch has more parts, not larger ones, so it needs no more memory."""
 
     @property
     def last(self) -> int:
+        """The number of the last window."""
         return self.first + self.batch_size - 1
 
 
 class Lengths:
-    """Deals steps to the sequence lengths of a run, each in its turn or one after the other; shorter sequences come in
-    larger batches, so that a step has as many tokens at any length.
+    """Assigns each step one of the sequence lengths of a run, in turn or one after the other.
 
-    Each length reads the text in a series of windows of its own; how far is a part of the counters.
+    Shorter sequences come in larger batches, so that a step has as many tokens at any length. Each length reads the
+    text in its own series of windows; how far each has come is part of the counters.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.trainer = config.trainer
-        self.lengths = config.trainer.sequence_lengths or (config.sequence_length,)
-        self.tokens = config.trainer.batch_size * config.sequence_length
+    def __init__(self, trainer: TrainerConfig, sequence_length: int) -> None:
+        """Set up the lengths.
+
+        Args:
+            trainer: The section with the batch and the lengths.
+            sequence_length: Tokens of the longest sequence.
+        """
+        self.trainer = trainer
+        self.lengths = trainer.sequence_lengths or (sequence_length,)
+        self.tokens = trainer.batch_size * sequence_length
         self._turns = Mixture([1 / len(self.lengths)] * len(self.lengths))
 
     def shape(self, counters: Counters, done: float) -> Shape:
-        """The shape of the step to come, which stands at `done` (0..1) of the run."""
+        """Return the shape of the next step, at progress `done` (0..1) of the run."""
         which = self._which(counters.step, done)
         length, rows = self.lengths[which], self.batch_size(counters, done)
         return Shape(rows * max(self.lengths) // length, length, self._read(counters)[which], self._part(length))
 
     def batches(self) -> list[tuple[int, int]]:
-        """(rows, rows that pass at once) of every batch that the run may have."""
+        """Return (sequences, sequences computed at once) of every batch that the run may have."""
         sizes = [self.trainer.batch_size, *(change.batch_size for change in self.trainer.batch_schedule)]
         longest = max(self.lengths)
         return [(size * longest // length, self._part(length)) for size in sizes for length in self.lengths]
@@ -55,7 +62,7 @@ class Lengths:
         return -(-(self.tokens // length) // self.trainer.micro_batches)
 
     def batch_size(self, counters: Counters, done: float) -> int:
-        """Sequences of the longest length that a step has."""
+        """Return how many sequences of the longest length the next step has."""
         size = batch_size_at(self.trainer.batch_size, self.trainer.batch_schedule, counters.step, done)
         return size * counters.growth
 
@@ -64,16 +71,19 @@ class Lengths:
         return bisect_right(begins, done) - 1 if begins else self._turns.deal(step)[0]
 
     def advance(self, counters: Counters, shape: Shape) -> None:
-        """Notes that the windows of `shape` were read."""
+        """Note that the windows of `shape` were read."""
         which, before = self.lengths.index(shape.length), self._read(counters)
         counters.windows = [*before[:which], shape.last + 1, *before[which + 1 :]]
 
     def _read(self, counters: Counters) -> list[int]:
-        """Windows read of each length. A checkpoint from before they were counted was made with batches of one size."""
+        """Return how many windows of each length were read.
+
+        A checkpoint of a version that did not count them was made with batches of one size.
+        """
         if counters.windows:
             return counters.windows
         steps = [0] * len(self.lengths)
         for step in range(min(counters.step, len(steps))):
-            which, place = self._turns.deal(counters.step - 1 - step)  # of any so many steps, each length has one
+            which, place = self._turns.deal(counters.step - 1 - step)  # of as many steps as lengths, each has one
             steps[which] = place + 1
         return [number * (self.tokens // length) for number, length in zip(steps, self.lengths, strict=True)]

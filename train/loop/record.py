@@ -1,4 +1,4 @@
-"""Where a run stands, what one step measured, and how that is written down."""
+"""What one step measured, and the record of it in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ class StepResult:
     grad_norm: float = float("nan")
     """Before clipping."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """Of the layers and routers, and the alarms and acts that follow from them; in the steps that are logged."""
+    """Of the layers and routers, with the alarms and acts that follow from them; only in steps that are logged."""
     problem: str | None = None
     """Why the step was skipped; None if it was taken."""
 
     @property
     def skipped(self) -> bool:
+        """Whether the step was skipped."""
         return self.problem is not None
 
 
-def scores(found: Evaluation | None) -> dict[str, float]:
-    """The keys of a record that an evaluation fills."""
-    if found is None:
+def scores(evaluation: Evaluation | None) -> dict[str, float]:
+    """Return the keys of a record that an evaluation fills."""
+    if evaluation is None:
         return {}
     return {
-        "val_loss": found.loss,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        **{f"val_{name}": value for name, value in found.usage.items()},
+        "val_loss": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+        "bits_per_byte": evaluation.bits_per_byte,
+        **{f"val_{name}": value for name, value in evaluation.usage.items()},
     }
 
 
 def record_of(step: int, result: StepResult, **measured: Any) -> dict[str, Any]:
-    """One object of metrics.jsonl; what `measured` holds comes after what it always has."""
+    """Return one object of metrics.jsonl; the keys of `measured` follow those that every record has."""
     parts = dict(result.parts)
     total = parts.pop("loss", None)
     cross_entropy = parts.pop("cross_entropy", None)

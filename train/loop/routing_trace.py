@@ -1,13 +1,13 @@
-"""What a fixed text uses as training goes on: small snapshots in the run's folder, for saturation (`adaptive inspect`).
+"""How the routing of a fixed text changes in training: small snapshots in the run's folder, for `adaptive inspect`.
 
 `routing/step-NNNNNN.npz` has, for each kind that routers choose (experts, heads), over the same held-out tokens:
 
     KIND.layers  (L,)       the layers that have such a router
-    KIND.ranked  (L, N, U)  the units of each token, the most probable first; shared heads are no part of it
-    KIND.used    (L, N)     how many of them, from the first on, it used; 0 where it skipped the layer
+    KIND.ranked  (L, N, U)  the units of each token, the most probable first; without shared heads
+    KIND.used    (L, N)     how many of them, from the first on, the token used; 0 where it skipped the layer
 
-A checkpoint that could be asked the same later would weigh a thousand times as much: routers say nothing without the
-model below them. L layers, N tokens, U units.
+A checkpoint that holds the same information would be a thousand times as large: routers cannot be evaluated without
+the model below them. L layers, N tokens, U units.
 """
 
 from __future__ import annotations
@@ -24,45 +24,60 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...contract.files import write_whole
-from ..config.run_config import RunConfig
 from ..data.batches import Batch
-from ..data.corpus import Corpus
 from ..model.transformer import Transformer
 from ..parallel.world import World
 from ..system.device import autocast
 
 FOLDER = "routing"
 TOKENS = 512
-"""Of the held-out text: a share of them is known to within 0.02 or so."""
+"""Held-out tokens of a snapshot: a share of them is known to within about 0.02."""
 
 
 class RoutingTrace:
-    """Takes the snapshots of one run, `trainer.routing_snapshots` at most; beyond, those whose neighbours are
-    closest in time are forgotten, never the first and the last.
+    """Takes the snapshots of one run.
 
-    Nothing is drawn and nothing in the model changes, so a run trains the same with it. A snapshot that cannot be
-    written is said once, and no more are taken.
+    When there are more than `limit`, those with the closest neighbours in time are deleted, never the first or the
+    last. Nothing is drawn and nothing in the model changes, so a run trains the same without it. After a snapshot that
+    cannot be written there is one warning, and no more snapshots.
     """
 
+    write = staticmethod(write_whole)
+    """Writes a file, whole or not at all."""
+
     def __init__(
-        self, run: Path, corpus: Corpus, config: RunConfig, step: int, say: Callable[[str], None], world: World
+        self,
+        run: Path,
+        windows: Sequence[Batch],
+        limit: int,
+        step: int,
+        log: Callable[[str], None],
+        world: World,
     ) -> None:
-        """`step` is the one the run goes on from: snapshots behind it are of steps that were lost."""
-        self.folder, self._say, self._most = run / FOLDER, say, config.trainer.routing_snapshots
-        windows = corpus.val_windows(config.sequence_length, config.trainer.batch_size, TOKENS)
-        self._windows = list(windows) if self._most else []
+        """Delete the snapshots of steps that are lost and trained again.
+
+        Args:
+            run: The folder of the run.
+            windows: The text, (B, T) each; none takes no snapshots.
+            limit: The most snapshots to keep.
+            step: The step that the run goes on from.
+            log: Shows a warning.
+            world: The ranks; only the first one writes.
+        """
+        self.folder, self._log, self._limit = run / FOLDER, log, limit
+        self._windows = windows
         self._writes = world.is_first
         for path in self.snapshots() if self._writes else ():
             if step_of(path) > step:
                 path.unlink(missing_ok=True)
 
     def snapshots(self) -> list[Path]:
-        """Those taken so far, by step."""
-        found = [path for path in self.folder.glob("step-*.npz") if path.stem[5:].isdigit()]
-        return sorted(found, key=step_of)
+        """Return the files of the snapshots, by step."""
+        paths = [path for path in self.folder.glob("step-*.npz") if path.stem[5:].isdigit()]
+        return sorted(paths, key=step_of)
 
     def take(self, model: Transformer, step: int, precision: str) -> None:
-        """The snapshot of `step`, unless the model has no router that chooses among units; every rank must call it."""
+        """Take the snapshot of `step`, if the model has a router that chooses among units; every rank must call it."""
         if not self._windows:
             return
         arrays = routing_of(model, self._windows, precision)
@@ -74,29 +89,31 @@ class RoutingTrace:
         np.savez_compressed(content, allow_pickle=False, **arrays)
         try:
             self.folder.mkdir(exist_ok=True)
-            write_whole(self.folder / f"step-{step:06d}.npz", content.getvalue())
-            kept = self.snapshots()
-            while len(kept) > max(self._most, 2):
-                steps = [step_of(path) for path in kept]
+            self.write(self.folder / f"step-{step:06d}.npz", content.getvalue())
+            paths = self.snapshots()
+            while len(paths) > max(self._limit, 2):
+                steps = [step_of(path) for path in paths]
                 gaps = [steps[i + 1] - steps[i - 1] for i in range(1, len(steps) - 1)]
-                kept.pop(1 + gaps.index(min(gaps))).unlink(missing_ok=True)
+                paths.pop(1 + gaps.index(min(gaps))).unlink(missing_ok=True)
         except OSError as error:
             self._writes = False
-            self._say(
-                f"warning: cannot write {self.folder}: {error.strerror}; saturation will lack the rest of the run"
+            self._log(
+                f"warning: cannot write {self.folder}: {error.strerror}; adaptive inspect will not show the saturation "
+                "of the rest of the run"
             )
 
 
 def step_of(path: Path) -> int:
+    """Return the step of a snapshot."""
     return int(path.stem[5:])
 
 
 @torch.no_grad()
 def routing_of(model: Transformer, windows: Sequence[Batch], precision: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a snapshot over the scored tokens of `windows`; empty where nothing is chosen."""
+    """Return the arrays of a snapshot over the scored tokens of `windows`; none if the model chooses nothing."""
     device = model.embedding.weight.device
     shared = model.config.heads.shared_heads
-    found: dict[str, dict[int, list[tuple[Tensor, Tensor]]]] = {"experts": {}, "heads": {}}
+    layers_of: dict[str, dict[int, list[tuple[Tensor, Tensor]]]] = {"experts": {}, "heads": {}}
     training = model.training
     model.eval()
     try:
@@ -114,11 +131,11 @@ def routing_of(model: Transformer, windows: Sequence[Batch], precision: str) -> 
                     for kind, (probs, selected, first) in chosen.items():
                         ranked = probs.sort(dim=-1, descending=True, stable=True).indices + first  # (N, U)
                         used = (selected & layer.runs[:, None]).sum(-1)  # (N,)
-                        found[kind].setdefault(l, []).append((ranked.cpu()[scored], used.cpu()[scored]))
+                        layers_of[kind].setdefault(l, []).append((ranked.cpu()[scored], used.cpu()[scored]))
     finally:
         model.train(training)
     arrays: dict[str, NDArray[Any]] = {}
-    for kind, layers in found.items():
+    for kind, layers in layers_of.items():
         if layers:
             ranked = torch.stack([torch.cat([one for one, _ in parts]) for parts in layers.values()]).numpy()
             used = torch.stack([torch.cat([one for _, one in parts]) for parts in layers.values()]).numpy()

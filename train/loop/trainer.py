@@ -19,6 +19,7 @@ from ..parallel.world import World
 from ..run.best import Score
 from ..run.counters import Counters
 from ..run.folder import Run
+from ..run.metrics import finite
 from ..run.other_ranks import MetricsLog, saver_of
 from ..system.device import autocast
 from ..system.progress import Progress
@@ -27,6 +28,7 @@ from .buffer_snapshot import Buffers
 from .clock import Clock
 from .curriculum import Curriculum
 from .data_digest import digest_with
+from .divergence import all_finite, divergence_error, require_convergence
 from .evaluate import Evaluation
 from .heldout import Heldout
 from .lengths import Lengths
@@ -35,7 +37,7 @@ from .spike_guard import Guard
 
 
 class Trainer:
-    """Trains one model on one corpus, and writes down what happens in its run."""
+    """Trains one model on one corpus, and records what happens in the run."""
 
     def __init__(
         self,
@@ -54,27 +56,41 @@ class Trainer:
         stop: Callable[[], bool] = lambda: False,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """`identity` is what every checkpoint says of the data and the machine; `saved` are the steps that good
-        checkpoints hold already; `stop` asks to end after the step; `state` is that of the checkpoint to go on from.
+        """Set up the loop.
+
+        Args:
+            config: The config of the run.
+            run: The folder of the run.
+            model: The model to train.
+            corpus: The text to train on.
+            optimizers: Of the model, over its ranks.
+            precision: `fp32` or `bf16`.
+            metrics: Where measurements are written.
+            display: Where progress is shown.
+            counters: The progress so far.
+            identity: What every checkpoint says of the data and the machine.
+            saved: The steps of good checkpoints that exist already.
+            stop: Asks to end after the step.
+            state: That of the checkpoint to go on from.
         """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
         self.identity, self.stop = identity, stop
         self.world = World()
         self.placed = optimizers.placed
-        self.guard = Guard(config, (state or {}).get("guard"))
+        self.guard = Guard(config.trainer, config.optimizer, (state or {}).get("guard"))
         self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()), self.placed.norm)
         self.curriculum = Curriculum(config, model)
         self.monitor = Monitor(config, optimizers, counters, (state or {}).get("monitor"))
-        self.lengths = Lengths(config)
+        self.lengths = Lengths(config.trainer, config.sequence_length)
         self.buffers = Buffers(model)
         self.device = model.embedding.weight.device
         self.shape = self.lengths.shape(counters, 0.0)
-        believed = 1e-8 * sum(p.numel() for p in model.parameters())  # seconds of a save, until one was measured
-        self.saver = saver_of(config, run, display, saved, believed, self.world)
+        estimated_save_seconds = 1e-8 * sum(p.numel() for p in model.parameters())  # until a save was measured
+        self.saver = saver_of(config, run, display, saved, estimated_save_seconds, self.world)
         self.heldout = Heldout(
             config, run, model, corpus, self.placed, self.curriculum,
-            precision=precision, say=display.log, step=counters.step, stop=stop,
+            precision=precision, log=display.log, step=counters.step, stop=stop,
         )  # fmt: skip
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
@@ -85,18 +101,19 @@ class Trainer:
     # --- the loop
 
     def train(self, stop_at: int | None = None) -> bool:
-        """Steps until the run is complete, or `stop_at` or `stop` ends it early; always leaves a checkpoint.
+        """Take steps until the run is complete, or until `stop_at` or `stop`; save a checkpoint at the end.
 
         Returns:
             Whether the run is complete.
+
         Raises:
-            UserError: losses stopped being finite, or a checkpoint could not be written.
+            UserError: The loss or the weights stopped being finite, or a checkpoint could not be written.
         """
         self.clock.start()
         trainer, counters = self.config.trainer, self.counters
         complete = self.complete()
         if counters.step == 0 and not complete:
-            self.heldout.snapshot(counters.step)  # what all that is learned is held against
+            self.heldout.snapshot(counters.step)  # the state that later ones are compared with
             self.clock.start()  # a run is timed from its first step on
         marked, marked_tokens = time.monotonic(), counters.tokens_seen
         while not complete and counters.step != stop_at and not self.stop():
@@ -115,14 +132,14 @@ class Trainer:
             now = time.monotonic()
             self.clock.step_seconds = now - started
             self.check(result)
-            for words in self.monitor.words(result.figures, self.run.resume_command):
-                self.display.log(f"step {step}: {words}")
+            for message in self.monitor.words(result.figures, self.run.resume_command):
+                self.display.log(f"step {step}: {message}")
             complete = self.complete()
             evaluated = None
             saves = step % trainer.checkpoint_every == 0
             if (saves or step % trainer.eval_every == 0) and not complete:
                 evaluated = self.evaluate(trainer.eval_tokens)
-                self._scored = self.score_of(evaluated) if saves else None  # a stop makes no other best
+                self._scored = self.score_of(evaluated) if saves else None  # a stop changes no best
                 self.heldout.snapshot(counters.step)
             if step % trainer.log_every == 0 or evaluated or complete or result.skipped:
                 speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
@@ -138,22 +155,22 @@ class Trainer:
         return complete
 
     def step(self) -> StepResult:
-        """One update from one batch of B sequences, in parts weighted by their scored tokens.
+        """Make one update from one batch of B sequences, in parts weighted by their scored tokens.
 
-        A step that the guard refuses moves nothing: no weight, no slot of an optimizer, no controller of a threshold.
+        A step that the guard skips changes nothing: no weight, no optimizer slot, no controller of a threshold.
         """
         trainer = self.config.trainer
         rows, length, first, part = self.shape
         if self.clock.begins_stage(self.shape):
-            self.guard.forget()
-        batch = self.corpus.batch(first, rows, length)  # of all ranks: what is scored in it needs no message
+            self.guard.reset()
+        batch = self.corpus.batch(first, rows, length)  # that of all ranks, so each knows what is scored in it
         self.counters.tokens_digest = digest_with(self.counters.tokens_digest, batch)
         tensors = [torch.from_numpy(each).to(self.device, non_blocking=True) for each in batch]  # each (B, T)
         scored_in_all = tensors[2].sum().clamp(min=1)
         sums: dict[str, Tensor] = {}
         result = StepResult()
         watch = self.monitor.watch(rows)
-        self.buffers.keep()
+        self.buffers.copy()
         for whole in zip(*(torch.split(each, part) for each in tensors), strict=True):
             if not whole[2].any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
@@ -172,13 +189,13 @@ class Trainer:
                 watch.saw(out, scored, share)
         result.parts = {name: value.item() for name, value in sums.items()}
         loss_of_step = self.world.broadcast_float(result.parts.get("loss", 0.0))
-        result.problem = self.guard.judge(loss_of_step)
+        result.problem = self.guard.check(loss_of_step)
         if not result.skipped:
             self.placed.reduce()
             if watch is not None:
                 watch.gradients()
             result.grad_norm = self.world.broadcast_float(self.clip())
-            result.problem = self.guard.judge(loss_of_step, result.grad_norm)
+            result.problem = self.guard.check(loss_of_step, result.grad_norm)
         if not result.skipped:
             if watch is None:
                 self.optimizers.step()
@@ -189,48 +206,51 @@ class Trainer:
             self.clipping.accept(result.grad_norm)
             self.guard.accept(loss_of_step, result.grad_norm)
         else:
-            self.buffers.put_back()
+            self.buffers.restore()
         self.optimizers.zero_grad()
         self.counters.tokens_seen += tensors[0].numel()
         self.lengths.advance(self.counters, self.shape)
         return result
 
     def clip(self) -> float:
-        """Balances the layers' rates by the gradient, clips it, and returns its norm before."""
+        """Balance the layers' rates by the gradient, clip it, and return its norm before clipping."""
         self.optimizers.balance()
         return self.clipping.clip(self.optimizers.names.items())
 
     def check(self, result: StepResult) -> None:
-        """Counts a skipped step; too many in a row end the run.
+        """Count a step that was skipped.
 
         Raises:
-            UserError: it was the last of `max_bad_steps` in a row.
+            UserError: It was the last of `max_bad_steps` in a row.
         """
         if result.problem is None:
             return
         self.counters.bad_steps += 1
         step, data = self.counters.step, self.data()
         self.display.log(f"step {step}: {result.problem}; the step is skipped, the weights stay ({data})")
-        self.guard.refuse(step, result.problem, data)
+        self.guard.skip(step, result.problem, data)
 
     def data(self) -> str:
-        """Which windows the last step read."""
+        """Describe which windows the last step read."""
         return self.corpus.where(self.shape.first, self.shape.batch_size, self.shape.length)
 
     def complete(self) -> bool:
-        """Whether the run has had its steps or its seconds, by the clock of the first rank."""
+        """Return whether the run has had all its steps or seconds, by the clock of the first rank."""
         return bool(self.world.broadcast_float(self.clock.complete()))
 
-    # --- what is written and shown
+    # --- records and checkpoints
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a record to metrics.jsonl."""
+        """Add a record to metrics.jsonl."""
         self.world.run_together(lambda: self.metrics.write(record))
 
     def save(self, complete: bool) -> None:
-        """Writes a checkpoint of this moment, unless there is one, and deletes those that are not kept.
+        """Write a checkpoint of this step, unless there is one, and delete those that are not kept.
 
-        `complete` is what was decided after the step: the clock may have run out since, in an evaluation.
+        `complete` is what was decided after the step: the time may have run out since, in an evaluation.
+
+        Raises:
+            UserError: It could not be written, or its weights are not finite.
         """
         step = self.counters.step
         if self.saver.has(step):
@@ -248,33 +268,53 @@ class Trainer:
         model_state = self.placed.model_state()
         tensors = {**self.optimizers.state_tensors(), **random_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
-        self.world.run_together(lambda: self.saver.save(step, model_state, tensors, state, scored))
+
+        def save_finite() -> None:
+            weights = (model_state[name] for name, _ in self.model.named_parameters() if name in model_state)
+            if not all_finite(weights):
+                raise divergence_error(self.run, self.config.optimizer, f"the weights are not finite at step {step}")
+            self.saver.save(step, model_state, tensors, state, scored)
+
+        self.world.run_together(save_finite)
 
     def evaluate(self, max_tokens: int | None) -> Evaluation | None:
-        """Scores held-out text, `max_tokens` of it at most."""
+        """Score at most `max_tokens` tokens of the held-out text, or all; return None if `stop` came first."""
         return self.heldout.evaluate(max_tokens)
 
-    def score_of(self, found: Evaluation | None) -> Score | None:
-        """The loss over `eval_tokens` tokens as that of this step; None if the evaluation was given up."""
-        return None if found is None else Score(self.counters.step, found.loss, self.config.trainer.eval_tokens)
+    def score_of(self, evaluation: Evaluation | None) -> Score | None:
+        """Return the score of this step from an evaluation of `eval_tokens` tokens; None without one."""
+        if evaluation is None:
+            return None
+        return Score(self.counters.step, evaluation.loss, self.config.trainer.eval_tokens)
 
     def finish(self) -> Evaluation | None:
-        """The evaluation at the end, None if `stop` came first, and the record of the last step with it.
+        """Evaluate the model at the end of the run, and write the record of the last step with the result.
 
-        As many tokens as on the way are scored once more, or the last checkpoint would not compare with the others.
+        The score of the last checkpoint is taken over as many tokens as those of the others, or it could not be
+        compared with them.
+
+        Returns:
+            The evaluation; None if `stop` came first.
         """
         trainer = self.config.trainer
-        found = self.evaluate(trainer.final_eval_tokens)
+        evaluation = self.evaluate(trainer.final_eval_tokens)
         self.heldout.snapshot(self.counters.step)
         if self._last:
-            self.write({**self._last, **scores(found), **self.saver.record()})
+            self.write({**self._last, **scores(evaluation), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens
-        score = self.score_of(found if same or found is None else self.evaluate(trainer.eval_tokens))
+        again = evaluation is not None and not same
+        score = self.score_of(self.evaluate(trainer.eval_tokens) if again else evaluation)
         self.world.run_together(lambda: self.saver.offer(score))
-        return found
+        return evaluation
+
+    def require_convergence(self, evaluation: Evaluation) -> None:
+        """Raise UserError if the run, which has come to its end with this evaluation, diverged."""
+        state = {"step": self.counters.step, "guard": self.guard.state()}
+        record = {"step": self.counters.step, **{name: finite(value) for name, value in scores(evaluation).items()}}
+        require_convergence(self.run, state, [record], self.config.optimizer)
 
     def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:
-        """One object of metrics.jsonl."""
+        """Return one object of metrics.jsonl."""
         step = self.counters.step
         return record_of(
             step,
@@ -282,7 +322,7 @@ class Trainer:
             tokens_per_second=speed,
             seconds=self.clock.seconds(),
             lr=self.config.optimizer.lr * rate,
-            **self.clock.standing,
+            **self.clock.record,
             **self.curriculum.record,
             **self.saver.record(),
             **self.optimizers.record(),
@@ -291,7 +331,7 @@ class Trainer:
         )
 
     def show(self, record: dict[str, Any], force: bool) -> None:
-        """The record on the live line, with the newest held-out loss and the time left."""
+        """Show the record on the live line, with the newest held-out loss and the time left."""
         shown = {**record, "val_loss": self.heldout.loss}
         steps = self.config.trainer.steps
         self.display.show(shown, f"/{steps}" if steps else "", self.clock.left(), force)

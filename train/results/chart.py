@@ -1,4 +1,4 @@
-"""Curves as characters, for a terminal."""
+"""Curves drawn in characters, for a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Curve = Sequence[tuple[float, float]]
 
 
 def chart(curves: Mapping[str, Curve], width: int = 72, height: int = 16) -> list[str]:
-    """Lines of text: each curve (x, y) drawn with a letter of its own, `*` where two meet, and the legend below.
+    """Draw the curves (x, y) as lines of text: each with its own letter, `*` where two meet, and a legend below.
 
-    The vertical axis leaves out the highest twentieth of all points: the first steps of a run would press all the rest
-    flat. What lies beyond is drawn at the edge.
+    The vertical axis ends at the 95th percentile of all points, since the losses of the first steps would flatten the
+    rest. Points above it are drawn at the edge.
     """
     shown = {name: curve for name, curve in curves.items() if curve}
     if not shown:

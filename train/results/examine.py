@@ -1,4 +1,4 @@
-"""Holds a run that has come to its end against its gates."""
+"""The examination of a run at its end, by its gates."""
 
 from __future__ import annotations
 
@@ -6,42 +6,48 @@ from ..loop.evaluate import Evaluation
 from ..loop.trainer import Trainer
 from ..run.metrics import read_metrics
 from .greedy import greedy_answer
-from .lineage import rivals, standing
+from .lineage import baselines, best_in_lineage
 from .summary import newest_state, recent_loss
-from .verdict import REPORT, Report, Seen, judge
+from .verdict import REPORT, Measurements, Report, judge
 
 
 def examine(loop: Trainer, evaluation: Evaluation) -> Report | None:
-    """Judges the trained model by the gates of its config, and writes the report into the run's folder; None on the
-    ranks that do not.
+    """Judge the trained model by the gates of its config, and write the report into the run's folder.
+
+    Args:
+        loop: The trainer of the run.
+        evaluation: That of the end of the run.
+
+    Returns:
+        The report; None on all ranks but the first.
 
     Raises:
-        UserError: the report could not be written.
+        UserError: The report could not be written.
     """
     config, run, gates = loop.config, loop.run, loop.config.gates
     loop.curriculum.rest()
-    asked = gates.answer
+    gate = gates.answer
     answer = None
-    if asked is not None:
-        answer = greedy_answer(loop.model, loop.corpus.tokenizer, asked.prompt, asked.max_tokens, loop.precision)
-    if not loop.world.is_first:  # all ranks are asked, since each may hold a part of the model; the first one judges
+    if gate is not None:
+        answer = greedy_answer(loop.model, loop.corpus.tokenizer, gate.prompt, gate.max_tokens, loop.precision)
+    if not loop.world.is_first:  # every rank computes the answer, since each may have a part of the model
         return None
     records = read_metrics(run.path / "metrics.jsonl")
-    seen = Seen(
+    measured = Measurements(
         losses={"held_out": evaluation.loss, "training": recent_loss(records)},
         experts_per_token=evaluation.experts_per_token,
         records=records,
         answer=answer,
-        rivals=rivals(run, config),
+        baselines=baselines(run, config),
     )
-    for name in seen.rivals or ():
+    for name in measured.baselines or ():
         text = newest_state(run.path.with_name(name)).get("data_digest")
         if text != loop.identity.get("data_digest"):
-            loop.display.log(f"note: {name} had another text or tokenizer, so that its loss says little of this one's")
-    verdicts = judge(gates, seen)
+            loop.display.log(f"note: {name} had another text or tokenizer; its loss cannot be compared with this one's")
+    verdicts = judge(gates, measured)
     best: str | None = run.name
     if not all(each.passed for each in verdicts):
-        before = standing(run.path.with_name(config.parent)) if config.parent else None
+        before = best_in_lineage(run.path.with_name(config.parent)) if config.parent else None
         best = before.name if before else None
     report = Report(loop.counters.step, config.parent, best, gates.model_dump(mode="json"), verdicts)
     run.write(REPORT, report.to_json() + "\n")

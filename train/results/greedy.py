@@ -1,4 +1,4 @@
-"""What a model says when it always takes the likeliest token. T time, V vocabulary."""
+"""Greedy decoding with torch. T time, V vocabulary."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..system.device import autocast
 
 @torch.no_grad()
 def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, precision: str) -> str:
-    """The continuation of `prompt`, without it, up to the end of the text or `max_tokens` tokens.
+    """Return the continuation of `prompt`, without it, up to the end of the text or `max_tokens` tokens.
 
-    Each token reads the whole text again, at the thresholds that the controllers hold: slow, and nothing is changed.
+    Each token reads the whole text again at the present thresholds of the controllers: slow, but nothing changes.
     """
     device, length = model.embedding.weight.device, model.config.context_length
     ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    begun, end = len(ids), eos_id(tokenizer)
+    prompt_length, end = len(ids), eos_id(tokenizer)
     model.eval()
     try:
-        # A compiled block would be compiled anew for each length.
+        # A compiled block would be compiled again for each length.
         with torch.compiler.set_stance("force_eager"):
-            while ids and len(ids) < begun + max_tokens:
+            while ids and len(ids) < prompt_length + max_tokens:
                 window = torch.tensor([ids[-length:]], device=device)  # (1, T)
                 with autocast(device, precision):
                     logits = model(window).logits[0, -1]  # (V,)
@@ -33,4 +33,4 @@ def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tok
                 ids.append(token)
     finally:
         model.train()
-    return str(tokenizer.decode(ids[begun:], skip_special_tokens=False))
+    return str(tokenizer.decode(ids[prompt_length:], skip_special_tokens=False))

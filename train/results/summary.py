@@ -1,4 +1,4 @@
-"""What became of runs: one summary each, read from their folders without opening a weight."""
+"""Summaries of runs, read from their folders without opening a weight."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
 from ..config.gates import GatesConfig
+from ..loop.divergence import divergence
 from ..run.best import Score, read_best
 from ..run.checkpoint_names import COMPLETE, list_checkpoints
 from ..run.differences import flatten
@@ -20,49 +21,50 @@ from ..run.metrics import read_metrics
 from ..system.yaml_values import load_yaml
 from .verdict import Report, read_report
 
-State = Literal["complete", "training", "stopped", "no checkpoint"]
+State = Literal["complete", "diverged", "training", "stopped", "no checkpoint"]
+"""`diverged` is at its end, and its loss is not finite; `no checkpoint` died before its first."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in a line. What was not measured is None; `usage` holds the averages of its last record."""
+    """A run in a line. What was not measured is None; `usage` has the averages of its last record."""
 
     name: str
     state: State
     step: int
     steps: int | None
     loss: float | None
-    """Cross-entropy of the last steps that were logged, their median: one step alone says little."""
+    """The median cross-entropy of the last logged steps: that of a single step varies too much."""
     val_loss: float | None
     """The last measured."""
     usage: dict[str, float]
     tokens_per_second: float | None
     seconds: float | None
-    """Of training, all sessions together: what the run cost."""
+    """Seconds of all its trainings together: what the run cost."""
     skipped: int
-    """Steps that were not taken."""
+    """The number of steps that were skipped."""
     tokens_digest: str | None
-    """Of all tokens that the newest checkpoint was trained on, in their order."""
+    """The digest of all tokens that the newest checkpoint was trained on, in their order."""
     alarms: int
-    """Raised by the monitor, and not what it did about them."""
+    """The number of alarms that the monitor raised."""
     best_checkpoint: Score | None
-    """That of the least held-out loss."""
+    """The checkpoint with the least held-out loss."""
     parent: str | None
-    """The run that this one is to better."""
+    """The run that this one is compared with."""
     gated: bool
-    """Whether anything must hold at its end."""
+    """Whether it has gates."""
     report: Report | None
-    """What became of that, once it was looked at."""
+    """The verdicts of its gates, if it was examined."""
     config: dict[str, Any] = field(repr=False)
     """Every setting, by its dotted key."""
 
     @property
     def holds(self) -> bool:
-        """Whether the run is complete and no gate of it failed."""
+        """Whether the run is complete and none of its gates failed."""
         return self.state == "complete" and (not self.gated or (self.report is not None and self.report.passed))
 
     def figures(self) -> dict[str, Any]:
-        """The outcome, without the config."""
+        """Return the outcome, without the config."""
         figures = asdict(self)
         del figures["config"], figures["gated"]
         report = figures.pop("report")
@@ -71,22 +73,23 @@ class Summary:
 
 
 LAST = 10
-"""Records that the loss of a summary is the median of."""
+"""How many records the loss of a summary is the median of."""
 
 
 def summary(path: Path) -> Summary:
-    """Reads the run in the folder `path`.
+    """Summarise the run in the folder `path`.
 
     Raises:
-        UserError: it is no folder of a run.
+        UserError: It is not the folder of a run.
     """
     try:
         sections = load_yaml((path / CONFIG).read_bytes(), written=True)
         config = flatten(sections)
         gated = GatesConfig.model_validate(sections.get("gates", {})).asked
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no run: its config.yaml cannot be read; see adaptive runs") from error
-    records = [record for record in read_metrics(path / "metrics.jsonl") if not record.get("skipped")]
+        raise UserError(f"{path} is not a run: its config.yaml cannot be read; see adaptive runs") from error
+    every_record = read_metrics(path / "metrics.jsonl")
+    records = [record for record in every_record if not record.get("skipped")]
     last: Mapping[str, Any] = records[-1] if records else {}
     state = newest_state(path)
     speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second") is not None]
@@ -95,7 +98,7 @@ def summary(path: Path) -> Summary:
     names = ("experts_per_token", "heads_per_token", "layers_per_token", "window")
     return Summary(
         name=path.name,
-        state=state_of(path, state),
+        state=state_of(path, state, every_record),
         step=int(state.get("step", last.get("step", 0))),
         steps=config.get("trainer.steps"),
         loss=recent_loss(records),
@@ -115,14 +118,14 @@ def summary(path: Path) -> Summary:
 
 
 def recent_loss(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """The median of the last that were logged; of steps that were skipped, the loss does not count."""
+    """Return the median loss of the last logged steps, without those that were skipped."""
     losses = [record["loss"] for record in records if not record.get("skipped")][-LAST:]
     losses = [loss for loss in losses if loss is not None]
     return median(losses) if losses else None
 
 
 def newest_state(path: Path) -> dict[str, Any]:
-    """What the newest checkpoint that was written whole says of itself, {} without one; digests are not compared."""
+    """Return the state of the newest complete checkpoint, {} without one; its digests are not verified."""
     for checkpoint in reversed(list_checkpoints(path / "checkpoints")):
         try:
             if (checkpoint / COMPLETE).exists():
@@ -132,27 +135,30 @@ def newest_state(path: Path) -> dict[str, Any]:
     return {}
 
 
-def state_of(path: Path, state: Mapping[str, Any]) -> State:
+def state_of(path: Path, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> State:
+    """Return the state of the run in the folder `path` from its newest checkpoint and its records."""
     if named_run(path.name, path.parent).is_held():
         return "training"
     if not state:
         return "no checkpoint"
-    return "complete" if state.get("complete") else "stopped"
+    if not state.get("complete"):
+        return "stopped"
+    return "complete" if divergence(state, records) is None else "diverged"
 
 
 def all_runs(runs: Path = RUNS) -> list[Summary]:
-    """Every run, the one trained last at the end; folders that are no runs are left out."""
-    found = []
+    """Summarise every run, the one trained last at the end; skip folders that are not runs."""
+    summaries = []
     for config in sorted(runs.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime):
         try:
-            found.append(summary(config.parent))
+            summaries.append(summary(config.parent))
         except UserError:
             continue
-    return found
+    return summaries
 
 
 def changed(summaries: Iterable[Summary]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs: dotted key -> the value of each, None where it has none."""
+    """Return the settings that differ: dotted key -> the value in each run, None where it has none."""
     configs = [each.config for each in summaries]
     keys = dict.fromkeys(key for config in configs for key in config)
     rows = {key: [config.get(key) for config in configs] for key in keys}

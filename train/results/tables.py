@@ -1,4 +1,4 @@
-"""What a person reads of runs: tables, curves in the terminal, and a picture."""
+"""Tables and curves of runs for a terminal, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from .chart import Curve, chart
 from .summary import Summary, changed
 
 PLAIN_WIDTH = 200
-"""Columns where stdout is no terminal."""
+"""The width if stdout is not a terminal."""
 
 
 def console() -> Console:
+    """Open a console on stdout."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def table(*columns: str) -> Table:
-    """A table without lines: the first column is a name, the others are numbers."""
-    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    """Make a table without lines, whose first column is a name and whose others are numbers."""
+    empty = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
-    return made
+        empty.add_column(column, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
+    return empty
 
 
 def cells(one: Summary) -> dict[str, str]:
-    """The figures of a run by the name of their column."""
+    """Return the figures of a run: column -> cell."""
 
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else f"{value:{form}}"
@@ -57,17 +58,17 @@ def cells(one: Summary) -> dict[str, str]:
 
 
 SOMETIMES = ("alarms", "best at", "gates", "parent")
-"""Columns that are left out where no run has anything in them."""
+"""Columns that are left out if they are empty in all runs."""
 
 
 def best_before(one: Summary) -> str:
-    """The step of the best checkpoint and its loss, where it is not the newest."""
+    """Return the step of the best checkpoint and its loss, if it is not the newest."""
     best = one.best_checkpoint
     return "-" if best is None or best.step == one.step else f"{best.step} ({best.val_loss:.4f})"
 
 
 def gates_in_short(one: Summary) -> str:
-    """`pass`, or the gates that failed, or that it is not known yet."""
+    """Return `pass`, or the gates that failed, or `not yet`."""
     if not one.gated:
         return "-"
     if one.report is None:
@@ -75,66 +76,72 @@ def gates_in_short(one: Summary) -> str:
     return "pass" if one.report.passed else f"FAIL: {', '.join(one.report.failed)}"
 
 
-def rows_of(found: Sequence[Summary]) -> list[dict[str, str]]:
-    """The cells of each run, without the columns that are empty in all."""
-    rows = [cells(one) for one in found]
+def rows_of(summaries: Sequence[Summary]) -> list[dict[str, str]]:
+    """Return the cells of each run, without the columns that are empty in all."""
+    rows = [cells(one) for one in summaries]
     empty = {name for name in SOMETIMES if all(row[name] == "-" for row in rows)}
     return [{name: cell for name, cell in row.items() if name not in empty} for row in rows]
 
 
-def show_runs(found: Sequence[Summary]) -> None:
-    """A row per run."""
-    rows = rows_of(found)
-    made = table("run", *rows[0])
-    for one, row in zip(found, rows, strict=True):
-        made.add_row(one.name, *row.values())
-    console().print(made)
+def show_runs(summaries: Sequence[Summary]) -> None:
+    """Print a row per run."""
+    rows = rows_of(summaries)
+    listing = table("run", *rows[0])
+    for one, row in zip(summaries, rows, strict=True):
+        listing.add_row(one.name, *row.values())
+    console().print(listing)
 
 
-def show_comparison(found: Sequence[Summary], best: Sequence[str | None], curves: Mapping[str, Curve], of: str) -> None:
-    """What was set otherwise, what came out, what became of the gates, and the curves; a column per run.
+def show_comparison(
+    summaries: Sequence[Summary], best: Sequence[str | None], curves: Mapping[str, Curve], title: str
+) -> None:
+    """Print the settings that differ, the outcomes, the gates and the curves; a column per run.
 
-    `best` says for each run which stands as the best in its line.
+    Args:
+        summaries: The runs.
+        best: The best run in the lineage of each.
+        curves: Name -> curve.
+        title: Stands above the curves.
     """
     out = console()
-    settings = table("setting", *(one.name for one in found))
-    for key, values in changed(found).items():
+    settings = table("setting", *(one.name for one in summaries))
+    for key, values in changed(summaries).items():
         settings.add_row(key, *(setting(value) for value in values))
     if not settings.row_count:
         settings.add_row("none differs")
-    outcome = table("outcome", *(one.name for one in found))
-    columns = rows_of(found)
+    outcome = table("outcome", *(one.name for one in summaries))
+    columns = rows_of(summaries)
     for name in columns[0]:
         outcome.add_row(name, *(column[name] for column in columns))
     tables = [settings, outcome]
-    if any(one.gated for one in found):
-        tables.append(verdicts(found, best))
+    if any(one.gated for one in summaries):
+        tables.append(verdicts(summaries, best))
     for each in tables:
         out.print(each)
         out.print()
-    for line in (of, *chart(curves)):
+    for line in (title, *chart(curves)):
         out.print(line, markup=False, soft_wrap=True)
 
 
-def verdicts(found: Sequence[Summary], best: Sequence[str | None]) -> Table:
-    """Two rows per gate, what was found and what was expected, and one for the run that stands as the best."""
-    by_run = [{each.gate: each for each in one.report.verdicts} if one.report else {} for one in found]
-    made = table("gate", *(one.name for one in found))
+def verdicts(summaries: Sequence[Summary], best: Sequence[str | None]) -> Table:
+    """Make a table with two rows per gate, measured and expected, and one for the best run of each lineage."""
+    by_run = [{each.gate: each for each in one.report.verdicts} if one.report else {} for one in summaries]
+    gates = table("gate", *(one.name for one in summaries))
     for gate in dict.fromkeys(gate for row in by_run for gate in row):
         shown = [row.get(gate) for row in by_run]
-        made.add_row(gate, *("-" if each is None else on_one_line(each.words) for each in shown))
-        made.add_row("  expected", *("-" if each is None else on_one_line(each.expected) for each in shown))
-    made.add_row("stands as best", *(name or "-" for name in best))
-    return made
+        gates.add_row(gate, *("-" if each is None else on_one_line(each.message) for each in shown))
+        gates.add_row("  expected", *("-" if each is None else on_one_line(each.expected) for each in shown))
+    gates.add_row("best in lineage", *(name or "-" for name in best))
+    return gates
 
 
-def on_one_line(words: str) -> Text:
-    """Words of any length in a cell: what does not fit ends in an ellipsis; --json has the whole."""
-    return Text(words, no_wrap=True, overflow="ellipsis")
+def on_one_line(message: str) -> Text:
+    """Fit a message of any length into a cell, with an ellipsis where it is cut; --json has the whole."""
+    return Text(message, no_wrap=True, overflow="ellipsis")
 
 
 def setting(value: Any) -> str:
-    """A setting as it would be typed, short."""
+    """Write a setting as it would be typed, in short."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(setting, value)) + "]"
     if isinstance(value, Mapping):
@@ -144,7 +151,16 @@ def setting(value: Any) -> str:
 
 
 def curves_of(runs: Sequence[Path], metric: str, by: str) -> dict[str, list[tuple[float, float]]]:
-    """Run -> its points (by, metric), those that were measured; of a metric that ends in `/`, those of each layer."""
+    """Return the curves of a metric.
+
+    Args:
+        runs: The folders of the runs.
+        metric: A key of metrics.jsonl; one that ends in `/` has a curve for each layer.
+        by: The key of the horizontal axis.
+
+    Returns:
+        Run (and layer) -> its points (by, metric), where both were measured.
+    """
     curves: dict[str, list[tuple[float, float]]] = {}
     for path in runs:
         records = read_metrics(path / "metrics.jsonl")
@@ -160,12 +176,13 @@ def curves_of(runs: Sequence[Path], metric: str, by: str) -> dict[str, list[tupl
 
 
 def plot(curves: Mapping[str, Curve], metric: str, by: str, path: Path) -> None:
-    """The curves as a picture, in the form of the suffix of `path`.
+    """Draw the curves as a picture, in the format of the suffix of `path`.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed. OSError: `path` cannot be written.
+        ModuleNotFoundError: matplotlib is not installed.
+        OSError: `path` cannot be written.
     """
-    import matplotlib  # the tables come without it
+    import matplotlib  # not needed for the tables
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -183,6 +200,6 @@ def plot(curves: Mapping[str, Curve], metric: str, by: str, path: Path) -> None:
         pyplot.close(figure)
 
 
-def as_json(found: Sequence[Summary]) -> list[dict[str, Any]]:
-    """The figures of each run."""
-    return [one.figures() for one in found]
+def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Return the figures of each run."""
+    return [one.figures() for one in summaries]

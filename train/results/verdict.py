@@ -1,4 +1,4 @@
-"""Whether the gates of a run hold: a verdict on each, and the report of all that lies in the run's folder."""
+"""Whether the gates of a run hold: a verdict on each, and the report on all of them in the run's folder."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from typing import Any
 import numpy as np
 
 from ..config.gates import BandGate, GatesConfig
+from ..config.run_config import RunConfig
 from ..run.metrics import finite
 
 REPORT = "gates.json"
 FORMAT_VERSION = 1
 LEAST_NORMS = 10
-"""Logged steps below which percentiles say nothing."""
+"""The fewest logged steps whose percentiles mean something."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one gate holds, and by what."""
+    """Whether one gate holds, and what was measured."""
 
     gate: str
     passed: bool
     found: float | str | None
-    """What was measured; None where it could not be, which no gate survives."""
+    """What was measured; None if it could not be measured, which fails the gate."""
     expected: str
 
     @property
-    def words(self) -> str:
-        """`pass 0.3124`"""
+    def message(self) -> str:
+        """The result with what was measured: `pass 0.3124`."""
         if isinstance(self.found, float):
-            found = f"{self.found:.4f}"
+            measured = f"{self.found:.4f}"
         else:
-            found = "not measured" if self.found is None else f'"{self.found}"'
-        return f"{'pass' if self.passed else 'FAIL'} {found}"
+            measured = "not measured" if self.found is None else f'"{self.found}"'
+        return f"{'pass' if self.passed else 'FAIL'} {measured}"
 
     def __str__(self) -> str:
-        mark, _, found = self.words.partition(" ")
-        return f"{mark}  {self.gate}: {found}, expected {self.expected}"
+        result, _, measured = self.message.partition(" ")
+        return f"{result}  {self.gate}: {measured}, expected {self.expected}"
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Report:
     step: int
     parent: str | None
     best: str | None
-    """The run that stands as the best since: this one where its gates hold, else what stood before; None if nothing."""
+    """The best run of the lineage: this one if its gates hold, else the best before it; None if there is none."""
     asked: dict[str, Any]
     """The gates, as in the config."""
     verdicts: tuple[Verdict, ...]
 
     @property
     def passed(self) -> bool:
+        """Whether all gates hold."""
         return all(each.passed for each in self.verdicts)
 
     @property
@@ -65,13 +67,14 @@ class Report:
         return [each.gate for each in self.verdicts if not each.passed]
 
     def to_json(self) -> str:
+        """Write the report as JSON."""
         return json.dumps(
             {"format_version": FORMAT_VERSION, "passed": self.passed, **asdict(self)}, indent=1, allow_nan=False
         )
 
 
 def read_report(run: Path) -> Report | None:
-    """The report in the folder `run`; None where there is none, or none that this program can read."""
+    """Read the report in the folder `run`; return None if there is none that this program can read."""
     try:
         content = json.loads((run / REPORT).read_bytes())
         if content["format_version"] != FORMAT_VERSION:
@@ -83,57 +86,69 @@ def read_report(run: Path) -> Report | None:
         return None
 
 
+def has_report(run: Path, config: RunConfig) -> bool:
+    """Return whether the folder `run` has a report on exactly the gates of `config`."""
+    report = read_report(run)
+    gates = config.gates.model_dump(mode="json")
+    return report is not None and (report.asked, report.parent) == (gates, config.parent)
+
+
+def exit_code_of(report: Report | None) -> int:
+    """Return 1 if a gate failed, else 0."""
+    return int(report is not None and not report.passed)
+
+
 @dataclass(frozen=True)
-class Seen:
-    """What the gates are held against; None is what was not measured."""
+class Measurements:
+    """What the gates compare with their limits; None is what was not measured."""
 
     losses: Mapping[str, float | None]
-    """`held_out` and `training`."""
+    """The losses `held_out` and `training`."""
     experts_per_token: float | None
     records: Sequence[Mapping[str, Any]]
-    """Of metrics.jsonl."""
+    """The records of metrics.jsonl."""
     answer: str | None = None
-    rivals: Mapping[str, float | None] | None = None
-    """Run -> the loss that this one may not exceed: the parent, and the best since."""
+    baselines: Mapping[str, float | None] | None = None
+    """Run -> the loss that this one may not exceed: the parent, and the best of its lineage."""
 
 
-def judge(gates: GatesConfig, seen: Seen) -> tuple[Verdict, ...]:
-    """A verdict on each gate that is asked for."""
-    found: list[Verdict] = []
-    loss = seen.losses[gates.loss]
+def judge(gates: GatesConfig, measured: Measurements) -> tuple[Verdict, ...]:
+    """Return a verdict on each gate of the config."""
+    verdicts: list[Verdict] = []
+    loss = measured.losses[gates.loss]
     if gates.max_loss is not None:
-        found.append(at_most("max_loss", loss, gates.max_loss, f"{gates.loss} loss of at most {gates.max_loss:g}"))
+        verdicts.append(at_most("max_loss", loss, gates.max_loss, f"{gates.loss} loss of at most {gates.max_loss:g}"))
     if gates.no_worse_than_parent:
-        rivals = seen.rivals or {}
-        measured = {name: value for name, value in rivals.items() if value is not None}
-        known = ", ".join(f"{value:.4f} of {name}" for name, value in measured.items())
-        limit = min(measured.values()) if len(measured) == len(rivals) and measured else None
-        expected = f"{gates.loss} loss of at most {known or 'what the parent has, which has none'}"
-        found.append(at_most("no_worse_than_parent", loss, limit, expected))
+        baselines = measured.baselines or {}
+        losses = {name: value for name, value in baselines.items() if value is not None}
+        limits = ", ".join(f"{value:.4f} of {name}" for name, value in losses.items())
+        limit = min(losses.values()) if len(losses) == len(baselines) and losses else None
+        expected = f"{gates.loss} loss of at most {limits or 'that of the parent, which has none'}"
+        verdicts.append(at_most("no_worse_than_parent", loss, limit, expected))
     if gates.experts_per_token is not None:
         low, high = gates.experts_per_token
-        used = seen.experts_per_token
+        used = measured.experts_per_token
         holds = used is not None and low <= used <= high
-        found.append(Verdict("experts_per_token", holds, finite(used), f"{low:g} to {high:g}"))
+        verdicts.append(Verdict("experts_per_token", holds, finite(used), f"{low:g} to {high:g}"))
     if gates.gradient_band is not None:
-        found.append(band(gates.gradient_band, seen))
+        verdicts.append(band(gates.gradient_band, measured.records))
     if gates.answer is not None:
-        said = None if seen.answer is None else " ".join(seen.answer.split())
-        holds = said is not None and " ".join(gates.answer.contains.split()) in said
-        found.append(Verdict("answer", holds, said, f'"{gates.answer.contains}" in it'))
-    return tuple(found)
+        answer = None if measured.answer is None else " ".join(measured.answer.split())
+        holds = answer is not None and " ".join(gates.answer.contains.split()) in answer
+        verdicts.append(Verdict("answer", holds, answer, f'"{gates.answer.contains}" in it'))
+    return tuple(verdicts)
 
 
 def at_most(gate: str, value: float | None, limit: float | None, expected: str) -> Verdict:
-    """A loss that is no number holds nothing."""
+    """Return the verdict on a loss and its limit; a loss that is not a number fails."""
     return Verdict(gate, value is not None and limit is not None and value <= limit, finite(value), expected)
 
 
-def band(gate: BandGate, seen: Seen) -> Verdict:
-    """The spread of the first block's gradient norm over the span that the gate states."""
+def band(gate: BandGate, records: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Return the verdict on the spread of the first block's gradient norm over the span of the gate."""
     start = "the end of the warm-up" if gate.start is None else f"{gate.start:g} of the schedule"
     until = "the end" if gate.until_loss is None else f"a loss below {gate.until_loss:g}"
-    norms = norms_in_span(seen.records, gate.start, gate.until_loss)
+    norms = norms_in_span(records, gate.start, gate.until_loss)
     expected = (
         f"95th percentile at most {gate.most:g} times the 5th, over the {len(norms)} logged steps from {start} "
         f"to {until}"
@@ -146,8 +161,13 @@ def band(gate: BandGate, seen: Seen) -> Verdict:
 
 
 def norms_in_span(records: Sequence[Mapping[str, Any]], start: float | None, until_loss: float | None) -> list[float]:
-    """The first block's norms from the first record at `start` of the schedule on, or after the warm-up where that is
-    None, until one whose loss is below."""
+    """Return the first block's norms in a span of the records.
+
+    Args:
+        records: Of metrics.jsonl.
+        start: The progress of the schedule (0..1) at which the span begins; None is the end of the warm-up.
+        until_loss: The span ends before the first record with a loss below this.
+    """
     key, least = ("warmup", 1.0) if start is None else ("schedule_progress", start)
     norms: list[float] = []
     begun = False

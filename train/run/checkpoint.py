@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...contract.errors import UserError
+from ...contract.file_names import CONFIG
 from ...contract.files import cannot_write, remove_temporary_files, sync_folder
 from ..config.run_config import RunConfig, make_config
 from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
@@ -202,7 +203,8 @@ def load_checkpoint(path_or_run: str | Path, warning: Callable[[str], None] = wa
     found = newest_good(path, warning)
     if found is None:
         raise UserError(
-            f"{path} holds no checkpoint; it was stopped before its first. Train it: adaptive train --name {path.name}"
+            f"{path} has no checkpoint; it died before its first. Begin it again: adaptive train {path / CONFIG} "
+            f"--name {path.name}"
         )
     return found
 

@@ -42,9 +42,8 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything that a new start would destroy."""
-        metrics = self.path / "metrics.jsonl"
-        return bool(list_checkpoints(self.checkpoints)) or (metrics.exists() and metrics.stat().st_size > 0)
+        """Whether there is a checkpoint, which a new start would destroy."""
+        return bool(list_checkpoints(self.checkpoints))
 
     def is_held(self) -> bool:
         """Whether a process trains it now. The lock is only looked at where its file names a holder."""

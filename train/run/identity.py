@@ -11,11 +11,11 @@ import torch
 from ...contract.errors import UserError
 from ..config.run_config import RunConfig
 from ..data import Corpus
+from ..data.augment.config import AugmentConfig
 from ..model import native
 from ..parallel.world import World
 from ..system.progress import Progress
 from .checkpoint import Checkpoint
-from .differences import refuse
 from .folder import Run
 
 
@@ -37,19 +37,31 @@ def identity_of(
 
 
 def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
-    """Refuses another text or tokenizer; says what keeps the result from being the same to the last bit."""
-    changed = []
-    for key, words in (
-        ("tokenizer_sha256", "the tokenizer"),
-        ("data_digest", "the text, or how it is split and packed"),
-    ):
-        before = str(found.state.get(key))
-        if before != identity[key]:
-            changed.append(f"{words}: digest {before[:12]} -> {identity[key][:12]}")
-    refuse(run, changed)
+    """Refuse another text or tokenizer; note what keeps the result from being the same to the last bit.
+
+    Raises:
+        UserError: The text or the tokenizer is not the one that the run began with.
+    """
+    data, tokenizer = found.config.data, found.config.tokenizer
+    if tokenizer.is_file:
+        _require_digest(run, found, identity, "tokenizer_sha256", tokenizer.kind, "tokenizer")
+    names = [source if isinstance(source, str) else source.path for source in (*data.sources, data.val) if source]
+    tables = "" if data.augment == AugmentConfig() else ", with the tables of data.augment,"
+    _require_digest(run, found, identity, "data_digest", ", ".join(names) + tables, "text")
+    _require_digest(run, found, identity, "tokenizer_sha256", ", ".join(names), "text")  # the tokenizer's own text
     for key in ("device", "precision", "threads", "ranks", "kernels"):
         was = found.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
         note_change(display, key, was, identity[key])
+
+
+def _require_digest(run: Run, found: Checkpoint, identity: Mapping[str, Any], key: str, name: str, kind: str) -> None:
+    """Raise UserError if the digest of a text or tokenizer is not that of the checkpoint."""
+    before, now = str(found.state.get(key)), str(identity[key])
+    if before != now:
+        raise UserError(
+            f"{name} is not the {kind} that {run.path} began with: its digest is {now[:12]}, expected {before[:12]}. "
+            f"Put the old {kind} back, then go on: {run.resume_command}; or begin a new run under another --name"
+        )
 
 
 def note_change(display: Progress, key: str, was: object, now: object) -> None:

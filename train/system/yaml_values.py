@@ -96,7 +96,7 @@ def _value(kind: str, text: str) -> Any:
 class _Reader(yaml.SafeLoader):
     """Read the core schema."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # pyyaml declares it on the instance
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
     def value(self, node: Node) -> Any:
@@ -129,7 +129,7 @@ class _Reader(yaml.SafeLoader):
 class _WrittenReader(_Reader):
     """Read what this program has written."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # pyyaml declares it on the instance
 
 
 class _SettingReader(_Reader):

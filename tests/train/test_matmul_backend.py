@@ -1,6 +1,6 @@
-"""Who multiplies is measured once and kept: no clock has a say in a run that has begun, or in a test.
+"""The matmul backend is measured once and stored: no measured time affects a run that has begun, or a test.
 
-Every `measure` here is a stand-in that says what it is told to, but for the one that is asked whether it measures.
+Every `measure` here is a stand-in with fixed results, except in the test of `measure` itself.
 """
 
 import json
@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.matmul_backend import GAIN, choose, measure
 from adaptive_lm.train.model import linear, native
 from adaptive_lm.train.model.linear import has_onednn
+from adaptive_lm.train.parallel.world import World
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.system.progress import Progress
@@ -31,7 +32,7 @@ needs_onednn = pytest.mark.skipif(not has_onednn(), reason="this torch has no on
 
 
 class Watch:
-    """In place of `measure`: says that oneDNN takes `onednn` of torch's time, and counts how often it was asked."""
+    """Stands in for `measure`: oneDNN takes `onednn` of torch's time; counts its calls."""
 
     def __init__(self, onednn: float = 0.5) -> None:
         self.onednn, self.asked = onednn, 0
@@ -50,7 +51,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 @pytest.fixture
 def make(tiny_config: Make, tmp_path: Path) -> Callable[..., RunConfig]:
-    """A run that has an empty cache folder."""
+    """Make the config of a run with an empty cache folder."""
 
     def config(**trainer: Any) -> RunConfig:
         settings = {"steps": 4, "checkpoint_every": 2, "matmul": "auto", **trainer}
@@ -79,12 +80,12 @@ def test_onednn_is_taken_where_it_is_clearly_faster(layers: float, experts: floa
     assert list(choose({kind: {"torch": 1.0, "onednn": each} for kind, each in times.items()}).values()) == expected
 
 
-def test_a_kind_that_the_model_has_not_is_torchs() -> None:
+def test_a_kind_that_the_model_does_not_have_is_torchs() -> None:
     assert choose({kind: {"torch": 0.0, "onednn": 0.0} for kind in BOTH}) == NONE
 
 
 @needs_onednn
-def test_both_ways_are_measured_and_nothing_is_drawn_from_the_generator_of_the_run() -> None:
+def test_both_backends_are_measured_without_the_random_generator_of_the_run() -> None:
     state, threads = torch.get_rng_state(), 2
     torch.set_num_threads(threads)
     cases = Counter({("linear", 8, (6, 4)): 3, ("experts", 8, (3, 4, 10), (3, 5, 4), 1.6): 2})
@@ -95,29 +96,29 @@ def test_both_ways_are_measured_and_nothing_is_drawn_from_the_generator_of_the_r
 
 
 @needs_onednn
-def test_a_run_measures_once_and_says_what_it_took(
+def test_a_run_measures_once_and_says_what_it_chose(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
-    session.begin(make(), named_run("a"), stop_at=2, display=display)
+    training.begin(make(), named_run("a"), stop_at=2, display=display)
     assert chosen(named_run("a")) == BOTH
     assert "cpu fp32, linear layers and experts by oneDNN" in story.getvalue()
     watch.onednn = 2.0
-    session.resume(named_run("a"), display=display)
+    training.resume(named_run("a"), display=display)
     assert watch.asked == 1
     assert chosen(named_run("a")) == BOTH
     assert "note: matmul" not in story.getvalue()
 
 
 @needs_onednn
-def test_the_same_run_begun_again_takes_the_same_and_other_shapes_are_measured(
+def test_the_same_run_begun_again_makes_the_same_choice_and_other_shapes_are_measured(
     make: Make, folder: Path, display: Progress, watch: Watch
 ) -> None:
-    session.begin(make(), named_run("a"), display=display)
+    training.begin(make(), named_run("a"), display=display)
     watch.onednn = 2.0
-    session.begin(make(), named_run("b"), display=display)
+    training.begin(make(), named_run("b"), display=display)
     assert watch.asked == 1
     assert chosen(named_run("b")) == BOTH
-    session.begin(make(batch_size=2), named_run("c"), display=display)
+    training.begin(make(batch_size=2), named_run("c"), display=display)
     assert watch.asked == 2
     assert chosen(named_run("c")) == NONE
 
@@ -126,27 +127,27 @@ def test_the_same_run_begun_again_takes_the_same_and_other_shapes_are_measured(
 @pytest.mark.parametrize(
     "left", ["", "{", '{"choice": {"linear": "onednn"}}', '{"choice": {"linear": 1, "experts": 2}}']
 )
-def test_what_was_kept_and_cannot_be_read_is_measured_again(
+def test_a_stored_choice_that_cannot_be_read_is_measured_again(
     make: Make, folder: Path, display: Progress, watch: Watch, left: str
 ) -> None:
-    session.begin(make(), named_run("a"), display=display)
+    training.begin(make(), named_run("a"), display=display)
     (kept,) = (folder / "cache" / "matmul").iterdir()
     kept.write_text(left)
-    session.begin(make(), named_run("b"), display=display)
+    training.begin(make(), named_run("b"), display=display)
     assert watch.asked == 2
     assert json.loads(kept.read_text())["choice"] == BOTH
 
 
 @needs_onednn
-def test_a_run_in_parts_is_that_in_one_whatever_would_be_measured_later(
+def test_a_run_in_parts_equals_a_run_in_one_whatever_would_be_measured_later(
     make: Make, folder: Path, display: Progress, watch: Watch
 ) -> None:
     """T13: the weights to the last bit, of a run whose second part would have measured otherwise."""
-    session.begin(make(matmul="onednn"), named_run("whole"), display=display)
-    session.begin(make(), named_run("parts"), stop_at=2, display=display)
+    training.begin(make(matmul="onednn"), named_run("whole"), display=display)
+    training.begin(make(), named_run("parts"), stop_at=2, display=display)
     shutil.rmtree(folder / "cache" / "matmul")
     watch.onednn = 2.0
-    session.resume(named_run("parts"), display=display)
+    training.resume(named_run("parts"), display=display)
     whole, parts = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
     assert whole.step == parts.step == 4
     assert watch.asked == 1
@@ -156,63 +157,67 @@ def test_a_run_in_parts_is_that_in_one_whatever_would_be_measured_later(
 
 
 @pytest.mark.parametrize("wanted", ["torch", pytest.param("onednn", marks=needs_onednn)])
-def test_what_the_config_names_is_not_measured(
+def test_a_backend_in_the_config_is_not_measured(
     make: Make, folder: Path, display: Progress, watch: Watch, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     products = []
     monkeypatch.setattr(linear, "onednn_mm", lambda a, b: products.append(1) or torch.mm(a, b))
-    session.begin(make(matmul=wanted), named_run("a"), display=display)
+    training.begin(make(matmul=wanted), named_run("a"), display=display)
     assert watch.asked == 0
     assert bool(products) == (wanted == "onednn")
     assert set(chosen(named_run("a")).values()) == {wanted}
 
 
 @needs_onednn
-def test_a_resumed_run_may_be_given_another_and_says_so(
+def test_a_resumed_run_may_change_its_backend_and_says_so(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
-    session.begin(make(), named_run("a"), stop_at=2, display=display)
-    session.resume(named_run("a"), [{"trainer": {"matmul": "torch"}}], display=display)
+    training.begin(make(), named_run("a"), stop_at=2, display=display)
+    training.resume(named_run("a"), [{"trainer": {"matmul": "torch"}}], display=display)
     assert f"note: matmul was {BOTH} and is {NONE}: results differ in the last bits" in story.getvalue()
     assert chosen(named_run("a")) == NONE
 
 
 @needs_onednn
-def test_where_what_the_run_took_is_missing_torch_goes_on_and_it_is_said(
+def test_a_resumed_run_without_its_backend_uses_torch_and_says_so(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.begin(make(), named_run("a"), stop_at=2, display=display)
+    training.begin(make(), named_run("a"), stop_at=2, display=display)
     monkeypatch.setattr(matmul, "has_onednn", lambda: False)
-    assert session.resume(named_run("a"), display=display).complete
+    assert training.resume(named_run("a"), display=display).complete
     assert f"note: matmul was {BOTH} and is {NONE}: results differ in the last bits" in story.getvalue()
 
 
 def test_a_run_from_before_there_was_a_choice_stays_with_torch(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch
 ) -> None:
-    session.begin(make(matmul="torch"), named_run("a"), stop_at=2, display=display)
+    training.begin(make(matmul="torch"), named_run("a"), stop_at=2, display=display)
     found = load_checkpoint(Path("runs/a"))
     del found.state["matmul"]
     model, config = torch.nn.Linear(1, 1), make()
     model.embedding, model.use_onednn = torch.nn.Embedding(1, 1), lambda **on: None
-    assert matmul.settle_matmul(model, config, "fp32", found, session.World(), display) == NONE
+    choice = matmul.settle_matmul(
+        model, config.trainer, config.sequence_length, folder / "cache",
+        precision="fp32", checkpoint=found, world=World(), display=display,
+    )  # fmt: skip
+    assert choice == NONE
     assert watch.asked == 0
     assert "note: matmul" not in story.getvalue()
 
 
-def test_onednn_by_name_where_there_is_none_is_refused(
+def test_onednn_in_the_config_is_refused_where_torch_has_none(
     make: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matmul, "has_onednn", lambda: False)
-    with pytest.raises(UserError, match=r"has none; leave it to torch: --set trainer\.matmul=torch"):
-        session.begin(make(matmul="onednn"), named_run("a"), display=display)
+    with pytest.raises(UserError, match=r"has no oneDNN; use torch: --set trainer\.matmul=torch"):
+        training.begin(make(matmul="onednn"), named_run("a"), display=display)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "onednn"])
 def test_in_bf16_nothing_is_measured_or_changed(
     make: Make, folder: Path, display: Progress, story: Any, watch: Watch, wanted: str
 ) -> None:
-    session.begin(make(matmul=wanted, precision="bf16"), named_run("a"), display=display)
+    training.begin(make(matmul=wanted, precision="bf16"), named_run("a"), display=display)
     assert watch.asked == 0
     assert chosen(named_run("a")) == NONE
     assert ("note: trainer.matmul is onednn, which is for fp32 on a CPU" in story.getvalue()) == (wanted == "onednn")
@@ -235,6 +240,6 @@ def test_a_run_says_whether_its_experts_run_in_cpp(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(native, "library", lambda: there or None)
     config = tiny_config(trainer={"steps": 0, "precision": precision}, model=of_model)
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     assert (f"cpu {precision}, experts in C++" in story.getvalue()) is expected
     assert load_checkpoint(Path("runs/a")).state["kernels"] == ("C++" if expected else "torch")

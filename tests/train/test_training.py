@@ -1,4 +1,4 @@
-"""What surrounds the loop: the run's folder, the lock, the files beside the checkpoints, signals (T9, T10, T24-T26)."""
+"""Everything around the loop: the run's folder, the lock, the files beside the checkpoints (T9, T10)."""
 
 import json
 import os
@@ -13,8 +13,10 @@ import yaml
 from tokenizers import Tokenizer
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train.loop import run_files
+from adaptive_lm.train.loop.run_files import require_space
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run, newest_run, next_run
 from adaptive_lm.train.run.metrics import KEYS, Metrics, read_metrics
@@ -26,7 +28,7 @@ Make = Callable[..., RunConfig]
 def test_a_run_leaves_all_that_export_and_people_need(
     tiny_config: Make, folder: Path, display: Progress, text_file: Path
 ) -> None:
-    outcome = session.begin(tiny_config(trainer={"tensorboard": True}), named_run("a"), display=display)
+    outcome = training.begin(tiny_config(trainer={"tensorboard": True}), named_run("a"), display=display)
     run = Path("runs/a")
     assert outcome.complete
     stored = make_config(yaml.safe_load((run / "config.yaml").read_text()))
@@ -45,7 +47,7 @@ def test_a_run_leaves_all_that_export_and_people_need(
 
 
 def test_records_hold_their_keys_and_the_losses_by_name(tiny_config: Make, folder: Path, display: Progress) -> None:
-    session.begin(tiny_config(), named_run("a"), display=display)
+    training.begin(tiny_config(), named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert [record["step"] for record in records] == list(range(1, 13))
     assert all(set(KEYS) <= set(record) for record in records)
@@ -57,14 +59,14 @@ def test_records_hold_their_keys_and_the_losses_by_name(tiny_config: Make, folde
     assert bytes_per_token == pytest.approx(1.0, abs=0.01)  # one character is one byte, but for the end of the text
     assert 1.0 <= last["experts_per_token"] <= 4.0
     assert last["layers_per_token"] == 2.0
-    assert not any("heads" in key or "window" in key for key in last)  # nothing chooses them here
+    assert not any("heads" in key or "window" in key for key in last)  # this model does not choose them
 
 
-def test_heads_and_windows_are_recorded_where_they_are_chosen(
+def test_heads_and_windows_are_recorded_if_the_model_chooses_them(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     model = {"attention": {"window": 9}, "heads": {"routing": "top_k", "heads_per_token": 1}}
-    session.begin(tiny_config(model=model), named_run("a"), display=display)
+    training.begin(tiny_config(model=model), named_run("a"), display=display)
     last = read_metrics(Path("runs/a/metrics.jsonl"))[-1]
     assert (last["heads_per_token"], last["val_heads_per_token"]) == (1.0, 1.0)
     assert last["window"] == pytest.approx(9.0, abs=1e-4)
@@ -75,11 +77,11 @@ def test_conversations_leave_their_chat_template(tiny_config: Make, folder: Path
     lines = [json.dumps({"prompt": f"Where is stone {i}?", "completion": "Under the river."}) for i in range(60)]
     Path("chat.jsonl").write_text("\n".join(lines))
     config = tiny_config(data={"sources": ["chat.jsonl"], "loss_on": "answers"}, trainer={"steps": 2})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     assert "messages" in Path("runs/a/chat_template.jinja").read_text()
 
 
-def test_sources_with_epochs_end_the_run_where_nothing_else_does(
+def test_sources_with_epochs_end_a_run_without_steps_or_seconds(
     tiny_config: Make, folder: Path, display: Progress, text_file: Path
 ) -> None:
     Path("other.txt").write_text(text_file.read_text()[:3000])
@@ -87,9 +89,9 @@ def test_sources_with_epochs_end_the_run_where_nothing_else_does(
     data = {"sources": sources, "val": "other.txt"}
     config = tiny_config(data=data, trainer={"steps": None, "max_seconds": None, "batch_size": 16, "eval_every": 500})
     ring = len(text_file.read_text()) + 1
-    outcome = session.begin(config, named_run("a"), stop_at=5, display=display)
+    outcome = training.begin(config, named_run("a"), stop_at=5, display=display)
     assert not outcome.complete
-    outcome = session.resume(named_run("a"), display=display)
+    outcome = training.resume(named_run("a"), display=display)
     assert outcome.complete
     assert outcome.step == -(-(ring // 32 + 2 * (3001 // 32)) // 16)
     assert outcome.trained_on
@@ -97,7 +99,7 @@ def test_sources_with_epochs_end_the_run_where_nothing_else_does(
     assert read_metrics(Path("runs/a/metrics.jsonl"))[-1]["lr"] < 0.1 * config.optimizer.lr
 
 
-def test_each_stage_can_have_the_schedule_for_itself(
+def test_each_stage_can_have_its_own_schedule(
     tiny_config: Make, folder: Path, display: Progress, text_file: Path
 ) -> None:
     Path("other.txt").write_text(text_file.read_text()[:3000])
@@ -107,8 +109,8 @@ def test_each_stage_can_have_the_schedule_for_itself(
         schedule={"kind": "cosine", "each_stage": True, "warmup_share": 0.1},
         trainer={"steps": None, "max_seconds": None, "batch_size": 16, "eval_every": 500},
     )
-    session.begin(config, named_run("a"), stop_at=18, display=display)
-    assert session.resume(named_run("a"), display=display).complete
+    training.begin(config, named_run("a"), stop_at=18, display=display)
+    assert training.resume(named_run("a"), display=display).complete
     rates = [record["lr"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
     border = (len(text_file.read_text()) + 1) // 32 // 16
     first, second = rates[:border], rates[border:]
@@ -133,11 +135,11 @@ def test_a_schedule_for_each_stage_needs_stages_and_no_clock(data: dict[str, Any
         make_config({"schedule": {"each_stage": True}, "data": data, "trainer": trainer})
 
 
-def test_no_steps_write_the_initial_weights_and_nothing_else(
+def test_zero_steps_write_the_initial_weights_and_nothing_else(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     config = tiny_config(trainer={"steps": 0}, model={"vocab_size": 100})
-    outcome = session.begin(config, named_run("a"), display=display)
+    outcome = training.begin(config, named_run("a"), display=display)
     found = load_checkpoint("runs/a")
     assert outcome.complete
     assert (outcome.evaluation, found.step) == (None, 0)
@@ -147,7 +149,7 @@ def test_no_steps_write_the_initial_weights_and_nothing_else(
 
 def test_the_seed_decides_the_weights(tiny_config: Make, folder: Path, display: Progress) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        session.begin(tiny_config(trainer={"steps": 0, "seed": seed}), named_run(name), display=display)
+        training.begin(tiny_config(trainer={"steps": 0, "seed": seed}), named_run(name), display=display)
     one, same, other = (load_checkpoint(f"runs/{name}").model_state["head.weight"] for name in "abc")
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -155,7 +157,7 @@ def test_the_seed_decides_the_weights(tiny_config: Make, folder: Path, display: 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tiny_config: Make, folder: Path, display: Progress) -> None:
     with pytest.raises(UserError, match=r"model\.vocab_size is 5, but the tokenizer has \d+ tokens"):
-        session.begin(tiny_config(model={"vocab_size": 5}), named_run("a"), display=display)
+        training.begin(tiny_config(model={"vocab_size": 5}), named_run("a"), display=display)
 
 
 def test_a_text_shorter_than_a_window_is_an_error_before_training(
@@ -163,48 +165,54 @@ def test_a_text_shorter_than_a_window_is_an_error_before_training(
 ) -> None:
     Path("short.txt").write_text("A stone.\n" * 3)
     with pytest.raises(UserError, match=r"short\.txt"):
-        session.begin(tiny_config(data={"sources": ["short.txt"]}), named_run("a"), display=display)
+        training.begin(tiny_config(data={"sources": ["short.txt"]}), named_run("a"), display=display)
 
 
 def test_an_existing_run_is_an_error_that_says_what_to_type(tiny_config: Make, folder: Path, display: Progress) -> None:
-    session.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display)
+    training.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display)
     with pytest.raises(UserError, match=r"exists already.*adaptive train --resume --name a.*--overwrite"):
-        session.begin(tiny_config(), named_run("a"), display=display)
-    assert session.begin(tiny_config(trainer={"steps": 2}), named_run("a"), overwrite=True, display=display).step == 2
+        training.begin(tiny_config(), named_run("a"), display=display)
+    assert training.begin(tiny_config(trainer={"steps": 2}), named_run("a"), overwrite=True, display=display).step == 2
     assert [path.name for path in Path("runs/a/checkpoints").iterdir()] == ["step-000002"]
 
 
-def test_two_trainers_on_one_run_are_one_too_many(tiny_config: Make, folder: Path, display: Progress) -> None:
-    """T9: whatever they want of it; the message names the process."""
+def test_a_second_trainer_of_a_run_is_refused(tiny_config: Make, folder: Path, display: Progress) -> None:
+    """T9: to begin, overwrite or resume it; the message names the process."""
     holder = named_run("a")
     with holder:
         for attempt in (
-            lambda: session.begin(tiny_config(), named_run("a"), display=display),
-            lambda: session.begin(tiny_config(), named_run("a"), overwrite=True, display=display),
-            lambda: session.resume(named_run("a"), display=display),
+            lambda: training.begin(tiny_config(), named_run("a"), display=display),
+            lambda: training.begin(tiny_config(), named_run("a"), overwrite=True, display=display),
+            lambda: training.resume(named_run("a"), display=display),
         ):
             with pytest.raises(UserError, match=rf"runs/a is being trained by process {os.getpid()} on .* since"):
                 attempt()
-    assert session.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display).complete
+    assert training.begin(tiny_config(trainer={"steps": 1}), named_run("a"), display=display).complete
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T10: `runs` is a file, so nobody can write below it, not even root."""
-    monkeypatch.setattr(session, "prepare", lambda *_, **__: pytest.fail("the data was read first"))
+    """T10: `runs` is a file, so not even root can write below it."""
+    monkeypatch.setattr(training, "prepare", lambda *_, **__: pytest.fail("the data was read first"))
     Path("runs").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write runs/a: .*Nothing was trained"):
-        session.begin(tiny_config(), named_run("a"), display=display)
+        training.begin(tiny_config(), named_run("a"), display=display)
 
 
-def test_a_disk_without_room_for_a_checkpoint_is_an_error_before_the_first_step(
+def test_a_disk_without_room_for_a_checkpoint_is_an_error(folder: Path) -> None:
+    require_space(named_run("a"), 1000, lambda _: 12_000)
+    with pytest.raises(UserError, match=r"runs/a: one checkpoint takes up to .* MiB, the disk has .* MiB; make room"):
+        require_space(named_run("a"), 1000, lambda _: 11_999)
+
+
+def test_the_room_for_a_checkpoint_is_checked_before_the_first_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(session.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run_files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"one checkpoint takes up to .* MiB"):
-        session.begin(tiny_config(), named_run("a"), display=display)
+        training.begin(tiny_config(), named_run("a"), display=display)
 
 
 def test_a_disk_that_fills_up_during_the_metrics_is_an_error_and_not_a_traceback(
@@ -217,11 +225,11 @@ def test_a_disk_that_fills_up_during_the_metrics_is_an_error_and_not_a_traceback
 
     monkeypatch.setattr(Metrics, "write", full)
     with pytest.raises(UserError, match="No space left on device"):
-        session.begin(tiny_config(), named_run("a"), display=display)
+        training.begin(tiny_config(), named_run("a"), display=display)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-flag", "a b"])
-def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="--name"):
         named_run(name)
 
@@ -232,7 +240,7 @@ def test_runs_without_a_name_are_numbered_and_the_newest_is_the_last_trained(
     with pytest.raises(UserError, match="there is no run"):
         newest_run()
     for _ in range(2):
-        session.begin(tiny_config(trainer={"steps": 1}), next_run("The river's text"), display=display)
+        training.begin(tiny_config(trainer={"steps": 1}), next_run("The river's text"), display=display)
     assert sorted(path.name for path in Path("runs").iterdir()) == ["The-river-s-text-1", "The-river-s-text-2"]
     os.utime("runs/The-river-s-text-1/metrics.jsonl", (time.time() + 9, time.time() + 9))
     assert newest_run().name == "The-river-s-text-1"

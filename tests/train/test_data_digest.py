@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
 from adaptive_lm.train.data.batches import Batch
@@ -34,7 +34,7 @@ UNSCORED = np.array([[True] * 4, [True, True, True, False]])
     ],
     ids=["a token", "a target", "what is scored", "the order", "one lost", "one repeated", "the shape"],
 )
-def test_whatever_was_otherwise_makes_another_digest(other: list[Batch]) -> None:
+def test_any_difference_makes_another_digest(other: list[Batch]) -> None:
     """T16."""
 
     def digest(batches: list[Batch]) -> str:
@@ -47,13 +47,13 @@ def test_whatever_was_otherwise_makes_another_digest(other: list[Batch]) -> None
     assert digest([BATCH, BATCH]) != digest(other)
 
 
-def test_a_run_keeps_the_digest_of_the_batches_of_its_text(
+def test_a_checkpoint_has_the_digest_of_the_batches_so_far(
     tiny_config: Callable[..., RunConfig], folder: Path, display: Progress
 ) -> None:
     """T16: the first 48 windows in their order; in `adaptive runs --json` too."""
     config = tiny_config()
-    session.begin(config, named_run("a"), stop_at=5, display=display)
-    session.resume(named_run("a"), display=display)
+    training.begin(config, named_run("a"), stop_at=5, display=display)
+    training.resume(named_run("a"), display=display)
     corpus: Corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
     expected = ""
     for step in range(12):

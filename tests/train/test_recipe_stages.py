@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RECIPES, RunConfig, make_config, read_recipe
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.recipe_stages import NAMES, staged, stages_of
@@ -79,7 +79,7 @@ def test_each_stage_has_its_gates_and_the_stage_before_as_its_parent() -> None:
     assert [config.parent for config in found] == [None, "s-baseline", "s-stage1", "s-stage2", "s-stage3"]
     gates = [config.gates for config in found]
     assert [gate.max_loss for gate in gates] == [None, 0.40, 0.35, 0.30, 0.25]
-    assert {gate.loss for gate in gates} == {"training"}  # of the answers, whose order the evaluation changes
+    assert {gate.loss for gate in gates} == {"training"}  # the evaluation changes the order of the answers
     assert [gate.experts_per_token for gate in gates] == [None, *[(1.5, 2.0)] * 3, (1.3, 1.8)]
     assert [gate.no_worse_than_parent for gate in gates] == [False, True, True, True, True]
     bands = [gate.gradient_band and (gate.gradient_band.most, gate.gradient_band.until_loss) for gate in gates]
@@ -95,7 +95,7 @@ def test_every_stage_stays_below_577_000_weights(stage: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("science-qa*.yaml")), ids=lambda path: path.stem)
-def test_every_hyperparameter_has_a_word_on_what_it_is_for(path: Path) -> None:
+def test_every_hyperparameter_has_a_comment(path: Path) -> None:
     """A comment on its own line, or on that of the section that it completes."""
     bare = []
     explained: list[tuple[int, bool]] = []  # indentation and whether there is a comment, of the keys around
@@ -123,10 +123,10 @@ def test_all_stages_run_one_after_the_other_and_a_failed_gate_ends_with_1(short:
     assert done.stderr.endswith(f"next: adaptive compare {' '.join(f's-{name}' for name in RUNS)}\n")
 
 
-def test_one_stage_wants_the_one_before_and_gates_that_hold_end_with_0(short: list[str]) -> None:
+def test_a_stage_needs_the_one_before_and_ends_with_0_if_its_gates_hold(short: list[str]) -> None:
     alone = typed(*short, "--stage", "1", "--name", "s")
     assert alone.exit_code == 1
-    assert "the parent runs/s-baseline is not there" in alone.stderr
+    assert "the parent runs/s-baseline does not exist" in alone.stderr
     holds = ["--set", "gates.answer=null", "--set", "gates.max_loss=100", "--set", "gates.no_worse_than_parent=false"]
     assert typed(*short, "--stage", "baseline", "--name", "s", *holds).exit_code == 0
     done = typed(*short, "--stage", "1", "--name", "s", *holds, "--set", "gates.experts_per_token=null")
@@ -135,28 +135,28 @@ def test_one_stage_wants_the_one_before_and_gates_that_hold_end_with_0(short: li
     assert summary(Path("runs/s-stage1")).holds
 
 
-def test_a_stage_can_be_stopped_and_says_how_it_goes_on(short: list[str]) -> None:
+def test_a_stage_can_be_stopped_and_says_how_to_resume_it(short: list[str]) -> None:
     done = typed(*short, "--stage", "baseline", "--stop-at", "2")
     assert done.exit_code == 0
     assert done.stdout == "runs/science-qa-baseline\n"  # without a name, that of the recipe
     assert "--resume --name science-qa-baseline" in done.stderr
 
 
-def test_a_signal_in_a_stage_ends_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(config: RunConfig, run: Run, **_: Any) -> session.Outcome:
-        return session.Outcome(run, 3, run.name != "s-stage1", exit_code=143 if run.name == "s-stage1" else 1)
+def test_a_signal_in_a_stage_ends_all_stages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(config: RunConfig, run: Run, **_: Any) -> training.Outcome:
+        return training.Outcome(run, 3, run.name != "s-stage1", exit_code=143 if run.name == "s-stage1" else 1)
 
-    monkeypatch.setattr(session, "begin", begin)
+    monkeypatch.setattr(training, "begin", begin)
     done = typed("science-qa", "--stage", "all", "--name", "s")
     assert (done.exit_code, done.stdout) == (143, "runs/s-baseline\nruns/s-stage1\n")
     assert "saved at step 3; go on with: adaptive train --resume --name s-stage1" in done.stderr
 
 
-def test_a_gate_that_fails_on_the_way_fails_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(config: RunConfig, run: Run, **_: Any) -> session.Outcome:
-        return session.Outcome(run, 3, True, exit_code=int(run.name == "s-stage1"))
+def test_a_failed_gate_of_one_stage_makes_the_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(config: RunConfig, run: Run, **_: Any) -> training.Outcome:
+        return training.Outcome(run, 3, True, exit_code=int(run.name == "s-stage1"))
 
-    monkeypatch.setattr(session, "begin", begin)
+    monkeypatch.setattr(training, "begin", begin)
     done = typed("science-qa", "--stage", "all", "--name", "s")
     assert (done.exit_code, len(done.stdout.split())) == (1, 5)
 

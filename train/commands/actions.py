@@ -1,0 +1,167 @@
+"""The actions of `adaptive train`: one for each thing that it can be asked to do.
+
+Only click and the standard library are imported at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..config.run_config import RunConfig
+    from ..run.folder import Run
+    from .train import Request
+
+
+@dataclass(frozen=True)
+class PrintConfig:
+    """Print a config on stdout."""
+
+    config: RunConfig
+
+    def perform(self) -> int:
+        """Print it."""
+        click.echo(self.config.to_yaml(), nl=False)
+        return 0
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Train a new run."""
+
+    config: RunConfig
+    run: Run
+    overwrite: bool
+    stop_at: int | None
+
+    def perform(self) -> int:
+        """Train, and return the exit code."""
+        from .. import training
+        from .report import report
+
+        return report(training.begin(self.config, self.run, overwrite=self.overwrite, stop_at=self.stop_at))
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run."""
+
+    run: Run
+    overrides: Sequence[Mapping[str, Any]]
+    stop_at: int | None
+    override: bool
+
+    def perform(self) -> int:
+        """Train, and return the exit code."""
+        from .. import training
+        from .report import report
+
+        return report(training.resume(self.run, self.overrides, stop_at=self.stop_at, override=self.override))
+
+
+@dataclass(frozen=True)
+class BeginOrResume:
+    """Go on with a run that has a checkpoint, begin one that has none."""
+
+    config: RunConfig
+    run: Run
+    overrides: Sequence[Mapping[str, Any]]
+    stop_at: int | None
+
+    def perform(self) -> int:
+        """Train, and return the exit code."""
+        from .. import training
+        from .report import report
+
+        return report(training.begin_or_resume(self.config, self.run, self.overrides, stop_at=self.stop_at))
+
+
+@dataclass(frozen=True)
+class TrainStages:
+    """Train the stages of a recipe one after the other."""
+
+    stages: Sequence[tuple[RunConfig, Run]]
+    overwrite: bool
+    stop_at: int | None
+
+    def perform(self) -> int:
+        """Train, and return the exit code; a stage whose gates fail makes it 1, and the next one is trained anyway."""
+        from .. import training
+        from .report import report
+
+        code = 0
+        for config, run in self.stages:
+            outcome = training.begin(config, run, overwrite=self.overwrite, stop_at=self.stop_at)
+            code = report(outcome) or code
+            if not outcome.complete or outcome.exit_code > 1:
+                code = outcome.exit_code
+                break
+        if len(self.stages) > 1:
+            click.echo(f"next: adaptive compare {' '.join(run.name for _, run in self.stages)}", err=True)
+        return code
+
+
+Action = PrintConfig | Begin | Resume | BeginOrResume | TrainStages
+
+
+def resolve(request: Request) -> Action:
+    """Decide what a request asks for.
+
+    Raises:
+        UserError: A recipe, a run or a setting cannot be used.
+    """
+    overrides = request.overrides()
+    if request.stage is not None:
+        return resolve_stages(request, request.stage, overrides)
+    if request.resume:
+        return resolve_resume(request, overrides)
+    return resolve_begin(request, overrides)
+
+
+def resolve_stages(request: Request, stage: str, overrides: Sequence[Mapping[str, Any]]) -> Action:
+    """Decide what a request with --stage asks for."""
+    from ..recipe_stages import staged
+
+    assert request.recipe is not None  # --stage requires it
+    stages = staged(request.recipe, stage, request.name or request.recipe, overrides)
+    if request.print_config:
+        return PrintConfig(stages[0][0])
+    return TrainStages(stages, request.overwrite, request.stop_at)
+
+
+def resolve_resume(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
+    """Decide what a request with --resume asks for."""
+    from ..config.run_config import make_config, read_recipe
+    from ..run.checkpoint import load_checkpoint
+    from ..run.folder import named_run, newest_run
+
+    run = named_run(request.name) if request.name else newest_run()
+    if request.recipe:
+        overrides = [{"recipe": read_recipe(request.recipe)["recipe"]}, *overrides]
+    if request.print_config:
+        return PrintConfig(make_config(load_checkpoint(run.path).config.model_dump(mode="json"), overrides))
+    return Resume(run, overrides, request.stop_at, request.override_resume)
+
+
+def resolve_begin(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
+    """Decide what a request for a new run asks for."""
+    from ..config.run_config import make_config, read_recipe
+
+    recipe = request.recipe or (None if request.flags["sources"] else "quickstart")
+    config = make_config(read_recipe(recipe) if recipe else {}, overrides)
+    if request.print_config:
+        return PrintConfig(config)
+    # Here, because the ranks need torch, and a config is printed without it.
+    from ..parallel.world import World, restarted
+    from ..run.folder import named_run, next_run
+
+    run = named_run(
+        World().broadcast_text(request.name or next_run(request.stem(config.recipe), again=restarted()).name)
+    )
+    if request.begin_or_resume or restarted():
+        return BeginOrResume(config, run, overrides, request.stop_at)
+    return Begin(config, run, request.overwrite, request.stop_at)
