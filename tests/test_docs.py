@@ -31,14 +31,13 @@ def settings(*values: str) -> list[str]:
     return [part for value in values for part in ("--set", value)]
 
 
-SMALL = settings("model.dim=32", "model.num_layers=2", "model.ffn.expert_dim=32", "model.context_length=64")
+SMALL = settings("model.dim=32", "model.num_layers=2", "model.ffn.expert_dim=32", "model.context_length=128")
 BRIEF = ["--steps", "2", *settings("trainer.final_eval_tokens=512")]
 SHORTER = {
     "train moe-57m": [
         *SMALL,
-        *settings("model.context_length=128", "model.num_heads=2", "model.num_kv_heads=1", "model.vocab_size=300"),
+        *settings("model.num_heads=2", "model.num_kv_heads=1", "model.vocab_size=300"),
     ],
-    "train quickstart": BRIEF,
     "train": [*BRIEF, *SMALL],
     "calibrate": ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"],
     "inspect": ["--tokens", "512"],
