@@ -204,3 +204,12 @@ def test_the_commands_of_a_page_run_as_typed(page: Path, workshop: Path) -> None
 def test_the_python_of_a_page_runs_as_typed(page: Path, workshop: Path) -> None:
     for code in blocks(page, "python"):
         assert run([sys.executable, "-c", code], workshop)
+
+
+@pytest.mark.slow
+def test_the_page_of_the_exported_model_has_every_input_output_file_and_field(workshop: Path) -> None:
+    manifest = json.loads((workshop / "runs/demo/model/manifest.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/explanation/exported-model.md").read_text(encoding="utf-8")
+    tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    names = [*manifest["inputs"], *manifest["outputs"], *manifest["files"], *manifest]
+    assert [name for name in names if f"`{re.sub(r'[.][0-9]+$', '.N', name)}`" not in tables] == []
