@@ -61,7 +61,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     def generated(match: re.Match[str]) -> str:
         if match[1] == "readme":
             return for_site((ROOT / "README.md").read_text(encoding="utf-8"))
-        return PAGES[match[1]]()
+        text: str = PAGES[match[1]]()
+        return text
 
     return MARK.sub(generated, markdown)
 

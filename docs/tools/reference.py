@@ -9,7 +9,7 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import click
@@ -276,7 +276,7 @@ def python_page() -> str:
     return "\n\n".join(f"::: adaptive_lm.runtime.{name}" for name in names)
 
 
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
     "config": lambda: models_page(config_sections()),
     "manifest": lambda: models_page(manifest_sections()),
     "commands": commands_page,
