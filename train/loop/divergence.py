@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import UserError
 from ..optim.optimizer_config import OptimizerConfig
 from ..run.best import read_best
 from ..run.folder import RUNS, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor  # only its type: a list of runs loads no torch
 
 LOSS_NOT_FINITE = "the loss is not finite"
 """How the guard describes such a step."""
