@@ -93,7 +93,7 @@ def test_every_section_of_the_config_has_a_text(reference: ModuleType) -> None:
 def test_a_field_shows_its_type_its_range_its_default_and_its_text(reference: ModuleType) -> None:
     page = reference.PAGES["config"]()
     for name, facts in {
-        "trainer.batch_size": "*whole number, at least 1 · default `8`*",
+        "trainer.batch_size": "*whole number, at least 1, at most 1048576 · default `8`*",
         "trainer.max_seconds": "*number or null, more than 0 · default `120.0`*",
         "trainer.precision": '*`auto` or `fp32` or `bf16` · default `"auto"`*',
         "schedule.random_sparsity": "*[number, number] or null · default `null`*",

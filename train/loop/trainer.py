@@ -132,7 +132,7 @@ class Trainer:
             now = time.monotonic()
             self.clock.step_seconds = now - started
             self.check(result)
-            for message in self.monitor.words(result.figures, self.run.resume_command):
+            for message in self.monitor.messages(result.figures, self.run.resume_command):
                 self.display.log(f"step {step}: {message}")
             complete = self.complete()
             evaluated = None

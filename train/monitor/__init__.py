@@ -1,1 +1,1 @@
-"""What a run watches in itself: layers and routers, alarms where they leave their bands, and what is done about it."""
+"""The monitor of a run: figures of layers and routers, alarms outside their bands, and actions."""

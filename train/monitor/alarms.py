@@ -1,4 +1,4 @@
-"""Alarms: figures that have been outside their bands for some time, each said once."""
+"""Alarms: figures that have been outside their bands for some time. Each is raised once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Alarm:
 
     @property
     def layer(self) -> str:
+        """The layer of the figure: `layers.N`, `embedding`, `head` or `rest`."""
         return self.figure.partition("/")[2]
 
     @property
     def above(self) -> bool:
-        """Whether the value is above its band and not below; one that is no number is above."""
+        """Whether the value is above its band; NaN counts as above."""
         least = self.band[0]
         return least is None or not self.value < least
 
@@ -37,10 +38,7 @@ class Alarm:
 
 
 class Alarms:
-    """Counts for each figure the logged steps outside its band; part of a checkpoint.
-
-    `raised` are the alarms that hold, `broken` those of this step whether patience is over or not.
-    """
+    """Count for each figure the logged steps outside its band; part of a checkpoint."""
 
     def __init__(self, config: MonitorConfig, state: Mapping[str, Any] | None = None) -> None:
         self.config = config
@@ -48,12 +46,15 @@ class Alarms:
         """Figure -> logged steps in a row outside its band; those inside are left out."""
 
     def state(self) -> dict[str, Any]:
+        """Return what a checkpoint stores."""
         return {"outside": dict(self.outside)}
 
     def judge(self, figures: Mapping[str, float], rate: float = 1.0) -> tuple[list[Alarm], list[Alarm]]:
-        """The alarms that hold after a logged step, and those of them that are new with it.
+        """Return the alarms that hold after a logged step, and those of them that are new.
 
-        `rate` is the factor of the schedule on the learning rates.
+        Args:
+            figures: Name -> value, as in metrics.jsonl.
+            rate: The factor of the schedule on the learning rates, 0 to 1.
         """
         holding, new = [], []
         for name, value in figures.items():
@@ -70,9 +71,9 @@ class Alarms:
 
 
 def band_of(config: MonitorConfig, figure: str, rate: float = 1.0) -> Band:
-    """The band of a figure, by what stands before the name of its layer.
+    """Return the band of a figure, by the part of its name before the layer.
 
-    The least update ratio falls with `rate`: at the end of a long cosine steps are tiny because they should be.
+    The least update ratio falls with `rate`, because the steps at the end of a long cosine are meant to be tiny.
     """
     kind = figure.partition("/")[0]
     for suffix, least in (
@@ -92,6 +93,6 @@ def band_of(config: MonitorConfig, figure: str, rate: float = 1.0) -> Band:
 
 
 def is_inside(value: float, band: Band) -> bool:
-    """Whether a value is in its band; one that is no number is only where nothing bounds it from above."""
+    """Return whether a value is in its band; NaN is inside only if the band has no upper edge."""
     least, most = band
     return not (least is not None and value < least) and (most is None or value <= most)

@@ -1,4 +1,4 @@
-"""Cures: what an alarm means, and the settings that mend it in the run at hand."""
+"""Cures: what an alarm means, and the settings that mend it in this run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Cure(NamedTuple):
 def cure_of(alarm: Alarm, config: RunConfig) -> Cure:
     """Return the cure of an alarm in a run with this config.
 
-    A cure changes what the run has now, so that one which is typed twice goes further the second time; none of them
-    needs another model, so `--resume --override-resume` accepts each.
+    A cure changes the current value, so a cure that is typed twice goes further the second time. No cure needs another
+    model, so `--resume --override-resume` accepts each.
     """
     kind, side = alarm.figure.partition("/")[0], "above" if alarm.above else "below"
     meaning, settings = CURES[kind, side]
@@ -31,16 +31,17 @@ def cure_of(alarm: Alarm, config: RunConfig) -> Cure:
 
 
 def slower(config: RunConfig, layer: str) -> Settings:
-    """Let the monitor lower the rate of the layer; where it does already, halve the rates."""
+    """Let the monitor lower the rate of the layer; if it already does, halve the rates."""
     return {"monitor.act": "lr"} if config.monitor.act != "lr" else rates(config, layer, 0.5)
 
 
 def faster(config: RunConfig, layer: str) -> Settings:
+    """Triple the rates of the layer."""
     return rates(config, layer, 3.0)
 
 
 def rates(config: RunConfig, layer: str, factor: float) -> Settings:
-    """The peak rates that move a layer (`layers.N`, `embedding`, `head` or `rest`), times `factor`."""
+    """Multiply by `factor` the peak rates that move a layer (`layers.N`, `embedding`, `head` or `rest`)."""
     optimizer = config.optimizer
     of_matrices = "adamw_matrix_lr" if optimizer.kind == "adamw" else "lr"
     names = [of_matrices, "adamw_lr"] if layer.startswith("layers.") else ["adamw_lr"]
@@ -48,11 +49,12 @@ def rates(config: RunConfig, layer: str, factor: float) -> Settings:
 
 
 def raise_loss(name: str, factor: float, least: float) -> Callable[[RunConfig, str], Settings]:
-    """The weight of a loss times `factor`, and at least `least`."""
+    """Multiply the weight of a loss by `factor`, to at least `least`."""
     return lambda config, _: {f"losses.{name}": rounded(max(getattr(config.losses, name) * factor, least))}
 
 
 def rounded(value: float) -> float:
+    """Round to two digits, so that a command stays short."""
     return float(f"{value:.2g}")
 
 

@@ -1,4 +1,4 @@
-"""The monitor of a run: what its figures say, what is done about it, and what is written down."""
+"""The monitor of a run: it judges figures, raises alarms and acts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .routers import Loads
 from .watch import Watch
 
 ALL = "all"
-"""In place of a layer: every rate."""
+"""Stands for every layer in the rates."""
 
 
 class Monitor:
-    """Judges the figures of each logged step and acts as `monitor.act` and `monitor.router_act` say.
+    """Judge the figures of each logged step, and act as `monitor.act` and `monitor.router_act` say.
 
-    Everything that it decides comes from `figures`, `used`, `noise` and the counters alone, so that processes which
-    agree on these agree on what is done; and everything it must remember is in `state` and in the counters.
+    Decisions depend only on `figures`, `used`, `noise` and the counters, so ranks with equal figures take equal
+    actions. All memory is in `state` and in the counters.
     """
 
     def __init__(
@@ -40,14 +40,15 @@ class Monitor:
         self.noise = Noise(state.get("noise"))
         self.loads = Loads(self.settings.patience, state.get("loads"))
         self.inside: dict[str, int] = dict(state.get("inside", {}))
-        """Layer -> logged steps in a row without an alarm, of layers whose rate was lowered."""
+        """Layer -> logged steps in a row without an alarm, for layers with a lowered rate."""
         self.balanced_until: int = int(state.get("balanced_until", 0))
-        """The step up to which the losses that spread routers weigh more."""
+        """The step until which the balancing losses have a higher weight."""
         self.crowded: int = int(state.get("crowded", 0))
-        """Logged steps in a row in which the noise scale was above the batch."""
+        """Logged steps in a row with a noise scale above the batch."""
         optimizers.held = dict(state.get("rates", {}))
 
     def state(self) -> dict[str, Any]:
+        """Return what a checkpoint stores."""
         return {
             **self.alarms.state(), "noise": self.noise.state(), "loads": self.loads.state(),
             "inside": dict(self.inside), "balanced_until": self.balanced_until, "crowded": self.crowded,
@@ -55,12 +56,12 @@ class Monitor:
         }  # fmt: skip
 
     def watch(self, rows: int) -> Watch | None:
-        """What looks on while the step to come is taken, if it is one that is logged; `rows` is B."""
+        """Return a watch for the next step if it is logged, else None; `rows` is B."""
         logged = (self.counters.step + 1) % self.config.trainer.log_every == 0
         return Watch(self.optimizers.placed, list(self.optimizers.names.items()), rows) if logged else None
 
     def losses(self) -> LossConfig:
-        """The weights of the losses in the step to come."""
+        """Return the weights of the losses for the next step."""
         losses = self.config.losses
         if self.counters.step >= self.balanced_until:
             return losses
@@ -69,31 +70,31 @@ class Monitor:
         return losses.model_copy(update=least)
 
     def judge(self, watch: Watch, warm: bool) -> dict[str, Any]:
-        """What the record of a logged step says beside its figures: alarms that are new, and what was done.
+        """Return the record of a logged step: its figures, new alarms with their cures, and actions.
 
-        While the rate is warming up (not `warm`) nothing is out of the ordinary.
+        No alarm is raised while the learning rate warms up (not `warm`).
         """
         figures = watch.figures | self.loads.observe(watch.used)
-        said: dict[str, Any] = dict(figures)
+        record: dict[str, Any] = dict(figures)
         if watch.noise is not None:
             scale = self.noise.observe(*watch.noise)
-            said |= {} if scale is None else {"noise_scale": scale}
+            record |= {} if scale is None else {"noise_scale": scale}
         if not warm:
-            return said
+            return record
         judged = {name: each for name, each in figures.items() if self.loads.enough(name)}
         holding, new = self.alarms.judge(judged, self.optimizers.rate)
-        acts = [*self._hold_rates(holding), *self._grow(said.get("noise_scale")), *self._spread(holding)]
+        acts = [*self._hold_rates(holding), *self._grow(record.get("noise_scale")), *self._spread(holding)]
         if new:
             cures = [cure_of(alarm, self.config) for alarm in new]
-            said["alarms"] = [f"{alarm}: {cure.meaning}" for alarm, cure in zip(new, cures, strict=True)]
+            record["alarms"] = [f"{alarm}: {cure.meaning}" for alarm, cure in zip(new, cures, strict=True)]
             settings = {key: value for cure in reversed(cures) for key, value in cure.settings.items()}
-            said["cures"] = [f"{key}={value}" for key, value in settings.items()]
+            record["cures"] = [f"{key}={value}" for key, value in settings.items()]
         if acts:
-            said["acts"] = acts
-        return said
+            record["acts"] = acts
+        return record
 
-    def words(self, figures: Mapping[str, Any], resume_command: str) -> list[str]:
-        """The lines for the screen after a step with these figures: alarms, what to type after them, and acts."""
+    def messages(self, figures: Mapping[str, Any], resume_command: str) -> list[str]:
+        """Return the lines for the screen after a step with these figures: alarms, what to type, actions."""
         held = f"for {self.settings.patience} logged steps"
         lines = [f"alarm {held}: {each}" for each in figures.get("alarms", ())]
         if figures.get("cures"):
@@ -102,7 +103,7 @@ class Monitor:
         return [*lines, *figures.get("acts", ())]
 
     def _hold_rates(self, holding: list[Alarm]) -> list[str]:
-        """Lowers the rates of layers with an alarm, and raises those again whose figures are back."""
+        """Lower the rates of layers with an alarm, and raise those whose figures are back in their bands."""
         settings, rates, acts = self.settings, self.optimizers.held, []
         if settings.act != "lr":
             return []
@@ -113,7 +114,7 @@ class Monitor:
                 causes.setdefault(ALL if kind == "activation_rms" else alarm.layer, alarm)
         for layer, alarm in causes.items():
             self.inside[layer] = 0
-            if self.alarms.outside[alarm.figure] % settings.patience == 0:  # give each act time to show
+            if self.alarms.outside[alarm.figure] % settings.patience == 0:  # give each action time to show
                 lower = max(rates.get(layer, 1.0) * settings.act_factor, settings.least_rate)
                 if lower < rates.get(layer, 1.0):
                     rates[layer] = lower
@@ -128,7 +129,7 @@ class Monitor:
         return acts
 
     def _grow(self, scale: float | None) -> list[str]:
-        """Doubles the batch when its gradient has been mostly noise for some time."""
+        """Double the batch when its gradient has been mostly noise for `patience` logged steps."""
         settings, counters, size = self.settings, self.counters, self.config.trainer.batch_size
         if settings.act != "batch" or scale is None:
             return []
@@ -141,10 +142,10 @@ class Monitor:
         return [f"the batch is {2 * batch}: the noise scale is {scale:.3g}, above {settings.noise_factor:g} x {batch}"]
 
     def _spread(self, holding: list[Alarm]) -> list[str]:
-        """Weighs the losses that spread routers more while one of them has an alarm, and for some steps after."""
+        """Raise the weight of the balancing losses while a router has an alarm, and for some steps after."""
         causes = [alarm for alarm in holding if "router_" in alarm.figure]
         if self.settings.router_act != "balance" or not causes:
             return []
         begins = self.balanced_until <= self.counters.step
         self.balanced_until = self.counters.step + 1 + self.settings.router_steps
-        return [f"routers are spread by at least {self.settings.router_balance:g}: {causes[0]}"] if begins else []
+        return [f"the balancing losses weigh at least {self.settings.router_balance:g}: {causes[0]}"] if begins else []

@@ -1,4 +1,4 @@
-"""Figures of routers: how evenly and how surely they choose. N tokens, E experts (or heads)."""
+"""Figures of routers: how evenly and how confidently they choose. N tokens, E experts (or heads)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from ..system.collectives import total
 
 
 class RouterFigures(NamedTuple):
-    """Of one batch."""
+    """The figures of one batch."""
 
     figures: dict[str, Tensor]
     """Name -> (), a mean over tokens."""
     used: dict[str, Tensor]
-    """Name -> (E,) float32, how many tokens use each."""
+    """Name -> (E,) float32, tokens that use each."""
 
 
 def router_figures(out: ModelOutput, scored: Tensor) -> RouterFigures:
-    """Those of one batch, over all ranks; scored (B, T) bool are the tokens that count.
+    """Measure the routers in one batch, over all ranks.
 
-    For the routers of experts (`router`), of heads (`head_router`) and of depth (`depth_router`), whose two choices are
-    to run a layer or not: `_entropy` of the mean distribution and `_token_entropy`, the mean over tokens, both as
-    shares of that of an even one. What is used has the name `_load` (not of depth); `Loads` makes a figure of it.
+    There are routers of experts (`router`), of heads (`head_router`) and of depth (`depth_router`, whose two choices are
+    to run a layer or not). Each has `_entropy`, the entropy of its mean distribution, and `_token_entropy`, the mean
+    entropy of a token's distribution, both as shares of the entropy of a uniform one. Use is counted under `_load`
+    (not for depth); `Loads` makes a figure of it.
+
+    Args:
+        out: The output of the model.
+        scored: (B, T) bool, the tokens that count.
     """
-    found = RouterFigures({}, {})
+    result = RouterFigures({}, {})
     for number, layer in enumerate(out.routing):
         counted = (scored.flatten() & layer.runs).float()  # (N,)
         for kind, probs, selected in distributions(layer):
@@ -43,15 +48,15 @@ def router_figures(out: ModelOutput, scored: Tensor) -> RouterFigures:
                 (chosen * counts[:, None]).sum(0),  # (E,)
             )
             tokens, even = tokens.clamp(min=1), math.log(max(probs.shape[1], 2))
-            found.figures[f"{kind}_entropy/layers.{number}"] = entropy(mass / tokens) / even
-            found.figures[f"{kind}_token_entropy/layers.{number}"] = entropies / tokens / even
+            result.figures[f"{kind}_entropy/layers.{number}"] = entropy(mass / tokens) / even
+            result.figures[f"{kind}_token_entropy/layers.{number}"] = entropies / tokens / even
             if selected is not None:
-                found.used[f"{kind}_load/layers.{number}"] = used
-    return found
+                result.used[f"{kind}_load/layers.{number}"] = used
+    return result
 
 
 def distributions(layer: LayerRouting) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """The kind of each router of a layer, its probabilities (N, E), and what was selected (N, E)."""
+    """Yield the kind of each router of a layer, its probabilities (N, E), and its selection (N, E)."""
     if layer.routes is not None:
         yield "router", layer.routes.router_probs.detach(), layer.routes.selected_experts
     if layer.heads is not None and layer.heads.router_probs.shape[1] > 1:
@@ -63,33 +68,34 @@ def distributions(layer: LayerRouting) -> Iterator[tuple[str, Tensor, Tensor | N
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """(..., E) -> (...), nats."""
+    """Return the entropy in nats, (..., E) -> (...)."""
     return -(probs * probs.clamp(min=1e-30).log()).sum(-1)
 
 
 class Loads:
-    """How often each expert or head was used in the last `steps` logged steps; part of a checkpoint.
+    """Count the use of each expert or head in the last `steps` logged steps; part of a checkpoint.
 
-    One step says little: of a hundred tokens for sixteen experts some expert often gets none, each time another one.
+    One step is too few: with a hundred tokens for sixteen experts, some expert often gets none by chance.
     """
 
     def __init__(self, steps: int, state: Mapping[str, Any] | None = None) -> None:
         self.steps = steps
         self.seen: dict[str, list[list[float]]] = {name: list(each) for name, each in (state or {}).items()}
-        """Name -> for each of these steps how many tokens used each expert."""
+        """Name -> for each of these steps, the tokens of each expert."""
 
     def state(self) -> dict[str, list[list[float]]]:
+        """Return what a checkpoint stores."""
         return {name: list(each) for name, each in self.seen.items()}
 
     def observe(self, used: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """Name -> the load of what was used least, as a share of an even load."""
-        found = {}
+        """Add a step; return name -> the load of the least used, as a share of an even load."""
+        result = {}
         for name, counts in used.items():
             self.seen[name] = [*self.seen.get(name, ()), list(counts)][-self.steps :]
             summed = [sum(each) for each in zip(*self.seen[name], strict=True)]
-            found[name] = min(summed) * len(summed) / max(sum(summed), 1.0)
-        return found
+            result[name] = min(summed) * len(summed) / max(sum(summed), 1.0)
+        return result
 
     def enough(self, name: str) -> bool:
-        """Whether a load is of as many steps as it is to be; also of a figure that is none."""
+        """Return whether a load covers all `steps`; True for a figure that is not a load."""
         return name not in self.seen or len(self.seen[name]) >= self.steps

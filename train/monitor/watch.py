@@ -15,21 +15,21 @@ from .routers import router_figures
 
 
 class Watch:
-    """Gathers the figures of a step while it is taken; `figures` has them under the names of metrics.jsonl.
+    """Collect the figures of a step while it runs; `figures` has them under the names of metrics.jsonl.
 
-    - `grad_norm/LAYER`: norm of the gradient before clipping; a layer is a block, the embedding, the head, or the rest.
-    - `update_ratio/LAYER`: |step| / |weights|. It takes a copy of the weights for the time of the step.
+    - `grad_norm/LAYER`: norm of the gradient before clipping; a layer is a block, the embedding, the output head, or the rest.
+    - `update_ratio/LAYER`: |step| / |weights|. It needs a copy of the weights during the step.
     - `activation_rms/layers.N`: root mean square of the residual stream after block N.
-    - those of `router_figures`; `used` has how many tokens took each expert, for `Loads`.
+    - the figures of `router_figures`; `used` counts the tokens of each expert, for `Loads`.
     """
 
     def __init__(self, placed: Placement, weights: Sequence[tuple[str, nn.Parameter]], rows: int) -> None:
-        """`rows` is B, the sequences of the step."""
+        """Begin to watch a step with `rows` (B) sequences."""
         self.figures: dict[str, float] = {}
         self.used: dict[str, list[float]] = {}
         self.noise: tuple[float, float] | None = None
-        """|G|^2 of the whole batch and tr(S), the noise of one sequence, as this step shows them. None where there is
-        one part on one rank, and where ranks hold parts of the weights."""
+        """Estimates from this step of |G|^2 of the whole batch and of tr(S), the noise of one sequence. None with a
+        single micro-batch on a single rank, and where ranks hold parts of the weights."""
         self._placed, self._weights, self._rows = placed, weights, rows
         self._parts = not any(placed.is_split(weight) for _, weight in weights)
         self._sums: dict[str, Tensor] = {}
@@ -37,7 +37,7 @@ class Watch:
         self._first: tuple[float, float] | None = None
 
     def saw(self, out: ModelOutput, scored: Tensor, share: Tensor) -> None:
-        """A part of the batch has passed, forward and backward; `share` () of the scored tokens are its."""
+        """Record a micro-batch after its backward pass; `share` () is its share of the scored tokens."""
         if self._first is None and self._parts:  # its gradient, times its share, is all there is yet
             squares = [norm.square() for norm in layer_norms(self._weights).values()]
             (square,) = total(torch.stack(squares).sum())
@@ -52,7 +52,7 @@ class Watch:
             self._used[name] = self._used.get(name, 0.0) + counts
 
     def gradients(self) -> None:
-        """All parts have passed backward, and nothing is clipped yet."""
+        """Measure the gradients, after the last backward pass and before clipping."""
         self.figures |= {name: float(value) for name, value in self._sums.items()}
         self.used = {name: counts.tolist() for name, counts in self._used.items()}
         norms = {layer: float(norm) for layer, norm in layer_norms(self._weights, self._placed.squares).items()}
@@ -63,7 +63,7 @@ class Watch:
             self.noise = noise_of(first / share**2, whole, share * self._rows, self._rows)
 
     def update(self, step: Callable[[], None]) -> None:
-        """Takes the step and measures how far it moves the weights."""
+        """Take the step, and measure how far it moves the weights."""
         with torch.no_grad():
             before = [(name, weight, weight.detach().clone()) for name, weight in self._weights]
             step()
@@ -73,7 +73,7 @@ class Watch:
                 self.figures[f"update_ratio/{layer}"] = float(distance) / max(float(lengths[layer]), 1e-30)
 
     def agree(self, first: Callable[[Sequence[float]], list[float]]) -> None:
-        """Takes the word of the first rank for all figures: what follows from them must be the same on all."""
+        """Use the figures of the first rank on all ranks, because decisions that follow must be equal."""
         self.figures = dict(zip(self.figures, first(list(self.figures.values())), strict=True))
         if self.noise is not None:
             signal, noise = first(self.noise)
@@ -81,10 +81,10 @@ class Watch:
 
 
 def noise_of(small: float, big: float, small_rows: float, big_rows: float) -> tuple[float, float]:
-    """Unbiased |G|^2 and tr(S) from the squared gradient norms of a small and a big batch.
+    """Estimate |G|^2 and tr(S) without bias from the squared gradient norms of a small and a big batch.
 
     Source: McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1. Their ratio tr(S) / |G|^2 is the simple noise
-    scale: the batch at which half of a step's variance is noise. One step says little of it; see `Noise`.
+    scale: the batch at which half of a step's variance is noise. One step gives a poor estimate; see `Noise`.
     """
     if small_rows >= big_rows:
         return big, 0.0
