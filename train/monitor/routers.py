@@ -26,8 +26,8 @@ class RouterFigures(NamedTuple):
 def router_figures(out: ModelOutput, scored: Tensor) -> RouterFigures:
     """Measure the routers in one batch, over all ranks.
 
-    There are routers of experts (`router`), of heads (`head_router`) and of depth (`depth_router`, whose two choices are
-    to run a layer or not). Each has `_entropy`, the entropy of its mean distribution, and `_token_entropy`, the mean
+    There are routers of experts (`router`), of heads (`head_router`) and of depth (`depth_router`, which chooses to run
+    a layer or not). Each has `_entropy`, the entropy of its mean distribution, and `_token_entropy`, the mean
     entropy of a token's distribution, both as shares of the entropy of a uniform one. Use is counted under `_load`
     (not for depth); `Loads` makes a figure of it.
 

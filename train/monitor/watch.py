@@ -17,7 +17,7 @@ from .routers import router_figures
 class Watch:
     """Collect the figures of a step while it runs; `figures` has them under the names of metrics.jsonl.
 
-    - `grad_norm/LAYER`: norm of the gradient before clipping; a layer is a block, the embedding, the output head, or the rest.
+    - `grad_norm/LAYER`: norm of the gradient before clipping; a layer is a block, embedding, output head, or the rest.
     - `update_ratio/LAYER`: |step| / |weights|. It needs a copy of the weights during the step.
     - `activation_rms/layers.N`: root mean square of the residual stream after block N.
     - the figures of `router_figures`; `used` counts the tokens of each expert, for `Loads`.
