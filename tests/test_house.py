@@ -25,7 +25,7 @@ ROOMS = ("contract", "runtime", "train", "export", "serve")
 ARROWS = {("serve", "runtime"), ("export", "runtime"), ("export", "train"), *((room, "contract") for room in ROOMS)}
 # Inside a room a package imports only those that stand after it; those on one line do not know each other.
 LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
-    "contract": (("files",), ("errors", "file_names", "byte_table", "messages")),
+    "contract": (("files", "messages"), ("errors", "file_names", "byte_table", "stretches")),
     "train": (
         ("__main__",),
         ("commands",),

@@ -15,7 +15,7 @@ from ..execution.cost import Meter, Usage
 from ..execution.routes import Routes, at
 from ..execution.session import Session
 from ..format.manifest import Manifest
-from .chat import render
+from .chat import prompt_turns
 from .sampler import Sampler, Sampling
 from .stop import StopWatch, checked_stops
 from .tokenizer import Tokenizer
@@ -155,8 +155,8 @@ class Engine:
         if self.manifest.chat_template is None:
             raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
         ids: list[int] = []
-        for i, piece in enumerate(render(self.manifest.chat_template, messages)):
-            ids += [self.manifest.model.eos_id] * (i > 0) + self.tokenizer.encode(piece)
+        for turn in prompt_turns(self.manifest.chat_template, messages):
+            ids += self.tokenizer.encode(turn.text) + [self.manifest.model.eos_id] * turn.eos
         return ids
 
 
