@@ -13,20 +13,22 @@ ENCODED_CHARS = 2**15
 LEARNED_CHARS = 2**12
 """Longest stretch that a vocabulary is learned from; merging costs time in proportion to its square."""
 UNBROKEN_CHARS = 2**20
-"""Longest stretch without white space, or of white space, that is encoded in one piece, whatever it is made of."""
+"""Longest stretch without white space that is encoded in one piece, whatever it is made of."""
 
 _ONE_KIND = r"[^\W_]+|\s+|(?:[^\w\s]|_)+"  # letters and digits, white space, all other signs
 _RUNS = re.compile(_ONE_KIND)
 _SPACE = re.compile(r"\s")
 
 
-def cut_stretches(text: str, limit: int) -> tuple[list[str], int]:
+def cut_stretches(text: str, limit: int, unbroken_limit: int = UNBROKEN_CHARS) -> tuple[list[str], int]:
     """Cut `text` inside each stretch of one kind of characters that is longer than `limit`.
+
+    A stretch of several kinds, but without white space, is cut where it is longer than `unbroken_limit`.
 
     Returns:
         The pieces, which joined are `text`, and the length of the longest stretch that was cut: 0 where none was.
     """
-    if not _has_stretch(text, limit):
+    if not _has_stretch(text, limit, unbroken_limit):
         return [text], 0
     places: list[int] = []
     longest = 0
@@ -39,7 +41,7 @@ def cut_stretches(text: str, limit: int) -> tuple[list[str], int]:
             unbroken = places[-1]
         if text[start].isspace():
             unbroken = end
-        elif end - unbroken > UNBROKEN_CHARS:
+        elif end - unbroken > unbroken_limit:
             longest = max(longest, end - unbroken)
             places.append(end)
             unbroken = end
@@ -47,10 +49,10 @@ def cut_stretches(text: str, limit: int) -> tuple[list[str], int]:
     return [text[start:end] for start, end in itertools.pairwise(bounds)], longest
 
 
-def _has_stretch(text: str, limit: int) -> bool:
+def _has_stretch(text: str, limit: int, unbroken_limit: int) -> bool:
     """Whether a closer look is needed: a stretch beyond a limit covers a block of half the limit."""
     half = limit // 2
     if any(_RUNS.fullmatch(text, at, at + half) for at in range(0, len(text) - half + 1, half)):
         return True
-    half = UNBROKEN_CHARS // 2
+    half = unbroken_limit // 2
     return any(not _SPACE.search(text, at, at + half) for at in range(0, len(text) - half + 1, half))

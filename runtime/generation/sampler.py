@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,16 +55,18 @@ class Sampling:
             check_whole("seed", self.seed, 0, MAX_SEED, "leave it out to draw one")
 
 
-def check_number(name: str, value: float, low: float, high: float, hint: str) -> None:
+def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
     """Raise WrongUsageError unless `value` is a number from `low` to `high`."""
-    if not (isinstance(value, numbers.Real) and low <= value <= high):
+    is_number = isinstance(value, numbers.Real)
+    if not (is_number and low <= value <= high):
         least = "above 0" if low == MIN_TOP_P else f"from {low:g}"
         raise WrongUsageError(f"found {name} {value}, expected a number {least} to {high:g}; {hint}")
 
 
-def check_whole(name: str, value: int, low: int, high: int | None, hint: str) -> None:
+def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) -> None:
     """Raise WrongUsageError unless `value` is a whole number from `low` to `high`; None is without end."""
-    if not (isinstance(value, numbers.Integral) and low <= value and (high is None or value <= high)):
+    is_whole = isinstance(value, numbers.Integral)
+    if not (is_whole and low <= value and (high is None or value <= high)):
         span = f"at least {low}" if high is None else f"from {low} to {high}"
         raise WrongUsageError(f"found {name} {value}, expected a whole number, {span}; {hint}")
 

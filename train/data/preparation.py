@@ -143,7 +143,7 @@ class _Preparation:
         if not self._cut_noted:
             self._cut_noted = True
             self.say(
-                f"a stretch of {length:,} characters without a break is cut into pieces of {LEARNED_CHARS:,} to learn "
+                f"a stretch of at least {length:,} characters without a break is cut into pieces of {LEARNED_CHARS:,} to learn "
                 f"a vocabulary and of {ENCODED_CHARS:,} to encode it: no token spans a cut"
             )
 

@@ -10,7 +10,6 @@ from support.tokenizer_families import byte_level
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
-from adaptive_lm.contract import stretches
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.messages import EOS
 from adaptive_lm.contract.stretches import ENCODED_CHARS, cut_stretches
@@ -268,13 +267,12 @@ def test_ordinary_text_is_one_piece_whatever_its_length():
         assert cut_stretches(text, ENCODED_CHARS) == ([text], 0)
 
 
-def test_pieces_of_a_stretch_join_to_the_text_and_keep_their_bound(monkeypatch):
-    monkeypatch.setattr(stretches, "UNBROKEN_CHARS", 40)
+def test_pieces_of_a_stretch_join_to_the_text_and_keep_their_bound():
     rng = random.Random(5)
     for _ in range(500):
         parts = ["a" * rng.randrange(30), " " * rng.randrange(20), "=_" * rng.randrange(12), "ab,c"]
         text = "".join(rng.choice(parts) for _ in range(rng.randrange(20)))
-        pieces, longest = cut_stretches(text, 8)
+        pieces, longest = cut_stretches(text, 8, 40)
         assert "".join(pieces) == text
         runs = [len(run) for piece in pieces for run in re.findall(r"[^\W_]+|\s+|(?:[^\w\s]|_)+", piece)]
         assert max(runs, default=0) <= 8
