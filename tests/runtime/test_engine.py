@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.tiny_graph import CONTEXT, EOS, TOKENS, expected
+from support.tokenizer_families import END, family
 
-from adaptive_lm.runtime import Engine, Params, Token, UserError
+from adaptive_lm.runtime import Engine, Params, Token, Tokenizer, UserError
 from adaptive_lm.runtime.generation.summary import summarise
 
 GREEDY = Params(temperature=0, max_new_tokens=20)
@@ -80,6 +81,18 @@ def test_the_speed_is_that_of_decoding_without_the_wait_for_the_prompt(engine: E
 def test_characters_come_whole(engine: Engine) -> None:
     tokens = scripted(engine, "aü🏔".encode(), max_new_tokens=7)
     assert texts(tokens) == ["a", "", "ü", "", "", "", "🏔"]
+
+
+@pytest.mark.parametrize("name", ["words without decoder", "WordPiece", "metaspace always", "BPE with suffix"])
+def test_the_text_goes_on_where_the_prompt_ends(engine: Engine, tmp_path: Path, name: str) -> None:
+    library = family(name)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", size=library.get_vocab_size(), eos_id=library.token_to_id(END))
+    prompt, ids = tokenizer.encode("a b"), tokenizer.encode("a b x a")
+    sampler = Scripted(ids[len(prompt) :])
+    params = Params(max_new_tokens=len(ids) - len(prompt))
+    generation = Engine(engine.session, tokenizer).generate("a b", params, sampler=sampler)
+    assert library.decode(prompt) + "".join(texts(list(generation))) == library.decode(ids)
 
 
 def test_a_character_cut_by_the_limit_is_replaced_at_the_end(engine: Engine) -> None:

@@ -143,8 +143,8 @@ class _Preparation:
         if not self._cut_noted:
             self._cut_noted = True
             self.say(
-                f"a stretch of at least {length:,} characters without a break is cut into pieces of {LEARNED_CHARS:,} to learn "
-                f"a vocabulary and of {ENCODED_CHARS:,} to encode it: no token spans a cut"
+                f"a stretch of at least {length:,} characters without a break is cut into pieces of {LEARNED_CHARS:,} "
+                f"to learn a vocabulary and of {ENCODED_CHARS:,} to encode it: no token spans a cut"
             )
 
     def _note_losses(self, train: list[Part], tokenizer: Tokenizer, tokenizer_json: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ...contract.byte_table import byte_characters
 from ...contract.errors import UserError
@@ -28,6 +28,9 @@ WORDS_PATTERN = r" ?\w+| ?[^\w\s]|\s+(?!\S)|\s+"
 CODEPOINTS = 0x110000
 MAX_UNUSED_IDS = 2**20
 """Ids below the highest that a tokenizer.json may leave out: each costs a row of the embedding."""
+
+QUICK_CHARS = 2**16
+"""A batch of fewer characters is encoded in the caller's thread: it takes no longer than a signal may wait."""
 
 Cut = Callable[[int], None]  # told the length of a stretch of text that was cut
 
@@ -252,6 +255,10 @@ class Encoder:
             counts.append(len(cut))
             if longest and self._cut:
                 self._cut(longest)
-        encodings = run_interruptibly(lambda: self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
+
+        def encode() -> list[Encoding]:
+            return self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+
+        encodings = encode() if sum(map(len, pieces)) < QUICK_CHARS else run_interruptibly(encode)
         arrays = iter([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
         return [np.concatenate([next(arrays) for _ in range(count)]) for count in counts]
