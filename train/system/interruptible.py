@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Result = TypeVar("Result")
-POLL_SECONDS = 0.1  # Python runs signal handlers only between two steps of the main thread
+POLL_SECONDS = 0.1  # a wait without an end cannot be interrupted on Windows
 
 
 def run_interruptibly(call: Callable[[], Result]) -> Result:
