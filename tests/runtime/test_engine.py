@@ -37,11 +37,11 @@ def texts(tokens: list[Token]) -> list[str]:
 
 
 def test_greedy_generation_is_the_argmax_of_the_graph(engine: Engine) -> None:
-    found = [token.id for token in engine.generate("hello", GREEDY)]
+    generated = [token.id for token in engine.generate("hello", GREEDY)]
     ids = list(b"hello")
     for _ in range(20):
         ids.append(int(expected(ids, 0.5, 0.4, 1)[0][-1][:TOKENS].argmax()))
-    assert found == ids[5:]
+    assert generated == ids[5:]
 
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_after_others(engine: Engine) -> None:

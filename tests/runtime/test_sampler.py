@@ -57,14 +57,14 @@ def test_top_k_keeps_the_k_most_probable() -> None:
 
 
 def by_definition(mass: NDArray[np.float64], top_p: float) -> list[int]:
-    kept: list[int] = []
+    indices: list[int] = []
     held = 0.0
     for token in np.argsort(-mass, kind="stable"):
-        kept.append(int(token))
+        indices.append(int(token))
         held += mass[token]
         if held >= top_p * mass.sum():
             break
-    return sorted(kept)
+    return sorted(indices)
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999999, 1.0])

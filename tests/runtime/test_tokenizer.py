@@ -47,7 +47,7 @@ def of_bytes(tmp_path: Path) -> Tokenizer:
 
 @pytest.fixture
 def with_fallback(tmp_path: Path) -> Tokenizer:
-    """Letters, and bytes for what is no letter, as in Llama's tokenizers: its decoder is no byte-level one."""
+    """Make letters, and bytes for anything else, as in the tokenizers of Llama."""
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {char: 256 + i for i, char in enumerate("abcdefg ")}
     library = Library(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
     library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])

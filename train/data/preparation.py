@@ -20,7 +20,7 @@ from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
-from .round_trip import lost_in_tokens
+from .round_trip import notes_on_losses
 from .scan import Scan, scan_item
 from .sources import Item, Say, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id, vocabulary_size
@@ -84,7 +84,7 @@ class _Preparation:
         tokenizer = self._tokenizer(train, plan.phrases)
         tokenizer_json = tokenizer.to_str()
         encoder = Encoder(tokenizer_json, self.tokenizer_config.kind, self._note_cut)
-        self._note_losses(train, tokenizer, tokenizer_json)
+        self._note_losses(train, tokenizer_json)
         entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in train]
         val_entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in val] if held else entries
         augmenter = Augmenter(plan, tokenizer, encoder, seed, self.say)
@@ -147,21 +147,13 @@ class _Preparation:
                 f"to learn a vocabulary and of {ENCODED_CHARS:,} to encode it: no token spans a cut"
             )
 
-    def _note_losses(self, train: list[Part], tokenizer: Tokenizer, tokenizer_json: str) -> None:
+    def _note_losses(self, train: list[Part], tokenizer_json: str) -> None:
         """Say what a tokenizer that was given, or one of words, cannot give back."""
         config = self.tokenizer_config
-        if not config.is_file and config.kind != "words":
-            return
-        unused = vocabulary_size(tokenizer) - tokenizer.get_vocab_size()
-        if unused > 0:
-            self.say(f"{unused:,} ids of the tokenizer stand for no token; each costs a row of the embedding")
-        sample = (s.text for part in train for s in part.segments(self.template, False) if not s.held_out)
-        lost = lost_in_tokens(tokenizer_json, sample)
-        if lost is not None:
-            self.say(
-                f"the tokenizer {config.kind} cannot give the text back: it loses {lost} (in a sample of the training "
-                "text), so the model cannot write them; bpe and bytes lose nothing"
-            )
+        if config.is_file or config.kind == "words":
+            sample = (s.text for part in train for s in part.segments(self.template, False) if not s.held_out)
+            for note in notes_on_losses(tokenizer_json, config.kind, sample):
+                self.say(note)
 
     def _held_out(self) -> Source | None:
         data = self.data

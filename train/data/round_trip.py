@@ -1,25 +1,38 @@
-"""What a tokenizer loses: a sample of the text is encoded and decoded, and the difference put into words."""
+"""Losses of a tokenizer: a sample of the text is encoded and decoded, and the difference described."""
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from tokenizers import Tokenizer
 
 from ...contract.stretches import ENCODED_CHARS, cut_stretches
-from .tokenizers import unknown_id
+from .tokenizers import unknown_id, vocabulary_size
 
 SAMPLE_CHARS = 2**16
 
 
-def lost_in_tokens(tokenizer_json: str, texts: Iterable[str]) -> str | None:
+def notes_on_losses(tokenizer_json: str, name: str, texts: Iterable[str]) -> Iterator[str]:
+    """Give a sentence for each thing that a user of the tokenizer `name` should know; `texts` is the training text."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.encode_special_tokens = True
+    unused = vocabulary_size(tokenizer) - tokenizer.get_vocab_size()
+    if unused > 0:
+        yield f"{unused:,} ids of the tokenizer stand for no token; each costs a row of the embedding"
+    lost = lost_in_tokens(tokenizer, texts)
+    if lost is not None:
+        yield (
+            f"the tokenizer {name} cannot give the text back: it loses {lost} (in a sample of the training text), so "
+            "the model cannot write them; bpe and bytes lose nothing"
+        )
+
+
+def lost_in_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
     """Say what of the first `SAMPLE_CHARS` of `texts` is not in the text that their tokens decode to.
 
     Returns:
         Such as "capital letters, line ends and 2.10% of the characters, which are unknown to it"; None where nothing is
         lost.
     """
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.encode_special_tokens = True
     unknown = unknown_id(tokenizer)
     total = missing = 0
     before: list[str] = []  # the text without what is unknown

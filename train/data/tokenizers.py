@@ -32,7 +32,7 @@ MAX_UNUSED_IDS = 2**20
 QUICK_CHARS = 2**16
 """A batch of fewer characters is encoded in the caller's thread: it takes no longer than a signal may wait."""
 
-Cut = Callable[[int], None]  # told the length of a stretch of text that was cut
+Cut = Callable[[int], None]  # called with the length of a stretch of text that was cut
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Iterator[str], cut: Cut | None = None) -> Tokenizer:
