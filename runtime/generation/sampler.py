@@ -59,8 +59,8 @@ def check_number(name: str, value: Any, low: float, high: float, hint: str) -> N
     """Raise WrongUsageError unless `value` is a number from `low` to `high`."""
     is_number = isinstance(value, numbers.Real)
     if not (is_number and low <= value <= high):
-        least = "above 0" if low == MIN_TOP_P else f"from {low:g}"
-        raise WrongUsageError(f"found {name} {value}, expected a number {least} to {high:g}; {hint}")
+        span = "above 0, up to" if low == MIN_TOP_P else f"from {low:g} to"
+        raise WrongUsageError(f"found {name} {value}, expected a number {span} {high:,.9g}; {hint}")
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) -> None:

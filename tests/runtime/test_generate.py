@@ -244,7 +244,7 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
     [
         (["--temperature", "nan"], 2, "found --temperature nan"),
         (["--temperature", "-1"], 2, "found --temperature -1.0"),
-        (["--top-p", "0"], 2, "found --top-p 0.0"),
+        (["--top-p", "0"], 2, "found --top-p 0.0, expected a number above 0, up to 1;"),
         (["--top-k", "0"], 2, "found --top-k 0"),
         (["--router-top-p", "1.5"], 2, "found --router-top-p 1.5, expected 0 to 1"),
         (["--depth-threshold", "-0.1"], 2, "found --depth-threshold -0.1, expected 0 to 1"),
@@ -266,7 +266,7 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
         (["--seed", str(2**64)], 2, f"found --seed {2**64}, expected a whole number, from 0 to {2**64 - 1}"),
         (["--repetition-penalty", "1e-40"], 2, "found --repetition-penalty 1e-40, expected a number from 0.01 to 100"),
         (["--repetition-penalty", "1e40"], 2, "found --repetition-penalty 1e+40, expected a number from 0.01 to 100"),
-        (["--temperature", "1e300"], 2, "found --temperature 1e+300, expected a number from 0 to 1e+06"),
+        (["--temperature", "1e300"], 2, "found --temperature 1e+300, expected a number from 0 to 1,000,000"),
         (["--min-p", "1.5"], 2, "found --min-p 1.5, expected a number from 0 to 1"),
         (["--temperature", "warm"], 2, "is not a valid float"),
         (["--usage", "all"], 2, "is not one of"),
