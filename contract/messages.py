@@ -1,6 +1,16 @@
-"""A conversation, as training data and as a prompt."""
+"""A conversation, and where its text is cut: the same in training data and in a prompt."""
 
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypedDict
+
+from .errors import UserError
+
+EOS = "<|endoftext|>"
+EOS_MARK = "\ue000adaptive:end-of-text\ue001"
+"""Stands for the end-of-text token while a template runs, so that the same characters typed by a person stay text.
+
+Private-use characters with our name between; a message that holds it is refused.
+"""
 
 
 class Message(TypedDict):
@@ -8,3 +18,65 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+class Turn(NamedTuple):
+    """A piece of a conversation that is tokenised on its own."""
+
+    text: str
+    answer: bool
+    """Whether the assistant says it."""
+    eos: bool
+    """Whether the end-of-text token follows."""
+
+
+class NotAppendingError(UserError):
+    """A chat template that writes an earlier message in another way once a later one follows."""
+
+
+def turns(
+    messages: Sequence[Message], render: Callable[[Sequence[Message], bool], str], *, reply: bool = False
+) -> list[Turn]:
+    """Cut a conversation where a prompt ends and an answer begins, and at each end-of-text token.
+
+    Tokens never span a cut. So the ids of a prompt, which ends before an answer, are the first ids of the conversation
+    with that answer, whatever the tokenizer does at the start of a text.
+
+    Args:
+        messages: The conversation.
+        render: The text of some first messages by the chat template, with `EOS_MARK` for each end-of-text token; with
+            True followed by what asks the assistant for an answer.
+        reply: End with what asks for the next answer.
+
+    Raises:
+        NotAppendingError: A later message changes the text of an earlier one.
+        UserError: A message holds `EOS_MARK`.
+    """
+    if any(EOS_MARK in message["content"] for message in messages):
+        raise UserError("a message holds the mark that the program keeps for itself; remove the private-use characters")
+    pieces: list[Turn] = []
+    done = ""
+
+    def advance(count: int, prompt: bool, answer: bool) -> None:
+        nonlocal done
+        text = render(messages[:count], prompt)
+        if not text.startswith(done):
+            raise NotAppendingError(
+                "with this chat template a later message changes the text of an earlier one, so prompts and answers "
+                "cannot be told apart; use a template that only appends"
+            )
+        *ended, rest = text[len(done) :].split(EOS_MARK)
+        pieces.extend(Turn(piece, answer, True) for piece in ended)
+        if rest:
+            pieces.append(Turn(rest, answer, False))
+        done = text
+
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            advance(index, True, False)
+            advance(index + 1, False, True)
+    if reply:
+        advance(len(messages), True, False)
+    elif messages and messages[-1]["role"] != "assistant":
+        advance(len(messages), False, False)
+    return pieces

@@ -16,9 +16,10 @@ from onnx import helper
 
 from ..contract.errors import UserError
 from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS
+from ..contract.messages import EOS
 from ..runtime.format.files import digest
 from ..runtime.format.manifest import FORMAT, FileInfo, Layer, Manifest, Model, Tensor, ThresholdLists
-from ..train.data.chat import EOS
+from ..train.data.tokenizers import vocabulary_size
 from .costs import costs
 from .graph.builder import IR_VERSION, OPSET
 from .graph.weights import Precision
@@ -133,7 +134,7 @@ def _model(source: Source, precision: Precision) -> Model:
     ]
     return Model(
         vocab_size=config.vocab_size,
-        tokenizer_size=source.tokenizer.get_vocab_size(),
+        tokenizer_size=vocabulary_size(source.tokenizer),
         context_length=config.context_length,
         dim=config.dim,
         num_layers=config.num_layers,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
 from ..runtime.format.manifest import DialTable, DialTarget
+from ..train.data.tokenizers import vocabulary_size
 from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.model.controllers import GRID_POINTS
@@ -206,9 +207,9 @@ def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is damaged: {error}; restore it or train again") from error
-    if tokenizer.get_vocab_size() > vocab_size:
+    if vocabulary_size(tokenizer) > vocab_size:
         raise UserError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, the model's vocabulary holds {vocab_size}; "
+            f"{path} has ids up to {vocabulary_size(tokenizer) - 1}, the model's vocabulary holds {vocab_size}; "
             "it is not this run's tokenizer: restore that, or train again"
         )
     return tokenizer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...contract.errors import EXIT_INTERRUPTED, UserError
+from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from .options import dial_options, model_options, utf8_stdout
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def generate(
     text = read_prompt(prompt)
     from ..generation.engine import Params
 
-    wanted = Params(**params)  # before the model is opened: a wrong number is answered at once
+    try:
+        wanted = Params(**params)  # before the model is opened: a wrong number is answered at once
+    except WrongUsageError as error:
+        raise WrongUsageError(with_option_name(str(error), params)) from None
     from ..format.locate import find_model
     from ..generation.engine import load
 
@@ -76,6 +79,12 @@ def generate(
     report(engine, generation, tokens, usage, as_json)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def with_option_name(message: str, options: Iterable[str]) -> str:
+    """Name the option where a message names its parameter: "found top_k 0, ..." becomes "found --top-k 0, ..."."""
+    first, _, rest = message.removeprefix("found ").partition(" ")
+    return f"found --{first.replace('_', '-')} {rest}" if first in options else message
 
 
 def read_prompt(prompt: str) -> str:

@@ -6,25 +6,21 @@ A template comes with a model and is not trusted: it runs in jinja2's sandbox, w
 from collections.abc import Sequence
 
 from ...contract.errors import UserError
-from ...contract.messages import Message
+from ...contract.messages import EOS, EOS_MARK, Message, NotAppendingError, Turn, turns
 
-# EOS_MARK stands for the end of a turn while the template runs, so that the characters typed by a person stay text.
-# Private-use characters with our name between; a message that holds it is refused.
-EOS = "<|endoftext|>"
-EOS_MARK = "\ue000adaptive:end-of-text\ue001"
+FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError)  # of jinja2's code
 MAX_LENGTH = 10_000_000  # characters of a rendered prompt
 
 
-def render(template: str, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[str]:
-    """The text of `messages`, cut where an end-of-text token stands: that token goes between the pieces.
+def prompt_turns(template: str, messages: Sequence[Message]) -> list[Turn]:
+    """Return the text that asks for the next answer, in the pieces in which training tokenised such a conversation.
 
-    Raises UserError when the template does not compile, or fails on these messages.
+    Raises:
+        UserError: The template does not compile, or fails on these messages.
     """
     from jinja2 import StrictUndefined, TemplateError  # here: 30 ms that a prompt without a template does not pay
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    if any(EOS_MARK in message["content"] for message in messages):
-        raise UserError("a message holds the mark that the program keeps for itself; remove the private-use characters")
     # The same options as in training, so that a prompt is written as the model saw it.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
@@ -34,12 +30,32 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
         raise TemplateError(reason)
 
     environment.globals["raise_exception"] = refuse  # templates written for other programs call it
-    try:
-        text = environment.from_string(template.replace(EOS, EOS_MARK)).render(
+
+    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        text = compiled.render(
             messages=list(messages), add_generation_prompt=add_generation_prompt, eos_token=EOS_MARK, bos_token=""
         )
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        if len(text) > MAX_LENGTH:
+            raise UserError(
+                f"the model's chat template made {len(text)} characters, at most {MAX_LENGTH}; use --raw to send the "
+                "prompt as it is"
+            )
+        return text
+
+    try:
+        compiled = environment.from_string(template.replace(EOS, EOS_MARK))
+        try:
+            return turns(messages, render, reply=True)
+        except NotAppendingError:
+            pass
+        except UserError:
+            raise
+        except (TemplateError, *FAILURES):
+            pass  # the whole conversation may still be one that the template takes
+        # Training refuses such a template for such a conversation, so there is no cut to repeat.
+        *ended, rest = render(messages, True).split(EOS_MARK)
+        return [*(Turn(text, False, True) for text in ended), Turn(rest, False, False)]
+    except UserError:
+        raise
+    except (TemplateError, *FAILURES) as error:
         raise UserError(f"the model's chat template failed: {error}; use --raw to send the prompt as it is") from error
-    if len(text) > MAX_LENGTH:
-        raise UserError(f"the model's chat template made {len(text)} characters, at most {MAX_LENGTH}; use --raw")
-    return text.split(EOS_MARK)

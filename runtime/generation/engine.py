@@ -1,4 +1,4 @@
-"""Generates text: prompt in, tokens out, each with its text, what it used and how long it took."""
+"""Text generation: prompt in, tokens out, each with its text, what it used and how long it took."""
 
 import os
 import time
@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ...contract.errors import UserError, WrongUsageError
+from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
 from ..dial.dial import Dial, resolve
+from ..dial.thresholds import Thresholds
 from ..execution.cost import Meter, Usage
 from ..execution.routes import Routes, at
-from ..execution.session import Session
+from ..execution.session import Session, Step
 from ..format.manifest import Manifest
-from .chat import render
-from .sampler import Sampler, Sampling
+from .chat import prompt_turns
+from .sampler import Sampler, Sampling, TokenChooser, check_whole
 from .stop import StopWatch, checked_stops
 from .tokenizer import Tokenizer
 
@@ -25,51 +26,54 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Params(Sampling, Dial):
-    """All that a person can ask of one generation; see `Sampling` and `Dial` for their part.
-
-    max_new_tokens: at most this many; None takes 128, or fewer where the context ends.
-    stop: the text ends before the first of these.
-    """
+    """All that can be set for one generation; see `Sampling` and `Dial` for their part."""
 
     max_new_tokens: int | None = None
+    """The most tokens to generate; None takes 128, or fewer where the context ends."""
     stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)
         Dial.__post_init__(self)
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise WrongUsageError(f"found max_new_tokens {self.max_new_tokens}, expected at least 1")
+        if self.max_new_tokens is not None:
+            check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
         checked_stops(self.stop)
 
 
 @dataclass(frozen=True)
 class Token:
-    """One new token.
-
-    text: what became certain with it, in whole characters; may be "" or hold what earlier tokens began.
-    seconds: of the pass that it was chosen from and of the choice, measured; for the first token, of the whole prompt.
-    routes: of the last token of that pass.
-    """
+    """One new token."""
 
     id: int
     text: str
+    """What became certain with it, in whole characters; may be "" or hold what earlier tokens began."""
     seconds: float
+    """Measured, of the pass that it was chosen from and of the choice; for the first token, of the whole prompt."""
     routes: Routes
+    """Of the last token of that pass."""
     meter: Meter
 
     @cached_property
     def usage(self) -> Usage:
-        """Of the pass that it was chosen from; computed when asked for, so that who does not look does not wait."""
+        """The compute of the pass that it was chosen from, computed when first read."""
         return self.meter.usage(self.routes)
 
 
 class Generation(Iterator[Token]):
-    """The tokens of one generation, computed as they are asked for.
+    """The tokens of one generation, each computed when it is asked for."""
 
-    finish_reason: None while it runs, then "eos", "stop" or "length".
-    """
+    finish_reason: str | None
+    """None while it runs, then "eos", "stop" or "length"."""
 
-    def __init__(self, session: Session, tokenizer: Tokenizer, prompt: list[int], params: Params) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        params: Params,
+        sampler: TokenChooser | None = None,
+    ) -> None:
         model = session.manifest.model
         wrong = next((token for token in prompt if not 0 <= token < model.tokenizer_size), None)
         if wrong is not None:
@@ -78,16 +82,11 @@ class Generation(Iterator[Token]):
         self.prompt_tokens = len(prompt)
         self.max_new_tokens = _fitting(len(prompt), params.max_new_tokens, model.context_length)
         self.thresholds = resolve(session.manifest, params)
-        self.finish_reason: str | None = None
+        self.finish_reason = None
         self._session = session
-        self._tokenizer = tokenizer
-        self._prompt: list[int] | None = prompt  # None once it was computed
-        self._sampler = Sampler(params, model.tokenizer_size, prompt)
-        self._stream = tokenizer.stream(prompt)
-        self._watch = StopWatch(params.stop)
-        self._last = 0
-        self._made = 0
-        self._position = 0
+        self._sampler = sampler or Sampler(params, model.tokenizer_size, prompt)
+        self._text = VisibleText(tokenizer, prompt, params.stop)
+        self._tokens = self._generate(prompt)
 
     @property
     def seed(self) -> int:
@@ -98,36 +97,59 @@ class Generation(Iterator[Token]):
         return self
 
     def __next__(self) -> Token:
-        if self.finish_reason is not None:
-            raise StopIteration
-        begin = time.perf_counter()
-        if self._prompt is not None:
-            self._session.reset(self.prompt_tokens + self.max_new_tokens)
-            self._session.set_thresholds(self.thresholds)
-            step = self._session.prefill(self._prompt)
-            self._prompt = None
-        else:
-            if self._session.position != self._position:
-                raise RuntimeError("another generation of this engine began; an engine runs one at a time")
-            step = self._session.step(self._last)
-        self._position = self._session.position
-        token = self._last = self._sampler.choose(step.logits[-1])
-        seconds = time.perf_counter() - begin
-        self._made += 1
-        return Token(token, self._text(token), seconds, at(step.routes, -1), step.meter)
+        return next(self._tokens)
 
-    def _text(self, token: int) -> str:
-        """What can be shown now; sets `finish_reason`."""
-        ended = token == self._tokenizer.eos_id
-        text = "" if ended else self._stream.push(token)
-        if ended or self._made == self.max_new_tokens:
-            self.finish_reason = "eos" if ended else "length"
-            text = self._watch.push(text + self._stream.flush()) + self._watch.flush()
-        else:
+    def _generate(self, prompt: list[int]) -> Iterator[Token]:
+        """Run the prompt, then a pass for each token, until one ends the text."""
+        begin = time.perf_counter()
+        step = prefill(self._session, prompt, self.thresholds, self.max_new_tokens)
+        for left in reversed(range(self.max_new_tokens)):
+            position = self._session.position
+            token = self._sampler.choose(step.logits[-1])
+            seconds = time.perf_counter() - begin
+            text, self.finish_reason = self._text.add(token, last=left == 0)
+            yield Token(token, text, seconds, at(step.routes, -1), step.meter)
+            if self.finish_reason is not None:
+                return
+            begin = time.perf_counter()
+            step = decode_one_token(self._session, token, position)
+
+
+def prefill(session: Session, prompt: list[int], thresholds: Thresholds, max_new_tokens: int) -> Step:
+    """Empty the cache, make room for the whole generation, and run the prompt in one pass."""
+    session.reset(len(prompt) + max_new_tokens)
+    session.set_thresholds(thresholds)
+    return session.prefill(prompt)
+
+
+def decode_one_token(session: Session, token: int, position: int) -> Step:
+    """Run one pass for `token`, which stands at `position`.
+
+    Raises:
+        RuntimeError: The cache holds another generation.
+    """
+    if session.position != position:
+        raise RuntimeError("another generation of this engine began; an engine runs one at a time")
+    return session.step(token)
+
+
+class VisibleText:
+    """The text of a generation, held back where a character or a stop string is not complete."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...]) -> None:
+        self._eos_id = tokenizer.eos_id
+        self._stream = tokenizer.stream(prompt)
+        self._watch = StopWatch(stop)
+
+    def add(self, token: int, *, last: bool) -> tuple[str, str | None]:
+        """Return what can be shown after `token`, and why the text ends with it: None where it goes on."""
+        reason = "eos" if token == self._eos_id else "length" if last else None
+        text = "" if reason == "eos" else self._stream.push(token)
+        if reason is None:
             text = self._watch.push(text)
-        if self._watch.stopped:  # even by the very last characters
-            self.finish_reason = "stop"
-        return text
+        else:
+            text = self._watch.push(text + self._stream.flush()) + self._watch.flush()
+        return text, "stop" if self._watch.stopped else reason
 
 
 class Engine:
@@ -138,25 +160,36 @@ class Engine:
         self.tokenizer = tokenizer
         self.manifest = session.manifest
 
-    def generate(self, prompt: str | Sequence[int], params: Params | None = None) -> Generation:
-        """Iterate over the new tokens after `prompt`, a text or ids; nothing is computed before the first is asked for.
+    def generate(
+        self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
+    ) -> Generation:
+        """Iterate over the new tokens after `prompt`; nothing is computed before the first is asked for.
 
-        Raises UserError for an empty prompt, for a prompt and new tokens beyond the context, and for a dial that this
-        model does not have.
+        Args:
+            prompt: A text, or ids.
+            params: What to generate; None takes the defaults.
+            sampler: Chooses each token in place of the sampler of `params`.
+
+        Raises:
+            UserError: The prompt is empty, the prompt and the new tokens exceed the context, or the model does not have
+                that dial.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        return Generation(self.session, self.tokenizer, ids, params or Params())
+        return Generation(self.session, self.tokenizer, ids, params or Params(), sampler)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a prompt that asks for the next answer, by the model's chat template.
+        """Return the ids of a prompt that asks for the next answer, by the model's chat template.
 
-        Raises UserError for a model without one.
+        They are cut as in training: those of a conversation that was trained on begin with those of its first turns.
+
+        Raises:
+            UserError: The model has no chat template.
         """
         if self.manifest.chat_template is None:
             raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
         ids: list[int] = []
-        for i, piece in enumerate(render(self.manifest.chat_template, messages)):
-            ids += [self.manifest.model.eos_id] * (i > 0) + self.tokenizer.encode(piece)
+        for turn in prompt_turns(self.manifest.chat_template, messages):
+            ids += self.tokenizer.encode(turn.text) + [self.manifest.model.eos_id] * turn.eos
         return ids
 
 
@@ -177,9 +210,14 @@ def load(
 ) -> Engine:
     """Open the exported model in `folder`.
 
-    device: "auto" (CUDA when it really loads), "cpu", "cuda"; threads: None takes one per core, for a small
-    model one; verify: check digests.
-    Raises UserError for a model that is missing, damaged, of another version, or whose parts do not belong together.
+    Args:
+        folder: The folder that `adaptive export` wrote.
+        device: "auto" (CUDA when it really loads), "cpu" or "cuda".
+        threads: Threads of one operator; None takes one per core, for a small model one.
+        verify: Compare the files with their digests.
+
+    Raises:
+        UserError: The model is missing, damaged, of another version, or its parts do not belong together.
     """
     folder = Path(folder)
     manifest = Manifest.read(folder, verify=verify)

@@ -1,4 +1,4 @@
-"""What a person sees beside the text: a summary, and for each token what it used. All of it on stderr."""
+"""The figures that a terminal shows beside the text, on stderr: a summary, and the compute of each token."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,21 @@ from ..terminal.text import console, printable
 from .engine import Token
 from .summary import Summary
 
-# From little compute to much; legible on light and dark ground, and in order for the colour-blind too.
+# From little compute to much; legible on a light and a dark background, and in order for the colour-blind too.
 SCALE = ("#2166ac", "#4393c3", "#7fbf7b", "#d9a441", "#d6604d", "#b2182b")
 
 
 def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
-    """Two lines: how fast, and how much of the model."""
+    """Write two lines: how fast, and how much of the model was used."""
     if not summary.new_tokens:
         return [f"0 new tokens · prompt of {summary.prompt_tokens} · {summary.finish_reason}"]
     model = manifest.model
-    kept = summary.finish_reason if summary.finish_reason == "interrupted" else f"ended by {summary.finish_reason}"
+    reason = summary.finish_reason
+    ending = reason if reason == "interrupted" else f"ended by {reason}"
+    prompt = f"prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms"
     speed = (
         f"{summary.new_tokens} tokens · {summary.tokens_per_second:.1f} tokens/s · {summary.p50:.2f} ms per token, "
-        f"p95 {summary.p95:.2f} · prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms · {kept}"
+        f"p95 {summary.p95:.2f} · {prompt} · {ending}"
     )
     heads = f"{summary.heads_per_token:.2f} of {model.num_heads} heads · " if model.routes_heads else ""
     used = (
@@ -33,14 +35,14 @@ def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
 
 
 def show_summary(summary: Summary, manifest: Manifest) -> None:
-    """The summary in grey, below the text."""
+    """Print the summary in grey, below the text."""
     out = console()
     for line in summary_lines(summary, manifest):
         out.print(line, style="dim", markup=False)
 
 
 def show_tokens(tokens: Sequence[Token], manifest: Manifest) -> None:
-    """The text coloured by compute, then a table with a row per token."""
+    """Print the text coloured by compute, then a table with a row per token."""
     out = console()
     shares = [token.usage.flops_share for token in tokens]
     if shares and out.color_system:
@@ -56,7 +58,7 @@ def show_tokens(tokens: Sequence[Token], manifest: Manifest) -> None:
 
 
 def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
-    """The text, each token in the colour of its share of dense FLOPs between `low` and `high`."""
+    """Colour the text of each token by its share of dense FLOPs, on a scale from `low` to `high`."""
     text = Text()
     for token in tokens:
         place = (token.usage.flops_share - low) / (high - low) if high > low else 0.5
@@ -65,9 +67,9 @@ def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
 
 
 def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
-    """A row per token: text, experts in each layer (`-` where skipped), layers run, exit, share of FLOPs, time.
+    """Make a row per token: text, experts in each layer (`-` if skipped), layers run, exit, share of FLOPs, time.
 
-    Where the model has them, how many heads and which window in each layer too (`-` where skipped, `all` without one).
+    A model that has them also shows the number of heads and the window in each layer (`-` if skipped, `all` for none).
     """
     model = manifest.model
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))

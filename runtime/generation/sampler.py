@@ -1,7 +1,11 @@
-"""Chooses the next token from the logits."""
+"""The choice of the next token: small functions that compose, each from its paper. V vocabulary."""
 
 import math
+import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,101 +13,142 @@ from numpy.typing import NDArray
 from ...contract.errors import WrongUsageError
 
 FIRST_CANDIDATES = 256  # of top-p; four times as many until they hold the mass
+MAX_TEMPERATURE = 1e6
+MIN_TEMPERATURE = 1e-30  # a lower one gives the same tokens, and an overflow on the way to them
+MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+MIN_TOP_P = 5e-324  # the smallest number above 0
+MAX_SEED = 2**64 - 1
+
+Indices = NDArray[np.intp]
+Mass = NDArray[np.float64]  # (V,) in proportion to the probability, 1 at the most probable token
+Scores = NDArray[np.float32]  # (V,) logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose; the filters act in this order, on what the one before left.
-
-    repetition_penalty: logits of tokens already seen are divided (if above 0) or multiplied by it; 1 changes nothing.
-        Source: Keskar et al. 2019 (arXiv 1909.05858), section 4.1.
-    temperature: divides the logits; 0 takes the most probable token.
-    top_k: keeps the k most probable tokens; None keeps all.
-    top_p: keeps the fewest most probable tokens that hold this mass. Source: Holtzman et al. 2019 (arXiv 1904.09751).
-    min_p: keeps tokens at least this times as probable as the first. Source: Nguyen et al. 2024 (arXiv 2407.01082).
-    seed: of the random numbers; None draws one.
-    """
+    """How to choose; the filters act in this order, each on what the one before left."""
 
     temperature: float = 0.8
+    """Divides the logits; 0 takes the most probable token."""
     top_k: int | None = None
+    """Keep the k most probable tokens; None keeps all."""
     top_p: float = 1.0
+    """Keep the fewest most probable tokens that hold this mass. Source: Holtzman et al. 2019 (arXiv 1904.09751)."""
     min_p: float = 0.0
+    """Keep tokens at least this times as probable as the first. Source: Nguyen et al. 2024 (arXiv 2407.01082)."""
     repetition_penalty: float = 1.0
+    """Logits of tokens already seen are divided (if above 0) or multiplied by it; 1 changes nothing.
+
+    Source: Keskar et al. 2019 (arXiv 1909.05858), section 4.1.
+    """
     seed: int | None = None
+    """Of the random numbers; None draws one."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise WrongUsageError(f"found temperature {self.temperature}, expected a number of at least 0, such as 0.8")
-        if self.top_k is not None and self.top_k < 1:
-            raise WrongUsageError(f"found top_k {self.top_k}, expected at least 1; leave it out to keep all tokens")
-        if not 0 < self.top_p <= 1:
-            raise WrongUsageError(f"found top_p {self.top_p}, expected above 0 and at most 1; 1 keeps all tokens")
-        if not 0 <= self.min_p <= 1:
-            raise WrongUsageError(f"found min_p {self.min_p}, expected 0 to 1; 0 keeps all tokens")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise WrongUsageError(
-                f"found repetition_penalty {self.repetition_penalty}, expected a number above 0; 1 changes nothing"
-            )
-        if self.seed is not None and self.seed < 0:
-            raise WrongUsageError(f"found seed {self.seed}, expected a whole number of at least 0")
+        check_number("temperature", self.temperature, 0, MAX_TEMPERATURE, "0 takes the most probable token")
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k, 1, None, "leave it out to keep all tokens")
+        check_number("top_p", self.top_p, MIN_TOP_P, 1, "1 keeps all tokens")
+        check_number("min_p", self.min_p, 0, 1, "0 keeps all tokens")
+        check_number("repetition_penalty", self.repetition_penalty, MIN_PENALTY, MAX_PENALTY, "1 changes nothing")
+        if self.seed is not None:
+            check_whole("seed", self.seed, 0, MAX_SEED, "leave it out to draw one")
+
+
+def check_number(name: str, value: Any, low: float, high: float, hint: str) -> None:
+    """Raise WrongUsageError unless `value` is a number from `low` to `high`."""
+    is_number = isinstance(value, numbers.Real)
+    if not (is_number and low <= value <= high):
+        span = "above 0, up to" if low == MIN_TOP_P else f"from {low:g} to"
+        raise WrongUsageError(f"found {name} {value}, expected a number {span} {high:,.9g}; {hint}")
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) -> None:
+    """Raise WrongUsageError unless `value` is a whole number from `low` to `high`; None is without end."""
+    is_whole = isinstance(value, numbers.Integral)
+    if not (is_whole and low <= value and (high is None or value <= high)):
+        span = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise WrongUsageError(f"found {name} {value}, expected a whole number, {span}; {hint}")
+
+
+class TokenChooser(Protocol):
+    """What a generation asks for each token."""
+
+    seed: int
+
+    def choose(self, logits: Scores) -> int:
+        """Return the next token from logits (V,)."""
 
 
 class Sampler:
     """Samples one sequence; the same seed and logits give the same tokens.
 
-    vocab_size: tokens that exist; logits beyond are padding of the embedding and never chosen.
+    Args:
+        sampling: How to choose.
+        vocab_size: The number of ids that exist; logits beyond are padding of the embedding and never chosen.
+        prompt: The ids that count as seen from the start.
     """
 
     def __init__(self, sampling: Sampling, vocab_size: int, prompt: list[int]) -> None:
         self.sampling = sampling
         self.seed = sampling.seed if sampling.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
         self._random = np.random.default_rng(self.seed)
+        self._filters = filters(sampling)
         self._seen = np.zeros(vocab_size, dtype=bool)
         self._seen[prompt] = True
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token from logits (V,). Raises ArithmeticError if they are not numbers."""
-        scores = logits[: len(self._seen)]
-        if self.sampling.repetition_penalty != 1:
-            scores = self._penalised(scores)
-        if self.sampling.temperature == 0:
-            token = int(scores.argmax())
-            best = scores[token]
-        else:
-            best = scores.max()
-            token = self._drawn(scores, float(best)) if math.isfinite(best) else 0
-        if not math.isfinite(best):
+    def choose(self, logits: Scores) -> int:
+        """Return the next token from logits (V,).
+
+        Raises:
+            ArithmeticError: The logits are not finite numbers.
+        """
+        scores = penalise(logits[: len(self._seen)], self._seen, self.sampling.repetition_penalty)
+        best = int(scores.argmax())
+        if not math.isfinite(scores[best]):
             raise ArithmeticError("the model gave logits that are not finite numbers")
+        token = best
+        if self.sampling.temperature > 0:
+            mass = exponential(scores, float(scores[best]), self.sampling.temperature)
+            token = draw(mass, self._filters, self._random.random())
         self._seen[token] = True
         return token
 
-    def _penalised(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        penalty = np.float32(self.sampling.repetition_penalty)
-        return np.where(self._seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
 
-    def _drawn(self, scores: NDArray[np.float32], best: float) -> int:
-        sampling = self.sampling
-        # In float64, and from the best score down: a small temperature then gives 0, not an overflow.
-        mass = np.exp((scores.astype(np.float64) - best) / sampling.temperature)  # (V,), 1 at the best
-        ids: NDArray[np.intp] | None = None  # of what is left; None is all
-        if sampling.top_k is not None and sampling.top_k < len(mass):
-            ids = np.argpartition(mass, -sampling.top_k)[-sampling.top_k :]
-            ids.sort()
-            mass = mass[ids]
-        if sampling.top_p < 1:
-            kept = nucleus(mass, sampling.top_p)
-            ids, mass = (kept if ids is None else ids[kept]), mass[kept]
-        if sampling.min_p > 0:
-            kept = np.flatnonzero(mass >= sampling.min_p * mass.max())
-            ids, mass = (kept if ids is None else ids[kept]), mass[kept]
-        cumulative = mass.cumsum()
-        place = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
-        place = min(place, len(mass) - 1)
-        return place if ids is None else int(ids[place])
+def penalise(scores: Scores, seen: NDArray[np.bool_], penalty: float) -> Scores:
+    """Lower the scores of the tokens that were seen; a penalty below 1 raises them."""
+    if penalty == 1:
+        return scores
+    factor = np.float32(penalty)
+    return np.where(seen, np.where(scores > 0, scores / factor, scores * factor), scores)
 
 
-def nucleus(mass: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    """Indices, rising, of the fewest largest entries of `mass` that hold `top_p` of its sum; at least one.
+def exponential(scores: Scores, best: float, temperature: float) -> Mass:
+    """Return the softmax of the scores without its divisor: in float64 and from the best down, so nothing overflows."""
+    return np.exp((scores.astype(np.float64) - best) / max(temperature, MIN_TEMPERATURE))
+
+
+def filters(sampling: Sampling) -> list[Callable[[Mass], Indices]]:
+    """Return the filters that are asked for, in their order; each gives the rising indices that it keeps."""
+    chain: list[Callable[[Mass], Indices]] = []
+    if sampling.top_k is not None:
+        chain.append(partial(most_probable, count=sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(partial(nucleus, top_p=sampling.top_p))
+    if sampling.min_p > 0:
+        chain.append(partial(probable, min_p=sampling.min_p))
+    return chain
+
+
+def most_probable(mass: Mass, count: int) -> Indices:
+    """Keep the `count` largest entries."""
+    if count >= len(mass):
+        return np.arange(len(mass))
+    return np.sort(np.argpartition(mass, -count)[-count:])
+
+
+def nucleus(mass: Mass, top_p: float) -> Indices:
+    """Keep the fewest largest entries that hold `top_p` of the sum; at least one.
 
     Sorts only as many as it needs: a vocabulary of 32000 has a few hundred candidates.
     """
@@ -112,7 +157,23 @@ def nucleus(mass: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
     while True:
         largest = np.argpartition(mass, -count)[-count:] if count < len(mass) else np.arange(len(mass))
         largest = largest[np.argsort(-mass[largest], kind="stable")]
-        held = mass[largest].cumsum()
-        if held[-1] >= wanted or count == len(mass):
-            return np.sort(largest[: int(held.searchsorted(wanted)) + 1])
+        cumulative = mass[largest].cumsum()
+        if cumulative[-1] >= wanted or count == len(mass):
+            return np.sort(largest[: int(cumulative.searchsorted(wanted)) + 1])
         count = min(4 * count, len(mass))
+
+
+def probable(mass: Mass, min_p: float) -> Indices:
+    """Keep the entries of at least `min_p` of the largest."""
+    return np.flatnonzero(mass >= min_p * mass.max())
+
+
+def draw(mass: Mass, chain: list[Callable[[Mass], Indices]], place: float) -> int:
+    """Return the index at `place`, 0 to 1, of the mass that the filters of `chain` leave."""
+    ids: Indices | None = None  # of what is left; None is all
+    for keep in chain:
+        indices = keep(mass)
+        ids, mass = (indices if ids is None else ids[indices]), mass[indices]
+    cumulative = mass.cumsum()
+    index = min(int(cumulative.searchsorted(place * cumulative[-1], side="right")), len(mass) - 1)
+    return index if ids is None else int(ids[index])

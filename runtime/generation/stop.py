@@ -1,4 +1,4 @@
-"""Stop strings: text is held back while it could still become one."""
+"""Stop strings: text stays pending while it could still become one."""
 
 from ...contract.errors import WrongUsageError
 
@@ -7,14 +7,20 @@ MAX_LENGTH = 1024  # characters
 
 
 def checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:
-    """The stop strings, or WrongUsageError for an empty one, one too long, or too many."""
+    """Return the stop strings.
+
+    Raises:
+        WrongUsageError: One is empty or too long, or there are too many.
+    """
     if len(stops) > MAX_STOPS:
-        raise WrongUsageError(f"found {len(stops)} stop strings, at most {MAX_STOPS} are watched for; give fewer")
+        raise WrongUsageError(f"found {len(stops)} stop strings, expected at most {MAX_STOPS}; give fewer")
     for stop in stops:
         if not stop:
-            raise WrongUsageError("found an empty stop string, which every text holds; give at least one character")
+            raise WrongUsageError("found an empty stop string, which every text contains; give at least one character")
         if len(stop) > MAX_LENGTH:
-            raise WrongUsageError(f"found a stop string of {len(stop)} characters, at most {MAX_LENGTH}; shorten it")
+            raise WrongUsageError(
+                f"found a stop string of {len(stop)} characters, expected at most {MAX_LENGTH}; shorten it"
+            )
     return stops
 
 
@@ -26,34 +32,33 @@ class StopWatch:
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = checked_stops(stops)
-        self._held = ""
+        self._pending = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown after `text` has come; "" for ever once a stop string was found."""
+        """Add `text` and return what can be shown now: always "" once a stop string was found."""
         if self.stopped:
             return ""
         if not self._stops:
             return text
-        self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        self._pending += text
+        places = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if places:
             self.stopped = True
-            ready, self._held = self._held[: min(found)], ""
+            ready, self._pending = self._pending[: min(places)], ""
             return ready
-        keep = max(self._overlap(stop) for stop in self._stops)
-        cut = len(self._held) - keep
-        ready, self._held = self._held[:cut], self._held[cut:]
+        cut = len(self._pending) - max(self._overlap(stop) for stop in self._stops)
+        ready, self._pending = self._pending[:cut], self._pending[cut:]
         return ready
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
-        ready, self._held = self._held, ""
+        """Return the text that is still pending, at the end."""
+        ready, self._pending = self._pending, ""
         return ready
 
     def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text with which `stop` begins."""
-        for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
-            if self._held.endswith(stop[:length]):
+        """Return the length of the longest end of the pending text with which `stop` begins."""
+        for length in range(min(len(stop) - 1, len(self._pending)), 0, -1):
+            if self._pending.endswith(stop[:length]):
                 return length
         return 0

@@ -1,4 +1,4 @@
-"""What a whole generation used and how long it took."""
+"""Figures of a whole generation: the compute that it used and the time that it took."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,26 +13,31 @@ from .engine import Generation, Token
 class Summary:
     """Means over the new tokens.
 
-    experts_per_token, heads_per_token: mean over the tokens and the layers that they ran; layers_per_token: mean of
-    the layers run.
-    executed_flops_share: executed over dense FLOPs, of all new tokens together.
     Speed is that of decoding: the first token, which waits for the prompt, counts only where it is the only one.
     """
 
     prompt_tokens: int
     new_tokens: int
     experts_per_token: float
+    """Mean over the tokens and the layers that they ran."""
     heads_per_token: float
+    """Mean over the tokens and the layers that they ran."""
     layers_per_token: float
+    """Mean of the layers run."""
     executed_flops_share: float
+    """Executed over dense FLOPs, of all new tokens together."""
     tokens_per_second: float
-    p50: float  # milliseconds per token
+    p50: float
+    """Median, in milliseconds per token."""
     p95: float
-    prompt_seconds: float  # to the first token
+    """95th percentile, in milliseconds per token."""
+    prompt_seconds: float
+    """Seconds to the first token."""
     seed: int
     finish_reason: str
 
     def as_json(self) -> dict[str, Any]:
+        """Return the summary as `generate --json` writes it."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
@@ -49,7 +54,7 @@ class Summary:
 
 
 def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
-    """The summary of the tokens that came so far; an unfinished generation was interrupted."""
+    """Sum up the tokens so far; a generation that is not finished was interrupted."""
     layers = sum(len(token.usage.layers_run) for token in tokens)
     experts = sum(len(used) for token in tokens for used in token.usage.experts)
     heads = sum(len(used) for token in tokens for used in token.usage.heads)
@@ -74,7 +79,7 @@ def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
 
 
 def token_json(token: Token) -> dict[str, Any]:
-    """One token as `generate --json` writes it."""
+    """Return one token as `generate --json` writes it."""
     usage = token.usage
     return {
         "id": token.id,

@@ -30,9 +30,11 @@ class ByteStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
+        """Add `token` and return the text that became certain with it."""
         return self._decoder.decode(self._bytes_of.get(token, b""))
 
     def flush(self) -> str:
+        """Return what is left at the end: a character that was never finished, as U+FFFD."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -70,6 +72,7 @@ class WindowStream:
         self._broken = False  # the run of bytes at the end is no valid UTF-8
 
     def push(self, token: int) -> str:
+        """Add `token` and return the text that became certain with it."""
         if token in self._special:
             return ""
         if token not in self._bytes_of:
@@ -91,6 +94,7 @@ class WindowStream:
         return self._release(whole)
 
     def flush(self) -> str:
+        """Return what is left at the end: a character that was never finished, as U+FFFD."""
         tokens, self._unfinished = self._unfinished, []
         if not tokens:
             return ""

@@ -11,6 +11,7 @@ import tokenizers
 
 from ...contract.byte_table import byte_characters
 from ...contract.errors import UserError
+from ...contract.stretches import ENCODED_CHARS, cut_stretches
 from .text_stream import CONTEXT_TOKENS, ByteStream, TextStream, WindowStream
 
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -49,8 +50,15 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self.size = size
         self.eos_id = eos_id
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id that stands for what the vocabulary lacks; None where nothing is unknown."""
+        if isinstance(self._tokenizer.model, tokenizers.models.Unigram):
+            number: int | None = self._parsed["model"]["unk_id"]
+            return number
         name = getattr(self._tokenizer.model, "unk_token", None)
-        self.unknown_id: int | None = self._tokenizer.token_to_id(name) if isinstance(name, str) else None
+        return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`.
@@ -58,21 +66,31 @@ class Tokenizer:
         Raises:
             UserError: UTF-8 cannot hold the text.
         """
-        return list(self._encoding(text).ids)
+        return [number for encoding in self._encodings(text) for number in encoding.ids]
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of `text`, and for each the characters (start, end) that it stands for."""
-        encoding = self._encoding(text)
-        return list(encoding.ids), list(encoding.offsets)
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        place = 0
+        for piece, encoding in zip(self._pieces(text), self._encodings(text), strict=True):
+            ids += encoding.ids
+            spans += [(place + start, place + end) for start, end in encoding.offsets]
+            place += len(piece)
+        return ids, spans
 
-    def _encoding(self, text: str) -> Any:
+    def _pieces(self, text: str) -> list[str]:
+        """Cut `text` as training does, where a stretch is too long for one call."""
+        return cut_stretches(text, ENCODED_CHARS)[0]
+
+    def _encodings(self, text: str) -> list[Any]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"the text is not valid UTF-8: found {text[error.start]!r} at character {error.start}; save it as UTF-8"
             ) from error
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return [self._tokenizer.encode(piece, add_special_tokens=False) for piece in self._pieces(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens: all that a stream from the start gives."""

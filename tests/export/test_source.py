@@ -100,7 +100,7 @@ def test_a_damaged_tokenizer_is_named(here: Path) -> None:
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused_with_both_numbers(here: Path) -> None:
     (here / "runs" / "tiny" / "tokenizer.json").write_text(byte_tokenizer().to_str())
     with pytest.raises(
-        UserError, match=r"tokenizer\.json has 257 tokens, the model's vocabulary holds \d\d; it is not"
+        UserError, match=r"tokenizer\.json has ids up to 256, the model's vocabulary holds \d\d; it is not"
     ):
         read(find("tiny"))
 

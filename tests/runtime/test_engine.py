@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.tiny_graph import CONTEXT, EOS, TOKENS, expected
+from support.tokenizer_families import END, family
 
-from adaptive_lm.runtime import Engine, Params, Token, UserError
+from adaptive_lm.runtime import Engine, Params, Token, Tokenizer, UserError
 from adaptive_lm.runtime.generation.summary import summarise
 
 GREEDY = Params(temperature=0, max_new_tokens=20)
 
 
 class Scripted:
-    """Stands in for the sampler: these ids come, whatever the logits say."""
+    """A sampler of which these ids come, whatever the logits say."""
 
     def __init__(self, ids: bytes | list[int]) -> None:
         self.ids, self.seed = list(ids), 0
@@ -24,9 +25,8 @@ class Scripted:
         return self.ids.pop(0)
 
 
-def scripted(engine: Engine, monkeypatch: pytest.MonkeyPatch, ids: bytes | list[int], **params: object) -> list[Token]:
-    monkeypatch.setattr("adaptive_lm.runtime.generation.engine.Sampler", lambda *args: Scripted(ids))
-    generation = engine.generate("x", Params(**params))  # type: ignore[arg-type]
+def scripted(engine: Engine, ids: bytes | list[int], **params: object) -> list[Token]:
+    generation = engine.generate("x", Params(**params), sampler=Scripted(ids))  # type: ignore[arg-type]
     tokens = list(generation)
     scripted.reason = generation.finish_reason  # type: ignore[attr-defined]
     return tokens
@@ -37,11 +37,11 @@ def texts(tokens: list[Token]) -> list[str]:
 
 
 def test_greedy_generation_is_the_argmax_of_the_graph(engine: Engine) -> None:
-    found = [token.id for token in engine.generate("hello", GREEDY)]
+    generated = [token.id for token in engine.generate("hello", GREEDY)]
     ids = list(b"hello")
     for _ in range(20):
         ids.append(int(expected(ids, 0.5, 0.4, 1)[0][-1][:TOKENS].argmax()))
-    assert found == ids[5:]
+    assert generated == ids[5:]
 
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_after_others(engine: Engine) -> None:
@@ -78,38 +78,50 @@ def test_the_speed_is_that_of_decoding_without_the_wait_for_the_prompt(engine: E
     assert summarise(generation, []).new_tokens == 0
 
 
-def test_characters_come_whole(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = scripted(engine, monkeypatch, "aü🏔".encode(), max_new_tokens=7)
+def test_characters_come_whole(engine: Engine) -> None:
+    tokens = scripted(engine, "aü🏔".encode(), max_new_tokens=7)
     assert texts(tokens) == ["a", "", "ü", "", "", "", "🏔"]
 
 
-def test_a_character_cut_by_the_limit_is_replaced_at_the_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = scripted(engine, monkeypatch, "a🏔".encode()[:3], max_new_tokens=3)
+@pytest.mark.parametrize("name", ["words without decoder", "WordPiece", "metaspace always", "BPE with suffix"])
+def test_the_text_goes_on_where_the_prompt_ends(engine: Engine, tmp_path: Path, name: str) -> None:
+    library = family(name)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", size=library.get_vocab_size(), eos_id=library.token_to_id(END))
+    prompt, ids = tokenizer.encode("a b"), tokenizer.encode("a b x a")
+    sampler = Scripted(ids[len(prompt) :])
+    params = Params(max_new_tokens=len(ids) - len(prompt))
+    generation = Engine(engine.session, tokenizer).generate("a b", params, sampler=sampler)
+    assert library.decode(prompt) + "".join(texts(list(generation))) == library.decode(ids)
+
+
+def test_a_character_cut_by_the_limit_is_replaced_at_the_end(engine: Engine) -> None:
+    tokens = scripted(engine, "a🏔".encode()[:3], max_new_tokens=3)
     assert texts(tokens) == ["a", "", "�"]
 
 
-def test_generation_ends_at_end_of_text(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = scripted(engine, monkeypatch, [104, 105, EOS, 104])
+def test_generation_ends_at_end_of_text(engine: Engine) -> None:
+    tokens = scripted(engine, [104, 105, EOS, 104])
     assert texts(tokens) == ["h", "i", ""]
     assert scripted.reason == "eos"  # type: ignore[attr-defined]
 
 
-def test_generation_ends_before_a_stop_string(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = scripted(engine, monkeypatch, b"hi.\n\nUser: x", stop=("\n\nUser",))
+def test_generation_ends_before_a_stop_string(engine: Engine) -> None:
+    tokens = scripted(engine, b"hi.\n\nUser: x", stop=("\n\nUser",))
     assert "".join(texts(tokens)) == "hi."
     assert tokens[-1].id == ord("r")
     assert scripted.reason == "stop"  # type: ignore[attr-defined]
 
 
-def test_what_looked_like_a_stop_string_is_not_lost_at_the_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_looked_like_a_stop_string_is_not_lost_at_the_end(engine: Engine) -> None:
     for ids, reason in (([*b"hi Us", EOS], "eos"), ([*b"hi Use"], "length")):
-        tokens = scripted(engine, monkeypatch, ids, stop=("User",), max_new_tokens=6)
+        tokens = scripted(engine, ids, stop=("User",), max_new_tokens=6)
         assert "".join(texts(tokens)) == bytes(token.id for token in tokens if token.id != EOS).decode()
         assert scripted.reason == reason  # type: ignore[attr-defined]
 
 
-def test_a_stop_string_in_the_very_last_token_is_still_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = scripted(engine, monkeypatch, b"hi.", stop=(".",), max_new_tokens=3)
+def test_a_stop_string_in_the_very_last_token_is_still_one(engine: Engine) -> None:
+    tokens = scripted(engine, b"hi.", stop=(".",), max_new_tokens=3)
     assert "".join(texts(tokens)) == "hi"
     assert scripted.reason == "stop"  # type: ignore[attr-defined]
 
@@ -138,9 +150,9 @@ def test_an_empty_prompt_is_refused(engine: Engine) -> None:
             engine.generate(prompt)
 
 
-@pytest.mark.parametrize("count", [0, -1])
+@pytest.mark.parametrize("count", [0, -1, 2.5])
 def test_no_new_tokens_are_refused(count: int) -> None:
-    with pytest.raises(UserError, match=f"found max_new_tokens {count}, expected at least 1"):
+    with pytest.raises(UserError, match=f"found max_new_tokens {count}, expected a whole number, at least 1"):
         Params(max_new_tokens=count)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,10 +201,12 @@ def test_ctrl_c_ends_the_text_and_still_gives_the_summary(
     generate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Generation.__next__
+    given: Counter[Generation] = Counter()
 
     def interrupted(self: Generation) -> Any:
-        if self._made == 3:
+        if given[self] == 3:
             raise KeyboardInterrupt
+        given[self] += 1
         return original(self)
 
     monkeypatch.setattr(Generation, "__next__", interrupted)
@@ -239,27 +242,32 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["--temperature", "nan"], 2, "found temperature nan"),
-        (["--temperature", "-1"], 2, "found temperature -1.0"),
-        (["--top-p", "0"], 2, "found top_p 0.0"),
-        (["--top-k", "0"], 2, "found top_k 0"),
-        (["--router-top-p", "1.5"], 2, "found router_top_p 1.5, expected 0 to 1"),
-        (["--depth-threshold", "-0.1"], 2, "found depth_threshold -0.1, expected 0 to 1"),
-        (["--exit-threshold", "nan"], 2, "found exit_threshold nan, expected 0 to 1"),
+        (["--temperature", "nan"], 2, "found --temperature nan"),
+        (["--temperature", "-1"], 2, "found --temperature -1.0"),
+        (["--top-p", "0"], 2, "found --top-p 0.0, expected a number above 0, up to 1;"),
+        (["--top-k", "0"], 2, "found --top-k 0"),
+        (["--router-top-p", "1.5"], 2, "found --router-top-p 1.5, expected 0 to 1"),
+        (["--depth-threshold", "-0.1"], 2, "found --depth-threshold -0.1, expected 0 to 1"),
+        (["--exit-threshold", "nan"], 2, "found --exit-threshold nan, expected 0 to 1"),
         (["--experts", "9"], 1, "found experts 9, this model has 4"),
         (["--experts", "2", "--router-top-p", "0.5"], 2, "give one of them"),
-        (["--compute", "0"], 2, "found compute 0.0, expected above 0 and at most 1"),
+        (["--compute", "0"], 2, "found --compute 0.0, expected above 0 and at most 1"),
         (["--compute", "0.5", "--experts", "2"], 2, "found both compute and experts"),
         (["--compute", "0.5"], 1, "this model is not calibrated; type: adaptive calibrate --model"),
         (["--target-ms", "2"], 1, "this model is not calibrated"),
         (["--target-loss", "2"], 1, "this model is not calibrated"),
         (["--agreement", "0.99"], 1, "this model is not calibrated"),
         (["--heads", "2"], 1, "the number of heads is fixed"),
-        (["--head-top-p", "1.5"], 2, "found head_top_p 1.5, expected 0 to 1"),
-        (["--max-new-tokens", "0"], 2, "found max_new_tokens 0"),
+        (["--head-top-p", "1.5"], 2, "found --head-top-p 1.5, expected 0 to 1"),
+        (["--max-new-tokens", "0"], 2, "found --max-new-tokens 0"),
         (["--max-new-tokens", "96"], 1, "this model's context is 96"),
         (["--stop", ""], 2, "empty stop string"),
-        (["--seed", "-1"], 2, "found seed -1"),
+        (["--seed", "-1"], 2, "found --seed -1"),
+        (["--seed", str(2**64)], 2, f"found --seed {2**64}, expected a whole number, from 0 to {2**64 - 1}"),
+        (["--repetition-penalty", "1e-40"], 2, "found --repetition-penalty 1e-40, expected a number from 0.01 to 100"),
+        (["--repetition-penalty", "1e40"], 2, "found --repetition-penalty 1e+40, expected a number from 0.01 to 100"),
+        (["--temperature", "1e300"], 2, "found --temperature 1e+300, expected a number from 0 to 1,000,000"),
+        (["--min-p", "1.5"], 2, "found --min-p 1.5, expected a number from 0 to 1"),
         (["--temperature", "warm"], 2, "is not a valid float"),
         (["--usage", "all"], 2, "is not one of"),
     ],

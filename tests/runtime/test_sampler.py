@@ -1,6 +1,7 @@
 """The next token: each filter against its definition, and what makes no sense is refused (S8)."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,14 @@ def test_top_k_keeps_the_k_most_probable() -> None:
 
 
 def by_definition(mass: NDArray[np.float64], top_p: float) -> list[int]:
-    kept: list[int] = []
+    indices: list[int] = []
     held = 0.0
     for token in np.argsort(-mass, kind="stable"):
-        kept.append(int(token))
+        indices.append(int(token))
         held += mass[token]
         if held >= top_p * mass.sum():
             break
-    return sorted(kept)
+    return sorted(indices)
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999999, 1.0])
@@ -135,15 +136,44 @@ def test_logits_that_are_no_numbers_are_a_defect(temperature: float, bad: float)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("temperature", value) for value in (math.nan, math.inf, -0.1)),
-        *(("top_k", value) for value in (0, -1)),
-        *(("top_p", value) for value in (0, 1.1, math.nan, -1)),
+        *(("temperature", value) for value in (math.nan, math.inf, -0.1, 1e300, 10**400)),
+        *(("top_k", value) for value in (0, -1, 2.5)),
+        *(("top_p", value) for value in (0, 0.0, 1.1, math.nan, -1, -1e-320)),
         *(("min_p", value) for value in (-0.1, 1.1, math.nan)),
-        *(("repetition_penalty", value) for value in (0, -1, math.nan, math.inf)),
-        ("seed", -1),
+        *(("repetition_penalty", value) for value in (0, -1, math.nan, math.inf, 1e-40, 1e-320, 1e40, 10**400)),
+        *(("seed", value) for value in (-1, 0.5, 2**64, -(10**400))),
     ],
 )
 def test_a_setting_that_makes_no_sense_says_what_would(name: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"found {name} {value}, expected") as error:
+    with pytest.raises(UserError, match=re.escape(f"found {name} {value}, expected")) as error:
         Sampling(**{name: value})  # type: ignore[arg-type]
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 5e-324},
+        {"temperature": 1e-320},
+        {"temperature": 1e6},
+        {"top_k": 10**30},
+        {"top_p": 5e-324},
+        {"top_p": 1e-320, "top_k": 3},
+        {"min_p": 5e-324},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100.0},
+        {"seed": 2**64 - 1},
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e30])
+def test_the_extremes_of_what_is_allowed_choose_a_token_without_a_warning(
+    settings: dict[str, Any], scale: float
+) -> None:
+    """Warnings are errors in these tests."""
+    sampler = Sampler(Sampling(**{"temperature": 1.0, "seed": 1, **settings}), V, [0, 1, 2])
+    logits = LOGITS * np.float32(scale)
+    logits[5] = -np.inf  # as a mask leaves it
+    tokens = [sampler.choose(logits) for _ in range(20)]
+    assert 5 not in tokens
+    if settings.get("temperature", 1) < 1e-300:
+        assert set(tokens) == {int(LOGITS.argmax())}

@@ -29,7 +29,7 @@ def cuts(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("text", "stops", "kept"),
+    ("text", "stops", "shown_text"),
     [
         ("ababac.", ("abac",), "ab"),  # begins again inside itself
         ("a\n\nUser", ("\n\nUser", "\n\nB"), "a"),
@@ -38,13 +38,13 @@ def cuts(text: str) -> list[list[str]]:
         ("nothing", ("zz", "gg"), "nothing"),
     ],
 )
-def test_text_ends_before_the_first_stop_however_it_is_cut(text: str, stops: tuple[str, ...], kept: str) -> None:
+def test_text_ends_before_the_first_stop_however_it_is_cut(text: str, stops: tuple[str, ...], shown_text: str) -> None:
     for pieces in cuts(text):
         out, stopped = shown(pieces, *stops)
-        assert "".join(out) == kept, pieces
-        assert stopped == (kept != text)
+        assert "".join(out) == shown_text, pieces
+        assert stopped == (shown_text != text)
         for so_far in itertools.accumulate(out):
-            assert kept.startswith(so_far), "something leaked"
+            assert shown_text.startswith(so_far), "something leaked"
 
 
 def test_a_prefix_of_a_stop_is_held_until_it_is_none() -> None:

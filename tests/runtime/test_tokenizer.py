@@ -9,8 +9,10 @@ from support.tokenizer_families import END, FAMILIES, family
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
+from adaptive_lm.contract.stretches import ENCODED_CHARS
 from adaptive_lm.runtime import Tokenizer, UserError
 from adaptive_lm.runtime.generation.text_stream import CONTEXT_TOKENS, WindowStream
+from adaptive_lm.train.data.tokenizers import Encoder
 
 PIECES = [
     "The",
@@ -45,7 +47,7 @@ def of_bytes(tmp_path: Path) -> Tokenizer:
 
 @pytest.fixture
 def with_fallback(tmp_path: Path) -> Tokenizer:
-    """Letters, and bytes for what is no letter, as in Llama's tokenizers: its decoder is no byte-level one."""
+    """Make letters, and bytes for anything else, as in the tokenizers of Llama."""
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {char: 256 + i for i, char in enumerate("abcdefg ")}
     library = Library(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
     library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -146,7 +148,7 @@ def test_a_prompt_and_the_stream_after_it_are_the_text_of_all_ids(tmp_path: Path
     library = family(name)
     tokenizer = saved(library, tmp_path, library.token_to_id(END))
     rng = random.Random(7)
-    for _ in range(300):
+    for _ in range(150):
         ids = tokenizer.encode(pieces_of(rng))
         for place in rng.sample(range(len(ids) + 1), k=min(2, len(ids))):
             ids.insert(place, tokenizer.eos_id)
@@ -223,3 +225,14 @@ def test_spans_are_of_characters(of_bytes: Tokenizer) -> None:
     assert len(ids) == 4
     assert spans[0] == (0, 1)
     assert spans[-1] == (2, 3)
+
+
+def test_a_prompt_of_one_stretch_is_cut_as_in_training(tmp_path: Path) -> None:
+    library = family("byte-level")
+    tokenizer = saved(library, tmp_path, library.token_to_id(END))
+    text = "ab " + "ACGT" * (ENCODED_CHARS // 2) + " cd"
+    (expected,) = Encoder(library.to_str(), "tokenizer.json").encode_batch([text])
+    ids, spans = tokenizer.encode_with_spans(text)
+    assert tokenizer.encode(text) == ids == expected.tolist()
+    assert "".join(text[start:end] for start, end in spans) == text
+    assert ENCODED_CHARS + 3 in {start for start, _ in spans}

@@ -68,6 +68,15 @@ def llama2() -> Tokenizer:
     return tokenizer
 
 
+def several_stripped() -> Tokenizer:
+    tokenizer = llama2()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁▁▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 3, 0)]
+    )
+    return tokenizer
+
+
 def wordpiece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -118,6 +127,7 @@ FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "byte fallback": byte_fallback,
     "byte fallback with metaspace": byte_fallback_metaspace,
     "Llama 2": llama2,
+    "byte fallback, three spaces stripped": several_stripped,
     "WordPiece": wordpiece,
     "words without decoder": plain_words,
     "Unigram": unigram,

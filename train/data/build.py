@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...contract.messages import EOS
 from .cache import Entry, EntryWriter
-from .chat import EOS
 from .config import TokenizerConfig
 from .documents import Segment
 from .tokenizers import Encoder

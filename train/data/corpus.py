@@ -7,14 +7,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ...contract.errors import UserError
+from ...contract.messages import EOS
 from .augment.variants import series
 from .augment.word_noise import Noise
 from .batches import Batch, Row, document_rows, sequential_rows, stack
 from .cache import Entry, Stream
-from .chat import EOS
 from .order import Mixture, mix
 from .stages import Stages
-from .tokenizers import eos_id
+from .tokenizers import eos_id, vocabulary_size
 
 
 class Corpus:
@@ -48,7 +48,7 @@ class Corpus:
         """`variants` are rewritten training texts of each source, which take turns with its own; `noise` changes its
         windows."""
         self.tokenizer = tokenizer
-        self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+        self.vocab_size = vocabulary_size(tokenizer)
         self.eos_id = eos_id(tokenizer)
         self.chat_template = chat_template
         self.digest = digest

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ...contract.errors import UserError
 from ...contract.files import write_whole
+from ...contract.stretches import ENCODED_CHARS, LEARNED_CHARS
 from ..system.cache_folder import cache_folder, digest_of
 from .augment.augmenter import Augmenter, Plan
 from .augment.rewrite import Rewriter
@@ -19,9 +20,10 @@ from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
+from .round_trip import notes_on_losses
 from .scan import Scan, scan_item
 from .sources import Item, Log, Source, resolve_source, resolve_sources
-from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id
+from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id, vocabulary_size
 
 Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
 # Part of every key: raise it when the same input would give other tokens.
@@ -59,6 +61,7 @@ class _Preparation:
         self.progress = progress or _silent
         self.notes: list[str] = []
         self._say = say
+        self._cut_noted = False
         self.folder = cache_folder(data.cache_dir)
         self.template = ChatTemplate.from_config(data.chat_template)
 
@@ -80,7 +83,8 @@ class _Preparation:
         plan = Plan([part.augment or self.data.augment for part in train])
         tokenizer = self._tokenizer(train, plan.phrases)
         tokenizer_json = tokenizer.to_str()
-        encoder = Encoder(tokenizer_json, self.tokenizer_config.kind)
+        encoder = Encoder(tokenizer_json, self.tokenizer_config.kind, self._note_cut)
+        self._note_losses(train, tokenizer_json)
         entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in train]
         val_entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in val] if held else entries
         augmenter = Augmenter(plan, tokenizer, encoder, seed, self.say)
@@ -133,6 +137,23 @@ class _Preparation:
         if length is not None:
             corpus.require(length)
         return corpus
+
+    def _note_cut(self, length: int) -> None:
+        """Say once that a stretch of `length` characters is cut."""
+        if not self._cut_noted:
+            self._cut_noted = True
+            self.say(
+                f"a stretch of at least {length:,} characters without a break is cut into pieces of {LEARNED_CHARS:,} "
+                f"to learn a vocabulary and of {ENCODED_CHARS:,} to encode it: no token spans a cut"
+            )
+
+    def _note_losses(self, train: list[Part], tokenizer_json: str) -> None:
+        """Say what a tokenizer that was given, or one of words, cannot give back."""
+        config = self.tokenizer_config
+        if config.is_file or config.kind == "words":
+            sample = (s.text for part in train for s in part.segments(self.template, False) if not s.held_out)
+            for note in notes_on_losses(tokenizer_json, config.kind, sample):
+                self.say(note)
 
     def _held_out(self) -> Source | None:
         data = self.data
@@ -220,7 +241,7 @@ class _Preparation:
                 f"the tokenizer learns from {share:.1%} of the training text "
                 f"(tokenizer.train_bytes={config.train_bytes:,})"
             )
-        tokenizer = make_tokenizer(config, chain(self._training_text(train, share, total), phrases))
+        tokenizer = make_tokenizer(config, chain(self._training_text(train, share, total), phrases), self._note_cut)
         text = tokenizer.to_str()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +276,7 @@ class _Preparation:
         other = [] if rewriter is None else [rewriter.identity, part.left(rewriter)]
         key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats), *other])
         folder = self.folder / "tokens" / key[:32]
-        wide = tokenizer.get_vocab_size(with_added_tokens=True) > 2**16
+        wide = vocabulary_size(tokenizer) > 2**16
         for _ in range(3):  # another process may remove a damaged entry just when we have made a good one
             entry = open_entry(folder)
             if entry is not None:

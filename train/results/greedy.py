@@ -33,4 +33,6 @@ def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tok
                 ids.append(token)
     finally:
         model.train()
-    return str(tokenizer.decode(ids[prompt_length:], skip_special_tokens=False))
+    # With the prompt before it: many decoders drop the space of a text's first token.
+    before = str(tokenizer.decode(ids[:prompt_length], skip_special_tokens=False))
+    return str(tokenizer.decode(ids, skip_special_tokens=False))[len(before) :]

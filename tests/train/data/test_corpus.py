@@ -8,8 +8,8 @@ import pytest
 from support.texts import PAIRS, decoded, held_out_targets, jsonl, lines, train_text
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.contract.messages import EOS
 from adaptive_lm.train.data import SourceConfig
-from adaptive_lm.train.data.chat import EOS
 
 
 def test_a_batch_is_windows_and_the_tokens_that_follow(write, corpus_of):

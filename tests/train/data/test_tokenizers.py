@@ -1,17 +1,21 @@
 """Tokenizers: what goes in comes out, what is unknown is said to be, and the end of a text cannot be typed."""
 
 import random
+import re
+import time
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from support.tokenizer_families import byte_level
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.contract.messages import EOS
+from adaptive_lm.contract.stretches import ENCODED_CHARS, cut_stretches
 from adaptive_lm.train.data import TokenizerConfig
-from adaptive_lm.train.data.chat import EOS
 from adaptive_lm.train.data.text import rechunk
-from adaptive_lm.train.data.tokenizers import UNKNOWN, Encoder, eos_id, make_tokenizer, unknown_id
+from adaptive_lm.train.data.tokenizers import UNKNOWN, Encoder, eos_id, make_tokenizer, unknown_id, vocabulary_size
 
 ENGLISH = "The quick brown fox isn't as quick as it's said; the fox, it is said, was 12.5 years old.\n" * 20
 HARD = [
@@ -194,3 +198,117 @@ def test_a_file_that_is_no_tokenizer_is_named(write, content, message):
 def test_a_missing_tokenizer_file_is_named():
     with pytest.raises(UserError, match=r"cannot read the tokenizer nowhere/tokenizer\.json: No such file"):
         trained("nowhere/tokenizer.json")
+
+
+def holed(*, end: bool = False) -> str:
+    """A vocabulary whose ids have a hole, so that the next id by count is taken."""
+    vocab = {"a": 0, "b": 2, "?": 3, **({EOS: 7} if end else {})}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))  # noqa: S106 - no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer.to_str()
+
+
+@pytest.mark.parametrize(("end", "eos"), [(False, 4), (True, 7)])
+def test_a_vocabulary_with_a_hole_is_as_large_as_its_highest_id(write, corpus_of, said, end, eos):
+    name = write("tokenizer.json", holed(end=end))
+    tokenizer = trained(name)
+    assert eos_id(tokenizer) == eos
+    assert vocabulary_size(tokenizer) == eos + 1
+    assert encode(tokenizer, name, "a b c") == [0, 2, 3]
+    assert tokenizer.decode([3, eos], skip_special_tokens=True) == "?"
+    corpus = corpus_of(write("a.txt", "a b " * 200), tokenizer=name)
+    assert corpus.vocab_size == eos + 1 > corpus.batch(0, 4, 16).ids.max()
+    assert said[0].startswith(f"{eos + 1 - (4)} ids of the tokenizer stand for no token")
+
+
+def test_a_vocabulary_of_holes_is_refused_with_its_highest_id(write):
+    content = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).to_str()  # noqa: S106 - no password
+    content = content.replace('"b":1', f'"b":{2**31}')
+    with pytest.raises(UserError, match=r"tokenizer\.json has 2 tokens, but ids up to 2,147,483,648: .* without holes"):
+        trained(write("tokenizer.json", content))
+
+
+def test_an_end_of_text_that_shares_its_id_is_refused(write):
+    """As the library saves it where it adds a token to a vocabulary with a hole."""
+    tokenizer = Tokenizer.from_str(holed())
+    tokenizer.add_special_tokens([EOS])
+    content = tokenizer.to_str()
+    with pytest.raises(UserError, match=r"gives the id 3 to <\|endoftext\|> and to '\?'"):
+        trained(write("tokenizer.json", content))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "words", "chars", "bytes"])
+@pytest.mark.parametrize("unit", ["ACGT", "0", " ", "\n", "=_", "中", "\u0301"])
+def test_a_stretch_without_a_break_trains_within_seconds_and_is_named(write, corpus_of, said, kind, unit):
+    rng = random.Random(1)
+    stretch = "".join(rng.choice(unit) for _ in range(120_000))
+    started = time.monotonic()
+    corpus = corpus_of(write("a.txt", f"some words\n{stretch}\nand more words\n" * 2), tokenizer=kind)
+    assert time.monotonic() - started < 20
+    assert sum("without a break is cut" in note for note in said) == (kind in ("bpe", "words"))
+    assert corpus.train_tokens
+
+
+@pytest.mark.parametrize("unit", ["ACGT", "0", " ", "=_", "中"])
+def test_a_cut_stretch_decodes_to_the_same_text(unit):
+    tokenizer = trained("bpe", ENGLISH)
+    rng = random.Random(2)
+    text = "ab " + "".join(rng.choice(unit) for _ in range(3 * ENCODED_CHARS)) + " cd"
+    lengths: list[int] = []
+    ids = Encoder(tokenizer.to_str(), "bpe", lengths.append).encode_batch(["x y", text])
+    assert tokenizer.decode(ids[1].tolist()) == text
+    assert tokenizer.decode(ids[0].tolist()) == "x y"
+    assert len(lengths) == 1
+    assert 0 <= lengths[0] - 3 * ENCODED_CHARS <= 2  # the spaces beside a stretch of spaces belong to it
+
+
+def test_ordinary_text_is_one_piece_whatever_its_length():
+    for text in ("".join(HARD) * 5000, ENGLISH * 100, "x=1;" * 50_000, "漢字かなカナ。" * 20_000):
+        assert cut_stretches(text, ENCODED_CHARS) == ([text], 0)
+
+
+def test_pieces_of_a_stretch_join_to_the_text_and_keep_their_bound():
+    rng = random.Random(5)
+    for _ in range(500):
+        parts = ["a" * rng.randrange(30), " " * rng.randrange(20), "=_" * rng.randrange(12), "ab,c"]
+        text = "".join(rng.choice(parts) for _ in range(rng.randrange(20)))
+        pieces, longest = cut_stretches(text, 8, 40)
+        assert "".join(pieces) == text
+        runs = [len(run) for piece in pieces for run in re.findall(r"[^\W_]+|\s+|(?:[^\w\s]|_)+", piece)]
+        assert max(runs, default=0) <= 8
+        assert max((len(word) for piece in pieces for word in piece.split()), default=0) <= 40 + 8
+        assert (longest > 0) == (len(pieces) > 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "lost"),
+    [
+        ("none", "Plain text.\n", None),
+        ("lower", "Plain text.\n", "loses capital letters"),
+        ("strip", "über Höhen\n", "loses accents"),
+        ("spaces", "two words\nand a line\n", "loses line ends and spaces"),
+        ("unknown", "aaaaaaaab" * 9, "loses 11.11% of the characters, which are unknown to it"),
+    ],
+)
+def test_a_tokenizer_that_cannot_give_the_text_back_is_named_with_what_it_loses(
+    write, corpus_of, said, change, text, lost
+):
+    if change == "unknown":
+        source = Tokenizer(models.BPE({"a": 0, "?": 1}, [], unk_token="?"))  # noqa: S106 - no password
+        source.decoder = decoders.Fuse()
+    else:
+        source = byte_level()
+        if change == "spaces":
+            source.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), source.pre_tokenizer])
+        elif change != "none":
+            changes = {"lower": [normalizers.Lowercase()], "strip": [normalizers.NFD(), normalizers.StripAccents()]}
+            source.normalizer = normalizers.Sequence(changes[change])
+    corpus_of(write("a.txt", text * 20), tokenizer=write("tokenizer.json", source.to_str()))
+    notes = [note for note in said if "cannot give the text back" in note]
+    assert len(notes) == (lost is not None)
+    assert all(lost in note for note in notes)
+
+
+def test_words_name_how_much_of_the_training_text_they_do_not_know(write, corpus_of, said):
+    corpus_of(write("a.txt", "aaa " * 30 + "bbb " * 5 + "aaa " * 20), tokenizer="words", vocab_size=3)
+    assert "it loses 13.13% of the characters, which are unknown to it" in said[0]

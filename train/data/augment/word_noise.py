@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from ..batches import Row, Windows
 from ..cache import Stream
 from ..order import mix, uniform
+from ..tokenizers import vocabulary_size
 from .codelike import looks_like_code
 from .config import AugmentConfig
 
@@ -23,7 +24,7 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts: list[str] = []
-        for number in range(tokenizer.get_vocab_size(with_added_tokens=True)):
+        for number in range(vocabulary_size(tokenizer)):
             text = tokenizer.id_to_token(number) or ""
             for mark in _SPACES:
                 text = text.replace(mark, " ")
