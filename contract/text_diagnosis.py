@@ -175,6 +175,12 @@ def binary(open_pieces: Pieces, name: str, offset: int) -> UserError:
     return UserError(f"{where}; leave it out of the data, or convert it to text first")
 
 
+def looks_binary(head: bytes) -> bool:
+    """Tell by the first bytes of a file whether it is no text: a known format, or a zero byte outside UTF-16/32."""
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    return (b"\0" in head and not marked) or _known_format(head) is not None
+
+
 def _known_format(head: bytes) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it first with tar -xf"

@@ -102,7 +102,8 @@ def test_a_wrong_field_lists_the_fields_found(write):
     with pytest.raises(UserError, match=r"line 2: no field 'text'; the fields are: title"):
         documents(path, "text")
     with pytest.raises(
-        UserError, match=r"line 2: none of the fields text, messages, prompt \+ completion, conversations; the fields are: title"
+        UserError,
+        match=r"line 2: none of the fields text, messages, prompt \+ completion, conversations; the fields are: title",
     ):
         documents(path)
 

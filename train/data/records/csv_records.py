@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from ....contract.errors import UserError
-from .fields import TEXT_FIELDS, Located, record_of
+from .fields import TEXT_FIELDS, Located, repeated_names, used_fields
 from .lines import numbered_lines
 
 FIELD_LIMIT = 2**30  # the csv module stops at 128 KiB, which one long document passes
@@ -39,6 +39,13 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
         header = next(reader, None)
         if header is None:
             return
+        place = f"{path}, line {1 + skipped}"
+        twice = repeated_names(header) & set(used_fields(header, text_field, place))
+        if twice:
+            raise UserError(
+                f"{place}: the header names {sorted(twice)[0]!r} more than once; expected it once. Rename the others "
+                "or leave them out"
+            )
         for row in reader:
             if not row:
                 continue
@@ -48,7 +55,7 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
                     f"{where}: {_cells(len(row))}, but the header has {len(header)} ({', '.join(header)}); quote cells "
                     f"that hold {_NAMES.get(delimiter, repr(delimiter))} or line breaks"
                 )
-            yield where, record_of(list(zip(header, row, strict=True)))
+            yield where, dict(zip(header, row, strict=True))
     except csv.Error as error:
         if "new-line character" in str(error):
             raise carriage_returns(path, reader.line_num + skipped) from None

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 from ....contract.errors import UserError
@@ -107,25 +108,28 @@ def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
     text = text.rstrip()
     rest = text[error.pos :]
     at_end = (
-        len(rest) <= 1  # a parser may point at the last character, the comma
+        rest in ("", ",")  # a parser may point at the last comma
         or error.msg.startswith("Unterminated string")
         or any(token.startswith(rest) for token in _TOKENS)
-        or re.search(r"\\(u[0-9a-fA-F]{0,3})?$", text) is not None
-        or (error.msg.startswith("Invalid control character") and not rest)
+        or re.fullmatch(r"[-+.eE0-9]+", rest) is not None
+        or (error.msg.startswith("Invalid \\") and re.search(r"\\(u[0-9a-fA-F]{0,4})?$", text) is not None)
     )
     return at_end and _is_open(text)
 
 
 def _is_open(text: str) -> bool:
-    """Tell whether a string or a bracket is open at the end of `text`."""
-    depth = 0
-    for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{]|[\]}]', text, flags=re.DOTALL):
-        if token[0][0] == '"':
-            if not token[1]:
+    """Tell whether a string or a bracket is open at the end of `text`, and no bracket closes another kind."""
+    closing: list[str] = []
+    for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{\]}]', text, flags=re.DOTALL):
+        match token[0][0]:
+            case '"' if not token[1]:
                 return True
-        else:
-            depth += 1 if token[0] in "[{" else -1
-    return depth > 0
+            case "[" | "{" as bracket:
+                closing.append("]" if bracket == "[" else "}")
+            case "]" | "}" as bracket:
+                if not closing or closing.pop() != bracket:
+                    return False
+    return bool(closing)
 
 
 def _cause(text: str, error: json.JSONDecodeError) -> str | None:
@@ -154,7 +158,9 @@ def _is_python(text: str) -> bool:
     if len(text) > _LITERAL_BYTES:
         return False
     try:
-        return isinstance(ast.literal_eval(text.strip()), dict | list | str)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes: the text is somebody's data, no program
+            return isinstance(ast.literal_eval(text.strip()), dict | list | str)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return False
 
