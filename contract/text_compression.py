@@ -141,7 +141,7 @@ def _decompressor(compression: str) -> Any:
 
 def _members(compression: str, raw: bytes, file: BinaryIO, name: str) -> Iterator[bytes]:
     """Decompress the members of a stream one after the other; zero bytes may pad its end."""
-    errors = (EOFError, OSError, import_module("zlib").error)
+    errors: tuple[type[BaseException], ...] = (EOFError, OSError, import_module("zlib").error)
     if compression == "xz":
         errors = (*errors, import_module("lzma").LZMAError)
     signature = dict(_SIGNATURES)[compression]

@@ -195,7 +195,7 @@ def _iconv(name: str, encoding: str, *, drop: bool = False) -> str:
 
 
 def _from(name: str, command: str, *, takes_file: bool = False) -> str:
-    """A shell command that reads the file, decompressed where it is compressed."""
+    """Write a shell command that reads the file, decompressed where it is compressed."""
     path = Path(name)
     compression = None
     if path.is_file():

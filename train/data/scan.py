@@ -1,4 +1,4 @@
-"""One look through every item before anything is tokenised: is it readable, what is its digest, where is it cut."""
+"""Scan every item before anything is tokenised: can it be read, what is its digest, how long is it."""
 
 import contextlib
 import hashlib
@@ -24,19 +24,28 @@ SCAN_VERSION = 1
 
 @dataclass(frozen=True)
 class Scan:
-    """What one item holds."""
+    """The content of one item in numbers."""
 
-    digest: str  # sha256 of the content
+    digest: str
+    """sha256 of the content."""
     num_bytes: int
-    length: int  # characters of a plain text, documents of records
-    chats: int  # how many of the documents are conversations
+    """Its size; of compressed text, that of the text."""
+    length: int
+    """Characters of a plain text, documents of records."""
+    chats: int
+    """Documents that are conversations."""
 
 
 def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
-    """Reads `item`, or remembers doing so: a file of the same place, size, inode and times is taken to be unchanged.
+    """Read an item, unless it was scanned before: a file of the same path, size, inode and times is not changed.
 
-    `folder` holds what is remembered; `read` is told how many bytes were read. Raises UserError for an item that cannot
-    be read.
+    Args:
+        item: What is read.
+        folder: Where earlier scans are stored.
+        read: Gets the count of bytes read.
+
+    Raises:
+        UserError: the item cannot be read.
     """
     if item.path is None:
         return _scan_records(item)
@@ -50,15 +59,15 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     memory = folder / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".json")
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        if known["stamp"] == stamp:
-            return Scan(**known["scan"])
+        earlier = json.loads(memory.read_text(encoding="utf-8"))
+        if earlier["stamp"] == stamp:
+            return Scan(**earlier["scan"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # never seen, or unreadable: look again
+        pass  # never scanned, or unreadable: scan it
     started = time.time()
     scan = _scan_text(item.path, read) if item.kind == "text" else _scan_records(item)
     if started - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS:
-        with contextlib.suppress(OSError):  # only a shortcut is lost
+        with contextlib.suppress(OSError):  # it only saves time
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(memory, json.dumps({"stamp": stamp, "scan": asdict(scan)}))
     return scan

@@ -16,18 +16,30 @@ def turns(*pairs):
     ("record", "messages"),
     [
         (
-            {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]},
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be brief."},
+                    {"from": "human", "value": "Hi"},
+                    {"from": "gpt", "value": "Ho"},
+                ]
+            },
             turns(("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho")),
         ),
         ({"conversations": [{"role": "user", "content": "Hi"}]}, turns(("user", "Hi"))),
         ({"messages": [{"from": "Human", "value": "Hi", "weight": 1}]}, turns(("user", "Hi"))),
         ({"id": 7, "conversations": [{"from": "tool", "value": None}]}, turns(("tool", ""))),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi "}, {"text": "you"}, "!"]}]}, turns(("user", "Hi you!"))),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi "}, {"text": "you"}, "!"]}]},
+            turns(("user", "Hi you!")),
+        ),
         ({"messages": [{"role": "user", "content": []}]}, turns(("user", ""))),
-        ({"prompt": [{"role": "user", "content": "Hi"}], "completion": "Ho"}, turns(("user", "Hi"), ("assistant", "Ho"))),
+        (
+            {"prompt": [{"role": "user", "content": "Hi"}], "completion": "Ho"},
+            turns(("user", "Hi"), ("assistant", "Ho")),
+        ),
         ({"prompt": "Hi", "completion": None}, turns(("user", "Hi"), ("assistant", ""))),
     ],
-)  # fmt: skip
+)
 def test_a_conversation_is_read_as_other_programs_write_it(record, messages):
     assert document_of(json.loads(json.dumps(record)), None, "a.jsonl, line 1") == messages
 

@@ -106,9 +106,7 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_used(tmp_path):
 def test_a_column_that_holds_no_text_is_named_with_its_type_and_the_others(tmp_path, other):
     path = write_table(tmp_path, pa.table({"x": OTHERS[other], "text": TEXTS}))
     kind = re.escape(str(OTHERS[other].type).rstrip(">"))  # pyarrow writes more into a map than was asked
-    with pytest.raises(
-        UserError, match=rf"the column 'x' holds {kind}.*; .*columns are: x, text; choose"
-    ):
+    with pytest.raises(UserError, match=rf"the column 'x' holds {kind}.*; .*columns are: x, text; choose"):
         texts(path, "x")
 
 
