@@ -1,7 +1,7 @@
 """From a config to a corpus: find, scan, cut and tokenise text, or take it from the cache."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import tokenizers
@@ -19,11 +19,10 @@ from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
-from .scan import Scan, scan_item
-from .sources import Item, Log, Source, resolve_source, resolve_sources
+from .scan import Progress, scan_sources
+from .sources import Log, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id
 
-Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
 # Part of every key: to be raised when the same input would give other tokens.
 PIPELINE_VERSION = 1
 
@@ -76,7 +75,8 @@ class _Preparation:
     def run(self, seed: int, length: int | None) -> Corpus:
         sources = resolve_sources(self.data, self.say)
         held = self._held_out()
-        scanned = self._scan([*sources, held] if held else list(sources))
+        named = [*sources, held] if held else list(sources)
+        scanned = scan_sources(named, self.folder / "scans", self.progress, self.say)
         train = [
             Part(source, items, self.data.val_fraction if held is None else 0.0)
             for source, items in zip(sources, scanned, strict=False)
@@ -149,33 +149,6 @@ class _Preparation:
 
     def _settings(self, chats: int) -> list[object]:
         return [self.data.loss_on, self.template.text] if chats else []
-
-    def _scan(self, sources: Sequence[Source]) -> list[list[tuple[Item, Scan]]]:
-        """Scan every item; empty ones are left out, or refused where they were named."""
-        total = sum(item.path.stat().st_size for source in sources for item in source.items if item.path is not None)
-        done = 0
-
-        def read(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress("reading", min(done, total), total)
-
-        scanned = []
-        for source in sources:
-            items = []
-            for item in source.items:
-                scan = scan_item(item, self.folder / "scans", read)
-                if scan.length:
-                    items.append((item, scan))
-                    continue
-                what = "is empty" if item.kind == "text" or scan.num_bytes == 0 else "holds no text in its records"
-                if item.chosen:
-                    raise UserError(f"{item.name} {what}; expected text to train on, so fill it or leave it out")
-                self.say(f"{item.name} {what}; left out")
-            if not items:
-                raise UserError(f"all {len(source.items)} files of {source.name} are empty; expected text to train on")
-            scanned.append(items)
-        return scanned
 
     def _refuse_or_report(self, train: list[Part], val: list[Part], chats: int, *, separate: bool) -> bool:
         """Refuse or report settings that do not fit the text.

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,12 +14,15 @@ from ...contract.text_compression import without_compression
 from ...contract.text_file import text_pieces
 from .records import read_records
 from .records.document import document_of, encodable
-from .sources import Item
+from .sources import Item, Log, Source
 
 # A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy"
 # files): its scan is not remembered.
 SETTLED_SECONDS = 2.0
 SCAN_VERSION = 1
+
+
+Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,46 @@ class Scan:
     """Characters of a plain text, documents of records."""
     chats: int
     """Documents that are conversations."""
+
+
+def scan_sources(
+    sources: Sequence[Source], folder: Path, progress: Progress, log: Log
+) -> list[list[tuple[Item, Scan]]]:
+    """Scan the items of every source; empty ones are left out, or refused where they were named.
+
+    Args:
+        sources: What is read.
+        folder: Where earlier scans are stored.
+        progress: Called now and then with the bytes read.
+        log: Gets a sentence about each item that is left out.
+
+    Raises:
+        UserError: an item cannot be read, or a source has no text.
+    """
+    total = sum(item.path.stat().st_size for source in sources for item in source.items if item.path is not None)
+    done = 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("reading", min(done, total), total)
+
+    scanned = []
+    for source in sources:
+        items = []
+        for item in source.items:
+            scan = scan_item(item, folder, read)
+            if scan.length:
+                items.append((item, scan))
+                continue
+            what = "is empty" if item.kind == "text" or scan.num_bytes == 0 else "holds no text in its records"
+            if item.chosen:
+                raise UserError(f"{item.name} {what}; expected text to train on, so fill it or leave it out")
+            log(f"{item.name} {what}; left out")
+        if not items:
+            raise UserError(f"all {len(source.items)} files of {source.name} are empty; expected text to train on")
+        scanned.append(items)
+    return scanned
 
 
 def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:

@@ -23,6 +23,7 @@ def texts(spec, field=None):
         ("a.csv", "sep=;\r\nid;text\r\n1;one, two\r\n2;three\r\n", None),
         ("a.csv", "a,b;text\n1;one, two\n2;three\n", None),
         ("a.csv", "id\ttext\n1\tone, two\n2\tthree\n", None),
+        ("a.csv", "id|text\n1|one, two\n2|three\n", None),
         ("a.tsv", "id\ttext\n1\tone, two\n2\tthree\n", None),
         ("a.tsv", 'text\n"one, two"\nthree\n', None),
         ("a.csv", 'id,text\n1,"one, two"\n2,three', None),

@@ -1,5 +1,6 @@
 """JSON that is not JSON: the cause is found by looking, and the advice works when it is typed."""
 
+import gzip
 import json
 import re
 import shutil
@@ -30,9 +31,9 @@ def message_of(spec):
 
 def typed(message, folder):
     """Type the command at the end of a message."""
-    command = re.search(r"(?:jq|tr) .*$", message)
+    command = re.search(r"(?:gzip -dc|jq|tr) .*$", message)
     assert command, message
-    if command[0].startswith("jq") and shutil.which("jq") is None:
+    if "jq" in command[0] and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
     subprocess.run(["bash", "-c", command[0]], check=True, cwd=folder)
 
@@ -68,6 +69,17 @@ def test_concatenated_records_in_json_are_named_and_the_advice_makes_a_list(writ
     assert texts(str(tmp_path / "list-a.json")) == TEXTS
 
 
+def test_the_advice_for_a_compressed_file_decompresses_it(write, tmp_path):
+    message = message_of(write("a.jsonl.gz", gzip.compress(f"{RECORDS[0]} {RECORDS[1]}".encode())))
+    typed(message, tmp_path)
+    assert texts(str(tmp_path / "lines-a.jsonl")) == TEXTS[:2]
+    message = message_of(write("b.jsonl.gz", gzip.compress("\r".join(RECORDS).encode())))
+    typed(message, tmp_path)
+    assert texts(str(tmp_path / "lf-b.jsonl")) == TEXTS
+    message = message_of(write("c.jsonl.gz", gzip.compress(f"[{RECORDS[0]}]".encode())))
+    assert message.endswith("rename the file to c.json.gz")
+
+
 @pytest.mark.parametrize("content", ["[{0}, {1}]", "[\n{0},\n{1}\n]\n"])
 def test_a_list_under_the_name_of_lines_is_renamed_by_the_advice(write, content):
     path = Path(write("a.jsonl", content.format(*RECORDS)))
@@ -94,6 +106,7 @@ def test_a_list_under_the_name_of_lines_is_renamed_by_the_advice(write, content)
         ),
         ("a.jsonl", '{"text": "C:\\dir"}\n', "a backslash that begins no escape"),
         ("a.json", '[ // texts\n"x"]', "a comment"),
+        ("a.json", "<!DOCTYPE html><html>", "a web page"),
         ("a.json", '["x"] trailing', r"'trailing' behind the value"),
         ("a.jsonl", '"x" trailing\n', r"'trailing' behind the record"),
         ("a.jsonl", "plain text, and no JSON\n" * 3, r"line 1: not JSON \('plain' is no JSON value"),

@@ -2,17 +2,17 @@
 
 import csv
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from ....contract.errors import UserError
+from ....contract.text_diagnosis import output_name, shell_command
 from .fields import TEXT_FIELDS, Located, repeated_names, used_fields
 from .lines import numbered_lines
 
 FIELD_LIMIT = 2**30  # the csv module stops at 128 KiB, which one long document passes
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 
 
 def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> Iterator[Located]:
@@ -65,7 +65,7 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
         ) from None
 
 
-_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def _cells(count: int) -> str:
@@ -91,7 +91,8 @@ def _split(lines: Iterable[str], delimiter: str) -> list[str]:
 
 def carriage_returns(path: Path, line: int) -> UserError:
     """Explain a file whose lines end in a carriage return alone."""
+    command = shell_command(str(path), r"tr '\r' '\n'")
     return UserError(
         f"{path}, line {line}: lines end in a carriage return (CR) alone; expected LF or CR LF. Convert them: "
-        f"tr '\\r' '\\n' < {shlex.quote(str(path))} > {shlex.quote(f'lf-{path.name}')}"
+        f"{command} > {output_name('lf', path.name)}"
     )

@@ -3,12 +3,12 @@
 import ast
 import json
 import re
-import shlex
 import warnings
 from pathlib import Path
 
 from ....contract.errors import UserError
 from ....contract.text_compression import without_compression
+from ....contract.text_diagnosis import output_name, shell_command
 from .csv_records import carriage_returns
 
 _TOKENS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
@@ -37,7 +37,7 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
         if line.lstrip()[0] == "[":
             return UserError(
                 f"{where}: a list goes on behind the end of the line; expected one JSON record or string per line. "
-                f"One list in a file wants the extension .json: rename the file to {_renamed(path, '.json')}"
+                f"One list in a file wants the extension .json: rename the file to {renamed(path, '.json')}"
             )
         return UserError(
             f"{where}: the record goes on behind the end of the line (pretty-printed JSON); expected one JSON record "
@@ -85,7 +85,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
         if "\n" in gap and "\n" not in first.strip() and rest[0] in '{["':
             return UserError(
                 f"{where}: not JSON (a second value begins at column {error.colno}); one record per line wants the "
-                f"extension .jsonl: rename the file to {_renamed(path, '.jsonl')}"
+                f"extension .jsonl: rename the file to {renamed(path, '.jsonl')}"
             )
         if rest[0] in '{["':
             return UserError(
@@ -145,6 +145,8 @@ def _cause(text: str, error: json.JSONDecodeError) -> str | None:
         return f"the control character 0x{code:02x} inside a string, which JSON spells \\u{code:04x}"
     if error.msg.startswith("Invalid \\escape"):
         return r"a backslash that begins no escape, which JSON spells \\"
+    if rest.lower().startswith(("<!doctype", "<html")):
+        return "a web page, which was probably saved in place of the file"
     if rest.startswith(("//", "/*", "#")):
         return "a comment, which JSON has not"
     if _is_python(text) or rest.startswith("'"):
@@ -170,10 +172,12 @@ def _shown(text: str) -> str:
     return repr(word[0][:20]) if word else "nothing"
 
 
-def _renamed(path: Path, suffix: str) -> str:
+def renamed(path: Path, suffix: str) -> str:
+    """Give the name of a file with another extension, before that of its compression."""
     inner = without_compression(path)
     return inner.with_suffix(suffix).name + path.name[len(inner.name) :]
 
 
 def _jq(path: Path, options: str, prefix: str) -> str:
-    return f"jq {options} {shlex.quote(str(path))} > {shlex.quote(f'{prefix}-{path.name}')}"
+    command = shell_command(str(path), f"jq {options}", takes_file=True)
+    return f"{command} > {output_name(prefix, path.name)}"
