@@ -130,6 +130,16 @@ def test_zero_bytes_may_pad_compressed_data(write, name):
     assert read_text(write("a.gz", COMPRESS[name](MIXED.encode()) + b"\0" * 100_000)) == MIXED
 
 
+@pytest.mark.parametrize("library", text_compression.ZSTD_LIBRARIES)
+def test_every_library_that_reads_zstandard_reads_all_frames_and_notices_a_cut(write, monkeypatch, library):
+    pytest.importorskip(library)
+    monkeypatch.setattr(text_compression, "ZSTD_LIBRARIES", (library,))
+    data = zstd(MIXED.encode() * 300) + zstd(MIXED.encode())
+    assert read_text(write("a.txt.zst", data)) == MIXED * 301
+    assert "damaged zstd data" in refused(write("a.txt.zst", data[:-4]))
+    assert "damaged zstd data" in refused(write("a.txt.zst", data + b"garbage"))
+
+
 def test_zstandard_without_a_library_says_what_to_install(write, monkeypatch):
     monkeypatch.setattr(text_compression, "ZSTD_LIBRARIES", ("no_such_library",))
     assert "pip install zstandard" in refused(write("a.zst", zstd(b"text")))

@@ -159,6 +159,15 @@ def test_templates_that_are_none_are_refused_in_words(write, name, content, word
         read_templates(write(name, content))
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("main.py", True), ("train.py.txt", True), ("main.py.gz", True), ("a.TS", True), ("a.json", False),
+     ("a.json.gz", False), ("a.txt", False), ("README", False), ("a.b.md", False)],
+)  # fmt: skip
+def test_a_file_is_code_by_its_name(name, code):
+    assert named_as_code(name) == code
+
+
 def test_a_missing_file_is_named_with_its_setting(tmp_path):
     with pytest.raises(UserError, match=r"data\.augment\.synonyms: cannot read .*nowhere\.tsv: No such file"):
         Synonyms(str(tmp_path / "nowhere.tsv"))
