@@ -132,9 +132,9 @@ def undecodable(open_pieces: Pieces, name: str, encoding: str, byte: int, offset
     shown = encoding.upper()
     where = f"{name}, line {line}: not {shown} (byte 0x{byte:02x} at offset {offset})"
     census = _census(open_pieces())
-    known = _known_format(census.head)
-    if known is not None:
-        return UserError(f"{name} is {known[0]} (not {shown} at offset {offset}); expected text, so {known[1]}")
+    form = _known_format(census.head)
+    if form is not None:
+        return UserError(f"{name} is {form[0]} (not {shown} at offset {offset}); expected text, so {form[1]}")
     if encoding != "utf-8":
         return UserError(
             f"{where}; the file begins with the byte order mark of {shown}, so it is damaged or cut short. Fetch it "
@@ -168,10 +168,10 @@ def undecodable(open_pieces: Pieces, name: str, encoding: str, byte: int, offset
 def binary(open_pieces: Pieces, name: str, offset: int) -> UserError:
     """Explain a zero byte: which binary format it is, UTF-16 without its mark, or a text with stray zero bytes."""
     census = _census(open_pieces())
-    known = _known_format(census.head)
-    if known is not None:
+    form = _known_format(census.head)
+    if form is not None:
         return UserError(
-            f"{name} is a binary file (a zero byte at offset {offset}): {known[0]}; expected text, so {known[1]}"
+            f"{name} is a binary file (a zero byte at offset {offset}): {form[0]}; expected text, so {form[1]}"
         )
     where = f"{name} is a binary file (a zero byte at offset {offset}), expected text"
     if census.zeros > census.size / 4 and not census.size % 2:
@@ -199,7 +199,7 @@ def looks_binary(head: bytes) -> bool:
 def _known_format(head: bytes) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "a tar archive", "unpack it first with tar -xf"
-    return next((known[1:] for known in _FORMATS if head.startswith(known[0])), None)
+    return next((form[1:] for form in _FORMATS if head.startswith(form[0])), None)
 
 
 def _iconv(name: str, encoding: str, *, drop: bool = False) -> str:

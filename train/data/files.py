@@ -68,17 +68,17 @@ def find_files(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
 def _of_folder(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
     folder = _snapshot(path)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
-    known = [p for p in files if kind_of(p)]
-    if not known:
+    texts = [p for p in files if kind_of(p)]
+    if not texts:
         others = sorted({p.suffix or p.name for p in files})[:8]
         raise UserError(
             f"the folder {spec} holds no text: found {', '.join(others) if others else 'no files'}, expected "
             f"{', '.join(EXTENSIONS)}. Other text, such as code, is taken where a pattern names it: "
             f"--data '{path / '**' / '*.py'}'"
         )
-    if len(known) < len(files):
-        log(f"the folder {spec}: {len(known)} files read, {len(files) - len(known)} of other kinds left out")
-    return known
+    if len(texts) < len(files):
+        log(f"the folder {spec}: {len(texts)} files read, {len(files) - len(texts)} of other kinds left out")
+    return texts
 
 
 def _of_pattern(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:

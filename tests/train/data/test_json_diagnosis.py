@@ -106,6 +106,7 @@ def test_a_list_under_the_name_of_lines_is_renamed_by_the_advice(write, content)
         ),
         ("a.jsonl", '{"text": "C:\\dir"}\n', "a backslash that begins no escape"),
         ("a.json", '[ // texts\n"x"]', "a comment"),
+        ("a.jsonl", '"fine"\nI', r"line 2: not JSON \('I' is no JSON value"),
         ("a.json", "<!DOCTYPE html><html>", "a web page"),
         ("a.json", '["x"] trailing', r"'trailing' behind the value"),
         ("a.jsonl", '"x" trailing\n', r"'trailing' behind the record"),

@@ -42,6 +42,18 @@ def test_a_column_that_is_not_used_is_no_hindrance(tmp_path, other):
     assert texts(write_table(tmp_path, pa.table({"x": OTHERS[other], "text": TEXTS, "y": OTHERS[other]}))) == TEXTS
 
 
+def test_a_damaged_column_that_is_not_used_is_no_hindrance(tmp_path):
+    path = write_table(tmp_path, pa.table({"x": [f"other {n}" for n in range(N)], "text": TEXTS}), use_dictionary=False)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    start, size = chunk.data_page_offset, chunk.total_compressed_size
+    data[start : start + size] = b"\xff" * size
+    path.write_bytes(data)
+    assert texts(path) == TEXTS
+    with pytest.raises(UserError, match="is not a whole Parquet file"):
+        texts(path, "x")
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -72,9 +72,9 @@ def json_list(path: Path) -> Iterator[Located]:
     if isinstance(value, dict):
         lists = [key for key, entry in value.items() if isinstance(entry, list)]
         if len(lists) != 1:
-            found = ", ".join(map(str, lists)) if lists else "no list"
+            names = ", ".join(map(str, lists)) if lists else "no list"
             raise UserError(
-                f"{path} is an object with {found}; expected a list, or an object that holds exactly one list"
+                f"{path} is an object with {names}; expected a list, or an object that holds exactly one list"
             )
         refuse_repeated(value, lists, str(path))
         value = value[lists[0]]
