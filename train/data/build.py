@@ -1,4 +1,4 @@
-"""Segments in, cache entry out: tokenises one source."""
+"""Tokenise one source: segments in, cache entry out."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from .config import TokenizerConfig
 from .documents import Segment
 from .tokenizers import Encoder
 
-BATCH_CHARS = 2 * 2**20  # tokenised at once: enough to keep every core busy, small enough to forget
+BATCH_CHARS = 2 * 2**20  # tokenised at once: enough for every core, little in memory
 HELDOUT_BYTES = 2**20
 SAMPLE_CHARS = 2**16
 
@@ -30,7 +30,7 @@ def write_entry(
     unknown: int | None,
     advance: Callable[[int], None],
 ) -> None:
-    """Tokenises `segments` into the arrays of an entry in `folder`; `advance` hears of the bytes of text done."""
+    """Tokenise `segments` into the arrays of an entry in `folder`; `advance` gets the bytes of text done."""
     writer = EntryWriter(folder, wide, masked, eos_id)
     eos = np.array([eos_id])
     stats = dict.fromkeys(
@@ -70,7 +70,7 @@ def _encoded(segments: Iterable[Segment], encoder: Encoder) -> Iterator[tuple[Se
     size = 0
     for segment in segments:
         batch.append(segment)
-        size += len(segment.text) + 64  # many empty ones must end too
+        size += len(segment.text) + 64  # many empty segments fill a batch too
         if size >= BATCH_CHARS:
             yield from zip(batch, encoder.encode_batch([s.text for s in batch]), strict=True)
             batch, size = [], 0
@@ -79,29 +79,29 @@ def _encoded(segments: Iterable[Segment], encoder: Encoder) -> Iterator[tuple[Se
 
 
 def expected_bytes(segments: Iterable[Segment], encoder: Encoder, num_bytes: int, token_bytes: int) -> int:
-    """About how many bytes the entry of a text of `num_bytes` takes, from the tokens of its first segments."""
+    """Estimate the bytes of the entry of a text of `num_bytes`, from the tokens of its first segments."""
     text = "".join(segment.text for segment in islice(segments, 64))[:SAMPLE_CHARS]
     tokens = len(encoder.encode_batch([text])[0])
     return int(num_bytes * token_bytes * tokens / max(1, len(text.encode()))) + 2**20
 
 
-def report_unknown(entries: list[Entry], size: int, config: TokenizerConfig, say: Callable[[str], None]) -> None:
-    """Says how much of the held-out text a vocabulary of `size` does not know, if any."""
+def report_unknown(entries: list[Entry], size: int, config: TokenizerConfig, log: Callable[[str], None]) -> None:
+    """Report how much of the held-out text is not in a vocabulary of `size`, if any."""
     unknown = sum(entry.stats["val_unknown"] for entry in entries)
     if not unknown:
         return
     total = sum(len(entry.val.tokens) - 1 for entry in entries)
     full = config.kind == "words" and size >= config.size_limit
-    cure = "a larger tokenizer.vocab_size knows more of them, and " if full else ""
-    say(
+    cure = "a larger tokenizer.vocab_size takes in more of them, and " if full else ""
+    log(
         f"{unknown:,} of {total:,} held-out tokens ({unknown / total:.2%}) are not in the vocabulary of the "
         f"{config.kind} tokenizer and count as <unk>, so loss and bits per byte seem better "
-        f"than they are; {cure}bpe and bytes know everything"
+        f"than they are; {cure}bpe and bytes can write any text"
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or would be made."""
+    """Count the free bytes where `folder` is or would be made."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

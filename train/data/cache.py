@@ -3,7 +3,7 @@
 An entry is `tokens/KEY/`: `train.tokens`, `val.tokens` (uint16 or uint32, little-endian), `*.mask` (uint8, only where
 some token is not scored), `*.docs` (uint64, where documents start), `heldout.txt`, and `entry.json` with the size and
 sha256 of the others. KEY is the digest of everything the content depends on. Entries may be deleted at any time; they
-are made again.
+are written again.
 """
 
 import contextlib
@@ -34,15 +34,14 @@ READ_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Stream:
-    """The tokens of one part of one source: end-of-text, document, end-of-text, document, ..., end-of-text.
+    """The tokens of one part of one source: end-of-text, document, end-of-text, document, ..., end-of-text."""
 
-    `tokens` (N,) uint16 or uint32; `mask` (N,) bool, or None when all are scored; `docs` (documents,) where each
-    begins.
-    """
-
-    tokens: NDArray[Any]
-    mask: NDArray[np.bool_] | None
-    docs: NDArray[np.uint64]
+    tokens: NDArray[Any]  # (N,)
+    """uint16 or uint32."""
+    mask: NDArray[np.bool_] | None  # (N,)
+    """Which tokens are scored; None when all are."""
+    docs: NDArray[np.uint64]  # (documents,)
+    """Where each document begins."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,17 @@ class Entry:
     """One source, tokenised."""
 
     train: Stream
+    """The part to train on."""
     val: Stream
+    """The part that is held out."""
     stats: dict[str, int]
+    """Counts of bytes, scored tokens and unknown tokens of both parts."""
     heldout: str
+    """The first held-out text."""
 
 
 class EntryWriter:
-    """Writes the arrays of an entry one after the other into a folder that is not yet in its place."""
+    """Writes the arrays of an entry, in turn, into a folder that is not yet in its place."""
 
     def __init__(self, folder: Path, wide: bool, masked: bool, eos_id: int) -> None:
         self.folder = folder
@@ -70,18 +73,18 @@ class EntryWriter:
             self._write(f"{part}.docs", b"")
 
     def append(self, part: str, ids: NDArray[Any], scored: bool) -> None:
-        """Adds tokens to the end of "train" or "val"."""
+        """Add tokens to the end of "train" or "val"."""
         self._write(f"{part}.tokens", ids.astype(self.dtype).tobytes())
         if self._masked:
             self._write(f"{part}.mask", (b"\1" if scored else b"\0") * len(ids))
         self._length[part] += len(ids)
 
     def start_document(self, part: str) -> None:
-        """Notes that a document begins with the next token."""
+        """Record that a document begins with the next token."""
         self._write(f"{part}.docs", np.array([self._length[part]], dtype="<u8").tobytes())
 
     def finish(self, stats: dict[str, int], heldout: str) -> None:
-        """Writes what is left, `entry.json` last, and waits for the disk."""
+        """Write the rest, `entry.json` last, and wait for the disk."""
         self._write(HELDOUT, heldout.encode())
         listing = {}
         for name, (file, digest) in self._files.items():
@@ -93,7 +96,7 @@ class EntryWriter:
         write_whole(self.folder / "entry.json", json.dumps(header, indent=1))
 
     def close(self) -> None:
-        """Closes the files of an entry that was given up."""
+        """Close the files, also of an entry that is not finished."""
         for file, _ in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
@@ -108,9 +111,9 @@ class EntryWriter:
 
 
 def open_entry(folder: Path) -> Entry | None:
-    """The entry in `folder`, every byte checked against its digest; None when there is none.
+    """Open the entry in `folder`, with every byte checked against its digest; None when there is none.
 
-    A damaged one is named on stderr, removed, and counts as none.
+    A damaged entry is named on stderr, removed, and counts as none.
     """
     header_path = folder / "entry.json"
     if not header_path.exists():
@@ -128,16 +131,17 @@ def open_entry(folder: Path) -> Entry | None:
             heldout=(folder / HELDOUT).read_bytes().decode(),  # line ends stay as they are
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"the tokenised text in {folder} is damaged ({error}); making it again", file=sys.stderr)
+        print(f"the tokenised text in {folder} is damaged ({error}); tokenising it again", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
 @contextlib.contextmanager
 def new_entry(folder: Path, expected_bytes: int) -> Iterator[Path]:
-    """A folder to write in, moved to `folder` at the end of the block; of several writers the first one wins.
+    """Make a folder to write in, moved to `folder` at the end of the block; of several writers the first one wins.
 
-    Raises UserError when the disk is full (naming the folder and `expected_bytes`) or the place cannot be written.
+    Raises:
+        UserError: the disk is full (with the folder and `expected_bytes`), or the place cannot be written.
     """
     parent = folder.parent
     temporary: Path | None = None
@@ -162,7 +166,7 @@ def new_entry(folder: Path, expected_bytes: int) -> Iterator[Path]:
 
 
 def disk_error(error: OSError, folder: Path, expected_bytes: int) -> UserError:
-    """What a person reads when the cache cannot be written."""
+    """Explain why the cache cannot be written."""
     choose = "choose another folder with --set data.cache_dir=FOLDER or the variable ADAPTIVE_CACHE"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
@@ -188,9 +192,9 @@ def _map(path: Path, dtype: str) -> NDArray[Any]:
 
 
 def _check(path: Path, num_bytes: int, sha256: str) -> None:
-    found = path.stat().st_size
-    if found != num_bytes:
-        raise ValueError(f"{path.name} has {found} bytes, expected {num_bytes}")
+    size = path.stat().st_size
+    if size != num_bytes:
+        raise ValueError(f"{path.name} has {size} bytes, expected {num_bytes}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(READ_BYTES):
@@ -200,7 +204,7 @@ def _check(path: Path, num_bytes: int, sha256: str) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Removes what killed processes left behind."""
+    """Remove the folders that killed processes left behind."""
     for path in parent.glob(".writing-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:

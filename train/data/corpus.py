@@ -20,11 +20,18 @@ from .tokenizers import eos_id, vocabulary_size
 class Corpus:
     """Tokenised text, ready to train on. Made by `prepare`.
 
-    `tokenizer`, `vocab_size` and `eos_id` (of `<|endoftext|>`) belong together; `chat_template` is the jinja2 text when
-    any source holds conversations, else None; `digest` changes when content, tokenizer or settings do;
-    `val_bytes_per_token` is bytes of held-out text per scored held-out token, so that bits per byte = mean loss in nats
-    / ln 2 / val_bytes_per_token; `train_tokens` and `val_tokens` count tokens; `val_is_trained_on` says that all that
-    is held out is trained on as well; `notes` are the sentences that were said while preparing.
+    Attributes:
+        tokenizer: Text to tokens and back.
+        vocab_size: Its tokens, added ones included.
+        eos_id: The id of `<|endoftext|>`.
+        chat_template: The jinja2 text when any source holds conversations, else None.
+        digest: Changes when content, tokenizer or settings do.
+        train_tokens: Tokens to train on, of all sources.
+        val_tokens: Tokens held out.
+        val_bytes_per_token: Bytes of held-out text per scored held-out token, so that bits per byte = mean loss in nats
+            / ln 2 / val_bytes_per_token.
+        val_is_trained_on: Whether all held-out text is trained on as well.
+        notes: The sentences that were logged while preparing.
     """
 
     def __init__(
@@ -45,8 +52,11 @@ class Corpus:
         variants: Sequence[Sequence[Stream]] = (),
         noise: Sequence[Noise | None] = (),
     ) -> None:
-        """`variants` are rewritten training texts of each source, which take turns with its own; `noise` changes its
-        windows."""
+        """Take what `prepare` has made.
+
+        `variants` are rewritten training texts of each source, which take turns with its own; `noise` changes its
+        windows.
+        """
         self.tokenizer = tokenizer
         self.vocab_size = vocabulary_size(tokenizer)
         self.eos_id = eos_id(tokenizer)
@@ -74,67 +84,73 @@ class Corpus:
         self.val_bytes_per_token = sum(entry.stats["val_scored_bytes"] for entry in val) / max(1, scored)
 
     def tokenizer_json(self) -> str:
-        """The tokenizer as the text of a tokenizer.json."""
+        """Write the tokenizer as the text of a tokenizer.json."""
         return str(self.tokenizer.to_str(pretty=True))
 
     def batch(self, first: int, batch_size: int, length: int) -> Batch:
-        """Windows `first` to `first + batch_size - 1` of those of `length` tokens: (batch_size, length).
+        """Take windows `first` to `first + batch_size - 1` of `length` tokens: (batch_size, length).
 
-        A pure function of its arguments and the seed. Windows are numbered from 0 on and each belongs to one epoch, so
-        whoever takes them in their order, in batches of any sizes, repeats none and leaves none out.
-        Raises UserError when the training text is shorter than one window.
+        A pure function of its arguments and the seed. Windows are numbered from 0 and each belongs to one epoch: taken
+        in order, in batches of any sizes, none is repeated and none left out.
+
+        Raises:
+            UserError: the training text is shorter than one window.
         """
         self.require(length)
         dealt = (self._deal(number, length) for number in range(first, first + batch_size))
         return stack([self._windows[source].row(place, length) for source, place in dealt])
 
     def _deal(self, number: int, length: int) -> tuple[int, int]:
-        """The source of window `number`, and how many windows that source had before it."""
+        """Give the source of window `number`, and the count of windows that this source had before it."""
         return self._stages.deal(number, length) if self._stages else self._mixture.deal(number)
 
     def where(self, first: int, batch_size: int, length: int) -> str:
-        """Which windows of which sources a batch holds, as in `a.txt windows 16-19, b.txt window 3`."""
+        """Name the windows of a batch and their sources, as in `a.txt windows 16-19, b.txt window 3`."""
         dealt = sorted(self._deal(number, length) for number in range(first, first + batch_size))
         parts = []
         for source, group in groupby(dealt, key=lambda pair: pair[0]):
-            places = [place for _, place in group]  # of one source they follow each other
+            places = [place for _, place in group]  # those of one source are consecutive
             span = f"window {places[0]}" if len(places) == 1 else f"windows {places[0]}-{places[-1]}"
             parts.append(f"{self.names[source]} {span}")
         return ", ".join(parts)
 
     def stage(self, number: int, length: int) -> tuple[int, int | None]:
-        """The first window of the stage that window `number` belongs to, and of the next; None in the last stage."""
+        """Give the first window of the stage of window `number`, and of the next stage (None in the last)."""
         return self._stages.around(number, length) if self._stages else (0, None)
 
     def total_windows(self, length: int) -> int | None:
-        """Windows in which every source has its epochs; None where they have no such number."""
+        """Count the windows until every source has had its epochs; None where the sources go on without end."""
         return self._stages.total(length) if self._stages else None
 
     def epoch(self, number: int, length: int) -> int:
-        """Windows of one epoch of the source that window `number` is of; of all sources together where they mix."""
+        """Count the windows in one epoch of the source of window `number`; of all sources together where they mix."""
         if self._stages:
             return max(1, self._windows[self._deal(number, length)[0]].count(1, length))
         return max(1, sum(windows.count(1, length) for windows in self._windows))
 
     def require(self, length: int) -> None:
-        """Raises UserError unless every source can fill a window of `length` tokens and something is held out."""
+        """Check that every source fills a window of `length` tokens and that some text is held out.
+
+        Raises:
+            UserError: one of them does not.
+        """
         if not self.val_tokens:
-            raise UserError("nothing is held out")  # prepare refuses this; here for whoever builds a Corpus by hand
+            raise UserError("nothing is held out; give more text")  # for a Corpus built by hand: prepare refuses this
         for name, entry in zip(self.names, self._entries, strict=True):
-            found = len(entry.train.tokens)
-            if self._fills_windows and found < length + 1:
+            tokens = len(entry.train.tokens)
+            if self._fills_windows and tokens < length + 1:
                 raise UserError(
-                    f"{name}: {found} training tokens, but one window of context length {length} needs {length + 1}; "
+                    f"{name}: {tokens} training tokens, but one window of context length {length} needs {length + 1}; "
                     "give more "
-                    f"text, or --set model.context_length={largest_power_of_two(found - 1)}"
+                    f"text, or --set model.context_length={largest_power_of_two(tokens - 1)}"
                 )
 
     def val_windows(self, length: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The held-out text in order: windows that do not overlap, every token a target once, the last window padded;
-        or, where training packs documents, windows packed and scored in the same way.
+        """Give the held-out text in order, in batches of windows; the last batch may have fewer rows.
 
-        With `max_tokens` each source gives its share of that many, from its beginning. The last batch may have fewer
-        rows.
+        Windows do not overlap, every token is a target once, and the last window is padded; where training packs
+        documents, windows are packed and scored in the same way. With `max_tokens` each source gives its share of that
+        number, from its beginning.
         """
         rows: list[Row] = []
         for entry in self._val:
@@ -149,9 +165,9 @@ class Corpus:
             yield stack(rows)
 
     def heldout_text(self, max_bytes: int) -> str:
-        """The first held-out text, at most `max_bytes` of UTF-8, with `<|endoftext|>` between documents.
+        """Give the first held-out text, at most `max_bytes` of UTF-8, with `<|endoftext|>` between documents.
 
-        Of several sources each gives its share.
+        Each of several sources gives its share.
         """
         texts = []
         for entry in self._val:
@@ -162,5 +178,5 @@ class Corpus:
 
 
 def largest_power_of_two(limit: int) -> int:
-    """The largest power of two that is at most `limit`, and at least 1."""
+    """Give the largest power of two that is at most `limit`, and at least 1."""
     return 1 << max(0, limit.bit_length() - 1)

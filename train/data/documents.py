@@ -1,4 +1,4 @@
-"""Every item as a series of segments: strings to tokenise, whether they are scored, where documents begin and end."""
+"""Items as segments: strings to tokenise, whether they are scored, and where documents begin and end."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,11 +16,15 @@ class Segment(NamedTuple):
     """A string that is tokenised on its own."""
 
     text: str
-    scored: bool  # its tokens count in the loss
-    starts: bool  # a document begins here
-    eos: bool  # the end-of-text token follows
+    scored: bool
+    """Whether its tokens count in the loss."""
+    starts: bool
+    """Whether a document begins here."""
+    eos: bool
+    """Whether the end-of-text token follows."""
     held_out: bool
-    answer: bool = False  # said by the assistant
+    answer: bool = False
+    """Whether the assistant says it."""
 
 
 def segments(
@@ -31,9 +35,15 @@ def segments(
     rewriter: Rewriter | None = None,
     place: int = 0,
 ) -> Iterator[Segment]:
-    """The segments of `item`; all after its first `cut` characters (plain text) or documents (records) is held out.
+    """Read the segments of an item.
 
-    `rewriter` has the word on each training document of the item, which is number `place` of its source.
+    Args:
+        item: What is read.
+        cut: All after its first `cut` characters (plain text) or documents (records) is held out.
+        template: Writes conversations.
+        answers_only: Whether only answers are scored in conversations.
+        rewriter: Rewrites the training documents, if given.
+        place: The number of the item in its source, for the rewriter.
     """
     if item.kind == "text":
         assert item.path is not None
@@ -42,8 +52,8 @@ def segments(
         for number, (held_out, text, last) in enumerate(text_chunks(item.path, cut)):
             fresh = fresh or held_out != part
             part = held_out
-            said = text if rewriter is None or held_out else rewriter.text(text, mix(place, number))
-            yield Segment(said, True, fresh, last, held_out)
+            written = text if rewriter is None or held_out else rewriter.text(text, mix(place, number))
+            yield Segment(written, True, fresh, last, held_out)
             fresh = last
         return
     number = 0

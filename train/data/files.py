@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from ...contract.errors import UserError
-from ...contract.text_compression import open_file, without_compression
+from ...contract.text_compression import file_bytes, without_compression
+from ...contract.text_diagnosis import looks_binary
 from .builtin import BUILTINS
 
 Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "hf", "builtin"]
@@ -67,17 +68,17 @@ def find_files(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
 def _of_folder(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
     folder = _snapshot(path)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder)))
-    known = [p for p in files if kind_of(p)]
-    if not known:
+    texts = [p for p in files if kind_of(p)]
+    if not texts:
         others = sorted({p.suffix or p.name for p in files})[:8]
         raise UserError(
             f"the folder {spec} holds no text: found {', '.join(others) if others else 'no files'}, expected "
             f"{', '.join(EXTENSIONS)}. Other text, such as code, is taken where a pattern names it: "
             f"--data '{path / '**' / '*.py'}'"
         )
-    if len(known) < len(files):
-        log(f"the folder {spec}: {len(known)} files read, {len(files) - len(known)} of other kinds left out")
-    return known
+    if len(texts) < len(files):
+        log(f"the folder {spec}: {len(texts)} files read, {len(files) - len(texts)} of other kinds left out")
+    return texts
 
 
 def _of_pattern(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
@@ -89,7 +90,7 @@ def _of_pattern(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]
             f"the pattern {spec} matches no file (looked from {Path.cwd()}); quote it so that the shell leaves it "
             "alone, or widen it"
         )
-    texts = [p for p in files if kind_of(p) or not _looks_binary(p)]
+    texts = [p for p in files if kind_of(p) or not _is_binary(p)]
     if not texts:
         raise UserError(f"the pattern {spec} matches binary files alone ({_listed(files)}); expected text")
     binary = [p for p in files if p not in set(texts)]
@@ -98,11 +99,8 @@ def _of_pattern(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]
     return texts
 
 
-def _looks_binary(path: Path) -> bool:
-    """Tell whether a file of unknown kind is no text: a zero byte near its beginning, as git does."""
-    with open_file(path) as file:
-        head = file.read(_SNIFFED_BYTES)
-    return b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff") and without_compression(path) == path
+def _is_binary(path: Path) -> bool:
+    return looks_binary(next(file_bytes(path), b"")[:_SNIFFED_BYTES])
 
 
 def _listed(files: Sequence[Path]) -> str:

@@ -1,6 +1,6 @@
-"""Which window comes when: pure functions of seed and number, so that a resumed run needs no state to go on exactly.
+"""The order of windows: pure functions of seed and number, so that a resumed run goes on exactly without any state.
 
-The arithmetic is our own 64-bit integers and not a library's generator, whose streams may change between versions.
+The arithmetic is on 64-bit integers, not by the generator of a library, whose numbers may change between versions.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _ROUNDS = 6
 
 
 def mix(*values: int) -> int:
-    """A well-stirred 64-bit number from integers: SplitMix64 (Steele et al. 2014), taking in one value per round."""
+    """Hash integers to 64 bits: SplitMix64 (Steele et al. 2014), one value per round."""
     state = 0
     for value in values:
         state = (state + value + _GOLDEN) & _MASK64
@@ -25,11 +25,11 @@ def mix(*values: int) -> int:
 
 
 def permuted(index: int, length: int, key: int) -> int:
-    """Where the permutation of 0..length-1 that `key` chooses sends `index`; nothing of size `length` is made.
+    """Permute `index` by the permutation of 0..length-1 that `key` chooses, in constant memory.
 
-    A Feistel network over the smallest even number of bits that holds `length`. What falls outside walks on until it is
-    inside (cycle walking: Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), at most four steps on
-    average.
+    A Feistel network over the smallest even number of bits that holds `length`. A result outside is permuted again
+    until it is inside (cycle walking: Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), at most four
+    steps on average.
     """
     assert 0 <= index < length
     half = max(1, ((length - 1).bit_length() + 1) // 2)
@@ -44,7 +44,7 @@ def permuted(index: int, length: int, key: int) -> int:
 
 
 def shuffled(length: int, key: int) -> NDArray[np.int64]:
-    """0..length-1 in the order that `key` chooses, (length,)."""
+    """Give 0..length-1 in the order that `key` chooses: (length,)."""
     state = np.arange(length, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
@@ -54,8 +54,7 @@ def shuffled(length: int, key: int) -> NDArray[np.int64]:
 class Mixture:
     """Deals numbered windows to sources so that at any moment each has had its share, to within two windows.
 
-    Source 0 gets window k when floor((k + 1) w + 1/2) > floor(k w + 1/2); the others share what it leaves in the same
-    way.
+    Source 0 gets window k when floor((k + 1) w + 1/2) > floor(k w + 1/2); the others share the rest in the same way.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -63,7 +62,7 @@ class Mixture:
         self._shares = [weight / rest for weight, rest in zip(weights, left, strict=True)]
 
     def deal(self, number: int) -> tuple[int, int]:
-        """The source of window `number`, and how many windows that source had before it."""
+        """Give the source of window `number`, and the count of windows that this source had before it."""
         for source, share in enumerate(self._shares[:-1]):
             before, after = int(number * share + 0.5), int((number + 1) * share + 0.5)
             if after > before:
@@ -73,7 +72,7 @@ class Mixture:
 
 
 def uniform(count: int, key: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that `key` chooses, (count,)."""
+    """Give numbers in [0, 1) that `key` chooses: (count,)."""
     state = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(key))
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)

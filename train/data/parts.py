@@ -1,4 +1,4 @@
-"""One source with what is known of it before it is tokenised: what it holds and where it is cut."""
+"""One source before it is tokenised: its items, what the scan counted, and where each is cut."""
 
 from collections.abc import Iterator
 
@@ -11,37 +11,37 @@ from .sources import Item, Source
 
 
 class Part:
-    """One source with what the scan found, and where each item is cut into training and held-out text."""
+    """One source, scanned, with the place where each item is cut into training and held-out text."""
 
-    def __init__(self, source: Source, found: list[tuple[Item, Scan]], val_fraction: float) -> None:
+    def __init__(self, source: Source, scanned: list[tuple[Item, Scan]], val_fraction: float) -> None:
         self.name = source.name
         self.weight = source.weight
         self.epochs = source.epochs
         self.augment = source.augment
-        self.items = [item for item, _ in found]
-        self.scans = [scan for _, scan in found]
+        self.items = [item for item, _ in scanned]
+        self.scans = [scan for _, scan in scanned]
         # At least one character or document of each item trains, whatever the fraction.
         self.cuts = [max(1, int(scan.length * (1 - val_fraction))) if val_fraction < 1 else 0 for scan in self.scans]
         self.num_bytes = sum(scan.num_bytes for scan in self.scans)
         self.chats = sum(scan.chats for scan in self.scans)
 
     def identity(self) -> list[list[object]]:
-        """What the content of the cache entry depends on; paths do not count."""
+        """List all that the content of the cache entry depends on; paths do not count."""
         return [
             [item.kind == "text", scan.digest, cut]
             for item, scan, cut in zip(self.items, self.scans, self.cuts, strict=True)
         ]
 
     def left(self, rewriter: Rewriter) -> list[bool]:
-        """Of each item, whether `rewriter` leaves it as it is for its name: the one thing that a name decides."""
+        """Tell of each item whether `rewriter` leaves it as it is, which its name alone decides."""
         return [rewriter.leaves(item.name) for item in self.items]
 
     def segments(
         self, template: ChatTemplate, answers_only: bool, rewriter: Rewriter | None = None
     ) -> Iterator[Segment]:
-        """The text of all items in order; training text of an item comes before its held-out text.
+        """Read the text of all items in order; training text of an item comes before its held-out text.
 
-        With `rewriter`, the training text alone, in other words.
+        With `rewriter` only the training text, rewritten.
         """
         for number, (item, cut) in enumerate(zip(self.items, self.cuts, strict=True)):
             own = None if rewriter is None or rewriter.leaves(item.name) else rewriter
@@ -51,7 +51,11 @@ class Part:
 
 
 def share_out(parts: list[Part], tokens: list[int]) -> list[float]:
-    """The share of windows of each source. Raises UserError when given weights leave nothing for those without."""
+    """Compute the share of windows of each source.
+
+    Raises:
+        UserError: the given weights leave nothing for sources without one.
+    """
     given = [part.weight for part in parts]
     if all(weight is not None for weight in given):
         total = sum(weight for weight in given if weight is not None)

@@ -1,7 +1,7 @@
-"""From a config to a corpus: everything of this folder, in the order in which it happens."""
+"""From a config to a corpus: find, scan, cut and tokenise text, or take it from the cache."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import tokenizers
@@ -21,17 +21,16 @@ from .corpus import Corpus
 from .documents import segments
 from .parts import Part, share_out
 from .round_trip import notes_on_losses
-from .scan import Scan, scan_item
-from .sources import Item, Log, Source, resolve_source, resolve_sources
+from .scan import Progress, scan_sources
+from .sources import Log, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id, vocabulary_size
 
-Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
-# Part of every key: raise it when the same input would give other tokens.
+# Part of every key: to be raised when the same input would give other tokens.
 PIPELINE_VERSION = 1
 
 
 def say_on_stderr(text: str) -> None:
-    """The story goes to stderr."""
+    """Print a sentence for the user to stderr."""
     print(text, file=sys.stderr)
 
 
@@ -44,11 +43,18 @@ def prepare(
     say: Log = say_on_stderr,
     length: int | None = None,
 ) -> Corpus:
-    """Reads, splits and tokenises the text of `data`, or finds it done in the cache.
+    """Read, cut and tokenise the text of `data`, or take it from the cache.
 
-    `progress` is called now and then with (what, bytes done, bytes in all); `say` gets sentences for people. With
-    `length` a training text shorter than one window is refused here and not at the first batch. Raises UserError for
-    whatever is wrong with the input, naming file and line.
+    Args:
+        data: What to read.
+        tokenizer: How to tokenise it.
+        seed: Chooses the order of windows.
+        progress: Called now and then with (what is being done, bytes done, bytes in all).
+        say: Gets sentences for the user.
+        length: Refuse a training text shorter than one window of this length here, not at the first batch.
+
+    Raises:
+        UserError: something is wrong with the input; the message names file and line.
     """
     return _Preparation(data, tokenizer, progress, say).run(seed, length)
 
@@ -72,12 +78,13 @@ class _Preparation:
     def run(self, seed: int, length: int | None) -> Corpus:
         sources = resolve_sources(self.data, self.say)
         held = self._held_out()
-        found = self._scan([*sources, held] if held else list(sources))
+        named = [*sources, held] if held else list(sources)
+        scanned = scan_sources(named, self.folder / "scans", self.progress, self.say)
         train = [
             Part(source, items, self.data.val_fraction if held is None else 0.0)
-            for source, items in zip(sources, found, strict=False)
+            for source, items in zip(sources, scanned, strict=False)
         ]
-        val = [Part(held, found[-1], 1.0)] if held else train
+        val = [Part(held, scanned[-1], 1.0)] if held else train
         chats = sum(part.chats for part in [*train, *(val if held else [])])
         trained_on = self._refuse_or_report(train, val, chats, separate=held is not None)
         plan = Plan([part.augment or self.data.augment for part in train])
@@ -90,16 +97,16 @@ class _Preparation:
         augmenter = Augmenter(plan, tokenizer, encoder, seed, self.say)
         variants = []
         for index, (part, entry) in enumerate(zip(train, entries, strict=True)):
-            made = [
+            rewritten = [
                 self._entry(part, tokenizer, tokenizer_json, encoder, rewriter).train
                 for rewriter in augmenter.rewriters(index)
             ]
-            variants.append(augmenter.changed(index, part.name, [entry.train, *made]))
+            variants.append(augmenter.changed(index, part.name, [entry.train, *rewritten]))
         report_unknown(val_entries, tokenizer.get_vocab_size(), self.tokenizer_config, self.say)
         if not sum(entry.stats["val_scored"] for entry in val_entries):
-            found_text = ", ".join(f"{part.name}: {part.num_bytes} bytes" for part in val)
+            sizes = ", ".join(f"{part.name}: {part.num_bytes} bytes" for part in val)
             raise UserError(
-                f"no held-out part is left to measure on ({found_text}; val_fraction {self.data.val_fraction:g}); "
+                f"no held-out part is left to measure on ({sizes}; val_fraction {self.data.val_fraction:g}); "
                 "give more text, a larger --set data.val_fraction=0.3, or a file of its own with --val"
             )
         weights = share_out(train, [len(entry.train.tokens) - 1 for entry in entries])
@@ -164,35 +171,12 @@ class _Preparation:
     def _settings(self, chats: int) -> list[object]:
         return [self.data.loss_on, self.template.text] if chats else []
 
-    def _scan(self, sources: Sequence[Source]) -> list[list[tuple[Item, Scan]]]:
-        """Looks through every item; empty ones are left out, or refused where they were named."""
-        total = sum(item.path.stat().st_size for source in sources for item in source.items if item.path is not None)
-        done = 0
-
-        def read(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress("reading", min(done, total), total)
-
-        found = []
-        for source in sources:
-            items = []
-            for item in source.items:
-                scan = scan_item(item, self.folder / "scans", read)
-                if scan.length:
-                    items.append((item, scan))
-                    continue
-                what = "is empty" if item.kind == "text" or scan.num_bytes == 0 else "holds no text in its records"
-                if item.chosen:
-                    raise UserError(f"{item.name} {what}; expected text to train on, so fill it or leave it out")
-                self.say(f"{item.name} {what}; left out")
-            if not items:
-                raise UserError(f"all {len(source.items)} files of {source.name} are empty; expected text to train on")
-            found.append(items)
-        return found
-
     def _refuse_or_report(self, train: list[Part], val: list[Part], chats: int, *, separate: bool) -> bool:
-        """Refuses or names what does not fit; returns whether all that is held out is trained on as well."""
+        """Refuse or report settings that do not fit the text.
+
+        Returns:
+            Whether all held-out text is trained on as well.
+        """
         if self.data.loss_on == "answers" and not chats:
             raise UserError(
                 "loss_on is 'answers', but no record has an answer; expected records of prompt and completion, or of "
@@ -202,16 +186,16 @@ class _Preparation:
             self.say("data.chat_template is not used: no record is a conversation")
         if not separate:
             return False
-        known = {scan.digest for part in train for scan in part.scans}
-        seen = [item for item, scan in zip(val[0].items, val[0].scans, strict=True) if scan.digest in known]
+        trained = {scan.digest for part in train for scan in part.scans}
+        seen = [item for item, scan in zip(val[0].items, val[0].scans, strict=True) if scan.digest in trained]
         for item in seen:
             self.say(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
         return len(seen) == len(val[0].items)
 
     def _tokenizer(self, train: list[Part], phrases: Sequence[str]) -> Tokenizer:
-        """The tokenizer, found in the cache where the same text and settings have made it before.
+        """Train the tokenizer on the training text and on `phrases`, or take it from the cache.
 
-        It learns from the training text and from `phrases`.
+        The same text and settings make the same tokenizer.
         """
         config = self.tokenizer_config
         if config.is_file or config.kind == "bytes":
@@ -224,9 +208,9 @@ class _Preparation:
             config.train_bytes if bounded and total > config.train_bytes else None,
         ]
         chat = self.template.text if any(part.chats for part in train) else None
-        learned = [part.identity() for part in train]
+        texts = [part.identity() for part in train]
         key = digest_of(
-            [PIPELINE_VERSION, tokenizers.__version__, settings, chat, learned, *([phrases] if phrases else [])]
+            [PIPELINE_VERSION, tokenizers.__version__, settings, chat, texts, *([phrases] if phrases else [])]
         )
         path = self.folder / "tokenizers" / f"{key[:32]}.json"
         try:
@@ -234,7 +218,7 @@ class _Preparation:
         except FileNotFoundError:
             pass
         except (OSError, UserError) as error:
-            self.say(f"making the tokenizer again: {error}")
+            self.say(f"training the tokenizer again: {error}")
         share = min(1.0, config.train_bytes / max(1, total)) if bounded else 1.0
         if share < 1:
             self.say(
@@ -251,7 +235,7 @@ class _Preparation:
         return tokenizer
 
     def _training_text(self, train: list[Part], share: float, total: int) -> Iterator[str]:
-        """The training text in pieces; with a share below 1, evenly spaced ones."""
+        """Read the training text in pieces; with a share below 1, evenly spaced ones."""
         done = number = 0
         for part in train:
             for item, cut in zip(part.items, part.cuts, strict=True):
@@ -273,11 +257,11 @@ class _Preparation:
         rewriter: Rewriter | None = None,
     ) -> Entry:
         masked = self.data.loss_on == "answers" and part.chats > 0
-        other = [] if rewriter is None else [rewriter.identity, part.left(rewriter)]
-        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats), *other])
+        variant = [] if rewriter is None else [rewriter.identity, part.left(rewriter)]
+        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats), *variant])
         folder = self.folder / "tokens" / key[:32]
         wide = vocabulary_size(tokenizer) > 2**16
-        for _ in range(3):  # another process may remove a damaged entry just when we have made a good one
+        for _ in range(3):  # another process may remove a damaged entry just when we have written a good one
             entry = open_entry(folder)
             if entry is not None:
                 return entry
@@ -314,4 +298,4 @@ class _Preparation:
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
-    """The progress of whoever does not ask."""
+    """Ignore the progress."""

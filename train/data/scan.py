@@ -1,10 +1,10 @@
-"""One look through every item before anything is tokenised: is it readable, what is its digest, where is it cut."""
+"""Scan every item before anything is tokenised: can it be read, what is its digest, how long is it."""
 
 import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ...contract.text_compression import without_compression
 from ...contract.text_file import text_pieces
 from .records import read_records
 from .records.document import document_of, encodable
-from .sources import Item
+from .sources import Item, Log, Source
 
 # A file that changed this shortly before it was read may change again within one tick of its time stamp (git's "racy"
 # files): its scan is not remembered.
@@ -22,21 +22,73 @@ SETTLED_SECONDS = 2.0
 SCAN_VERSION = 1
 
 
+Progress = Callable[[str, int, int], None]  # (what is being done, bytes done, bytes in all)
+
+
 @dataclass(frozen=True)
 class Scan:
-    """What one item holds."""
+    """The content of one item in numbers."""
 
-    digest: str  # sha256 of the content
+    digest: str
+    """sha256 of the content."""
     num_bytes: int
-    length: int  # characters of a plain text, documents of records
-    chats: int  # how many of the documents are conversations
+    """Its size; of compressed text, that of the text."""
+    length: int
+    """Characters of a plain text, documents of records."""
+    chats: int
+    """Documents that are conversations."""
+
+
+def scan_sources(
+    sources: Sequence[Source], folder: Path, progress: Progress, log: Log
+) -> list[list[tuple[Item, Scan]]]:
+    """Scan the items of every source; empty ones are left out, or refused where they were named.
+
+    Args:
+        sources: What is read.
+        folder: Where earlier scans are stored.
+        progress: Called now and then with the bytes read.
+        log: Gets a sentence about each item that is left out.
+
+    Raises:
+        UserError: an item cannot be read, or a source has no text.
+    """
+    total = sum(item.path.stat().st_size for source in sources for item in source.items if item.path is not None)
+    done = 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("reading", min(done, total), total)
+
+    scanned = []
+    for source in sources:
+        items = []
+        for item in source.items:
+            scan = scan_item(item, folder, read)
+            if scan.length:
+                items.append((item, scan))
+                continue
+            what = "is empty" if item.kind == "text" or scan.num_bytes == 0 else "holds no text in its records"
+            if item.chosen:
+                raise UserError(f"{item.name} {what}; expected text to train on, so fill it or leave it out")
+            log(f"{item.name} {what}; left out")
+        if not items:
+            raise UserError(f"all {len(source.items)} files of {source.name} are empty; expected text to train on")
+        scanned.append(items)
+    return scanned
 
 
 def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
-    """Reads `item`, or remembers doing so: a file of the same place, size, inode and times is taken to be unchanged.
+    """Read an item, unless it was scanned before: a file of the same path, size, inode and times is not changed.
 
-    `folder` holds what is remembered; `read` is told how many bytes were read. Raises UserError for an item that cannot
-    be read.
+    Args:
+        item: What is read.
+        folder: Where earlier scans are stored.
+        read: Gets the count of bytes read.
+
+    Raises:
+        UserError: the item cannot be read.
     """
     if item.path is None:
         return _scan_records(item)
@@ -50,15 +102,15 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     memory = folder / (hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".json")
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        if known["stamp"] == stamp:
-            return Scan(**known["scan"])
+        earlier = json.loads(memory.read_text(encoding="utf-8"))
+        if earlier["stamp"] == stamp:
+            return Scan(**earlier["scan"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # never seen, or unreadable: look again
+        pass  # never scanned, or unreadable: scan it
     started = time.time()
     scan = _scan_text(item.path, read) if item.kind == "text" else _scan_records(item)
     if started - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS:
-        with contextlib.suppress(OSError):  # only a shortcut is lost
+        with contextlib.suppress(OSError):  # it only saves time
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(memory, json.dumps({"stamp": stamp, "scan": asdict(scan)}))
     return scan

@@ -1,6 +1,4 @@
-"""Sources one after the other, each read so many times."""
-
-from __future__ import annotations
+"""Sources one after the other, each for a number of epochs."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,15 +11,15 @@ from .batches import Windows
 class Stages:
     """Deals numbered windows to sources in turn: a function of number and length, so a resumed run needs no state.
 
-    `epochs` says how often each source is read before the next begins; the last goes on without end.
+    `epochs` is how often each source is read before the next begins; None, for the last, is without end.
     """
 
     def __init__(self, windows: Sequence[Windows], epochs: Sequence[int | None]) -> None:
         self._windows, self._epochs = windows, epochs
 
-    @lru_cache(maxsize=8)  # noqa: B019 - one for each length of a run, and they live as long as it
+    @lru_cache(maxsize=8)  # noqa: B019 - one for each length of a run, kept as long as the run
     def ends(self, length: int) -> list[int]:
-        """How many windows of `length` tokens have come when each stage that has an end is over."""
+        """Count the windows of `length` tokens up to the end of each stage that has one."""
         counts = [
             windows.count(epochs, length)
             for windows, epochs in zip(self._windows, self._epochs, strict=True)
@@ -30,16 +28,16 @@ class Stages:
         return list(accumulate(counts))
 
     def total(self, length: int) -> int | None:
-        """Windows until every source has had its epochs; None where the last has no number of them."""
+        """Count the windows until every source has had its epochs; None where the last goes on without end."""
         return None if self._epochs[-1] is None else self.ends(length)[-1]
 
     def around(self, number: int, length: int) -> tuple[int, int | None]:
-        """The first window of the stage that window `number` belongs to, and of the next; None in the last stage."""
+        """Give the first window of the stage of window `number`, and of the next stage (None in the last)."""
         stage, place = self.deal(number, length)
         return number - place, self.ends(length)[stage] if stage < len(self._windows) - 1 else None
 
     def deal(self, number: int, length: int) -> tuple[int, int]:
-        """The source of window `number`, and how many windows that source had before it."""
+        """Give the source of window `number`, and the count of windows that this source had before it."""
         ends = self.ends(length)[: len(self._windows) - 1]
         stage = bisect_right(ends, number)
         return stage, number - (ends[stage - 1] if stage else 0)

@@ -13,7 +13,7 @@ MAX_PENDING_CHARS = CHUNK_BYTES
 
 
 def text_chunks(path: Path, cut: int) -> Iterator[tuple[bool, str, bool]]:
-    """The document in pieces as (held out, text, last piece of its part), cut after `cut` characters.
+    """Read a document in pieces (held out, text, last piece of its part), cut after `cut` characters.
 
     Pieces end at line boundaries where the tokenizers we train could not join two tokens across them.
     """
@@ -29,7 +29,7 @@ def text_chunks(path: Path, cut: int) -> Iterator[tuple[bool, str, bool]]:
 
 
 def _part(path: Path, cut: int, held_out: bool) -> Iterator[str]:
-    """The decoded pieces before (or after) the first `cut` characters."""
+    """Read the pieces before (or after) the first `cut` characters."""
     seen = 0
     for _, text in text_pieces(path):
         if held_out:
@@ -43,7 +43,7 @@ def _part(path: Path, cut: int, held_out: bool) -> Iterator[str]:
 
 
 def rechunk(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text in pieces of about `PIECE_CHARS`, cut where tokens end."""
+    """Cut the same text into pieces of about `PIECE_CHARS`, where tokens end."""
     pending = ""
     for piece in pieces:
         text, start = pending + piece, 0
@@ -64,7 +64,7 @@ def rechunk(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def line_boundary(text: str, start: int, end: int) -> int:
-    r"""The last place in (start, end) behind a newline between two visible characters; 0 when there is none.
+    r"""Find the last place in (start, end) behind a newline between two visible characters; 0 for none.
 
     Cut there, text has the tokens of the whole: both the GPT-2 pattern of byte-level BPE and our `words` pattern make
     such a newline a token of its own. (In a longer run of white space they look ahead, so that is not cut.)
@@ -78,7 +78,7 @@ def line_boundary(text: str, start: int, end: int) -> int:
 
 
 def word_boundary(text: str, start: int, end: int) -> int:
-    """The last place in (start, end) before a space that follows a visible character; 0 when there is none.
+    """Find the last place in (start, end) before a space that follows a visible character; 0 for none.
 
     A token of those patterns may begin with a space but never holds one behind something visible.
     """

@@ -112,7 +112,7 @@ def test_dropout_by_the_unknown_word(write, corpus_of):
     unknown = corpus.tokenizer.token_to_id("<unk>")
     assert set(batch.ids[batch.ids != plain.ids].tolist()) == {unknown}
     assert 0.4 < np.mean(batch.ids == unknown) < 0.6
-    with pytest.raises(UserError, match=r"has no unknown token; leave it out"):
+    with pytest.raises(UserError, match=r"has no unknown token, because it can write any text; leave it out"):
         corpus_of(text, tokenizer="bytes", augment={"word_dropout": 0.5, "unknown_word": True})
 
 

@@ -87,7 +87,9 @@ def test_a_damaged_entry_is_named_on_stderr_and_made_again(write, corpus_of, cac
     after = corpus_of(source).batch(0, 4, 16)
     assert len(tokenised) == 2
     np.testing.assert_array_equal(before.ids, after.ids)
-    assert re.search(rf"the tokenised text in .* is damaged \(.*{reason}.*\); making it again", capsys.readouterr().err)
+    assert re.search(
+        rf"the tokenised text in .* is damaged \(.*{reason}.*\); tokenising it again", capsys.readouterr().err
+    )
 
 
 def flip(path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_damaged_tokenizer_in_the_cache_is_made_again(write, corpus_of, cache,
     (path,) = (cache / "tokenizers").iterdir()
     path.write_text(path.read_text()[:100])
     assert corpus_of(source, tokenizer="bpe").tokenizer_json() == before
-    assert "making the tokenizer again" in said[0]
+    assert "training the tokenizer again" in said[0]
 
 
 def test_an_entry_without_its_header_was_never_finished(write, corpus_of, cache, tokenised):

@@ -147,16 +147,29 @@ def test_a_table_in_every_form(write, name, content):
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
-    [("t.txt", "Say it", "has 0 times"), ("t.txt", "", "no list of templates"), ("t.yaml", "a: b", "no list"),
-     ("t.json", '["{question}{question}"]', "has 2 times")],
-)  # fmt: skip
+    [
+        ("t.txt", "Say it", r"has \{question\} 0 times"),
+        ("t.txt", "", "no list of templates"),
+        ("t.yaml", "a: b", "no list"),
+        ("t.json", '["{question}{question}"]', r"has \{question\} 2 times"),
+    ],
+)
 def test_templates_that_are_none_are_refused_in_words(write, name, content, words):
     with pytest.raises(UserError, match=words):
         read_templates(write(name, content))
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("main.py", True), ("train.py.txt", True), ("main.py.gz", True), ("a.TS", True), ("a.json", False),
+     ("a.json.gz", False), ("a.txt", False), ("README", False), ("a.b.md", False)],
+)  # fmt: skip
+def test_a_file_is_code_by_its_name(name, code):
+    assert named_as_code(name) == code
+
+
 def test_a_missing_file_is_named_with_its_setting(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.tsv: No such file.*data\.augment\.synonyms"):
+    with pytest.raises(UserError, match=r"data\.augment\.synonyms: cannot read .*nowhere\.tsv: No such file"):
         Synonyms(str(tmp_path / "nowhere.tsv"))
     with pytest.raises(UserError, match=r"data\.augment\.templates"):
         read_templates(str(tmp_path / "nowhere.txt"))

@@ -1,6 +1,4 @@
-"""What `data.augment` does to each source, once the tokenizer is known."""
-
-from __future__ import annotations
+"""The effect of `data.augment` on each source, once the tokenizer is known."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,11 +19,11 @@ from .synonyms import Synonyms
 from .word_noise import Noise, Words
 
 AUGMENT = 7
-"""What sets the keys of this room apart from those of the order of windows."""
+"""Keeps the random keys of this package apart from those of the order of windows."""
 
 
 class Plan:
-    """The settings of each source, with the files that they name read.
+    """The settings of each source, with the tables and templates that they name.
 
     Raises:
         UserError: a table or a file of templates cannot be read, or WordNet is not installed.
@@ -39,11 +37,15 @@ class Plan:
 
     @property
     def phrases(self) -> list[str]:
-        """What the templates say around a question: words that the tokenizer must know too."""
+        """The text of the templates around a question, which the tokenizer must learn too."""
         return sorted({phrase for templates in self.templates for one in templates for phrase in around(one)})
 
     def identity(self, names: Sequence[Sequence[str]]) -> list[object]:
-        """What it does to the text in files of these names, source by source; empty where it does nothing."""
+        """List all that decides how text is varied, for the digest of a corpus; empty where nothing is.
+
+        Args:
+            names: The names of the files of each source.
+        """
         if not any(one.noisy or one.rewrites for one in self.configs):
             return []
         digests = [None if one is None else one.digest for one in self.synonyms]
@@ -53,12 +55,12 @@ class Plan:
 
 
 def around(template: str) -> list[str]:
-    """What stands before and behind the question, each with a space before it."""
+    """List the texts before and behind the question, each with a space before it."""
     return [f" {part.strip()}" for part in template.split(SLOT) if part.strip()]
 
 
 class Augmenter:
-    """Rewriters and noise of each source.
+    """Gives each source its rewriters and its noise.
 
     Raises:
         UserError: an unknown token is asked for, and the tokenizer has none.
@@ -71,41 +73,41 @@ class Augmenter:
         self._words = Words(tokenizer) if any(one.noisy for one in plan.configs) else None
         if self._unknown is None and any(one.unknown_word and one.word_dropout for one in plan.configs):
             raise UserError(
-                "data.augment.unknown_word is set, but this tokenizer knows everything and has no unknown token; leave "
-                "it out, and tokens are replaced by others of the text; or use --tokenizer words or chars"
+                "data.augment.unknown_word is set, but this tokenizer has no unknown token, because it can write any "
+                "text; leave it out to replace tokens by others of the text, or use --tokenizer words or chars"
             )
 
     def rewriters(self, source: int) -> list[Rewriter]:
-        """One for each variant of a source, none where it is not rewritten."""
+        """Make a rewriter for each variant of a source; none where the source is not rewritten."""
         config = self._plan.configs[source]
         if not config.rewrites:
             return []
         templates = self._plan.templates[source]
-        known = [one for one in templates if all(map(self._known, around(one)))]
-        if len(known) < len(templates):
+        usable = [one for one in templates if all(map(self._known, around(one)))]
+        if len(usable) < len(templates):
             self._log(
-                f"{len(templates) - len(known)} of {len(templates)} templates of data.augment hold words that the "
+                f"{len(templates) - len(usable)} of {len(templates)} templates of data.augment hold words that the "
                 "tokenizer does not know, and are left out"
             )
         key = mix(self._seed, source, AUGMENT)
         numbers = range(1, config.variants + 1)
-        return [Rewriter(config, self._plan.synonyms[source], known, self._known, key, number) for number in numbers]
+        return [Rewriter(config, self._plan.synonyms[source], usable, self._known, key, number) for number in numbers]
 
     def noise(self, source: int, names: Sequence[str], stream: Stream) -> Noise | None:
-        """None where the windows of a source, which are of the files `names`, stay as they are."""
+        """Make the noise for a source with files of these names; None where its windows stay as they are."""
         config = self._plan.configs[source]
         if not config.noisy or self._words is None or (config.leave_code and all(map(named_as_code, names))):
             return None
         return Noise(config, self._words, stream, self._unknown)
 
     def changed(self, source: int, name: str, streams: Sequence[Stream]) -> list[Stream]:
-        """Those of `streams` that are not the text itself, which is the first; says so where none is."""
-        found = [one for one in streams[1:] if not np.array_equal(one.tokens, streams[0].tokens)]
-        if len(streams) > 1 and not found:
+        """Keep the streams that differ from the first, which is the text itself; report a source without any."""
+        rewritten = [one for one in streams[1:] if not np.array_equal(one.tokens, streams[0].tokens)]
+        if len(streams) > 1 and not rewritten:
             parts = zip_longest(("synonyms", "templates"), (self._plan.synonyms[source], self._plan.templates[source]))
-            asked = " and ".join(f"data.augment.{part}" for part, given in parts if given)
-            self._log(f"{name}: {asked} change nothing: there is no word of the table, or no question, in it")
-        return found
+            settings = " and ".join(f"data.augment.{part}" for part, given in parts if given)
+            self._log(f"{name}: {settings} change nothing: the text holds no word of the table, or no question")
+        return rewritten
 
     def _is_known(self, text: str) -> bool:
         return self._unknown is None or not bool((self._encoder.encode_batch([text])[0] == self._unknown).any())

@@ -1,16 +1,17 @@
-"""Whether a text is code, so that nothing is shuffled or replaced in it."""
-
-from __future__ import annotations
+"""Recognise code, so that nothing is shuffled or replaced in it."""
 
 import re
-from pathlib import PurePath
+from pathlib import Path
+
+from ....contract.text_compression import without_compression
+from ..files import EXTENSIONS
 
 ENDINGS = frozenset(
     ".py .pyi .ipynb .js .mjs .ts .tsx .jsx .c .h .cc .cpp .hpp .cu .cs .java .kt .go .rs .rb .php .pl .sh .bash .sql "  # noqa: SIM905 - as people read them
     ".swift .scala .lua .r .jl .hs .ml .html .css .scss .xml .json .yaml .yml .toml .ini .cfg .diff .patch".split()
 )
 SHARE = 0.4
-"""Of the lines that are not empty; prose has nearly none of them."""
+"""A text is code from this share of lines that look like code, empty lines aside. Prose has nearly none."""
 _LINE = re.compile(
     r"""^\s*(?:
         (?:def|class)\s+\w+.*:\s*$
@@ -34,14 +35,20 @@ _LINE = re.compile(
 
 
 def named_as_code(name: str) -> bool:
-    """By the name of its file: any of its endings, as in `train.py.txt`."""
-    return any(ending.lower() in ENDINGS for ending in PurePath(name).suffixes[:-1])
+    """Tell by the name of a file whether it holds code: any of its endings, as in `train.py` and `train.py.txt`.
+
+    The last ending does not count where it is that of records or of plain text.
+    """
+    *others, last = ["", *without_compression(Path(name)).suffixes]
+    endings = others if last.lower() in EXTENSIONS else [*others, last]
+    return any(ending.lower() in ENDINGS for ending in endings)
 
 
 def looks_like_code(text: str) -> bool:
-    """By its shape: at least SHARE of the lines are statements, calls, assignments, markup or end in a brace.
+    """Tell whether a text is code by its lines.
 
-    The text of one line must be a statement on the whole; a fence of three backticks is code whatever it holds.
+    At least SHARE of them are statements, calls, assignments, markup or end in a brace. A text of one line must be one
+    statement; a fence of three backticks is code whatever it holds.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
@@ -52,14 +59,14 @@ def looks_like_code(text: str) -> bool:
 
 
 def paragraphs(text: str) -> list[tuple[str, bool]]:
-    """The text in pieces, cut at empty lines, each with whether it is code; joined they are the text.
+    """Cut a text at empty lines into pieces, each with whether it is code. Joined, they are the text.
 
-    A fence holds until it is closed, empty lines included.
+    A fence goes on until it is closed, over empty lines too.
     """
-    found: list[tuple[str, bool]] = []
+    pieces: list[tuple[str, bool]] = []
     fenced = False
     for piece in re.split(r"(\n[ \t]*\n\s*)", text):
         fences = piece.count("```")
-        found.append((piece, fenced or fences > 0 or looks_like_code(piece)))
+        pieces.append((piece, fenced or fences > 0 or looks_like_code(piece)))
         fenced ^= fences % 2 == 1
-    return found
+    return pieces

@@ -1,6 +1,4 @@
-"""Rewritten wordings of documents, before they are tokenised: synonyms, and other ways to ask a question."""
-
-from __future__ import annotations
+"""Rewriting of documents before they are tokenised: synonyms, and other ways to ask a question."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +9,7 @@ from ....contract.messages import Message
 from ..order import mix
 from .codelike import looks_like_code, named_as_code, paragraphs
 from .config import BUILTIN, AugmentConfig
-from .synonyms import Synonyms, cannot_read, read_values
+from .synonyms import Synonyms, read_setting, read_values
 
 SLOT = "{question}"
 BUILTIN_TEMPLATES = (
@@ -29,7 +27,7 @@ _ASKED = re.compile(r"\A(\s*(?:User|Human|Question|Q):\s*)(.+?)(\s+(?:Assistant|
 
 
 class Rewriter:
-    """Makes variant `variant` (1, 2, ...) of a source's documents; the same seed makes the same."""
+    """Writes variant `variant` (1, 2, ...) of the documents of a source; the same seed writes the same."""
 
     def __init__(
         self,
@@ -48,14 +46,14 @@ class Rewriter:
             synonyms.digest if synonyms else None,
             list(templates),
         ]
-        """What a rewritten text depends on besides the text."""
+        """All that a rewritten text depends on besides the text."""
 
     def leaves(self, name: str) -> bool:
-        """Whether a file is left as it is for its name."""
+        """Tell by its name whether a file is left as it is."""
         return self.config.leave_code and named_as_code(name)
 
     def text(self, text: str, number: int) -> str:
-        """Piece `number` of plain text: words are replaced, paragraph by paragraph, where it is not code."""
+        """Replace words in piece `number` of plain text, paragraph by paragraph, where it is not code."""
         if self._synonyms is None or (self.config.leave_code and looks_like_code(text)):
             return text
         pieces = paragraphs(text) if self.config.leave_code else [(text, False)]
@@ -65,14 +63,14 @@ class Rewriter:
         )
 
     def record(self, text: str, number: int) -> str:
-        """Record `number`, which is one string; where it is a question and an answer, only the question is changed."""
+        """Rewrite record `number`, which is one string; of a question and its answer only the question is changed."""
         asked = _ASKED.match(text)
         if asked is None:
             return self.text(text, number)
         return asked[1] + self.question(asked[2], number) + asked[3]
 
     def messages(self, messages: Sequence[Message], number: int) -> list[Message]:
-        """Conversation `number` with what the user asks in other words; what others say is as it was."""
+        """Rewrite the questions of the user in conversation `number`; other turns stay as they are."""
         return [
             Message(role=one["role"], content=self.question(one["content"], mix(number, place)))
             if one["role"] == "user" and one["content"].strip()
@@ -81,7 +79,7 @@ class Rewriter:
         ]
 
     def question(self, text: str, number: int) -> str:
-        """`text` with words replaced, in one of the templates; code stays as it is."""
+        """Replace words of a question and put it into one of the templates; code stays as it is."""
         if self.config.leave_code and looks_like_code(text):
             return text
         asked = self.text(text, number)
@@ -95,7 +93,7 @@ class Rewriter:
 
 
 def read_templates(source: str) -> tuple[str, ...]:
-    """The templates that come with the program, or those of a file: a list in .json or .yaml, else one a line.
+    """Read templates: the built-in ones, or those of a file, a list in .json or .yaml, else one on each line.
 
     Raises:
         UserError: the file cannot be read, holds none, or one of them has not exactly one {question}.
@@ -103,16 +101,13 @@ def read_templates(source: str) -> tuple[str, ...]:
     if source == BUILTIN:
         return BUILTIN_TEMPLATES
     path = Path(source).expanduser()
-    try:
-        if path.suffix in (".json", ".yaml", ".yml"):
-            content = read_values(path)
-        else:
-            content = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise cannot_read("templates", path, error) from None
+    if path.suffix in (".json", ".yaml", ".yml"):
+        content = read_values("templates", path)
+    else:
+        content = [line.strip() for line in read_setting("templates", path).splitlines() if line.strip()]
     if not isinstance(content, list) or not content or not all(isinstance(one, str) for one in content):
         raise UserError(f"{path} holds no list of templates; expected texts such as: Can you tell me: {SLOT}")
     for one in content:
         if one.count(SLOT) != 1:
-            raise UserError(f"{path}: the template {one!r} has {one.count(SLOT)} times {SLOT}, expected it once")
+            raise UserError(f"{path}: the template {one!r} has {SLOT} {one.count(SLOT)} times; expected it once")
     return tuple(content)

@@ -1,10 +1,9 @@
-"""What may stand for a word: a table of the user's, or WordNet where nltk and its corpus are installed."""
-
-from __future__ import annotations
+"""Synonyms of words: from a table of the user, or from WordNet where nltk and its corpus are installed."""
 
 import csv
 import hashlib
 import importlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....contract.errors import UserError
+from ....contract.text_file import read_text
 from ...system.yaml_values import load_yaml
 from ..order import uniform
 from .config import WORDNET
@@ -30,7 +30,7 @@ Lookup = Callable[[str], tuple[str, ...]]
 
 
 class Synonyms:
-    """Replaces words of a text. `digest` changes with what the table says.
+    """Replaces words of a text. `digest` changes with the content of the table.
 
     Raises:
         UserError: there is no such table, it does not hold words, or WordNet is not installed.
@@ -45,10 +45,10 @@ class Synonyms:
         self.digest = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()
 
     def replace(self, text: str, share: float, key: int, known: Callable[[str], bool]) -> str:
-        """`text` with `share` of the words that have a synonym replaced, as `key` chooses.
+        """Replace `share` of the words that have a synonym, as `key` chooses.
 
-        Of the synonyms of a word only those that the tokenizer knows are taken (`known` is asked with the space before
-        them): one that is unknown to the model would teach it nothing. A capital stays a capital.
+        Only synonyms that the tokenizer knows are used (`known` gets them with the space before them): an unknown one
+        would teach the model nothing. A capital stays a capital.
         """
         words = list(_WORD.finditer(text))
         chance, choice = uniform(len(words), key), uniform(len(words), key + 1)
@@ -58,71 +58,82 @@ class Synonyms:
                 continue
             before = text[match.start() - 1 : match.start()]
             space = before if before == " " else ""
-            found = [fitted for one in self._look(match[0].lower()) if known(space + (fitted := like(one, match[0])))]
-            if found:
-                pieces += [text[done : match.start()], found[int(which * len(found))]]
+            usable = [fitted for one in self._look(match[0].lower()) if known(space + (fitted := like(one, match[0])))]
+            if usable:
+                pieces += [text[done : match.start()], usable[int(which * len(usable))]]
                 done = match.end()
         return "".join([*pieces, text[done:]])
 
 
 def like(word: str, model: str) -> str:
-    """`word` with the capitals of `model`."""
+    """Write `word` with the capitals of `model`."""
     if len(model) > 1 and model.isupper():
         return word.upper()
     return word[:1].upper() + word[1:] if model[:1].isupper() else word
 
 
 def read_table(path: Path) -> dict[str, tuple[str, ...]]:
-    """Word, in small letters -> what may stand for it. A .tsv has a word and its synonyms in each line, with tabs
-    between; .json and .yaml hold an object of lists. Raises UserError."""
+    """Read a table: word, in small letters -> its synonyms.
+
+    A .tsv has a word and its synonyms on each line, with tabs between; .json and .yaml hold an object of lists.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold such a table.
+    """
     rows: Iterable[tuple[Any, Any]]
-    try:
-        if path.suffix == ".tsv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                rows = [(row[0], row[1:]) for row in lines if row and not row[0].startswith("#")]
-        else:
-            content = read_values(path)
-            if not isinstance(content, dict):
-                raise UserError(
-                    f"{path} holds a {type(content).__name__}, expected an object such as {{big: [large, huge]}}"
-                )
-            rows = list(content.items())
-    except (OSError, UnicodeDecodeError) as error:
-        raise cannot_read("synonyms", path, error) from None
+    if path.suffix == ".tsv":
+        text = io.StringIO(read_setting("synonyms", path), newline="")
+        lines = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = [(row[0], row[1:]) for row in lines if row and not row[0].startswith("#")]
+    else:
+        content = read_values("synonyms", path)
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{path} holds a {type(content).__name__}, expected an object such as {{big: [large, huge]}}"
+            )
+        rows = list(content.items())
     table: dict[str, tuple[str, ...]] = {}
     for word, synonyms in rows:
         listed = [synonyms] if isinstance(synonyms, str) else synonyms
         if not isinstance(word, str) or not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
-            raise UserError(f"{path}: {word!r} has {synonyms!r}, expected a word and the words that may stand for it")
-        kept = tuple(one.strip() for one in listed if one.strip() and one.strip() != word)
-        if kept:
-            table[word.strip().lower()] = kept
+            raise UserError(f"{path}: {word!r} has {synonyms!r}, expected a word and its synonyms")
+        others = tuple(one.strip() for one in listed if one.strip() and one.strip() != word)
+        if others:
+            table[word.strip().lower()] = others
     if not table:
         raise UserError(f"{path} holds no synonyms; expected lines such as: big, a tab, large, a tab, huge")
     return table
 
 
-def read_values(path: Path) -> Any:
-    """What a .json or .yaml file holds. Raises UserError, or OSError and UnicodeDecodeError as reading does."""
+def read_values(setting: str, path: Path) -> Any:
+    """Read the value in a .json or .yaml file that `data.augment` names under `setting`.
+
+    Raises:
+        UserError: the file cannot be read, or is no JSON or YAML.
+    """
     if path.suffix not in (".json", ".yaml", ".yml", ".tsv", ".txt"):
         raise UserError(f"{path} has the extension {path.suffix or '(none)'!r}; expected .json or .yaml, .tsv or .txt")
+    text = read_setting(setting, path)
     try:
-        return load_yaml(path.read_text(encoding="utf-8-sig"))  # JSON is YAML
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is not {path.suffix[1:].upper()}: {error}") from None
+        return load_yaml(text)  # JSON is YAML
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from None
 
 
-def cannot_read(what: str, path: Path, error: Exception) -> UserError:
-    """The words for a file of `data.augment` that cannot be read."""
-    reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-    return UserError(f"cannot read the {what} {path}: {reason}; check the path of data.augment.{what}")
+def read_setting(setting: str, path: Path) -> str:
+    """Read a text file that `data.augment` names under `setting`.
+
+    Raises:
+        UserError: the file cannot be read or is not text; the message names the setting.
+    """
+    try:
+        return read_text(path)
+    except UserError as error:
+        raise UserError(f"data.augment.{setting}: {error}") from None
 
 
 def wordnet() -> tuple[Lookup, str]:
-    """Lemmas of all synsets of a word (EDA), and what tells one release of WordNet from another. Nothing is fetched.
+    """Look up lemmas of all synsets of a word (EDA), and name the release of WordNet. Nothing is fetched.
 
     Raises:
         UserError: nltk or its corpus is not installed.

@@ -1,6 +1,4 @@
-"""Several wordings of one source that take turns, epoch by epoch."""
-
-from __future__ import annotations
+"""Variants of one source that take turns, epoch by epoch."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -11,14 +9,14 @@ from ..order import mix
 from .word_noise import Noise, NoisyWindows
 
 NOISE = 11
-"""What sets the key of the noise apart from those of the variants."""
+"""Keeps the random key of the noise apart from those of the variants."""
 
 
 class VariantWindows:
-    """Epoch e is an epoch of variant e % V, the first of them the text itself.
+    """Windows of V variants in turn: epoch e is an epoch of variant e % V, the first of them the text itself.
 
-    A rewritten text has another number of tokens, so where an epoch begins is counted and not computed; which window
-    has which number remains a function of number and length.
+    A rewritten text has another number of tokens, so the beginning of an epoch is counted and not computed; a window
+    remains a function of its number and length.
     """
 
     def __init__(self, variants: Sequence[Windows]) -> None:
@@ -26,7 +24,11 @@ class VariantWindows:
         self._ends: dict[int, list[int]] = {}  # length -> windows up to the end of each epoch counted so far
 
     def row(self, number: int, length: int) -> Row:
-        """Window `number` of the series. Raises ZeroDivisionError where no variant fills a window."""
+        """Give window `number` of the series.
+
+        Raises:
+            ZeroDivisionError: no variant fills a window.
+        """
         ends = self._ends.setdefault(length, [])
         while not ends or number >= ends[-1]:
             if len(ends) >= len(self._variants) and ends[-1] == 0:
@@ -39,7 +41,7 @@ class VariantWindows:
         return windows.row(before + number - (ends[epoch - 1] if epoch else 0), length)
 
     def count(self, epochs: int, length: int) -> int:
-        """How many windows of `length` tokens the first `epochs` epochs have."""
+        """Count the windows of `length` tokens in the first `epochs` epochs."""
         ends = self._ends.setdefault(length, [])
         while len(ends) < epochs:
             round_, variant = divmod(len(ends), len(self._variants))
@@ -50,11 +52,18 @@ class VariantWindows:
 
 
 def series(streams: Sequence[Stream], key: int, pack: str, eos_id: int, noise: Noise | None) -> Windows:
-    """The windows of a source, from its text and the rewritten ones of it, packed as `pack` says and changed by
-    `noise`."""
-    made: list[Windows] = []
+    """Make the windows of a source.
+
+    Args:
+        streams: Its text and the rewritten variants.
+        key: Chooses the order of windows.
+        pack: "stream" or "documents".
+        eos_id: The id of `<|endoftext|>`.
+        noise: Changes the windows, if given.
+    """
+    variants: list[Windows] = []
     for variant, stream in enumerate(streams):
         own = mix(key, variant) if variant else key
-        made.append(StreamWindows(stream, own) if pack == "stream" else DocumentWindows(stream, own, eos_id))
-    windows = made[0] if len(made) == 1 else VariantWindows(made)
+        variants.append(StreamWindows(stream, own) if pack == "stream" else DocumentWindows(stream, own, eos_id))
+    windows = variants[0] if len(variants) == 1 else VariantWindows(variants)
     return windows if noise is None else NoisyWindows(windows, noise, mix(key, NOISE))

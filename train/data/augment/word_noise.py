@@ -1,6 +1,4 @@
-"""Word dropout and span shuffle: what is changed in a window while it is read. T tokens of a window, V vocabulary."""
-
-from __future__ import annotations
+"""Word dropout and span shuffle, applied to windows while they are read. T tokens of a window, V vocabulary."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +13,12 @@ from .config import AugmentConfig
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-_SPACES = ("Ġ", "▁")  # what stands for a space in byte-level and sentence-piece vocabularies
+_SPACES = ("Ġ", "▁")  # a space in byte-level and in SentencePiece vocabularies
 _BREAKS = ("Ċ", "\n")
 
 
 class Words:
-    """Where words begin in a series of tokens, by the text of each token; special tokens are no part of any."""
+    """Finds words in a series of tokens by the text of each token; special tokens belong to none."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts: list[str] = []
@@ -41,37 +39,45 @@ class Words:
         self._breaks = np.array(["\n" in text for text in texts])  # (V,)
 
     def starts(self, tokens: Ints) -> Bools:
-        """(T,): True where a word, with the space before it, or a sign begins."""
-        found = np.ones(len(tokens), bool)
+        """Mark where a word, with the space before it, or a sign begins: (T,)."""
+        starts = np.ones(len(tokens), bool)
         joined = (self._last[tokens[:-1]] & self._first[tokens[1:]]) | self._shuts[tokens[:-1]]
-        found[1:] = self._opens[tokens[1:]] | ~joined
-        return found
+        starts[1:] = self._opens[tokens[1:]] | ~joined
+        return starts
 
     def fixed(self, tokens: Ints) -> Bools:
-        """(T,): True for what stays where it is: ends of lines, special tokens, and words that no space stands before,
-        which would grow together with the word that they come to stand behind."""
+        """Mark tokens that stay in their place: (T,).
+
+        These are ends of lines, special tokens, and words without a space before them, which would join with the word
+        that they are moved behind.
+        """
         starts = self.starts(tokens)
         bare = (starts & ~self._opens[tokens] & self._first[tokens])[starts]  # (words,)
         return np.asarray(self._breaks[tokens] | self.special[tokens] | bare[np.cumsum(starts) - 1])
 
     def code(self, tokens: Ints) -> Bools:
-        """(T,): True in the documents, or what the window holds of them, that look like code."""
-        found = np.zeros(len(tokens), bool)
+        """Mark the documents, or their parts in this window, that look like code: (T,)."""
+        code = np.zeros(len(tokens), bool)
         for begin, end in runs(~self.special[tokens]):
-            found[begin:end] = looks_like_code("".join(self._texts[token] for token in tokens[begin:end].tolist()))
-        return found
+            code[begin:end] = looks_like_code("".join(self._texts[token] for token in tokens[begin:end].tolist()))
+        return code
 
 
 class Noise:
-    """Changes windows as the config says; `stream` is the text that replacements are drawn from, `unknown` the id of
-    the unknown token where it is to take their place.
+    """Changes windows as the config says.
+
+    Args:
+        config: Which noise, and how much.
+        words: Finds words in tokens.
+        stream: The text that replacements are drawn from.
+        unknown: The id of the unknown token, which takes their place where the config says so.
     """
 
     def __init__(self, config: AugmentConfig, words: Words, stream: Stream, unknown: int | None) -> None:
         self.config, self._words, self._stream, self._unknown = config, words, stream, unknown
 
     def row(self, row: Row, key: int) -> Row:
-        """`row` changed as `key` chooses: a shuffle changes ids and targets alike, dropout the ids alone.
+        """Change a window as `key` chooses: a shuffle changes ids and targets alike, dropout the ids alone.
 
         Special tokens, padding and the loss mask stay; words change places only among words that are scored alike, and
         never in an answer whose question is not scored.
@@ -89,7 +95,7 @@ class Noise:
         return Row(ids, tokens[1:], row.loss_mask)
 
     def _replacements(self, ids: Ints, key: int) -> Ints:
-        """(T,): the unknown token, or what stands at random places of the training text."""
+        """Draw a replacement for each token, from the training text or the unknown token: (T,)."""
         if self.config.unknown_word:
             return np.full(len(ids), self._unknown, np.int64)
         places = (uniform(len(ids), key) * len(self._stream.tokens)).astype(np.int64)
@@ -97,18 +103,18 @@ class Noise:
         return np.where(self._words.special[drawn], ids, drawn)
 
     def _shuffled(self, tokens: Ints, plain: Bools, scored: Bools, key: int) -> Ints:
-        """`tokens` (T + 1,) with the words of some spans in another order; `scored` (T,) is of all but the first."""
+        """Shuffle the words of some spans of `tokens` (T + 1,); `scored` (T,) belongs to all but the first."""
         movable = plain & ~self._words.fixed(tokens)
         movable[0] = False  # the first word of the window may have begun before it
         if self._stream.mask is not None:
-            movable[1:] &= ~scored  # an answer is to be said as it is
+            movable[1:] &= ~scored  # an answer stays as it is
         starts = self._words.starts(tokens)
         changed = tokens.copy()
         drawn = uniform(len(tokens), key)
         for begin, end in runs(movable):
             words = np.append(begin + np.flatnonzero(starts[begin:end]), end)  # where words begin, and the end
             if end < len(tokens) and not starts[end]:
-                words = words[:-1]  # the last word goes on beyond
+                words = words[:-1]  # the last word goes on behind the run
             for first in range(0, len(words) - 2, self.config.span_words):
                 span = words[first : first + self.config.span_words + 1]
                 if len(span) > 2 and drawn[span[0]] < self.config.span_shuffle:
@@ -118,21 +124,21 @@ class Noise:
 
 
 class NoisyWindows:
-    """Windows changed by `noise`; each number another way, so each epoch too."""
+    """Windows changed by `noise`, each number in another way, so that epochs differ too."""
 
     def __init__(self, windows: Windows, noise: Noise, key: int) -> None:
         self._windows, self._noise, self._key = windows, noise, key
 
     def row(self, number: int, length: int) -> Row:
-        """Window `number` of the series."""
+        """Give window `number` of the series."""
         return self._noise.row(self._windows.row(number, length), mix(self._key, number, length))
 
     def count(self, epochs: int, length: int) -> int:
-        """How many windows of `length` tokens the first `epochs` epochs have."""
+        """Count the windows of `length` tokens in the first `epochs` epochs."""
         return self._windows.count(epochs, length)
 
 
 def runs(flags: Bools) -> list[tuple[int, int]]:
-    """Begin and end of each stretch of True."""
+    """List the begin and end of each stretch of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -2,17 +2,17 @@
 
 import csv
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from ....contract.errors import UserError
-from .fields import TEXT_FIELDS, Located, record_of
+from ....contract.text_diagnosis import output_name, shell_command
+from .fields import TEXT_FIELDS, Located, repeated_names, used_fields
 from .lines import numbered_lines
 
 FIELD_LIMIT = 2**30  # the csv module stops at 128 KiB, which one long document passes
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 
 
 def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> Iterator[Located]:
@@ -39,6 +39,13 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
         header = next(reader, None)
         if header is None:
             return
+        place = f"{path}, line {1 + skipped}"
+        twice = repeated_names(header) & set(used_fields(header, text_field, place))
+        if twice:
+            raise UserError(
+                f"{place}: the header names {sorted(twice)[0]!r} more than once; expected it once. Rename the others "
+                "or leave them out"
+            )
         for row in reader:
             if not row:
                 continue
@@ -48,7 +55,7 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
                     f"{where}: {_cells(len(row))}, but the header has {len(header)} ({', '.join(header)}); quote cells "
                     f"that hold {_NAMES.get(delimiter, repr(delimiter))} or line breaks"
                 )
-            yield where, record_of(list(zip(header, row, strict=True)))
+            yield where, dict(zip(header, row, strict=True))
     except csv.Error as error:
         if "new-line character" in str(error):
             raise carriage_returns(path, reader.line_num + skipped) from None
@@ -58,7 +65,7 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
         ) from None
 
 
-_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def _cells(count: int) -> str:
@@ -84,7 +91,8 @@ def _split(lines: Iterable[str], delimiter: str) -> list[str]:
 
 def carriage_returns(path: Path, line: int) -> UserError:
     """Explain a file whose lines end in a carriage return alone."""
+    command = shell_command(str(path), r"tr '\r' '\n'")
     return UserError(
         f"{path}, line {line}: lines end in a carriage return (CR) alone; expected LF or CR LF. Convert them: "
-        f"tr '\\r' '\\n' < {shlex.quote(str(path))} > {shlex.quote(f'lf-{path.name}')}"
+        f"{command} > {output_name('lf', path.name)}"
     )

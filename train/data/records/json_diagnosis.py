@@ -3,11 +3,12 @@
 import ast
 import json
 import re
-import shlex
+import warnings
 from pathlib import Path
 
 from ....contract.errors import UserError
 from ....contract.text_compression import without_compression
+from ....contract.text_diagnosis import output_name, shell_command
 from .csv_records import carriage_returns
 
 _TOKENS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
@@ -36,7 +37,7 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
         if line.lstrip()[0] == "[":
             return UserError(
                 f"{where}: a list goes on behind the end of the line; expected one JSON record or string per line. "
-                f"One list in a file wants the extension .json: rename the file to {_renamed(path, '.json')}"
+                f"One list in a file wants the extension .json: rename the file to {renamed(path, '.json')}"
             )
         return UserError(
             f"{where}: the record goes on behind the end of the line (pretty-printed JSON); expected one JSON record "
@@ -84,7 +85,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
         if "\n" in gap and "\n" not in first.strip() and rest[0] in '{["':
             return UserError(
                 f"{where}: not JSON (a second value begins at column {error.colno}); one record per line wants the "
-                f"extension .jsonl: rename the file to {_renamed(path, '.jsonl')}"
+                f"extension .jsonl: rename the file to {renamed(path, '.jsonl')}"
             )
         if rest[0] in '{["':
             return UserError(
@@ -107,25 +108,28 @@ def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
     text = text.rstrip()
     rest = text[error.pos :]
     at_end = (
-        len(rest) <= 1  # a parser may point at the last character, the comma
+        rest in ("", ",")  # a parser may point at the last comma
         or error.msg.startswith("Unterminated string")
         or any(token.startswith(rest) for token in _TOKENS)
-        or re.search(r"\\(u[0-9a-fA-F]{0,3})?$", text) is not None
-        or (error.msg.startswith("Invalid control character") and not rest)
+        or re.fullmatch(r"[-+.eE0-9]+", rest) is not None
+        or (error.msg.startswith("Invalid \\") and re.search(r"\\(u[0-9a-fA-F]{0,4})?$", text) is not None)
     )
     return at_end and _is_open(text)
 
 
 def _is_open(text: str) -> bool:
-    """Tell whether a string or a bracket is open at the end of `text`."""
-    depth = 0
-    for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{]|[\]}]', text, flags=re.DOTALL):
-        if token[0][0] == '"':
-            if not token[1]:
+    """Tell whether a string or a bracket is open at the end of `text`, and no bracket closes another kind."""
+    closing: list[str] = []
+    for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{\]}]', text, flags=re.DOTALL):
+        match token[0][0]:
+            case '"' if not token[1]:
                 return True
-        else:
-            depth += 1 if token[0] in "[{" else -1
-    return depth > 0
+            case "[" | "{" as bracket:
+                closing.append("]" if bracket == "[" else "}")
+            case "]" | "}" as bracket:
+                if not closing or closing.pop() != bracket:
+                    return False
+    return bool(closing)
 
 
 def _cause(text: str, error: json.JSONDecodeError) -> str | None:
@@ -141,6 +145,8 @@ def _cause(text: str, error: json.JSONDecodeError) -> str | None:
         return f"the control character 0x{code:02x} inside a string, which JSON spells \\u{code:04x}"
     if error.msg.startswith("Invalid \\escape"):
         return r"a backslash that begins no escape, which JSON spells \\"
+    if rest.lower().startswith(("<!doctype", "<html")):
+        return "a web page, which was probably saved in place of the file"
     if rest.startswith(("//", "/*", "#")):
         return "a comment, which JSON has not"
     if _is_python(text) or rest.startswith("'"):
@@ -154,7 +160,9 @@ def _is_python(text: str) -> bool:
     if len(text) > _LITERAL_BYTES:
         return False
     try:
-        return isinstance(ast.literal_eval(text.strip()), dict | list | str)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes: the text is somebody's data, no program
+            return isinstance(ast.literal_eval(text.strip()), dict | list | str)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return False
 
@@ -164,10 +172,12 @@ def _shown(text: str) -> str:
     return repr(word[0][:20]) if word else "nothing"
 
 
-def _renamed(path: Path, suffix: str) -> str:
+def renamed(path: Path, suffix: str) -> str:
+    """Give the name of a file with another extension, before that of its compression."""
     inner = without_compression(path)
     return inner.with_suffix(suffix).name + path.name[len(inner.name) :]
 
 
 def _jq(path: Path, options: str, prefix: str) -> str:
-    return f"jq {options} {shlex.quote(str(path))} > {shlex.quote(f'{prefix}-{path.name}')}"
+    command = shell_command(str(path), f"jq {options}", takes_file=True)
+    return f"{command} > {output_name(prefix, path.name)}"

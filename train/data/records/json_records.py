@@ -7,7 +7,7 @@ from pathlib import Path
 from ....contract.errors import UserError
 from ....contract.text_file import text_pieces
 from .fields import Located, record_of, refuse_repeated
-from .json_diagnosis import broken_line, broken_list
+from .json_diagnosis import broken_line, broken_list, renamed
 from .lines import numbered_lines
 
 MAX_DIGITS = 4000  # Python refuses to read integers of more than 4300 digits
@@ -48,7 +48,7 @@ def json_lines(path: Path) -> Iterator[Located]:
         if isinstance(record, list):
             raise UserError(
                 f"{where}: a list; expected one JSON record or string per line. A list of records in one file wants "
-                f"the extension .json: rename the file to {path.name.replace(path.suffix, '.json')}"
+                f"the extension .json: rename the file to {renamed(path, '.json')}"
             )
         yield where, record
 
@@ -72,9 +72,9 @@ def json_list(path: Path) -> Iterator[Located]:
     if isinstance(value, dict):
         lists = [key for key, entry in value.items() if isinstance(entry, list)]
         if len(lists) != 1:
-            found = ", ".join(map(str, lists)) if lists else "no list"
+            names = ", ".join(map(str, lists)) if lists else "no list"
             raise UserError(
-                f"{path} is an object with {found}; expected a list, or an object that holds exactly one list"
+                f"{path} is an object with {names}; expected a list, or an object that holds exactly one list"
             )
         refuse_repeated(value, lists, str(path))
         value = value[lists[0]]

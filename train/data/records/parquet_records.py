@@ -75,6 +75,12 @@ def _require_text(kind: Any, column: str, path: Path, names: list[str]) -> None:
         )
 
 
+def _is_string(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def _is_text(kind: Any) -> bool:
     import pyarrow.types as types
 
@@ -92,6 +98,8 @@ def _is_list(kind: Any) -> bool:
 def _column(array: Any, where: str, first: int) -> list[object]:
     """Convert a column; on failure find the row, where `first` rows came before."""
     try:
+        if _is_string(array.type):
+            return list(array.to_pylist())
         return [_value(entry) for entry in array]
     except UserError:
         raise
