@@ -38,7 +38,7 @@ CALLS = 5  # per measurement, so that the resolution of the clock does not matte
 
 
 @click.command()
-@click.option("--rounds", default=60, show_default=True, help="Interleaved rounds per line.")
+@click.option("--rounds", type=click.IntRange(min=2), default=60, show_default=True, help="Rounds per line.")
 @click.option("--context", default="64,512", show_default=True, help="Numbers of keys, separated by commas.")
 def main(rounds: int, context: str) -> None:
     """Print microseconds per token: median, and the range of the middle half of the interleaved rounds."""

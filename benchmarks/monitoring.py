@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="quickstart", choices=recipes, help="recipe to train (default: quickstart)")
     parser.add_argument("--pairs", type=int, default=40, help="pairs of steps (default: 40)")
     options = parser.parse_args()
+    if options.pairs < 2:
+        parser.error("--pairs: expected 2 or more, to have quartiles")
     one = trainer_of(options.recipe)
     for _ in range(4):
         seconds_of_step(one)

@@ -3,8 +3,8 @@
     python benchmarks/saves.py [--rounds 7] [--width 512] [--folder FOLDER]
 
 A model of 8 layers (96M numbers with both slots of its optimizer at width 512) takes three steps, saves, and takes
-three more during the save. The output is medians and quartiles over interleaved rounds: how long the call blocked the loop,
-the time of the steps during the save over that of the others, and the time until everything was on disk. `dcp` is
+three more during the save. The output is medians and quartiles over interleaved rounds: how long the call blocked the
+loop, the time of the steps during the save over that of the others, and the time until everything was on disk. `dcp` is
 `async_save` with the safetensors writer, which allocates a staging copy each time, syncs, and writes no digests and no
 other state.
 """
@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512, help="width of the model (default: 512)")
     parser.add_argument("--folder", help="folder on the disk to measure (default: a temporary one)")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds: expected 2 or more, to have quartiles")
     warnings.filterwarnings("ignore")  # torch warns about its experimental parts
     training = Training(options.width)
     training.steps(2)

@@ -161,6 +161,7 @@ def later(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return read(write_run(tmp_path_factory.mktemp("later") / "runs" / "later", **LATER))
 
 
+@pytest.mark.slow
 def test_a_model_with_every_mechanism_is_exported_in_both_precisions(tmp_path: Path, later: Source) -> None:
     for precision, compared in (("fp32", 5), ("int8", 2)):
         out = run_export(str(later.checkpoint.run), tmp_path / precision, precision, threads=1)  # type: ignore[arg-type]

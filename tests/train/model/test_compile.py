@@ -225,9 +225,7 @@ NEW += ["everything_project", "everything_none"]
     [
         "shared_expert",
         "top_k",
-        "both_project",
-        "dense_both_none",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in NEW),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("both_project", "dense_both_none", *NEW)),
     ],
 )
 def test_every_kind_of_model_compiles_whole(name: str) -> None:

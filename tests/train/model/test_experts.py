@@ -37,7 +37,7 @@ def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[T
 def test_only_the_chosen_pairs_give_what_all_pairs_give(
     chosen: str, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_lm.train.model.experts._multiple", lambda *_: multiple)
+    monkeypatch.setattr("adaptive_lm.train.model.experts.row_multiple", lambda *_: multiple)
     selected = routed(chosen)
     fast = with_gradients(run_experts, selected, arguments())
     plain = with_gradients(run_experts_plainly, selected, arguments())
@@ -54,6 +54,7 @@ def test_gradients_are_those_of_finite_differences(chosen: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_operator_keeps_the_rules_of_torch() -> None:
     """Its schema, its fake and its gradient, which torch.compile relies on without looking."""
     x, weights, gate_up, down = arguments(dtype=torch.float32)

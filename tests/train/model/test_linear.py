@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptive_lm.train.model import LossConfig, training_loss
 from adaptive_lm.train.model import experts as experts_module
 from adaptive_lm.train.model import linear as linear_module
-from adaptive_lm.train.model.linear import Linear, _backward, _forward, has_onednn, linear, onednn_mm
+from adaptive_lm.train.model.linear import Linear, has_onednn, linear, onednn_mm
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
 
@@ -83,9 +83,10 @@ def test_the_operator_keeps_the_rules_of_torch() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for x in (drawn(6, 5), drawn(2, 3, 5), drawn(5, 6).t()):
         inputs = (x.requires_grad_(), drawn(7, 5, seed=1).requires_grad_())
-        torch.library.opcheck(_forward, inputs, test_utils=tests)
+        torch.library.opcheck(torch.ops.adaptive_lm.linear.default, inputs, test_utils=tests)
         gradient = drawn(*x.shape[:-1], 7, seed=2)
-        torch.library.opcheck(_backward, (gradient, *inputs), test_utils=("test_schema", "test_faketensor"))
+        backward = torch.ops.adaptive_lm.linear_backward.default
+        torch.library.opcheck(backward, (gradient, *inputs), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("of_layers", "of_experts"), [(True, False), (False, True), (True, True), (False, False)])

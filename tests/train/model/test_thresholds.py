@@ -61,6 +61,7 @@ def test_the_whole_range_can_be_asked_for(kind: str, wanted: str | float, per_to
         assert (used(routes) == most).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["experts", "heads", "depth"])
 def test_one_controller_of_the_whole_model_holds_the_mean_of_its_layers(kind: str) -> None:
     """All layers share its level, so those that route more sharply keep fewer."""

@@ -111,6 +111,7 @@ def test_attention_under_a_ramp_is_its_formula(positions: str, dtype: torch.dtyp
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 if dtype == torch.float32 else 5e-2)
 
 
+@pytest.mark.slow
 def test_a_learned_window_grows_where_the_loss_wants_what_lies_behind_its_edge() -> None:
     """The ramp is what it learns by: a task of copying the token 5 places back opens a window that began at 3."""
     torch.manual_seed(0)
