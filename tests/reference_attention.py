@@ -1,7 +1,7 @@
 """Attention of the plain model: heads chosen per token, positions, windows and the cache, one token at a time.
 
 D width, H query heads, K key/value heads, W width of a head, S shared heads, R = H - S routed heads,
-P CoPE positions. Here one token is in hand: x is (D,), a query (W,).
+P CoPE positions. Everything here is for one token: x is (D,), a query (W,).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from adaptive_lm.train.model import ModelConfig
 
-WINDOW_SIZES = 15  # a learned window has one of so many sizes, from its least to its most
+WINDOW_SIZES = 15  # sizes of a learned window, from its least to its most
 
 
 class Attention:

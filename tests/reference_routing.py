@@ -14,10 +14,10 @@ Weights = Mapping[str, np.ndarray]  # by their names in torch's state_dict
 
 
 class Choice(NamedTuple):
-    """Who was chosen, and how close it was: margins are inf where no decision was taken."""
+    """The choice and its margins, which are inf where no decision was taken."""
 
     chosen: list[int]  # in order of probability
-    limit_margin: float  # least distance of a mass, or of a rank's place, to the threshold it was held against
+    limit_margin: float  # least distance of a mass, or of a rank's place, to the threshold it was compared with
     rank_margin: float  # by how much the last one chosen is more probable than the first one refused
 
 
@@ -46,7 +46,7 @@ def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
 def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: int, most: int) -> Choice:
     """The best `least`, and of the next, up to `most`, those whose rank scores below the level.
 
-    The ranks between lie at equal steps q between 0 and 1, and a token of complexity c moves them all to
+    The ranks between are at equal steps q between 0 and 1, and a token of complexity c moves them all to
     sigmoid(logit(q) - c): the more complex, the lower. A level of 1 takes `most`, whatever the complexity.
     """
     count, margin = least, np.inf

@@ -1,4 +1,4 @@
-"""The cache: written in place, at the right places, and nowhere else."""
+"""The cache is written in place, at the right places, and nowhere else."""
 
 import numpy as np
 import pytest
@@ -69,11 +69,11 @@ def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str)
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTS_DEPTH if MODELS[name].depth.skipped_kv == "none"])
-def test_a_layer_that_nobody_runs_leaves_its_cache_untouched(name: str) -> None:
+def test_a_layer_that_no_token_runs_leaves_its_cache_unchanged(name: str) -> None:
     layers = MODELS[name].num_layers
-    nobody = even_thresholds(layers, depth=3.0, leave=-0.1)
+    no_token = even_thresholds(layers, depth=3.0, leave=-0.1)
     sequences = Sequences(graph_of(name), B, fill=FILL)
-    said = sequences.steps(tiny_ids(2, batch=B, time=3).numpy(), *[nobody] * B)
+    said = sequences.steps(tiny_ids(2, batch=B, time=3).numpy(), *[no_token] * B)
     idle = np.flatnonzero(~said.layers_run.any((1, 2)))
     assert len(idle) >= 1
     for layer in idle:

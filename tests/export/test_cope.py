@@ -1,4 +1,4 @@
-"""Contextual positions in the graph: sums of gates in order of the tokens, whatever the cache looks like."""
+"""Contextual positions in the graph: gates are summed in order of the tokens, wherever they are in the cache."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_only_layers_that_tokens_skip_and_still_write_to_have_a_third_cache() ->
 
 
 def test_a_token_that_skipped_is_attended_to_and_not_counted() -> None:
-    """The third cache decides it: with every cell counted the text reads otherwise."""
+    """The third cache matters: with every cell counted the output differs."""
     name = "cope_project"
     ids, limits = tiny_ids(2, batch=1, time=20), busy_thresholds(MODELS[name])
     sequences = Sequences(graph_of(name))

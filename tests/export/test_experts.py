@@ -1,4 +1,4 @@
-"""The experts' part of the graph: zero rows for those that nobody chose, and sums that no thread can spoil."""
+"""The experts in the graph: an expert that no token chose multiplies no row, and sums do not depend on threads."""
 
 import numpy as np
 import onnx
@@ -45,7 +45,7 @@ def with_nan(name: str, layer: int, expert: int) -> dict[str, np.ndarray]:
     return state
 
 
-def test_an_expert_that_nobody_chose_changes_nothing_and_a_chosen_one_does() -> None:
+def test_an_expert_that_no_token_chose_changes_nothing_and_a_chosen_one_does() -> None:
     """The matrices of an expert without a token are multiplied by no row, so even nan in them is never seen."""
     name = "eight_experts"
     ids, limits = tiny_ids(2, batch=1, time=4).numpy(), busy_thresholds(MODELS[name])

@@ -1,4 +1,4 @@
-"""Routed heads in the graph: two executions of one choice, and what is not chosen is not multiplied."""
+"""Routed heads in the graph: two executions of one choice, and heads not chosen are not multiplied."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def said_with(name: str, execution: Execution, state: dict[str, np.ndarray], lim
 
 
 def with_nan(name: str, layer: int, head: int) -> dict[str, np.ndarray]:
-    """Of one head both slices."""
+    """Both slices of one head."""
     state, width = weights_of(model_of(name)), MODELS[name].resolved_head_dim
     slices = slice(head * width, (head + 1) * width)
     for part, at in (("q", (slices,)), ("o", (slice(None), slices))):
@@ -117,7 +117,7 @@ def with_nan(name: str, layer: int, head: int) -> dict[str, np.ndarray]:
     return state
 
 
-def test_a_head_that_nobody_chose_is_multiplied_by_no_row_and_a_chosen_one_is() -> None:
+def test_a_head_that_no_token_chose_multiplies_no_row_and_a_chosen_one_does() -> None:
     """Its matrices can be full of nan, as those of an expert can. All heads in one product do multiply it."""
     name = "heads_top_p"
     limits = everything_on(MODELS[name])

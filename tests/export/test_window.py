@@ -1,4 +1,4 @@
-"""Windows: rings that wrap, what a token sees in them, and what it reports of its window."""
+"""Windows: rings that wrap, what a token sees in them, and the window it reports."""
 
 import numpy as np
 import onnxruntime
@@ -96,7 +96,7 @@ def test_a_step_writes_one_cell_of_a_ring_and_moves_nothing(name: str) -> None:
 
 
 def test_a_ring_smaller_than_agreed_is_found_out() -> None:
-    """One cell less than window + T - 1, and the first token of a pass finds what the last has overwritten."""
+    """With one cell less than window + T - 1 the first token of a pass reads what the last has overwritten."""
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS["window_fixed"])
     sequences = Sequences(graph_of("window_fixed"), longest=6)
     sequences.longest = 7

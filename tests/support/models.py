@@ -194,6 +194,12 @@ def judge(
     return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
 
 
+@cache
+def plain_result(name: str) -> reference.Result:
+    """Run tests/reference.py with the model of that name in CONFIGS on `tiny_ids()` at busy thresholds; shared."""
+    return judge(tiny_model(name), tiny_ids(), busy_thresholds(CONFIGS[name]))
+
+
 def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
     """The decisions of torch in the shapes of the graph: (L, B, T, E), (L, B, T, H), (L, B, T) and (B, T).
 

@@ -197,7 +197,7 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_holds_what_its_config_says(name: str) -> None:
-    """One weight, one name: what the exported graph will look for, and nothing else."""
+    """One weight, one name: exactly the names that the exported graph needs."""
     config = CONFIGS[name]
     expected: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
     expected |= {"norm.weight": (config.dim,), "head.weight": expected["embedding.weight"]}

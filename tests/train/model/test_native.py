@@ -1,4 +1,4 @@
-"""The experts in C++, against those of torch and all pairs in float64. N tokens, D width, E experts, F hidden."""
+"""The experts in C++, compared with torch's and with all pairs in float64. N tokens, D width, E experts, F hidden."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from adaptive_lm.train.run.identity import compare_identity
 E = EXPERTS
 FORWARD = torch.ops.adaptive_lm.experts_forward.default
 TOLERANCE = 2e-2
-"""Of bf16, relative to the largest value, as for the experts of torch (`test_experts.py`)."""
+"""Tolerance of bf16 relative to the largest value, as for the experts of torch (`test_experts.py`)."""
 NAMES = "out", "x", "weights", "gate_up", "down"
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs AVX512-BF16 without AMX, and a C++ compiler")
@@ -27,7 +27,7 @@ SHAPES = [(23, 16, 1), (23, 48, 16), (64, 96, 37), (700, 32, 40), (31, 128, 215)
 
 
 def arguments(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """x, whose values are bf16, weights, gate_up and down, all asking for a gradient"""
+    """x, whose values are bf16, weights, gate_up and down, all with requires_grad"""
     tokens, D, F = shape
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(tokens, D, generator=generator).bfloat16()
@@ -76,7 +76,7 @@ def half(tensors: list[Tensor], selected: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in CHOICES if chosen != "one_pair"])
 def test_a_machine_without_it_gives_the_same_to_rounding(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of one pair: the gradient of its weight is a single number, in which large ones cancel out."""
+    """Not for one pair: the gradient of its weight is a single number in which large ones cancel out."""
     shape = (64, 96, 37)
     selected = routed(chosen, shape[0])
     found = in_half(selected, arguments(shape))
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
 
 
 def test_a_run_that_goes_on_in_other_code_is_told_so() -> None:
-    """A checkpoint that does not say was made before there was C++."""
+    """A checkpoint without this entry is from before there was C++."""
     same = {"device": "cpu", "precision": "bf16", "threads": 1, "ranks": 1, "tokenizer_sha256": "a", "data_digest": "b"}
     for state, notes in (({}, 1), ({"kernels": "torch"}, 1), ({"kernels": "C++"}, 0)):
         display = Mock()

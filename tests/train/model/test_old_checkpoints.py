@@ -1,4 +1,4 @@
-"""A checkpoint from before heads, positions, windows and learned thresholds: it loads, and says what it said."""
+"""A checkpoint from before heads, positions, windows and learned thresholds loads and gives the same logits."""
 
 import json
 

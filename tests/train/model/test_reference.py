@@ -1,4 +1,4 @@
-"""The judge judged: where a mechanism makes no difference, where it is easily said by hand, and the papers' code."""
+"""Tests of the plain model: mechanisms without effect, results by hand, and the code of the papers."""
 
 from typing import Any
 
