@@ -9,8 +9,6 @@ at the end of a run and the lowest on the way. The model is dense, 2 layers of w
 models.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import tempfile

@@ -1,7 +1,5 @@
 """The command line, as the benchmarks call it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -11,8 +11,6 @@ Times the attention of one decoded token with half of its heads chosen, in three
 The result is `SLICED_FROM` in export/model/heads.py; see docs/decisions/0010.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from statistics import median, quantiles

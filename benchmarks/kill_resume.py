@@ -12,8 +12,6 @@ system call while a checkpoint is written; a random deletion of an old checkpoin
 has imported torch, which saves a minute; otherwise they do what the command line does. Needs a POSIX system.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

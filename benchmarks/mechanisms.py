@@ -8,8 +8,6 @@ process on one thread. The full model is calibrated as well: its dial is compare
 dense model of equal measured time.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -3,8 +3,6 @@
 OMP_NUM_THREADS=1 python benchmarks/monitoring.py [--recipe quickstart] [--pairs 40]
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -8,8 +8,6 @@ and 2,000 of them again one at a time. The thresholds are in the middle of the s
 exits that three of ten tokens take. All decisions must be equal and near ties below 1 %; otherwise the exit code is 1.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

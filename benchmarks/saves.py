@@ -9,8 +9,6 @@ loop, the time of the steps during the save over that of the others, and the tim
 other state.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import statistics

@@ -6,8 +6,6 @@ Trains the same model with each policy (same data, steps, seeds and controller),
 Then trains one model with exits per seed, which does not depend on the policy, and scores it under both.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

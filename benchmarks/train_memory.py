@@ -15,8 +15,6 @@ All three contain the gradients. Times are CPU seconds of the process, which oth
 take turns, and each ratio is taken within one round.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json

@@ -8,8 +8,6 @@ its first step to its last save, with compilation from an empty cache. Peers (ex
 for a CPU, stretched to the same seconds, in the same precision as ours.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

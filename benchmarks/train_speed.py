@@ -8,8 +8,6 @@ and backward, and whole steps (with clipping, optimizer and controllers). Every 
 disturbance of the machine affects both sides.
 """
 
-from __future__ import annotations
-
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

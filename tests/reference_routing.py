@@ -3,8 +3,6 @@
 R routed things to choose from (experts or heads), D width. P is (R,), x is (D,).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 N tokens, D width, H query heads, S of them shared, R = H - S routed, W width of a head.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The choice of experts. N tokens, D width, E experts. Mirrors `train/model/router.py`."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from ...train.model.sections import FFNConfig

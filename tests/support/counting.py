@@ -1,7 +1,5 @@
 """Counting what torch runs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny seeded models of every kind, for all tests that compare one definition of the model with another."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

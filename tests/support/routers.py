@@ -3,8 +3,6 @@
 N tokens, D width, E experts, H heads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The config of a model: its shape, and the averages that its controllers hold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Self
 

@@ -3,8 +3,6 @@
 N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pairs, padded per expert (r of one expert).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

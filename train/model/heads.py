@@ -1,7 +1,5 @@
 """The choice of query heads (mixture of heads). N tokens, D width, H query heads, S shared, R = H - S routed."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """What training minimises: the cross-entropy and the auxiliary losses, summed in one place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The choice of experts. N tokens, D width, E experts."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

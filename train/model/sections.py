@@ -1,7 +1,5 @@
 """The sections of a model's config: attention, heads, experts, depth."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator

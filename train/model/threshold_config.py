@@ -1,7 +1,5 @@
 """How a routing threshold is set: the settings that experts, heads and depth share."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
