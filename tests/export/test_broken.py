@@ -89,9 +89,9 @@ def differs(name: str, proto: onnx.ModelProto) -> bool:
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS[name])
     with torch.no_grad():
         out = model_of(name)(ids, limits)
-    said = Sequences(Graph(proto, MODELS[name]), longest=1).steps(ids.numpy(), limits)
-    chosen = any(not np.array_equal(getattr(said, key), value.numpy()) for key, value in decisions(out).items())
-    return chosen or float(np.abs(said.logits - out.logits.numpy()).max()) > TOLERANCE["fp32"]
+    graph_out = Sequences(Graph(proto, MODELS[name]), longest=1).steps(ids.numpy(), limits)
+    chosen = any(not np.array_equal(getattr(graph_out, key), value.numpy()) for key, value in decisions(out).items())
+    return chosen or float(np.abs(graph_out.logits - out.logits.numpy()).max()) > TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize(("name", "where", "change"), BROKEN.values(), ids=list(BROKEN))

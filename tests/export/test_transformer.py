@@ -50,18 +50,18 @@ def judged(name: str, b: int) -> reference.Result:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, time: int) -> None:
     model, limits, prompt = model_of(name), thresholds_of(name, 0), ids()[:1, :time]
-    said = Sequences(graph_of(name)).run(prompt, limits)
+    graph_out = Sequences(graph_of(name)).run(prompt, limits)
 
     plain = judged(name, 0)
-    same_decisions(said, plain, slice(0, time))
-    np.testing.assert_allclose(said.logits, plain.logits[:, :time], rtol=0, atol=FP32)
+    same_decisions(graph_out, plain, slice(0, time))
+    np.testing.assert_allclose(graph_out.logits, plain.logits[:, :time], rtol=0, atol=FP32)
     with torch.no_grad():
         out = model(torch.from_numpy(prompt), limits)
     for decision, torch_says in decisions(out).items():
-        np.testing.assert_array_equal(getattr(said, decision), torch_says.numpy(), err_msg=decision)
-    np.testing.assert_allclose(said.logits, out.logits.numpy(), rtol=0, atol=FP32)
+        np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
+    np.testing.assert_allclose(graph_out.logits, out.logits.numpy(), rtol=0, atol=FP32)
     if time == T:
-        np.testing.assert_array_equal(said.new_lengths, plain.cache_lengths)
+        np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
 
 
 @pytest.mark.parametrize("batch", [1, 2, B])
@@ -76,11 +76,11 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does(name: str, batch:
         singles.append(single)
     steps = T - max(STARTS)
     rest = np.stack([ids()[b, STARTS[b] : STARTS[b] + steps] for b in range(batch)])
-    said = together(*singles).steps(rest, *limits)
+    graph_out = together(*singles).steps(rest, *limits)
     for b in range(batch):
         here = slice(STARTS[b], STARTS[b] + steps)
-        same_decisions(row(said, b), judged(name, b), here)
-        np.testing.assert_allclose(said.logits[b], judged(name, b).logits[0, here], rtol=0, atol=FP32)
+        same_decisions(row(graph_out, b), judged(name, b), here)
+        np.testing.assert_allclose(graph_out.logits[b], judged(name, b).logits[0, here], rtol=0, atol=FP32)
 
 
 def test_the_batch_has_sequences_that_differ_in_everything() -> None:

@@ -119,10 +119,10 @@ def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
     Of the middle token: sharp head weights and contextual positions make single tokens of so small a model twice that.
     """
     limits, ids = everything_on(MODELS[name]), tiny_ids(2, batch=1, time=24)
-    said = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
+    graph_out = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
     with torch.no_grad():
         judge = rounded(name)(ids, limits).logits.numpy()
-    error = np.sqrt(((said.logits - judge) ** 2).mean(-1) / (judge**2).mean())  # (1, T)
+    error = np.sqrt(((graph_out.logits - judge) ** 2).mean(-1) / (judge**2).mean())  # (1, T)
     assert 1e-4 < np.median(error) < 0.05
 
 

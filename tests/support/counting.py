@@ -1,4 +1,4 @@
-"""Counting what torch runs."""
+"""Count the operators that torch runs."""
 
 from collections import Counter
 from typing import Any

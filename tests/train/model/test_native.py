@@ -188,5 +188,5 @@ def test_a_run_that_goes_on_in_other_code_is_told_so() -> None:
     for state, notes in (({}, 1), ({"kernels": "torch"}, 1), ({"kernels": "C++"}, 0)):
         display = Mock()
         compare_identity(Mock(), Mock(state=same | state), same | {"kernels": "C++"}, display)
-        said = [call.args[0] for call in display.say.call_args_list]
-        assert said == ["note: kernels was torch and is C++: results differ in the last bits"] * notes
+        messages = [call.args[0] for call in display.say.call_args_list]
+        assert messages == ["note: kernels was torch and is C++: results differ in the last bits"] * notes
