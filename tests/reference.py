@@ -85,7 +85,7 @@ def forward(
 
 
 class Sequence:
-    """One text, read token by token. `keys[l]` and `values[l]` are the cache of layer l, a list of (K, W)."""
+    """One text, read token by token. `keys[l]` and `values[l]` are the cache of layer l, lists of (K, W)."""
 
     def __init__(self, weights: Weights, config: ModelConfig, thresholds: ThresholdArrays, dtype: type) -> None:
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
@@ -130,7 +130,7 @@ class Sequence:
         result.logits[b, position] = self.head(x)
 
     def feed_forward(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> np.ndarray:
-        """y = sum over selected e of g_e E_e(h), plus the shared expert; or the one dense FFN. (D,) -> (D,)"""
+        """Return the sum over selected e of g_e E_e(h), plus the shared expert; or the dense FFN. (D,) -> (D,)."""
         h = self.norm(h, f"layers.{layer}.ffn_norm.weight")
         name, y = f"layers.{layer}.moe", np.zeros_like(h)
         if self.config.ffn.routing == "dense":
@@ -143,7 +143,7 @@ class Sequence:
         return y + self.ffn(f"{name}.shared", h) if self.config.ffn.shared_expert_dim else y
 
     def router(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
-        """P = softmax(W h); experts in order of P until they hold the mass router_top_p, or k of them -> {expert: g}"""
+        """Choose experts in order of P = softmax(W h) until the mass router_top_p, or k of them: {expert: g}."""
         name, ffn = f"layers.{layer}.moe.router", self.config.ffn
         P = softmax(self.weights[f"{name}.weight"] @ h)  # (E,)
         if ffn.routing == "top_p":
@@ -175,12 +175,12 @@ class Sequence:
         return confidence(criterion, self.head(x))
 
     def ffn(self, name: str, h: np.ndarray) -> np.ndarray:
-        """SwiGLU: y = (silu(h Wg) * (h Wu)) Wd"""
+        """Compute SwiGLU: y = (silu(h Wg) * (h Wu)) Wd."""
         gate, up = np.split(self.weights[f"{name}.gate_up.weight"] @ h, 2)
         return self.weights[f"{name}.down.weight"] @ (silu(gate) * up)
 
     def head(self, x: np.ndarray) -> np.ndarray:
-        """(D,) -> logits (V,)"""
+        """Return the logits (V,) of x (D,)."""
         name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
         return self.weights[name] @ self.norm(x, "norm.weight")
 

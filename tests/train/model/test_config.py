@@ -99,7 +99,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"ffn": {"controller": "fixed", "router_top_p": 0.0}}, ["ffn.router_top_p holds 0.0", "greater than 0"]),
     (
         {"ffn": {"controller": "fixed", "scope": "model"}},
-        ["scope is model", "ffn.router_top_p is fixed", "set it to pi"],
+        ["scope is model", "router_top_p is fixed", "set it to pi"],
     ),
     (
         {"ffn": {"controller": "pi", "scope": "model", "router_top_p": (0.4, 0.4, 0.4, 0.5)}},
