@@ -144,7 +144,7 @@ class Attention:
         """Return the heads that this token uses, and the factors of their outputs.
 
         P = softmax of the logits of the R routed heads. Of those chosen, head i weighs m P_i / (sum of P chosen), m
-        their average number. Shared heads weigh S times their own softmax, and a token balances shared and routed heads.
+        their average number. Shared heads weigh S times their own softmax; a token balances shared and routed heads.
         Source: MoH, Jin et al. 2024 (arXiv 2410.11842), eq. 4-6. Departs from it: m is a constant of the model, so
         that no weight jumps when one more head joins.
         """
