@@ -1,14 +1,13 @@
-"""What varying a small text gives: held-out loss with and without each kind of `data.augment`, several seeds.
+"""Augmentation of a small text: held-out loss with and without each kind of `data.augment`, over several seeds.
 
     python benchmarks/augmentation.py --seeds 3
 
-Three tasks, each some minutes on one core: `prose`, the first 60,000 characters of the language reference inside
-Python, read some 25 times; `questions`, 200 of the built-in questions and answers with the last tenth held out;
-`wordings`, the same 200 trained whole, and held out as they are but asked in words that no template has. A run is read
-at its end and where its held-out loss was least. The model is dense, 2 layers of 64: texts are compared here.
+Three tasks, each a few minutes on one core. `prose`: the first 60,000 characters of Python's language reference, read
+about 25 times. `questions`: 200 of the built-in questions and answers, the last tenth held out. `wordings`: all of the
+same 200 for training, and the same questions in wordings that no template has for evaluation. The table shows the loss
+at the end of a run and the lowest on the way. The model is dense, 2 layers of width 64: texts are compared here, not
+models.
 """
-
-from __future__ import annotations
 
 import io
 import json
@@ -69,7 +68,7 @@ BASE: dict[str, Any] = {
 
 
 def write_texts(folder: Path) -> None:
-    """What the tasks train on, and the table."""
+    """Write the texts of the tasks, and the table of synonyms."""
     prose = "\n\n".join(str(one) for one in builtin_records("python-docs"))[:CHARACTERS]
     (folder / "prose.txt").write_text(prose, encoding="utf-8")
     records: list[Any] = list(builtin_records("facts"))[:RECORDS]
@@ -82,8 +81,8 @@ def write_texts(folder: Path) -> None:
     (folder / "table.json").write_text(json.dumps(SYNONYMS), encoding="utf-8")
 
 
-def losses(folder: Path, task: str, kind: str, seed: int, steps: int) -> tuple[float, float]:
-    """Held-out loss at the end of a run, and the least on the way, in nats per scored token."""
+def train_losses(folder: Path, task: str, kind: str, seed: int, steps: int) -> tuple[float, float]:
+    """Train a run; return its held-out loss at the end and the lowest on the way, in nats per scored token."""
     augment = {name: str(folder / "table.json") if value == "TABLE" else value for name, value in KINDS[kind].items()}
     data: dict[str, Any] = {"augment": augment, "cache_dir": str(folder / "cache")}
     if task == "prose":
@@ -92,7 +91,7 @@ def losses(folder: Path, task: str, kind: str, seed: int, steps: int) -> tuple[f
         data |= {"sources": [str(folder / "records.jsonl")], "pack": "documents", "loss_on": "answers"}
     if task == "wordings":
         data |= {"val": str(folder / "asked.jsonl")}
-    # One vocabulary for all kinds of a task, so that their losses are of the same tokens.
+    # one vocabulary for all kinds of a task, so that their losses are over the same tokens
     tokenizer = folder / f"{task}.tokenizer.json"
     over: dict[str, Any] = {"data": data, "trainer": {"seed": seed, "steps": steps}}
     if tokenizer.exists():
@@ -101,32 +100,33 @@ def losses(folder: Path, task: str, kind: str, seed: int, steps: int) -> tuple[f
     begin(make_config(BASE, [over]), run, display=Progress(Console(file=io.StringIO())))
     if not tokenizer.exists():
         tokenizer.write_text((run.path / "tokenizer.json").read_text(encoding="utf-8"), encoding="utf-8")
-    found = [one["val_loss"] for one in read_metrics(run.path / "metrics.jsonl") if one.get("val_loss") is not None]
-    return found[-1], min(found)
+    losses = [one["val_loss"] for one in read_metrics(run.path / "metrics.jsonl") if one.get("val_loss") is not None]
+    return losses[-1], min(losses)
 
 
 def cell(values: list[float]) -> str:
+    """Format a mean and its range."""
     return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 @click.command()
-@click.option("--seeds", default=3, show_default=True)
-@click.option("--steps", default=500, show_default=True)
-@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="By default all.")
+@click.option("--seeds", default=3, show_default=True, help="Runs per kind.")
+@click.option("--steps", default=500, show_default=True, help="Training steps of each run.")
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Task to run; by default all.")
 def main(seeds: int, steps: int, tasks: tuple[str, ...]) -> None:
-    """Prints a table per task: mean over the seeds, and their range."""
+    """Print a table per task: mean over the seeds, and their range."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_texts(folder)
         for task in tasks or TASKS:
             kinds = [kind for kind in KINDS if task != "prose" or "templates" not in kind]
             results: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
-            for seed in range(seeds):  # interleaved: what disturbs the machine disturbs all kinds
+            for seed in range(seeds):  # interleaved, so that a disturbance of the machine affects all kinds
                 for kind in kinds:
-                    results[kind].append(losses(folder, task, kind, seed, steps))
+                    results[kind].append(train_losses(folder, task, kind, seed, steps))
                     click.echo(f"{task}, {kind}, seed {seed}: {results[kind][-1]}", err=True)
-            click.echo(f"\n{task}, {steps} steps, {seeds} seeds: held-out loss, mean (least to most)\n")
-            click.echo("| kind | at the end | least on the way |\n|---|---|---|")
+            click.echo(f"\n{task}, {steps} steps, {seeds} seeds: held-out loss, mean (lowest to highest)\n")
+            click.echo("| kind | at the end | lowest on the way |\n|---|---|---|")
             for kind in kinds:
                 end, least = ([one[side] for one in results[kind]] for side in (0, 1))
                 click.echo(f"| {kind} | {cell(end)} | {cell(least)} |")

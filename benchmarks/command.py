@@ -1,7 +1,5 @@
 """The command line, as the benchmarks call it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -10,10 +8,10 @@ from pathlib import Path
 
 
 def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mapping[str, str] | None = None) -> None:
-    """Runs `adaptive` on one thread in `folder`, pinned to a core, with `more` in its environment.
+    """Run `adaptive` on one thread in `folder`, pinned to a core, with `more` in its environment.
 
     Raises:
-        RuntimeError: it failed; with its last words.
+        RuntimeError: The command failed; the message ends with its output.
     """
     command = [sys.executable, "-m", "adaptive_lm.serve", *arguments]
     if core is not None:

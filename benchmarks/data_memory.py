@@ -1,11 +1,11 @@
-"""How much memory it takes to prepare a text larger than one would want in memory, and how long.
+"""Time and memory for preparing a text that is too large to load.
 
     python benchmarks/data_memory.py [--gigabytes 2] [--tokenizer bytes --tokenizer bpe] [--folder FOLDER]
 
-A text of made-up words is written to a temporary folder (which needs four times its size free), prepared by a process
-of its own, and 200 batches are drawn from it; then all this once more with the cache filled. Printed are seconds and
-the peak resident memory. Mapped tokens that were touched count as resident although the system takes them back when it
-wants to; they are shown apart.
+A text of made-up words is written to a temporary folder, which needs four times its size free. A separate process
+prepares it and draws 200 batches, first with an empty cache, then with the filled one. The output is seconds and peak
+resident memory. Memory-mapped tokens count as resident once read, although the system can reclaim them at any time;
+they are listed separately.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-REPEATS = 16  # every block of lines is written so often; drawing words takes longer than reading them
+REPEATS = 16  # copies of every block of lines, since drawing words takes longer than reading them
 
 CHILD = """
 import json, sys, time
@@ -48,7 +48,7 @@ print(json.dumps({
 
 
 def write_text(path: Path, size: int) -> None:
-    """`size` bytes of lines of words whose frequencies fall as those of a language do (Zipf), from seed 0."""
+    """Write `size` bytes of lines of words with the frequencies of a language (Zipf), from seed 0."""
     rng = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     words = ["".join(rng.choices(letters, range(26, 0, -1), k=rng.randint(2, 9))) for _ in range(20_000)]
@@ -61,11 +61,16 @@ def write_text(path: Path, size: int) -> None:
 
 
 def main() -> None:
-    """Measures each tokenizer in a fresh cache, then in the filled one (`again`)."""
+    """Measure each tokenizer with an empty cache, then with the filled one (`again`)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--tokenizer", action="append", choices=["bytes", "chars", "words", "bpe"])
-    parser.add_argument("--folder", help="where to write; by default the system's folder for temporary files")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the text (default: 2)")
+    parser.add_argument(
+        "--tokenizer",
+        action="append",
+        choices=["bytes", "chars", "words", "bpe"],
+        help="may be repeated (default: bytes and bpe)",
+    )
+    parser.add_argument("--folder", help="where to write (default: the system's folder for temporary files)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         text = Path(name) / "text.txt"
@@ -75,10 +80,10 @@ def main() -> None:
         for tokenizer in arguments.tokenizer or ["bytes", "bpe"]:
             with tempfile.TemporaryDirectory(dir=name) as cache:
                 for again in (False, True):
-                    found = subprocess.run(
+                    done = subprocess.run(
                         [sys.executable, "-c", CHILD, str(text), cache, tokenizer], stdout=subprocess.PIPE, check=True
                     )
-                    print(json.dumps({"tokenizer": tokenizer, "again": again, **json.loads(found.stdout)}), flush=True)
+                    print(json.dumps({"tokenizer": tokenizer, "again": again, **json.loads(done.stdout)}), flush=True)
 
 
 if __name__ == "__main__":

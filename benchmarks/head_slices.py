@@ -1,16 +1,15 @@
-"""From which width is it faster to compute only the heads that a token chose?
-
-Times the attention of one decoded token, keys and values given, with half of its heads chosen, in three executions of
-the same numbers: `masked` (all heads in one product, times their weights), `sliced` (each head's rows of q and columns
-of o multiply the rows of the tokens that chose it, which may be none) and `ifs` (an If per head, which also skips its
-attention and so must copy its keys and values out of the cache):
+"""Width from which it is faster to compute only the heads that a token chose.
 
     python benchmarks/head_slices.py
 
-The rule that comes out of it is `SLICED_FROM` in export/heads.py; see docs/decisions/0010.
-"""
+Times the attention of one decoded token with half of its heads chosen, in three executions of the same numbers:
 
-from __future__ import annotations
+- `masked`: all heads in one product, times their weights.
+- `sliced`: each head's rows of q and columns of o multiply the rows of the tokens that chose it, which may be none.
+- `ifs`: one If per head, which also skips its attention, but must copy its keys and values out of the cache.
+
+The result is `SLICED_FROM` in export/model/heads.py; see docs/decisions/0010.
+"""
 
 import time
 from collections.abc import Callable
@@ -33,12 +32,12 @@ EXECUTIONS = ("masked", "sliced", "ifs")
 SIZES = [
     (128, 8, 32), (256, 8, 32), (256, 8, 64), (512, 16, 32), (512, 8, 64), (512, 8, 128), (1024, 16, 64), (1024, 8, 128)
 ]  # fmt: skip
-CALLS = 5  # of one measurement, so that the clock is not what is measured
+CALLS = 5  # per measurement, so that the resolution of the clock does not matter
 
 
 @click.command()
-@click.option("--rounds", default=60, show_default=True)
-@click.option("--context", default="64,512", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=2), default=60, show_default=True, help="Rounds per line.")
+@click.option("--context", default="64,512", show_default=True, help="Numbers of keys, separated by commas.")
 def main(rounds: int, context: str) -> None:
     """Print microseconds per token: median, and the range of the middle half of the interleaved rounds."""
     click.echo(f"{'precision':9} {'dim':>5} {'heads':>5} {'width':>5} {'weights':>8} {'keys':>5}  " + " ".join(
@@ -55,7 +54,7 @@ def main(rounds: int, context: str) -> None:
 
 
 def measure(dim: int, heads: int, width: int, precision: Precision, keys: int, rounds: int) -> dict[str, list[float]]:
-    """Microseconds of each round, by execution."""
+    """Return the microseconds of each round, by execution."""
     config = ModelConfig(
         vocab_size=8,
         dim=dim,
@@ -123,7 +122,7 @@ def _without_positions(config: ModelConfig) -> ModelConfig:
 
 
 def _ifs(g: Graph, state: dict[str, Any], config: ModelConfig, precision: Precision) -> None:
-    """One branch per head, with its slices of the weights, its keys and values, and its addition to the sum."""
+    """Write one branch per head, with its slices of the weights, its keys and values, and its term of the sum."""
     heads, width, group, name = config.num_heads, config.resolved_head_dim, 2, "layers.0.attention"
     whole = {part: state.pop(f"{name}.{part}.weight") for part in ("q", "o")}
     for head in range(heads):
@@ -153,7 +152,7 @@ def _ifs(g: Graph, state: dict[str, Any], config: ModelConfig, precision: Precis
         return write
 
     for head in range(heads):
-        skip = (lambda kept: lambda b: [b.op("Identity", kept)])(total)
+        skip = (lambda unchanged: lambda b: [b.op("Identity", unchanged)])(total)
         (total,) = g.branch(conditions[head], f"head.{head}", [FLOAT], attend(head, total), skip)
     g.op("Identity", total, result="y")
 

@@ -1,18 +1,16 @@
-"""A run that is killed again and again (kill -9), and what became of it: is it still the run that nobody disturbed?
+"""Check that a run which is killed again and again (kill -9) and resumed equals an undisturbed run.
 
     python benchmarks/kill_resume.py [--kills 50] [--seed 0] [--save blocking] [--json]
 
-Two runs of one small recipe: one is left alone; the other is killed, in moments drawn at random all through the run,
-and gone on with by `adaptive train --resume` each time, and twice more at the end. Then the digest of the tokens that
-were trained on, all weights, the optimizer's slots, the controllers, the random generators and the best checkpoint
-must be equal to the last bit. Exits with 1 if anything differs, or a kill cost a checkpoint that was complete.
+Two runs of one small recipe: one is undisturbed. The other is killed at random moments throughout the run, continued by
+`adaptive train --resume` each time, and stopped and resumed once more at the end. Then the digest of the tokens trained
+on, all weights, the optimizer's slots, the controllers, the random generators and the best checkpoint must be equal to
+the last bit. The exit code is 1 if anything differs, or if a kill lost a complete checkpoint.
 
-A kill is aimed at a step and then at one of four moments: any, after a random time; one of the first steps; a random
-call to the system while a checkpoint is written; a random deletion of an old one. Processes are forks of one that has
-imported torch, or a minute would be spent on that; otherwise they do what the command line does. Needs a POSIX system.
+A kill waits for a step and then for one of four moments: any, after a random time; one of the first steps; a random
+system call while a checkpoint is written; a random deletion of an old checkpoint. The processes are forks of one that
+has imported torch, which saves a minute; otherwise they do what the command line does. Needs a POSIX system.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -33,13 +31,13 @@ import torch
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train.loop import trainer  # training is imported here so that no fork has to
+from adaptive_lm.train.loop import trainer  # imported here so that no fork has to import training
 from adaptive_lm.train.run.best import read_best
 from adaptive_lm.train.run.checkpoint import DamagedCheckpoint, load_checkpoint, newest_good, verify
 from adaptive_lm.train.run.checkpoint_names import list_checkpoints
 
 EVERY = 4
-"""Steps between checkpoints: so few that a good part of the time goes into saves."""
+"""Steps between checkpoints: few, so that much of the time is spent in saves."""
 WORDS = ("the", "a", "sun", "moon", "river", "stone", "rises", "falls", "turns", "sleeps", "over", "under", "night")
 RECIPE = """
 data: {{sources: [{text}], cache_dir: {cache}}}
@@ -62,29 +60,30 @@ MOMENTS = ("any", "in a save", "in a prune", "first steps")
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill and what the run went on from."""
+    """One kill, and the checkpoint that the run continued from."""
 
     moment: str
+    """One of MOMENTS."""
     step: int
-    """From which on it was to come."""
-    found: int | None
-    """The step of the newest good checkpoint afterwards; None where there was none yet."""
+    """Step from which on the kill was due."""
+    resumed_from: int | None
+    """Step of the newest undamaged checkpoint after the kill; None where there was none yet."""
     cut_saves: int
-    """Folders of checkpoints that were being written."""
+    """Number of checkpoints that were being written."""
     cut_deletions: int
-    """Folders of old checkpoints that were being deleted."""
+    """Number of old checkpoints that were being deleted."""
 
 
 def child(arguments: Sequence[str], prepare: Callable[[], None], log: Path) -> int:
-    """Forks a process that types `adaptive ARGUMENTS`; returns its id."""
+    """Fork a process that runs `adaptive ARGUMENTS`; return its id."""
     process = os.fork()
     if process:
         return process
     code = 70
     try:
-        with log.open("a") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         prepare()
         group(list(arguments), prog_name="adaptive")
     except SystemExit as end:
@@ -95,33 +94,33 @@ def child(arguments: Sequence[str], prepare: Callable[[], None], log: Path) -> i
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # as the parent's own exit is not to run here
+        os._exit(code)  # without the exit handlers of the parent
 
 
 def armed_at(step: int, arm: Callable[[], object]) -> None:
-    """In a child: `arm` is called before the first step from `step` on."""
-    take = trainer.Trainer.step
+    """Call `arm` before the first training step from `step` on; for a child process."""
+    original = trainer.Trainer.step
     done: list[bool] = []
 
-    def look(self: trainer.Trainer) -> Any:
+    def armed_step(self: trainer.Trainer) -> Any:
         if self.counters.step >= step and not done:
             done.append(True)
             arm()
-        return take(self)
+        return original(self)
 
-    trainer.Trainer.step = look  # type: ignore[method-assign]
+    trainer.Trainer.step = armed_step  # type: ignore[method-assign]
 
 
 def die_at_call(moment: str, number: int) -> None:
-    """In a child: kill -9 at call `number` to the system that writes a checkpoint, or deletes an old one."""
+    """Kill this process at system call `number` that writes a checkpoint or deletes one; for a child process."""
     calls = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal calls
         if moment == "in a save":
-            # reading a file says "open" too, and nothing but a save has to do with such a folder
+            # reading a file is an "open" too, but only a save opens files in such a folder
             counts = event in ("open", "os.rename", "os.mkdir") and ".writing-step" in str(arguments[0])
-        else:  # what shutil.rmtree deletes from a folder by its handle has no path
+        else:  # shutil.rmtree deletes by file descriptor, without a path
             counts = event in ("os.remove", "os.rmdir") and arguments[1] != -1
         calls += counts
         if counts and calls == number:
@@ -131,7 +130,7 @@ def die_at_call(moment: str, number: int) -> None:
 
 
 def kill_once(arguments: Sequence[str], moment: str, step: int, rng: random.Random, log: Path, span: float) -> bool:
-    """Trains until it is killed; False where the run was over before."""
+    """Train until the process is killed; return False if the run ended before."""
     reading, writing = os.pipe()
     number = rng.randint(1, 8) if moment == "in a save" else rng.randint(2, 4)
 
@@ -157,14 +156,14 @@ def kill_once(arguments: Sequence[str], moment: str, step: int, rng: random.Rand
 
 
 def whole(arguments: Sequence[str], log: Path) -> None:
-    """Types a command and waits until it is done."""
+    """Run a command and wait until it is done."""
     _, status = os.waitpid(child(arguments, lambda: None, log), 0)
     if not os.WIFEXITED(status) or os.WEXITSTATUS(status):
         raise SystemExit(f"adaptive {' '.join(arguments)} failed:\n{log.read_text()}")
 
 
 def compare(one: Path, other: Path) -> dict[str, bool]:
-    """What is equal of the newest checkpoints of two runs."""
+    """Compare the newest checkpoints of two runs; return which parts are equal."""
     first, second = load_checkpoint(one), load_checkpoint(other)
 
     def equal(name: str) -> bool:
@@ -178,25 +177,25 @@ def compare(one: Path, other: Path) -> dict[str, bool]:
 
 
 def text(path: Path) -> Path:
-    """Some 8,000 characters in which there is something to learn."""
+    """Write about 8,000 characters that a model can learn from."""
     rng = random.Random(0)
     path.write_text("".join(" ".join(rng.choices(WORDS, k=8)) + ".\n" for _ in range(180)), "utf-8")
     return path
 
 
 def plan(kills: int, steps: int, rng: random.Random) -> list[tuple[str, int]]:
-    """(moment, step) of each kill: spread over the run, every moment in its turn, the first two at its beginning."""
+    """Return moment and step of each kill: the first two at the start, the others spread over the run, in turn."""
     spread = sorted(rng.randint(2, steps - 4 * EVERY) for _ in range(kills - 2))
     turns = [MOMENTS[number % 3] for number in range(kills - 2)]
     return [("first steps", 0), ("first steps", 1), *zip(turns, spread, strict=True)][:kills]
 
 
 def torture(kills: int, steps: int, seed: int, folder: Path) -> list[Kill]:
-    """Kills a run in `folder` so many times, and trains it to its end."""
+    """Kill a run in `folder` `kills` times, and train it to its end."""
     rng, log = random.Random(seed), folder / "log.txt"
     done: list[Kill] = []
     path = folder / "runs" / "killed"
-    known = 0
+    newest = 0
     began = ["train", "recipe.yaml", "--name", "killed"]
     again = [*began[:1], "--resume", "--name", "killed"]
     arguments = began
@@ -205,19 +204,20 @@ def torture(kills: int, steps: int, seed: int, folder: Path) -> list[Kill]:
             raise SystemExit(f"the run was over before kill {len(done) + 1}; give fewer --kills or more --steps")
         cut_saves = len(list((path / "checkpoints").glob(".writing-step*")))
         cut_deletions = sum(not is_whole(each) for each in list_checkpoints(path / "checkpoints"))
-        found = newest_good(path, complain)
-        at = None if found is None else found.step
-        if (at or 0) < known:
-            raise SystemExit(f"a kill cost the checkpoint of step {known}; the newest good one is {at}")
-        known = at or 0
+        checkpoint = newest_good(path, complain)
+        at = None if checkpoint is None else checkpoint.step
+        if (at or 0) < newest:
+            raise SystemExit(f"a kill lost the checkpoint of step {newest}; the newest undamaged one is {at}")
+        newest = at or 0
         done.append(Kill(moment, step, at, cut_saves, cut_deletions))
-        arguments = again if found else [*began, "--overwrite"]
-    whole([*again, "--stop-at", str(known + (steps - known) // 2)], log)
+        arguments = again if checkpoint else [*began, "--overwrite"]
+    whole([*again, "--stop-at", str(newest + (steps - newest) // 2)], log)
     whole(again, log)
     return done
 
 
 def is_whole(checkpoint: Path) -> bool:
+    """Tell whether all files of a checkpoint are there."""
     try:
         verify(checkpoint, digests=False)
     except DamagedCheckpoint:
@@ -225,16 +225,17 @@ def is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def complain(words: str) -> None:
-    """A kill may cut a save, but never damage what was complete."""
-    raise SystemExit(f"a kill damaged a checkpoint: {words}")
+def complain(message: str) -> None:
+    """Stop: a kill may interrupt a save, but must never damage a complete checkpoint."""
+    raise SystemExit(f"a kill damaged a checkpoint: {message}")
 
 
 def show(done: Sequence[Kill], equal: dict[str, bool], digest: str, seconds: float) -> None:
+    """Print the kills, and what is equal."""
     print("kill  moment       from step  cut saves  cut deletions  resumed from")
     for number, kill in enumerate(done, 1):
-        found = "the beginning" if kill.found is None else f"step {kill.found}"
-        print(f"{number:>4}  {kill.moment:<12} {kill.step:>9}  {kill.cut_saves:>9}  {kill.cut_deletions:>13}  {found}")
+        start = "the beginning" if kill.resumed_from is None else f"step {kill.resumed_from}"
+        print(f"{number:>4}  {kill.moment:<12} {kill.step:>9}  {kill.cut_saves:>9}  {kill.cut_deletions:>13}  {start}")
     for name, same in equal.items():
         print(f"{name:<26} {'equal' if same else 'DIFFERENT'}")
     print(f"tokens_digest {digest}")
@@ -243,12 +244,15 @@ def show(done: Sequence[Kill], equal: dict[str, bool], digest: str, seconds: flo
 
 
 def main() -> None:
+    """Compare a run that is killed and resumed with an undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="of the run; by default eight for each kill")
-    parser.add_argument("--seed", type=int, default=0, help="decides the moments")
-    parser.add_argument("--save", choices=["background", "blocking"], default="background")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 8 per kill and 32 more)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
+    parser.add_argument(
+        "--save", choices=["background", "blocking"], default="background", help="trainer.save (default: background)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
     if options.kills < 3:
         parser.error("--kills: expected 3 or more, one for each moment")
@@ -258,10 +262,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chdir(folder)
-        made = RECIPE.format(
+        recipe = RECIPE.format(
             text=text(folder / "text.txt"), cache=folder / "cache", steps=steps, every=EVERY, save=options.save
         )
-        (folder / "recipe.yaml").write_text(made)
+        (folder / "recipe.yaml").write_text(recipe)
         whole(["train", "recipe.yaml", "--name", "whole"], folder / "log.txt")
         done = torture(options.kills, steps, options.seed, folder)
         equal = compare(Path("runs/whole"), Path("runs/killed"))

@@ -1,14 +1,12 @@
-"""What each way to adapt gives and takes: trained for equal time, then run on ONNX Runtime against plain dense models.
+"""Gain and cost of each adaptive mechanism: trained for equal time, then run on ONNX Runtime beside dense models.
 
     python benchmarks/mechanisms.py --data builtin:python-docs --data ../shared/data/shakespeare.txt --seeds 2
 
 Every kind trains for the same seconds on one core (`--jobs 2` trains two at once, each pinned to a core), is exported
-with the whole parity check, and reads the same held-out text on ONNX Runtime. Times are interleaved over all kinds in
-one process on one thread. The full model is calibrated as well: its dial is held against its own compute 1.0 and
-against the dense model of equal measured time.
+with the full check, and reads the same held-out text on ONNX Runtime. Times are interleaved over all kinds in one
+process on one thread. The full model is calibrated as well: its dial is compared with its own compute 1.0 and with the
+dense model of equal measured time.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -27,7 +25,7 @@ from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial.dial import resolve
 from adaptive_lm.runtime.dial.thresholds import Thresholds
 from adaptive_lm.runtime.measuring.given_text import read_text
-from adaptive_lm.runtime.measuring.perplexity import score, windows
+from adaptive_lm.runtime.measuring.perplexity import Score, score, windows
 from adaptive_lm.runtime.measuring.timing import Timed, time_engines
 
 BASE: dict[str, Any] = {
@@ -58,30 +56,41 @@ KINDS: dict[str, dict[str, Any]] = {
     "+ windows": WINDOWS,
     "full": HEADS | DEPTH | EXIT | COPE | WINDOWS | {"model.attention.positions": ["cope", "rope", "cope", "rope"]},
 }
-"""Settings over BASE. 4 layers of 128 and a hidden width of 344 used per token, unless a kind says otherwise."""
+"""Settings over BASE: 4 layers of width 128 and a hidden width of 344 used per token, unless a kind sets another."""
 POINTS = ("0.25", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1")
-"""Of `compute` in the plot; the dial itself is calibrated at ten."""
+"""Values of `compute` in the plot; the dial itself is calibrated at ten."""
 
 
 @dataclass
 class Row:
-    """One kind, one seed: what was measured of it."""
+    """Measurements of one kind and seed."""
 
     kind: str
+    """A key of KINDS, or a point of the dial."""
     seed: int
+    """Seed of the run."""
     steps: int
-    loss: float  # nats per token, held out, on ONNX Runtime
-    flops: float  # executed per token, of the held-out text
+    """Training steps in the given seconds."""
+    loss: float
+    """Held-out loss on ONNX Runtime, nats per token."""
+    flops: float
+    """FLOPs executed per token of the held-out text."""
     experts: float
+    """Experts per token and layer run."""
     heads: float
+    """Heads per token and layer run."""
     layers: float
-    milliseconds: float  # median per decoded token
+    """Layers per token."""
+    milliseconds: float
+    """Median time per decoded token."""
     p5: float
+    """5th percentile of it."""
     p95: float
+    """95th percentile of it."""
 
 
 def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: int | None) -> None:
-    """Trains and exports one kind; what is complete already is kept."""
+    """Train and export one kind, unless that is done already."""
     name = run_name(kind, seed)
     if (folder / "runs" / name / "model" / "manifest.json").exists():
         return
@@ -95,14 +104,14 @@ def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: i
 
 
 def trained(run: Path) -> bool:
-    """Whether a run reached its end: only its last record has a held-out loss, since nothing is evaluated before."""
+    """Tell whether a run reached its end: only then has its last record a held-out loss."""
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return bool(lines) and json.loads(lines[-1]).get("val_loss") is not None
 
 
 def train_all(folder: Path, data: str, seeds: int, seconds: float, jobs: int) -> None:
-    """Every kind within each seed, in an order that turns by one from seed to seed."""
+    """Train every kind with each seed, in an order that rotates by one from seed to seed."""
     cores: Queue[int | None] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:jobs]:
         cores.put(core)
@@ -122,46 +131,49 @@ def train_all(folder: Path, data: str, seeds: int, seconds: float, jobs: int) ->
 
 
 def run_name(kind: str, seed: int) -> str:
+    """Return the name of a run."""
     return f"{kind.replace('+ ', 'with-').replace(', ', '-').replace(' ', '-').lower()}-{seed}"
 
 
 def measure(folder: Path, seed: int, tokens: int, rounds: int) -> tuple[list[Row], list[dict[str, Any]]]:
-    """All kinds of one seed, and the points of the full model's dial."""
+    """Measure all kinds of one seed, and the points of the full model's dial."""
     engines = {kind: open_model(folder, kind, seed) for kind in KINDS}
     full = engines["full"]
     default = {kind: resolve(engine.manifest, default_dial(engine)) for kind, engine in engines.items()}
     dial = {point: resolve(full.manifest, Dial(compute=float(point))) for point in POINTS}
-    asked: list[tuple[str, Engine, Thresholds]] = [(kind, engines[kind], limits) for kind, limits in default.items()]
-    asked += [(point, full, limits) for point, limits in dial.items()]
+    cases: list[tuple[str, Engine, Thresholds]] = [(kind, engines[kind], limits) for kind, limits in default.items()]
+    cases += [(point, full, limits) for point, limits in dial.items()]
     text, _ = read_text(full, None, folder / "runs" / run_name("full", seed), "--data")
     prompt, answer = text.ids[:32], text.ids[32:112]
-    timed = time_engines([(engine, limits) for _, engine, limits in asked], prompt, answer, repeats=rounds, seed=seed)
+    timed = time_engines([(engine, limits) for _, engine, limits in cases], prompt, answer, repeats=rounds, seed=seed)
     rows, points = [], []
-    for (name, engine, limits), one in zip(asked, timed, strict=True):
-        found = score(engine, limits, windows(text, tokens, engine.manifest.model.context_length))
-        row = row_of(name, seed, folder, found, one)
+    for (name, engine, limits), one in zip(cases, timed, strict=True):
+        scored = score(engine, limits, windows(text, tokens, engine.manifest.model.context_length))
+        row = row_of(name, seed, folder, scored, one)
         rows.append(row) if name in KINDS else points.append({**vars(row), "compute": float(name)})
     return rows, points
 
 
 def open_model(folder: Path, kind: str, seed: int) -> Engine:
+    """Load the exported model of a run."""
     return load(folder / "runs" / run_name(kind, seed) / "model", device="cpu", threads=1)
 
 
 def default_dial(engine: Engine) -> Dial:
-    """As the model was trained; one with exits leaves where 95 % of the tokens keep the whole model's choice."""
+    """Return the trained thresholds; with exits, those at which 95 % of the tokens keep the whole model's choice."""
     curve = engine.manifest.curve
     return Dial(agreement=0.95) if curve is not None and curve.agreement else Dial()
 
 
-def row_of(name: str, seed: int, folder: Path, found: Any, timed: Timed) -> Row:
-    tally, speed = found.tally, timed.milliseconds
+def row_of(name: str, seed: int, folder: Path, scored: Score, timed: Timed) -> Row:
+    """Put the measurements of one case together."""
+    tally, speed = scored.tally, timed.milliseconds
     metrics = folder / "runs" / run_name(name if name in KINDS else "full", seed) / "metrics.jsonl"
     return Row(
         kind=name,
         seed=seed,
         steps=json.loads(metrics.read_text().splitlines()[-1])["step"],
-        loss=found.loss,
+        loss=scored.loss,
         flops=tally.executed_flops / tally.tokens,
         experts=tally.experts / tally.layers,
         heads=tally.heads / tally.layers,
@@ -173,7 +185,7 @@ def row_of(name: str, seed: int, folder: Path, found: Any, timed: Timed) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """Means over the seeds, and how far these lie apart."""
+    """Return a table of means over the seeds, with half the range of the losses."""
     lines = [
         "| kind | steps | held-out loss | experts | heads | layers | MFLOPs per token | ms per token (p5 to p95) |",
         "|---|---|---|---|---|---|---|---|",
@@ -191,11 +203,12 @@ def table(rows: list[Row]) -> str:
 
 
 def mean(rows: list[Row], name: str) -> float:
+    """Return the mean of a field."""
     return float(np.mean([getattr(row, name) for row in rows]))
 
 
 def verdicts(rows: list[Row], points: list[dict[str, Any]]) -> list[str]:
-    """What the issue asks of the dial, answered with the figures: at compute 0.5 of the full model."""
+    """Summarise the full model at compute 0.5: beside its own compute 1.0, and beside the best dense model."""
     half = [point for point in points if point["compute"] == 0.5]
     whole = [point for point in points if point["compute"] == 1.0]
     worse = [a["loss"] / b["loss"] - 1 for a, b in zip(half, whole, strict=True)]
@@ -203,11 +216,11 @@ def verdicts(rows: list[Row], points: list[dict[str, Any]]) -> list[str]:
     loss = float(np.mean([point["loss"] for point in half]))
     dense = {kind: [row for row in rows if row.kind == kind] for kind in KINDS if kind.startswith("dense")}
     fitting = {kind: own for kind, own in dense.items() if mean(own, "milliseconds") <= time}
-    lines = [f"full at compute 0.5 against its own compute 1.0: {np.mean(worse):+.2%} of loss (at most +1.5 %)"]
+    lines = [f"full at compute 0.5 vs its own compute 1.0: {np.mean(worse):+.2%} loss (target: at most +1.5 %)"]
     if fitting:
         best = min(fitting, key=lambda kind: mean(fitting[kind], "loss"))
         lines.append(
-            f"full at compute 0.5: loss {loss:.3f} in {time:.3f} ms; the best dense model that is no slower, {best}: "
+            f"full at compute 0.5: loss {loss:.3f} in {time:.3f} ms; best dense model that is not slower, {best}: "
             f"{mean(fitting[best], 'loss'):.3f} in {mean(fitting[best], 'milliseconds'):.3f} ms"
         )
     speeds = [np.mean([p["milliseconds"] for p in points if p["compute"] == float(c)]) for c in POINTS]
@@ -219,7 +232,7 @@ def verdicts(rows: list[Row], points: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss against time and against executed FLOPs: the full model's dial as a line, all kinds as points."""
+    """Plot loss over time and over executed FLOPs: the full model's dial as a line, all kinds as points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -251,19 +264,20 @@ def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) 
 
 
 @click.command()
-@click.option("--data", "sources", multiple=True, default=["builtin:python-docs"], show_default=True)
-@click.option("--seconds", default=144.0, show_default=True, help="Of training, each kind on one core.")
-@click.option("--seeds", default=1, show_default=True)
-@click.option("--jobs", default=1, show_default=True, help="Runs that train at once, each pinned to a core.")
-@click.option("--tokens", default=16384, show_default=True, help="Held-out tokens scored.")
+@click.option("--data", "sources", multiple=True, default=["builtin:python-docs"], show_default=True,
+              help="Text to train on; may be repeated.")  # fmt: skip
+@click.option("--seconds", default=144.0, show_default=True, help="Training time of each kind, on one core.")
+@click.option("--seeds", default=1, show_default=True, help="Runs per kind.")
+@click.option("--jobs", default=1, show_default=True, help="Runs trained at once, each pinned to a core.")
+@click.option("--tokens", default=16384, show_default=True, help="Held-out tokens to score.")
 @click.option("--rounds", default=9, show_default=True, help="Interleaved rounds of 80 decoded tokens.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where runs are kept, and taken up again.")
-@click.option("--plot", "plots", type=click.Path(path_type=Path), help="Folder for one PNG for each text.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder of the runs; finished ones are reused.")
+@click.option("--plot", "plots", type=click.Path(path_type=Path), help="Folder for one PNG per text.")
 def main(
     sources: tuple[str, ...], seconds: float, seeds: int, jobs: int, tokens: int, rounds: int, folder: Path | None,
     plots: Path | None,
 ) -> None:  # fmt: skip
-    """Print the table of each text, and what the full model's dial reaches."""
+    """Print a table for each text, and what the full model's dial reaches."""
     with tempfile.TemporaryDirectory() as temporary:
         for source in sources:
             name = source.rpartition(":")[2].rpartition("/")[2].removesuffix(".txt")

@@ -1,9 +1,7 @@
-"""What a logged step costs beside one that is not, for the figures of layers and routers: pairs of steps, CPU seconds.
+"""Cost of logging the figures of layers and routers: CPU seconds of a logged step beside an unlogged one, in pairs.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/monitoring.py [--recipe quickstart] [--pairs 40]
+OMP_NUM_THREADS=1 python benchmarks/monitoring.py [--recipe quickstart] [--pairs 40]
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -26,7 +24,7 @@ from adaptive_lm.train.system.progress import Progress
 
 
 def trainer_of(recipe: str) -> Trainer:
-    """A trainer in a folder of its own, that logs every second step."""
+    """Return a trainer in a temporary folder that logs every second step."""
     os.chdir(tempfile.mkdtemp())
     settings = {"trainer": {"threads": 1, "log_every": 2, "tensorboard": False, "steps": 10_000}}
     config = make_config(read_recipe(recipe), [settings])
@@ -44,32 +42,38 @@ def trainer_of(recipe: str) -> Trainer:
 
 
 def seconds_of_step(one: Trainer) -> float:
+    """Take a step; return its CPU seconds, which other processes disturb less than the wall clock."""
     one.shape = one.lengths.shape(one.counters, 0.0)
     one.optimizers.set_rate(0.1)
     started = time.process_time()
     one.step()
-    taken = time.process_time() - started
+    seconds = time.process_time() - started
     one.counters.step += 1
-    return taken  # CPU seconds: neighbours on the machine add little
+    return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="quickstart", choices=sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser.add_argument("--pairs", type=int, default=40)
-    given = parser.parse_args()
-    one = trainer_of(given.recipe)
+    """Print the ratio of logged to unlogged steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    recipes = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    parser.add_argument("--recipe", default="quickstart", choices=recipes, help="recipe to train (default: quickstart)")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of steps (default: 40)")
+    options = parser.parse_args()
+    if options.pairs < 2:
+        parser.error("--pairs: expected 2 or more, to have quartiles")
+    one = trainer_of(options.recipe)
     for _ in range(4):
         seconds_of_step(one)
     plain, logged = [], []
-    for _ in range(given.pairs):
+    for _ in range(options.pairs):
         plain.append(seconds_of_step(one))
         logged.append(seconds_of_step(one))  # the second of two
     ratios = sorted(b / a for a, b in zip(plain, logged, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4)
     print(
-        f"{given.recipe}: {statistics.median(plain) * 1e3:.1f} ms a step, {statistics.median(logged) * 1e3:.1f} ms "
-        f"a logged one; ratio {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}, {given.pairs} pairs)"
+        f"{options.recipe}: {statistics.median(plain) * 1e3:.1f} ms per step, {statistics.median(logged) * 1e3:.1f} ms "
+        f"per logged step; ratio {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f}, "
+        f"{options.pairs} pairs)"
     )
 
 

@@ -1,14 +1,12 @@
-"""Do torch and the exported graph decide alike, for every mechanism alone and for ten combinations of them?
-
-For each, a small model with random weights of which none is silent is written as a run, its controllers look at the
-text once, and it is exported by the same code as `adaptive export`. Then 10,000 tokens are compared with torch as
-prompts, and 2,000 of them again one at a time, at thresholds in the thick of the scores: what the controllers hold, and
-exits that three tokens in ten take. Decisions must be equal, near ties under 1 %. The exit code is 1 if one is not:
+"""Compare the exported graph with torch, for every mechanism alone and for ten combinations of them.
 
     python benchmarks/parity.py
-"""
 
-from __future__ import annotations
+Each model is small, with random weights none of which is close to 0. It is written as a run, its controllers see the
+text once, and it is exported by the code of `adaptive export`. Then 10,000 tokens are compared with torch as prompts,
+and 2,000 of them again one at a time. The thresholds are in the middle of the scores: those of the controllers, and
+exits that three of ten tokens take. All decisions must be equal and near ties below 1 %; otherwise the exit code is 1.
+"""
 
 import sys
 import tempfile
@@ -24,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_lm.export.model import heads
+from adaptive_lm.export.model.heads import SLICED_FROM
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.parity import TOLERANCE, Comparison, Pass, compare, prompt_pass, token_pass, torch_pass
 from adaptive_lm.export.source import Source, read
@@ -44,11 +42,12 @@ MODEL: dict[str, Any] = {
     "num_kv_heads": 2,
     "ffn": {"num_experts": 8, "expert_dim": 32, "experts_per_token": 2},
 }
-PROMPT = 250  # tokens of one text; a ring of a window of 32 turns two to three times in it
-LEAVE = 0.7  # share of the tokens that an exit keeps
+PROMPT = 250  # tokens of one text; the ring of a window of 32 is overwritten two to three times in it
+LEAVE = 0.7  # share of the tokens that stay at an exit
 
 
 def ffn(**changes: object) -> dict[str, Any]:
+    """Return the FFN section of MODEL with other fields."""
     return {**MODEL["ffn"], **changes}
 
 
@@ -119,9 +118,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
 
 
 @click.command()
-@click.option("--tokens", default=10_000, show_default=True)
-@click.option("--decoded", default=2_000, show_default=True, help="Of these, how many also one at a time.")
-@click.option("--only", default="", help="Those whose name holds this.")
+@click.option("--tokens", default=10_000, show_default=True, help="Tokens to compare.")
+@click.option("--decoded", default=2_000, show_default=True, help="Number of them to compare one at a time as well.")
+@click.option("--only", default="", help="Compare only models whose name contains this.")
 def main(tokens: int, decoded: int, only: str) -> None:
     """Print one line for each mechanism and combination; fail if torch and graph differ anywhere."""
     torch.set_num_threads(1)
@@ -135,7 +134,7 @@ def main(tokens: int, decoded: int, only: str) -> None:
         for number, (name, kind, sliced) in enumerate(runs):
             if only not in name:
                 continue
-            heads.SLICED_FROM["fp32"] = 0 if sliced else 2**62
+            SLICED_FROM["fp32"] = 0 if sliced else 2**62
             source = read(_write(Path(folder) / f"run-{number}", kind, seed=number))
             prompts, singles, used = _compare(source, Path(folder) / f"model-{number}", tokens, decoded)
             passed = prompts.passes(TOLERANCE["fp32"]) and singles.passes(TOLERANCE["fp32"])
@@ -155,7 +154,7 @@ def main(tokens: int, decoded: int, only: str) -> None:
 
 
 def _write(run: Path, kind: Mapping[str, Any], seed: int) -> Path:
-    """A run of no steps, complete but for its training."""
+    """Write a run without training: config, tokenizer, held-out text and one checkpoint."""
     tokenizer, text = byte_tokenizer(), files("adaptive_lm.train.data.builtin").joinpath("facts.jsonl").read_text()
     config = make_config({"model": {**MODEL, **kind}, "tokenizer": {"kind": "bytes"}})
     model = Transformer(config.model)
@@ -169,10 +168,11 @@ def _write(run: Path, kind: Mapping[str, Any], seed: int) -> Path:
 
 @torch.no_grad()
 def _season(model: Transformer, seed: int) -> None:
-    """Redraws every weight, so that none is silent, even or 1; windows that attention would find are put by hand.
+    """Redraw every weight, so that none is 0 or 1, and set the windows that a controller would set.
 
-    Contextual positions are drawn at a third of the others' scale. At theirs, where neighbours differ by 1.7 in every
-    score, torch in float32 is itself 1e-4 away from torch in float64, and no tolerance could tell the graph's share.
+    Contextual positions are drawn at a third of the scale of the others. At the full scale neighbours differ by 1.7 in
+    every score; then torch in float32 already differs by 1e-4 from torch in float64, and the error of the graph cannot
+    be told apart.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = {module.weight for module in model.modules() if isinstance(module, RMSNorm)}
@@ -197,44 +197,43 @@ def _compare(source: Source, folder: Path, tokens: int, decoded: int) -> tuple[C
     ids = source.heldout_ids(tokens)
     texts = list(ids[:, : ids.shape[1] // PROMPT * PROMPT].view(-1, 1, PROMPT))
     limits = _busy(source, torch.cat(texts[:8]))
-    prompts, singles, judged = Comparison(), Comparison(), []
+    prompts, singles, passes = Comparison(), Comparison(), []
     for number, text in enumerate(texts):
-        judge, prompt = torch_pass(source.model, text, limits), prompt_pass(session, text, limits)
-        compare(prompts, judge, prompt)
-        judged.append(judge)
+        expected, prompt = torch_pass(source.model, text, limits), prompt_pass(session, text, limits)
+        compare(prompts, expected, prompt)
+        passes.append(expected)
         if number * PROMPT < decoded:
-            compare(singles, replace(prompt, margins=judge.margins), token_pass(session, text, limits))
-    return prompts, singles, _used(source, judged)
+            compare(singles, replace(prompt, margins=expected.margins), token_pass(session, text, limits))
+    return prompts, singles, _used(source, passes)
 
 
 @torch.no_grad()
 def _busy(source: Source, texts: Tensor) -> ThresholdTensors:
-    """What the controllers hold, and at each exit the confidence that LEAVE of the tokens stay below."""
+    """Return the controllers' thresholds, and at each exit the confidence that a share LEAVE of the tokens is below."""
     limits = source.thresholds()
-    found = source.model(texts, limits).exit_confidence
     leave = limits.exit_threshold.clone()
-    for layer, confidence in found.items():
+    for layer, confidence in source.model(texts, limits).exit_confidence.items():
         leave[layer] = confidence.flatten().quantile(LEAVE)
     return limits._replace(exit_threshold=leave)
 
 
-def _used(source: Source, judged: list[Pass]) -> str:
-    """Means over the layers that a token ran: of the choices that this model has."""
+def _used(source: Source, passes: list[Pass]) -> str:
+    """Format the mean use per token, over the layers it ran, of what this model chooses."""
     config = source.config
-    runs = np.concatenate([one.layers_run for one in judged], 1)  # (L, N)
-    said = []
+    runs = np.concatenate([one.layers_run for one in passes], 1)  # (L, N)
+    parts = []
     if config.ffn.routing != "dense":
-        experts = np.concatenate([one.selected_experts for one in judged], 1)
-        said.append(f"{experts.sum(-1)[runs].mean():.2f} experts")
+        experts = np.concatenate([one.selected_experts for one in passes], 1)
+        parts.append(f"{experts.sum(-1)[runs].mean():.2f} experts")
     if config.heads.routing != "all":
-        chosen = np.concatenate([one.selected_heads for one in judged], 1)
-        said.append(f"{chosen.sum(-1)[runs].mean():.2f} heads")
+        chosen = np.concatenate([one.selected_heads for one in passes], 1)
+        parts.append(f"{chosen.sum(-1)[runs].mean():.2f} heads")
     if config.adapts_depth:
-        said.append(f"{runs.sum(0).mean():.2f} layers")
+        parts.append(f"{runs.sum(0).mean():.2f} layers")
     if config.has_windows:
-        windows = np.concatenate([one.windows for one in judged], 1)
-        said.append(f"window {windows[windows > 0].mean():.0f}")
-    return ", ".join(said)
+        windows = np.concatenate([one.windows for one in passes], 1)
+        parts.append(f"window {windows[windows > 0].mean():.0f}")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

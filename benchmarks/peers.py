@@ -1,9 +1,7 @@
-"""Peers that the benchmarks of training are held against: plain GPT-2 blocks, and the models of transformers.
+"""Peers for the benchmarks of training: plain GPT-2 blocks, and models of the transformers library.
 
 B batch, T time, V vocabulary.
 """
-
-from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Shape(NamedTuple):
-    """What every model of a contest shares."""
+    """The sizes that all models of a comparison share."""
 
     vocabulary: int
     length: int
@@ -22,7 +20,7 @@ class Shape(NamedTuple):
 
 
 class PlainGPT(nn.Module):
-    """GPT-2's block as nanoGPT trains it: LayerNorm, GELU of 4 D, learned positions, tied head, no biases, eager."""
+    """GPT-2's block as nanoGPT trains it: LayerNorm, GELU of width 4 D, learned positions, tied head, no biases."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -45,7 +43,7 @@ class PlainGPT(nn.Module):
         self.norm = nn.LayerNorm(dim, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, T) -> logits (B, T, V)"""
+        """Run the model: ids (B, T) -> logits (B, T, V)."""
         batch, time_ = ids.shape
         x = self.tokens(ids) + self.positions.weight[:time_]
         for block in self.blocks:
@@ -59,7 +57,7 @@ class PlainGPT(nn.Module):
 
 
 def llama(shape: Shape, hidden: int) -> nn.Module:
-    """transformers' Llama."""
+    """Build the Llama of the transformers library with a hidden width."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model: nn.Module = LlamaForCausalLM(LlamaConfig(**_shared(shape), intermediate_size=hidden))
@@ -67,16 +65,19 @@ def llama(shape: Shape, hidden: int) -> nn.Module:
 
 
 def mixtral(shape: Shape, hidden: int, implementation: str) -> nn.Module:
-    """transformers' Mixtral, 2 of 8 experts of `hidden`; `implementation` of its experts is `eager` or `grouped_mm`."""
+    """Build the Mixtral of the transformers library, 2 of 8 experts of width `hidden`.
+
+    `implementation` of the experts is `eager` or `grouped_mm`.
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    described: Any = MixtralConfig  # whose types do not know of every option that it takes
-    config = described(
+    untyped: Any = MixtralConfig  # its types lack some of its options
+    config = untyped(
         **_shared(shape),
         intermediate_size=hidden,
         num_local_experts=8,
         num_experts_per_tok=2,
-        output_router_logits=True,  # with its balance loss, as ours
+        output_router_logits=True,  # adds its load-balancing loss, as ours has
         experts_implementation=implementation,
     )
     model: nn.Module = MixtralForCausalLM(config)

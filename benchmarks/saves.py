@@ -1,15 +1,13 @@
-"""How long saving holds up training: blocking, in the background, and by torch.distributed.checkpoint.
+"""Time that saving takes from training: blocking, in the background, and by torch.distributed.checkpoint.
 
     python benchmarks/saves.py [--rounds 7] [--width 512] [--folder FOLDER]
 
-A model of eight layers (96M numbers with both slots of its optimizer at width 512) trains, and every fourth step is
-followed by a save. Printed are, as medians and quartiles over interleaved rounds: how long the call held up the loop,
-how long the three steps beside the save took against three steps beside none, and how long until all was on the disk.
-`dcp` is `async_save` with the safetensors writer, which stages to memory of its own each time, syncs, and writes no
-digests and no state beside the tensors.
+A model of 8 layers (96M numbers with both slots of its optimizer at width 512) takes three steps, saves, and takes
+three more during the save. The output is medians and quartiles over interleaved rounds: how long the call blocked the
+loop, the time of the steps during the save over that of the others, and the time until everything was on disk. `dcp` is
+`async_save` with the safetensors writer, which allocates a staging copy each time, syncs, and writes no digests and no
+other state.
 """
-
-from __future__ import annotations
 
 import argparse
 import shutil
@@ -33,7 +31,7 @@ from adaptive_lm.train.run.saver import Saver
 from adaptive_lm.train.system.progress import Progress
 
 BESIDE = 3
-"""Steps that are timed after a save."""
+"""Steps timed after a save, and without one."""
 
 
 class Training:
@@ -49,7 +47,7 @@ class Training:
         self.ids = torch.randint(0, 512, (4, 64))
 
     def steps(self, number: int) -> float:
-        """Seconds of so many steps."""
+        """Take steps; return the seconds."""
         began = time.monotonic()
         for _ in range(number):
             out = self.model(self.ids)
@@ -60,6 +58,7 @@ class Training:
 
 
 def ours(training: Training, kind: str, folder: Path) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """Return functions that save with our saver, and that wait for the save."""
     config = RunConfig.model_validate(
         {**training.config.model_dump(), "trainer": {**training.config.trainer.model_dump(), "save": kind}}
     )
@@ -71,6 +70,7 @@ def ours(training: Training, kind: str, folder: Path) -> tuple[Callable[[int], N
 
 
 def torchs(training: Training, folder: Path) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """Return functions that save with torch's saver, and that wait for the save."""
     pending: list[Any] = []
 
     def save(step: int) -> None:
@@ -88,50 +88,54 @@ def torchs(training: Training, folder: Path) -> tuple[Callable[[int], None], Cal
 
 
 def main() -> None:
+    """Print a table of the three ways to save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--folder", help="on the disk that is to be measured; a temporary one by default")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
+    parser.add_argument("--width", type=int, default=512, help="width of the model (default: 512)")
+    parser.add_argument("--folder", help="folder on the disk to measure (default: a temporary one)")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")  # what torch says of its own experimental parts
+    if options.rounds < 2:
+        parser.error("--rounds: expected 2 or more, to have quartiles")
+    warnings.filterwarnings("ignore")  # torch warns about its experimental parts
     training = Training(options.width)
     training.steps(2)
     numbers = sum(t.numel() for t in [*training.model.parameters(), *training.optimizers.state_tensors().values()])
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        made = {
+        savers = {
             "blocking": ours(training, "blocking", Path(name) / "blocking"),
             "background": ours(training, "background", Path(name) / "background"),
             "dcp": torchs(training, Path(name) / "dcp"),
         }
-        for kind in made:
+        for kind in savers:
             (Path(name) / kind).mkdir()
-        held: dict[str, list[float]] = {kind: [] for kind in made}
-        beside: dict[str, list[float]] = {kind: [] for kind in made}
-        whole: dict[str, list[float]] = {kind: [] for kind in made}
+        blocked: dict[str, list[float]] = {kind: [] for kind in savers}
+        ratios: dict[str, list[float]] = {kind: [] for kind in savers}
+        whole: dict[str, list[float]] = {kind: [] for kind in savers}
         for round_ in range(options.rounds + 1):
-            for kind, (save, wait) in made.items():
+            for kind, (save, wait) in savers.items():
                 alone = training.steps(BESIDE)
                 began = time.monotonic()
                 save(round_ + 1)
                 called = time.monotonic() - began
                 ratio = training.steps(BESIDE) / alone
                 wait()
-                if round_:  # the first fills buffers
-                    held[kind].append(called)
-                    beside[kind].append(ratio)
+                if round_:  # the first round allocates buffers
+                    blocked[kind].append(called)
+                    ratios[kind].append(ratio)
                     whole[kind].append(time.monotonic() - began)
     print(f"{numbers / 1e6:.0f}M numbers, {numbers * 4 / 2**20:.0f} MiB, a step of {alone / BESIDE * 1000:.0f} ms")
-    print("save        loop held, ms          steps beside it, ratio   call to the end, ms")
-    for kind in made:
+    print("save        loop blocked, ms       steps during it, ratio   until on disk, ms")
+    for kind in savers:
         cells = [
-            *quartiles([1000 * each for each in held[kind]], ".0f"),
-            *quartiles(beside[kind], ".2f"),
+            *quartiles([1000 * each for each in blocked[kind]], ".0f"),
+            *quartiles(ratios[kind], ".2f"),
             *quartiles([1000 * each for each in whole[kind]], ".0f"),
         ]
         print(f"{kind:<11} {cells[0]:<22} {cells[1]:<24} {cells[2]}")
 
 
 def quartiles(values: list[float], form: str) -> list[str]:
+    """Format the median and the quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return [f"{middle:{form}} ({low:{form}} to {high:{form}})"]
 

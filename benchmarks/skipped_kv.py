@@ -1,12 +1,10 @@
-"""Which keys and values should a skipped token leave behind: none, or those of its frozen state?
-
-Trains the same model with each policy (same data, steps, seeds and controller), then decodes with both in turn. Then
-trains one model with exits per seed, which is the same under both policies, and scores it under each as tokens leave:
+"""Keys and values of a token that skips a layer: none, or those of its unchanged state (`depth.skipped_kv`).
 
     python benchmarks/skipped_kv.py --seeds 3 --steps 300
-"""
 
-from __future__ import annotations
+Trains the same model with each policy (same data, steps, seeds and controller), then times decoding with both in turn.
+Then trains one model with exits per seed, which does not depend on the policy, and scores it under both.
+"""
 
 import json
 import subprocess
@@ -27,12 +25,12 @@ POLICIES = ("none", "project")
 
 
 @click.command()
-@click.option("--data", default="builtin:python-docs", show_default=True)
-@click.option("--seeds", default=3, show_default=True)
-@click.option("--steps", default=300, show_default=True)
+@click.option("--data", default="builtin:python-docs", show_default=True, help="Text to train on.")
+@click.option("--seeds", default=3, show_default=True, help="Runs per policy.")
+@click.option("--steps", default=300, show_default=True, help="Training steps of each run.")
 @click.option("--share", default=0.6, show_default=True, help="Share of the tokens that run each routed layer.")
 @click.option("--tokens", default=192, show_default=True, help="Decoded tokens per timed round.")
-@click.option("--rounds", default=9, show_default=True)
+@click.option("--rounds", default=9, show_default=True, help="Interleaved rounds.")
 def main(data: str, seeds: int, steps: int, share: float, tokens: int, rounds: int) -> None:
     """Print held-out loss per policy and seed, and the ratio of decode times."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,8 +67,8 @@ def _train(folder: Path, data: str, name: str, seed: int, steps: int, depth: dic
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True)
     records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    found: dict[str, float] = json.loads(records[-1])
-    return found
+    last: dict[str, float] = json.loads(records[-1])
+    return last
 
 
 @torch.no_grad()
@@ -81,7 +79,7 @@ def _exits(folder: Path, data: str, seed: int, steps: int) -> None:
     ids = source.heldout_ids(16384)
     windows = ids[:, : ids.shape[1] // 128 * 128].view(-1, 128)
     for threshold in (1.0, 0.9, 0.7, 0.5, 0.3):
-        found = []
+        results = []
         for policy in POLICIES:
             config = source.config.model_copy(
                 update={"depth": source.config.depth.model_copy(update={"skipped_kv": policy})}
@@ -93,8 +91,8 @@ def _exits(folder: Path, data: str, seed: int, steps: int) -> None:
                 windows[:, :-1], limits._replace(exit_threshold=torch.full_like(limits.exit_threshold, threshold))
             )
             loss = cross_entropy(out.logits, windows[:, 1:], torch.ones_like(windows[:, 1:], dtype=torch.bool))
-            found.append(f"{policy} loss {loss:.4f} layers {out.usage()['layers_per_token']:.2f}")
-        click.echo(f"seed {seed} exit_threshold {threshold}: {'; '.join(found)}")
+            results.append(f"{policy} loss {loss:.4f} layers {out.usage()['layers_per_token']:.2f}")
+        click.echo(f"seed {seed} exit_threshold {threshold}: {'; '.join(results)}")
 
 
 def _time(folder: Path, tokens: int, rounds: int) -> None:

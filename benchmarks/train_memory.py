@@ -1,21 +1,19 @@
-"""What recomputing activations saves and costs: peak memory and time of a training step, 12 layers, 1024 tokens long.
+"""Peak memory and time of a training step with and without recomputing activations, 12 layers, 1024 tokens.
 
     python benchmarks/train_memory.py --rounds 5
 
-Each variant trains in a process of its own, one thread, forward, backward and optimizer. Three figures of memory, the
-first two of one step of a run that has its optimizer's slots:
+Each variant trains in a separate process on one thread: forward, backward and optimizer. Three figures of memory, the
+first two for one step after the optimizer has its slots:
 
-    held   what torch held at the most beyond what it held before the step (weights, slots), as its profiler counts;
-    step   by how much the process stood higher in the step (VmHWM, set back before it) than at rest (VmRSS, after glibc
-           has given back what is free): what a machine must have to spare for a step, allocator and all;
-    grown  by how much the process grew at its highest since the model stood: with the slots of the optimizer and the
-           code that torch loads when first used, which are the same whether activations are kept or not.
+    held   the most that torch's profiler counts beyond the memory before the step (weights, slots);
+    step   the peak of the process in the step (VmHWM, reset before it) above its memory at rest (VmRSS, after glibc has
+           returned free memory): what a machine needs for a step, allocator included;
+    grown  the growth of the process since the model was built, with the optimizer's slots and the code that torch loads
+           on first use, which are the same whether activations are kept or not.
 
-Gradients are in all three. Times are CPU seconds of the process, so that a neighbour on the machine adds little; the
-variants take turns, and the ratios are of one round.
+All three contain the gradients. Times are CPU seconds of the process, which other processes disturb less; the variants
+take turns, and each ratio is taken within one round.
 """
-
-from __future__ import annotations
 
 import ctypes
 import gc
@@ -36,13 +34,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def resident(which: str) -> float:
-    """MiB of memory that this process has (VmRSS), or had at the most (VmHWM)."""
+    """Return the MiB of memory of this process: now (VmRSS), or its peak (VmHWM)."""
     status = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024
 
 
 def come_to_rest() -> float:
-    """Gives back what is free and sets VmHWM back; MiB of what is left."""
+    """Return free memory to the system and reset VmHWM; return the MiB that are left."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", "ascii")
@@ -50,7 +48,7 @@ def come_to_rest() -> float:
 
 
 def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, layers: int) -> dict[str, float]:
-    """Trains a few steps in this process and says what the last took."""
+    """Train a few steps in this process and measure the last ones."""
     import torch
 
     from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
@@ -101,23 +99,24 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
 
 
 def variant(**how: Any) -> dict[str, float]:
-    """`one` in a process of its own."""
+    """Call `one` in a separate process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(how)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(done.stderr[-3000:])
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="How often each variant is run, in turn.")
-@click.option("--batch", default=2, show_default=True, help="Sequences of a step.")
-@click.option("--length", default=1024, show_default=True)
-@click.option("--layers", default=12, show_default=True)
-@click.option("--compile", "compiled", is_flag=True, help="With compiled blocks.")
+@click.option("--rounds", default=5, show_default=True, help="Runs of each variant, in turn.")
+@click.option("--batch", default=2, show_default=True, help="Sequences per step.")
+@click.option("--length", default=1024, show_default=True, help="Tokens per sequence.")
+@click.option("--layers", default=12, show_default=True, help="Layers of the model.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the blocks.")
 @click.option("--one", "alone", hidden=True)
 def main(rounds: int, batch: int, length: int, layers: int, compiled: bool, alone: str | None) -> None:
+    """Print memory and time of a training step, with activations kept and recomputed."""
     if alone is not None:
         click.echo(json.dumps(one(**json.loads(alone))))
         return
@@ -125,12 +124,12 @@ def main(rounds: int, batch: int, length: int, layers: int, compiled: bool, alon
     click.echo(f"{layers} layers, {batch} x {length} tokens, one thread, {rounds} rounds" + ", compiled" * compiled)
     for kind in KINDS:
         pairs = [[variant(kind=kind, recompute=each, **how) for each in (False, True)] for _ in range(rounds)]
-        click.echo(f"{kind}: recomputing against keeping, median (lowest to highest)")
+        click.echo(f"{kind}: activations kept -> recomputed, median (lowest to highest)")
         for name, unit in (("held", "MiB"), ("step", "MiB"), ("grown", "MiB"), ("seconds", "s")):
-            ratios = sorted(again[name] / kept[name] for kept, again in pairs)
-            kept, again = (median(pair[place][name] for pair in pairs) for place in (0, 1))
+            ratios = sorted(recomputing[name] / keeping[name] for keeping, recomputing in pairs)
+            before, after = (median(pair[place][name] for pair in pairs) for place in (0, 1))
             spread = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            click.echo(f"  {name:8} {kept:8.2f} -> {again:8.2f} {unit:4} ratio {spread}")
+            click.echo(f"  {name:8} {before:8.2f} -> {after:8.2f} {unit:4} ratio {spread}")
 
 
 if __name__ == "__main__":

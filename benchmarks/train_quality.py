@@ -1,14 +1,12 @@
-"""Quality per second of training: held-out loss after equal wall clock on one core, ours and peers.
+"""Quality per second of training: held-out loss after equal wall-clock time on one core, ours and peers.
 
     python benchmarks/train_quality.py --data ../shared/data/shakespeare.txt --seeds 3
 
-The first 90 % of the characters are trained on, the last 10 % are held out and scored whole, in windows of the training
-context: ours by the exported model on ONNX Runtime, which also counts the FLOPs that were executed. The seconds are
-those of the trainer from its first step to its last save; compilation is among them, from an empty cache. Peers (extra
-`bench`) follow nanoGPT's schedule for a CPU, stretched to the same seconds, in the same precision as ours.
+The models train on the first 90 % of the characters. The last 10 % are scored in windows of the training context; ours
+by the exported model on ONNX Runtime, which also counts the executed FLOPs. The seconds are those of the trainer from
+its first step to its last save, with compilation from an empty cache. Peers (extra `bench`) follow nanoGPT's schedule
+for a CPU, stretched to the same seconds, in the same precision as ours.
 """
-
-from __future__ import annotations
 
 import os
 
@@ -52,7 +50,7 @@ PEERS = ("nanoGPT's recipe", "Llama, the same recipe")
 
 
 class Outcome(NamedTuple):
-    """What one training of one kind came to."""
+    """The result of one training of one kind."""
 
     kind: str
     seed: int
@@ -63,7 +61,7 @@ class Outcome(NamedTuple):
 
 
 def train_ours(folder: Path, data: Path, kind: str, seed: int, seconds: float, core: int) -> Outcome:
-    """Trains, exports and scores one kind of ours."""
+    """Train, export and score one kind of ours."""
     name = f"{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
     model = folder / "runs" / name / "model"
     if not (model / "manifest.json").exists():
@@ -76,18 +74,18 @@ def train_ours(folder: Path, data: Path, kind: str, seed: int, seconds: float, c
     records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     engine = load(model, device="cpu", threads=1)
     text, _ = read_text(engine, None, model.parent, "--data")
-    found = score(
+    scored = score(
         engine, resolve(engine.manifest, Dial()), windows(text, len(text.ids), engine.manifest.model.context_length)
     )
-    tally = found.tally
+    tally = scored.tally
     return Outcome(
-        kind, seed, json.loads(records[-1])["step"], found.loss, tally.executed_flops / tally.tokens / 1e6,
+        kind, seed, json.loads(records[-1])["step"], scored.loss, tally.executed_flops / tally.tokens / 1e6,
         tally.experts / tally.layers,
     )  # fmt: skip
 
 
 def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> Outcome:
-    """Trains and scores a peer: batch 12 x 64, AdamW at 1e-3 after 5 % of warm-up, a cosine down to 1e-4."""
+    """Train and score a peer: batch 12 x 64, AdamW at 1e-3 after 5 % of warm-up, a cosine down to 1e-4."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -100,13 +98,13 @@ def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> O
     model = PlainGPT(shape) if kind == PEERS[0] else llama(shape, 344)
 
     def logits(batch: Tensor) -> Tensor:
-        found = model(batch)
-        return found if isinstance(found, Tensor) else found.logits
+        out = model(batch)
+        return out if isinstance(out, Tensor) else out.logits
 
     def loss_of(batch: Tensor, targets: Tensor) -> Tensor:
         with autocast(torch.device("cpu"), choose_precision("auto", torch.device("cpu"))):
-            found = logits(batch)
-        return F.cross_entropy(found.flatten(0, 1).float(), targets.flatten())
+            scores = logits(batch)
+        return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten())
 
     steps = run_by_clock(model, train, loss_of, seconds)
     nats, count = 0.0, 0
@@ -119,7 +117,7 @@ def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> O
 
 
 def run_by_clock(model: nn.Module, train: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], seconds: float) -> int:
-    """Trains until the clock says so; returns the steps taken."""
+    """Train for a number of seconds; return the steps taken."""
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     rest = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -140,6 +138,7 @@ def run_by_clock(model: nn.Module, train: Tensor, loss_of: Callable[[Tensor, Ten
 
 
 def table(outcomes: list[Outcome]) -> str:
+    """Return a table with a line per kind."""
     lines = [
         "| | steps | held-out loss, each seed | mean | executed MFLOPs per token | experts |",
         "|---|---|---|---|---|---|",
@@ -155,7 +154,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def verdict(outcomes: list[Outcome]) -> str:
-    """How far the adaptive model is from its twin, seed by seed, and at what share of its FLOPs."""
+    """Compare the adaptive model with its dense twin, seed by seed, and their FLOPs."""
     dense, sparse = ([each for each in outcomes if each.kind == kind] for kind in (TWIN, ADAPTIVE))
     gaps = [a.loss - d.loss for d, a in zip(dense, sparse, strict=True)]
     share = np.mean([a.megaflops for a in sparse]) / np.mean([d.megaflops for d in dense])
@@ -166,12 +165,14 @@ def verdict(outcomes: list[Outcome]) -> str:
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True, path_type=Path), default="../shared/data/shakespeare.txt")
-@click.option("--seconds", default=144.0, show_default=True, help="Of training, on one core.")
-@click.option("--seeds", default=3, show_default=True)
-@click.option("--jobs", default=1, show_default=True, help="Trainings at once, each pinned to a core.")
-@click.option("--kind", "kinds", multiple=True, type=click.Choice([*OURS, *PEERS]), default=[*OURS, *PEERS])
-@click.option("--folder", type=click.Path(path_type=Path), help="Where runs are kept, and taken up again.")
+@click.option("--data", type=click.Path(exists=True, path_type=Path), default="../shared/data/shakespeare.txt",
+              show_default=True, help="Text to train on.")  # fmt: skip
+@click.option("--seconds", default=144.0, show_default=True, help="Training time of each kind, on one core.")
+@click.option("--seeds", default=3, show_default=True, help="Runs per kind.")
+@click.option("--jobs", default=1, show_default=True, help="Runs trained at once, each pinned to a core.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice([*OURS, *PEERS]), default=[*OURS, *PEERS],
+              help="Kind to train; may be repeated; by default all.")  # fmt: skip
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder of the runs; finished ones are reused.")
 def main(data: Path, seconds: float, seeds: int, jobs: int, kinds: tuple[str, ...], folder: Path | None) -> None:
     """Print the held-out loss of each kind and seed."""
     cores: Queue[int] = Queue()
@@ -183,14 +184,14 @@ def main(data: Path, seconds: float, seeds: int, jobs: int, kinds: tuple[str, ..
         core = cores.get()
         try:
             if kind in OURS:
-                found = train_ours(here, data, kind, seed, seconds, core)
+                outcome = train_ours(here, data, kind, seed, seconds, core)
             else:
                 with ProcessPoolExecutor(1) as apart:
-                    found = apart.submit(train_peer, data, kind, seed, seconds, core).result()
+                    outcome = apart.submit(train_peer, data, kind, seed, seconds, core).result()
         finally:
             cores.put(core)
-        click.echo(f"  {kind}, seed {seed}: {found.loss:.4f} after {found.steps} steps", err=True)
-        return found
+        click.echo(f"  {kind}, seed {seed}: {outcome.loss:.4f} after {outcome.steps} steps", err=True)
+        return outcome
 
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(jobs) as pool:
         here = (folder or Path(temporary)).resolve()

@@ -1,14 +1,12 @@
-"""Training steps per second against peers at equal shapes, and what routing costs: interleaved, in one process.
+"""Training speed beside peers of equal shape, and the cost of routing: interleaved, in one process.
 
     python benchmarks/train_speed.py --size small --size medium
 
-needs the extra `bench` (transformers). First tokens per second of forward and backward, batch 12 x 64, vocabulary 65;
-then, 16 x 128, a mixture of experts against the dense model that uses as many weights, forward and backward, and whole
-steps (clipping, optimizer and controllers with them). Every ratio is taken within a round, so what a neighbour on the
-machine does to one does it to the other.
+Needs the extra `bench` (transformers). First, tokens per second of forward and backward with batch 12 x 64 and
+vocabulary 65. Then, with batch 16 x 128, a mixture of experts beside the dense model that uses as many weights: forward
+and backward, and whole steps (with clipping, optimizer and controllers). Every ratio is taken within a round, so that a
+disturbance of the machine affects both sides.
 """
-
-from __future__ import annotations
 
 import os
 
@@ -38,12 +36,12 @@ from adaptive_lm.train.system.device import autocast, choose_precision
 CPU = torch.device("cpu")
 VOCABULARY = 65
 SETTLING = 20
-"""Batches shown to the controllers before anything is timed: a new model holds its average only when they have settled
-(at the start 1.86 experts a token at 0.8M and 1.35 at 10.6M, where 1.6 are asked for)."""
+"""Batches shown to the controllers before anything is timed. A new model holds its average only after they settled: it
+starts with 1.86 experts per token at 0.8M weights and 1.35 at 10.6M, where 1.6 are wanted."""
 
 
 class Size(NamedTuple):
-    """Widths of the models of a size; the weights that a token uses are as many in all of them."""
+    """Widths of the models of a size; a token uses the same number of weights in all of them."""
 
     dim: int
     layers: int
@@ -51,6 +49,7 @@ class Size(NamedTuple):
     dense: int  # hidden width of a dense SwiGLU
 
     def shape(self, length: int) -> Shape:
+        """Return the sizes that all models share, at a sequence length."""
         return Shape(VOCABULARY, length, self.dim, self.layers, self.heads)
 
 
@@ -62,40 +61,42 @@ Seconds = dict[str, np.ndarray[Any, Any]]
 
 
 class Contest:
-    """Models that train on one batch (B, T); a step of theirs leaves no gradients behind."""
+    """Models that train on one batch (B, T); a step leaves no gradients behind."""
 
     def __init__(self, size: Size, batch: int, length: int, precision: str) -> None:
         self.size, self.shape, self.precision = size, size.shape(length), precision
         self.tokens = batch * length
         self.used = 1.0
-        """Experts a token in the model that was made last, once its controllers have settled."""
+        """Experts per token in the model built last, after its controllers have settled."""
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(VOCABULARY, (batch, length), generator=generator)
         self.targets = torch.randint(VOCABULARY, (batch, length), generator=generator)
         self.counted = torch.ones_like(self.ids, dtype=torch.bool)
 
     def step_of(self, model: nn.Module, loss: Callable[[], Tensor]) -> Step:
-        """Forward and backward."""
+        """Return a step of forward and backward."""
 
         def step() -> None:
             with autocast(CPU, self.precision):
-                found = loss()
-            found.backward()  # type: ignore[no-untyped-call]  # torch's own
+                value = loss()
+            value.backward()  # type: ignore[no-untyped-call]  # torch's own
             model.zero_grad(set_to_none=True)
 
         return step
 
     def plain_gpt(self) -> Step:
+        """Return a step of the plain GPT-2."""
         model = PlainGPT(self.shape)
         return self.step_of(
             model, lambda: F.cross_entropy(model(self.ids).flatten(0, 1).float(), self.targets.flatten())
         )
 
     def transformers(self, model: nn.Module) -> Step:
+        """Return a step of a model of the transformers library."""
         return self.step_of(model, lambda: model(input_ids=self.ids, labels=self.ids).loss)
 
     def nanogpt(self, file: Path) -> Step:
-        """nanoGPT's own model.py, wherever the user keeps it."""
+        """Return a step of nanoGPT's own model.py, from the user's copy."""
         spec = importlib.util.spec_from_file_location("nanogpt_model", file)
         assert spec is not None
         assert spec.loader is not None
@@ -108,12 +109,13 @@ class Contest:
         return self.step_of(model, lambda: model(self.ids, self.targets)[1])
 
     def config(self, ffn: dict[str, Any]) -> RunConfig:
+        """Return the config of our model of this size."""
         _, length, dim, layers, heads = self.shape
         shape = {"vocab_size": VOCABULARY, "dim": dim, "num_layers": layers, "context_length": length}
         return make_config({"model": {**shape, "num_heads": heads, "num_kv_heads": heads, "ffn": ffn}})
 
     def ours(self, ffn: dict[str, Any], compiled: bool, whole: bool = False) -> Step:
-        """A step of our model; a `whole` one clips, optimises and moves the controllers as well."""
+        """Return a step of our model; a `whole` one also clips, optimises and moves the controllers."""
         config = self.config(ffn)
         model = Transformer(config.model)
         with torch.no_grad(), autocast(CPU, self.precision):
@@ -131,8 +133,8 @@ class Contest:
 
         def step() -> None:
             with autocast(CPU, self.precision):
-                found, out = loss()
-            found.backward()  # type: ignore[no-untyped-call]  # torch's own
+                value, out = loss()
+            value.backward()  # type: ignore[no-untyped-call]  # torch's own
             model.observe(out, self.counted)
             clipping.clip(optimizers.names.items())
             optimizers.step()
@@ -142,7 +144,7 @@ class Contest:
 
 
 def race(steps: dict[str, Step], rounds: int) -> Seconds:
-    """Seconds of each step, (rounds,), after three that warm up, compile and settle the allocator."""
+    """Return the seconds of each step, (rounds,), after three that warm up, compile and settle the allocator."""
     for step in steps.values():
         for _ in range(3):
             step()
@@ -154,27 +156,27 @@ def race(steps: dict[str, Step], rounds: int) -> Seconds:
             steps[name]()
             steps[name]()
             seconds[name].append((time.perf_counter() - started) / 2)
-    return {name: np.array(found) for name, found in seconds.items()}
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def spread(values: np.ndarray[Any, Any], form: str) -> str:
-    """`median (p5 to p95)`"""
+    """Format `median (p5 to p95)`."""
     low, middle, high = (format(value, form) for value in np.percentile(values, [5, 50, 95]))
     return f"{middle} ({low} to {high})"
 
 
 def report(title: str, tokens: int, seconds: Seconds, ratios: list[tuple[str, str]]) -> None:
-    """A table of speeds, and of each pair (one, other) the ratio of their times: medians with spread."""
+    """Print a table of speeds, and for each pair (one, other) the ratio of their times: medians with spread."""
     click.echo(f"\n{title}\n\n| | ms per step | tokens/s |\n|---|---|---|")
-    for name, found in seconds.items():
-        click.echo(f"| {name} | {spread(1000 * found, '.1f')} | {tokens / np.median(found):.0f} |")
+    for name, values in seconds.items():
+        click.echo(f"| {name} | {spread(1000 * values, '.1f')} | {tokens / np.median(values):.0f} |")
     click.echo()
     for one, other in ratios:
         click.echo(f"{one} / {other}: {spread(seconds[one] / seconds[other], '.2f')}")
 
 
 def against_peers(name: str, precision: str, rounds: int, nanogpt: Path | None) -> None:
-    """Forward and backward of ours and of peers at the batch of their recipes."""
+    """Time forward and backward of ours and of peers, at the batch of their recipes."""
     size = SIZES[name]
     contest = Contest(size, 12, 64, precision)
     dense = {"routing": "dense", "dim": size.dense}
@@ -199,7 +201,7 @@ def against_peers(name: str, precision: str, rounds: int, nanogpt: Path | None) 
 
 
 def of_routing(name: str, precision: str, rounds: int) -> None:
-    """Experts against the dense model that uses as many weights per token, at the batch of our recipes."""
+    """Time experts beside the dense model that uses as many weights per token, at the batch of our recipes."""
     size = SIZES[name]
     contest = Contest(size, 16, 128, precision)
     dense = {"routing": "dense", "dim": size.dense}
@@ -212,16 +214,18 @@ def of_routing(name: str, precision: str, rounds: int) -> None:
         }
         what = "whole steps" if whole else "forward and backward"
         ratios = [(f"top-p{mode}", f"dense{mode}") for mode in ("", ", compiled")]
-        title = f"{name}, {precision}, {what} of 16 x 128 tokens, top-p at {contest.used:.2f} experts a token"
+        title = f"{name}, {precision}, {what} of 16 x 128 tokens, top-p at {contest.used:.2f} experts per token"
         report(title, contest.tokens, race(steps, rounds), ratios)
 
 
 @click.command()
-@click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=list(SIZES), show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option("--rounds", default=15, show_default=True, help="Of two steps each, interleaved.")
-@click.option("--threads", default=1, show_default=True)
-@click.option("--nanogpt", type=click.Path(exists=True, path_type=Path), help="nanoGPT's model.py, to run it as well.")
+@click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=list(SIZES), show_default=True,
+              help="Size to time; may be repeated.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+              help="Precision of the products.")  # fmt: skip
+@click.option("--rounds", default=15, show_default=True, help="Interleaved rounds of two steps each.")
+@click.option("--threads", default=1, show_default=True, help="Threads of torch.")
+@click.option("--nanogpt", type=click.Path(exists=True, path_type=Path), help="Path of nanoGPT's model.py, to time it.")
 def main(sizes: tuple[str, ...], precision: str, rounds: int, threads: int, nanogpt: Path | None) -> None:
     """Print tokens per second of ours and of peers, and the ratios."""
     torch.set_num_threads(threads)

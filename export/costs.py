@@ -1,7 +1,5 @@
 """Cost of one token in each part of the model: FLOPs (a multiply-add is 2) and bytes of weights and cache read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from ..runtime.format.manifest import Costs, CostTable, LayerCosts

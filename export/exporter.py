@@ -1,7 +1,5 @@
 """Export a checkpoint as a checked ONNX model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

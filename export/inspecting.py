@@ -4,8 +4,6 @@ The same code then counts the routes of checkpoints and of exported models. The 
 longer than the inspection, and the graph is deleted afterwards.
 """
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import replace
 from pathlib import Path

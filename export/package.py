@@ -1,7 +1,5 @@
 """Write the folder of an exported model, completely or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The source of an export: a checkpoint, its tokenizer, and held-out text to check it with."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,10 +1,10 @@
-"""The third definition of the model, and the judge of the other two: plain numpy, one token at a time, with a cache.
+"""The third definition of the model, which the other two are compared with: plain numpy, token by token, with a cache.
 
-Written from the formulas and the routing rules, and slow on purpose: what a fast version folds stands here as a loop.
-Attention stands in reference_attention.py, the rules of choosing in reference_routing.py.
+Written from the formulas and the routing rules. It is slow on purpose: loops instead of fused operations.
+Attention is in reference_attention.py, the rules of choosing in reference_routing.py.
 
     B batch, T time, L layers, D width, H query heads, K key/value heads, W width of a head, E experts,
-    F hidden width of an expert, V vocabulary. Here one token is in hand: x is (D,), P is (E,).
+    F hidden width of an expert, V vocabulary. Everything here is for one token: x is (D,), P is (E,).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class ThresholdArrays(NamedTuple):
 
     router_top_p: np.ndarray
     depth_threshold: np.ndarray
-    exit_threshold: np.ndarray  # 1: nobody leaves
+    exit_threshold: np.ndarray  # 1: no token leaves
     head_top_p: np.ndarray | None = None  # None: 1 in every layer, all heads
 
 
 @dataclass
 class Result:
-    """What the model said and decided for ids (B, T)."""
+    """Outputs and decisions of the model for ids (B, T)."""
 
     logits: np.ndarray  # (B, T, V)
     selected_experts: np.ndarray  # (L, B, T, E) bool; all false in a skipped layer; a dense FFN is expert 0 of 1
@@ -85,7 +85,7 @@ def forward(
 
 
 class Sequence:
-    """One text, read token by token. `keys[l]` and `values[l]` are the cache of layer l, a list of (K, W)."""
+    """One text, read token by token. `keys[l]` and `values[l]` are the cache of layer l, lists of (K, W)."""
 
     def __init__(self, weights: Weights, config: ModelConfig, thresholds: ThresholdArrays, dtype: type) -> None:
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
@@ -101,11 +101,11 @@ class Sequence:
         return [attention.values for attention in self.attention]
 
     def step(self, id: int, position: int, result: Result, b: int) -> None:
-        """The next token: writes its logits and all its decisions into `result` at [b, position].
+        """Read the next token; write its logits and all its decisions into `result` at [b, position].
 
-        A token runs a layer if it has not left and its score is at least the threshold (no depth router: always).
+        A token runs a layer if it has not left and its score reaches the threshold (without a depth router: always).
         A layer that it does not run leaves x as it is; its keys and values stay out of the cache (`none`) or are
-        written from the frozen x (`project`). After an exit layer, run or skipped, a token sure of the next one leaves.
+        written from the frozen x (`project`). After an exit layer, run or skipped, a token that is sure enough leaves.
         """
         x, here = self.weights["embedding.weight"][id], True
         for layer in range(self.config.num_layers):
@@ -130,7 +130,7 @@ class Sequence:
         result.logits[b, position] = self.head(x)
 
     def feed_forward(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> np.ndarray:
-        """y = sum over selected e of g_e E_e(h), plus the shared expert; or the one dense FFN. (D,) -> (D,)"""
+        """Return the sum over selected e of g_e E_e(h), plus the shared expert; or the dense FFN. (D,) -> (D,)."""
         h = self.norm(h, f"layers.{layer}.ffn_norm.weight")
         name, y = f"layers.{layer}.moe", np.zeros_like(h)
         if self.config.ffn.routing == "dense":
@@ -143,7 +143,7 @@ class Sequence:
         return y + self.ffn(f"{name}.shared", h) if self.config.ffn.shared_expert_dim else y
 
     def router(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
-        """P = softmax(W h); experts in order of P until they hold the mass router_top_p, or k of them -> {expert: g}"""
+        """Choose experts in order of P = softmax(W h) until the mass router_top_p, or k of them: {expert: g}."""
         name, ffn = f"layers.{layer}.moe.router", self.config.ffn
         P = softmax(self.weights[f"{name}.weight"] @ h)  # (E,)
         if ffn.routing == "top_p":
@@ -158,7 +158,7 @@ class Sequence:
         return {expert: P[expert] / total for expert in choice.chosen}
 
     def depth_score(self, layer: int, x: np.ndarray) -> tuple[float, float]:
-        """sigmoid(w . rms(x) + b), and the threshold that this token has to reach"""
+        """Return sigmoid(w . rms(x) + b), and the threshold that this token has to reach."""
         name, depth, z = f"layers.{layer}.depth_router", self.config.depth, self.norm(x)
         score = sigmoid(self.weights[f"{name}.weight"] @ z + self.weights[f"{name}.bias"])
         level = self.thresholds.depth_threshold[layer]
@@ -167,7 +167,7 @@ class Sequence:
         return score, level
 
     def confidence(self, layer: int, x: np.ndarray) -> float:
-        """How sure a token is after this exit layer: from its logits there, or sigmoid(w . norm(x) + b)"""
+        """Return the confidence of a token after an exit layer: from its logits there, or sigmoid(w . norm(x) + b)."""
         criterion, name = self.config.depth.exit_criterion, f"exit_routers.{layer}"
         if criterion == "router":
             z = self.norm(x, "norm.weight")
@@ -175,12 +175,12 @@ class Sequence:
         return confidence(criterion, self.head(x))
 
     def ffn(self, name: str, h: np.ndarray) -> np.ndarray:
-        """SwiGLU: y = (silu(h Wg) * (h Wu)) Wd"""
+        """Compute SwiGLU: y = (silu(h Wg) * (h Wu)) Wd."""
         gate, up = np.split(self.weights[f"{name}.gate_up.weight"] @ h, 2)
         return self.weights[f"{name}.down.weight"] @ (silu(gate) * up)
 
     def head(self, x: np.ndarray) -> np.ndarray:
-        """(D,) -> logits (V,)"""
+        """Return the logits (V,) of x (D,)."""
         name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
         return self.weights[name] @ self.norm(x, "norm.weight")
 

@@ -1,7 +1,7 @@
-"""Attention of the plain model: heads chosen per token, positions, windows and the cache, one token at a time.
+"""Attention of the plain model: choice of heads, positions, windows and the cache, one token at a time.
 
 D width, H query heads, K key/value heads, W width of a head, S shared heads, R = H - S routed heads,
-P CoPE positions. Here one token is in hand: x is (D,), a query (W,).
+P CoPE positions. Everything here is for one token: x is (D,), a query (W,).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from adaptive_lm.train.model import ModelConfig
 
-WINDOW_SIZES = 15  # a learned window has one of so many sizes, from its least to its most
+WINDOW_SIZES = 15  # sizes of a learned window, from its least to its most
 
 
 class Attention:
-    """One layer's attention over one text, with its cache: a list of tokens, oldest first, kept whole.
+    """One layer's attention over one text, with its cache, a list of all tokens, oldest first.
 
-    keys, values: (K, W) each. counted: whether CoPE counts the token, that is whether it ran this layer.
+    `keys` and `values` are (K, W) each; `counted` is whether the token ran this layer, so that CoPE counts it.
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, layer: int, head_top_p: float, dtype: type) -> None:
@@ -45,9 +45,10 @@ class Attention:
         self.counted: list[bool] = []
 
     def step(self, x: np.ndarray, position: int, result: Result, at: tuple[int, int, int]) -> np.ndarray:
-        """A token that runs the layer: x before the norm (D,) -> (D,); heads and window go into `result` at [at].
+        """Attend for a token that runs the layer: x before the norm (D,) -> (D,).
 
-        sum over its heads i of weight_i W_o,i softmax(q_i k^T / sqrt(W) + position) v, over what its window holds.
+        The sum over its heads i of weight_i W_o,i softmax(q_i k^T / sqrt(W) + position) v, over its window. Heads and
+        window are written into `result` at [at].
         """
         self.write(x, position, counted=True)
         normed, W = self.norm(x, f"layers.{self.layer}.attention_norm.weight"), self.config.resolved_head_dim
@@ -64,7 +65,7 @@ class Attention:
         return out
 
     def write(self, x: np.ndarray, position: int, counted: bool) -> None:
-        """Appends this token's keys, turned to its place in the text (not in the cache), and values to the cache."""
+        """Append this token's keys, rotated by its position in the text (not in the cache), and values to the cache."""
         K, W = self.config.num_kv_heads, self.config.resolved_head_dim
         normed = self.norm(x, f"layers.{self.layer}.attention_norm.weight")
         k, v = (self.weights[f"{self.name}.kv.weight"] @ normed).reshape(2, K, W)
@@ -74,7 +75,7 @@ class Attention:
         self.counted.append(counted)
 
     def scores(self, query: np.ndarray, group: int, visible: list[int], position: int) -> np.ndarray:
-        """The query (W,) before any rotation against the keys of one group, at each place in `visible`."""
+        """Score an unrotated query (W,) with the keys of one group, at each place in `visible`."""
         turned = self.turn(query, position)
         scores = np.array([turned @ self.keys[j][group] for j in visible], self.dtype)
         scores = scores / np.sqrt(self.dtype(self.config.resolved_head_dim))
@@ -85,7 +86,7 @@ class Attention:
         return self.config.positions_of(self.layer)
 
     def turn(self, x: np.ndarray, position: int) -> np.ndarray:
-        """(W,) -> (W,): under RoPE component i and component i + W/2 are turned by position * theta^(-2i/W)."""
+        """Rotate (W,) under RoPE: components i and i + W/2 by the angle position * theta^(-2i/W)."""
         W = self.config.resolved_head_dim
         if self.positions != "rope":
             return x
@@ -97,11 +98,11 @@ class Attention:
         return out
 
     def cope(self, query: np.ndarray, scores: np.ndarray, visible: list[int]) -> np.ndarray:
-        """What contextual position encoding adds to the scores of the places in `visible`.
+        """Return the contextual position bias of the scores at the places in `visible`.
 
-        From right to left gates are added up: place j is as far away as the gates sigmoid(score) from j to this token
-        say, and at most P - 1. A token that did not run this layer has no gate. A distance between two whole numbers
-        is given what lies between their logits q . e. Source: Golovneva et al. 2024 (arXiv 2405.18719), eq. 3-5.
+        Gates are summed from right to left: the distance of place j is the sum of the gates sigmoid(score) from j to
+        this token, at most P - 1. A token that did not run this layer has no gate. Between two whole distances the
+        logits q . e are interpolated. Source: Golovneva et al. 2024 (arXiv 2405.18719), eq. 3-5.
         """
         logits = self.weights[f"{self.name}.position_embedding"] @ query  # (P,)
         bias, passed = np.zeros_like(scores), self.dtype(0)
@@ -115,7 +116,7 @@ class Attention:
         return bias
 
     def visible(self, normed: np.ndarray, result: Result, at: tuple[int, int, int]) -> list[int]:
-        """The places in the cache, oldest first, that the newest token sees: itself and all nearer than its window."""
+        """Return the places in the cache, oldest first, that the newest token sees: those within its window."""
         place = len(self.keys) - 1
         if not self.config.window_of(self.layer):
             return list(range(place + 1))
@@ -124,7 +125,7 @@ class Attention:
         return [j for j in range(place + 1) if j == place or place - j < window]
 
     def window(self, normed: np.ndarray, place: int, result: Result, at: tuple[int, int, int]) -> int:
-        """How many tokens the one at this place of the cache looks back at, itself included."""
+        """Return the window of the token at a place of the cache, itself included."""
         attention, most = self.config.attention, self.config.window_of(self.layer)
         if attention.window_kind == "length":
             return min(max(math.ceil(attention.window_share * (place + 1)), attention.window_least), most)
@@ -140,10 +141,10 @@ class Attention:
         return most
 
     def heads(self, normed: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
-        """The heads this token uses -> what their outputs are multiplied by.
+        """Return the heads that this token uses, and the factors of their outputs.
 
         P = softmax of the logits of the R routed heads. Of those chosen, head i weighs m P_i / (sum of P chosen), m
-        their average number. Shared heads weigh S times their own softmax, and a token balances shared against routed.
+        their average number. Shared heads weigh S times their own softmax; a token balances shared and routed heads.
         Source: MoH, Jin et al. 2024 (arXiv 2410.11842), eq. 4-6. Departs from it: m is a constant of the model, so
         that no weight jumps when one more head joins.
         """
@@ -163,7 +164,7 @@ class Attention:
         return shared | {S + i: of_routed * m * P[i] / total for i in sorted(choice.chosen)}
 
     def choose(self, P: np.ndarray, normed: np.ndarray) -> Choice:
-        """Which of the routed heads, by their probabilities P (R,)."""
+        """Choose among the routed heads by their probabilities P (R,)."""
         heads, router = self.config.heads, f"{self.name}.head_router"
         if heads.routing == "top_k":
             return choose_best(P, int(self.config.heads_per_token) - heads.shared_heads)

@@ -1,9 +1,7 @@
-"""How the plain model chooses: among experts, among heads, and by a score against a threshold.
+"""The choices of the plain model: of experts, of heads, and by comparing a score with a threshold.
 
 R routed things to choose from (experts or heads), D width. P is (R,), x is (D,).
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,22 +12,22 @@ Weights = Mapping[str, np.ndarray]  # by their names in torch's state_dict
 
 
 class Choice(NamedTuple):
-    """Who was chosen, and how close it was: margins are inf where no decision was taken."""
+    """The choice and its margins, which are inf where no decision was taken."""
 
     chosen: list[int]  # in order of probability
-    limit_margin: float  # least distance of a mass, or of a rank's place, to the threshold it was held against
+    limit_margin: float  # least distance of a mass, or of a rank's place, to the threshold it was compared with
     rank_margin: float  # by how much the last one chosen is more probable than the first one refused
 
 
 def choose_best(P: np.ndarray, count: int) -> Choice:
-    """The `count` most probable; of equals the lower number first."""
+    """Choose the `count` most probable; of equals the lower number first."""
     ranked = sorted(range(len(P)), key=lambda i: -P[i])  # stable
     refused = count < len(P)
     return Choice(ranked[:count], np.inf, P[ranked[count - 1]] - P[ranked[count]] if refused else np.inf)
 
 
 def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
-    """In order of P until those before hold the mass `limit`. The first always; a limit of 1 takes all."""
+    """Choose in order of P until the mass `limit` is reached. The first always; a limit of 1 takes all."""
     if limit >= 1:  # whatever rounding makes of the mass
         return choose_best(P, len(P))
     ranked = choose_best(P, len(P)).chosen
@@ -44,9 +42,9 @@ def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
 
 
 def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: int, most: int) -> Choice:
-    """The best `least`, and of the next, up to `most`, those whose rank scores below the level.
+    """Choose the best `least`, and of the next, up to `most`, those whose rank has a score below the level.
 
-    The ranks between lie at equal steps q between 0 and 1, and a token of complexity c moves them all to
+    The ranks between are at equal steps q between 0 and 1, and a token of complexity c moves them all to
     sigmoid(logit(q) - c): the more complex, the lower. A level of 1 takes `most`, whatever the complexity.
     """
     count, margin = least, np.inf
@@ -63,12 +61,12 @@ def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: 
 
 
 def predicted(weights: Weights, router: str, z: np.ndarray) -> float:
-    """w . z + b, what a router's predictor says of this token"""
+    """Return w . z + b, the output of a router's predictor for this token."""
     return weights[f"{router}.per_token.weight"] @ z + weights[f"{router}.per_token.bias"]
 
 
 def per_token_limit(weights: Weights, router: str, z: np.ndarray, reach: float, level: float) -> float:
-    """sigmoid(logit(level) + reach tanh(w . z + b)): the threshold of this token; a level at an end stays there."""
+    """Return sigmoid(logit(level) + reach tanh(w . z + b)), the threshold of this token; 0 and 1 are not moved."""
     if not 0 < level < 1:
         return level
     inside = min(max(level, 1e-6), 1 - 1e-6)
@@ -76,7 +74,7 @@ def per_token_limit(weights: Weights, router: str, z: np.ndarray, reach: float, 
 
 
 def confidence(criterion: str, logits: np.ndarray) -> float:
-    """How sure these logits (V,) are of the next token, 0..1: `top_prob`, `margin` or `entropy`."""
+    """Return the confidence of logits (V,), 0..1, by `top_prob`, `margin` or `entropy`."""
     p = np.sort(softmax(logits))[::-1]
     if criterion == "top_prob":
         return p[0]
@@ -96,6 +94,6 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 def rms_norm(x: np.ndarray, eps: float, weight: np.ndarray | None = None) -> np.ndarray:
-    """x / sqrt(mean(x^2) + eps), times the weight"""
+    """Return x / sqrt(mean(x^2) + eps), times the weight."""
     normed = x / np.sqrt(np.mean(x * x) + x.dtype.type(eps))
     return normed if weight is None else normed * weight

@@ -1,7 +1,5 @@
 """The command `adaptive export`. Only click and the standard library are imported up here: help is quick."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

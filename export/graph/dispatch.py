@@ -4,8 +4,6 @@ A part that no token chose multiplies no row. N tokens, D width, E parts to choo
 O outputs of a matrix.
 """
 
-from __future__ import annotations
-
 from .builder import INT64, Array, Graph
 from .weights import Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 

@@ -1,7 +1,5 @@
 """The weights of a checkpoint, each given to the graph once, in fp32 or int8. N rows, I inputs, O outputs."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -4,8 +4,6 @@ B batch, T time, n rows (tokens of this layer), S cells a sequence, D width, H q
 of a head, C capacity of the cache.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

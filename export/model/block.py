@@ -4,8 +4,6 @@ B batch, T time, N = B*T tokens, n of them in this layer, D width, E experts, H 
 layer reports of a token: its experts, its heads where they are routed, its window where the tokens of a layer differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -5,8 +5,6 @@ computed here and not by the Attention operator with a bias, which would multipl
 was slower at every size measured (docs/decisions/0011).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

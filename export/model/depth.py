@@ -1,7 +1,5 @@
 """The choice of the layers that a token runs. N tokens, D width. Mirrors `train/model/depth.py`."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from ...train.model.config import ModelConfig

@@ -3,8 +3,6 @@
 Mirrors `train/model/exits.py`.
 """
 
-from __future__ import annotations
-
 import math
 
 from ...train.model.sections import ExitCriterion

@@ -3,8 +3,6 @@
 N tokens, D width, E experts, F hidden, R chosen pairs.
 """
 
-from __future__ import annotations
-
 from ..graph.builder import Graph
 from ..graph.dispatch import Dispatch
 from ..graph.weights import Weights

@@ -3,8 +3,6 @@
 N tokens, D width, H query heads, S of them shared, R = H - S routed, W width of a head.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,16 +42,16 @@ def head_router(g: Graph, weights: Weights, name: str, config: ModelConfig, x: s
         router_probs = g.op("Softmax", logits, axis=-1, name="router_probs")  # (N, R)
         ranked, head = g.ops("TopK", router_probs, g.int64(routed), outputs=2, axis=-1)  # (N, R); ties in order of head
         if heads.routing == "adaptive":
-            kept = _by_complexity(g, weights, name, config, x, head_top_p)
+            kept_ranks = _by_complexity(g, weights, name, config, x, head_top_p)
         elif heads.routing == "top_k":
             number = int(config.heads_per_token) - shared
-            kept = g.op("Expand", g.op("Less", _ranks(g, routed), g.scalar(number)), g.op("Shape", ranked))
+            kept_ranks = g.op("Expand", g.op("Less", _ranks(g, routed), g.scalar(number)), g.op("Shape", ranked))
         else:
             mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, R)
             reach = heads.per_token_reach if heads.per_token else None
-            kept = g.op("Less", mass_before, limit(g, weights, name, x, head_top_p, reach))
+            kept_ranks = g.op("Less", mass_before, limit(g, weights, name, x, head_top_p, reach))
         # `head` is a permutation, so every element is overwritten: router_probs only gives the shape
-        selected = g.op("ScatterElements", router_probs, head, g.op("Cast", kept, to=FLOAT), axis=-1)
+        selected = g.op("ScatterElements", router_probs, head, g.op("Cast", kept_ranks, to=FLOAT), axis=-1)
         chosen = g.op("Mul", router_probs, selected)
         total = g.op("ReduceSum", chosen, g.int64(1), keepdims=1)
         scale = np.float32(config.heads_per_token - shared)

@@ -1,7 +1,5 @@
 """The feed-forward part of a block. N tokens, D width, E experts, F hidden. Mirrors `train/model/moe.py`."""
 
-from __future__ import annotations
-
 from ...train.model.sections import FFNConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights

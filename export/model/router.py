@@ -1,7 +1,5 @@
 """The choice of experts. N tokens, D width, E experts. Mirrors `train/model/router.py`."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from ...train.model.sections import FFNConfig
@@ -26,15 +24,15 @@ def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, rou
         ranked, expert = g.ops("TopK", router_probs, experts, outputs=2, axis=-1)  # (N, E); ties in order of expert
         if config.routing == "top_k":
             rank = g.op("Range", g.scalar(0), g.scalar(config.num_experts), g.scalar(1))
-            kept = g.op("Less", rank, g.scalar(int(config.experts_per_token)))
-            kept = g.op("Expand", kept, g.op("Shape", ranked))
+            kept_ranks = g.op("Less", rank, g.scalar(int(config.experts_per_token)))
+            kept_ranks = g.op("Expand", kept_ranks, g.op("Shape", ranked))
         else:
             mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")  # (N, E)
             reach = config.per_token_reach if config.per_token else None
-            kept = g.op("Less", mass_before, limit(g, weights, name, x, router_top_p, reach))
-        kept = g.op("Cast", kept, to=FLOAT)
+            kept_ranks = g.op("Less", mass_before, limit(g, weights, name, x, router_top_p, reach))
+        kept_ranks = g.op("Cast", kept_ranks, to=FLOAT)
         # `expert` is a permutation, so every element is overwritten: router_probs only gives the shape
-        selected = g.op("ScatterElements", router_probs, expert, kept, axis=-1, name="selected_experts")
+        selected = g.op("ScatterElements", router_probs, expert, kept_ranks, axis=-1, name="selected_experts")
         routing_weights = g.op("Mul", router_probs, selected)
         if config.renormalize:
             total = g.op("ReduceSum", routing_weights, g.int64(1), keepdims=1)

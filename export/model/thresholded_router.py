@@ -3,8 +3,6 @@
 Mirrors `train/model/thresholded_router.py`. N tokens, D width.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ...train.model.thresholded_router import EDGE

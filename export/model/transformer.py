@@ -6,8 +6,6 @@ A prompt is one sequence (B = 1, any T); decoding is a batch of sequences at T =
 thresholds.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 from onnx import helper

@@ -4,8 +4,6 @@ B batch, S cells a sequence, n rows (tokens of this layer), D width, C capacity 
 number of tokens that the layer held before. The token at place p is in cell p mod C, so nothing in a ring ever moves.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The check at the end of an export. A model that fails it is not written."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

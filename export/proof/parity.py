@@ -116,8 +116,10 @@ def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
     into.near_ties += int(tie.sum())
     if end:
         difference = float(np.abs(expected.logits[:end] - actual.logits[:end]).max())
-        deviation = float(expected.logits[:end].std())
-        scaled = difference / max(1.0, deviation) if np.isfinite(difference) else float("inf")
+        if np.isfinite(difference):
+            scaled = difference / max(1.0, float(expected.logits[:end].std()))
+        else:
+            scaled = float("inf")
         into.largest_difference = max(into.largest_difference, scaled)
 
 

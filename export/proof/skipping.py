@@ -3,8 +3,6 @@
 L layers, E experts, H heads.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

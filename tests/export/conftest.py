@@ -1,4 +1,4 @@
-"""A tiny run, written once without training, and what was exported from it."""
+"""Fixtures: a tiny run, written without training, and its exports."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from adaptive_lm.export.source import Source, read
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Models this small only lose by sharing out their work."""
+    """Models this small are slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,7 +63,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def content() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder, hidden ones too."""
+    """Read every file below a folder, hidden ones too."""
     return lambda folder: {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }

@@ -1,4 +1,4 @@
-"""The cache: written in place, at the right places, and nowhere else."""
+"""The cache is written in place, at the right places, and nowhere else."""
 
 import numpy as np
 import pytest
@@ -51,35 +51,35 @@ def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str)
     skipped = 0
     for t in range(STEPS):
         lengths, before = sequences.lengths, sequences.content()
-        said = sequences.run(ids[:, t : t + 1], *[limits] * B)
+        graph_out = sequences.run(ids[:, t : t + 1], *[limits] * B)
         for key, after in sequences.content().items():
             layer = int(key.rsplit(".", 1)[1])
             changed = (after != before[key]).any((1, 3))  # (B, C)
             for b in range(B):
-                ran = bool(said.layers_run[layer, b, 0])
+                ran = bool(graph_out.layers_run[layer, b, 0])
                 skipped += not ran
                 if ran or project:
                     assert np.flatnonzero(changed[b]).tolist() == [lengths[layer, b]], (key, b)
-                    assert said.new_lengths[layer, b] == lengths[layer, b] + 1
+                    assert graph_out.new_lengths[layer, b] == lengths[layer, b] + 1
                 else:
                     # an empty cell of a batch is written behind the end, where the next token overwrites it
                     assert set(np.flatnonzero(changed[b])) <= {lengths[layer, b]}, (key, b)
-                    assert said.new_lengths[layer, b] == lengths[layer, b]
+                    assert graph_out.new_lengths[layer, b] == lengths[layer, b]
     assert skipped or not MODELS[name].adapts_depth
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTS_DEPTH if MODELS[name].depth.skipped_kv == "none"])
-def test_a_layer_that_nobody_runs_leaves_its_cache_untouched(name: str) -> None:
+def test_a_layer_that_no_token_runs_leaves_its_cache_unchanged(name: str) -> None:
     layers = MODELS[name].num_layers
-    nobody = even_thresholds(layers, depth=3.0, leave=-0.1)
+    no_token = even_thresholds(layers, depth=3.0, leave=-0.1)
     sequences = Sequences(graph_of(name), B, fill=FILL)
-    said = sequences.steps(tiny_ids(2, batch=B, time=3).numpy(), *[nobody] * B)
-    idle = np.flatnonzero(~said.layers_run.any((1, 2)))
+    graph_out = sequences.steps(tiny_ids(2, batch=B, time=3).numpy(), *[no_token] * B)
+    idle = np.flatnonzero(~graph_out.layers_run.any((1, 2)))
     assert len(idle) >= 1
     for layer in idle:
         for kind in ("key", "value"):
             assert (sequences.content()[f"{kind}.{layer}"] == FILL).all()
-        assert (said.new_lengths[layer] == 0).all()
+        assert (graph_out.new_lengths[layer] == 0).all()
 
 
 def test_without_keys_of_skipped_tokens_the_layers_hold_different_numbers() -> None:

@@ -1,4 +1,4 @@
-"""Each mechanism broken once in the graph, as a slip would break it: the comparison with torch notices every one.
+"""Each mechanism broken once in the graph: the comparison with torch finds every fault.
 
 Every other test here says that graph and torch agree; these say that they would not agree by chance.
 """
@@ -22,7 +22,7 @@ Change = Callable[[onnx.NodeProto], None]
 
 
 def becomes(op_type: str) -> Change:
-    """Another operator on the same inputs."""
+    """Use another operator on the same inputs."""
 
     def change(node: onnx.NodeProto) -> None:
         node.op_type = op_type
@@ -40,14 +40,14 @@ def attribute(name: str, value: int) -> Change:
 
 
 def swapped(node: onnx.NodeProto) -> None:
-    """Its two inputs, or its two outputs where it splits."""
+    """Swap its two inputs, or its two outputs where it splits."""
     ends = node.output if node.op_type == "Split" else node.input
     first, second = ends[0], ends[1]
     ends[0], ends[1] = second, first
 
 
 def only_first(node: onnx.NodeProto) -> None:
-    """Its first input goes through."""
+    """Pass its first input through."""
     node.op_type = "Identity"
     del node.input[1:]
 
@@ -85,13 +85,13 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
 
 
 def differs(name: str, proto: onnx.ModelProto) -> bool:
-    """Whether token by token, in rings for single tokens, the graph decides or says something else than torch."""
+    """Whether the graph differs from torch token by token, in rings for single tokens."""
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS[name])
     with torch.no_grad():
         out = model_of(name)(ids, limits)
-    said = Sequences(Graph(proto, MODELS[name]), longest=1).steps(ids.numpy(), limits)
-    chosen = any(not np.array_equal(getattr(said, key), value.numpy()) for key, value in decisions(out).items())
-    return chosen or float(np.abs(said.logits - out.logits.numpy()).max()) > TOLERANCE["fp32"]
+    graph_out = Sequences(Graph(proto, MODELS[name]), longest=1).steps(ids.numpy(), limits)
+    chosen = any(not np.array_equal(getattr(graph_out, key), value.numpy()) for key, value in decisions(out).items())
+    return chosen or float(np.abs(graph_out.logits - out.logits.numpy()).max()) > TOLERANCE["fp32"]
 
 
 @pytest.mark.parametrize(("name", "where", "change"), BROKEN.values(), ids=list(BROKEN))

@@ -1,4 +1,4 @@
-"""The check at the end of an export, and that it notices what it is there to notice."""
+"""The check at the end of an export, and that it finds faults."""
 
 import re
 from collections.abc import Callable
@@ -143,7 +143,7 @@ LATER: dict[str, Any] = {
         "skipped_kv": "project",
     },
 }  # fmt: skip
-"""A model with every mechanism that came later."""
+"""A model with every mechanism that was added later."""
 LATER_PERTURBED = [
     ("layers.0.attention.head_router.weight", (2, 5), 0.1),
     ("layers.1.attention.head_router.balance", (0, 5), 0.1),
@@ -161,6 +161,7 @@ def later(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return read(write_run(tmp_path_factory.mktemp("later") / "runs" / "later", **LATER))
 
 
+@pytest.mark.slow
 def test_a_model_with_every_mechanism_is_exported_in_both_precisions(tmp_path: Path, later: Source) -> None:
     for precision, compared in (("fp32", 5), ("int8", 2)):
         out = run_export(str(later.checkpoint.run), tmp_path / precision, precision, threads=1)  # type: ignore[arg-type]
@@ -186,7 +187,7 @@ def test_one_number_of_a_later_mechanism_that_is_a_little_off_is_found(
 
 
 def perturb(monkeypatch: pytest.MonkeyPatch, name: str, place: tuple[int, ...], by: float) -> None:
-    """Only what the graph is built from; torch keeps its weights."""
+    """Change the weights that the graph is built from; torch keeps its own."""
     true = Source.weights
 
     def weights(self: Source) -> dict[str, np.ndarray]:
@@ -218,7 +219,7 @@ def test_a_graph_that_fails_is_not_written_and_the_one_before_stays(
 def test_a_model_whose_decisions_stand_at_their_thresholds_is_told_how_to_train(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The graph is right, yet too many tokens would be decided by rounding: not the export's fault."""
+    """The graph is right, but rounding would decide too many tokens: not a fault of the export."""
     monkeypatch.setattr(parity, "EPSILON", 1.0)
     with pytest.raises(UserError, match="too many routing scores of this model are within rounding error of") as caught:
         run_export("tiny", threads=1)
@@ -244,7 +245,7 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
 def test_int8_that_is_nonsense_is_told_from_int8_that_is_coarse(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scales of the head in the wrong order: prompt and single tokens agree with each other, the text tells."""
+    """Scales of the head in the wrong order: prompt and single tokens agree, but the text is scored badly."""
     true = transformer.quantize_columns
     monkeypatch.setattr(transformer, "quantize_columns", lambda w: (true(w)[0], 3 * true(w)[1][::-1].copy()))
     outcome = check(source, graph_of(source, tmp_path / "model", "int8"), lambda line: None)
@@ -302,7 +303,7 @@ def test_a_graph_whose_cache_is_off_differs_between_prompt_and_single_tokens(
 
 
 def test_sharp_routers_and_sure_tokens_are_no_near_ties(tmp_path: Path) -> None:
-    """A well-trained model gives its last expert 1e-9 and its next token 0.99999: nothing of that is undecided."""
+    """A well-trained model gives its last expert 1e-9 and its next token 0.99999: these are not near ties."""
     source = read(write_run(tmp_path / "runs" / "sharp"))
     with torch.no_grad():
         for name, parameter in source.model.named_parameters():

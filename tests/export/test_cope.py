@@ -1,4 +1,4 @@
-"""Contextual positions in the graph: sums of gates in order of the tokens, whatever the cache looks like."""
+"""Contextual positions in the graph: gates are summed in order of the tokens, wherever they are in the cache."""
 
 import numpy as np
 import pytest
@@ -38,8 +38,8 @@ def test_prompts_and_tokens_give_what_the_plain_model_gives(name: str, longest: 
     ids, limits = tiny_ids(3, batch=1, time=28), busy_thresholds(MODELS[name])
     plain = judge(model_of(name), ids, limits)
     assert not plain.near_ties().any(), "choose another seed: these decisions may fall either way"
-    said = Sequences(graph_of(name), longest=longest, fill=1e3).parts(ids.numpy(), longest, limits)
-    np.testing.assert_allclose(said.logits, plain.logits, rtol=0, atol=FP32)
+    graph_out = Sequences(graph_of(name), longest=longest, fill=1e3).parts(ids.numpy(), longest, limits)
+    np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=FP32)
 
 
 def test_scores_are_multiplied_once_and_nothing_is_turned() -> None:
@@ -60,22 +60,22 @@ def test_only_layers_that_tokens_skip_and_still_write_to_have_a_third_cache() ->
 
 
 def test_a_token_that_skipped_is_attended_to_and_not_counted() -> None:
-    """The third cache decides it: with every cell counted the text reads otherwise."""
+    """The third cache matters: with every cell counted the output differs."""
     name = "cope_project"
     ids, limits = tiny_ids(2, batch=1, time=20), busy_thresholds(MODELS[name])
     sequences = Sequences(graph_of(name))
-    said = sequences.steps(ids.numpy(), limits)
+    graph_out = sequences.steps(ids.numpy(), limits)
     counted = {key: value for key, value in sequences.content().items() if key.startswith("counted")}
     for key, value in counted.items():
         layer = int(key.rsplit(".", 1)[1])
-        np.testing.assert_array_equal(value[0, 0, :20, 0], said.layers_run[layer, 0])
+        np.testing.assert_array_equal(value[0, 0, :20, 0], graph_out.layers_run[layer, 0])
         assert 0 < value.sum() < 20
     everyone = Sequences(graph_of(name))
     for t in range(20):
         for key in counted:
             everyone.caches[key].numpy()[:, :, :t] = 1
         other = everyone.run(ids.numpy()[:, t : t + 1], limits)
-        if not np.allclose(other.logits[0, 0], said.logits[0, t], rtol=0, atol=100 * FP32):
+        if not np.allclose(other.logits[0, 0], graph_out.logits[0, t], rtol=0, atol=100 * FP32):
             return
     pytest.fail("no token noticed that skipped ones were counted")
 
@@ -91,8 +91,8 @@ def test_positions_are_capped_at_the_last_one(positions: int) -> None:
     ids, limits = tiny_ids(2, batch=1, time=24), everything_on(config)
     with torch.no_grad():
         expected = model(ids, limits).logits.numpy()
-    said = Sequences(Graph(build(config, weights_of(model)), config)).run(ids.numpy(), limits)
-    np.testing.assert_allclose(said.logits, expected, rtol=0, atol=FP32 * max(1, float(np.std(expected))))
+    graph_out = Sequences(Graph(build(config, weights_of(model)), config)).run(ids.numpy(), limits)
+    np.testing.assert_allclose(graph_out.logits, expected, rtol=0, atol=FP32 * max(1, float(np.std(expected))))
 
 
 def test_the_embedding_stands_as_it_is_and_the_steps_between_positions_are_derived() -> None:

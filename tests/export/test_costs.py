@@ -30,7 +30,7 @@ from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
 ELSEWHERE = re.compile(r"/combine|/scores|/mixed")
-"""Products that are counted otherwise: the sum over experts or heads not at all, those over keys by the keys seen."""
+"""Products counted in another way: sums over experts or heads not at all, those over keys by the keys seen."""
 
 
 def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: ThresholdTensors) -> list[float]:
@@ -59,7 +59,7 @@ def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: Thr
             left = next(iter(event["args"]["input_type_shape"][0].values()))
             out = next(iter(event["args"]["output_type_shape"][0].values()))
             if "/position_" in event["name"]:
-                out[2] = 1  # without the spare row of int8, which nobody asked for
+                out[2] = 1  # without the spare row of int8, which is no part of the model
             found[int(np.searchsorted(starts, event["ts"], side="right")) - 1] += 2.0 * left[-1] * np.prod(out)
     return found
 
@@ -92,7 +92,7 @@ def single_outputs(config: ModelConfig, layer: int) -> float:
 def test_executed_flops_are_those_of_the_matrix_products_that_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision
 ) -> None:
-    """Besides them a token pays for attention over its keys and for routers with one output, which are none."""
+    """A token also pays for attention over its keys and for routers with one output, which are not matrix products."""
     if kind == "sliced":
         monkeypatch.setattr(heads, "SLICED_FROM", {"fp32": 0, "int8": 0})
     source = read(write_run(tmp_path / "runs" / kind, **KINDS[kind]))
@@ -184,7 +184,7 @@ def test_there_is_a_cost_for_every_layer_and_none_is_negative(name: str) -> None
 
 
 def test_the_weights_of_int8_take_a_quarter_of_the_file(tmp_path: Path) -> None:
-    """Where matrices dominate, as in any model of use."""
+    """Where matrices dominate, as in any useful model."""
     ffn = {"num_experts": 4, "expert_dim": 256, "experts_per_token": 1.6}
     source = read(write_run(tmp_path / "runs" / "wide", dim=128, num_layers=2, depth={}, ffn=ffn))
     sizes = {}

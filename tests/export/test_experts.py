@@ -1,4 +1,4 @@
-"""The experts' part of the graph: zero rows for those that nobody chose, and sums that no thread can spoil."""
+"""The experts in the graph: an expert that no token chose multiplies no row, and sums do not depend on threads."""
 
 import numpy as np
 import onnx
@@ -45,17 +45,17 @@ def with_nan(name: str, layer: int, expert: int) -> dict[str, np.ndarray]:
     return state
 
 
-def test_an_expert_that_nobody_chose_changes_nothing_and_a_chosen_one_does() -> None:
+def test_an_expert_that_no_token_chose_changes_nothing_and_a_chosen_one_does() -> None:
     """The matrices of an expert without a token are multiplied by no row, so even nan in them is never seen."""
     name = "eight_experts"
     ids, limits = tiny_ids(2, batch=1, time=4).numpy(), busy_thresholds(MODELS[name])
     limits = limits._replace(router_top_p=0 * limits.router_top_p + 1e-6)
-    said = Sequences(graph_of(name)).run(ids, limits)
-    assert (said.selected_experts.sum(-1) == 1).all()
-    used = said.selected_experts[1].any((0, 1))
+    graph_out = Sequences(graph_of(name)).run(ids, limits)
+    assert (graph_out.selected_experts.sum(-1) == 1).all()
+    used = graph_out.selected_experts[1].any((0, 1))
     state = with_nan(name, 1, int(np.flatnonzero(~used)[0]))
     poisoned = Sequences(Graph(build(MODELS[name], state), MODELS[name])).run(ids, limits)
-    np.testing.assert_array_equal(poisoned.logits, said.logits)
+    np.testing.assert_array_equal(poisoned.logits, graph_out.logits)
     state = with_nan(name, 1, int(np.flatnonzero(used)[0]))
     assert np.isnan(Sequences(Graph(build(MODELS[name], state), MODELS[name])).run(ids, limits).logits).any()
 
@@ -64,14 +64,14 @@ def test_an_expert_that_nobody_chose_changes_nothing_and_a_chosen_one_does() -> 
 def test_the_ends_of_the_dial_use_one_expert_or_all(top_p: float, used: int) -> None:
     limits = everything_on(MODELS["eight_experts"])
     limits = limits._replace(router_top_p=top_p * limits.router_top_p)
-    said = Sequences(graph_of("eight_experts")).run(tiny_ids(2, batch=1).numpy(), limits)
-    assert (said.selected_experts.sum(-1) == used).all()
+    graph_out = Sequences(graph_of("eight_experts")).run(tiny_ids(2, batch=1).numpy(), limits)
+    assert (graph_out.selected_experts.sum(-1) == used).all()
 
 
 def test_top_k_uses_k_whatever_the_threshold() -> None:
     for limits in (everything_on(MODELS["top_k"]), busy_thresholds(MODELS["top_k"])):
-        said = Sequences(graph_of("top_k")).run(tiny_ids(2, batch=1).numpy(), limits)
-        assert (said.selected_experts.sum(-1) == 2).all()
+        graph_out = Sequences(graph_of("top_k")).run(tiny_ids(2, batch=1).numpy(), limits)
+        assert (graph_out.selected_experts.sum(-1) == 2).all()
 
 
 def test_of_equal_experts_the_first_are_taken_while_the_mass_before_is_below_the_threshold() -> None:
@@ -83,6 +83,6 @@ def test_of_equal_experts_the_first_are_taken_while_the_mass_before_is_below_the
     for top_p, used in ((0.25, 1), (0.2501, 2), (0.5, 2), (0.75, 3), (0.7501, 4)):
         limits = everything_on(config)
         limits = limits._replace(router_top_p=top_p * limits.router_top_p)
-        said = Sequences(graph).run(tiny_ids(2, batch=1).numpy(), limits)
-        expected = np.broadcast_to(np.arange(4) < used, said.selected_experts.shape)
-        np.testing.assert_array_equal(said.selected_experts, expected)
+        graph_out = Sequences(graph).run(tiny_ids(2, batch=1).numpy(), limits)
+        expected = np.broadcast_to(np.arange(4) < used, graph_out.selected_experts.shape)
+        np.testing.assert_array_equal(graph_out.selected_experts, expected)

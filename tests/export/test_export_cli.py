@@ -1,4 +1,4 @@
-"""The command `adaptive export`, as it is typed."""
+"""The command `adaptive export`."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_int8_is_written_beside_fp32_and_both_generate(here: Path) -> None:
     assert "of the routing decisions differ" in done.stderr
     manifests = [Manifest.read(f"runs/tiny/{name}") for name in ("model", "int8")]
     assert [manifest.model.precision for manifest in manifests] == ["fp32", "int8"]
-    assert manifests[1].files[WEIGHTS].bytes < 0.5 * manifests[0].files[WEIGHTS].bytes  # a tiny model is half scales
+    assert manifests[1].files[WEIGHTS].bytes < 0.5 * manifests[0].files[WEIGHTS].bytes  # half of a tiny one are scales
     for name in ("model", "int8"):
         engine = load(f"runs/tiny/{name}", device="cpu", threads=1)
         assert engine.manifest.model.num_layers == 3

@@ -1,4 +1,4 @@
-"""What the graph is made of: which operators, where the weights lie, under which names, and how it is written."""
+"""The parts of the graph: its operators, its weights, their names and where they are stored."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from adaptive_lm.export.model.transformer import build
 
 SMALL = 512  # bytes: of the matrices of these tiny models, in either precision, all are larger
 TABLES = ("rotary.cos", "rotary.sin")
-"""Read by every layer and multiplied by none, so there is nothing that ONNX Runtime would prepack."""
+"""Read by every layer and multiplied by none, so ONNX Runtime has nothing to prepack."""
 PRECISIONS: list[Precision] = ["fp32", "int8"]
 
 
@@ -46,7 +46,7 @@ def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, p
             parts = [f"{part}.int8" for part in parts]
         for part in parts:
             assert written[part] == 1, part
-            shared = weight in ("embedding.weight", "head.weight", "norm.weight")  # exits ask the head, too
+            shared = weight in ("embedding.weight", "head.weight", "norm.weight")  # exits use the output head too
             assert read[part] >= 1 if shared else read[part] == 1, part
     unread = [tensor for tensor in written if not read[tensor]]
     assert not unread
@@ -98,7 +98,7 @@ def test_there_is_one_if_for_each_layer_that_can_be_skipped(name: str) -> None:
      ("shared_tied_project", 508, 786)],
 )  # fmt: skip
 def test_models_without_the_later_mechanisms_have_no_node_for_them(name: str, fp32: int, int8: int) -> None:
-    """What each had before heads, windows, contextual positions and factors were built; their bytes were the same."""
+    """The numbers of nodes before heads, windows, contextual positions and per-token thresholds; bytes were equal."""
     assert [len(nodes(proto_of(name, precision))) for precision in PRECISIONS] == [fp32, int8]
 
 

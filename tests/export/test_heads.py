@@ -1,4 +1,4 @@
-"""Routed heads in the graph: two executions of one choice, and what is not chosen is not multiplied."""
+"""Routed heads in the graph: two executions of one choice, and heads not chosen are not multiplied."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from onnx import numpy_helper
 from support.bare_graph import (
     MODELS,
     Graph,
-    Said,
+    GraphOutputs,
     Sequences,
     everything_on,
     graph_of,
@@ -41,11 +41,11 @@ def test_both_executions_choose_and_say_what_torch_and_the_plain_model_do(name: 
         out = model_of(name)(ids, limits)
     sequences = (Sequences(graph_of(name, heads=execution)) for _ in range(3))
     whole, single, parts = (one.parts(ids.numpy(), n, limits) for one, n in zip(sequences, (T, 1, 7), strict=True))
-    for said in (whole, single, parts):
-        same_decisions(said, plain)
-        np.testing.assert_array_equal(said.selected_heads, decisions(out)["selected_heads"].numpy())
-        np.testing.assert_allclose(said.logits, out.logits.numpy(), rtol=0, atol=FP32)
-        np.testing.assert_allclose(said.logits, plain.logits, rtol=0, atol=FP32)
+    for graph_out in (whole, single, parts):
+        same_decisions(graph_out, plain)
+        np.testing.assert_array_equal(graph_out.selected_heads, decisions(out)["selected_heads"].numpy())
+        np.testing.assert_allclose(graph_out.logits, out.logits.numpy(), rtol=0, atol=FP32)
+        np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=FP32)
     used = plain.selected_heads.any(-1)
     assert np.array_equal(used, plain.layers_run), "no head where the layer is skipped, one at least where it runs"
     numbers = plain.selected_heads.sum(-1)[plain.layers_run]
@@ -94,20 +94,22 @@ def test_the_ends_of_the_dial_use_the_fewest_heads_or_the_most(
     config = MODELS[name]
     limits = everything_on(config)
     limits = limits._replace(head_top_p=level * limits.head_top_p)
-    said = Sequences(graph_of(name, heads=execution)).run(tiny_ids(2, batch=1).numpy(), limits)
-    assert said.selected_heads is not None
-    assert (said.selected_heads.sum(-1) == getattr(config, f"{used}_heads")).all()
-    assert said.selected_heads[..., : config.heads.shared_heads].all()
-    assert np.isfinite(said.logits).all()
+    graph_out = Sequences(graph_of(name, heads=execution)).run(tiny_ids(2, batch=1).numpy(), limits)
+    assert graph_out.selected_heads is not None
+    assert (graph_out.selected_heads.sum(-1) == getattr(config, f"{used}_heads")).all()
+    assert graph_out.selected_heads[..., : config.heads.shared_heads].all()
+    assert np.isfinite(graph_out.logits).all()
 
 
-def said_with(name: str, execution: Execution, state: dict[str, np.ndarray], limits: ThresholdTensors) -> Said:
+def outputs_with(
+    name: str, execution: Execution, state: dict[str, np.ndarray], limits: ThresholdTensors
+) -> GraphOutputs:
     graph = Graph(build(MODELS[name], state, heads=execution), MODELS[name])
     return Sequences(graph).run(tiny_ids(2, batch=1, time=4).numpy(), limits)
 
 
 def with_nan(name: str, layer: int, head: int) -> dict[str, np.ndarray]:
-    """Of one head both slices."""
+    """Both slices of one head."""
     state, width = weights_of(model_of(name)), MODELS[name].resolved_head_dim
     slices = slice(head * width, (head + 1) * width)
     for part, at in (("q", (slices,)), ("o", (slice(None), slices))):
@@ -117,19 +119,19 @@ def with_nan(name: str, layer: int, head: int) -> dict[str, np.ndarray]:
     return state
 
 
-def test_a_head_that_nobody_chose_is_multiplied_by_no_row_and_a_chosen_one_is() -> None:
+def test_a_head_that_no_token_chose_multiplies_no_row_and_a_chosen_one_does() -> None:
     """Its matrices can be full of nan, as those of an expert can. All heads in one product do multiply it."""
     name = "heads_top_p"
     limits = everything_on(MODELS[name])
     limits = limits._replace(head_top_p=0 * limits.head_top_p)
-    said = said_with(name, "sliced", weights_of(model_of(name)), limits)
-    assert said.selected_heads is not None
-    used = said.selected_heads[3].any((0, 1))
+    graph_out = outputs_with(name, "sliced", weights_of(model_of(name)), limits)
+    assert graph_out.selected_heads is not None
+    used = graph_out.selected_heads[3].any((0, 1))
     idle, chosen = int(np.flatnonzero(~used)[0]), int(np.flatnonzero(used)[0])
-    poisoned = said_with(name, "sliced", with_nan(name, 3, idle), limits)
-    np.testing.assert_array_equal(poisoned.logits, said.logits)
-    assert np.isnan(said_with(name, "sliced", with_nan(name, 3, chosen), limits).logits).any()
-    assert np.isnan(said_with(name, "masked", with_nan(name, 3, idle), limits).logits).any()
+    poisoned = outputs_with(name, "sliced", with_nan(name, 3, idle), limits)
+    np.testing.assert_array_equal(poisoned.logits, graph_out.logits)
+    assert np.isnan(outputs_with(name, "sliced", with_nan(name, 3, chosen), limits).logits).any()
+    assert np.isnan(outputs_with(name, "masked", with_nan(name, 3, idle), limits).logits).any()
 
 
 def test_the_slices_are_those_of_the_checkpoint() -> None:
@@ -166,10 +168,10 @@ def test_of_equal_heads_the_first_are_taken_while_the_mass_before_is_below_the_t
     for level, used in ((0.25, 1), (0.2501, 2), (0.5, 2), (0.75, 3), (0.7501, 4)):
         limits = everything_on(config)
         limits = limits._replace(head_top_p=level * limits.head_top_p)
-        said = Sequences(graph).run(tiny_ids(2, batch=1).numpy(), limits)
-        assert said.selected_heads is not None
+        graph_out = Sequences(graph).run(tiny_ids(2, batch=1).numpy(), limits)
+        assert graph_out.selected_heads is not None
         np.testing.assert_array_equal(
-            said.selected_heads, np.broadcast_to(np.arange(4) < used, said.selected_heads.shape)
+            graph_out.selected_heads, np.broadcast_to(np.arange(4) < used, graph_out.selected_heads.shape)
         )
 
 

@@ -96,6 +96,7 @@ def test_an_exported_model_says_the_same_and_is_taken_while_it_is_of_the_newest_
     assert content("runs/demo/model")["model"] == str(Path("runs/demo/model"))
 
 
+@pytest.mark.slow
 def test_saturation_stands_in_table_page_and_picture(inside: Path, tmp_path: Path) -> None:
     page, picture = tmp_path / "page.html", tmp_path / "picture.png"
     result = run("demo", "--html", str(page), "--plot", str(picture))

@@ -1,4 +1,4 @@
-"""The folder of an exported model: complete, or as it was before."""
+"""The folder of an exported model is complete or unchanged."""
 
 import contextlib
 import errno
@@ -47,7 +47,7 @@ def test_the_new_folder_takes_the_place_of_nothing_or_of_a_model(tmp_path: Path,
     assert list(content(out)) == ["manifest.json"]
     assert "new" in (out / "manifest.json").read_text()
     left = {path.name for path in tmp_path.rglob("*")} - {"deep", "model", "real", "manifest.json"}
-    assert not left, "something lies around"
+    assert not left, "files were left behind"
     assert out.is_symlink() is (before == "a link to a model")
 
 
@@ -102,7 +102,7 @@ def test_whatever_goes_wrong_the_model_before_stays(tmp_path: Path, content: Con
 def test_a_model_that_cannot_take_its_place_leaves_the_one_before(
     tmp_path: Path, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one moment in which neither stands in its place."""
+    """The one moment in which neither folder is at its path."""
     out = tmp_path / "model"
     write_new(out)
     before, rename = content(tmp_path), Path.rename

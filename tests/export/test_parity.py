@@ -1,4 +1,4 @@
-"""What counts as equal: decisions exactly, logits closely, near ties counted and few."""
+"""The comparison with torch: equal decisions, close logits, and few near ties."""
 
 import copy
 from dataclasses import replace
@@ -31,7 +31,7 @@ def one() -> Pass:
 
 
 def flipped(one: Pass, token: int) -> Pass:
-    """One expert chosen otherwise, and everything after it a little different."""
+    """One expert differs, and everything after it a little."""
     selected, logits = one.selected_experts.copy(), one.logits.copy()
     selected[1, token, 2] ^= True
     logits[token:] += 0.5
@@ -131,7 +131,7 @@ def test_margins_are_those_of_the_plain_model(name: str) -> None:
 
 
 def test_what_cannot_fall_otherwise_has_no_margin() -> None:
-    """Nobody leaves at 1, every layer runs at 0, every expert is kept at 1: however sure the model is."""
+    """No token leaves at 1, every layer runs at 0, every expert is kept at 1, however sure the model is."""
     model, ids = model_of("both_none"), tiny_ids(2, batch=1, time=24)
     found = torch_pass(model, ids, everything_on(model.config))
     assert np.isinf(found.margins).all()

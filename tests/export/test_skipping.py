@@ -1,4 +1,4 @@
-"""The proof that what is not chosen is not computed, and that it would notice if it were."""
+"""The proof that what is not chosen is not computed, and that it finds what is."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def patched(exported: Exported, tmp_path: Path) -> Callable[[Callable[[onnx.Grap
 
 
 def compute_all_and_throw_away(graph: onnx.GraphProto) -> None:
-    """The layer runs for every token and the usage output is left as it was: skipping in name only."""
+    """The layer runs for every token while the usage output stays the same: skipping in name only."""
     (reshaped,) = [n for n in graph.node if n.name == "layers.1/Reshape"]
     everyone = next(n.output[0] for n in graph.node if n.op_type == "Expand" and n.name == "Expand")
     reshaped.input[0] = everyone

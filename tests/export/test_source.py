@@ -1,4 +1,4 @@
-"""What is exported: which run, which checkpoint, and the files that must lie beside it."""
+"""The source of an export: which run, which checkpoint, and the files of the run."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_a_vocabulary_may_be_padded(tmp_path: Path) -> None:
 
 def test_a_checkpoint_taken_out_of_its_run_misses_the_runs_files(here: Path) -> None:
     shutil.copytree("runs/tiny/checkpoints/step-000010", "elsewhere/deep/step-000010")
-    with pytest.raises(UserError, match=r"elsewhere/tokenizer\.json, a file of the run, cannot be read"):
+    with pytest.raises(UserError, match=r"cannot read elsewhere/tokenizer\.json, a file of the run"):
         read(find("elsewhere/deep/step-000010"))
 
 
@@ -194,7 +194,7 @@ OLD_MODEL: dict[str, Any] = {
     },
     "depth": {"layers_share": 0.5, "skipped_kv": "none", "ema": 0.6, "exit_layers": [0, 1]},
 }  # fmt: skip
-"""The model of a checkpoint, word for word, from before heads, windows, positions and controllers could be chosen."""
+"""The config of a checkpoint from before heads, windows, positions and controllers, word for word."""
 OLD_STATE = {
     "embedding.weight", "norm.weight", "head.weight",
     *(f"layers.1.depth_router.{part}" for part in ("weight", "bias", "controller.table", "controller.num_updates")),
@@ -277,7 +277,7 @@ def test_the_dial_gives_the_heads_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_no_level_of_heads_is_the_score_of_a_frequent_token(tmp_path: Path) -> None:
-    """Before the first attention all its occurrences score alike, so a quantile of the scores is often theirs."""
+    """Before the first attention all occurrences of a token have the same score, so a quantile is often that score."""
     near: dict[str, int] = {"held": 0, "exported": 0}
     for seed in range(4):
         run = write_run(
@@ -291,11 +291,11 @@ def test_no_level_of_heads_is_the_score_of_a_frequent_token(tmp_path: Path) -> N
             distance = (heads.mass_before[:, 1:] - limits.head_top_p[0]).abs().amin(-1)
             near[name] += int((distance < 1e-5).sum())
     assert near["exported"] == 0
-    assert near["held"] > 0.01 * 4 * 256, "if the controllers never hold such a level, nothing need be set beside it"
+    assert near["held"] > 0.01 * 4 * 256, "if controllers never hold such a level, there is nothing to move"
 
 
 def test_a_level_of_heads_moves_into_a_gap_between_the_scores() -> None:
-    """It is set a little higher, and further where that is the score of another token; 1 stays every head."""
+    """The level is moved a little higher, and further where another token has that score; 1 stays all heads."""
     scores = torch.tensor([0.5, 0.5 + TIE_DISTANCE, 0.5 + 1.5 * TIE_DISTANCE, 0.9])
     for level in (0.5, 0.5 + TIE_DISTANCE / 2, 0.7, 0.9 - TIE_DISTANCE):
         moved = clear_of(level, scores)

@@ -1,4 +1,4 @@
-"""The graph against torch and against the plain model: what it decides and what it says, prompt and batch."""
+"""The graph compared with torch and with the plain model: decisions and logits, of prompts and batches."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ STARTS = (0, 5, 9)
 
 
 def thresholds_of(name: str, b: int) -> ThresholdTensors:
-    """Those of sequence b: every sequence of a batch has its own."""
+    """Thresholds of sequence b; every sequence of a batch has its own."""
     return shifted(busy_thresholds(MODELS[name]), (0.0, 0.03, -0.03)[b])
 
 
@@ -40,7 +40,7 @@ def ids() -> np.ndarray:
 
 @cache
 def judged(name: str, b: int) -> reference.Result:
-    """What the plain model says of sequence b, B = 1. Causal, so the judge of a part too."""
+    """The plain model's result for sequence b, B = 1. It is causal, so it holds for a part of the sequence too."""
     found = judge(model_of(name), torch.from_numpy(ids()[b : b + 1]), thresholds_of(name, b))
     assert not found.near_ties().any(), "choose another seed: these decisions may fall either way"
     return found
@@ -50,18 +50,18 @@ def judged(name: str, b: int) -> reference.Result:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, time: int) -> None:
     model, limits, prompt = model_of(name), thresholds_of(name, 0), ids()[:1, :time]
-    said = Sequences(graph_of(name)).run(prompt, limits)
+    graph_out = Sequences(graph_of(name)).run(prompt, limits)
 
     plain = judged(name, 0)
-    same_decisions(said, plain, slice(0, time))
-    np.testing.assert_allclose(said.logits, plain.logits[:, :time], rtol=0, atol=FP32)
+    same_decisions(graph_out, plain, slice(0, time))
+    np.testing.assert_allclose(graph_out.logits, plain.logits[:, :time], rtol=0, atol=FP32)
     with torch.no_grad():
         out = model(torch.from_numpy(prompt), limits)
     for decision, torch_says in decisions(out).items():
-        np.testing.assert_array_equal(getattr(said, decision), torch_says.numpy(), err_msg=decision)
-    np.testing.assert_allclose(said.logits, out.logits.numpy(), rtol=0, atol=FP32)
+        np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
+    np.testing.assert_allclose(graph_out.logits, out.logits.numpy(), rtol=0, atol=FP32)
     if time == T:
-        np.testing.assert_array_equal(said.new_lengths, plain.cache_lengths)
+        np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
 
 
 @pytest.mark.parametrize("batch", [1, 2, B])
@@ -76,15 +76,15 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does(name: str, batch:
         singles.append(single)
     steps = T - max(STARTS)
     rest = np.stack([ids()[b, STARTS[b] : STARTS[b] + steps] for b in range(batch)])
-    said = together(*singles).steps(rest, *limits)
+    graph_out = together(*singles).steps(rest, *limits)
     for b in range(batch):
         here = slice(STARTS[b], STARTS[b] + steps)
-        same_decisions(row(said, b), judged(name, b), here)
-        np.testing.assert_allclose(said.logits[b], judged(name, b).logits[0, here], rtol=0, atol=FP32)
+        same_decisions(row(graph_out, b), judged(name, b), here)
+        np.testing.assert_allclose(graph_out.logits[b], judged(name, b).logits[0, here], rtol=0, atol=FP32)
 
 
 def test_the_batch_has_sequences_that_differ_in_everything() -> None:
-    """Else the tests above would compare little: lengths, routes, layers and exits differ between the sequences."""
+    """Shows that the tests above compare something: lengths, routes, layers and exits differ between the sequences."""
     found = [judged("both_none", b) for b in range(B)]
     assert len({tuple(one.cache_lengths[:, 0]) for one in found}) == B
     assert len({one.selected_experts.tobytes() for one in found}) == B
@@ -130,7 +130,7 @@ def test_only_the_logits_asked_for_are_computed(number: int) -> None:
 @pytest.mark.parametrize("capacity", [T, 32])
 @pytest.mark.parametrize("name", ["both_none", "both_project"])
 def test_room_that_is_not_used_changes_nothing(name: str, capacity: int) -> None:
-    """What stands in places not yet written is never seen, whatever it is."""
+    """The content of places not yet written is never seen."""
     limits = thresholds_of(name, 0)
     clean = Sequences(graph_of(name), capacity=32).run(ids()[:1], limits)
     other = Sequences(graph_of(name), capacity=capacity, fill=1e3).run(ids()[:1], limits)

@@ -1,4 +1,4 @@
-"""int8: how weights and activations are rounded, and that a token's result is its own."""
+"""int8: rounding of weights and activations, and that a token's result does not depend on its neighbours."""
 
 import copy
 import functools
@@ -34,11 +34,11 @@ from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 
 OUTLIER = 28
-"""A token whose embedding has one huge number: one scale for the whole tensor would leave its neighbours few steps."""
+"""A token whose embedding has one huge number. One scale for the whole tensor would leave its neighbours few steps."""
 
 
 def run_one(g: Builder, output: str, x: np.ndarray) -> np.ndarray:
-    """What a graph of one float input x gives for it."""
+    """Run a graph with one float input x."""
     infos = [helper.make_tensor_value_info(name, FLOAT, [None, None]) for name in ("x", output)]
     graph = helper.make_graph(g.nodes, "one", infos[:1], infos[1:], list(g.initializers.values()))
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
@@ -107,22 +107,22 @@ def rounded(name: str) -> Transformer:
 
 
 def can_tip(config: ModelConfig) -> bool:
-    """Whether a token chooses something also at thresholds where everything is on: its best heads, its window."""
+    """Whether a token still has a choice where everything is on: its best heads, its window."""
     best = config.heads.routing == "top_k" or (config.heads.routing == "adaptive" and config.most_heads < 4)
     return best or (config.has_windows and config.attention.window_kind == "learned")
 
 
 @pytest.mark.parametrize("name", [name for name, config in MODELS.items() if not can_tip(config)])
 def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
-    """With everything on, so that no decision can tip: what is left is the rounding of activations, a few percent.
+    """With everything on no decision can change; the rounding of activations remains, a few percent.
 
     Of the middle token: sharp head weights and contextual positions make single tokens of so small a model twice that.
     """
     limits, ids = everything_on(MODELS[name]), tiny_ids(2, batch=1, time=24)
-    said = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
+    graph_out = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
     with torch.no_grad():
         judge = rounded(name)(ids, limits).logits.numpy()
-    error = np.sqrt(((said.logits - judge) ** 2).mean(-1) / (judge**2).mean())  # (1, T)
+    error = np.sqrt(((graph_out.logits - judge) ** 2).mean(-1) / (judge**2).mean())  # (1, T)
     assert 1e-4 < np.median(error) < 0.05
 
 
@@ -141,7 +141,7 @@ def test_int8_gives_a_token_the_same_alone_in_a_prompt_and_in_a_batch(name: str)
 
 
 def test_int8_of_a_deep_model_decodes_bit_for_bit_as_its_prompt() -> None:
-    """A last bit that differs becomes a step of the next quantisation, and a deep model multiplies the chances."""
+    """A difference in the last bit can become a step of the next quantisation, more likely in a deep model."""
     config = variant(dim=128, num_layers=10, context_length=96, ffn={"num_experts": 4, "expert_dim": 64})
     model = Transformer(config)
     season(model, seed=0)
@@ -163,7 +163,7 @@ def outlier_model(name: str) -> tuple[Graph, ThresholdTensors]:
 
 
 def neighbours_change(graph: Graph, limits: ThresholdTensors) -> tuple[float, float]:
-    """The largest change of a token's logits when OUTLIER comes to stand right of it, and beside it in a batch."""
+    """The largest change of a token's logits when OUTLIER follows it, and when OUTLIER is in the same batch."""
     ids = tiny_ids(2, batch=3, time=8).numpy() % OUTLIER
     with_outlier = ids.copy()
     with_outlier[0, -1] = OUTLIER
@@ -175,14 +175,14 @@ def neighbours_change(graph: Graph, limits: ThresholdTensors) -> tuple[float, fl
 
 
 @pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "both_none"])
-def test_an_outlier_beside_a_token_does_not_reach_it(name: str) -> None:
+def test_an_outlier_does_not_change_its_neighbours(name: str) -> None:
     in_prompt, in_batch = neighbours_change(*outlier_model(name))
     assert (in_prompt, in_batch) == (0, 0)
 
 
 @pytest.fixture
 def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrong way: DynamicQuantizeLinear's one scale for the whole tensor."""
+    """The wrong way: one scale for the whole tensor, as in DynamicQuantizeLinear."""
 
     def whole(g: Builder, x: str) -> tuple[str, str]:
         largest = g.op("ReduceMax", g.op("Abs", x), keepdims=1)
@@ -199,7 +199,7 @@ def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "both_none"])
 @pytest.mark.usefixtures("one_scale")
 def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
-    """What the tests above are for: the same models fail them by far if rows share a scale."""
+    """Shows that the tests above can fail: with one scale for all rows the same models fail by far."""
     in_prompt, in_batch = neighbours_change(*outlier_model(name))
     assert min(in_prompt, in_batch) > 100 * TOLERANCE["int8"]
 
@@ -215,7 +215,7 @@ def test_routers_norms_and_rotary_tables_stay_fp32() -> None:
 
 
 def test_uint8_rows_are_what_the_fast_kernel_takes() -> None:
-    """MatMulInteger with a signed left side is some fifteen times slower; see docs/decisions/0001."""
+    """MatMulInteger with a signed left side is about 15 times slower; see docs/decisions/0001."""
     g = Builder("root")
     quantize_rows(g, "x")
     (zero,) = [t for t in g.initializers.values() if t.data_type == UINT8]

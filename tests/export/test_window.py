@@ -1,4 +1,4 @@
-"""Windows: rings that wrap, what a token sees in them, and what it reports of its window."""
+"""Windows: rings that wrap, what a token sees in them, and the window it reports."""
 
 import numpy as np
 import onnxruntime
@@ -41,12 +41,12 @@ def test_rings_of_every_size_give_what_the_plain_model_and_torch_give(name: str,
         out = model_of(name)(ids, limits)
     for size in {1, longest}:
         sequences = Sequences(graph_of(name), longest=longest, fill=1e3)  # what was never written is never seen
-        said = sequences.parts(ids.numpy(), size, limits)
-        same_decisions(said, plain)
-        np.testing.assert_array_equal(said.windows, decisions(out)["windows"].numpy())
-        np.testing.assert_allclose(said.logits, plain.logits, rtol=0, atol=FP32)
-        np.testing.assert_allclose(said.logits, out.logits.numpy(), rtol=0, atol=FP32)
-        np.testing.assert_array_equal(said.new_lengths, plain.cache_lengths)
+        graph_out = sequences.parts(ids.numpy(), size, limits)
+        same_decisions(graph_out, plain)
+        np.testing.assert_array_equal(graph_out.windows, decisions(out)["windows"].numpy())
+        np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=FP32)
+        np.testing.assert_allclose(graph_out.logits, out.logits.numpy(), rtol=0, atol=FP32)
+        np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -85,10 +85,10 @@ def test_a_step_writes_one_cell_of_a_ring_and_moves_nothing(name: str) -> None:
     sequences = Sequences(graph_of(name), longest=1)
     for t in range(T):
         lengths, before = sequences.lengths, sequences.content()
-        said = sequences.run(ids[:, t : t + 1], limits)
+        graph_out = sequences.run(ids[:, t : t + 1], limits)
         for key, after in sequences.content().items():
             layer = int(key.rsplit(".", 1)[1])
-            written = config.depth.skipped_kv == "project" or said.layers_run[layer, 0, 0]
+            written = config.depth.skipped_kv == "project" or graph_out.layers_run[layer, 0, 0]
             changed = np.flatnonzero((after != before[key]).any((0, 1, 3)))
             assert set(changed) <= ({lengths[layer, 0] % after.shape[2]} if written else set()), key
             if layer and not key.startswith("counted"):  # the first layer writes the same for the same token
@@ -96,13 +96,13 @@ def test_a_step_writes_one_cell_of_a_ring_and_moves_nothing(name: str) -> None:
 
 
 def test_a_ring_smaller_than_agreed_is_found_out() -> None:
-    """One cell less than window + T - 1, and the first token of a pass finds what the last has overwritten."""
+    """With one cell less than window + T - 1 the first token of a pass reads what the last has overwritten."""
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS["window_fixed"])
     sequences = Sequences(graph_of("window_fixed"), longest=6)
     sequences.longest = 7
-    said = sequences.parts(ids.numpy(), 7, limits)
+    graph_out = sequences.parts(ids.numpy(), 7, limits)
     plain = judge(model_of("window_fixed"), ids, limits)
-    assert np.abs(said.logits - plain.logits).max() > 100 * FP32
+    assert np.abs(graph_out.logits - plain.logits).max() > 100 * FP32
 
 
 def run(g: Builder, inputs: dict[str, tuple[int, np.ndarray]], outputs: dict[str, int]) -> list[np.ndarray]:
@@ -148,14 +148,14 @@ def test_an_entropy_window_is_the_number_that_training_found() -> None:
     state = weights_of(model_of(name))
     windows = {key: value for key, value in state.items() if key.endswith("window_controller.window")}
     assert [int(value) for value in windows.values()] == [3, 5, 7, 9]
-    said = Sequences(graph_of(name)).run(tiny_ids(2, batch=1, time=T).numpy(), busy_thresholds(MODELS[name]))
-    assert said.windows is not None
-    assert (said.windows[:, 0] == np.array([3, 5, 7, 9])[:, None]).all()
+    graph_out = Sequences(graph_of(name)).run(tiny_ids(2, batch=1, time=T).numpy(), busy_thresholds(MODELS[name]))
+    assert graph_out.windows is not None
+    assert (graph_out.windows[:, 0] == np.array([3, 5, 7, 9])[:, None]).all()
     other = Graph(build(MODELS[name], state | {key: np.array(4) for key in windows}), MODELS[name])
     moved = Sequences(other).run(tiny_ids(2, batch=1, time=T).numpy(), busy_thresholds(MODELS[name]))
     assert moved.windows is not None
     assert (moved.windows == 4).all()
-    assert not np.allclose(moved.logits, said.logits, atol=FP32)
+    assert not np.allclose(moved.logits, graph_out.logits, atol=FP32)
 
 
 def test_layers_with_windows_have_a_capacity_of_their_own() -> None:

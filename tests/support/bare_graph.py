@@ -1,4 +1,4 @@
-"""Exported graphs run by hand: numpy in, numpy out, any number of sequences; what the runtime does with more care.
+"""Exported graphs run directly on ONNX Runtime, numpy in and out, with any number of sequences.
 
 L layers, B sequences, T tokens, E experts, H heads, V vocabulary, K key/value heads, C capacity, W width of a head.
 """
@@ -24,7 +24,7 @@ from support.models import CONFIGS, season, tiny_model, variant
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
 AXIS = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1, "selected_heads": 2, "windows": 2}
-"""Of the tokens in each output."""
+"""Axis of the tokens in each output."""
 EVERYTHING: dict[str, Any] = {"depth": {"layers_share": 0.5, "exit_layers": (0, 2), "skipped_kv": "project"}}
 MODELS = CONFIGS | {
     "one_layer": variant(num_layers=1),
@@ -56,7 +56,7 @@ def graph_of(name: str, precision: Precision = "fp32", heads: Execution | None =
 
 
 @dataclass(frozen=True)
-class Said:
+class GraphOutputs:
     """The outputs of one pass."""
 
     logits: np.ndarray  # (B, num_logits, V)
@@ -83,12 +83,12 @@ class Graph:
 
 
 class Sequences:
-    """B sequences in the hands of one graph: their caches, written in place, and what each layer holds of them."""
+    """B sequences that one graph reads: their caches, written in place, and their lengths in each layer."""
 
     def __init__(
         self, graph: Graph, batch: int = 1, capacity: int = 32, fill: float = 0.0, longest: int | None = None
     ) -> None:
-        """Caches with windows are rings for passes of at most `longest` tokens; None never lets them wrap."""
+        """Allocate caches; those with windows are rings for passes of up to `longest` tokens; None never wraps."""
         config = graph.config
         self.graph, self.batch, self.longest = graph, batch, longest or capacity
         self.lengths = np.zeros((config.num_layers, batch), np.int64)
@@ -106,8 +106,8 @@ class Sequences:
             for name, shape in shapes.items()
         }
 
-    def run(self, ids: np.ndarray, *thresholds: ThresholdTensors, num_logits: int | None = None) -> Said:
-        """ids (B, T), thresholds of each sequence -> Said, logits of all T; the sequences are then T tokens longer."""
+    def run(self, ids: np.ndarray, *thresholds: ThresholdTensors, num_logits: int | None = None) -> GraphOutputs:
+        """Read ids (B, T) at the thresholds of each sequence, with logits of all T by default; appends T tokens."""
         assert ids.shape[1] <= self.longest, "the rings are too small for so long a pass"
         number = ids.shape[1] if num_logits is None else num_logits
         inputs: dict[str, np.ndarray] = {
@@ -129,27 +129,27 @@ class Sequences:
             binding.bind_ortvalue_input(f"past_{name}", cache_)
             binding.bind_ortvalue_output(f"present_{name}", cache_)
         self.graph.session.run_with_iobinding(binding)
-        found = dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=False))
-        said = Said(**{name: found[name].copy() for name in outputs})
-        self.lengths = said.new_lengths
+        arrays = dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=False))
+        graph_out = GraphOutputs(**{name: arrays[name].copy() for name in outputs})
+        self.lengths = graph_out.new_lengths
         self.positions = self.positions + ids.shape[1]
-        return said
+        return graph_out
 
-    def steps(self, ids: np.ndarray, *thresholds: ThresholdTensors) -> Said:
-        """ids (B, T) one column at a time -> Said, as if it had been one pass."""
+    def steps(self, ids: np.ndarray, *thresholds: ThresholdTensors) -> GraphOutputs:
+        """Read ids (B, T) one column at a time; return the outputs as of one pass."""
         return self.parts(ids, 1, *thresholds)
 
-    def parts(self, ids: np.ndarray, size: int, *thresholds: ThresholdTensors) -> Said:
-        """ids (B, T), `size` columns at a time -> Said, as if it had been one pass."""
+    def parts(self, ids: np.ndarray, size: int, *thresholds: ThresholdTensors) -> GraphOutputs:
+        """Read ids (B, T) in passes of `size` columns; return the outputs as of one pass."""
         return joined([self.run(ids[:, t : t + size], *thresholds) for t in range(0, ids.shape[1], size)])
 
     def content(self) -> dict[str, np.ndarray]:
-        """A copy of every cache, (B, K, C, W)."""
+        """Copy every cache, (B, K, C, W)."""
         return {name: value.numpy().copy() for name, value in self.caches.items()}
 
 
 def together(*singles: Sequences) -> Sequences:
-    """Sequences that were computed alone, as one batch."""
+    """Join sequences that were computed alone into one batch."""
     batch = Sequences(singles[0].graph, len(singles), longest=singles[0].longest)
     batch.lengths = np.concatenate([single.lengths for single in singles], 1)
     batch.positions = np.concatenate([single.positions for single in singles])
@@ -160,38 +160,38 @@ def together(*singles: Sequences) -> Sequences:
     return batch
 
 
-def joined(parts: list[Said]) -> Said:
-    """Passes one after the other as one pass."""
+def joined(parts: list[GraphOutputs]) -> GraphOutputs:
+    """Join the outputs of consecutive passes into those of one pass."""
     whole = {
         name: np.concatenate([getattr(part, name) for part in parts], axis)
         for name, axis in AXIS.items()
         if getattr(parts[0], name) is not None
     }
-    return Said(**whole, new_lengths=parts[-1].new_lengths)
+    return GraphOutputs(**whole, new_lengths=parts[-1].new_lengths)
 
 
-def row(said: Said, b: int) -> Said:
-    """One sequence of a batch."""
+def row(graph_out: GraphOutputs, b: int) -> GraphOutputs:
+    """Return the outputs of one sequence of a batch."""
     axis = AXIS | {"new_lengths": 2}  # the axis of the tokens follows that of the sequences
-    return Said(**{
+    return GraphOutputs(**{
         field.name: np.take(value, [b], axis[field.name] - 1)
-        for field in fields(said)
-        if (value := getattr(said, field.name)) is not None
+        for field in fields(graph_out)
+        if (value := getattr(graph_out, field.name)) is not None
     })  # fmt: skip
 
 
-def same_decisions(said: Said, judge: Any, tokens: slice = slice(None)) -> None:
-    """Raises AssertionError unless every decision equals the judge's about those of its tokens."""
+def same_decisions(graph_out: GraphOutputs, judge: Any, tokens: slice = slice(None)) -> None:
+    """Assert that every decision equals the judge's for those of its tokens."""
     for name in DECISIONS:
-        if getattr(said, name) is None:
+        if getattr(graph_out, name) is None:
             continue
         expected = np.asarray(getattr(judge, name))
         expected = expected[:, :, tokens] if name != "exit_layer" else expected[:, tokens]
-        np.testing.assert_array_equal(getattr(said, name), expected, err_msg=name)
+        np.testing.assert_array_equal(getattr(graph_out, name), expected, err_msg=name)
 
 
 def shifted(thresholds: ThresholdTensors, by: float) -> ThresholdTensors:
-    """The same a little further up (the sequence does less of everything but leaving) or down."""
+    """Move thresholds a little, for fewer experts, heads, layers and exits (`by` above 0), or for more."""
     return ThresholdTensors(
         thresholds.router_top_p - 3 * by,
         thresholds.depth_threshold + by / 2,
@@ -206,7 +206,7 @@ def everything_on(config: ModelConfig) -> ThresholdTensors:
 
 
 def graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and every branch in it."""
+    """Yield the graph and every branch in it."""
     yield proto
     for node in proto.node:
         for attribute in node.attribute:

@@ -1,6 +1,4 @@
-"""Counting what torch runs."""
-
-from __future__ import annotations
+"""Count the operators that torch runs."""
 
 from collections import Counter
 from typing import Any

@@ -1,6 +1,4 @@
-"""Tiny seeded models of every kind, for all tests that compare one definition of the model with another."""
-
-from __future__ import annotations
+"""Tiny seeded models of every kind, for tests that compare the definitions of the model."""
 
 from functools import cache
 from typing import Any
@@ -31,7 +29,7 @@ def variant(
     heads: dict[str, Any] | None = None,
     **top: Any,
 ) -> ModelConfig:
-    """The base of all tiny models with other fields."""
+    """Return the base config of the tiny models with other fields."""
     return ModelConfig(
         **{**BASE, **top},
         ffn=FFNConfig(**{"num_experts": 4, "expert_dim": 12, **(ffn or {})}),
@@ -137,14 +135,14 @@ HAS_WINDOWS = [name for name, config in CONFIGS.items() if config.has_windows]
 
 @cache
 def tiny_model(name: str) -> Transformer:
-    """The seeded model of that name in CONFIGS, in eval mode; shared: copy it before changing it."""
+    """Return the seeded model of that name in CONFIGS, in eval mode. It is shared: copy it before changing it."""
     model = Transformer(CONFIGS[name])
     season(model, seed=list(CONFIGS).index(name))
     return model.eval()
 
 
 def season(model: Transformer, seed: int) -> None:
-    """Redraws every weight, so that none is silent, even or 1: half of a fresh model makes no difference."""
+    """Redraw every weight, so that none is 0, equal or 1: half of a fresh model has no effect on the output."""
     generator = torch.Generator().manual_seed(seed)
     norms = {module.weight for module in model.modules() if isinstance(module, RMSNorm)}
     with torch.no_grad():
@@ -159,7 +157,7 @@ def season(model: Transformer, seed: int) -> None:
                 weight.copy_((2.5 if name.startswith(("head", "embedding")) else 1.2) * inputs**-0.5 * noise)
         attention = model.config.attention
         for name, window in model.named_buffers():
-            if name.endswith("window_controller.window"):  # another in each layer, none at either end of its range
+            if name.endswith("window_controller.window"):  # different in each layer, and at neither end of its range
                 layer = int(name.split(".")[1])
                 window.fill_(attention.window_least + 1 + 2 * layer)
 
@@ -170,7 +168,7 @@ def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
 
 
 def busy_thresholds(config: ModelConfig) -> ThresholdTensors:
-    """Thresholds in the thick of the scores, different in each layer: every mechanism says yes to some tokens only."""
+    """Return thresholds in the middle of the scores, different in each layer: each mechanism acts on some tokens."""
     leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.7, 0.8)}
     ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.4, 0.85))
     return ThresholdTensors(
@@ -181,7 +179,7 @@ def busy_thresholds(config: ModelConfig) -> ThresholdTensors:
 def even_thresholds(
     layers: int, top_p: float = 1.0, depth: float = 0.0, leave: float = 1.0, heads: float = 1.0
 ) -> ThresholdTensors:
-    """The same in every layer; everything runs where nothing is said."""
+    """The same in every layer; everything runs by default."""
     return ThresholdTensors(*(torch.full((layers,), value) for value in (top_p, depth, leave, heads)))
 
 
@@ -194,10 +192,16 @@ def judge(
     return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
 
 
-def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
-    """The decisions of torch in the shapes of the graph: (L, B, T, E), (L, B, T, H), (L, B, T) and (B, T).
+@cache
+def plain_result(name: str) -> reference.Result:
+    """Run tests/reference.py with the model of that name in CONFIGS on `tiny_ids()` at busy thresholds; shared."""
+    return judge(tiny_model(name), tiny_ids(), busy_thresholds(CONFIGS[name]))
 
-    As in the graph, `selected_heads` and `windows` stand there only where the model has them.
+
+def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
+    """Return the decisions of torch in the shapes of the graph: (L, B, T, E), (L, B, T, H), (L, B, T) and (B, T).
+
+    As in the graph, `selected_heads` and `windows` are there only if the model has them.
     """
     shape = out.exit_layer.shape
     runs = [layer.runs.view(shape) for layer in out.routing]

@@ -1,4 +1,4 @@
-"""Which tokens take which experts, in every way that experts must stand. N tokens, E experts."""
+"""Choices of experts by tokens, with the edge cases. N tokens, E experts."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ EXPERTS = 5
 
 
 def routed(chosen: str, tokens: int = 23) -> Tensor:
-    """(N, E) bool, seeded; `chosen` is one of `CHOICES`."""
+    """Return a seeded choice, (N, E) bool; `chosen` is one of `CHOICES`."""
     selected = torch.rand(tokens, EXPERTS, generator=torch.Generator().manual_seed(1)) < 0.4
     if chosen == "some_experts_empty":
         selected[:, [0, 3]] = False

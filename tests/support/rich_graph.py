@@ -1,8 +1,8 @@
-"""The tiny graph with every other mechanism: routed heads, windows in rings, counted cells; tables in its place too.
+"""The tiny graph with every other mechanism: routed heads, windows in rings, counted cells; from tables as well.
 
 Three layers, four experts, four query heads chosen by mass, a window of 8 in layer 0 and one of each token's own in
 layer 2, a depth router in layer 1, an exit after layer 0, CoPE's counted cells in layers 1 and 2, policy `project`.
-The more of it runs, the surer it is of what follows in STORY. `expected` says in plain numpy what it must give.
+The more of it runs, the surer it is of the next byte of STORY. `expected` computes its outputs in plain numpy.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ FOLLOWS[list(STORY.encode()), list((STORY[1:] + STORY[:1]).encode())] = 1
 
 
 class Expected(NamedTuple):
-    """What the graph gives for a whole sequence."""
+    """The outputs of the graph for a whole sequence."""
 
     logits: NDArray[Any]  # (T, V)
     experts: NDArray[Any]  # (L, T, E)
@@ -41,7 +41,7 @@ class Expected(NamedTuple):
 
 
 def expected(ids: list[int], top_p: float, depth: float, leave: float, head_top_p: float) -> Expected:
-    """The sentence above, token by token."""
+    """Return the expected outputs at the same thresholds in every layer."""
     t = np.array(ids)
     _, experts, run, exits = tiny_graph.expected(ids, top_p, depth, leave)
     heads = ((HEAD_MASS[t] < np.float32(head_top_p)) | (head_top_p >= 1))[None] & run[:, :, None]
@@ -54,7 +54,7 @@ def expected(ids: list[int], top_p: float, depth: float, leave: float, head_top_
 
 
 def graph() -> onnx.ModelProto:
-    """The graph; its rings are written with TensorScatter, and read by the places of their cells."""
+    """Build the graph; its rings are written with TensorScatter, and read by the places of their cells."""
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, NDArray[Any]] = {f"table.{name}": value for name, value in TABLES.items()}
     constants |= {"table.heads": HEAD_MASS, "table.window": OWN_WINDOW, "table.follows": FOLLOWS}
@@ -110,7 +110,7 @@ def graph() -> onnx.ModelProto:
     op("Add", "lengths", op("Shape", "ids", start=1, end=2), out="new_lengths")
 
     def summed(cache: str, layer: int, window: str) -> str:
-        """For each token the sum of what the cells that it sees hold, (T,)."""
+        """Sum for each token the numbers in the cells that it sees, (T,)."""
         held = op("Reshape", op("Slice", cache, "[0]", "[1]", "[3]"), "[-1]")  # (R,): first of the head's numbers
         cells = op("Shape", held)
         last = op("Sub", op("Add", level("lengths", layer), op("Shape", "ids", start=1, end=2)), "[1]")
@@ -167,7 +167,7 @@ def graph() -> onnx.ModelProto:
 
 
 def sections() -> dict[str, Any]:
-    """What of the tiny graph's manifest is another here; `tiny_graph.write_model` takes it."""
+    """Return the sections of the manifest that differ from the tiny graph's, for `tiny_graph.write_model`."""
     positions, windows = ("rope", "cope", "cope"), (WINDOW, 0, WIDEST)
     layers = [
         {"routing": "top_p", "num_experts": E, "depth_router": i == 1, "exit": i == 0, "positions": positions[i],
@@ -188,12 +188,12 @@ def sections() -> dict[str, Any]:
 
 
 def write_rich(folder: Path) -> Path:
-    """An exported model in `folder`, and its held-out text beside it."""
+    """Write an exported model in `folder`, and held-out text in the folder above."""
     (folder.parent / "heldout.txt").write_text(STORY * 30)
     return tiny_graph.write_model(folder, graph(), **sections())
 
 
-# A curve by hand: four points, the third of them faster than the second, and two agreements.
+# a curve written by hand: four points, the third of them faster than the second, and two agreements
 HERE = {"cpu": "this one", "threads": 1, "device": "cpu"}
 
 

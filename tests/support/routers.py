@@ -1,9 +1,7 @@
-"""A router of each kind that compares scores with a threshold, and what it is shown.
+"""A router of each kind that compares scores with a threshold, and its input.
 
 N tokens, D width, E experts, H heads.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +24,7 @@ KINDS = list(WANTED)
 
 
 def router_of(kind: str, wanted: float | None = None, **control: Any) -> Thresholded:
-    """A router of each kind with seeded weights."""
+    """Return a router of a kind, with seeded weights."""
     wanted = WANTED[kind] if wanted is None else wanted
     heads = {"num_heads": H, "head_dim": 8, "num_kv_heads": 2, "dim": D}
     router: Thresholded
@@ -49,7 +47,7 @@ def router_of(kind: str, wanted: float | None = None, **control: Any) -> Thresho
 
 
 def used(routes: Any) -> Tensor:
-    """Units of each token (N,): experts, heads or layers."""
+    """Return the units of each token (N,): experts, heads or layers."""
     if hasattr(routes, "passes"):
         return routes.passes.float()
     chosen = routes.selected_heads if hasattr(routes, "selected_heads") else routes.selected_experts
@@ -57,7 +55,7 @@ def used(routes: Any) -> Tensor:
 
 
 def stream(seed: int = 1) -> Iterator[Tensor]:
-    """Batches of (N, D) without end."""
+    """Yield batches of (N, D) without end."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield torch.randn(N, D, generator=generator)

@@ -1,7 +1,7 @@
-"""A graph of the contract small enough to know by heart: tables in place of a network, and a real cache in place.
+"""A minimal graph with the interface of an exported model: tables instead of a network, and a real cache.
 
 Three layers, four experts, a depth router in layer 1, an exit after layer 0, policy `project`, 257 byte tokens padded
-to 260. `expected` says in plain numpy what it must give; the tests hold the runtime against it, without torch.
+to 260. `expected` computes its outputs in plain numpy; the tests compare the runtime with it, without torch.
 """
 
 import json
@@ -37,7 +37,7 @@ TABLES: dict[str, NDArray[Any]] = {
 def expected(
     ids: list[int], top_p: float, depth: float, leave: float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """logits (T, V), selected_experts (L, T, E), layers_run (L, T), exit_layer (T,) of a whole sequence."""
+    """Return logits (T, V), selected_experts (L, T, E), layers_run (L, T), exit_layer (T,) of a whole sequence."""
     t = np.array(ids)
     left = TABLES["confidence"][t] > leave
     run = np.stack([np.ones_like(left), ~left & (TABLES["depth_score"][t] >= depth), ~left])
@@ -55,7 +55,7 @@ def graph(vocab: int = V) -> onnx.ModelProto:
         "kv": np.array([1, K, -1, H]),
         "scalar": np.array([], np.int64),
     }
-    constants |= {"nobody": np.array(-1), "first": np.array(0), "axis": np.array(1)}
+    constants |= {"none": np.array(-1), "first": np.array(0), "axis": np.array(1)}
 
     def op(kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         output = out or f"v{len(nodes)}"
@@ -75,7 +75,7 @@ def graph(vocab: int = V) -> onnx.ModelProto:
         chosen.append(op("Unsqueeze", op("And", kept, op("Unsqueeze", run, "far_end")), "zero"))
     constants["far_end"] = np.array([2])
     op("Concat", *chosen, out="selected_experts", axis=0)
-    op("Where", left, "first", "nobody", out="exit_layer")
+    op("Where", left, "first", "none", out="exit_layer")
 
     as_float = op("Cast", "ids", to=FLOAT)  # (1, T)
     held = op("Reshape", op("Slice", "past_key.0", "zero", "one", "last"), "flat")  # (C,): the ids so far
@@ -170,7 +170,7 @@ def write_model(folder: Path, proto: onnx.ModelProto | None = None, **changes: A
 
 
 def write_manifest(folder: Path, **changes: Any) -> Path:
-    """The manifest of what lies in `folder`; written raw where the changes are none that a manifest may have."""
+    """Write the manifest of the files in `folder`; unchecked, where a change breaks a rule of manifests."""
     content = manifest_content()
     names = ("model.onnx", "model.onnx.data", "tokenizer.json")
     content["files"] = {

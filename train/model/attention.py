@@ -3,8 +3,6 @@
 B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head, P CoPE positions.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

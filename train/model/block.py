@@ -1,7 +1,5 @@
 """One layer, which a token may skip. B batch, T time, N = B*T tokens, D width."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor, nn, where

@@ -4,8 +4,6 @@ B batch, T time, H query heads, K key/value heads, G = H / K, W width of a head,
 Q queries of a block, S keys up to its end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The config of a model: its shape, and the averages that its controllers hold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Self
 
@@ -40,11 +38,11 @@ class ModelConfig(Section):
     attention: AttentionConfig = AttentionConfig()
     """Positions and windows."""
     heads: HeadsConfig = HeadsConfig()
-    """Which query heads a token uses."""
+    """Choice of query heads per token."""
     ffn: FFNConfig = FFNConfig()
     """Experts, or one dense FFN."""
     depth: DepthConfig = DepthConfig()
-    """Which layers a token runs, and where it may leave."""
+    """Depth routers, early exits and layer dropout."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -159,7 +157,7 @@ def fit_attention(config: ModelConfig) -> None:
     _one_per_layer("attention.window", attention.window, config.num_layers)
     kinds = {config.positions_of(layer) for layer in layers}
     if "rope" in kinds and config.resolved_head_dim % 2:
-        raise ValueError(f"heads are {config.resolved_head_dim} wide; rotary positions need an even width")
+        raise ValueError(f"heads are {config.resolved_head_dim} wide; rotary positions need an even head_dim")
     if attention.window_kind != "fixed" and not config.has_windows:
         raise ValueError(
             f"attention.window_kind is {attention.window_kind} but attention.window is 0: set the most tokens to see"
@@ -216,7 +214,7 @@ def fit_heads(config: ModelConfig) -> None:
         )
     if heads.routing == "top_k" and wanted != int(wanted):
         raise ValueError(
-            f"top_k needs a whole heads.heads_per_token, found {wanted}: say {round(wanted)}, or use top_p"
+            f"top_k needs a whole heads.heads_per_token, found {wanted}: set it to {round(wanted)}, or use top_p"
         )
 
 

@@ -1,7 +1,5 @@
 """Controllers that hold an average by moving a threshold: by quantiles of the score, or by a PI controller."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor, nn

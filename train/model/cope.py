@@ -1,7 +1,5 @@
 """Contextual positions. B batch, H query heads, T time, W width of a head, P positions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

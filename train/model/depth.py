@@ -1,7 +1,5 @@
 """The choice of the layers that a token runs. N tokens, D width."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Early exits: how sure the model is of its next token after a layer. V vocabulary, D width."""
 
-from __future__ import annotations
-
 import math
 
 import torch

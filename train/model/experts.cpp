@@ -1,9 +1,9 @@
-// SwiGLU experts for the chosen (token, expert) pairs, forward and backward: bf16 products of AVX512-BF16 whose
-// neighbours (gathers, silu, weights, casts) are done while their numbers are in registers.
+// SwiGLU experts for the chosen (token, expert) pairs, forward and backward: bf16 products by AVX512-BF16. The operations
+// around them (gather, silu, weighting, casts) are done while the numbers are in registers.
 //
 // N tokens, D width (a multiple of 16), E experts, F hidden width, P = F rounded up to 16, R rows = chosen pairs.
-// A row of `hidden` is gate (P) | up (P). "Paired" means that of two rows k, k + 1 the numbers stand side by side, in one
-// word of 32 bits: what vdpbf16ps multiplies and adds at once.
+// A row of `hidden` is gate (P) | up (P). "Paired" means that the numbers of two rows k, k + 1 are side by side in one word
+// of 32 bits, which vdpbf16ps multiplies and adds at once.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -18,9 +18,9 @@ namespace {
 using Half = uint16_t;  // bf16
 using Pair = uint32_t;  // two of them
 
-constexpr long MR = 6;       // rows of a tile; with 4 vectors of columns 24 sums in registers
+constexpr long MR = 6;       // rows of a tile; with 4 vectors of columns, 24 sums are in registers
 constexpr long WIDE = 64;    // columns of a tile
-constexpr long BLOCK = 240;  // rows of an expert at a time, so that what is made of them stays in L2
+constexpr long BLOCK = 240;  // rows of an expert at a time, so that their results stay in L2
 
 inline long up_to(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline long least(long a, long b) { return a < b ? a : b; }
@@ -42,7 +42,7 @@ inline __m512 widen(const Half *p) {
 }
 inline __m256i narrow(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 inline void store(Half *p, __m512 v) { _mm256_storeu_si256((__m256i *)p, narrow(v)); }
-/// What is left of v when it has been written as bf16.
+/// v rounded to bf16.
 inline __m512 rounded(__m512 v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(v)), 16)); }
 /// a in the lower halves of 16 words, b in the upper ones.
 inline __m512i paired(__m512i ab) {
@@ -52,7 +52,7 @@ inline __m512i paired(__m512i ab) {
 }
 inline __m512i both(__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(b, a); }
 
-/// exp(x), to 2 units in the last place; 0 and infinity beyond what float32 holds.
+/// exp(x), to 2 units in the last place; 0 and infinity outside the range of float32.
 inline __m512 exponential(__m512 x) {
     x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104.f)), _mm512_set1_ps(104.f));
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -72,7 +72,7 @@ inline __m512 sigmoid(__m512 x) {
     return _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
 }
 
-/// The rows of each expert, by token, and of each token its rows.
+/// The rows of each expert in order of token, and the rows of each token.
 struct Plan {
     long N, E, R;
     Memory<int32_t> token, row, start, begin;
@@ -185,7 +185,7 @@ inline __attribute__((always_inline)) void tile(
 template <int N>
 constexpr int width(__m512 (&)[MR][N]) { return N; }
 
-/// Pointers to MR rows from `row` on, the last one again where there are fewer.
+/// Pointers to MR rows from `row` on; the last row is repeated where there are fewer.
 template <class Of>
 inline long rows_of(const Pair **a, long row, long rows, Of of) {
     const long here = least(MR, rows - row);
@@ -209,7 +209,7 @@ void product(long rows, long D, long pairs, const Pair *b, Half *out, Of of) {
         }
 }
 
-/// left^T (M, 2 pairs) times right (2 pairs, columns), both paired -> out (M, columns) float32, added to it or in its place
+/// left^T (M, 2 pairs) times right (2 pairs, columns), both paired -> out (M, columns) float32, added or assigned
 void of_weights_product(long M, long columns, long pairs, const Pair *left, const Pair *right, long wide, float *out,
                         long stride, bool add) {
     for (long c = 0; c < columns; c += WIDE)
@@ -231,7 +231,7 @@ void of_weights_product(long M, long columns, long pairs, const Pair *left, cons
         }
 }
 
-/// Of each token the sum of its rows, weighted or not: rows (R, D) -> out (N, D)
+/// Sum of each token's rows, weighted or not: rows (R, D) -> out (N, D)
 void sum_by_token(const Plan &plan, long D, const Half *rows, const float *weights, const uint8_t *selected, Half *out,
                   int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -252,7 +252,7 @@ void sum_by_token(const Plan &plan, long D, const Half *rows, const float *weigh
         }
 }
 
-/// Rows of m (N, D) by token, paired: rows -> to (rows / 2, D), the last of an odd number beside zeros
+/// Rows of m (N, D) by token, paired: -> to (rows / 2, D); the last of an odd number is paired with zeros
 void pair_rows(const Half *m, const int32_t *token, long rows, long D, Pair *to) {
     for (long r = 0; r < rows; r += 2)
         for (long d = 0; d < D; d += 16) {
@@ -281,7 +281,7 @@ void experts_forward(long N, long D, long E, long F, long R, int threads, const 
             const long start = plan.start.at[e], count = plan.start.at[e + 1] - start;
             if (!count) continue;
             const float *w = gate_up + e * D * 2 * F, *v = down + e * F * D;
-            for (long f = 0; f < P; f += 32)  // 32 of gate beside 32 of up, so that a tile has both
+            for (long f = 0; f < P; f += 32)  // 32 of gate next to 32 of up, so that a tile has both
                 for (long j = 0, vectors = least(2, (P - f) / 16); j < vectors; j++) {
                     pack_rows(w, 2 * F, D, f + 16 * j, F, in.at + f * D + 16 * j);
                     pack_rows(w + F, 2 * F, D, f + 16 * j, F, in.at + f * D + 16 * (vectors + j));
@@ -321,8 +321,8 @@ void experts_forward(long N, long D, long E, long F, long R, int threads, const 
     sum_by_token(plan, D, answer.at, weights, selected, out, threads);
 }
 
-/// gradient (N, D) bf16 and what the forward pass was given and made -> of_x (N, D) bf16, of_weights (N, E), which must be
-/// zeros, of_gate_up (E, D, 2F), of_down (E, F, D)
+/// gradient (N, D) bf16, and inputs and `hidden` of the forward pass -> of_x (N, D) bf16, of_weights (N, E), which must be
+/// zeros before, of_gate_up (E, D, 2F), of_down (E, F, D)
 void experts_backward(long N, long D, long E, long F, long R, int threads, const Half *gradient, const Half *x,
                       const float *weights, const uint8_t *selected, const float *gate_up, const float *down,
                       const Half *hidden, Half *of_x, float *of_weights, float *of_gate_up, float *of_down) {
@@ -382,7 +382,7 @@ void experts_backward(long N, long D, long E, long F, long R, int threads, const
                                 for (int j = 0; j < NZ; j++) {
                                     const long column = f + 16 * j;
                                     __m512 inner[2], of_gate[2], of_up[2];
-                                    for (int r = 0; r < 2; r++) {  // a row that is none meets zeros in `xs` and `gradients`
+                                    for (int r = 0; r < 2; r++) {  // a padding row has zeros in `xs` and `gradients`
                                         const long own = row + (i + r < here ? i + r : here - 1);
                                         const Half *from = hidden + (at + own) * 2 * P + column;
                                         const __m512 weight = _mm512_set1_ps(weights[token[own] * E + e]);

@@ -3,8 +3,6 @@
 N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pairs, padded per expert (r of one expert).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -45,7 +43,8 @@ def plan_rows(selected: Tensor, multiple: int) -> Plan:
     return Plan(rows, row, used.cumsum(0) - used, ends)
 
 
-def _multiple(x: Tensor, onednn: bool) -> int:
+def row_multiple(x: Tensor, onednn: bool) -> int:
+    """Return the multiple to which the rows of an expert are padded; 1 where oneDNN does not multiply."""
     return ROW_MULTIPLE if x.device.type == "cpu" and (x.dtype == torch.bfloat16 or onednn) else 1
 
 
@@ -72,7 +71,7 @@ def _forward(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down
     if native.fits(x, weights, gate_up):
         return list(native.forward(x, weights, selected, gate_up, down))
     gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
-    plan = plan_rows(selected, _multiple(x, onednn))
+    plan = plan_rows(selected, row_multiple(x, onednn))
     rows = x.index_select(0, plan.token)  # (R, D)
     hidden, silu, inner, answer = (rows.new_empty(len(rows), size) for size in _widths(gate_up))
     mm = onednn_mm if onednn else torch.mm

@@ -1,7 +1,5 @@
 """The choice of query heads (mixture of heads). N tokens, D width, H query heads, S shared, R = H - S routed."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -90,8 +88,8 @@ class HeadRouter(Thresholded):
             if self.routing == "adaptive":
                 assert self.per_token is not None
                 scores = (self.rank_logits - self.per_token(x)).sigmoid()  # (N, R); 0 below least, 1 from most
-                kept = ((scores < head_top_p) | (head_top_p >= 1)) & (self.rank_logits < float("inf"))
-                kept = kept | (self.rank_logits == float("-inf"))
+                kept_ranks = ((scores < head_top_p) | (head_top_p >= 1)) & (self.rank_logits < float("inf"))
+                kept_ranks = kept_ranks | (self.rank_logits == float("-inf"))
                 free = slice(int(self.least_units), int(self.most_units))
             else:
                 scores = F.pad(ranked.cumsum(-1)[:, :-1], (1, 0))  # (N, R); 0 for the first, which is always kept
@@ -99,18 +97,18 @@ class HeadRouter(Thresholded):
                     shift = self.per_token(x)  # (N, 1)
                     limit = shifted(head_top_p, shift)
                 if self.routing == "top_k":
-                    kept = (torch.arange(self.routed, device=x.device) < int(self.scale)).expand_as(ranked)
+                    kept_ranks = (torch.arange(self.routed, device=x.device) < int(self.scale)).expand_as(ranked)
                 else:
-                    kept = (scores < limit) | (head_top_p >= 1)
-                    kept = torch.cat([torch.ones_like(kept[:, :1]), kept[:, 1:]], -1)
+                    kept_ranks = (scores < limit) | (head_top_p >= 1)
+                    kept_ranks = torch.cat([torch.ones_like(kept_ranks[:, :1]), kept_ranks[:, 1:]], -1)
                 free = slice(1, self.routed)
-            gate, soft_count = kept.float(), None
+            gate, soft_count = kept_ranks.float(), None
             if self.learns:
                 gate = torch.cat(
-                    [gate[:, : free.start], keep_gradient(kept, scores, limit)[:, free], gate[:, free.stop :]], -1
+                    [gate[:, : free.start], keep_gradient(kept_ranks, scores, limit)[:, free], gate[:, free.stop :]], -1
                 )
                 soft_count = self.shared + gate.sum(-1)
-            selected = torch.zeros_like(kept).scatter(-1, head, kept)  # (N, R), in order of head
+            selected = torch.zeros_like(kept_ranks).scatter(-1, head, kept_ranks)  # (N, R), in order of head
             weights = torch.where(selected, router_probs, 0.0) * torch.zeros_like(gate).scatter(-1, head, gate)
             weights = self.scale * weights / weights.sum(-1, keepdim=True)
             if self.balance is not None:

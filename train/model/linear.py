@@ -1,7 +1,5 @@
 """Linear layers whose float32 products are torch's or oneDNN's. M rows, K inputs, N outputs."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

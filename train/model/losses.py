@@ -1,6 +1,7 @@
-"""What training minimises: the cross-entropy and the auxiliary losses, summed in one place."""
+"""The training loss: cross-entropy and auxiliary losses, summed in one place.
 
-from __future__ import annotations
+B batch, T time, N = B*T tokens, E experts (or routed heads), V vocabulary.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

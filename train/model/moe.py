@@ -3,8 +3,6 @@
 N tokens, D width, E experts, F hidden.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -3,8 +3,6 @@
 N tokens, D width, E experts, F hidden width of one expert, P = F rounded up to 16, R rows = chosen pairs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

@@ -1,6 +1,4 @@
-"""Root mean square normalisation."""
-
-from __future__ import annotations
+"""Root mean square normalisation. D width."""
 
 from typing import Any
 

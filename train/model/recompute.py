@@ -1,7 +1,5 @@
 """Activation checkpointing of a block: which activations are kept, and which are computed again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any

@@ -1,7 +1,5 @@
 """The choice of experts. N tokens, D width, E experts."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -71,8 +69,8 @@ class Router(Thresholded):
             if self.level_logit is None and shift is None:
                 mass_before = mass_before.detach()  # or its gradient, which is zero, would be computed
             else:
-                ranks = place <= last  # (N, E)
-                gate = keep_gradient(ranks, mass_before, limit)[:, 1:]  # (N, E - 1)
+                kept_ranks = place <= last  # (N, E)
+                gate = keep_gradient(kept_ranks, mass_before, limit)[:, 1:]  # (N, E - 1)
                 gate = torch.cat([torch.ones_like(gate[:, :1]), gate], -1)
                 soft_count = gate.sum(-1)
                 weights = weights * torch.zeros_like(gate).scatter(-1, expert, gate)

@@ -1,7 +1,5 @@
 """The sections of a model's config: attention, heads, experts, depth."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,7 +16,7 @@ SkippedKV = Literal["none", "project"]
 
 
 class AttentionConfig(Section):
-    """How attention knows the order of tokens, and how far it looks back."""
+    """Positions and windows of attention."""
 
     positions: Positions | tuple[Positions, ...] = "rope"
     """Position encoding: `rope` rotates queries and keys; `cope` counts the tokens that matter in their context; `none`
@@ -29,7 +27,7 @@ class AttentionConfig(Section):
     """Number of tokens that a layer looks back at, the current one included; the maximum where the window adapts. 0
     means no window. One value for all layers, or a list with one per layer."""
     window_kind: WindowKind = "fixed"
-    """How the window is chosen: `fixed`; `length`, a share of the tokens so far; `entropy`, a multiple of the number of
+    """Choice of the window: `fixed`; `length`, a share of the tokens so far; `entropy`, a multiple of the number of
     tokens that attention spreads over; `learned`, from a score of each token."""
     window_least: int = Field(16, ge=1)
     """Smallest window that an adaptive `window_kind` may choose, in tokens, at least 1."""
@@ -43,7 +41,7 @@ class AttentionConfig(Section):
 
 
 class HeadsConfig(Controlled):
-    """Which query heads a token uses (mixture of heads)."""
+    """The choice of query heads per token (mixture of heads)."""
 
     routing: HeadRouting = "all"
     """`all` builds no router. `top_k` and `top_p` choose among the heads that are not shared. `adaptive` shares none; a
@@ -95,17 +93,19 @@ class FFNConfig(Controlled):
             return self
         if self.experts_per_token > self.num_experts:
             raise ValueError(
-                f"experts_per_token is {self.experts_per_token} but num_experts is only {self.num_experts}"
+                f"experts_per_token is {self.experts_per_token} but num_experts is only {self.num_experts}; "
+                "lower the first or raise the second"
             )
         if self.routing == "top_k" and self.experts_per_token != int(self.experts_per_token):
             raise ValueError(
-                f"top_k needs a whole experts_per_token, found {self.experts_per_token}: say 2, or use top_p"
+                f"top_k needs a whole experts_per_token, found {self.experts_per_token}: set it to "
+                f"{round(self.experts_per_token)}, or use top_p"
             )
         return self
 
 
 class DepthConfig(Controlled):
-    """Which layers a token runs: a router may skip a layer, an early exit leaves out all that follow."""
+    """The layers that a token runs: a router may skip a layer, an early exit leaves out all that follow."""
 
     layers_share: float = Field(1.0, gt=0, le=1)
     """Share of the tokens that run each routed block (all but the first and the last), greater than 0, at most 1. 1

@@ -1,6 +1,4 @@
-"""How a routing threshold is set: the settings that experts, heads and depth share."""
-
-from __future__ import annotations
+"""Settings of a routing threshold, shared by experts, heads and depth."""
 
 from typing import Literal
 
@@ -30,13 +28,13 @@ def levels(level: Level, layers: int) -> list[float]:
 
 
 class Controlled(Section):
-    """How a threshold is controlled.
+    """The control of a routing threshold.
 
     Each layer has a level, the threshold that its tokens share; `per_token` moves it for each token.
     """
 
     controller: Literal["quantile", "fixed", "learned", "pi"] = "quantile"
-    """What sets the level. `quantile` and `pi` hold an average that you ask for: `quantile` by the quantile of the
+    """Method that sets the level. `quantile` and `pi` hold an average that you ask for: `quantile` by a quantile of the
     scores seen, whose table becomes the dial; `pi` by a proportional-integral controller (DTop-p, arXiv 2512.13996).
     `fixed` is the number in the config. `learned` follows its gradient, under `losses.threshold_loss`."""
     scope: Literal["layer", "model"] = "layer"
@@ -66,7 +64,9 @@ class Controlled(Section):
         if self.controller == "quantile" and not isinstance(level, float):
             raise ValueError(f"{name} sets each layer, but the controller is quantile: choose fixed or learned")
         if self.scope == "model" and self.controller != "pi":
-            raise ValueError(f"scope is model, but the controller of {name} is {self.controller}: only pi has one")
+            raise ValueError(
+                f"scope is model, but the controller of {name} is {self.controller}; set it to pi, or leave scope out"
+            )
         if self.controller == "pi" and self.scope == "model" and len(set(levels(level, layers))) > 1:
             raise ValueError(f"{name} sets each layer, but scope model holds one level for all: give one number")
         least = 0.0 if name.startswith("depth") else 1e-6

@@ -3,8 +3,6 @@
 N tokens, D width, n of the tokens.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

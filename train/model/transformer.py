@@ -1,7 +1,5 @@
 """The language model. B batch, T time, N = B*T tokens, D width, L layers, E experts, V vocabulary."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

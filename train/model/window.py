@@ -4,8 +4,6 @@ A window of w tokens is the token itself and the w - 1 before it. Places count t
 tokens that leave no keys are not counted.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

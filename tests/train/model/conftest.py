@@ -1,4 +1,4 @@
-"""What the tests of the torch model share."""
+"""Fixtures of the tests of the torch model."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Models this small only lose by sharing out their work."""
+    """Models this small are slower on several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Attention: what a token may see, and that the form for bf16 on a CPU is the same one.
+"""Attention: what a token may see, and that the form for bf16 on a CPU computes the same.
 
 B batch, T time, W width of a head.
 """
@@ -63,7 +63,7 @@ def test_a_token_sees_itself_and_those_before_it_that_are_present_and_near() -> 
 
 @pytest.mark.parametrize("name", ["cope", "window_entropy"])
 def test_attention_with_its_scores_in_hand_is_the_fused_one(name: str) -> None:
-    """Contextual positions and the spread of attention need the scores: the numbers are those of the other path."""
+    """Contextual positions and the spread of attention need the scores; the results equal those of the fused path."""
     model = copy.deepcopy(tiny_model(name)).train()
     open_out = model(tiny_ids()).logits
     if name == "cope":

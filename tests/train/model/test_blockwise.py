@@ -1,4 +1,4 @@
-"""Attention by blocks of queries: the numbers and gradients of attention in one piece, and no score kept.
+"""Attention by blocks of queries: results and gradients of attention in one piece, without keeping scores.
 
 B batch, T time, W width of a head.
 """
@@ -17,7 +17,7 @@ B, W = 3, 8
 
 
 def tensors(time: int, heads: int, kv_heads: int) -> list[Tensor]:
-    """q, k, v and a gradient of what comes of them, lying as a layer has them: a head behind the other per token."""
+    """q, k, v and a gradient of the output, in the memory layout of a layer: the heads of a token side by side."""
     generator = torch.Generator().manual_seed(0)
     counts = (heads, kv_heads, kv_heads, heads)
     return [torch.randn(B, time, count, W, generator=generator).transpose(1, 2) for count in counts]
@@ -38,7 +38,7 @@ def bias_of(what: str, time: int) -> Tensor | None:
 def test_blocks_attend_as_one_piece(
     monkeypatch: pytest.MonkeyPatch, time: int, heads: int, kv_heads: int, what: str, at_once: int
 ) -> None:
-    """Also where the last block is a short one."""
+    """Also where the last block is short."""
     monkeypatch.setattr(blockwise, "AT_ONCE", at_once)
     *qkv, gradient = tensors(time, heads, kv_heads)
     bias = bias_of(what, time)
@@ -66,7 +66,7 @@ def test_long_attention_in_bf16_goes_by_blocks_and_short_in_one_piece(what: str)
 
 
 def test_blocks_keep_no_scores() -> None:
-    """What is kept for the backward pass grows with the length, not with its square."""
+    """The memory for the backward pass grows with the length, not with its square."""
     kept: list[int] = []
     q, k, v, _ = (each.requires_grad_() for each in tensors(256, 4, 2))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -75,7 +75,7 @@ def test_blocks_keep_no_scores() -> None:
 
 
 def test_a_learned_window_attends_in_one_piece_at_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gradient goes through how much of a key is seen, and blocks give none."""
+    """Its gradient goes through the ramp, for which blocks have none."""
     monkeypatch.setattr(attention, "LEAST_TIME", 1)
     q, k, v, _ = (each.bfloat16() for each in tensors(9, 4, 2))
     ramp = torch.rand(B, 1, 9, 9, generator=torch.Generator().manual_seed(2)).requires_grad_()

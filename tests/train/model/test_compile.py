@@ -1,4 +1,4 @@
-"""T39. Compiled blocks: one graph each, the same numbers, and no new graph because tokens chose otherwise."""
+"""T39. Compiled blocks: one graph each, equal results, and no new graph for other routes."""
 
 import copy
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ KINDS = 2  # of blocks in a model with depth routers: the first and the last hav
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before() -> Iterator[None]:
-    """Graphs are kept per line of code, not per model: those of another test would answer for ours."""
+    """Graphs are cached per line of code, not per model, so those of another test would be reused."""
     import torch._dynamo
 
     torch._dynamo.reset()
@@ -37,7 +37,7 @@ def _nothing_compiled_before() -> Iterator[None]:
 
 @pytest.fixture
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything up to the graph and its gradient, but no machine code: seconds in place of a minute."""
+    """Trace graph and gradient without compiling machine code: seconds instead of a minute."""
 
     def trace(self: Block, **options: object) -> None:
         torch.nn.Module.compile(self, backend="aot_eager", **options)
@@ -87,7 +87,7 @@ def assert_the_same(one: ModelOutput, other: ModelOutput, tolerance: float) -> N
 
 @pytest.mark.slow
 def test_inductor_trains_as_torch_does_and_compiles_once() -> None:
-    """Batches of other text route otherwise and must not be compiled for; evaluation is not compiled at all.
+    """Batches of other text have other routes and must not be compiled again; evaluation is not compiled at all.
 
     A model whose blocks are all of one kind, for the machine code of a second kind takes as long again.
     """
@@ -173,7 +173,7 @@ def test_the_backward_pass_of_a_compiled_block_decides_no_route_again(
     names = ["aten.sort.stable", "aten.lt.Tensor", "aten.gt.Tensor", "aten.ge.Tensor"]
     for name in [*names, "adaptive_lm.attention_forward.default"]:
         assert runs[True][name] == runs[False][name] == 0, name
-    # the one a layer that is taken again is not the router's: with its own there would be two
+    # the one repeated per layer is not the router's; with the router's there would be two
     assert (runs[True]["aten.eq.Tensor"], runs[False]["aten.eq.Tensor"]) == (compiled.config.num_layers, 0)
 
 
@@ -225,9 +225,7 @@ NEW += ["everything_project", "everything_none"]
     [
         "shared_expert",
         "top_k",
-        "both_project",
-        "dense_both_none",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in NEW),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("both_project", "dense_both_none", *NEW)),
     ],
 )
 def test_every_kind_of_model_compiles_whole(name: str) -> None:
@@ -242,7 +240,7 @@ def test_every_kind_of_model_compiles_whole(name: str) -> None:
 
 @pytest.mark.usefixtures("traced_only")
 def test_a_compiled_model_saves_the_same_names() -> None:
-    """T22: nothing in the checkpoint tells that the model was compiled."""
+    """T22: the checkpoint of a compiled model has the same names."""
     plain, compiled = pair("top_p")
     assert list(compiled.state_dict()) == list(plain.state_dict())
 

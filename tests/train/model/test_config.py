@@ -97,7 +97,10 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
         ["ffn.router_top_p holds 1.2", "less than or equal to 1"],
     ),
     ({"ffn": {"controller": "fixed", "router_top_p": 0.0}}, ["ffn.router_top_p holds 0.0", "greater than 0"]),
-    ({"ffn": {"controller": "fixed", "scope": "model"}}, ["scope is model", "ffn.router_top_p is fixed", "only pi"]),
+    (
+        {"ffn": {"controller": "fixed", "scope": "model"}},
+        ["scope is model", "router_top_p is fixed", "set it to pi"],
+    ),
     (
         {"ffn": {"controller": "pi", "scope": "model", "router_top_p": (0.4, 0.4, 0.4, 0.5)}},
         ["ffn.router_top_p sets each layer", "scope model", "one number"],
@@ -197,7 +200,7 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_holds_what_its_config_says(name: str) -> None:
-    """One weight, one name: what the exported graph will look for, and nothing else."""
+    """One weight, one name: exactly the names that the exported graph needs."""
     config = CONFIGS[name]
     expected: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
     expected |= {"norm.weight": (config.dim,), "head.weight": expected["embedding.weight"]}

@@ -1,4 +1,4 @@
-"""The controllers by themselves, and in a model: they forget nothing in a checkpoint, and learn in training alone.
+"""The controllers, alone and in a model: a checkpoint keeps their state, and only training moves them.
 
 How routers hold their averages by them is asked in test_thresholds.py.
 """

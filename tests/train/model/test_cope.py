@@ -1,4 +1,4 @@
-"""Contextual positions in torch: against the plain ones, with tokens that are not counted, in bf16, and in training.
+"""Contextual positions in torch: compared with the plain form, with uncounted tokens, in bf16, and in training.
 
 B batch, H query heads, T time, W width of a head, P positions.
 """
@@ -46,7 +46,7 @@ def test_the_bias_of_every_pair_is_that_of_the_plain_model(window: int, skips: b
 
 
 def test_a_position_moves_without_a_jump_as_a_gate_opens() -> None:
-    """Also where it passes a whole number and where it is cut off at the last."""
+    """Also where a position passes a whole number, and where it is capped at the last."""
     q, _, embedding = drawn()
     opening = torch.linspace(-9, 9, 2001).double()
     biases = []
@@ -61,7 +61,7 @@ def test_a_position_moves_without_a_jump_as_a_gate_opens() -> None:
 
 
 def test_positions_follow_the_tokens_that_open_gates_and_not_their_number() -> None:
-    """Tokens with a closed gate between two others do not push them apart."""
+    """Tokens with a closed gate do not increase the distance of their neighbours."""
     q, _, embedding = drawn()
     far, near = torch.full((1, 1, 6, 6), -60.0), torch.full((1, 1, 2, 2), 60.0)
     far[..., 0], far[..., 5] = 60.0, 60.0
@@ -74,7 +74,7 @@ def test_positions_follow_the_tokens_that_open_gates_and_not_their_number() -> N
 
 @pytest.mark.parametrize("shared", [False, True], ids=["counts_of_each_text", "counts_of_all"])
 def test_its_gradient_is_that_of_the_form_in_the_paper(shared: bool) -> None:
-    """By the plain form, and by finite differences; of queries, scores, positions, and of how much a key counts."""
+    """Compared with the plain form and finite differences: of queries, scores, positions, and counts."""
     q, scores, embedding = (tensor.double() for tensor in drawn())
     counts = torch.rand(1 if shared else B, 1, T, T, generator=torch.Generator().manual_seed(2)).double().tril()
     tensors = [tensor.requires_grad_() for tensor in (q, scores, counts, embedding)]
@@ -91,7 +91,7 @@ def test_its_gradient_is_that_of_the_form_in_the_paper(shared: bool) -> None:
 
 
 def test_a_position_held_at_the_last_one_is_moved_by_no_gate() -> None:
-    """Twelve open gates and three positions: far keys stand at the last, whatever their gates do."""
+    """Twelve open gates and three positions: far keys have the last position, whatever their gates."""
     q = torch.randn(1, 1, 12, W, generator=torch.Generator().manual_seed(0))
     scores = torch.full((1, 1, 12, 12), 5.0, requires_grad=True)
     bias = contextual_bias(q, scores, torch.ones(1, 1, 12, 12).tril(), drawn()[2][:3])
@@ -122,7 +122,7 @@ def test_contextual_positions_stay_float32_under_bf16_autocast() -> None:
 
 @pytest.mark.parametrize("name", ["cope_project", "cope_window_project"])
 def test_tokens_that_skipped_a_layer_are_attended_to_and_not_counted(name: str) -> None:
-    """Counting them all, as a layer does that knows of nobody's skipping, gives something else."""
+    """Counting all of them, as a layer without skipping does, gives another result."""
     model = tiny_model(name)
     counting = copy.deepcopy(model)
     for block in counting.layers:
@@ -133,7 +133,7 @@ def test_tokens_that_skipped_a_layer_are_attended_to_and_not_counted(name: str) 
     skipped = ~decisions(mine)["layers_run"]
     assert skipped[1].any()
     assert (mine.logits - others.logits).abs().max() > 0.05
-    first = skipped[1].long().cumsum(-1).eq(0)  # before anybody skipped, nothing differs
+    first = skipped[1].long().cumsum(-1).eq(0)  # before the first skip nothing differs
     torch.testing.assert_close(mine.logits[first], others.logits[first], rtol=0, atol=5e-5)
 
 

@@ -1,4 +1,4 @@
-"""Leaving early and being left out: confidence, the losses of the exits, their curricula, and layer dropout.
+"""Early exits and layer dropout: confidence, the losses of the exits, their curricula.
 
 B batch, T time, V vocabulary, L layers.
 """
@@ -51,7 +51,7 @@ def test_confidence_is_finite_where_all_but_one_are_impossible(criterion: str) -
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_higher_exit_threshold_keeps_more_tokens(criterion: str) -> None:
-    """From a threshold of 0, that all pass, to one of 1, that nobody does."""
+    """From a threshold of 0, which all tokens pass, to one of 1, which none does."""
     model, left = tiny_model(CRITERIA[criterion]), []
     with torch.no_grad():
         for leave in (0.0, 0.4, 0.7, 1.0):
@@ -199,7 +199,7 @@ def test_a_sequence_that_left_a_layer_out_is_that_of_a_model_without_it() -> Non
 
 
 def test_layer_dropout_and_what_left_before_are_not_shown_to_the_controllers() -> None:
-    """A layer that nobody ran has seen nothing."""
+    """The controllers of a layer that no token ran have seen nothing."""
     model = Transformer(variant(depth={"layer_dropout": 0.999}, heads={"routing": "top_p"})).train()
     model.set_layer_dropout(1.0)
     before = copy.deepcopy(model.layers[3].state_dict())
@@ -210,7 +210,7 @@ def test_layer_dropout_and_what_left_before_are_not_shown_to_the_controllers() -
 
 
 @pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.depth.exit_layers])
-def test_exit_states_do_not_depend_on_who_leaves_where_nobody_does(name: str) -> None:
+def test_exit_states_do_not_depend_on_thresholds_where_no_token_leaves(name: str) -> None:
     model = tiny_model(name)
     limits = busy_thresholds(model.config)._replace(exit_threshold=torch.ones(4))
     with torch.no_grad():

@@ -16,7 +16,7 @@ BF16_TOLERANCE = 2e-2
 
 
 def arguments(tokens: int = N, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x (N, D), weights (N, E), gate_up (E, D, 2F), down (E, F, D), all asking for a gradient"""
+    """x (N, D), weights (N, E), gate_up (E, D, 2F), down (E, F, D), all with requires_grad"""
     generator = torch.Generator().manual_seed(2)
     shapes = (tokens, D), (tokens, E), (E, D, 2 * F), (E, F, D)
     made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
@@ -37,7 +37,7 @@ def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[T
 def test_only_the_chosen_pairs_give_what_all_pairs_give(
     chosen: str, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_lm.train.model.experts._multiple", lambda *_: multiple)
+    monkeypatch.setattr("adaptive_lm.train.model.experts.row_multiple", lambda *_: multiple)
     selected = routed(chosen)
     fast = with_gradients(run_experts, selected, arguments())
     plain = with_gradients(run_experts_plainly, selected, arguments())
@@ -54,8 +54,9 @@ def test_gradients_are_those_of_finite_differences(chosen: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_operator_keeps_the_rules_of_torch() -> None:
-    """Its schema, its fake and its gradient, which torch.compile relies on without looking."""
+    """Its schema, fake implementation and gradient, which torch.compile relies on."""
     x, weights, gate_up, down = arguments(dtype=torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for chosen in ("mixed", "no_pairs"):
@@ -103,7 +104,7 @@ def test_every_pair_has_a_row_of_its_own_among_those_of_its_expert(chosen: str, 
 
 
 def test_a_pair_that_was_not_chosen_is_never_multiplied() -> None:
-    """Poison where nobody should go: forward and backward stay finite, and the expert's gradient is exactly 0."""
+    """NaN where no product should read: forward and backward stay finite, and the expert's gradient is exactly 0."""
     selected = routed("mixed")
     selected[:, 3] = False
     x, weights, gate_up, down = arguments(dtype=torch.float32)
@@ -140,8 +141,8 @@ def test_a_token_without_experts_gets_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_tokens_at_all_give_none_back_and_gradients_of_nought(dtype: torch.dtype) -> None:
-    """As on a rank whose experts nobody chose."""
+def test_no_tokens_give_no_output_and_gradients_of_zero(dtype: torch.dtype) -> None:
+    """As on a rank whose experts no token chose."""
     tensors = arguments(tokens=0, dtype=dtype)
     out, of_x, of_weights, of_gate_up, of_down = with_gradients(run_experts, routed("mixed", tokens=0), tensors)
     assert [out.shape, of_x.shape, of_weights.shape] == [(0, D), (0, D), (0, E)]

@@ -1,4 +1,4 @@
-"""Which heads a token uses and how much each weighs. N tokens, D width, H heads, S of them shared, R = H - S routed.
+"""The choice of heads and their weights. N tokens, D width, H heads, S of them shared, R = H - S routed.
 
 That torch decides as the plain model is asked in test_transformer.py; how averages are held in test_thresholds.py.
 """
@@ -40,7 +40,7 @@ def tokens() -> Tensor:
 
 @pytest.mark.parametrize("name", ROUTES_HEADS)
 def test_a_head_that_was_not_chosen_adds_nothing_to_its_token(name: str) -> None:
-    """Neither its query nor its part of the output matters, and of a token's own heads each does."""
+    """A head not chosen has no effect, neither its query nor its output; every chosen head has."""
     model = copy.deepcopy(tiny_model(name))
     attention, W = model.layers[0].attention, model.config.resolved_head_dim
     x = torch.randn(1, 9, model.config.dim, generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_weights_of_the_heads_follow_the_formula_of_the_paper(shared: int) -> No
 
 
 def test_a_weight_does_not_jump_as_another_head_joins() -> None:
-    """The scale is the average asked for, and not the number chosen: a head of little probability changes little."""
+    """The scale is the wanted average, not the number chosen: a head of low probability changes little."""
     router = router_of(routing="top_p", heads_per_token=4)
     x = tokens()[:1]
     levels = torch.linspace(0.05, 0.9999, 400)
@@ -121,7 +121,7 @@ def test_a_weight_does_not_jump_as_another_head_joins() -> None:
     for count in counts.unique().tolist()[1:]:
         joined = counts.tolist().index(count)
         before, after, others = weights[joined - 1], weights[joined], order[: count - 1]
-        share = after[order[count - 1]] / 4  # what the new one takes of the whole, it takes of each
+        share = after[order[count - 1]] / 4  # the new head takes the same share from each of the others
         torch.testing.assert_close(after[others], before[others] * (1 - share), rtol=1e-3, atol=1e-6)
 
 

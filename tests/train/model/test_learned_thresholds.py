@@ -1,4 +1,4 @@
-"""What is learned of a threshold, for a layer and for each token: by which gradient, and towards which average."""
+"""Learned thresholds, per layer and per token: their gradient, and the average they reach."""
 
 import copy
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptive_lm.train.model import LossConfig, training_loss
 from adaptive_lm.train.model import experts as experts_module
 from adaptive_lm.train.model import linear as linear_module
-from adaptive_lm.train.model.linear import Linear, _backward, _forward, has_onednn, linear, onednn_mm
+from adaptive_lm.train.model.linear import Linear, has_onednn, linear, onednn_mm
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
 
@@ -71,7 +71,7 @@ def test_a_layer_has_the_output_and_the_gradients_of_torchs(shape: tuple[int, ..
         out = linear(inputs[0], inputs[1], onednn)
         return [out.detach(), *torch.autograd.grad(out, inputs, gradient.to(dtype))]
 
-    spread = of_out[..., :1].expand(of_out.shape)  # a gradient that does not lie in memory as it says
+    spread = of_out[..., :1].expand(of_out.shape)  # a gradient that is not contiguous
     for gradient in (of_out, spread):
         found = all_of(torch.float32, True, gradient)
         for one, exact in zip(found, all_of(torch.float64, False, gradient), strict=True):
@@ -79,13 +79,14 @@ def test_a_layer_has_the_output_and_the_gradients_of_torchs(shape: tuple[int, ..
 
 
 def test_the_operator_keeps_the_rules_of_torch() -> None:
-    """Its schema, its fake and its gradient, which torch.compile relies on without looking."""
+    """Its schema, fake implementation and gradient, which torch.compile relies on."""
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for x in (drawn(6, 5), drawn(2, 3, 5), drawn(5, 6).t()):
         inputs = (x.requires_grad_(), drawn(7, 5, seed=1).requires_grad_())
-        torch.library.opcheck(_forward, inputs, test_utils=tests)
+        torch.library.opcheck(torch.ops.adaptive_lm.linear.default, inputs, test_utils=tests)
         gradient = drawn(*x.shape[:-1], 7, seed=2)
-        torch.library.opcheck(_backward, (gradient, *inputs), test_utils=("test_schema", "test_faketensor"))
+        backward = torch.ops.adaptive_lm.linear_backward.default
+        torch.library.opcheck(backward, (gradient, *inputs), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("of_layers", "of_experts"), [(True, False), (False, True), (True, True), (False, False)])
@@ -119,7 +120,7 @@ def test_a_model_multiplies_by_what_it_was_told(
 
 
 def test_products_that_are_computed_again_are_the_same_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """T38 with oneDNN: the forward pass runs a second time, by the same hands, and no gradient differs by a bit."""
+    """T38 with oneDNN: the forward pass runs a second time, by the same products, and no gradient differs by a bit."""
     calls, gradients = [0], []
 
     def count(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:

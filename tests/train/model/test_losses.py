@@ -1,4 +1,4 @@
-"""The losses, one at a time, and their sum. N tokens, E experts."""
+"""The losses, alone and summed. N tokens, E experts."""
 
 import copy
 
@@ -34,7 +34,7 @@ def layer_of(logits: Tensor, selected: Tensor, runs: Tensor | None = None, gate:
     router = Router(D, FFNConfig(num_experts=E))
     router.weight.data = torch.eye(E, D)
     routes = router(torch.nn.functional.pad(logits, (0, D - E)), torch.tensor(1.0))
-    shared = torch.ones(N, 2, dtype=torch.bool)  # heads that all tokens use, which no balance counts
+    shared = torch.ones(N, 2, dtype=torch.bool)  # shared heads, which are not balanced
     heads = HeadRoutes(
         logits, logits.softmax(-1), routes.mass_before, torch.cat([shared, selected], -1), logits, None, None
     )
@@ -61,13 +61,13 @@ def preferring(first: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("loss", BALANCING)
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_load_balancing_is_one_where_all_is_even(k: int, loss) -> None:  # type: ignore[no-untyped-def]
-    """T34, whatever the number of experts or heads a token takes."""
+    """T34, for every number of experts or heads per token."""
     assert loss(layer_of(torch.zeros(N, E), evenly(k)), ALL).item() == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", BALANCING)
 def test_load_balancing_rises_with_every_step_from_even_to_one_expert(loss) -> None:  # type: ignore[no-untyped-def]
-    """T34. E is the most it can be: all tokens surely to one expert, or one head."""
+    """T34. E is its maximum: all tokens choose one expert, or one head, with certainty."""
     losses = [loss(layer_of(*preferring(first)), ALL).item() for first in (0.0, 0.5, 1, 2, 4, 50)]
     assert losses == sorted(losses)
     assert losses[0] > 1 - 1e-6
@@ -121,7 +121,7 @@ def test_the_depth_z_loss_is_the_squared_logit() -> None:
 
 
 def test_the_window_loss_makes_looking_back_cost() -> None:
-    """In shares of the way from the least to the most, so it weighs the same for a long window."""
+    """As a share between the least and the largest, so that it weighs the same for a long window."""
     gate = torch.linspace(-3, 2, N).requires_grad_()
     loss = window_loss(layer_of(torch.zeros(N, E), evenly(1), gate=gate), ALL)
     assert loss.item() == pytest.approx(gate.sigmoid().mean().item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The experts in C++, against those of torch and all pairs in float64. N tokens, D width, E experts, F hidden."""
+"""The experts in C++, compared with torch's and with all pairs in float64. N tokens, D width, E experts, F hidden."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,13 @@ from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.model import native
-from adaptive_lm.train.model.experts import _forward, run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts import run_experts, run_experts_plainly
 from adaptive_lm.train.run.identity import compare_identity
 
 E = EXPERTS
+FORWARD = torch.ops.adaptive_lm.experts_forward.default
 TOLERANCE = 2e-2
-"""Of bf16, relative to the largest value, as for the experts of torch (`test_experts.py`)."""
+"""Tolerance of bf16 relative to the largest value, as for the experts of torch (`test_experts.py`)."""
 NAMES = "out", "x", "weights", "gate_up", "down"
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs AVX512-BF16 without AMX, and a C++ compiler")
@@ -26,7 +27,7 @@ SHAPES = [(23, 16, 1), (23, 48, 16), (64, 96, 37), (700, 32, 40), (31, 128, 215)
 
 
 def arguments(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """x, whose values are bf16, weights, gate_up and down, all asking for a gradient"""
+    """x, whose values are bf16, weights, gate_up and down, all with requires_grad"""
     tokens, D, F = shape
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(tokens, D, generator=generator).bfloat16()
@@ -59,7 +60,7 @@ def require_near(found: list[Tensor], exact: list[Tensor]) -> None:
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_it_gives_what_all_pairs_give_in_float64(chosen: str, shape: tuple[int, int, int]) -> None:
     selected = routed(chosen, shape[0])
-    assert len(_forward(*(t.detach() for t in half(arguments(shape), selected)), False)) == 2, "not run in C++"
+    assert len(FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False)) == 2, "not run in C++"
     found = in_half(selected, arguments(shape))
     exact = with_gradients(run_experts_plainly, selected, arguments(shape, torch.float64))
     require_near(found, exact)
@@ -75,12 +76,12 @@ def half(tensors: list[Tensor], selected: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("chosen", [chosen for chosen in CHOICES if chosen != "one_pair"])
 def test_a_machine_without_it_gives_the_same_to_rounding(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of one pair: the gradient of its weight is a single number, in which large ones cancel out."""
+    """Not for one pair: the gradient of its weight is a single number in which large ones cancel out."""
     shape = (64, 96, 37)
     selected = routed(chosen, shape[0])
     found = in_half(selected, arguments(shape))
     monkeypatch.setattr(native, "library", lambda: None)
-    assert len(_forward(*(t.detach() for t in half(arguments(shape), selected)), False)) > 2, "run in C++"
+    assert len(FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False)) > 2, "run in C++"
     require_near(found, in_half(selected, arguments(shape)))
 
 
@@ -142,14 +143,14 @@ def test_the_operator_keeps_the_rules_of_torch() -> None:
     for chosen in ("mixed", "no_pairs"):
         x, weights, selected, gate_up, down = half(arguments((23, 16, 6)), routed(chosen, 23))
         torch.library.opcheck(
-            _forward, (x.detach().requires_grad_(), weights, selected, gate_up, down, False), test_utils=tests
+            FORWARD, (x.detach().requires_grad_(), weights, selected, gate_up, down, False), test_utils=tests
         )
 
 
 def test_what_it_keeps_is_gate_and_up_of_the_pairs_chosen() -> None:
     shape = (64, 96, 37)
     selected = routed("mixed", shape[0])
-    _, hidden = _forward(*(t.detach() for t in half(arguments(shape), selected)), False)
+    _, hidden = FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False)
     assert hidden.shape == (selected.sum(), 2 * 48)
 
 
@@ -163,13 +164,16 @@ def test_without_a_working_compiler_there_is_none(
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.slow
 def test_it_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTIVE_CACHE", str(tmp_path))
     assert native.library.__wrapped__() is not None
     (built,) = tmp_path.rglob("*.so")
     assert [path.name for path in built.parent.iterdir()] == [built.name]
-    monkeypatch.setattr(native, "_build", lambda command, path: pytest.fail("built again"))
+    before = built.stat()
     assert native.library.__wrapped__() is not None
+    after = built.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "built again"
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +183,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
 
 
 def test_a_run_that_goes_on_in_other_code_is_told_so() -> None:
-    """A checkpoint that does not say was made before there was C++."""
+    """A checkpoint without this entry is from before there was C++."""
     same = {"device": "cpu", "precision": "bf16", "threads": 1, "ranks": 1, "tokenizer_sha256": "a", "data_digest": "b"}
     for state, notes in (({}, 1), ({"kernels": "torch"}, 1), ({"kernels": "C++"}, 0)):
         display = Mock()
         compare_identity(Mock(), Mock(state=same | state), same | {"kernels": "C++"}, display)
-        said = [call.args[0] for call in display.log.call_args_list]
-        assert said == ["note: kernels was torch and is C++: results differ in the last bits"] * notes
+        messages = [call.args[0] for call in display.log.call_args_list]
+        assert messages == ["note: kernels was torch and is C++: results differ in the last bits"] * notes

@@ -1,4 +1,4 @@
-"""RMS norm on a CPU against torch's own, which is slow there."""
+"""RMS norm on a CPU, compared with torch's own."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A checkpoint from before heads, positions, windows and learned thresholds: it loads, and says what it said."""
+"""A checkpoint from before heads, positions, windows and learned thresholds loads and gives the same logits."""
 
 import json
 
@@ -31,8 +31,8 @@ TABLES = ("moe.router.controller", "depth_router.controller")
 LOGITS = [-0.7127541899681091, -1.488462209701538, -4.165337562561035, 0.8077090382575989, -0.6766198873519897]
 HELD = [-0.9720616936683655, 2.0037810802459717, 2.604987621307373, 0.7123501300811768, 0.9850536584854126]
 LEFT = "0 0 -1 -1 1 -1 0 -1 -1 2 -1 -1 0 0 -1 1 -1 0 -1 -1 0 -1 1 1 -1 -1 0 -1 -1 -1 1 -1 -1 0"
-"""What commit 508bce0 said of the weights below: logits 0 to 4 of the last token of text 1 at busy thresholds, the same
-at those that its controllers held, and after which layer each token left."""
+"""Results of commit 508bce0 for the weights below: logits 0 to 4 of the last token of text 1 at busy thresholds, the
+same at the thresholds of its controllers, and the layer after which each token left."""
 
 
 def old_state() -> dict[str, torch.Tensor]:

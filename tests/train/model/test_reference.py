@@ -1,4 +1,4 @@
-"""The judge judged: where a mechanism makes no difference, where it is easily said by hand, and the papers' code."""
+"""Tests of the plain model: mechanisms without effect, results by hand, and the code of the papers."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from support.models import CONFIGS, T, busy_thresholds, judge, tiny_ids, tiny_mo
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 
-def said(config: ModelConfig, weights: dict[str, np.ndarray], limits: ThresholdTensors) -> reference.Result:
+def run_plain(config: ModelConfig, weights: dict[str, np.ndarray], limits: ThresholdTensors) -> reference.Result:
     arrays = reference.ThresholdArrays(*(limit.numpy() for limit in limits))
     return reference.forward(weights, config, tiny_ids(batch=1).numpy(), arrays)
 
@@ -30,8 +30,8 @@ def with_attention(config: ModelConfig, **fields: Any) -> ModelConfig:
 def test_a_window_as_long_as_the_text_is_none_and_one_of_1_sees_its_own_token(window: int) -> None:
     """Of the window's edge: a token of place i sees j iff i - j < window."""
     weights, limits = weights_of("top_p"), busy_thresholds(CONFIGS["top_p"])
-    plain = said(CONFIGS["top_p"], weights, limits)
-    found = said(variant(attention={"window": window}), weights, limits)
+    plain = run_plain(CONFIGS["top_p"], weights, limits)
+    found = run_plain(variant(attention={"window": window}), weights, limits)
     assert (found.windows == window).all()
     differs = ~np.isclose(found.logits, plain.logits).all(-1)[0]
     assert differs.tolist() == [place >= window for place in range(T)]
@@ -41,7 +41,7 @@ def test_a_window_under_none_counts_the_tokens_of_its_layer_and_not_those_of_the
     """With a window of 4, a token still sees the three before it that ran the layer, however far back they stand."""
     config, limits = CONFIGS["window_none"], busy_thresholds(CONFIGS["window_none"])
     weights = weights_of("window_none")
-    base = said(config, weights, limits)
+    base = run_plain(config, weights, limits)
     layer = min((1, 2), key=lambda layer: base.layers_run[layer, 0].sum())
     ran = np.flatnonzero(base.layers_run[layer, 0])
     assert 4 < len(ran) < T - 3
@@ -88,9 +88,9 @@ def test_a_token_that_was_not_counted_stands_where_its_neighbour_to_the_right_do
 def test_equal_position_embeddings_of_zero_are_no_positions_at_all() -> None:
     weights, limits = weights_of("cope"), busy_thresholds(CONFIGS["cope"])
     silent = {k: 0 * v if k.endswith("position_embedding") else v for k, v in weights.items()}
-    none = said(with_attention(CONFIGS["cope"], positions="none"), weights, limits)
-    np.testing.assert_allclose(said(CONFIGS["cope"], silent, limits).logits, none.logits, atol=1e-9)
-    assert abs(said(CONFIGS["cope"], weights, limits).logits - none.logits).max() > 0.1
+    none = run_plain(with_attention(CONFIGS["cope"], positions="none"), weights, limits)
+    np.testing.assert_allclose(run_plain(CONFIGS["cope"], silent, limits).logits, none.logits, atol=1e-9)
+    assert abs(run_plain(CONFIGS["cope"], weights, limits).logits - none.logits).max() > 0.1
 
 
 @pytest.mark.parametrize(

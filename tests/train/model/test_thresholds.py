@@ -1,4 +1,4 @@
-"""How experts, heads and depth hold what was asked for: by controllers, by hand, and for each token.
+"""Experts, heads and depth hold the wanted average: by controllers, by hand, and for each token.
 
 N tokens. What is learned of it stands in test_learned_thresholds.py.
 """
@@ -21,7 +21,7 @@ ALL = torch.ones(N, dtype=torch.bool)
 @pytest.mark.parametrize("controller", ["quantile", "pi"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_controller_holds_the_average_while_the_scores_drift(kind: str, controller: str, per_token: bool) -> None:
-    """T35. The router's weights double on the way, and the average is held before, meanwhile and after."""
+    """T35. The router's weights double during the run, and the average is held before, during and after."""
     router = router_of(kind, controller=controller, per_token=per_token)
     start, averages = router.weight.detach().clone(), []
     for step, x in zip(range(500), stream(), strict=False):
@@ -61,6 +61,7 @@ def test_the_whole_range_can_be_asked_for(kind: str, wanted: str | float, per_to
         assert (used(routes) == most).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["experts", "heads", "depth"])
 def test_one_controller_of_the_whole_model_holds_the_mean_of_its_layers(kind: str) -> None:
     """All layers share its level, so those that route more sharply keep fewer."""
@@ -128,7 +129,7 @@ def test_a_threshold_starts_where_the_config_puts_it(controller: str, level: Any
 
 @pytest.mark.parametrize("kind", ["experts", "heads", "adaptive"])
 def test_a_fixed_threshold_is_what_was_put_whatever_average_is_asked_for(kind: str) -> None:
-    """The average is the controllers' business."""
+    """The controllers hold the average."""
     name = "router_top_p" if kind == "experts" else "head_top_p"
     router = router_of(kind, MOST[kind], controller="fixed", **{name: 0.35})
     assert router.level().item() == pytest.approx(0.35)
@@ -136,7 +137,7 @@ def test_a_fixed_threshold_is_what_was_put_whatever_average_is_asked_for(kind: s
 
 @pytest.mark.parametrize("controller", ["quantile", "pi", "fixed", "learned"])
 def test_sparsity_goes_from_everything_to_what_was_asked_for(controller: str) -> None:
-    """0 keeps everything whatever holds the threshold, and 1 is as if nothing had been said."""
+    """0 keeps everything under every controller, and 1 changes nothing."""
     control = {"controller": controller, "pi_gains": (0.1, 0.05)}
     torch.manual_seed(0)
     model = Transformer(

@@ -1,4 +1,4 @@
-"""On the border itself: scores that equal their threshold exactly, which the graph must decide the same way."""
+"""Ties: scores that equal their threshold exactly, which the graph must decide the same way."""
 
 import copy
 
@@ -13,7 +13,7 @@ TIED = variant(vocab_size=32, depth={"layers_share": 0.5, "exit_layers": (0, 2)}
 
 
 def undecided(config: ModelConfig) -> Transformer:
-    """A model whose every router gives the same to all: P = 1/4, score 1/2, and 1/32 for each next token."""
+    """A model whose routers give equal scores: P = 1/4, score 1/2, and 1/32 for each next token."""
     model = Transformer(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -36,7 +36,7 @@ def test_an_expert_is_refused_where_the_mass_before_it_reaches_the_threshold(lim
 @pytest.mark.parametrize("limit", [0.0, 0.3, 0.6, 0.999, 1.0])
 @pytest.mark.parametrize("routing", ["top_p", "top_k"])
 def test_experts_are_those_of_the_ranks_kept(routing: str, limit: float) -> None:
-    """By a plain scatter, with logits of which many are the same."""
+    """Compared with a plain scatter, with many equal logits."""
     router = Router(8, FFNConfig(num_experts=16, routing=routing, experts_per_token=3))
     with torch.no_grad():
         router.weight.copy_(torch.randint(-1, 2, router.weight.shape))
@@ -76,7 +76,7 @@ def test_equal_to_the_threshold_runs_the_layer_and_does_not_leave(
 
 
 def test_a_margin_tells_how_close_a_decision_was() -> None:
-    """The reference counts near ties by these."""
+    """The reference counts near ties by these margins."""
     model, ids = copy.deepcopy(undecided(TIED)), tiny_ids()
     plain = judge(model, ids, even_thresholds(TIED.num_layers, 0.6, 0.4, 0.5))
     assert plain.margins["expert_mass"] == pytest.approx(0.1, abs=1e-6)

@@ -1,4 +1,4 @@
-"""What training asks of the model: a gradient for everything, the same numbers when it recomputes, a float32 router."""
+"""Training: a gradient for every weight, equal results with recomputing, routers in float32."""
 
 import copy
 from typing import Any
@@ -45,12 +45,12 @@ def test_everything_gets_a_gradient_at_the_start(name: str) -> None:
             heads = gradient.view(config.dim, config.num_heads, config.resolved_head_dim)
             assert (heads.abs().amax((0, 2)) > 0).all(), f"{key}: a head without a gradient"
         elif key.endswith(("router.weight", "balance")) and gradient.ndim == 2:
-            # one shared head has nobody to share the weight of the shared ones with, so its score is of no account
+            # the score of a single shared head has no effect: its softmax is over one
             learns = gradient[1:] if config.heads.shared_heads == 1 and "head_router.weight" in key else gradient
             assert (learns.abs().amax(1) > 0).all(), f"{key}: an expert or a head whose score learns nothing"
         elif key.endswith("position_embedding"):
             reached = gradient[:-1] if config.has_windows else gradient  # a window may be too short for the last
-            assert (reached.abs().amax(1) > 0).all(), f"{key}: a position that nobody stands at"
+            assert (reached.abs().amax(1) > 0).all(), f"{key}: a position that no token has"
         else:
             assert gradient.abs().max() > 0, key
 
@@ -103,7 +103,7 @@ def test_recomputing_activations_changes_no_bit(name: str) -> None:
 
 
 def test_recomputing_activations_leaves_out_the_same_layers() -> None:
-    """T38, with layer dropout: what was drawn is not drawn again."""
+    """T38, with layer dropout: the random draw is not repeated."""
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_recomputing_activations_leaves_out_the_same_layers() -> None:
 
 
 def test_recomputing_activations_keeps_fewer_of_them() -> None:
-    """Else the test above would compare a model with itself."""
+    """Shows that the test above does not compare a model with itself."""
     kept: dict[bool, int] = {}
     for recompute in (False, True):
         sizes: list[int] = []
@@ -161,7 +161,7 @@ def test_recomputing_activations_in_bf16_changes_no_bit(monkeypatch: pytest.Monk
 
 
 def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
-    """What a module is given and gives from now on, and the hook to remove."""
+    """Record the inputs and outputs of a module; return them and the hook to remove."""
     seen: list[tuple[Tensor, Any]] = []
     return seen, module.register_forward_hook(lambda _, given, gave: seen.append((given[0], gave)))
 
@@ -169,7 +169,7 @@ def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
 @pytest.mark.parametrize("part", ["moe.router", "attention.head_router", "depth_router", "attention.window_router"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_router_stays_float32_under_bf16_autocast(name: str, part: str) -> None:
-    """T43: in bf16 its logits would be off by about 1e-2. Contextual positions are asked in test_attention.py."""
+    """T43: in bf16 its logits would be off by about 1e-2. Contextual positions are tested in test_attention.py."""
     model = tiny_model(name)
     routers = [module for key, module in model.named_modules() if key.endswith(f".{part}")]
     if not routers:
@@ -209,7 +209,7 @@ def test_an_exit_router_stays_float32_under_bf16_autocast(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bf16_autocast_stays_near_float32(name: str) -> None:
-    """On a text of which every decision falls as in float32; gradients come back in float32.
+    """On a text whose decisions equal those in float32; gradients are returned in float32.
 
     With layers as quiet as in training: in the loud ones of these models any rounding grows from layer to layer.
     """

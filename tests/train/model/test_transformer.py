@@ -1,4 +1,4 @@
-"""The torch model against the plain one, and what a language model must never do: look to the right."""
+"""The torch model compared with the plain one; and no token depends on a later one."""
 
 import copy
 
@@ -18,6 +18,7 @@ from support.models import (
     decisions,
     even_thresholds,
     judge,
+    plain_result,
     tiny_ids,
     tiny_model,
     variant,
@@ -33,7 +34,7 @@ def test_torch_decides_as_the_plain_model_and_says_the_same(name: str) -> None:
     """Torch reads the text at once, the reference token by token with a cache: so this is also prefill = decoding."""
     model, ids = tiny_model(name), tiny_ids()
     limits = busy_thresholds(model.config)
-    plain = judge(model, ids, limits)
+    plain = plain_result(name)
     assert not plain.near_ties().any(), "choose another seed in support.models: these decisions may fall either way"
 
     with torch.no_grad():
@@ -45,20 +46,20 @@ def test_torch_decides_as_the_plain_model_and_says_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_the_tiny_models_are_undecided_enough_to_judge_by(name: str) -> None:
-    """A mechanism that says the same to every token would be compared with nothing."""
+    """A mechanism that decides the same for every token would test nothing."""
     model = tiny_model(name)
-    plain = judge(model, tiny_ids(), busy_thresholds(model.config))
+    plain = plain_result(name)
     ran, heads = plain.layers_run, plain.selected_heads
     if model.config.ffn.routing == "top_p":
         assert len(np.unique(plain.selected_experts.sum(-1)[ran])) > 1
     if model.config.num_experts > 1:
-        assert plain.selected_experts.any((0, 1, 2)).all(), "an expert that nobody uses"
+        assert plain.selected_experts.any((0, 1, 2)).all(), "an expert that no token uses"
     if model.config.heads.routing in ("top_p", "adaptive"):
         assert len(np.unique(heads.sum(-1)[ran])) > 1
         assert heads.sum(-1)[ran].min() >= model.config.least_heads
         assert heads.sum(-1)[ran].max() <= model.config.most_heads
     if model.config.heads.routing != "all":
-        assert heads.any((0, 1, 2)).all(), "a head that nobody uses"
+        assert heads.any((0, 1, 2)).all(), "a head that no token uses"
         assert len(np.unique(heads[ran], axis=0)) > 2
     if model.config.has_windows:
         assert 0 < plain.windows[ran & (plain.windows > 0)].min() < T - 2, "windows that hide nothing"
@@ -85,7 +86,7 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_every_weight_matters_to_the_plain_model(name: str) -> None:
-    """Where all runs, or else where much is refused: what only scales a threshold is felt there alone."""
+    """Where everything runs, or else where little does: some weights only move a threshold."""
     config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
     everything = reference.ThresholdArrays(*(limit.numpy() for limit in even_thresholds(config.num_layers)))
@@ -96,7 +97,7 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
     }
     generator = np.random.default_rng(0)
     for key, _ in tiny_model(name).named_parameters():
-        if key.endswith("level_logit"):  # of the thresholds that training starts from, which are given here
+        if key.endswith("level_logit"):  # a starting threshold; the thresholds are given here
             continue
         by = 3 * generator.normal(size=weights[key].shape) if weights[key].ndim else 6.0
         tries = ((3, everything, by), (T, busy, by), (T, busy, -by))
@@ -139,7 +140,7 @@ def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, s
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 @pytest.mark.parametrize("given", [False, True], ids=["held", "given"])
 def test_a_token_changes_nothing_to_its_left(name: str, given: bool) -> None:
-    """At the thresholds the controllers hold, as in training, and at those of a caller, when tokens may leave."""
+    """At the controllers' thresholds, as in training, and at given thresholds, where tokens may leave."""
     model = copy.deepcopy(tiny_model(name)).train()
     limits = busy_thresholds(model.config) if given else None
     with torch.no_grad():
@@ -182,7 +183,7 @@ def test_the_two_policies_for_skipped_keys_differ(policy: str) -> None:
     assert difference.max() > 0.1
 
 
-def test_without_thresholds_nobody_leaves() -> None:
+def test_without_thresholds_no_token_leaves() -> None:
     model, ids = tiny_model("both_none"), tiny_ids()
     with torch.no_grad():
         out = model(ids)

@@ -1,4 +1,4 @@
-"""How far a token looks back: fixed, by length, by the spread of attention, and learned; soft in training, then hard.
+"""Windows: fixed, by length, by the spread of attention, and learned; soft in training, hard at inference.
 
 B batch, T time, D width. A window of w tokens is the token itself and w - 1 before it.
 """
@@ -20,7 +20,7 @@ from adaptive_lm.train.model.window import WindowController, window_by_length, w
 
 ALL_HEADS = torch.tensor(1.0)
 FELT = 1e-3
-"""A change of logits above it is felt: what is seen moves them by 0.4 or more, a product of other rows by 1e-6."""
+"""A larger change of logits counts as seen: seen tokens move them by 0.4 or more, rounding by 1e-6."""
 
 
 def one_layer(training: bool = False, **attention: Any) -> Transformer:
@@ -35,7 +35,7 @@ def one_layer(training: bool = False, **attention: Any) -> Transformer:
 
 
 def reaches(model: Transformer) -> tuple[Tensor, Tensor]:
-    """How far back a change is felt by each token (T, T) bool [token, changed], and the token's window (T,)."""
+    """Which changes each token sees, (T, T) bool [token, changed], and the token's window (T,)."""
     ids = tiny_ids(batch=1)
     with torch.no_grad():
         before = model(ids)
@@ -111,8 +111,9 @@ def test_attention_under_a_ramp_is_its_formula(positions: str, dtype: torch.dtyp
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 if dtype == torch.float32 else 5e-2)
 
 
+@pytest.mark.slow
 def test_a_learned_window_grows_where_the_loss_wants_what_lies_behind_its_edge() -> None:
-    """The ramp is what it learns by: a task of copying the token 5 places back opens a window that began at 3."""
+    """It learns through the ramp: a task of copying the token 5 places back opens a window that began at 3."""
     torch.manual_seed(0)
     fields = {"window": 12, "window_kind": "learned", "window_least": 2, "window_ramp": 4}
     model = Transformer(variant(num_layers=1, attention=fields, ffn={"routing": "dense", "dim": 40})).train()
@@ -176,7 +177,7 @@ def test_the_entropy_controller_holds_the_window_at_a_multiple_of_the_spread() -
 
 
 def test_the_entropy_controller_moves_slowly() -> None:
-    """One odd batch is not followed."""
+    """One unusual batch does not move it far."""
     controller = WindowController(AttentionConfig(window=64, window_least=1, window_factor=1.0), 64)
     for _ in range(100):
         controller.observe(torch.full((7,), 10.0))
@@ -211,7 +212,7 @@ def test_a_window_shrinks_where_attention_looks_at_few_tokens_and_stays_where_it
 
 
 def test_skipped_tokens_are_not_in_the_window_of_a_layer_that_holds_none_of_them() -> None:
-    """Under `none` a window of 4 counts tokens that ran the layer: a change of the fourth of them back is not felt."""
+    """Under `none` a window of 4 counts tokens that ran the layer: a change of the fourth of them back is not seen."""
     model = copy.deepcopy(tiny_model("window_none"))
     limits = even_thresholds(4, depth=0.5)
     ids = tiny_ids(batch=1)
