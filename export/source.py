@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
+from ..contract.text_file import read_text
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..train.model import ModelConfig, Thresholds, Transformer
 from ..train.model.controllers import GRID_POINTS
@@ -142,7 +143,7 @@ def read(path: Path) -> Source:
         tokenizer_json,
         _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size),
         _text(template) if template.exists() else None,
-        _text(checkpoint.run / HELDOUT),
+        read_text(checkpoint.run / HELDOUT),
     )
     if source.heldout_ids(2).shape[1] < 2:
         raise UserError(f"{checkpoint.run / 'heldout.txt'} is too short to check an export by; train the run again")

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from ..contract.errors import EXIT_INTERRUPTED, UserError
+from ..contract.streams import guard_streams
 
 # Command -> where it lives. Strings, because serve imports no room but runtime, and because what is not called is not
 # imported.
@@ -117,5 +118,13 @@ def group() -> None:
 
 
 def main() -> None:
-    """What the console script `adaptive` calls; exits with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    group(prog_name="adaptive")
+    """Run the console script `adaptive`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        guard_streams()
+        try:
+            group(prog_name="adaptive")
+        finally:
+            sys.stdout.flush()  # not at exit, where Python would print a traceback
+    except UserError as error:  # of a stream: LazyGroup reports all others
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ...runtime.commands.options import PATH
+
 EPILOG = """\b
 The folder holds manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
 generate, bench and serve need. It is written only if the graph decides and computes what the torch model does.
@@ -25,7 +27,7 @@ Example: adaptive export demo --onnx
     metavar="best|last|STEP",
     help="Which of the run's: that of the least held-out loss, the newest good one, or that of a step.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: the folder model in the run.")
+@click.option("--out", type=PATH, metavar="FOLDER", help="Default: the folder model in the run.")
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX, the one format so far and the default.")
 @click.option(
     "--quantize",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...contract.file_names import MANIFEST
-from ...runtime.commands.options import check_plot, dial_options, model_options, utf8_stdout
+from ...runtime.commands.options import PATH, check_plot, dial_options, model_options
 
 if TYPE_CHECKING:
     from ...runtime.inspection.inspect import Inspection, InspectParams
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 @click.command(epilog="\b\nExample: adaptive inspect --plot inspection.png --html inspection.html")
 @click.argument("folder", required=False, metavar="[RUN|MODEL]")
 @click.option("--checkpoint", metavar="WHICH", help="Of a RUN: best, last (the default) or the step of one it kept.")
-@click.option("--data", metavar="FILE", help="Text to read; by default heldout.txt of the run.")
-@click.option("--tokens", type=int, default=16384, show_default=True, help="Read at most this many of it.")
-@click.option("--frequent", type=int, default=20, show_default=True, help="Frequent tokens that get a line each.")
+@click.option("--data", type=PATH, metavar="FILE", help="Text to read; by default heldout.txt of the run.")
+@click.option("--tokens", type=int, default=16384, show_default=True, help="Tokens of it to read, at most; at least 1.")
+@click.option("--frequent", type=int, default=20, show_default=True, help="Frequent tokens to list; at least 1.")
 @click.option("--dead-below", type=float, default=0.001, show_default=True, metavar="SHARE",
-              help="An expert or head that fewer of a layer's tokens use is dead.")  # fmt: skip
-@click.option("--plot", "plot_path", metavar="FILE", help="Draw heat maps: .png, .svg or .pdf.")
-@click.option("--html", "html_path", metavar="FILE", help="Write one page with tables, heat maps and the text.")
+              help="A unit that a smaller share of a layer's tokens uses is dead; 0 to 1.")  # fmt: skip
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Draw heat maps: .png, .svg or .pdf.")
+@click.option(
+    "--html", "html_path", type=PATH, metavar="FILE", help="Write one page with tables, heat maps and the text."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as one JSON object.")
 @dial_options
 @model_options
 def inspect(
-    folder: str | None, checkpoint: str | None, model: str | None, data: str | None, tokens: int, frequent: int,
-    dead_below: float, plot_path: str | None, html_path: str | None, as_json: bool, device: str, threads: int | None,
+    folder: str | None, checkpoint: str | None, model: str | None, data: Path | None, tokens: int, frequent: int,
+    dead_below: float, plot_path: Path | None, html_path: Path | None, as_json: bool, device: str, threads: int | None,
     verify: bool, **dial: float | None,
 ) -> None:  # fmt: skip
     """Show which experts, heads and layers a model uses for which tokens.
@@ -49,31 +51,30 @@ def inspect(
     if checkpoint and not folder:
         raise click.UsageError("--checkpoint wants the run that it is of: adaptive inspect RUN --checkpoint best")
     check_plot(plot_path)
-    from ...runtime.dial.dial import Dial
+    from ...runtime.dial import Dial
     from ...runtime.inspection.inspect import InspectParams
 
-    params = InspectParams(data=Path(data) if data else None, tokens=tokens, frequent=frequent, dead_below=dead_below,
+    params = InspectParams(data=data, tokens=tokens, frequent=frequent, dead_below=dead_below,
                            dial=Dial(**dial))  # fmt: skip
     found = looked_at(folder, checkpoint, model, params, device=device, threads=threads, verify=verify)
-    for line in found.remarks:
+    for line in found.warnings:
         click.echo(f"note: {line}", err=True)
     if plot_path:
         from ...runtime.inspection.plot import plot
         from ...runtime.terminal.drawing import draw
 
-        draw(partial(plot, found), Path(plot_path), asked=True)
+        draw(partial(plot, found), plot_path, asked=True)
     if html_path:
         from ...runtime.inspection.page import write_page
 
-        write_page(found, Path(html_path))
+        write_page(found, html_path)
         click.echo(f"page: {html_path}", err=True)
     if as_json:
         click.echo(json.dumps(found.as_json(), allow_nan=False))
     else:
         from ...runtime.inspection.tables import show
 
-        with utf8_stdout():
-            show(found)
+        show(found)
 
 
 def looked_at(

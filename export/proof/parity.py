@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...runtime.dial.dial import Thresholds as SessionThresholds
+from ...runtime.dial import Thresholds as SessionThresholds
 from ...runtime.execution.session import Session, Step
 from ...train.model import ModelOutput, Thresholds, Transformer
 from ...train.model.block import LayerRouting

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import MANIFEST
-from ..dial.thresholds import Thresholds
+from ..dial import Thresholds
 from ..format import schema
 from ..format.files import write_output
 from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds

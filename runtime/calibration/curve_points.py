@@ -7,8 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from ...contract.errors import UserError
-from ..dial.curve import between
-from ..dial.thresholds import Thresholds
+from ..dial import Thresholds, between
 from ..generation.engine import Engine
 from ..measuring.perplexity import Window, score
 from ..terminal.progress import Progress

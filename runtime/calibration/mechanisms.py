@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..dial.thresholds import Floats, Thresholds
+from ..dial import Floats, Thresholds
 from ..format.manifest import Manifest
 
 Setting = tuple[float, ...]

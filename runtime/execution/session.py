@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import GRAPH
-from ..dial.dial import Dial, Thresholds, resolve
+from ..dial import Dial, Thresholds, resolve
 from ..format.manifest import Manifest
 from .binding import Pass, expected_names
 from .cost import Meter, Usage

@@ -12,6 +12,7 @@ from pathlib import Path
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, WEIGHTS
 from ...contract.files import cannot_write, write_whole
+from ...contract.text_compression import refuse_lfs_pointer
 from .external_data import Reference, external_data
 
 
@@ -31,14 +32,23 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: b
     """
     for name, (size, sha256) in files.items():
         path = contained(folder, name)
-        found = path.stat().st_size
-        if found != size:
-            raise UserError(f"{path} is damaged: found {found} bytes, the manifest says {size}; export the model again")
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            check_no_pointer(path)
+            raise UserError(
+                f"{path} is damaged: found {actual_size} bytes, the manifest says {size}; export the model again"
+            )
         if verify and (actual := digest(path)) != sha256:
             raise UserError(
                 f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again"
             )
     check_external_data(folder, {name: size for name, (size, _) in files.items()})
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raise UserError if `path` is a Git LFS pointer in place of the file: the repository was cloned without LFS."""
+    with path.open("rb") as file:
+        refuse_lfs_pointer(file.read(1024), str(path))
 
 
 def contained(folder: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER
-from .files import check_files, write_output
+from .files import check_files, check_no_pointer, write_output
 from .schema import (
     Costs,
     CostTable,
@@ -136,6 +136,7 @@ class Manifest(Part):
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
+            check_no_pointer(path)
             raise UserError(f"{path} is damaged: {error}; export the model again") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...contract.errors import UserError, WrongUsageError
-from ..dial.dial import Dial, remarks, resolve
-from ..dial.thresholds import Thresholds
+from ..dial import Dial, Thresholds, resolve, warnings_for
 from ..execution.cost import Usage
 from ..execution.routes import Routes, joined
 from ..format.manifest import Model
@@ -66,7 +65,7 @@ class Inspection:
     looks: tuple[Look, ...]
     sample: tuple[tuple[str, Usage], ...]  # text and usage of the first tokens
     saturations: tuple[Saturation, ...]  # of experts and of heads, where the run has kept what they chose
-    remarks: tuple[str, ...]  # what a person should know of the figures
+    warnings: tuple[str, ...]  # what a person should know of the figures
 
     def part(self, name: str) -> Part | None:
         return next((part for part in self.parts if part.name == name), None)
@@ -142,7 +141,7 @@ def inspect_model(
         looks=tuple(looks_of(model, routes, groupings)),
         sample=tuple(_sample(engine, text.text, spans, routes)),
         saturations=tuple(settled),
-        remarks=(*_remarks(engine, params, len(ids), unknown), *damaged),
+        warnings=(*_warnings(engine, params, len(ids), unknown), *damaged),
     )
 
 
@@ -183,8 +182,8 @@ def _sample(
     return found
 
 
-def _remarks(engine: Engine, params: InspectParams, tokens: int, unknown: int) -> list[str]:
-    found = remarks(engine.manifest, params.dial, describe(engine.session)) if params.dial.calibrated else []
+def _warnings(engine: Engine, params: InspectParams, tokens: int, unknown: int) -> list[str]:
+    found = warnings_for(engine.manifest, params.dial, describe(engine.session)) if params.dial.calibrated else []
     if tokens < FEW_TOKENS:
         found.append(f"only {tokens} tokens were read, so shares are rough; {FEW_TOKENS} or more say more")
     if unknown:

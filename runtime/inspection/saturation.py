@@ -45,12 +45,12 @@ class Saturation:
 
 
 def saturations(run: Path, until: int | None = None) -> tuple[list[Saturation], list[str]]:
-    """What the snapshots in the folder `run` say, up to step `until`, and remarks on those that cannot be read.
+    """What the snapshots in the folder `run` say, up to step `until`, and warnings on those that cannot be read.
 
     Fewer than two snapshots say nothing.
     """
     found: list[tuple[int, dict[str, NDArray[Any]]]] = []
-    remarks: list[str] = []
+    warnings: list[str] = []
     paths = [path for path in (run / FOLDER).glob("step-*.npz") if path.stem[5:].isdigit()]
     for path in sorted(paths, key=lambda one: int(one.stem[5:])):
         if until is not None and int(path.stem[5:]) > until:
@@ -59,8 +59,8 @@ def saturations(run: Path, until: int | None = None) -> tuple[list[Saturation], 
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 found.append((int(path.stem[5:]), {name: arrays[name] for name in arrays.files}))
         except Exception as error:  # a damaged archive fails in many ways: zip, header, checksum, length
-            remarks.append(f"{path} cannot be read ({error}), saturation is without it")
-    return [one for kind in KINDS if (one := _of(kind, found)) is not None], remarks
+            warnings.append(f"{path} cannot be read ({error}), saturation is without it")
+    return [one for kind in KINDS if (one := _of(kind, found)) is not None], warnings
 
 
 def _of(kind: str, found: Sequence[tuple[int, dict[str, NDArray[Any]]]]) -> Saturation | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import HELDOUT
-from ..dial.dial import Dial, resolve
+from ..dial import Dial, resolve
 from ..generation.engine import Engine, load
 from .given_text import read_text
 from .machine import describe, peak_memory

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dial.thresholds import Thresholds
+from ..dial import Thresholds
 from ..generation.engine import Engine
 from .timing import Tally
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dial.curve import at_compute
-from ..dial.dial import CALIBRATED, Dial, Thresholds, resolve
+from ..dial import CALIBRATED, Dial, Thresholds, at_compute, resolve
 from ..format.manifest import Manifest
 from ..generation.engine import Engine
 from .perplexity import Text, bits_per_byte

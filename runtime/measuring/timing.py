@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dial.dial import Thresholds
+from ..dial import Thresholds
 from ..execution.routes import Routes
 from ..generation.engine import Engine
 from ..generation.sampler import Sampler, Sampling

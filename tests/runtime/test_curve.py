@@ -8,8 +8,7 @@ from support.rich_graph import CURVE, HERE, POINTS, curve_point, sections
 from support.tiny_graph import L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
-from adaptive_lm.runtime.dial.dial import remarks, resolve
-from adaptive_lm.runtime.dial.thresholds import Thresholds
+from adaptive_lm.runtime.dial import Thresholds, resolve, warnings_for
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -57,10 +56,10 @@ def test_every_threshold_moves_one_way_as_compute_rises() -> None:
 
 def test_less_than_the_least_is_the_least_and_is_told() -> None:
     assert asked(compute=0.05).as_lists() == asked(compute=0.3).as_lists()
-    assert remarks(manifest(), Dial(compute=0.05), HERE) == [
+    assert warnings_for(manifest(), Dial(compute=0.05), HERE) == [
         "the least compute that this model was calibrated for is 0.3; it runs at that"
     ]
-    assert not remarks(manifest(), Dial(compute=0.3), HERE)
+    assert not warnings_for(manifest(), Dial(compute=0.3), HERE)
 
 
 @pytest.mark.parametrize(("target", "compute"), [(1.0, 0.3), (1.5, 0.3), (1.95, 0.7), (2.0, 0.7), (9.0, 1.0)])
@@ -108,11 +107,11 @@ def test_a_curve_without_times_or_exits_says_so() -> None:
 
 
 def test_times_of_another_machine_are_told() -> None:
-    told = remarks(manifest(), Dial(target_ms=2), HERE | {"cpu": "another"})
-    assert len(told) == 1
-    assert "another machine (cpu this one; here cpu another)" in told[0]
-    assert not remarks(manifest(), Dial(target_ms=2), HERE | {"load_average": [1, 2, 3]})
-    assert not remarks(manifest(), Dial(compute=0.5), HERE | {"cpu": "another"})
+    messages = warnings_for(manifest(), Dial(target_ms=2), HERE | {"cpu": "another"})
+    assert len(messages) == 1
+    assert "another machine (cpu this one; here cpu another)" in messages[0]
+    assert not warnings_for(manifest(), Dial(target_ms=2), HERE | {"load_average": [1, 2, 3]})
+    assert not warnings_for(manifest(), Dial(compute=0.5), HERE | {"cpu": "another"})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from support.rich_graph import CONTEXT, WIDEST, WINDOW, Expected, H, expected
 from support.tiny_graph import L
 
 from adaptive_lm.runtime import Dial, Engine, Session
-from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.kv_cache import CHUNK, cache_shapes, ring
 from adaptive_lm.runtime.execution.session import Step

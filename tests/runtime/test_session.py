@@ -9,7 +9,7 @@ import pytest
 from support.tiny_graph import CONTEXT, EOS, L, V, expected, graph, write_model
 
 from adaptive_lm.runtime import Dial, Engine, Session, UserError
-from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.session import SMALL_BYTES, suitable_threads
 
 IDS = [5, 100, 7, 200, 33, 250, 0, 1, 99]
