@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
-from ..contract.text_file import read_text
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..train.model import ModelConfig, Thresholds, Transformer
 from ..train.model.controllers import GRID_POINTS
@@ -143,7 +142,7 @@ def read(path: Path) -> Source:
         tokenizer_json,
         _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size),
         _text(template) if template.exists() else None,
-        read_text(checkpoint.run / HELDOUT),
+        _text(checkpoint.run / HELDOUT),
     )
     if source.heldout_ids(2).shape[1] < 2:
         raise UserError(f"{checkpoint.run / 'heldout.txt'} is too short to check an export by; train the run again")
@@ -153,7 +152,7 @@ def read(path: Path) -> Source:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # not read_text, which would change the line ends of held-out text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}, a file of the run, cannot be read: {error}; restore it or train again") from error
 

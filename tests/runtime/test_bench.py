@@ -199,7 +199,7 @@ def test_every_point_reads_the_same_tokens_in_every_round(engine: Engine, monkey
     step = type(engine.session).step
 
     def spy(self: Any, token: int) -> Any:
-        seen.append((float(self._cache.router_top_p[0, 0]), token))
+        seen.append((float(self.cache.router_top_p[0, 0]), token))
         return step(self, token)
 
     monkeypatch.setattr(type(engine.session), "step", spy)
