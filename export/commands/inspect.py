@@ -63,7 +63,7 @@ def inspect(
         from ...runtime.inspection.plot import plot
         from ...runtime.terminal.drawing import draw
 
-        draw(partial(plot, found), plot_path, asked=True)
+        draw(partial(plot, found), plot_path, requested=True)
     if html_path:
         from ...runtime.inspection.page import write_page
 

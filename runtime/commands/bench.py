@@ -78,4 +78,4 @@ def bench(
         from ..measuring.bench_tables import plot
         from ..terminal.drawing import beside, draw
 
-        draw(partial(plot, result), plot_path or beside(folder, "sweep"), asked=bool(plot_path))
+        draw(partial(plot, result), plot_path or beside(folder, "sweep"), requested=plot_path is not None)

@@ -83,7 +83,7 @@ def calibrate(
     else:
         show(result)
     draw(partial(plot, result, str(place)), plot_path or beside(place, "calibration"),
-         asked=bool(plot_path))  # fmt: skip
+         requested=plot_path is not None)  # fmt: skip
     click.echo(f"wrote the curve into {place / 'manifest.json'}", err=True)
     click.echo(
         'next: adaptive generate "..." --compute 0.5' + (f" --model {place}" if folder or model else ""), err=True

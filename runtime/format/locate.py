@@ -39,7 +39,7 @@ def find_model(name: str | None) -> Path:
 
 
 def _exported() -> list[Path]:
-    """The exported models under `runs/`, the newest last."""
+    """List the exported models under `runs/`, the newest last."""
     return [path.parent for path in sorted(Path().glob(PATTERN), key=lambda path: path.stat().st_mtime)]
 
 

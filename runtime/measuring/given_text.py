@@ -1,4 +1,4 @@
-"""The text that bench, calibrate and inspect read: a file that was given, or what training held out."""
+"""The text that bench, calibrate and inspect read: a given file, or the text that training held out."""
 
 from pathlib import Path
 

@@ -73,7 +73,7 @@ def test_a_loss_takes_the_least_compute_that_was_measured_to_keep_it(target: flo
 
 
 @pytest.mark.parametrize(("share", "leave"), [(0.5, 0.5), (0.9, 0.5), (0.95, 0.8), (0.99, 0.8)])
-def test_agreement_takes_the_exit_threshold_that_promises_at_least_that(share: float, leave: float) -> None:
+def test_agreement_takes_the_exit_threshold_with_at_least_that_agreement(share: float, leave: float) -> None:
     found = asked(agreement=share)
     np.testing.assert_allclose(found.exit_threshold, [leave, 1, 1], rtol=1e-6)
     np.testing.assert_array_equal(found.router_top_p, np.float32([0.5] * L))  # the model's own
