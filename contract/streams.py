@@ -5,7 +5,7 @@ as usual:
 
 - A character that the encoding of the stream lacks is replaced: `·` by `-`, `…` by `...`, others by `?`.
 - A write to stdout that the system refuses raises a `UserError`; a closed pipe stays a `BrokenPipeError`.
-- A write to stderr that the system refuses is dropped: messages that nobody can read are no reason to fail.
+- A write to stderr that the system refuses is dropped: unreadable messages are no reason to fail.
 - After a failed write a stream drops everything, so that the interpreter does not fail again when it exits.
 """
 
