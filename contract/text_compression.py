@@ -65,7 +65,7 @@ def stream_bytes(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Read an open stream as `file_bytes` does; `name` is for messages."""
     try:
         head = _read_whole(file, _LFS_POINTER_BYTES)
-        _refuse_lfs_pointer(head, name)
+        refuse_lfs_pointer(head, name)
         compression = compression_of(head)
         if compression is None:
             if head:
@@ -91,10 +91,11 @@ def _read_whole(file: BinaryIO, size: int) -> bytes:
 def refuse_pointer(path: Path) -> None:
     """Raise UserError where a file is only a Git LFS pointer."""
     with open_file(path) as file:
-        _refuse_lfs_pointer(file.read(_LFS_POINTER_BYTES), str(path))
+        refuse_lfs_pointer(file.read(_LFS_POINTER_BYTES), str(path))
 
 
-def _refuse_lfs_pointer(head: bytes, name: str) -> None:
+def refuse_lfs_pointer(head: bytes, name: str) -> None:
+    """Raise UserError if a file that begins with `head` (1024 bytes, or all of it) is a Git LFS pointer."""
     if len(head) < _LFS_POINTER_BYTES and head.startswith(_LFS_POINTER) and b"\noid sha256:" in head:
         raise UserError(
             f"{name} is a Git LFS pointer, not the file that it stands for; expected the content. "

@@ -195,7 +195,7 @@ def require_finite(source: Source) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # not read_text, which would change the line ends of held-out text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}, a file of the run: {error}; restore it or train again") from error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..contract.errors import UserError
-    from .dial.dial import Dial, Thresholds
+    from .dial import Dial, Thresholds
     from .execution.cost import Usage
     from .execution.session import Session, Step
     from .format.manifest import Manifest
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from .generation.tokenizer import Tokenizer
 
 _HOME = {
-    "Dial": "dial.dial",
+    "Dial": "dial",
     "Engine": "generation.engine",
     "Generation": "generation.engine",
     "Manifest": "format.manifest",
     "Params": "generation.engine",
     "Session": "execution.session",
     "Step": "execution.session",
-    "Thresholds": "dial.dial",
+    "Thresholds": "dial",
     "Token": "generation.engine",
     "Tokenizer": "generation.tokenizer",
     "Usage": "execution.cost",

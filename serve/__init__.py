@@ -1,1 +1,1 @@
-"""Faces people: the command line, later the HTTP server and the web page."""
+"""The interfaces to users: the command line, later the HTTP server and the web page."""

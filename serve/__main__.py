@@ -1,4 +1,4 @@
-"""`python -m adaptive_lm.serve` is `adaptive`."""
+"""Run `adaptive` as `python -m adaptive_lm.serve`."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""The command `adaptive`: a table of commands, and what a person reads when one of them fails."""
+"""The command `adaptive`: a table of commands, and the messages when one of them fails."""
 
 import difflib
 import importlib
@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 import click
 
 from ..contract.errors import EXIT_INTERRUPTED, UserError
+from ..contract.streams import guard_streams
 
-# Command -> where it lives. Strings, because serve imports no room but runtime, and because what is not called is not
-# imported.
+# Command -> where it is defined. Strings, because serve may only import runtime, and because a command that is not
+# called should not be imported.
 COMMANDS: Mapping[str, str] = {
     "train": "adaptive_lm.train.commands.train:train",
     "runs": "adaptive_lm.train.commands.runs:runs",
@@ -23,7 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "inspect": "adaptive_lm.export.commands.inspect:inspect",
 }
 
-# Module that only an extra installs -> that extra.
+# Module -> the extra that installs it.
 EXTRAS: Mapping[str, str] = {
     "matplotlib": "plot",
     "onnx": "train",
@@ -40,16 +41,24 @@ EXTRAS: Mapping[str, str] = {
 
 
 class LazyGroup(click.Group):
-    """A click group that imports a command when it is asked for, from a table of `module:attribute` strings."""
+    """A click group that imports a command only when it is called.
+
+    Args:
+        args: Passed on to click.
+        table: Name of a command -> `module:attribute`.
+        kwargs: Passed on to click.
+    """
 
     def __init__(self, *args: Any, table: Mapping[str, str] = COMMANDS, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.table)  # in the order in which they are used, not of the alphabet
+        """List the commands in the order in which they are used, not by alphabet."""
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command."""
         if cmd_name not in self.table:
             return None
         module, _, attribute = self.table[cmd_name].partition(":")
@@ -59,17 +68,18 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve the command; suggest the closest one for a mistyped name."""
         if args[0] not in self.table and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(unknown_command(args[0], list(self.table)))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors meant for people are printed, all others pass with their traceback."""
+        """Run the command. A UserError is printed as one line; a bug keeps its traceback."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, where click is quiet about a closed pipe, and not at exit, where Python is not
+            sys.stdout.flush()  # here, where click handles a closed pipe, and not at exit, where Python reports it
         except KeyboardInterrupt:
-            click.echo(err=True)  # the prompt of the shell does not start behind `^C`
+            click.echo(err=True)  # so that the prompt of the shell does not start after `^C`
             ctx.exit(EXIT_INTERRUPTED)
         except ModuleNotFoundError as error:
             message = missing_extra(error)
@@ -82,25 +92,25 @@ class LazyGroup(click.Group):
 
     @staticmethod
     def fail(ctx: click.Context, message: str, exit_code: int = 1) -> NoReturn:
-        """Print words for a person, in place of a traceback, and end with `exit_code`."""
+        """Print the message instead of a traceback, and exit with `exit_code`."""
         click.echo(f"error: {message}", err=True)
         ctx.exit(exit_code)
 
 
-def unknown_command(name: str, known: list[str]) -> str:
-    """The words for a command that does not exist, with the nearest that does."""
-    nearest = difflib.get_close_matches(name, known, n=1)
+def unknown_command(name: str, commands: list[str]) -> str:
+    """Return the message for a command that does not exist, with the closest one that does."""
+    nearest = difflib.get_close_matches(name, commands, n=1)
     hint = f"did you mean: adaptive {nearest[0]}" if nearest else "see: adaptive --help"
-    return f"no command {name!r}; there are {', '.join(known)}; {hint}"
+    return f"no command {name!r}; there are {', '.join(commands)}; {hint}"
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """The words for a library that an extra would have installed; None if the missing module is none of those."""
+    """Return the message for a library that an extra installs; None for any other missing module."""
     library = (error.name or "").partition(".")[0]
     extra = EXTRAS.get(library)
     if extra is None:
         return None
-    return f'{library} is not installed, and this needs it; type: pip install "adaptive-lm[{extra}]"'
+    return f'{library} is not installed, this command needs it; type: pip install "adaptive-lm[{extra}]"'
 
 
 @click.group(
@@ -117,5 +127,13 @@ def group() -> None:
 
 
 def main() -> None:
-    """What the console script `adaptive` calls; exits with 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    group(prog_name="adaptive")
+    """Run the console script `adaptive`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        guard_streams()
+        try:
+            group(prog_name="adaptive")
+        finally:
+            sys.stdout.flush()  # not at exit, where Python would print a traceback
+    except UserError as error:  # of a stream: LazyGroup reports all others
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from ...runtime.commands.options import PATH
+
 EPILOG = """\b
 The folder contains manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
 generate, bench and serve need. It is written only if the graph makes the same decisions as the torch model and
@@ -24,8 +26,7 @@ Example: adaptive export demo --onnx
     metavar="best|last|STEP",
     help="Checkpoint of the run: lowest held-out loss, newest undamaged, or the one of a step.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
-              help="Folder to write; by default the folder model in the run.")  # fmt: skip
+@click.option("--out", type=PATH, metavar="FOLDER", help="Folder to write; by default the folder model in the run.")
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX: the default, and so far the only format.")
 @click.option(
     "--quantize",

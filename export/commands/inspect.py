@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...contract.file_names import MANIFEST
-from ...runtime.commands.options import check_plot, dial_options, model_options, utf8_stdout
+from ...runtime.commands.options import PATH, check_plot, dial_options, model_options
 
 if TYPE_CHECKING:
     from ...runtime.inspection.inspect import Inspection, InspectParams
@@ -19,20 +19,29 @@ if TYPE_CHECKING:
 @click.command(epilog="\b\nExample: adaptive inspect --plot inspection.png --html inspection.html")
 @click.argument("folder", required=False, metavar="[RUN|MODEL]")
 @click.option("--checkpoint", metavar="WHICH", help="Checkpoint of a RUN: best, last (the default) or a step.")
-@click.option("--data", metavar="FILE", help="Text to read; by default heldout.txt of the run.")
-@click.option("--tokens", type=int, default=16384, show_default=True, help="Read at most this many tokens of it.")
-@click.option("--frequent", type=int, default=20, show_default=True,
-              help="Number of frequent tokens that get a line each.")  # fmt: skip
+@click.option("--data", type=PATH, metavar="FILE", help="Text to read; by default heldout.txt of the run.")
+@click.option(
+    "--tokens", type=int, default=16384, show_default=True, help="Read at most this many tokens of it; at least 1."
+)
+@click.option(
+    "--frequent",
+    type=int,
+    default=20,
+    show_default=True,
+    help="Number of frequent tokens that get a line each; at least 1.",
+)
 @click.option("--dead-below", type=float, default=0.001, show_default=True, metavar="SHARE",
-              help="Call an expert or head dead if a smaller share of a layer's tokens uses it.")  # fmt: skip
-@click.option("--plot", "plot_path", metavar="FILE", help="Draw heat maps: .png, .svg or .pdf.")
-@click.option("--html", "html_path", metavar="FILE", help="Write one page with tables, heat maps and the text.")
+              help="Call an expert or head dead if a smaller share of a layer's tokens uses it; 0 to 1.")  # fmt: skip
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Draw heat maps: .png, .svg or .pdf.")
+@click.option(
+    "--html", "html_path", type=PATH, metavar="FILE", help="Write one page with tables, heat maps and the text."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as one JSON object.")
 @dial_options
 @model_options
 def inspect(
-    folder: str | None, checkpoint: str | None, model: str | None, data: str | None, tokens: int, frequent: int,
-    dead_below: float, plot_path: str | None, html_path: str | None, as_json: bool, device: str, threads: int | None,
+    folder: str | None, checkpoint: str | None, model: str | None, data: Path | None, tokens: int, frequent: int,
+    dead_below: float, plot_path: Path | None, html_path: Path | None, as_json: bool, device: str, threads: int | None,
     verify: bool, **dial: float | None,
 ) -> None:  # fmt: skip
     """Show which experts, heads and layers a model uses for which tokens.
@@ -51,31 +60,30 @@ def inspect(
     if checkpoint and not folder:
         raise click.UsageError("--checkpoint needs the name of a run: adaptive inspect RUN --checkpoint best")
     check_plot(plot_path)
-    from ...runtime.dial.dial import Dial
+    from ...runtime.dial import Dial
     from ...runtime.inspection.inspect import InspectParams
 
-    params = InspectParams(data=Path(data) if data else None, tokens=tokens, frequent=frequent, dead_below=dead_below,
+    params = InspectParams(data=data, tokens=tokens, frequent=frequent, dead_below=dead_below,
                            dial=Dial(**dial))  # fmt: skip
     inspection = inspect_named(folder, checkpoint, model, params, device=device, threads=threads, verify=verify)
-    for line in inspection.remarks:
+    for line in inspection.warnings:
         click.echo(f"note: {line}", err=True)
     if plot_path:
         from ...runtime.inspection.plot import plot
         from ...runtime.terminal.drawing import draw
 
-        draw(partial(plot, inspection), Path(plot_path), asked=True)
+        draw(partial(plot, inspection), plot_path, requested=True)
     if html_path:
         from ...runtime.inspection.page import write_page
 
-        write_page(inspection, Path(html_path))
+        write_page(inspection, html_path)
         click.echo(f"page: {html_path}", err=True)
     if as_json:
         click.echo(json.dumps(inspection.as_json(), allow_nan=False))
     else:
         from ...runtime.inspection.tables import show
 
-        with utf8_stdout():
-            show(inspection)
+        show(inspection)
 
 
 def inspect_named(

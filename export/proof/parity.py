@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...runtime.dial.dial import Thresholds
+from ...runtime.dial import Thresholds
 from ...runtime.execution.session import Session, Step
 from ...train.model import ModelOutput, ThresholdTensors, Transformer
 from ...train.model.block import LayerRouting

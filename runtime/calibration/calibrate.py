@@ -1,7 +1,7 @@
-"""`adaptive calibrate`: measures, on held-out text, which thresholds lose least for each share of the compute.
+"""`adaptive calibrate`: find the thresholds of least loss for each share of the compute, on held-out text.
 
-The text is cut into windows; those with an even number choose, those with an odd number report, so that no figure of
-the curve comes from tokens that its thresholds were chosen on.
+The text is cut into windows. Even ones are for choosing, odd ones for reporting, so that no figure of the curve is
+measured on tokens that its thresholds were chosen on.
 """
 
 import json
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import MANIFEST
-from ..dial.thresholds import Thresholds
+from ..dial import Thresholds
 from ..format import schema
 from ..format.files import write_output
 from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
@@ -27,28 +27,36 @@ from ..measuring.machine import describe
 from ..measuring.perplexity import Score, Window, score, windows
 from ..measuring.timing import Timed, time_points
 from ..terminal.progress import Progress
-from .agreement import CONFIDENCE, Compared, promises
+from .agreement import CONFIDENCE, Compared, agreement_bounds
 from .curve_points import Search
 from .mechanisms import mechanisms
 
 LEAST_TOKENS = 512
+"""Least tokens of a text to calibrate on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateParams:
-    """data: None takes the held-out text of the run; tokens: of it, half to choose on and half to report on.
+    """How to calibrate.
 
-    agreement: shares of tokens that shall choose as the whole model; for models with exits.
-    prompt_tokens, new_tokens, repeats: of the timing, as in `adaptive bench`; repeats 0 measures no times.
+    Raises:
+        WrongUsageError: a number is outside its range.
     """
 
     data: Path | None = None
+    """Text that the model was not trained on; None takes the held-out text of the run."""
     tokens: int = 16384
+    """Tokens of the text, at least 512: half to choose on, half to report on."""
     agreement: tuple[float, ...] = (0.9, 0.95, 0.99)
+    """Shares of tokens to choose as the whole model does, above 0 and below 1; for models with exits."""
     prompt_tokens: int = 32
+    """Timing: length of the prompt, at least 1."""
     new_tokens: int = 64
+    """Timing: tokens to decode after the prompt, at least 1."""
     repeats: int = 11
+    """Timing: rounds; 0 measures no times."""
     seed: int = 0
+    """Seed of the order in which points are timed, at least 0."""
 
     def __post_init__(self) -> None:
         if self.tokens < LEAST_TOKENS:
@@ -71,12 +79,13 @@ class Calibrated:
 
     @property
     def time_falls(self) -> list[tuple[float, float]]:
-        """Neighbouring points (compute of the less, of the more) of which the one with less took no less time."""
+        """Neighbouring points, as (lower compute, higher compute), of which the lower one took no less time."""
         timed = [(one.compute, one.milliseconds_per_token.median) for one in self.curve.points
                  if one.milliseconds_per_token]  # fmt: skip
         return [(less, more) for (less, a), (more, b) in pairwise(timed) if a >= b]
 
     def as_json(self) -> dict[str, Any]:
+        """Return the object of `calibrate --json`."""
         return {"mechanisms": self.mechanisms, "curve": self.curve.model_dump(mode="json"),
                 "executed_rises": True, "time_rises": not self.time_falls, "time_falls": self.time_falls}  # fmt: skip
 
@@ -87,13 +96,14 @@ def calibrate(
 ) -> Calibrated:  # fmt: skip
     """Measure the curve of the model in `folder` and write it into the manifest, whole or not at all.
 
-    Raises UserError as `load` does, for a model with nothing to adapt, for a text too short, and for a curve that is
-    not monotone; in each case the manifest is as it was.
+    Raises:
+        UserError: the model cannot be loaded (see `load`) or has nothing to adapt, the text is too short, or the curve
+            is not monotone. The manifest stays unchanged.
     """
     engine = load(folder, device=device, threads=threads, verify=verify)
     check_adapts(engine.manifest)
     choosing, reporting, name = halves(engine, folder, params)
-    progress.say(f"{sum(len(one.ids) for one in choosing)} tokens of {name} to choose on, "
+    progress.log(f"{sum(len(one.ids) for one in choosing)} tokens of {name} to choose on, "
                  f"{sum(len(one.ids) for one in reporting)} to report on")  # fmt: skip
     search = Search(engine, choosing, progress)
     points = search.points()
@@ -107,7 +117,7 @@ def calibrate(
         text=name,
         tokens=scores[0].tally.tokens,
         machine=describe(engine.session),
-        points=[curve_point(*point, found, times) for point, found, times in measured],
+        points=[curve_point(*point, result, times) for point, result, times in measured],
         agreement=agreements(engine, reporting, params.agreement, progress),
     )
     write(folder, curve)
@@ -115,37 +125,41 @@ def calibrate(
 
 
 def check_adapts(manifest: Manifest) -> None:
-    """Raises UserError for a model that runs all of itself for every token."""
+    """Raise UserError if the model runs all of itself for every token."""
     if not mechanisms(manifest) and not any(layer.exit for layer in manifest.model.layers):
         raise UserError(
-            "this model has nothing to adapt: no experts or heads chosen by mass, no depth routers, no exits, so its "
-            "compute is what it is; train one with: adaptive train quickstart --set model.ffn.routing=top_p"
+            "this model has nothing to adapt: no experts or heads chosen by mass, no depth routers, no exits; "
+            "train another one with: adaptive train quickstart --set model.ffn.routing=top_p"
         )
 
 
 def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[Window], list[Window], str]:
-    """Windows to choose on, windows to report on, and the name of the text."""
+    """Return the windows to choose on, the windows to report on, and the name of the text.
+
+    Raises:
+        UserError: the text cannot be read or is too short.
+    """
     text, name = read_text(engine, params.data, folder / "..", "--data")
     count = min(len(text.ids) - 1, params.tokens)
     if count < LEAST_TOKENS:
         raise UserError(
             f"found a text of {count} tokens, expected at least {LEAST_TOKENS}; give a longer one with: --data FILE"
         )
-    # Eight windows at least, so that both halves are of the whole text.
+    # At least eight windows, so that both halves cover the whole text.
     length = min(engine.manifest.model.context_length, count // 8)
-    found = windows(text, count, length)
-    return found[0::2], found[1::2], name
+    cut = windows(text, count, length)
+    return cut[0::2], cut[1::2], name
 
 
-def curve_point(compute: float, thresholds: Thresholds, found: Score, timed: Timed | None = None) -> CurvePoint:
-    """One point, with what was measured there."""
-    tally = found.tally
+def curve_point(compute: float, thresholds: Thresholds, result: Score, timed: Timed | None = None) -> CurvePoint:
+    """Return one point of the curve with its measurements."""
+    tally = result.tally
     return CurvePoint(
         compute=compute,
         thresholds=schema.ThresholdLists(**thresholds.as_lists()),
-        executed_share=_share(found),
-        loss=round(found.loss, 6),
-        bits_per_byte=round(found.bits_per_byte, 6),
+        executed_share=_share(result),
+        loss=round(result.loss, 6),
+        bits_per_byte=round(result.bits_per_byte, 6),
         experts_per_token=round(tally.experts / tally.layers, 4),
         heads_per_token=round(tally.heads / tally.layers, 4),
         layers_per_token=round(tally.layers / tally.tokens, 4),
@@ -153,17 +167,17 @@ def curve_point(compute: float, thresholds: Thresholds, found: Score, timed: Tim
     )
 
 
-def _share(found: Score) -> float:
-    return min(round(found.executed_share, 6), 1.0)
+def _share(result: Score) -> float:
+    return min(round(result.executed_share, 6), 1.0)
 
 
 def check_rises(computes: Sequence[float], scores: Sequence[Score]) -> None:
-    """Raises UserError for a curve on which more compute was less executed."""
-    shares = [_share(found) for found in scores]
+    """Raise UserError if a point with more compute executed less than one with less."""
+    shares = [_share(result) for result in scores]
     if shares != sorted(shares):
-        told = ", ".join(f"{compute:.3g} ran {share:.1%}" for compute, share in zip(computes, shares, strict=True))
+        points = ", ".join(f"{compute:.3g} ran {share:.1%}" for compute, share in zip(computes, shares, strict=True))
         raise UserError(
-            f"the dial is not monotone on the text to report on: compute {told}; nothing was written. "
+            f"the dial is not monotone on the text to report on: compute {points}; nothing was written. "
             "Give more text with --data FILE and --tokens N"
         )
 
@@ -182,7 +196,7 @@ def _timed(
 def agreements(
     engine: Engine, texts: Sequence[Window], shares: Sequence[float], progress: Progress
 ) -> list[ExitAgreement]:
-    """The exit thresholds that keep the whole model's choice; the other thresholds are the model's own."""
+    """Find the exit thresholds that keep the whole model's choices; the other thresholds are the model's own."""
     exits = [i for i, layer in enumerate(engine.manifest.model.layers) if layer.exit]
     if not exits or not shares:
         return []
@@ -196,9 +210,9 @@ def agreements(
     whole = np.concatenate(read(1.0).choices)
 
     def compare(threshold: float) -> Compared:
-        found = read(threshold)
-        different = int((np.concatenate(found.choices) != whole).sum())
-        return Compared(len(whole), different, found.tally.layers / found.tally.tokens)
+        result = read(threshold)
+        different = int((np.concatenate(result.choices) != whole).sum())
+        return Compared(len(whole), different, result.tally.layers / result.tally.tokens)
 
     return [
         ExitAgreement(
@@ -206,16 +220,20 @@ def agreements(
             measured=round(1 - one.compared.different / one.compared.tokens, 6),
             layers_per_token=round(one.compared.layers_per_token, 4),
         )
-        for one in promises(compare, shares)
+        for one in agreement_bounds(compare, shares)
     ]  # fmt: skip
 
 
 def write(folder: Path, curve: Curve) -> None:
-    """Put the curve into the manifest; all else in it, and every other file, stays as it is."""
+    """Put the curve into the manifest. Its other sections and all other files stay unchanged.
+
+    Raises:
+        UserError: the manifest cannot be written; it is then untouched.
+    """
     place = folder / MANIFEST
     content = upgrade(json.loads(place.read_bytes())) | {"curve": curve.model_dump(mode="json")}
     try:
         Manifest.model_validate(content)
-    except ValidationError as error:  # ours, not a person's
+    except ValidationError as error:  # a bug, not a mistake of the user
         raise RuntimeError(f"the curve does not fit the manifest: {error}") from error
     write_output(place, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")

@@ -1,28 +1,26 @@
-"""What a person reads of a calibration: a table of the curve, a word on its times, and a plot."""
+"""A calibration for the terminal: a table of the curve, a note on its times, and a plot."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from ..terminal.text import PLAIN_WIDTH
+from ..terminal.text import console
 
 if TYPE_CHECKING:
     from .calibrate import Calibrated
 
 
 def show(result: "Calibrated") -> None:
-    """The curve on stdout."""
-    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    """Print the curve on stdout."""
+    out = console(stderr=False)
     out.print(table(result), soft_wrap=False)
     for line in lines(result):
         out.print(line, markup=False)
 
 
 def table(result: "Calibrated") -> Table:
-    """A row per point, with heads and times where the model has them."""
+    """Build a table with a row per point, with heads and times if the model has them."""
     points = result.curve.points
     heads, timed = result.routes_heads, points[0].milliseconds_per_token is not None
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
@@ -47,26 +45,28 @@ def table(result: "Calibrated") -> Table:
 
 
 def lines(result: "Calibrated") -> list[str]:
-    """Whether time follows compute, pair by pair where it does not, and the exits of each agreement."""
+    """Report whether time follows compute, the pairs where it does not, and the exits of each agreement."""
     curve = result.curve
-    found = [f"measured on {curve.tokens} tokens of {curve.text} that no threshold was chosen on; executed FLOPs rise"]
+    report = [f"measured on {curve.tokens} tokens of {curve.text} that no threshold was chosen on; executed FLOPs rise"]
     if curve.points[0].milliseconds_per_token is not None:
         pairs = [f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls]
-        found += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises with them"]
-    found += [
+        report += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises with them"]
+    report += [
         f"agreement {one.share:g} (confidence {one.confidence:g}): leave above {one.exit_threshold:g}; "
         f"{one.measured:.2%} of the tokens agreed, {one.layers_per_token:.2f} layers per token"
         for one in curve.agreement
     ]
-    return found
+    return report
 
 
 def plot(result: "Calibrated", name: str, path: Path) -> None:
-    """Loss and measured time against the executed share, drawn to `path` in the form of its suffix.
+    """Draw loss and measured time over the executed share, to `path` in the format of its suffix.
 
-    Raises ModuleNotFoundError without matplotlib, OSError where `path` cannot be written.
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        OSError: `path` cannot be written.
     """
-    import matplotlib  # the figures come without it
+    import matplotlib  # optional: the figures are printed without it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

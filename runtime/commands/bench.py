@@ -1,58 +1,69 @@
 """The command `adaptive bench`."""
 
-from __future__ import annotations
-
 import json as json_module
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from .options import check_plot, dial_options, model_options
-
-if TYPE_CHECKING:
-    pass
+from .options import PATH, check_plot, dial_options, model_options
 
 
 @click.command(epilog="\b\nExample: adaptive bench --sweep --plot dial.svg")
-@click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Length of the prompt.")
-@click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after it.")
-@click.option("--repeats", type=int, default=5, show_default=True, help="Rounds, after one that warms up.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the place in the text, and of the sampling.")
-@click.option("--sweep", "walk", is_flag=True, help="Walk the dial: quality against measured time.")
-@click.option("--plot", "plot_path", metavar="FILE", help="Where to draw the sweep: .png, .svg or .pdf.")
-@click.option("--text", metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
-@click.option("--text-tokens", type=int, default=8192, show_default=True, help="Score at most this many at each point.")
+@click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Length of the prompt, at least 1.")
+@click.option(
+    "--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after the prompt, at least 1."
+)
+@click.option(
+    "--repeats", type=int, default=5, show_default=True, help="Rounds to measure, at least 1; one more warms up."
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the place in the text and of the sampling, at least 0.",
+)
+@click.option("--sweep", "walk", is_flag=True, help="Walk the dial: quality and measured time at each point.")
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Where to draw the sweep: .png, .svg or .pdf.")
+@click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; default: heldout.txt of the run.")
+@click.option(
+    "--text-tokens",
+    type=int,
+    default=8192,
+    show_default=True,
+    help="Tokens to score at each point, at most; at least 1.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @dial_options
 @model_options
 def bench(
-    model: str | None, plot_path: str | None, text: str | None, as_json: bool, device: str, threads: int | None,
+    model: str | None, plot_path: Path | None, text: Path | None, as_json: bool, device: str, threads: int | None,
     verify: bool, prompt_tokens: int, new_tokens: int, repeats: int, seed: int, walk: bool, text_tokens: int,
     **dial: float | None,
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 
-    A token's time is that of the pass and of choosing the next token; shown are the median and the 5th and 95th
-    percentile over all rounds, and how far the medians of the rounds lie apart. The floor is the time to read the
-    weights and the cache that a token used, at the rate at which this machine was measured to read as much memory.
+    The time of a token includes the pass and the choice of the next token. The table shows the median and the 5th and
+    95th percentile over all rounds, and the spread of the medians of the rounds. The memory floor is the time to read
+    the weights and the cache that a token used, at the measured memory bandwidth of this machine.
 
-    --sweep walks the dial in rounds that interleave all points, and gives for each three shares of the whole model:
-    theoretical (FLOPs of the attention and experts that ran, over those of all), executed (all FLOPs, with head,
-    routers, exit checks and keys of skipped layers, over all of the dense pass) and measured (time over that of the
-    point `all`), with the bits per byte on held-out text. It is drawn beside the model's folder, or to --plot.
+    --sweep measures points of the dial in interleaved rounds. Each point has three shares of the whole model:
+    theoretical (FLOPs of the attention and experts that ran, over those of all attention and experts), executed (all
+    FLOPs, including output head, routers, exit checks and keys of skipped layers, over all FLOPs of the dense pass)
+    and measured (time, over that of the point `all`), and its bits per byte on held-out text. The plot is drawn beside
+    the model's folder, or to --plot.
     """
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")
     check_plot(plot_path)
-    from ..dial.dial import Dial
+    from ..dial import Dial
     from ..format.locate import find_model
     from ..measuring.bench import BenchParams
     from ..measuring.bench import bench as measure
 
     params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
-                         text=Path(text) if text else None, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
+                         text=text, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
     folder = find_model(model)
     result = measure(folder, params, device=device, threads=threads, verify=verify)
     if walk and result["sweep"][0]["bits_per_byte"] is None:
@@ -67,4 +78,4 @@ def bench(
         from ..measuring.bench_tables import plot
         from ..terminal.drawing import beside, draw
 
-        draw(partial(plot, result), Path(plot_path) if plot_path else beside(folder, "sweep"), asked=bool(plot_path))
+        draw(partial(plot, result), plot_path or beside(folder, "sweep"), requested=plot_path is not None)

@@ -1,6 +1,4 @@
-"""The command `adaptive calibrate`. Only click and the standard library up here: help is quick."""
-
-from __future__ import annotations
+"""The command `adaptive calibrate`."""
 
 import json
 from functools import partial
@@ -9,43 +7,58 @@ from pathlib import Path
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED
-from .options import check_plot, model_options
+from .options import PATH, check_plot, model_options
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")
 @click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
-    "--data", metavar="FILE", help="Text that the model was not trained on; by default heldout.txt of the run."
+    "--data",
+    type=PATH,
+    metavar="FILE",
+    help="Text that the model was not trained on; by default heldout.txt of the run.",
 )
 @click.option("--tokens", type=int, default=16384, show_default=True,
-              help="Tokens of it: half to choose on, half to report on.")  # fmt: skip
+              help="Tokens of the text, at least 512: half to choose on, half to report on.")  # fmt: skip
 @click.option("--agreement", type=float, multiple=True, metavar="SHARE", default=(0.9, 0.95, 0.99), show_default=True,
-              help="Share of tokens that shall choose as if none left early; may be given several times.")  # fmt: skip
-@click.option("--prompt-tokens", type=int, default=32, show_default=True, help="Of the timing: length of the prompt.")
-@click.option("--new-tokens", type=int, default=64, show_default=True, help="Of the timing: tokens to decode after it.")
-@click.option("--repeats", type=int, default=11, show_default=True, help="Of the timing: rounds; 0 measures no times.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in which points are timed.")
-@click.option("--plot", "plot_path", metavar="FILE", help="Where to draw the curve: .png, .svg or .pdf.")
+              help="Share of tokens chosen as if none left early, above 0, below 1; repeat for several.")  # fmt: skip
+@click.option(
+    "--prompt-tokens", type=int, default=32, show_default=True, help="Timing: length of the prompt, at least 1."
+)
+@click.option(
+    "--new-tokens",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Timing: tokens to decode after the prompt, at least 1.",
+)
+@click.option(
+    "--repeats", type=int, default=11, show_default=True, help="Timing: rounds, at least 0; 0 measures no times."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the order in which points are timed, at least 0."
+)
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Where to draw the curve: .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the curve as one JSON object.")
 @model_options
 @click.pass_context
 def calibrate(
-    ctx: click.Context, folder: str | None, model: str | None, data: str | None, tokens: int,
-    agreement: tuple[float, ...], prompt_tokens: int, new_tokens: int, repeats: int, seed: int, plot_path: str | None,
+    ctx: click.Context, folder: str | None, model: str | None, data: Path | None, tokens: int,
+    agreement: tuple[float, ...], prompt_tokens: int, new_tokens: int, repeats: int, seed: int, plot_path: Path | None,
     as_json: bool, device: str, threads: int | None, verify: bool,
 ) -> None:  # fmt: skip
-    """Find, on held-out text, what a model should run for each share of its compute, and write it into its manifest.
+    """Find the thresholds of least loss for each share of the compute, and write them into the model's manifest.
 
-    Compute is the share of the FLOPs of a dense pass that is executed. For each of ten, from the least the model can
-    do (or a quarter) to everything, the thresholds of experts, heads, layers and exits are chosen together for the
-    least loss, each moving one way only, so that the dial is monotone. What stands in the table was measured on the
-    other half of the text. From then on generate and bench know --compute, --target-ms and --target-loss, and for
-    models with exits --agreement.
+    Compute is the share of the FLOPs of a dense pass that is executed. There are ten points or more, from the least
+    that the model can do (or a quarter) to everything. At each, the thresholds of experts, heads, layers and exits are
+    chosen together on one half of a held-out text; every threshold moves one way only, so that the dial is monotone.
+    The figures of the table are measured on the other half. Afterwards generate, bench and inspect take --compute,
+    --target-ms and --target-loss, and --agreement for a model with exits.
 
-    A small model takes a minute or two. Ctrl-C leaves the model as it was.
+    A small model takes a minute or two. Ctrl-C leaves the model unchanged.
     """
     if folder and model:
-        raise click.UsageError("found two models, expected one: give MODEL or --model FOLDER")
+        raise click.UsageError("found two models, expected one; give either MODEL or --model MODEL")
     check_plot(plot_path)
     from ..calibration.calibrate import CalibrateParams
     from ..calibration.calibrate import calibrate as measure
@@ -55,7 +68,7 @@ def calibrate(
     from ..terminal.progress import Progress
 
     params = CalibrateParams(
-        data=Path(data) if data else None, tokens=tokens, agreement=agreement, prompt_tokens=prompt_tokens,
+        data=data, tokens=tokens, agreement=agreement, prompt_tokens=prompt_tokens,
         new_tokens=new_tokens, repeats=repeats, seed=seed,
     )  # fmt: skip
     place = find_model(folder or model)
@@ -63,14 +76,14 @@ def calibrate(
         with Progress() as progress:
             result = measure(place, params, progress, device=device, threads=threads, verify=verify)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; {place} is as it was", err=True)
+        click.echo(f"\nstopped; {place} is unchanged", err=True)
         ctx.exit(EXIT_INTERRUPTED)
     if as_json:
         click.echo(json.dumps({"model": str(place), **result.as_json()}))
     else:
         show(result)
-    draw(partial(plot, result, str(place)), Path(plot_path) if plot_path else beside(place, "calibration"),
-         asked=bool(plot_path))  # fmt: skip
+    draw(partial(plot, result, str(place)), plot_path or beside(place, "calibration"),
+         requested=plot_path is not None)  # fmt: skip
     click.echo(f"wrote the curve into {place / 'manifest.json'}", err=True)
     click.echo(
         'next: adaptive generate "..." --compute 0.5' + (f" --model {place}" if folder or model else ""), err=True

@@ -1,7 +1,4 @@
-"""The commands `adaptive generate` and `adaptive bench`, and the options that commands share.
-
-Only click and the standard library up here: help is quick.
-"""
+"""The command `adaptive generate`."""
 
 from __future__ import annotations
 
@@ -13,28 +10,46 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
-from .options import dial_options, model_options, utf8_stdout
+from ...contract.streams import read_stdin
+from ...contract.text_file import decode
+from .options import dial_options, model_options
 
 if TYPE_CHECKING:
-    from ..dial.dial import Dial
+    from ..dial import Dial
     from ..generation.engine import Engine, Generation, Params, Token
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
 @click.argument("prompt")
-@click.option("--max-new-tokens", type=int, help="At most this many; by default 128, or what the context has room for.")
-@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 takes the most probable token.")
-@click.option("--top-k", type=int, help="Choose among the K most probable tokens.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among tokens that hold this mass.")
-@click.option("--min-p", type=float, default=0.0, show_default=True, help="Drop tokens this much rarer than the first.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids repetition.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
-@click.option("--seed", type=int, help="Of the random numbers; by default a new one each time.")
+@click.option("--max-new-tokens", type=int, help="At least 1; by default 128, or what the context has room for.")
 @click.option(
-    "--chat/--raw", "chat", default=None, help="Through the chat template, or as it is; by default as trained."
+    "--temperature", type=float, default=0.8, show_default=True, help="At least 0; 0 takes the most probable token."
+)
+@click.option("--top-k", type=int, metavar="K", help="Choose among the K most probable tokens; at least 1.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Choose among the most probable tokens that hold this mass; above 0, at most 1.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Keep tokens at least this times as probable as the first; 0 to 1.",
+)
+@click.option(
+    "--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 0; above 1 avoids repetition."
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeat for several texts.")
+@click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
+@click.option(
+    "--chat/--raw", "chat", default=None, help="Put the prompt into the chat template, or not; by default as trained."
 )
 @click.option("--usage", type=click.Choice(["none", "summary", "tokens"]), default="summary", show_default=True,
-              help="What to tell of the compute, on stderr.")  # fmt: skip
+              help="What to report about the compute, on stderr.")  # fmt: skip
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, with the usage of each token, at the end."
 )
@@ -47,31 +62,30 @@ def generate(
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it; `-` reads the prompt from stdin.
 
-    The text goes to stdout as it comes, what it cost to stderr. `tokens` shows the text coloured by compute and a table
-    with the experts, layers, share of dense FLOPs and time of each token.
+    The text goes to stdout as it is generated, its cost to stderr. `--usage tokens` shows the text coloured by compute,
+    and a table with the experts, layers, share of the dense FLOPs and time of each token.
     """
     text = read_prompt(prompt)
     from ..generation.engine import Params
 
     try:
-        wanted = Params(**params)  # before the model is opened: a wrong number is answered at once
+        parameters = Params(**params)  # before the model is opened: a wrong number is reported at once
     except WrongUsageError as error:
         raise WrongUsageError(with_option_name(str(error), params)) from None
     from ..format.locate import find_model
     from ..generation.engine import load
 
     engine = load(find_model(model), device=device, threads=threads, verify=verify)
-    talk = engine.manifest.chat_template is not None if chat is None else chat
-    generation = begin(engine, text, talk, wanted)
-    remark(engine, wanted)
+    is_chat = engine.manifest.chat_template is not None if chat is None else chat
+    generation = begin(engine, text, parameters, is_chat=is_chat)
+    warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False
     try:
         if as_json:
             tokens.extend(generation)
         else:
-            with utf8_stdout():
-                stream(collected(generation, tokens), strip=talk)
+            stream(recorded(generation, tokens), strip=is_chat)
     except KeyboardInterrupt:
         interrupted = True
         if not as_json:
@@ -88,51 +102,52 @@ def with_option_name(message: str, options: Iterable[str]) -> str:
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt itself, or stdin for `-`, without the line end that the shell adds. Raises UserError if not UTF-8."""
+    """Return the prompt, read from stdin if it is `-`, without the line end that the shell adds.
+
+    Raises:
+        UserError: stdin is closed, cannot be read, or is not text.
+    """
     if prompt != "-":
         return prompt
-    content = sys.stdin.buffer.read()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"stdin is not valid UTF-8: found byte 0x{content[error.start]:02x} at {error.start}; "
-            "convert it with: iconv -t UTF-8"
-        ) from error
-    return text.removesuffix("\n").removesuffix("\r")
+    return decode(read_stdin(), "stdin").removesuffix("\n").removesuffix("\r")
 
 
-def begin(engine: Engine, text: str, talk: bool, params: Params) -> Generation:
-    """The generation, and a word on stderr about characters that the tokenizer does not have."""
+def begin(engine: Engine, text: str, params: Params, *, is_chat: bool) -> Generation:
+    """Begin to generate; note on stderr how many tokens of the prompt are unknown to the tokenizer."""
     if not text:
         raise UserError("the prompt is empty, expected at least one character; type a text to continue")
-    ids = engine.chat([{"role": "user", "content": text}]) if talk else engine.tokenizer.encode(text)
+    ids = engine.chat([{"role": "user", "content": text}]) if is_chat else engine.tokenizer.encode(text)
     unknown = engine.tokenizer.encode(text).count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
     if unknown:
         click.echo(f"note: {unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
     return engine.generate(ids, params)
 
 
-def remark(engine: Engine, dial: Dial) -> None:
-    """What a person should know of the asked point of a calibrated model, on stderr."""
+def warn(engine: Engine, dial: Dial) -> None:
+    """Note on stderr where the requested point of a calibrated model is not what it seems."""
     if not dial.calibrated:
         return
-    from ..dial.dial import remarks
+    from ..dial import warnings_for
     from ..measuring.machine import describe
 
-    for line in remarks(engine.manifest, dial, describe(engine.session)):
+    for line in warnings_for(engine.manifest, dial, describe(engine.session)):
         click.echo(f"note: {line}", err=True)
 
 
-def collected(tokens: Iterable[Token], into: list[Token]) -> Iterator[Token]:
-    """The same tokens, kept in `into` as they pass."""
+def recorded(tokens: Iterable[Token], into: list[Token]) -> Iterator[Token]:
+    """Yield the same tokens, and append each to `into`."""
     for token in tokens:
         into.append(token)
         yield token
 
 
 def stream(tokens: Iterable[Token], *, strip: bool) -> None:
-    """Text to stdout as it comes, ended by a line end; without the white space before an answer if `strip`."""
+    """Write the text to stdout as it is generated, with a line end at its end.
+
+    Args:
+        tokens: The tokens, as they are generated.
+        strip: Leave out the white space before an answer.
+    """
     begun, ended = not strip, False
     for token in tokens:
         text = token.text if begun else token.text.lstrip()
@@ -145,7 +160,7 @@ def stream(tokens: Iterable[Token], *, strip: bool) -> None:
 
 
 def report(engine: Engine, generation: Generation, tokens: list[Token], usage: str, as_json: bool) -> None:
-    """The JSON object on stdout, and on stderr what `usage` asks for."""
+    """Print the JSON object on stdout, or on stderr the summary that `usage` selects."""
     from ..generation.summary import summarise, token_json
 
     summary = summarise(generation, tokens)

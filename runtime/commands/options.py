@@ -1,69 +1,77 @@
 """Options that several commands share."""
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    pass
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _all(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+class ExpandedPath(click.Path):
+    """A path in which `~` is the home folder, also where no shell has expanded it, as in `--text=~/a.txt`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand `~` before click checks the path."""
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 - keeps `~x` of an unknown user
+
+
+PATH = ExpandedPath(path_type=Path)
+
+
+def _apply(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
 
 
 def dial_options(command: Command) -> Command:
-    """How much of the model to run: the fields of `Dial`."""
-    return _all(command, (
+    """Add the options that say how much of the model runs: the fields of `Dial`."""
+    return _apply(command, (
         click.option("--compute", type=float, metavar="SHARE",
-                     help="Share of the dense FLOPs, above 0 to 1, of a calibrated model."),
+                     help="Share of the dense FLOPs to execute, above 0, at most 1; for a calibrated model."),
         click.option("--target-ms", type=float, metavar="MS",
-                     help="Most compute that was measured to take at most this per token."),
+                     help="Take the most compute that was measured to need at most MS per token; above 0."),
         click.option("--target-loss", type=float, metavar="NATS",
-                     help="Least compute that was measured to lose at most this per token."),
+                     help="Take the least compute that was measured to lose at most NATS per token; above 0."),
         click.option("--agreement", type=float, metavar="SHARE",
-                     help="Leave early only so far that this share of tokens chooses as if none left."),
-        click.option("--experts", type=float, metavar="N", help="Wanted average of experts per token and layer."),
-        click.option("--heads", type=float, metavar="N", help="Wanted average of heads per token and layer."),
-        click.option("--layers-share", type=float,
-                     help="Wanted share of tokens that run each layer with a router."),
-        click.option("--router-top-p", type=float, help="Expert threshold, 0 to 1; 1 keeps every expert."),
-        click.option("--head-top-p", type=float, help="Head threshold, 0 to 1; 1 uses every head."),
-        click.option("--depth-threshold", type=float, help="Layer threshold, 0 to 1; 0 runs every layer."),
-        click.option("--exit-threshold", type=float, help="Sureness at which a token leaves early; 1 is never."),
+                     help="Leave early so that this share of tokens is chosen as if none left; above 0, below 1."),
+        click.option("--experts", type=float, metavar="N",
+                     help="Average number of experts per token and layer, at least 1."),
+        click.option("--heads", type=float, metavar="N",
+                     help="Average number of heads per token and layer, at least 1."),
+        click.option("--layers-share", type=float, metavar="SHARE",
+                     help="Share of the tokens that run each layer that has a router, 0 to 1."),
+        click.option("--router-top-p", type=float, metavar="MASS",
+                     help="Threshold of the experts, above 0, at most 1; 1 keeps every expert."),
+        click.option("--head-top-p", type=float, metavar="MASS",
+                     help="Threshold of the heads, 0 to 1; 1 keeps every head."),
+        click.option("--depth-threshold", type=float, metavar="SCORE",
+                     help="Threshold of the layers, 0 to 1; 0 runs every layer."),
+        click.option("--exit-threshold", type=float, metavar="SCORE",
+                     help="Confidence above which a token leaves early, 0 to 1; 1 never leaves."),
     ))  # fmt: skip
 
 
 def model_options(command: Command) -> Command:
-    """Which model, and where it runs."""
-    return _all(command, (
-        click.option("--model", metavar="FOLDER", help="Exported model; by default the newest under runs/."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-        click.option("--threads", type=int,
-                     help="Threads of one operator; by default one per core, one for a small model."),
-        click.option("--verify/--no-verify", default=True, help="Compare the files with their digests first."),
+    """Add the options that say which model runs, and where."""
+    return _apply(command, (
+        click.option("--model", metavar="MODEL",
+                     help="Folder of an exported model, or name of its run; by default the newest under runs/."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                     help="auto takes CUDA where it loads."),
+        click.option("--threads", type=int, metavar="N",
+                     help="Threads of one operator, at least 1; by default one per core, one for a small model."),
+        click.option("--verify/--no-verify", default=True, show_default=True,
+                     help="Compare the files with their digests first."),
     ))  # fmt: skip
 
 
-def check_plot(path: str | None) -> None:
-    """Refuse a plot in a form that nobody draws."""
-    if path and Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise click.BadParameter(f"found {path!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot")
-
-
-@contextmanager
-def utf8_stdout() -> Iterator[None]:
-    """A character that the terminal's encoding lacks becomes `?`, not an error in the middle of a text."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    yield
+def check_plot(path: Path | None) -> None:
+    """Refuse a suffix in which no plot can be drawn."""
+    if path and path.suffix not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(
+            f"found {str(path)!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot"
+        )

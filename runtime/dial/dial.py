@@ -1,4 +1,4 @@
-"""The dial: what a person asks for (a share of the compute, experts, heads, layers, or thresholds) into thresholds."""
+"""The dial: turn a request (a share of the compute, experts, heads, layers, or thresholds) into thresholds."""
 
 import math
 from dataclasses import dataclass
@@ -11,9 +11,7 @@ from ..format.manifest import Curve, Manifest
 from .curve import agreeing, at_compute, compute_for_loss, compute_within
 from .thresholds import Floats, Thresholds
 
-__all__ = ["Dial", "Floats", "Thresholds", "remarks", "resolve"]
-
-# Each sets every threshold from the calibrated curve, so none goes with another, nor with a single threshold.
+# Each sets every threshold from the calibrated curve, so it excludes the others and all of SINGLE.
 CALIBRATED = ("compute", "target_ms", "target_loss", "agreement")
 SINGLE = (
     "experts",
@@ -24,41 +22,44 @@ SINGLE = (
     "depth_threshold",
     "exit_threshold",
 )
-# Two ways to set one threshold.
-SAME = (("experts", "router_top_p"), ("heads", "head_top_p"), ("layers_share", "depth_threshold"))
+# Pairs of fields that set the same threshold.
+SAME_THRESHOLD = (("experts", "router_top_p"), ("heads", "head_top_p"), ("layers_share", "depth_threshold"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dial:
-    """How much of the model to run; what is None stays as the model was trained.
+    """How much of the model to run. A field that is None keeps the threshold that the model was trained with.
 
-    experts: wanted average of experts per token and layer, 1 to num_experts, through the model's quantile table.
-    layers_share: wanted share of the tokens that run each layer with a depth router, 0 to 1, through the same table.
-    router_top_p: expert threshold of all layers, above 0, at most 1; 1 keeps every expert. Excludes `experts`.
-    depth_threshold: a layer runs for a token that scores at least this, 0 to 1; 0 runs all. Excludes `layers_share`.
-    exit_threshold: a token leaves after an exit layer that is surer than this, 0 to 1; 1 never leaves.
-    heads: wanted average of heads per token and layer, shared ones included, through the same table.
-    head_top_p: head threshold of all layers, 0 to 1; 1 uses every head. Excludes `heads`.
+    `compute`, `target_ms`, `target_loss` and `agreement` need a calibrated model (`adaptive calibrate`). Each of them
+    excludes every other field.
 
-    Of a calibrated model (`adaptive calibrate`), one of these in place of all of the above:
-
-    compute: share of the FLOPs of a dense pass, above 0, at most 1; 1 runs everything.
-    target_ms: the most compute that was measured to take at most this many milliseconds per token.
-    target_loss: the least compute that was measured to lose at most this many nats per token.
-    agreement: share of tokens, below 1, that choose as if none left early; the other thresholds stay the model's own.
+    Raises:
+        WrongUsageError: a value is outside its range, or two fields set the same threshold.
     """
 
     experts: float | None = None
+    """Average number of experts per token and layer, 1 to num_experts, by the model's quantile table."""
     layers_share: float | None = None
+    """Share of the tokens that run each layer with a depth router, 0 to 1, by the same table."""
     router_top_p: float | None = None
+    """Threshold of the experts of all layers, above 0, at most 1; 1 keeps every expert. Excludes `experts`."""
     depth_threshold: float | None = None
+    """A layer runs for a token with at least this score, 0 to 1; 0 runs every layer. Excludes `layers_share`."""
     exit_threshold: float | None = None
+    """A token leaves after an exit layer with a confidence above this, 0 to 1; 1 never leaves."""
     heads: float | None = None
+    """Average number of heads per token and layer, shared ones included, at least 1, by the same table."""
     head_top_p: float | None = None
+    """Threshold of the heads of all layers, 0 to 1; 1 keeps every head. Excludes `heads`."""
     compute: float | None = None
+    """Share of the FLOPs of a dense pass to execute, above 0, at most 1; 1 runs everything."""
     target_ms: float | None = None
+    """Take the most compute that was measured to need at most this many milliseconds per token, above 0."""
     target_loss: float | None = None
+    """Take the least compute that was measured to lose at most this many nats per token, above 0."""
     agreement: float | None = None
+    """Share of tokens, above 0 and below 1, that are chosen as if no token left early. Sets the exit thresholds alone;
+    the others stay as the model was trained."""
 
     def __post_init__(self) -> None:
         if self.experts is not None and not (math.isfinite(self.experts) and self.experts >= 1):
@@ -68,7 +69,7 @@ class Dial:
         for name in ("layers_share", "router_top_p", "depth_threshold", "exit_threshold", "head_top_p"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise WrongUsageError(f"found {name} {value}, expected 0 to 1; leave it out for the model's own")
+                raise WrongUsageError(f"found {name} {value}, expected 0 to 1; leave it out to keep the model's own")
         if self.router_top_p == 0:
             raise WrongUsageError(
                 "found router_top_p 0, expected more than 0; a tiny value keeps only the first expert"
@@ -81,7 +82,7 @@ class Dial:
                 raise WrongUsageError(f"found {name} {value}, expected a number above 0")
         if self.agreement is not None and not 0 < self.agreement < 1:
             raise WrongUsageError(f"found agreement {self.agreement}, expected above 0 and below 1, such as 0.99")
-        for one, other in SAME:
+        for one, other in SAME_THRESHOLD:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise WrongUsageError(f"found both {one} and {other}, which set the same threshold; give one of them")
         calibrated = [name for name in CALIBRATED if getattr(self, name) is not None]
@@ -95,17 +96,21 @@ class Dial:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it asks for something that only a calibrated model has."""
+        """Whether a field is set that only a calibrated model has."""
         return any(getattr(self, name) is not None for name in CALIBRATED)
 
 
 def resolve(manifest: Manifest, dial: Dial) -> Thresholds:
-    """One threshold per layer. Raises UserError where the model has no such choice: nothing asked for is ignored."""
-    found = _from_curve(manifest, dial) if dial.calibrated else Thresholds.of(manifest.thresholds)
-    _set_experts(manifest, dial, found.router_top_p)
-    _set_heads(manifest, dial, found.head_top_p)
-    _set_depth(manifest, dial, found.depth_threshold, found.exit_threshold)
-    return found
+    """Return the thresholds of every layer that `dial` stands for.
+
+    Raises:
+        UserError: the model has no such choice, or not at that value. No field is ignored.
+    """
+    thresholds = _from_curve(manifest, dial) if dial.calibrated else Thresholds.of(manifest.thresholds)
+    _set_experts(manifest, dial, thresholds.router_top_p)
+    _set_heads(manifest, dial, thresholds.head_top_p)
+    _set_depth(manifest, dial, thresholds.depth_threshold, thresholds.exit_threshold)
+    return thresholds
 
 
 def _from_curve(manifest: Manifest, dial: Dial) -> Thresholds:
@@ -113,15 +118,19 @@ def _from_curve(manifest: Manifest, dial: Dial) -> Thresholds:
     if curve is None:
         raise UserError("this model is not calibrated; type: adaptive calibrate --model FOLDER")
     if dial.agreement is not None:
-        found = Thresholds.of(manifest.thresholds)
-        leave = agreeing(curve, dial.agreement).exit_threshold
-        found.exit_threshold[[layer.exit for layer in manifest.model.layers]] = leave
-        return found
+        thresholds = Thresholds.of(manifest.thresholds)
+        exits = [layer.exit for layer in manifest.model.layers]
+        thresholds.exit_threshold[exits] = agreeing(curve, dial.agreement).exit_threshold
+        return thresholds
     return at_compute(curve, wanted_compute(curve, dial))
 
 
 def wanted_compute(curve: Curve, dial: Dial) -> float:
-    """The compute that `dial` asks for, directly or by a target. Raises UserError for a target that no point meets."""
+    """Return the compute that `dial` requests, directly or by a target.
+
+    Raises:
+        UserError: no point of the curve meets the target.
+    """
     if dial.target_ms is not None:
         return compute_within(curve, dial.target_ms)
     if dial.target_loss is not None:
@@ -129,22 +138,24 @@ def wanted_compute(curve: Curve, dial: Dial) -> float:
     return 1.0 if dial.compute is None else dial.compute
 
 
-def remarks(manifest: Manifest, dial: Dial, machine: dict[str, Any]) -> list[str]:
-    """What a person should know of a point that `resolve` found on the curve, run on `machine`."""
+def warnings_for(manifest: Manifest, dial: Dial, machine: dict[str, Any]) -> list[str]:
+    """List what is not as it seems about a point of the curve when it runs on `machine` (see `describe`)."""
     curve = manifest.curve
     if curve is None:
         return []
-    found = []
+    warnings = []
     least = curve.points[0]
     if dial.compute is not None and dial.compute < least.compute:
-        found.append(f"the least compute that this model was calibrated for is {least.compute:.3g}; it runs at that")
+        warnings.append(f"the least compute that this model was calibrated for is {least.compute:.3g}; it runs at that")
     differs = [key for key in ("cpu", "threads", "device") if curve.machine.get(key) != machine.get(key)]
     if dial.target_ms is not None and differs:
         there = ", ".join(f"{key} {curve.machine.get(key)}" for key in differs)
         here = ", ".join(f"{key} {machine.get(key)}" for key in differs)
-        found.append(f"the times were measured on another machine ({there}; here {here}); "
-                     "measure them here with: adaptive calibrate --model FOLDER")  # fmt: skip
-    return found
+        warnings.append(
+            f"the times were measured on another machine ({there}; here {here}); "
+            "measure them here with: adaptive calibrate --model FOLDER"
+        )
+    return warnings
 
 
 def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats) -> None:
@@ -200,26 +211,26 @@ def _for_experts(wanted: float, num_experts: int, grid: list[float], table: list
     if wanted > num_experts:
         raise UserError(f"found experts {wanted:g}, this model has {num_experts} per layer; give 1 to {num_experts}")
     if wanted == num_experts:
-        return 1.0  # all of them, whatever the table saw
+        return 1.0  # all of them: the table ends at the highest score that was seen
     if table is None:
-        raise UserError("this model has no table for a wanted number of experts; set router_top_p instead")
+        raise UserError("this model has no table for an average number of experts; set router_top_p instead")
     # The first expert is always kept, so it takes a threshold above 0 even where the table says 0.
     return max(float(np.interp((wanted - 1) / (num_experts - 1), grid, table)), 1e-6)
 
 
 def _for_share(wanted: float, grid: list[float], table: list[float] | None) -> float:
     if wanted == 1:
-        return 0.0  # every token, whatever the table saw
+        return 0.0  # every token: the table ends at the lowest score that was seen
     if table is None:
-        raise UserError("this model has no table for a wanted share of layers; set depth_threshold instead")
+        raise UserError("this model has no table for a share of layers; set depth_threshold instead")
     return float(np.interp(wanted, grid, table))
 
 
 def _for_heads(wanted: float, least: int, most: int, grid: list[float], table: list[float] | None) -> float:
     if not least <= wanted <= most:
-        raise UserError(f"found heads {wanted:g}, this model uses {least} to {most} per layer; give a number of those")
+        raise UserError(f"found heads {wanted:g}, this model uses {least} to {most} per layer; give {least} to {most}")
     if wanted == most:
-        return 1.0  # all of them, whatever the table saw
+        return 1.0  # all of them: the table ends at the highest score that was seen
     if table is None:
-        raise UserError("this model has no table for a wanted number of heads; set head_top_p instead")
+        raise UserError("this model has no table for an average number of heads; set head_top_p instead")
     return float(np.interp((wanted - least) / (most - least), grid, table))

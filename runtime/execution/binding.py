@@ -9,7 +9,16 @@ from .kv_cache import BATCH, THRESHOLDS, Cache, cache_shapes
 
 
 class Pass:
-    """One call of the graph with T tokens, logits of the last `num_logits`: its arrays, and the binding to them."""
+    """One call of the graph: its arrays, and their binding.
+
+    Args:
+        ort: The module onnxruntime.
+        session: The session of ONNX Runtime.
+        manifest: The model.
+        cache: The caches that the call reads and writes.
+        T: Tokens of the call.
+        num_logits: Tokens, from the last backwards, whose logits are computed.
+    """
 
     def __init__(self, ort: Any, session: Any, manifest: Manifest, cache: Cache, T: int, num_logits: int) -> None:
         model = manifest.model
@@ -25,14 +34,15 @@ class Pass:
         self.windows = np.zeros((L, BATCH, T), np.int64)
         self._session = session
         self._binding = session.io_binding()
-        self._on_cpu = next(iter(cache.values.values())).device_name() == "cpu"
+        self.rebinds = next(iter(cache.values.values())).device_name() != "cpu"
+        """Whether the inputs are bound again before every run."""
         inputs = {"ids": self.ids, "positions": self.positions, "num_logits": np.asarray(num_logits, np.int64)}
-        # An OrtValue made from an array on the CPU is that array; kept here, for it lives no longer than its owner.
+        # An OrtValue made from an array on the CPU shares its memory, so the arrays are kept alive here.
         self._inputs = {
             name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (inputs | cache.inputs()).items()
         }
         self._keep = (inputs, cache)
-        self._bind_inputs()
+        self.bind_inputs()
         for name in reported(model):
             self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(getattr(self, name)))
         for (kind, layer), value in cache.values.items():
@@ -40,24 +50,25 @@ class Pass:
             self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", value)
 
     def run(self) -> None:
-        """Run the graph on what the input arrays hold now."""
-        if not self._on_cpu:
-            self._bind_inputs()  # for CUDA, binding is what copies them to the device
+        """Run the graph on the current content of the input arrays."""
+        if self.rebinds:
+            self.bind_inputs()  # on CUDA, binding copies the inputs to the device
         self._session.run_with_iobinding(self._binding)
 
-    def _bind_inputs(self) -> None:
+    def bind_inputs(self) -> None:
+        """Bind the input arrays to the graph."""
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
 
 
 def reported(model: Model) -> list[str]:
-    """The outputs of the graph that are no caches."""
+    """Name the outputs of the graph other than caches."""
     names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
     return names + ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
 
 
 def expected_names(manifest: Manifest) -> tuple[set[str], set[str]]:
-    """Names of the inputs and outputs that a graph of this format has."""
+    """Name the inputs and outputs that the graph must have."""
     model = manifest.model
     inputs = {"ids", "positions", "lengths", *THRESHOLDS, "num_logits", *["head_top_p"] * model.dials_heads}
     caches = cache_shapes(model, 1)

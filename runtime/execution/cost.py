@@ -1,4 +1,14 @@
-"""What a token used, and what that cost."""
+"""The cost of a token: FLOPs (a multiply-add is 2) and bytes read, by the tables of the manifest.
+
+    executed = lm_head + sum over the layers run of (attention + attention_per_key * keys + router + shared_expert
+                                                     + expert * experts used
+                                                     + (head + head_per_key * keys) * heads used)
+             + depth router and exit check, wherever they ran
+             + keys and values of skipped layers (policy `project`)
+    dense    = the same with every layer, expert and head, without windows and exit checks
+
+L layers, T tokens of one pass.
+"""
 
 from dataclasses import dataclass
 
@@ -10,30 +20,40 @@ from .routes import Bools, Floats, Routes, at
 
 @dataclass(frozen=True)
 class Usage:
-    """What one token used; `Step.usage` of its pass."""
+    """What one token used, and what that cost."""
 
-    experts: tuple[tuple[int, ...], ...]  # (L) ids; none where the layer was skipped
-    heads: tuple[tuple[int, ...], ...]  # (L) ids; all where heads are not routed, none where the layer was skipped
-    windows: tuple[int, ...]  # (L) most tokens looked back at; 0 where the layer has no window or was skipped
-    layers_run: tuple[int, ...]  # ids
-    exit_layer: int | None  # None if it did not leave early
+    experts: tuple[tuple[int, ...], ...]
+    """For each of the L layers the ids of the experts; empty where the layer was skipped."""
+    heads: tuple[tuple[int, ...], ...]
+    """For each layer the ids of the query heads; all where heads are not routed, empty where the layer was skipped."""
+    windows: tuple[int, ...]
+    """For each layer the most tokens looked back at; 0 where the layer has no window or was skipped."""
+    layers_run: tuple[int, ...]
+    """Ids of the layers that ran."""
+    exit_layer: int | None
+    """The layer after which the token left early; None if it did not."""
     executed_flops: float
+    """FLOPs that ran; a multiply-add is 2."""
     dense_flops: float
-    executed_bytes: float  # of weights and KV cache
+    """FLOPs of the same token if every layer, expert and head had run."""
+    executed_bytes: float
+    """Bytes of weights and KV cache that were read."""
     dense_bytes: float
+    """Bytes that a dense pass would have read."""
 
     @property
     def flops_share(self) -> float:
+        """Executed over dense FLOPs."""
         return self.executed_flops / self.dense_flops
 
     @property
     def experts_per_layer(self) -> float:
-        """Mean over the layers run."""
+        """Mean number of experts over the layers run."""
         return sum(map(len, self.experts)) / max(len(self.layers_run), 1)
 
     @property
     def heads_per_layer(self) -> float:
-        """Mean over the layers run."""
+        """Mean number of heads over the layers run."""
         return sum(map(len, self.heads)) / max(len(self.layers_run), 1)
 
 
@@ -41,17 +61,19 @@ class Usage:
 class Spent:
     """Costs of T tokens, each (2, T): FLOPs in the first row, bytes of weights and KV cache in the second.
 
-    The bytes are what a token alone would read; tokens of one pass share the weights, though not the KV cache.
+    The bytes are what a token alone would read; tokens of one pass share the weights, but not the KV cache.
     """
 
     executed: Floats
     dense: Floats
-    adaptive: Floats  # of `executed`, attention, heads and experts of the layers run: what the thresholds decide
+    adaptive: Floats
+    """The part of `executed` that the thresholds decide: attention, heads and experts of the layers run."""
     adaptive_dense: Floats
+    """The same part of `dense`."""
 
 
 class Meter:
-    """Costs of tokens by the tables of one manifest."""
+    """Computes the costs of tokens by the tables of one manifest."""
 
     def __init__(self, manifest: Manifest) -> None:
         model = manifest.model
@@ -84,17 +106,16 @@ class Meter:
         self._index = np.arange(L)[:, None]  # (L, 1)
 
     def spent(self, routes: Routes) -> Spent:
-        """What each token of `routes` cost, and what it would have cost a dense pass."""
+        """Return the cost of each token of `routes`, and that of the same token in a dense pass."""
         both = self._costs @ self._counters(routes)  # (4, T)
-        adaptive_dense = self._full + self._key * (
-            routes.positions + 1
-        )  # (2, T); no skipping: every layer holds every token
+        keys = routes.positions + 1  # a dense pass skips nothing, so every layer holds every token
+        adaptive_dense = self._full + self._key * keys  # (2, T)
         return Spent(self._lm_head + both[:2], self._lm_head + self._routers + adaptive_dense, both[2:], adaptive_dense)
 
     def _counters(self, routes: Routes) -> Floats:
-        """How often each part ran, (8 * L, T).
+        """Count how often each part ran, (8 * L, T).
 
-        Block, keys seen, experts, heads, heads times keys seen, skipped, depth router, exit check.
+        The parts: block, keys seen, experts, heads, heads times keys seen, skipped, depth router, exit check.
         """
         run = routes.layers_run  # (L, T)
         L, T = run.shape
@@ -108,13 +129,13 @@ class Meter:
             routes.selected_heads.sum(axis=2, out=counters[3])
         np.multiply(counters[3], routes.keys, out=counters[4])
         np.logical_not(run, out=counters[5], casting="unsafe")
-        # A token that left is asked nothing after the layer at which it left.
+        # After the layer at which a token left, neither the depth router nor the exit check runs for it.
         counters[6] = (routes.exit_layer < 0) | (self._index <= routes.exit_layer)
         np.multiply(counters[6], routes.exits_open[:, None], out=counters[7])
         return counters.reshape(8 * L, T)
 
     def usage(self, routes: Routes, token: int = -1) -> Usage:
-        """What one token of a pass used; by default the last, from which the next token is chosen."""
+        """Return what one token of a pass used; by default the last, from which the next token is chosen."""
         one = at(routes, token)
         spent = self.spent(one)
         run = one.layers_run[:, 0].tolist()
@@ -136,7 +157,7 @@ class Meter:
 
 
 def _ids(selected: Bools) -> tuple[tuple[int, ...], ...]:
-    """(L, 1, n) bool -> for each layer the indices that are True."""
+    """Return for each layer the indices that are True in `selected` (L, 1, n)."""
     ids: list[list[int]] = [[] for _ in selected]
     for layer, one in zip(*(axis.tolist() for axis in selected[:, 0].nonzero()), strict=True):
         ids[layer].append(one)

@@ -1,7 +1,7 @@
-"""The memory that one generation and the graph share: caches, thresholds, and the inputs and outputs of a pass.
+"""The KV cache: the memory that a sequence and the graph share.
 
-L layers, B sequences, T tokens, H query heads, K key/value heads, C capacity, V vocabulary, E experts. Every array here
-is bound once; ONNX Runtime reads and writes it where it lies, and Python reads and writes the same bytes.
+L layers, B sequences, T tokens, K key/value heads, C capacity, W width of a head. Every array is bound once; ONNX
+Runtime and Python read and write the same memory.
 """
 
 from typing import Any
@@ -11,24 +11,32 @@ from numpy.typing import NDArray
 
 from ..format.manifest import Manifest, Model
 
-BATCH = 1  # the graph takes more at T = 1; this runtime runs one sequence
-ROUND_CAPACITY = 32  # tokens; a few more than needed cost little, and generations of about one length share the memory
-
-THRESHOLDS = ("router_top_p", "depth_threshold", "exit_threshold")  # that every graph has
+BATCH = 1
+"""Sequences of one session. The graph takes more at T = 1."""
+ROUND_CAPACITY = 32
+"""Tokens to which a capacity is rounded up, so that generations of similar length reuse the memory."""
+THRESHOLDS = ("router_top_p", "depth_threshold", "exit_threshold")
+"""Inputs that every graph has."""
 
 CHUNK = 64
 """Tokens of one pass of a prompt that is longer than a ring; a ring holds a window and one chunk.
 
-Half of it, and the experts of a chunk would see too few rows to be worth reading; twice, and every decoded token would
-pass over 64 more cells that its window hides, in every layer.
+With half as many, the experts of a chunk would see too few rows to be worth reading. With twice as many, every decoded
+token would pass over 64 more cells that its window hides, in every layer.
 """
 
 
 class Cache:
-    """Keys and values of every layer, how many tokens each holds, and the thresholds in force.
+    """Keys and values of every layer, the number of tokens that each holds, and the thresholds in force.
 
     Past and present are one OrtValue: the graph writes new keys in place, and nothing is copied as the text grows.
-    The cache of a layer with a window is a ring of `ring` cells, which the graph writes round and round.
+    The cache of a layer with a window is a ring buffer of `ring` cells.
+
+    Args:
+        ort: The module onnxruntime.
+        manifest: The model.
+        device: "cpu" or "cuda".
+        capacity: Tokens to hold, at most the context.
     """
 
     def __init__(self, ort: Any, manifest: Manifest, device: str, capacity: int) -> None:
@@ -42,33 +50,34 @@ class Cache:
         self.head_top_p = np.ones((L, BATCH), np.float32)
         self._dials_heads = model.dials_heads
         self._rings = [(layer.window, ring(layer.window, capacity)) for layer in model.layers if layer.window]
-        # Zeros, not whatever was there: a masked position still takes part as 0 * value, and 0 * nan is nan.
+        # Zeros, not uninitialised memory: a masked position still counts as 0 * value, and 0 * nan is nan.
         self.values = {
             name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), device, 0)
             for name, shape in cache_shapes(model, capacity).items()
         }
 
     def inputs(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that are inputs of the graph, by name: lengths and thresholds, each (L, B)."""
         names = (*THRESHOLDS, "head_top_p") if self._dials_heads else THRESHOLDS
         return {name: getattr(self, name) for name in ("lengths", *names)}
 
     def longest_pass(self, begin: int, end: int) -> int:
-        """How many of the tokens at positions `begin` to `end` one pass may compute.
+        """Return how many of the tokens at positions `begin` to `end` one pass may compute.
 
-        A ring must still hold, when the last of them is written, all that the first looks back at.
+        When the last of them is written, a ring must still hold everything that the first looks back at.
         """
         T = end - begin
         return T if all(cells >= min(end, window + T - 1) for window, cells in self._rings) else min(T, CHUNK)
 
 
 def ring(window: int, capacity: int) -> int:
-    """Cells of the cache of a layer: the whole capacity, or what a window and one chunk need."""
+    """Return the number of cells in the cache of a layer: the whole capacity, or what a window and one chunk need."""
     needed = -(-(window + CHUNK - 1) // ROUND_CAPACITY) * ROUND_CAPACITY
     return min(capacity, needed) if window else capacity
 
 
 def cache_shapes(model: Model, capacity: int) -> dict[tuple[str, int], tuple[int, int, int, int]]:
-    """(kind, layer) of every cache -> its shape: keys and values (B, K, C, W), and (B, 1, C, 1) of the counted."""
+    """Map (kind, layer) of every cache to its shape: keys and values (B, K, C, W), counted (B, 1, C, 1)."""
     shapes = {}
     for index, layer in enumerate(model.layers):
         cells = ring(layer.window, capacity)

@@ -1,13 +1,14 @@
-"""Where a model runs: CUDA when it really loads, else the CPU.
+"""Choose where a model runs: on CUDA if it really loads, else on the CPU.
 
-ONNX Runtime lists CUDA when it was built with it, and prints errors when a session then asks for it in vain. So this
-asks the driver first, then loads the provider's library itself, and only what loads is asked for.
+ONNX Runtime lists CUDA if it was built with it, and prints errors when a session then requests it in vain. Therefore
+this module asks the driver first, then loads the provider's library itself, and requests only what loads.
 """
 
 import contextlib
 import ctypes
 import io
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,46 +23,56 @@ CPU = "CPUExecutionProvider"
 
 @dataclass(frozen=True)
 class Device:
-    """`name` is "cpu" or "cuda"; `providers` is what the session asks for, in order."""
+    """A device, and how to request it."""
 
     name: Literal["cpu", "cuda"]
     providers: tuple[str, ...]
+    """Execution providers of ONNX Runtime, in order of preference."""
 
 
-def choose_device(wanted: str) -> Device:
-    """The device for `wanted` ("auto", "cpu" or "cuda"). Raises UserError for CUDA that does not load, saying why."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise WrongUsageError(f"found device {wanted!r}, expected auto, cpu or cuda")
-    if wanted != "cpu":
-        problem = why_no_cuda()
+def choose_device(name: str, why_no_cuda: Callable[[], str | None] | None = None) -> Device:
+    """Choose a device.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+        why_no_cuda: Says why CUDA cannot be used, or None if it can; by default `find_cuda_problem`.
+
+    Raises:
+        UserError: CUDA is requested and does not load; the message says why.
+        WrongUsageError: there is no such device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise WrongUsageError(f"found device {name!r}, expected auto, cpu or cuda")
+    if name != "cpu":
+        problem = (why_no_cuda or find_cuda_problem)()
         if problem is None:
             return Device("cuda", (CUDA, CPU))
-        if wanted == "cuda":
+        if name == "cuda":
             raise UserError(f"CUDA does not load here: {problem}; use --device cpu, or --device auto")
     return Device("cpu", (CPU,))
 
 
 @cache
-def why_no_cuda() -> str | None:
-    """Why CUDA cannot be used here, or None if it can. Prints nothing."""
+def find_cuda_problem() -> str | None:
+    """Say why CUDA cannot be used here; None if it can. Prints nothing."""
     import onnxruntime  # here: 90 ms that `--help` does not pay
 
     if CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime was built without it (the package onnxruntime-gpu has it)"
-    problem = _why_no_driver()
+    problem = _find_driver_problem()
     if problem is not None:
         return problem
     capi = Path(onnxruntime.__file__).parent / "capi"
-    problem = _why_not_loaded(capi)
+    problem = _find_library_problem(capi)
     if problem is None:
         return None
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        onnxruntime.preload_dlls()  # finds the libraries that pip packages bring, which the loader does not look for
-    return _why_not_loaded(capi)
+        onnxruntime.preload_dlls()  # finds libraries in pip packages, where the loader does not look
+    return _find_library_problem(capi)
 
 
-def _why_no_driver() -> str | None:
-    """Asks the driver for its devices; the driver's library comes with it, not with any package."""
+def _find_driver_problem() -> str | None:
+    """Ask the driver for its devices. The driver's library comes with the driver, not with a package."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
@@ -74,8 +85,8 @@ def _why_no_driver() -> str | None:
     return None
 
 
-def _why_not_loaded(capi: Path) -> str | None:
-    """Loads the provider's library as ONNX Runtime would, without its messages."""
+def _find_library_problem(capi: Path) -> str | None:
+    """Load the provider's library as ONNX Runtime would, without its messages."""
     windows = sys.platform == "win32"
     form = "onnxruntime_providers_{}.dll" if windows else "libonnxruntime_providers_{}.so"
     mode = 0 if windows else ctypes.RTLD_GLOBAL  # the CUDA library uses symbols of the shared one

@@ -1,4 +1,4 @@
-"""One ONNX Runtime session of one model, and the sequence that it is computing.
+"""One ONNX Runtime session of one model, and the sequence that it computes.
 
 L layers, T tokens, E experts, V vocabulary.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import GRAPH
-from ..dial.dial import Dial, Thresholds, resolve
+from ..dial import Dial, Thresholds, resolve
 from ..format.manifest import Manifest
 from .binding import Pass, expected_names
 from .cost import Meter, Usage
@@ -29,22 +29,36 @@ SMALL_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass gave: logits of the last tokens, and what the tokens used."""
+    """The result of one pass."""
 
-    logits: NDArray[np.float32]  # (num_logits, V), not written again
+    logits: NDArray[np.float32]
+    """(num_logits, V): logits of the last tokens. The array is not written again."""
     routes: Routes
+    """The experts, heads and layers that every token of the pass used."""
     meter: Meter
+    """Computes the cost of `routes`."""
 
     @cached_property
     def usage(self) -> Usage:
-        """Of the last token, from which the next is chosen; computed when it is asked for."""
+        """Usage of the last token, from which the next is chosen. Computed on first access."""
         return self.meter.usage(self.routes)
 
 
 class Session:
-    """Runs the graph: `prefill` some tokens, then `step` by step, then `reset`.
+    """Runs the graph: `prefill` the prompt, `step` token by token, then `reset` for the next sequence.
 
-    Buffers are made and bound when a sequence begins, for its capacity, and are not touched again while it grows.
+    Buffers are allocated and bound when a sequence begins, for its capacity, and stay while it grows.
+
+    Args:
+        folder: The folder of the exported model.
+        manifest: The manifest of the model; None reads it.
+        device: "auto" (CUDA where it loads), "cpu" or "cuda".
+        threads: Threads of one operator, at least 1; None takes `suitable_threads`.
+        capacity: Tokens that the caches hold at first; None takes the whole context.
+        verify: Whether to compare the files with their digests when the manifest is read.
+
+    Raises:
+        UserError: the model is missing, damaged, or does not fit its manifest; or CUDA is requested and does not load.
     """
 
     def __init__(
@@ -57,11 +71,7 @@ class Session:
         capacity: int | None = None,
         verify: bool = True,
     ) -> None:
-        """Open the model in `folder`; `threads` None takes `suitable_threads`, `capacity` None the whole context.
-
-        Raises UserError for a model that is missing, damaged or does not fit its manifest, and CUDA that does not load.
-        """
-        import onnxruntime  # here: 90 ms that `--help` does not pay
+        import onnxruntime  # takes 90 ms, which `--help` should not pay
 
         if threads is not None and threads < 1:
             raise WrongUsageError(f"found threads {threads}, expected at least 1")
@@ -81,18 +91,18 @@ class Session:
         options.intra_op_num_threads = self.threads
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.enable_mem_pattern = False  # planned for fixed shapes; ours change with the prompt
-        # A thread that spins while it waits takes the core from whoever has work: on two busy cores that doubled the
-        # time of a token, on idle ones it gains little (docs/decisions).
+        # A thread that spins while it waits takes the core from a thread that has work: on two busy cores that doubled
+        # the time of a token, on idle ones it gains little (docs/decisions).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they come as exceptions too
         try:
             session = self._ort.InferenceSession(str(path), options, providers=list(self.device.providers))
-        except Exception as error:  # of many classes, all of them RuntimeError's relatives in C++ only
+        except Exception as error:  # onnxruntime raises many classes without a common base
             raise UserError(f"{path} does not load: {error}; export the model again") from error
-        found = ({x.name for x in session.get_inputs()}, {x.name for x in session.get_outputs()})
+        names = ({x.name for x in session.get_inputs()}, {x.name for x in session.get_outputs()})
         expected = expected_names(self.manifest)
-        if found != expected:
-            odd = sorted((found[0] ^ expected[0]) | (found[1] ^ expected[1]))
+        if names != expected:
+            odd = sorted((names[0] ^ expected[0]) | (names[1] ^ expected[1]))
             raise UserError(f"{path} does not fit its manifest: {', '.join(odd)}; export the model again")
         logits = next(x.shape[-1] for x in session.get_outputs() if x.name == "logits")
         if isinstance(logits, int) and logits != self.manifest.model.vocab_size:
@@ -104,6 +114,7 @@ class Session:
 
     @property
     def onnxruntime_version(self) -> str:
+        """Version of the ONNX Runtime that is loaded."""
         return str(self._ort.__version__)
 
     @property
@@ -114,56 +125,64 @@ class Session:
     @property
     def capacity(self) -> int:
         """Tokens that the caches can hold."""
-        return self._cache.capacity
+        return self.cache.capacity
 
     def reset(self, capacity: int | None = None) -> None:
-        """Begin a new sequence with room for `capacity` tokens (None: the whole context); thresholds stay.
+        """Begin a new sequence with room for `capacity` tokens (None: the whole context). Thresholds stay.
 
-        Raises UserError for more than the model's context.
+        Raises:
+            UserError: the capacity is larger than the model's context.
         """
         context = self.manifest.model.context_length
         wanted = context if capacity is None else capacity
         if not 1 <= wanted <= context:
             raise UserError(f"found {wanted} tokens, this model holds 1 to {context}; shorten the text")
         room = min(-(-wanted // ROUND_CAPACITY) * ROUND_CAPACITY, context)
-        cache = getattr(self, "_cache", None)
+        cache: Cache | None = getattr(self, "cache", None)
         if cache is None or cache.capacity != room:
             fresh = Cache(self._ort, self.manifest, self.device.name, room)
             if cache is not None:
                 for name, array in fresh.inputs().items():
                     array[:] = cache.inputs()[name]
-            self._cache = fresh
-            self._decode = Pass(self._ort, self._session, self.manifest, fresh, 1, 1)
-        self._cache.lengths[:] = 0
+            self.cache = fresh
+            self.decode = Pass(self._ort, self._session, self.manifest, fresh, 1, 1)
+        self.cache.lengths[:] = 0
         self._position = 0
 
     def set_thresholds(self, thresholds: Thresholds) -> None:
-        """Use these from the next pass on."""
-        self._cache.router_top_p[:] = thresholds.router_top_p[:, None]
-        self._cache.depth_threshold[:] = thresholds.depth_threshold[:, None]
-        self._cache.exit_threshold[:] = thresholds.exit_threshold[:, None]
-        self._cache.head_top_p[:] = thresholds.head_top_p[:, None]
+        """Use these thresholds from the next pass on."""
+        self.cache.router_top_p[:] = thresholds.router_top_p[:, None]
+        self.cache.depth_threshold[:] = thresholds.depth_threshold[:, None]
+        self.cache.exit_threshold[:] = thresholds.exit_threshold[:, None]
+        self.cache.head_top_p[:] = thresholds.head_top_p[:, None]
 
     def prefill(self, ids: Sequence[int], num_logits: int = 1) -> Step:
-        """Compute `ids` after what the caches hold; logits of the last `num_logits`.
+        """Compute `ids` after the tokens in the caches.
 
-        One pass, or several where a layer with a window keeps too little for one; nothing of the result differs.
-        Raises UserError for no ids, for ids outside the vocabulary, and for more than the caches have room for.
+        This takes one pass, or several where the cache of a layer with a window is too small for one; the result is the
+        same.
+
+        Args:
+            ids: Token ids, at least one.
+            num_logits: Tokens, from the last backwards, whose logits are returned; 1 to len(ids).
+
+        Raises:
+            UserError: there are no ids, an id is outside the vocabulary, or the caches have too little room.
         """
         self._check(ids)
         if not 1 <= num_logits <= len(ids):
             raise ValueError(f"found num_logits {num_logits}, expected 1 to {len(ids)}")
         if len(ids) == 1:
-            return self._run(self._decode, ids)
-        longest = self._cache.longest_pass(self._position, self._position + len(ids))
+            return self._run(self.decode, ids)
+        longest = self.cache.longest_pass(self._position, self._position + len(ids))
         parts: list[Step] = []
         graphs: dict[tuple[int, int], Pass] = {}
         for begin in range(0, len(ids), longest):
             part = ids[begin : begin + longest]
-            wanted = begin + len(part) - (len(ids) - num_logits)  # of the tokens so far, those whose logits count
-            shape = (len(part), min(max(wanted, 1), len(part)))  # the graph gives the logits of one token at least
+            wanted = begin + len(part) - (len(ids) - num_logits)  # tokens so far whose logits are returned
+            shape = (len(part), min(max(wanted, 1), len(part)))  # the graph gives the logits of at least one token
             if shape not in graphs:
-                graphs[shape] = Pass(self._ort, self._session, self.manifest, self._cache, *shape)
+                graphs[shape] = Pass(self._ort, self._session, self.manifest, self.cache, *shape)
             step = self._run(graphs[shape], part, again=len(ids) > longest)
             parts.append(step if wanted > 0 else replace(step, logits=step.logits[:0]))
         return parts[0] if len(parts) == 1 else self._joined(parts)
@@ -173,9 +192,13 @@ class Session:
         return Step(logits, joined([part.routes for part in parts]), self._meter)
 
     def step(self, token: int) -> Step:
-        """Compute one token; the logits choose the next. Raises as `prefill` does."""
+        """Compute one token; its logits, (1, V), choose the next one.
+
+        Raises:
+            UserError: as in `prefill`.
+        """
         self._check((token,))
-        return self._run(self._decode, (token,))
+        return self._run(self.decode, (token,))
 
     def _check(self, ids: Sequence[int]) -> None:
         if not len(ids):
@@ -185,17 +208,18 @@ class Session:
             raise UserError(f"found token {wrong}, this model has 0 to {self.manifest.model.vocab_size - 1}")
         if self._position + len(ids) > self.capacity:
             raise UserError(
-                f"found {self._position + len(ids)} tokens, there is room for {self.capacity}; begin with more capacity"
+                f"found {self._position + len(ids)} tokens, there is room for {self.capacity}; "
+                "call reset() with more capacity"
             )
 
     def _run(self, graph: Pass, ids: Sequence[int], *, again: bool = True) -> Step:
-        """`again`: the arrays of `graph` will be written again, so what it gave is copied."""
+        """Run `graph` on `ids`. With `again` its arrays will be reused, so the logits are copied."""
         T = len(ids)
         graph.ids[0] = ids
         graph.positions[0] = np.arange(self._position, self._position + T)
-        before = self._cache.lengths[:, 0].copy()  # (L,)
+        before = self.cache.lengths[:, 0].copy()  # (L,)
         graph.run()
-        self._cache.lengths[:] = graph.new_lengths
+        self.cache.lengths[:] = graph.new_lengths
         self._position += T
         routes = self._routes(graph, before)
         return Step(graph.logits[0].copy() if again else graph.logits[0], routes, self._meter)
@@ -213,30 +237,35 @@ class Session:
             exit_layer=graph.exit_layer[0].copy(),
             keys=keys if windows is None else np.where(windows > 0, np.minimum(keys, windows), keys),
             positions=graph.positions[0].copy(),
-            exits_open=self._cache.exit_threshold[:, 0] < 1,
+            exits_open=self.cache.exit_threshold[:, 0] < 1,
             selected_heads=graph.selected_heads[:, 0].copy() if model.routes_heads else None,
             windows=windows,
         )
 
     @property
     def meter(self) -> Meter:
-        """Costs by this model's tables."""
+        """Computes costs by the tables of this model."""
         return self._meter
 
 
-def suitable_threads(manifest: Manifest) -> int:
-    """One per core, but one alone for a model whose operators are too small to be worth waiting for each other."""
+def suitable_threads(manifest: Manifest, cores: int | None = None) -> int:
+    """Return one thread per core, or a single one for a small model, whose operators are too small to split.
+
+    Args:
+        manifest: The model.
+        cores: Cores to use; None takes `usable_cores`.
+    """
     table = manifest.costs.weight_bytes
     H = manifest.model.num_heads
     experts = zip(table.layers, manifest.model.layers, strict=True)
     dense = table.lm_head + sum(
         costs.attention + costs.head * H + costs.expert * layer.num_experts for costs, layer in experts
     )
-    return 1 if dense < SMALL_BYTES else usable_cores()
+    return 1 if dense < SMALL_BYTES else cores or usable_cores()
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: of its affinity where the system has one, else of the machine."""
+    """Return the number of cores that this process may use: its affinity where the system has one, else all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""Where an ONNX file says that its weights lie, read without onnx and before ONNX Runtime opens anything.
+"""List the places where an ONNX file stores its weights, without onnx and before ONNX Runtime opens a file.
 
-A crafted `location` (`../../etc/passwd`, an absolute path, a link) has made loaders read files outside the model's
-folder again and again (CVE-2022-25882, CVE-2024-27318, CVE-2024-5187). So the graph is walked here, message by message,
-with the few field numbers of onnx.proto that can lead to a tensor; what is no well-formed protobuf is refused.
+A crafted `location` (`../../etc/passwd`, an absolute path, a link) has repeatedly made loaders read files outside the
+model's folder (CVE-2022-25882, CVE-2024-27318, CVE-2024-5187). So this module walks the graph message by message, with
+the few field numbers of onnx.proto that can lead to a tensor, and refuses malformed protobuf.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 
-MAX_BYTES = 512 * 2**20  # of the graph without its weights
-MAX_DEPTH = 64  # of graphs inside nodes inside graphs
+MAX_BYTES = 512 * 2**20
+"""Largest graph that is read, without its weights."""
+MAX_DEPTH = 64
+"""Deepest nesting of graphs inside nodes inside graphs."""
 
-# message -> field number -> message to enter. Field numbers of onnx.proto (IR 11); the unlisted ones lead to no tensor.
+# message -> field number -> message to enter. Field numbers of onnx.proto (IR 11); unlisted ones lead to no tensor.
 ENTER: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -38,7 +40,11 @@ class Reference:
 
 
 def external_data(path: Path) -> Iterator[Reference]:
-    """Every reference to data outside the ONNX file `path`; UserError if the file is no well-formed ONNX."""
+    """Yield every reference to data outside the ONNX file `path`.
+
+    Raises:
+        UserError: the file is too large or not well-formed.
+    """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise UserError(
@@ -47,7 +53,7 @@ def external_data(path: Path) -> Iterator[Reference]:
     try:
         yield from _walk(memoryview(path.read_bytes()), "model", 0)
     except (IndexError, ValueError) as error:
-        raise UserError(f"{path} is no well-formed ONNX file: {error}; export the model again") from error
+        raise UserError(f"{path} is not a well-formed ONNX file: {error}; export the model again") from error
 
 
 def _walk(message: memoryview, kind: str, depth: int) -> Iterator[Reference]:
@@ -67,12 +73,12 @@ def _walk(message: memoryview, kind: str, depth: int) -> Iterator[Reference]:
         elif field in enter and isinstance(value, memoryview):
             yield from _walk(value, enter[field], depth + 1)
     if external:
-        # No location is as wrong as a strange one: the caller compares it with the one allowed name.
+        # A missing location becomes "": the caller refuses everything but the one allowed name.
         yield Reference(entries.get("location", ""), int(entries.get("offset", "0")), int(entries.get("length", "0")))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """(number, value) of each field of a protobuf message: bytes for a length-delimited one, else the number or 0."""
+    """Yield (number, value) of each field of a protobuf message: bytes if length-delimited, else the number or 0."""
     at, end = 0, len(message)
     while at < end:
         key, at = _varint(message, at)

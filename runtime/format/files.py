@@ -1,7 +1,7 @@
-"""The files of an exported model: contained in their folder, whole, and unchanged since they were written.
+"""Check the files of an exported model: inside their folder, complete, and unchanged since they were written.
 
-They are checked before they are opened, so this protects from a model that came damaged or crafted, not from someone
-who can write into its folder while it loads.
+The check comes before the files are opened. It protects from a damaged or crafted model, but not from someone who can
+write into its folder while it loads.
 """
 
 import hashlib
@@ -12,28 +12,38 @@ from pathlib import Path
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, WEIGHTS
 from ...contract.files import cannot_write, write_whole
+from ...contract.text_compression import refuse_lfs_pointer
 from .external_data import Reference, external_data
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
+    """Return the SHA-256 of a file as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: bool) -> None:
-    """Check `files` (name -> size in bytes and SHA-256) in `folder`; the digests only with `verify`.
+    """Check the files that a manifest lists, then the places of the weights in the graph.
 
-    A file must be a plain name and a regular file with no second name: a symbolic or hard link could lead the loader to
-    a file that is not the model's. The graph is then read for the places of its weights, before ONNX Runtime sees it.
+    A file must have a plain name and be a regular file without a second name: a symbolic or hard link could lead the
+    loader to a file that does not belong to the model.
 
-    Raises UserError naming the file, what was found and what was expected.
+    Args:
+        folder: The folder of the model.
+        files: Name -> size in bytes and SHA-256.
+        verify: Whether to compare the digests too.
+
+    Raises:
+        UserError: a file is missing, changed, a link, a Git LFS pointer, or outside the folder.
     """
     for name, (size, sha256) in files.items():
         path = contained(folder, name)
-        found = path.stat().st_size
-        if found != size:
-            raise UserError(f"{path} is damaged: found {found} bytes, the manifest says {size}; export the model again")
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            check_no_pointer(path)
+            raise UserError(
+                f"{path} is damaged: found {actual_size} bytes, the manifest says {size}; export the model again"
+            )
         if verify and (actual := digest(path)) != sha256:
             raise UserError(
                 f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again"
@@ -41,10 +51,20 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: b
     check_external_data(folder, {name: size for name, (size, _) in files.items()})
 
 
+def check_no_pointer(path: Path) -> None:
+    """Raise UserError if `path` is a Git LFS pointer in place of the file: the repository was cloned without LFS."""
+    with path.open("rb") as file:
+        refuse_lfs_pointer(file.read(1024), str(path))
+
+
 def contained(folder: Path, name: str) -> Path:
-    """The path of `name` in `folder`; UserError unless it is a plain name of a regular file without other names."""
+    """Return the path of `name` in `folder`.
+
+    Raises:
+        UserError: the name is not a plain file name, or the file is missing, not regular, or has a second name.
+    """
     if name != Path(name).name or name in ("", ".", "..") or "\\" in name or ":" in name or "\0" in name:
-        raise UserError(f"{folder}: the manifest names {name!r}, which is no plain file name; do not use this model")
+        raise UserError(f"{folder}: the manifest names {name!r}, which is not a plain file name; do not use this model")
     path = folder / name
     try:
         status = path.lstat()
@@ -53,7 +73,7 @@ def contained(folder: Path, name: str) -> Path:
             f"{path} is missing, the manifest lists it; copy the whole folder, or export the model again"
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
         raise UserError(
             f"{path} is {kind}, expected a regular file inside the folder; copy the file itself to its place"
         )
@@ -65,7 +85,11 @@ def contained(folder: Path, name: str) -> Path:
 
 
 def check_external_data(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Check that every weight that the graph keeps outside itself lies within `model.onnx.data`; else UserError."""
+    """Check that every weight outside the graph is stored inside `model.onnx.data`.
+
+    Raises:
+        UserError: a weight is stored elsewhere.
+    """
     path = folder / GRAPH
     for reference in set(external_data(path)):
         problem = _problem(reference, sizes)
@@ -75,7 +99,7 @@ def check_external_data(folder: Path, sizes: Mapping[str, int]) -> None:
 
 def _problem(reference: Reference, sizes: Mapping[str, int]) -> str | None:
     if reference.location != WEIGHTS:
-        return f"its weights point to {reference.location!r}, allowed is only {WEIGHTS!r}"
+        return f"its weights point to {reference.location!r}, expected {WEIGHTS!r}"
     if WEIGHTS not in sizes:
         return f"its weights are in {WEIGHTS}, which the manifest does not list"
     if reference.offset < 0 or reference.length < 0 or reference.offset + reference.length > sizes[WEIGHTS]:
@@ -87,7 +111,7 @@ def _problem(reference: Reference, sizes: Mapping[str, int]) -> str | None:
 
 
 def write_output(path: Path, content: bytes) -> Path:
-    """Write a file that a person asked for, whole or not at all.
+    """Write a file that the user requested, whole or not at all.
 
     Raises:
         UserError: the file cannot be written; what was there is untouched.

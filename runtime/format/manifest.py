@@ -1,6 +1,6 @@
-"""The manifest of an exported model: its files, what the graph takes and gives, and what each part of it costs.
+"""The manifest of an exported model: its files, the inputs and outputs of the graph, and the cost of each part.
 
-It is written last, so its presence means that the export is complete; it holds the digest of every other file.
+It is written last, so its presence means that the export is complete. It holds the digest of every other file.
 """
 
 import json
@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER
-from .files import check_files, write_output
+from .files import check_files, check_no_pointer, write_output
 from .schema import (
     Costs,
     CostTable,
@@ -53,25 +53,37 @@ __all__ = [
 
 FORMAT = "adaptive-lm"
 REQUIRED_FILES = (GRAPH, TOKENIZER)
-MAX_BYTES = 64 * 2**20  # of the manifest itself; one with a hundred layers has less than a hundredth of it
+MAX_BYTES = 64 * 2**20
+"""Largest manifest that is read; one with a hundred layers has less than a hundredth of it."""
 
 
 class Manifest(Part):
-    """The contract of one exported model; see schema.py for the meaning of each section."""
+    """The contract between export and runtime for one model; `schema.py` defines the sections."""
 
     format: Literal["adaptive-lm"] = "adaptive-lm"
     format_version: Literal[2] = 2
     created_by: dict[str, Any]
+    """Versions of the libraries that exported the model, its run and step."""
     model: Model
+    """Shapes and mechanisms."""
     chat_template: str | None = None
+    """Jinja2 template of conversations; None for a model that was not trained on any."""
     inputs: dict[str, Tensor] = Field(default_factory=dict)
+    """Inputs of the graph."""
     outputs: dict[str, Tensor] = Field(default_factory=dict)
+    """Outputs of the graph."""
     thresholds: ThresholdLists
+    """Thresholds that the model was trained with."""
     dial: DialTable
+    """Thresholds for an average number of experts, heads or layers."""
     costs: Costs
-    curve: Curve | None = None  # written by `adaptive calibrate`
+    """Cost of each part of the model."""
+    curve: Curve | None = None
+    """Thresholds for a share of the compute; written by `adaptive calibrate`."""
     parity: dict[str, Any] = Field(default_factory=dict)
+    """Report of the check at export: how far the graph is from the torch model."""
     files: dict[str, FileInfo]
+    """Size and digest of every other file of the model."""
 
     @model_validator(mode="after")
     def _one_entry_per_layer(self) -> Self:
@@ -98,13 +110,18 @@ class Manifest(Part):
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> "Manifest":
-        """The manifest of `folder`, after checking the files that it names.
+        """Read the manifest of `folder`, and check the files that it lists.
 
-        With `verify`, size and SHA-256 of every file are compared with the manifest; without, only that each is a
-        regular file of the right size inside the folder. Where the weights lie is checked in both cases.
+        A manifest of an older format version is upgraded in memory.
 
-        Raises UserError for a folder that is missing or incomplete, a manifest that is damaged or of another version,
-        and a file that is missing, changed, a link, or outside the folder.
+        Args:
+            folder: The folder of the exported model.
+            verify: Whether to compare the SHA-256 of every file. Without, each must still be a regular file of the
+                right size inside the folder. Where the graph stores its weights is checked in both cases.
+
+        Raises:
+            UserError: the folder is missing or incomplete; the manifest is damaged or of an unknown version; a file is
+                missing, changed, a link, or outside the folder.
         """
         folder = Path(folder)
         try:
@@ -122,12 +139,12 @@ class Manifest(Part):
         path = folder / MANIFEST
         if not folder.is_dir():
             raise UserError(
-                f"no exported model at {folder}: expected a folder with {MANIFEST}; make one: adaptive export --onnx"
+                f"no exported model at {folder}: expected a folder with {MANIFEST}; make one with: adaptive export"
             )
         if not path.is_file():
             raise UserError(
-                f"{folder} has no {MANIFEST}: the export did not finish, or this is no exported model; "
-                "make one with: adaptive export --onnx"
+                f"{folder} has no {MANIFEST}: the export did not finish, or this is not an exported model; "
+                "make one with: adaptive export"
             )
         if path.stat().st_size > MAX_BYTES:
             raise UserError(
@@ -136,10 +153,14 @@ class Manifest(Part):
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
+            check_no_pointer(path)
             raise UserError(f"{path} is damaged: {error}; export the model again") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise UserError(f"{path} is no manifest of an exported model: found format {found!r}, expected {FORMAT!r}")
+            actual = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise UserError(
+                f"{path} is not the manifest of an exported model: found format {actual!r}, expected {FORMAT!r}; "
+                "give the folder of another model, or make one with: adaptive export"
+            )
         content = upgrade(content)
         if content.get("format_version") != FORMAT_VERSION:
             raise UserError(
@@ -159,7 +180,11 @@ class Manifest(Part):
         return manifest
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the manifest whole or not at all; call it last, its presence says that the model is complete."""
+        """Write the manifest whole or not at all, and return its path. Write it last: it marks the model as complete.
+
+        Raises:
+            UserError: the file cannot be written; what was there is untouched.
+        """
         content = self.model_dump(mode="json")
         return write_output(
             Path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"

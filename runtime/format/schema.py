@@ -1,6 +1,6 @@
-"""The sections of an exported model's manifest: its shapes, thresholds, dial, curve and costs.
+"""The sections of a manifest: shapes, thresholds, dial, curve and costs of an exported model.
 
-L layers. Fields with a default came later than the first format, and read as what a model from before them is.
+L layers. A field with a default is missing in older manifests of the same version; the default describes such a model.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -14,43 +14,65 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Part(BaseModel):
-    """What every section of the manifest is: immutable, and indifferent to fields that a later 1.x writer may add."""
+    """Base of every section: immutable, and without objection to fields that a later writer adds."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class Layer(Part):
+    """The mechanisms of one layer."""
+
     routing: Literal["top_p", "top_k", "dense"]
-    num_experts: Positive  # 1 where the FFN is dense
+    """How experts are chosen; `dense` has no router."""
+    num_experts: Positive
+    """1 where the FFN is dense."""
     depth_router: bool
+    """Whether a router decides which tokens run the layer."""
     exit: bool
+    """Whether a token may leave after the layer."""
     positions: Literal["rope", "cope", "none"] = "rope"
-    window: Count = 0  # most tokens that the layer looks back at, its own included; 0: no window
+    window: Count = 0
+    """Most tokens that the layer looks back at, including the token itself; 0: no window."""
     head_routing: Literal["all", "top_k", "top_p", "adaptive"] = "all"
     shared_heads: Count = 0
-    least_heads: Count = 0  # fewest heads that a token can use
-    most_heads: Count = 0  # and most; 0: every head of the model
+    """Heads that every token uses; they come first."""
+    least_heads: Count = 0
+    """Fewest heads that a token can use."""
+    most_heads: Count = 0
+    """Most heads that a token can use; 0: every head of the model."""
 
     def head_range(self, num_heads: int) -> tuple[int, int]:
-        """Fewest and most heads that a token can use in this layer."""
+        """Return the fewest and the most heads that a token can use in this layer."""
         return (self.least_heads, self.most_heads or num_heads) if self.head_routing != "all" else (num_heads,) * 2
 
 
 class Model(Part):
-    vocab_size: Positive  # rows of the embedding; at least `tokenizer_size`, the rest is padding that is never sampled
+    """Shapes and mechanisms of the model."""
+
+    vocab_size: Positive
+    """Rows of the embedding, at least `tokenizer_size`; the rest is padding that is never sampled."""
     tokenizer_size: Positive
+    """Token ids of the tokenizer."""
     context_length: Positive
+    """Most tokens of a sequence."""
     dim: Positive
+    """Width of the residual stream."""
     num_layers: Positive
     num_heads: Positive
+    """Query heads of a layer."""
     num_kv_heads: Positive
+    """Key/value heads of a layer."""
     head_dim: Positive
     precision: Literal["fp32", "int8"]
     skipped_kv: Literal["none", "project"]
+    """Keys and values of a token that skips a layer: absent from its cache, or projected from the frozen state."""
     eos_id: Count
+    """Token id that ends a text."""
     num_experts: Positive
+    """Most experts of a layer."""
     layers: list[Layer]
     exit_criterion: Literal["top_prob", "margin", "entropy", "router"] = "top_prob"
+    """The confidence that is compared with the exit threshold."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -61,15 +83,15 @@ class Model(Part):
         if self.eos_id >= self.tokenizer_size:
             raise ValueError(f"eos_id {self.eos_id} is outside the tokenizer of {self.tokenizer_size}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if any(layer.num_experts > self.num_experts for layer in self.layers):
             raise ValueError(f"a layer has more experts than num_experts {self.num_experts}")
         for layer in self.layers:
             least, most = layer.head_range(self.num_heads)
             if not layer.shared_heads <= least <= most <= self.num_heads:
                 raise ValueError(
-                    f"a layer has {layer.shared_heads} shared heads, uses {least} to {most}, num_heads is "
-                    f"{self.num_heads}; they must not fall"
+                    f"a layer has {layer.shared_heads} shared heads, uses {least} to {most}, and num_heads is "
+                    f"{self.num_heads}; these four must not decrease"
                 )
         return self
 
@@ -85,43 +107,51 @@ class Model(Part):
 
     @property
     def has_windows(self) -> bool:
+        """Whether a layer has a window."""
         return any(layer.window for layer in self.layers)
 
     def counts_cells(self, index: int) -> bool:
-        """Whether a layer has a third cache, of which tokens ran it: CoPE counts no token that skipped the layer."""
+        """Whether a layer has a third cache that marks the tokens that ran it: CoPE does not count the others."""
         skips = self.layers[index].depth_router or any(layer.exit for layer in self.layers[:index])
         return skips and self.skipped_kv == "project" and self.layers[index].positions == "cope"
 
 
 class Tensor(Part):
+    """An input or output of the graph."""
+
     dtype: str
     shape: list[int | str]
+    """A number, or the name of a dimension that varies."""
 
 
 class ThresholdLists(Part):
-    """One threshold per layer: what the model was trained to run with, or what a point of the curve needs."""
+    """One threshold per layer: those that the model was trained with, or those of a point of the curve."""
 
     router_top_p: list[Share]
     depth_threshold: list[Share]
     exit_threshold: list[Share]
-    head_top_p: list[Share] = Field(default_factory=list)  # empty: 1 in every layer
+    head_top_p: list[Share] = Field(default_factory=list)
+    """Empty stands for 1 in every layer."""
 
 
 class DialTarget(Part):
+    """The averages that training aimed at."""
+
     experts_per_token: Annotated[float, Field(ge=0)] | None = None
     layers_share: Share | None = None
     heads_per_token: Annotated[float, Field(ge=0)] | None = None
 
 
 class DialTable(Part):
-    """For each wanted average (`grid`, 0..1), the threshold per layer; None where a layer has no such choice."""
+    """For each share of `grid`, the threshold of each layer; None where a layer has no such choice."""
 
     grid: list[Share]
     router_top_p: list[list[Share] | None]
     depth_threshold: list[list[Share] | None]
     target: DialTarget
-    head_top_p: list[list[Share] | None] = Field(default_factory=list)  # empty: no table in any layer; at share s of
-    # the grid, the level at which fewest + s * (most - fewest) heads run on average
+    head_top_p: list[list[Share] | None] = Field(default_factory=list)
+    """At share s of the grid, the threshold at which fewest + s * (most - fewest) heads run on average. Empty: no table
+    in any layer."""
 
     @model_validator(mode="after")
     def _tables_fit_the_grid(self) -> Self:
@@ -135,32 +165,44 @@ class DialTable(Part):
 
 
 class LayerCosts(Part):
-    """Cost of one token in one layer; FLOPs (1 multiply-add = 2) or bytes read, by the table it stands in."""
+    """Cost of one token in one layer: FLOPs (1 multiply-add = 2) or bytes read, depending on the table."""
 
     attention: Cost
-    attention_per_key: Cost  # times the keys visible to the token
+    """Projections that every token of the layer needs."""
+    attention_per_key: Cost
+    """Times the keys visible to the token."""
     router: Cost
-    expert: Cost  # times the experts used
+    """Routers of experts, heads and windows."""
+    expert: Cost
+    """Times the experts used."""
     shared_expert: Cost
     depth_router: Cost
     exit_check: Cost
-    skipped_kv: Cost  # keys and values of a token that skips the layer, under the policy `project`
-    head: Cost = 0  # times the heads used; 0 where the graph computes every head, which `attention` then holds
-    head_per_key: Cost = 0  # times the heads used, times the keys visible to the token
+    skipped_kv: Cost
+    """Keys and values of a token that skips the layer, under the policy `project`."""
+    head: Cost = 0
+    """Times the attention heads used; 0 where the graph computes every head, which is then part of `attention`."""
+    head_per_key: Cost = 0
+    """Times the attention heads used, times the keys visible to the token."""
 
 
 class CostTable(Part):
+    """Costs of one token in one unit: FLOPs or bytes."""
+
     lm_head: Cost
+    """The output head: final norm to logits."""
     layers: list[LayerCosts]
 
 
 class Costs(Part):
+    """The two tables of costs."""
+
     flops: CostTable
     weight_bytes: CostTable
 
 
 class Milliseconds(Part):
-    """Of one token, over all rounds of a measurement."""
+    """Milliseconds per token, over all rounds of a measurement."""
 
     median: Cost
     p5: Cost
@@ -168,12 +210,15 @@ class Milliseconds(Part):
 
 
 class CurvePoint(Part):
-    """One place of the calibrated dial, and what was measured there on text that it was not chosen on."""
+    """One point of the calibrated dial, and its figures, measured on text that it was not chosen on."""
 
-    compute: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]  # asked for: executed share of the dense FLOPs
+    compute: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    """Requested share of the dense FLOPs."""
     thresholds: ThresholdLists
-    executed_share: Share  # measured
-    loss: Cost  # nats per token
+    executed_share: Share
+    """Measured share of the dense FLOPs."""
+    loss: Cost
+    """Nats per token."""
     bits_per_byte: Cost
     experts_per_token: Cost
     heads_per_token: Cost
@@ -182,28 +227,35 @@ class CurvePoint(Part):
 
 
 class ExitAgreement(Part):
-    """The least exit threshold at which `share` of the tokens choose as the whole model does, by a test."""
+    """The lowest exit threshold at which `share` of the tokens are chosen as by the whole model, by a test."""
 
-    share: Share  # asked for
-    confidence: Share  # that the share holds on texts like the one measured
+    share: Share
+    """Requested."""
+    confidence: Share
+    """That the share holds on texts like the one measured."""
     exit_threshold: Share
     measured: Share
+    """Share of the tokens that agreed."""
     layers_per_token: Cost
 
 
 class Curve(Part):
     """The calibrated dial: for each compute the thresholds of least loss, measured on held-out text."""
 
-    text: str  # which
-    tokens: Positive  # that each figure is measured on
+    text: str
+    """Name of the text."""
+    tokens: Positive
+    """Tokens on which each figure was measured."""
     machine: dict[str, Any]
-    points: list[CurvePoint]  # compute rises
+    """The machine on which times were measured; see `describe`."""
+    points: list[CurvePoint]
+    """In order of rising compute."""
     agreement: list[ExitAgreement] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
-        asked = [point.compute for point in self.points]
-        if len(asked) < 2 or sorted(set(asked)) != asked:
+        computes = [point.compute for point in self.points]
+        if len(computes) < 2 or sorted(set(computes)) != computes:
             raise ValueError("compute of the points must rise strictly, over at least two points")
         executed = [point.executed_share for point in self.points]
         if sorted(executed) != executed:
@@ -212,5 +264,7 @@ class Curve(Part):
 
 
 class FileInfo(Part):
+    """Size in bytes and digest of one file."""
+
     bytes: Count
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -1,6 +1,6 @@
-"""`adaptive inspect`: reads a text with an exported model, and collects the figures of inspection.py.
+"""`adaptive inspect`: read a text with an exported model, and collect the figures.
 
-The text is cut into pieces as long as the model's context; each is read from an empty cache, in one pass as a prompt.
+The text is cut into pieces of the model's context; each is read from an empty cache, in one pass as a prompt.
 """
 
 import math
@@ -12,42 +12,48 @@ from typing import Any
 import numpy as np
 
 from ...contract.errors import UserError, WrongUsageError
-from ..dial.dial import Dial, remarks, resolve
-from ..dial.thresholds import Thresholds
+from ..dial import Dial, Thresholds, resolve, warnings_for
 from ..execution.cost import Usage
 from ..execution.routes import Routes, joined
 from ..format.manifest import Model
 from ..generation.engine import Engine, load
 from ..measuring.given_text import read_text
 from ..measuring.machine import describe
-from .figures import Choice, Look, Part, Split, looks_of, parts_of
+from .figures import Choice, Part, Split, WindowUse, parts_of, window_uses
 from .saturation import Saturation, saturations
 from .token_groups import Grouping, by_class, by_position, by_token
 
 FEW_TOKENS = 512
-SAMPLE = 400  # tokens of the text that the page shows with what each used
+"""Tokens below which shares are rough."""
+SAMPLE = 400
+"""Tokens of the text that the page shows with the usage of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectParams:
-    """data: None takes the held-out text of the run; tokens: the first of it.
+    """What to inspect.
 
-    frequent: how many of the most frequent tokens get a line of their own.
-    dead_below: a unit that fewer of a layer's tokens use, as a share, counts as dead.
+    Raises:
+        WrongUsageError: a number is outside its range.
     """
 
     data: Path | None = None
+    """Text to read; None takes the held-out text of the run."""
     tokens: int = 16384
+    """Tokens of the text to read, at most; at least 1."""
     frequent: int = 20
+    """Frequent tokens that get a group each, at least 1."""
     dead_below: float = 0.001
+    """A unit that a smaller share of a layer's tokens uses is dead; 0 to 1."""
     dial: Dial = field(default_factory=Dial)
+    """How much of the model to run."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "frequent"):
             if getattr(self, name) < 1:
                 raise WrongUsageError(f"found {name} {getattr(self, name)}, expected at least 1")
         if not 0 <= self.dead_below <= 1:
-            raise WrongUsageError(f"found dead_below {self.dead_below}, expected a share, such as 0.001")
+            raise WrongUsageError(f"found dead_below {self.dead_below}, expected 0 to 1, such as 0.001")
 
 
 @dataclass(frozen=True)
@@ -55,31 +61,42 @@ class Inspection:
     """What a model used for the tokens of a text, at one point of its dial."""
 
     model: str
-    text: str  # its name
+    """Its folder, or its run and step."""
+    text: str
+    """Name of the text."""
     tokens: int
-    unknown: int  # of them, tokens that the tokenizer does not know
+    """Tokens read."""
+    unknown: int
+    """Tokens that the tokenizer does not know."""
     thresholds: Thresholds
-    executed_share: float  # of the dense FLOPs
+    executed_share: float
+    """Share of the dense FLOPs."""
     dead_below: float
-    groupings: tuple[Grouping, ...]  # classes, positions, tokens
+    groupings: tuple[Grouping, ...]
+    """Classes, positions, tokens."""
     parts: tuple[Part, ...]
-    looks: tuple[Look, ...]
-    sample: tuple[tuple[str, Usage], ...]  # text and usage of the first tokens
-    saturations: tuple[Saturation, ...]  # of experts and of heads, where the run has kept what they chose
-    remarks: tuple[str, ...]  # what a person should know of the figures
+    """Experts, heads and layers."""
+    window_uses: tuple[WindowUse, ...]
+    sample: tuple[tuple[str, Usage], ...]
+    """Text and usage of the first tokens."""
+    saturations: tuple[Saturation, ...]
+    """Saturation of experts and of heads, if the run has kept their choices."""
+    warnings: tuple[str, ...]
+    """Reasons to read the figures with care."""
 
     def part(self, name: str) -> Part | None:
+        """Return the part of one kind, if the model has it."""
         return next((part for part in self.parts if part.name == name), None)
 
     def as_json(self) -> dict[str, Any]:
-        """What could not be measured, such as the share of a group without tokens, is null."""
+        """Return the object of `inspect --json`. What could not be measured is null."""
         content = {
             "model": self.model, "text": self.text, "tokens": self.tokens, "unknown_tokens": self.unknown,
             "executed_flops_share": self.executed_share,
             "dead_below": self.dead_below,
             "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},
             **{name: self._part(name) for name in ("experts", "heads", "layers")},
-            "windows": [self._look(look) for look in self.looks] or None,
+            "windows": [self._window_use(use) for use in self.window_uses] or None,
             "saturation": {one.name: one.as_json() for one in self.saturations} or None,
         }  # fmt: skip
         # Thresholds are not rounded: one near 1 is not 1.
@@ -93,10 +110,10 @@ class Inspection:
         return {"per_token": vars(part.per_token), "per_token_of": groups,
                 "choices": [_choice(choice) for choice in part.choices]}  # fmt: skip
 
-    def _look(self, look: Look) -> dict[str, Any]:
-        pairs = zip(self.groupings, look.by_group, strict=True)
+    def _window_use(self, use: WindowUse) -> dict[str, Any]:
+        pairs = zip(self.groupings, use.by_group, strict=True)
         groups = {one.name: _rows(one.labels, window=means) for one, means in pairs}
-        return {"layer": look.layer, "most": look.most, "window": vars(look.window), "window_of": groups}
+        return {"layer": use.layer, "most": use.most, "window": vars(use.window), "window_of": groups}
 
 
 def inspect_model(
@@ -108,9 +125,18 @@ def inspect_model(
     threads: int | None = None,
     verify: bool = True,
 ) -> Inspection:
-    """Read the text and count; `run` is the folder of the run that the model is of, by default the one around it.
+    """Read the text with the model in `folder`, and count what it uses.
 
-    Raises UserError as `load` does, for a model without a choice, and for no text.
+    Args:
+        folder: The folder of the exported model.
+        params: What to inspect.
+        run: The folder of the run of the model; None takes the parent of `folder`.
+        device: See `load`.
+        threads: See `load`.
+        verify: See `load`.
+
+    Raises:
+        UserError: the model cannot be loaded or chooses nothing, or there is no text.
     """
     run = run or folder / ".."
     engine = load(folder, device=device, threads=threads, verify=verify)
@@ -139,15 +165,15 @@ def inspect_model(
         dead_below=params.dead_below,
         groupings=groupings,
         parts=tuple(parts_of(model, routes, groupings, params.dead_below)),
-        looks=tuple(looks_of(model, routes, groupings)),
+        window_uses=tuple(window_uses(model, routes, groupings)),
         sample=tuple(_sample(engine, text.text, spans, routes)),
         saturations=tuple(settled),
-        remarks=(*_remarks(engine, params, len(ids), unknown), *damaged),
+        warnings=(*_warnings(engine, params, len(ids), unknown), *damaged),
     )
 
 
 def check_chooses(model: Model) -> None:
-    """Raises UserError for a model that uses all of itself for every token."""
+    """Raise UserError if the model uses all of itself for every token."""
     chooses = any(
         (one.routing != "dense" and one.num_experts > 1) or one.head_routing != "all" or one.depth_router or one.exit
         or one.window for one in model.layers
@@ -160,36 +186,36 @@ def check_chooses(model: Model) -> None:
 
 
 def read(engine: Engine, thresholds: Thresholds, ids: Sequence[int]) -> Routes:
-    """The routes of all ids, every stretch of the context's length from an empty cache."""
+    """Return the routes of all ids; every piece of the context's length is read from an empty cache."""
     session, context = engine.session, engine.manifest.model.context_length
     session.set_thresholds(thresholds)
     passes = []
     for begin in range(0, len(ids), context):
-        stretch = ids[begin : begin + context]
-        session.reset(len(stretch))
-        passes.append(session.prefill(stretch).routes)
+        piece = ids[begin : begin + context]
+        session.reset(len(piece))
+        passes.append(session.prefill(piece).routes)
     return joined(passes)
 
 
 def _sample(
     engine: Engine, text: str, spans: Sequence[tuple[int, int]], routes: Routes
 ) -> list[tuple[str, Usage]]:  # fmt: skip
-    """The first tokens; their texts joined are the text, with the white space that a tokenizer leaves out."""
-    found: list[tuple[str, Usage]] = []
+    """Return text and usage of the first tokens. Joined, the texts are the text, with all its white space."""
+    sample: list[tuple[str, Usage]] = []
     shown = 0
     for token, (_, end) in enumerate(spans[:SAMPLE]):
-        found.append((text[shown:end], engine.session.meter.usage(routes, token)))
+        sample.append((text[shown:end], engine.session.meter.usage(routes, token)))
         shown = max(shown, end)
-    return found
+    return sample
 
 
-def _remarks(engine: Engine, params: InspectParams, tokens: int, unknown: int) -> list[str]:
-    found = remarks(engine.manifest, params.dial, describe(engine.session)) if params.dial.calibrated else []
+def _warnings(engine: Engine, params: InspectParams, tokens: int, unknown: int) -> list[str]:
+    warnings = warnings_for(engine.manifest, params.dial, describe(engine.session)) if params.dial.calibrated else []
     if tokens < FEW_TOKENS:
-        found.append(f"only {tokens} tokens were read, so shares are rough; {FEW_TOKENS} or more say more")
+        warnings.append(f"only {tokens} tokens were read, so shares are rough; read {FEW_TOKENS} or more")
     if unknown:
-        found.append(f"{unknown} of {tokens} tokens are unknown to this model's tokenizer")
-    return found
+        warnings.append(f"{unknown} of {tokens} tokens are unknown to this model's tokenizer")
+    return warnings
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
@@ -214,7 +240,7 @@ def _rows(labels: Sequence[str], **columns: Any) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: six decimals, and None for what is NaN."""
+    """Convert for JSON: six decimals, and None for NaN."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

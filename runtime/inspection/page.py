@@ -1,6 +1,6 @@
-"""An inspection as one page: the tables, the heat maps as drawings, and the text with what each token used.
+"""An inspection as one HTML page: the tables, the heat maps as SVG, and the text with the usage of each token.
 
-The page stands alone: no script, no font, no address; what comes from the text or the model is escaped by jinja2.
+The page is self-contained: no script, no font, no link. jinja2 escapes all that comes from the text or the model.
 """
 
 import math
@@ -21,45 +21,59 @@ if TYPE_CHECKING:
     from .inspect import Inspection
 
 TEMPLATE = "inspection.html"
-CELL = 14  # pixels of one cell
-LETTER = 7  # pixels of one letter of a label, generously: a drawing does not know how wide its letters are
+CELL = 14
+"""Pixels of one cell."""
+LETTER = 7
+"""Pixels of one letter of a label, generously: an SVG does not know how wide its letters are."""
+LABEL_EVERY = 5
+"""Columns between two labels of steps: the number of a step is wider than a cell."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of a heat map; `value` None where nothing could be measured."""
+    """A square of a heat map."""
 
     x: float
     y: float
-    value: float | None  # 0 to 1
-    told: str
+    value: float | None
+    """0 to 1; None if nothing could be measured."""
+    label: str
+    """Shown when the pointer is on the cell."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """A drawing: rows and columns with a label each, and lines between the layers and between the groupings."""
+    """A heat map: labelled rows and columns, with lines between the layers and between the groupings."""
 
     title: str
     rows: list[str]
+    """Labels of the rows."""
     columns: list[str]
+    """Labels of the columns."""
     cells: list[Cell]
-    heads: list[tuple[int, str]]  # first column and name of each layer
-    rules: list[int]  # rows before which a grouping begins
+    headings: list[tuple[int, str]]
+    """First column and name of each layer."""
+    rules: list[int]
+    """Rows before which a grouping begins."""
 
     @property
     def margin(self) -> int:
-        """Pixels that the labels of the rows take."""
+        """Pixels for the labels of the rows."""
         return 12 + LETTER * max(map(len, self.rows), default=0)
 
 
 def write_page(inspection: "Inspection", path: Path) -> None:
-    """Raises UserError where `path` cannot be written."""
+    """Write the page of `inspection` to `path`.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
     write_output(path, page(inspection).encode())
 
 
 def page(inspection: "Inspection") -> str:
-    """The page as text."""
-    from jinja2 import Environment, StrictUndefined  # here: only who asks for a page waits for it
+    """Render the page as text."""
+    from jinja2 import Environment, StrictUndefined  # imported only for a page
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
@@ -85,19 +99,19 @@ def page(inspection: "Inspection") -> str:
 
 
 def maps_of(part: Part) -> list[Map]:
-    """Shares by group over all layers, then co-activation layer by layer."""
+    """Draw the shares by group over all layers, then co-activation layer by layer."""
     names, shares, begins = strip(part)
     columns = [(choice, unit) for choice in part.choices for unit in range(len(choice.share))]
     first = [next(i for i, (one, _) in enumerate(columns) if one is choice) for choice in part.choices]
-    heads = [(begin, "" if choice.layer is None else f"layer {choice.layer}")
+    headings = [(begin, "" if choice.layer is None else f"layer {choice.layer}")
              for begin, choice in zip(first, part.choices, strict=True)]  # fmt: skip
     places = [f"{part.name[:-1]} {unit}{_of(choice)}" for choice, unit in columns]
     cells = _cells(shares, lambda row, column: f"{names[row]}, {places[column]}")
-    found = [Map(f"{part.name}: share of a group's tokens that use each", names, [str(unit) for _, unit in columns],
-                 cells, heads, begins)]  # fmt: skip
+    maps = [Map(f"{part.name}: share of a group's tokens that use each", names, [str(unit) for _, unit in columns],
+                cells, headings, begins)]  # fmt: skip
     if part.name == "layers":
-        return found
-    return [*found, *(_coactivation(part, choice) for choice in part.choices)]
+        return maps
+    return [*maps, *(_coactivation(part, choice) for choice in part.choices)]
 
 
 def _coactivation(part: Part, choice: Choice) -> Map:
@@ -108,26 +122,23 @@ def _coactivation(part: Part, choice: Choice) -> Map:
     return Map(f"{part.name} used together{_of(choice)}", units, units, cells, [], [])
 
 
-LABEL_EVERY = 5  # columns; the number of a step is wider than a cell
-
-
 def saturation_map(saturation: Saturation) -> Map:
-    """Layers over snapshots."""
+    """Draw the saturation: layers over snapshots."""
     rows, steps = [f"layer {layer}" for layer in saturation.layers], saturation.steps
     cells = _cells(saturation.share, lambda row, column: f"{rows[row]}, step {steps[column]}")
-    heads = [(column, f"{steps[column]}") for column in range(0, len(steps), LABEL_EVERY)]
-    title = f"{saturation.name}: share of the choices of step {steps[-1]} that each step made already"
-    return Map(title, rows, [""] * len(steps), cells, heads, [])
+    headings = [(column, f"{steps[column]}") for column in range(0, len(steps), LABEL_EVERY)]
+    title = f"{saturation.name}: share of the choices of step {steps[-1]} that each earlier step already made"
+    return Map(title, rows, [""] * len(steps), cells, headings, [])
 
 
-def _cells(values: Floats, told: Callable[[int, int], str]) -> list[Cell]:
-    found = []
+def _cells(values: Floats, name: Callable[[int, int], str]) -> list[Cell]:
+    cells = []
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            known = None if math.isnan(value) else round(float(value), 4)
-            words = f"{told(row, column)}: {'no token' if known is None else f'{known:.1%}'}"
-            found.append(Cell(column * CELL, row * CELL, known, words))
-    return found
+            share = None if math.isnan(value) else round(float(value), 4)
+            label = f"{name(row, column)}: {'no token' if share is None else f'{share:.1%}'}"
+            cells.append(Cell(column * CELL, row * CELL, share, label))
+    return cells
 
 
 def _of(choice: Choice) -> str:
@@ -135,16 +146,16 @@ def _of(choice: Choice) -> str:
 
 
 def used_by(usage: "Usage") -> str:
-    """What one token used, a line per layer."""
+    """Describe what one token used, with a line per layer."""
     run = set(usage.layers_run)
-    told = [f"{usage.flops_share:.0%} of dense FLOPs"]
+    lines = [f"{usage.flops_share:.0%} of dense FLOPs"]
     for layer, (experts, heads) in enumerate(zip(usage.experts, usage.heads, strict=True)):
         if layer not in run:
-            told.append(f"layer {layer}: skipped")
+            lines.append(f"layer {layer}: skipped")
             continue
         window = f", window {usage.windows[layer]}" if usage.windows[layer] else ""
-        told.append(f"layer {layer}: experts {_ids(experts)}, heads {_ids(heads)}{window}")
-    return "\n".join(told)
+        lines.append(f"layer {layer}: experts {_ids(experts)}, heads {_ids(heads)}{window}")
+    return "\n".join(lines)
 
 
 def _ids(ids: tuple[int, ...]) -> str:

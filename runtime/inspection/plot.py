@@ -1,4 +1,4 @@
-"""Heat maps of an inspection, as a picture. N units of a layer, G groups."""
+"""The heat maps of an inspection as a picture. N units of a layer, G groups."""
 
 import math
 import warnings
@@ -12,16 +12,21 @@ from .figures import Floats, Part
 if TYPE_CHECKING:
     from .inspect import Inspection
 
-LONGEST = 16  # letters of a row's label
-PANELS = 8  # co-activation panels side by side
-MOST_LINES = 12  # layers that a legend names
-MOST_LABELS = 64  # units of one layer or of all layers that get a number each
+LONGEST = 16
+"""Letters of a row's label, at most."""
+PANELS = 8
+"""Co-activation panels side by side."""
+MOST_LINES = 12
+"""Layers that a legend names, at most."""
+MOST_LABELS = 64
+"""Units that get a number each, at most."""
 
 
 def strip(part: Part) -> tuple[list[str], Floats, list[int]]:
-    """Rows of all groups over columns of all units of all layers: labels, shares, and where each grouping begins.
+    """Lay out all groups as rows over all units of all layers as columns. The first row is of all tokens.
 
-    The first row is of all tokens.
+    Returns:
+        Labels of the rows, shares, and the rows at which the groupings begin.
     """
     labels, rows, begins = ["all tokens"], [np.concatenate([choice.share for choice in part.choices])], []
     for i, one in enumerate(part.choices[0].splits):
@@ -32,11 +37,13 @@ def strip(part: Part) -> tuple[list[str], Floats, list[int]]:
 
 
 def plot(inspection: "Inspection", path: Path) -> None:
-    """For each kind the shares by group, how many per token and co-activation, drawn to `path` by its suffix.
+    """Draw for each kind the shares by group, the number per token and co-activation, in the format of the suffix.
 
-    Raises ModuleNotFoundError without matplotlib, OSError where `path` cannot be written.
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        OSError: `path` cannot be written.
     """
-    import matplotlib  # the figures come without it
+    import matplotlib  # optional: the figures are printed without it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -47,7 +54,7 @@ def plot(inspection: "Inspection", path: Path) -> None:
     heights: list[float] = []
     for number in pairs:
         heights += [1.2 + 0.2 * rows, *[2.2 * math.ceil(number / PANELS)] * (number > 0)]
-    heights += [1.0 + 0.3 * len(inspection.looks)] * bool(inspection.looks)
+    heights += [1.0 + 0.3 * len(inspection.window_uses)] * bool(inspection.window_uses)
     heights += [2.8] * bool(inspection.saturations)
     widest = max((strip(part)[1].shape[1] for part in parts), default=8)
     figure = pyplot.figure(figsize=(min(max(13.0, 5 + 0.2 * widest), 40.0), sum(heights) + 0.6), layout="constrained")
@@ -56,14 +63,14 @@ def plot(inspection: "Inspection", path: Path) -> None:
         _strip(bands.pop(0), part)
         if number:
             _coactivation(bands.pop(0), part)
-    if inspection.looks:
+    if inspection.window_uses:
         _windows(bands.pop(0), inspection)
     if inspection.saturations:
         _saturation(bands.pop(0), inspection)
     figure.suptitle(f"{inspection.model}, {inspection.tokens} tokens of {inspection.text}", fontsize=11)
     try:
         with warnings.catch_warnings():
-            # A character that the font lacks is drawn as a box; the tables have it.
+            # A character that the font lacks is drawn as a box; the tables show it.
             warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
             figure.savefig(path, dpi=110)
     finally:
@@ -71,7 +78,7 @@ def plot(inspection: "Inspection", path: Path) -> None:
 
 
 def _strip(band: Any, part: Part) -> None:
-    """Shares by group on the left, how many per token on the right."""
+    """Draw the shares by group on the left, the number per token on the right."""
     labels, shares, begins = strip(part)
     band.suptitle(f"{part.name}: share of a group's tokens that use each", fontsize=10)
     left, right = band.subplots(1, 2, width_ratios=(4, 1))
@@ -108,7 +115,7 @@ def _strip(band: Any, part: Part) -> None:
 
 
 def _coactivation(band: Any, part: Part) -> None:
-    """A panel per layer; row i is of the tokens that used unit i."""
+    """Draw a panel per layer; row i is of the tokens that used unit i."""
     unit = part.name[:-1]
     band.suptitle(f"co-activation: of the tokens that use {unit} i (row), the share that uses {unit} j", fontsize=10)
     columns = min(len(part.choices), PANELS)
@@ -124,21 +131,21 @@ def _coactivation(band: Any, part: Part) -> None:
 
 
 def _windows(band: Any, inspection: "Inspection") -> None:
-    """Mean window of each class, in each layer that has one."""
+    """Draw the mean window of each text class, for each layer that has one."""
     band.suptitle("windows: mean of each text class, in tokens", fontsize=10)
     panel = band.subplots(1, 1)
-    means = np.array([look.by_group[0] for look in inspection.looks])
-    image = _heat(panel, means, max(look.most for look in inspection.looks))
+    means = np.array([use.by_group[0] for use in inspection.window_uses])
+    image = _heat(panel, means, max(use.most for use in inspection.window_uses))
     band.colorbar(image, ax=panel, fraction=0.03, pad=0.01)
-    panel.set_yticks(range(len(means)), [f"layer {look.layer}" for look in inspection.looks], fontsize=7)
+    panel.set_yticks(range(len(means)), [f"layer {use.layer}" for use in inspection.window_uses], fontsize=7)
     panel.set_xticks(range(means.shape[1]), inspection.groupings[0].labels, fontsize=7)
 
 
 def _saturation(band: Any, inspection: "Inspection") -> None:
-    """A panel per kind, a line per layer; dotted, in the same colour, what chance would give."""
+    """Draw a panel per kind and a line per layer; dotted, in the same colour, the share by chance."""
     from matplotlib import colormaps
 
-    band.suptitle("saturation: share of the last choices that an earlier step made already (dotted: by chance)",
+    band.suptitle("saturation: share of the last choices that an earlier step already made (dotted: by chance)",
                   fontsize=10)  # fmt: skip
     panels = np.ravel(band.subplots(1, len(inspection.saturations), squeeze=False))
     for panel, one in zip(panels, inspection.saturations, strict=True):
@@ -156,7 +163,7 @@ def _saturation(band: Any, inspection: "Inspection") -> None:
 
 
 def _heat(panel: Any, values: Floats, most: float, aspect: str = "auto") -> Any:
-    """0 to `most`; grey where nothing could be measured."""
+    """Draw values from 0 to `most`; grey where nothing could be measured."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 

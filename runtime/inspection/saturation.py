@@ -1,15 +1,16 @@
-"""How early routers settle: which share of a run's last choices each earlier moment of it already makes.
+"""How early routers settle: the share of a run's last choices that each earlier step already made.
 
 L layers, N tokens of a fixed held-out text, U units that a router chooses among, S snapshots of a run.
 
-    saturation of a layer at t = sum over tokens |k most probable units at t, and used at the end|
+    saturation of a layer at t = sum over tokens |k most probable units at t that are used at the end|
                                  / sum over tokens of k,     k units used by the token at the end
 
-`by_chance` is that of the last routing with its tokens shuffled: what is reached without looking at the token.
+`by_chance` is the saturation of the last routing with its tokens shuffled: the value without looking at the token.
 
 Source: OLMoE (Muennighoff et al. 2024, arXiv 2409.02060), section 5.1 and eq. 7: "router saturation".
-Departs from it: a token may use any number of units, so k is its own, and those of an earlier moment are ranked and
-cut at k, or a router that used all would seem to have settled. Written by training (train/routing_trace.py), read here.
+Departs from it: a token may use any number of units, so every token has its own k, and the units of an earlier step are
+ranked and cut at k; otherwise a router that used all would seem to have settled. Training writes the snapshots
+(train/loop/routing_trace.py).
 """
 
 import io
@@ -30,42 +31,50 @@ SHUFFLES = 8
 
 @dataclass(frozen=True)
 class Saturation:
-    """Of one kind of unit over the snapshots of a run."""
+    """Saturation of one kind of unit over the snapshots of a run."""
 
-    name: str  # experts or heads
-    steps: tuple[int, ...]  # (S,), the last is what the others are held against
-    layers: tuple[int, ...]  # (L,)
-    share: Floats  # (L, S), 1 in the last column; NaN for a layer that no token ran at the end
-    by_chance: Floats  # (L,)
+    name: str
+    """experts or heads."""
+    steps: tuple[int, ...]
+    """(S,): the others are compared with the last."""
+    layers: tuple[int, ...]
+    """(L,)."""
+    share: Floats
+    """(L, S): 1 in the last column; NaN for a layer that no token ran at the end."""
+    by_chance: Floats
+    """(L,)."""
     tokens: int
+    """Tokens of the held-out text."""
 
     def as_json(self) -> dict[str, Any]:
+        """Return the part of `inspect --json`."""
         return {"steps": self.steps, "layers": self.layers, "share": self.share, "by_chance": self.by_chance,
                 "tokens": self.tokens}  # fmt: skip
 
 
 def saturations(run: Path, until: int | None = None) -> tuple[list[Saturation], list[str]]:
-    """What the snapshots in the folder `run` say, up to step `until`, and remarks on those that cannot be read.
+    """Compute the saturations from the snapshots in the folder `run`, up to step `until`; none with fewer than two.
 
-    Fewer than two snapshots say nothing.
+    Returns:
+        The saturations, and warnings about snapshots that cannot be read.
     """
-    found: list[tuple[int, dict[str, NDArray[Any]]]] = []
-    remarks: list[str] = []
+    snapshots: list[tuple[int, dict[str, NDArray[Any]]]] = []
+    warnings: list[str] = []
     paths = [path for path in (run / FOLDER).glob("step-*.npz") if path.stem[5:].isdigit()]
     for path in sorted(paths, key=lambda one: int(one.stem[5:])):
         if until is not None and int(path.stem[5:]) > until:
             continue
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-                found.append((int(path.stem[5:]), {name: arrays[name] for name in arrays.files}))
-        except Exception as error:  # a damaged archive fails in many ways: zip, header, checksum, length
-            remarks.append(f"{path} cannot be read ({error}), saturation is without it")
-    return [one for kind in KINDS if (one := _of(kind, found)) is not None], remarks
+                snapshots.append((int(path.stem[5:]), {name: arrays[name] for name in arrays.files}))
+        except Exception as error:  # a damaged archive raises many classes: zip, header, checksum, length
+            warnings.append(f"{path} cannot be read ({error}), saturation leaves it out")
+    return [one for kind in KINDS if (one := _of(kind, snapshots)) is not None], warnings
 
 
-def _of(kind: str, found: Sequence[tuple[int, dict[str, NDArray[Any]]]]) -> Saturation | None:
+def _of(kind: str, snapshots: Sequence[tuple[int, dict[str, NDArray[Any]]]]) -> Saturation | None:
     names = [f"{kind}.{part}" for part in ("layers", "ranked", "used")]
-    whole = [(step, [arrays[name].astype(np.int64) for name in names]) for step, arrays in found
+    whole = [(step, [arrays[name].astype(np.int64) for name in names]) for step, arrays in snapshots
              if all(name in arrays for name in names)]  # fmt: skip
     if not whole:
         return None
@@ -81,12 +90,18 @@ def _of(kind: str, found: Sequence[tuple[int, dict[str, NDArray[Any]]]]) -> Satu
 
 
 def overlap(earlier: Ints, ranked: Ints, used: Ints) -> Floats:
-    """earlier, ranked (L, N, U), used (L, N) -> (L,): of the first `used` of ranked, those among as many of earlier."""
+    """Return (L,): the share of the first `used` units of `ranked` that are also among the first `used` of `earlier`.
+
+    Args:
+        earlier: (L, N, U), units of each token at the earlier step, the most probable first.
+        ranked: (L, N, U), the same at the end.
+        used: (L, N), how many units each token used at the end.
+    """
     inside = np.arange(ranked.shape[2]) < used[:, :, None]  # (L, N, U): ranks that count
     size = 1 + max(int(one.max(initial=0)) for one in (earlier, ranked))
 
     def members(of: Ints) -> NDArray[np.bool_]:
-        """(L, N, size): which units are among the ranks that count."""
+        """Mark (L, N, size) the units among the ranks that count."""
         chosen = np.zeros((*of.shape[:2], size), bool)
         np.put_along_axis(chosen, of, inside, axis=2)
         return chosen

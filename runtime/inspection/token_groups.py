@@ -1,6 +1,7 @@
-"""Tokens by what they are: text class, position in the sequence, and which of the frequent ones.
+"""Group tokens by text class, by position in the sequence, and by frequent token.
 
-T tokens, G groups. Every grouping puts each token in one group, so that what a router chooses can be held against it.
+T tokens, G groups. Every grouping puts each token into one group, so that it can be compared with the choices of a
+router.
 """
 
 import unicodedata
@@ -16,7 +17,7 @@ from ..terminal.text import printable
 
 Ints = NDArray[np.int64]
 
-# In order: a token is of the first that fits.
+# A token belongs to the first class that fits.
 CLASSES = ("line break", "white space", "line start", "number", "capital", "word start", "inside word", "punctuation",
            "other")  # fmt: skip
 REST = "all other tokens"
@@ -24,30 +25,37 @@ REST = "all other tokens"
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which group each token is in; groups without a token are left out."""
+    """The group of each token. Groups without a token are left out."""
 
     name: str
-    labels: tuple[str, ...]  # (G,)
-    of: Ints  # (T,)
+    labels: tuple[str, ...]
+    """(G,)."""
+    of: Ints
+    """(T,): index of the group."""
 
     @classmethod
     def by(cls, name: str, labels: Sequence[str], of: Sequence[int] | Ints) -> "Grouping":
-        """Of those `labels` that occur in `of`, in their order."""
-        held, numbered = np.unique(np.asarray(of, np.int64), return_inverse=True)
-        return cls(name, tuple(labels[i] for i in held), numbered.astype(np.int64))
+        """Keep the `labels` that occur in `of`, in their order."""
+        present, numbered = np.unique(np.asarray(of, np.int64), return_inverse=True)
+        return cls(name, tuple(labels[i] for i in present), numbered.astype(np.int64))
 
     @property
     def tokens(self) -> Ints:
-        """(G,): how many each group has."""
+        """(G,): tokens of each group."""
         return np.bincount(self.of, minlength=len(self.labels))
 
 
 def token_class(text: str, start: int, end: int) -> str:
-    """The class of the token that stands for `text[start:end]`, by itself and by the character before it.
+    """Return the class of the token `text[start:end]`, from its text and the character before it.
 
-    line break: holds an end of line; white space: nothing else; line start: the first of its line; number: digits and
-    no letters; capital: begins with one; word start, inside word: letters that begin a word or go on with one;
-    punctuation: signs alone; other: all the rest, such as "'s", or no text at all.
+    - line break: contains the end of a line
+    - white space: nothing else
+    - line start: the first token of its line
+    - number: digits and no letters
+    - capital: begins with a capital letter
+    - word start, inside word: letters that begin a word or continue one
+    - punctuation: only punctuation and symbols
+    - other: everything else, such as "'s", or no text at all
     """
     piece = text[start:end]
     bare = piece.strip()
@@ -70,12 +78,12 @@ def token_class(text: str, start: int, end: int) -> str:
 
 
 def by_class(text: str, spans: Sequence[tuple[int, int]]) -> Grouping:
-    """Text classes, in the order of CLASSES."""
+    """Group by text class, in the order of CLASSES."""
     return Grouping.by("classes", CLASSES, [CLASSES.index(token_class(text, *span)) for span in spans])
 
 
 def by_position(positions: Ints) -> Grouping:
-    """Positions 0, 1, 2-3, 4-7, 8-15 and so on: what changes with the position changes most at the start."""
+    """Group by positions 0, 1, 2-3, 4-7, 8-15 and so on: most changes happen near the start."""
     begins = [0, *takewhile(lambda begin: begin <= positions.max(initial=0), (2**i for i in count()))]
     ends = [begin - 1 for begin in begins[1:]] + [int(positions.max(initial=0))]
     labels = [f"{begin}-{end}" if begin < end else f"{begin}" for begin, end in zip(begins, ends, strict=True)]
@@ -83,9 +91,9 @@ def by_position(positions: Ints) -> Grouping:
 
 
 def by_token(ids: Sequence[int], pieces: Sequence[str], most: int) -> Grouping:
-    """The `most` most frequent tokens, the more frequent first, and one group of all others.
+    """Group by the `most` most frequent tokens, in falling order, and one group of all others.
 
-    A label is the token's text where it first stands; ids that share a text (bytes of one character) get their number.
+    A label is the token's text at its first occurrence; ids that share a text (bytes of a character) get their number.
     """
     texts: dict[int, str] = {}
     for token, piece in zip(ids, pieces, strict=True):
@@ -99,5 +107,5 @@ def by_token(ids: Sequence[int], pieces: Sequence[str], most: int) -> Grouping:
 
 
 def visible(text: str) -> str:
-    """`text` so that all of it can be seen: spaces as ␣, what steers a terminal as an escape."""
+    """Make all of `text` visible: spaces as ␣, control characters escaped."""
     return printable(text).replace(" ", "␣") or "(no text)"

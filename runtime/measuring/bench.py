@@ -1,4 +1,4 @@
-"""`adaptive bench`: how fast an exported model is on this machine, how near to the memory floor, and how good."""
+"""`adaptive bench`: measure how fast an exported model is on this machine, how close to the memory floor, how good."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import HELDOUT
-from ..dial.dial import Dial, resolve
+from ..dial import Dial, resolve
 from ..generation.engine import Engine, load
 from .given_text import read_text
 from .machine import describe, peak_memory
@@ -21,16 +21,28 @@ from .timing import Distribution, Timed, time_points
 
 @dataclass(frozen=True, kw_only=True)
 class BenchParams:
-    """What to measure; `text` None takes the held-out text of the run, where there is one."""
+    """What to measure.
+
+    Raises:
+        WrongUsageError: a number is outside its range.
+    """
 
     prompt_tokens: int = 64
+    """Length of the prompt, at least 1."""
     new_tokens: int = 128
+    """Tokens to decode after the prompt, at least 1."""
     repeats: int = 5
+    """Rounds to measure, at least 1; one more warms up."""
     seed: int = 0
+    """Seed of the place in the text and of the sampling, at least 0."""
     walk: bool = False
+    """Whether to measure points of the dial."""
     text: Path | None = None
+    """Text to read and to score; None takes the held-out text of the run, if there is one."""
     text_tokens: int = 8192
+    """Most tokens to score at each point, at least 1."""
     dial: Dial = field(default_factory=Dial)
+    """How much of the model to run."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens", "repeats", "text_tokens"):
@@ -43,8 +55,13 @@ class BenchParams:
 def bench(
     folder: Path, params: BenchParams, *, device: str = "auto", threads: int | None = None, verify: bool = True
 ) -> dict[str, Any]:
-    """All figures as one object, with the keys of `bench --json`. Raises UserError as `load` does."""
-    import onnxruntime  # noqa: F401 - so that its import does not count as loading
+    """Measure the model in `folder`; return all figures under the keys of `bench --json`.
+
+    Raises:
+        UserError: the model cannot be loaded (see `load`), prompt and new tokens do not fit into its context, or the
+            text cannot be read.
+    """
+    import onnxruntime  # noqa: F401 - its import should not count as loading
 
     begin = time.perf_counter()
     engine = load(folder, device=device, threads=threads, verify=verify)
@@ -57,7 +74,7 @@ def bench(
         )
     text, run = None, folder / ".."
     if params.text is not None or (run / HELDOUT).is_file():
-        text, _ = read_text(engine, params.text, run, "--text", least=2)  # one token has none to be scored after
+        text, _ = read_text(engine, params.text, run, "--text", least=2)  # the first token is not scored
     ids, origin = tokens_to_read(engine, text, params.prompt_tokens + params.new_tokens, params.seed)
     prompt, answer = ids[: params.prompt_tokens], ids[params.prompt_tokens :]
 
@@ -103,7 +120,7 @@ def bench(
 
 
 def prefill_json(timed: Timed, tokens: int) -> dict[str, Any]:
-    """The prompt in one pass."""
+    """Return the figures of computing the prompt in one pass."""
     milliseconds = Distribution.of(1000 * np.array(timed.prefill))
     return {
         "tokens": tokens,
@@ -113,7 +130,7 @@ def prefill_json(timed: Timed, tokens: int) -> dict[str, Any]:
 
 
 def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
-    """Token by token, and the memory floor of what it executed."""
+    """Return the figures of decoding token by token, with the memory floor of what it executed."""
     milliseconds, tally = timed.milliseconds, timed.tally
     costs = engine.manifest.costs.weight_bytes
     size = costs.lm_head + sum(
@@ -143,7 +160,7 @@ def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
 
 
 def tokens_to_read(engine: Engine, text: Text | None, count: int, seed: int) -> tuple[list[int], str]:
-    """`count` tokens of the text from a seeded place, or seeded random ones where it is too short; and which."""
+    """Return `count` tokens of the text from a seeded place, or seeded random ones if it is too short, and which."""
     random = np.random.default_rng(seed)
     if text is not None and len(text.ids) >= count:
         begin = int(random.integers(len(text.ids) - count + 1))

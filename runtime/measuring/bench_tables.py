@@ -1,20 +1,18 @@
-"""What a person reads of a benchmark: a few lines, and a table and a plot of the sweep."""
+"""A benchmark for the terminal: a few lines, and a table and a plot of the sweep."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from ..terminal.text import PLAIN_WIDTH
+from ..terminal.text import console
 
 Figures = dict[str, Any]
 
 
 def show(result: Figures) -> None:
-    """The figures on stdout."""
-    out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    """Print the figures on stdout."""
+    out = console(stderr=False)
     for line in lines(result):
         out.print(line, markup=False)
     if "sweep" in result:
@@ -23,7 +21,7 @@ def show(result: Figures) -> None:
 
 
 def lines(result: Figures) -> list[str]:
-    """One line for the machine, the model, the prompt, decoding and the memory floor each."""
+    """Format one line each for the machine, the model, the prompt, decoding and the memory floor."""
     machine, model, settings = result["machine"], result["model"], result["settings"]
     prefill, decode = result["prefill"], result["decode"]
     prompt = prefill["milliseconds"]
@@ -59,7 +57,7 @@ def lines(result: Figures) -> list[str]:
 
 
 def sweep_table(points: list[Figures], *, heads: bool) -> Table:
-    """A row per point, with how many `heads` where they are routed."""
+    """Build a table with a row per point; `heads` adds the number of heads."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("point", no_wrap=True)
     for name in (
@@ -92,11 +90,13 @@ def sweep_table(points: list[Figures], *, heads: bool) -> Table:
 
 
 def plot(result: Figures, path: Path) -> None:
-    """Quality against measured time, and the three shares of each point, drawn to `path` in the form of its suffix.
+    """Draw quality over measured time, and the three shares of each point, to `path` in the format of its suffix.
 
-    Raises ModuleNotFoundError without matplotlib, OSError where `path` cannot be written.
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        OSError: `path` cannot be written.
     """
-    import matplotlib  # the figures come without it
+    import matplotlib  # optional: the figures are printed without it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -120,7 +120,7 @@ def plot(result: Figures, path: Path) -> None:
                     panel.annotate(
                         point["name"].split()[1], (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8
                     )
-        # a busy machine's slowest tokens would squeeze all the rest: their bars are cut here, the table has them
+        # The slowest tokens of a busy machine would squash everything else: their bars are cut, the table has them.
         slowest = max(point["milliseconds_per_token"]["median"] for point in points)
         panel.set(xlim=(0, 1.4 * slowest), xlabel="measured ms per token (median, p5 to p95)", ylabel="bits per byte")
         panel.legend()

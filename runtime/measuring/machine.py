@@ -1,4 +1,4 @@
-"""The machine that a figure comes from."""
+"""The machine on which a figure was measured."""
 
 import importlib.metadata
 import platform
@@ -10,8 +10,8 @@ from ..execution.session import Session, usable_cores
 
 
 def describe(session: Session) -> dict[str, Any]:
-    """Processor, cores, memory, versions, and what of it the session uses."""
-    import psutil  # only measuring needs it
+    """Describe processor, cores, memory and versions, and what of them the session uses."""
+    import psutil  # only measurements need it
 
     return {
         "cpu": cpu_name(),
@@ -23,12 +23,12 @@ def describe(session: Session) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"),
         "onnxruntime": session.onnxruntime_version,
-        "load_average": [round(load, 2) for load in psutil.getloadavg()],  # what else ran just before
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],  # load of other programs just before
     }
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker writes it, where the system tells it."""
+    """Return the name of the processor as its maker writes it, if the system knows it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -38,7 +38,7 @@ def cpu_name() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Return the largest resident size of this process so far, in bytes."""
     if sys.platform == "win32":
         import psutil
 

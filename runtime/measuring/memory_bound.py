@@ -1,8 +1,8 @@
-"""The memory floor: decoding reads every weight that it runs once per token, and is no faster than memory is read.
+"""The memory floor: decoding reads every weight that it uses once per token, so it is no faster than memory is read.
 
-The rate is measured, not looked up: numpy reduces a buffer as large as the model's weights (so that a model which fits
-the cache is held against the cache) with as many threads as the session, and the best of several reductions counts.
-numpy may itself be slower than the memory, above all in cache; floor and share reached then look better than they are.
+The bandwidth is measured: numpy reduces a buffer as large as the model's weights (so that a model which fits into the
+cache is compared with the cache) with as many threads as the session; the best of several reductions counts. numpy may
+itself be slower than the memory, above all in cache; then the floor and the share reached look better than they are.
 """
 
 import time
@@ -14,17 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 512 * 2**20  # bytes: beyond any cache, and no more than a small machine can spare
+LARGEST = 512 * 2**20
+"""Bytes of the largest buffer: beyond any cache, and no more than a small machine can spare."""
 SMALLEST = 2**20
-AT_LEAST = 256 * 2**20  # bytes read per timing, so that starting the threads does not count
+"""Bytes of the smallest buffer."""
+AT_LEAST = 256 * 2**20
+"""Bytes read per timing, so that the start of the threads does not count."""
 ROUNDS = 5
-# Both are vectorised and release the GIL; which one is faster differs between processors.
+"""Timings of each reduction."""
+# Both are vectorised and release the GIL; which one is faster depends on the processor.
 REDUCTIONS: tuple[Callable[[NDArray[np.int64]], Any], ...] = (np.bitwise_or.reduce, np.max)
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Reading `buffer_bytes` over and over with `threads` threads."""
+    """Measured rate of reading a buffer of `buffer_bytes` repeatedly with `threads` threads."""
 
     bytes_per_second: float
     buffer_bytes: int
@@ -32,7 +36,7 @@ class Bandwidth:
 
 
 def read_bandwidth(size: int, threads: int) -> Bandwidth:
-    """Best measured rate of reading a buffer of about `size` bytes, split between `threads`."""
+    """Measure the best rate of reading a buffer of about `size` bytes, split between `threads`."""
     size = min(max(size, SMALLEST), LARGEST)
     parts = np.array_split(np.ones(size // 8, np.int64), threads)
     passes = max(1, AT_LEAST // size)
@@ -52,5 +56,5 @@ def read_bandwidth(size: int, threads: int) -> Bandwidth:
 
 
 def floor_seconds(executed_bytes: float, bandwidth: Bandwidth) -> float:
-    """Least time in which `executed_bytes` (weights and KV cache of one token) can be read."""
+    """Return the least time in which `executed_bytes` (weights and KV cache of one token) can be read."""
     return executed_bytes / bandwidth.bytes_per_second

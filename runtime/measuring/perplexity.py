@@ -1,4 +1,4 @@
-"""How good a model is at a point of its dial: the loss on a text, and what it used to read it.
+"""Quality of a model at a point of its dial: the loss on a text, and what the model used to read it.
 
 T tokens of one window, V vocabulary.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dial.thresholds import Thresholds
+from ..dial import Thresholds
 from ..generation.engine import Engine
 from .timing import Tally
 
@@ -20,44 +20,50 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Text:
-    """A text to score: its tokens, and the characters (start, end) of each."""
+    """A text to score."""
 
     text: str
     ids: list[int]
+    """Its tokens."""
     spans: list[tuple[int, int]]
+    """The characters (start, end) of each token."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that a model reads from an empty cache, and those that follow each, which are scored."""
+    """Tokens that a model reads from an empty cache, and the tokens that it has to predict."""
 
     ids: list[int]
     targets: list[int]
-    bytes: int  # of UTF-8, that the targets stand for
+    """The token after each of `ids`."""
+    bytes: int
+    """Bytes of UTF-8 that the targets stand for."""
 
 
 def windows(text: Text, count: int, length: int) -> list[Window]:
-    """The first `count` tokens after the first of `text`, in windows of at most `length` that do not overlap.
+    """Cut `text` into windows of at most `length` tokens that do not overlap, and score `count` tokens or fewer.
 
-    Every token is scored once, with what its window holds before it.
+    Every token but the first is scored once, after the tokens before it in its window.
     """
-    found = []
+    cut = []
     end = min(len(text.ids) - 1, count)
     for begin in range(0, end, length):
         stop = min(begin + length, end)
         scored = text.text[text.spans[begin][1] : text.spans[stop][1]]
-        found.append(Window(text.ids[begin:stop], text.ids[begin + 1 : stop + 1], len(scored.encode())))
-    return found
+        cut.append(Window(text.ids[begin:stop], text.ids[begin + 1 : stop + 1], len(scored.encode())))
+    return cut
 
 
 @dataclass
 class Score:
-    """What was measured over some windows."""
+    """Measurements over some windows."""
 
     tally: Tally = field(default_factory=Tally)
     nats: float = 0.0
+    """Loss, summed over the targets."""
     bytes: int = 0
-    choices: list[Ints] = field(default_factory=list)  # (T,) of each window: the most probable next tokens
+    choices: list[Ints] = field(default_factory=list)
+    """For each window the most probable next tokens (T,)."""
 
     @property
     def loss(self) -> float:
@@ -66,6 +72,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits per byte of UTF-8."""
         return self.nats / math.log(2) / self.bytes
 
     @property
@@ -75,28 +82,28 @@ class Score:
 
 
 def score(engine: Engine, point: Thresholds, texts: Sequence[Window], *, logits: bool = True) -> Score:
-    """Read every window at `point`; without `logits` only what it used is counted, at less cost."""
+    """Read every window at `point`. Without `logits` only usage is counted, which costs less."""
     session, size = engine.session, engine.manifest.model.tokenizer_size
     session.set_thresholds(point)
-    found = Score()
+    total = Score()
     for one in texts:
         session.reset(len(one.ids))
         step = session.prefill(one.ids, num_logits=len(one.ids) if logits else 1)
-        found.tally.add(engine, step.routes)
+        total.tally.add(engine, step.routes)
         if logits:
-            found.nats -= float(log_probabilities(step.logits, one.targets).sum())
-            found.bytes += one.bytes
-            found.choices.append(step.logits[:, :size].argmax(axis=1))
-    return found
+            total.nats -= float(log_probabilities(step.logits, one.targets).sum())
+            total.bytes += one.bytes
+            total.choices.append(step.logits[:, :size].argmax(axis=1))
+    return total
 
 
 def bits_per_byte(engine: Engine, point: Thresholds, text: Text, max_tokens: int) -> float:
-    """Bits that the model at `point` needs per byte of UTF-8, over windows of its context that do not overlap."""
+    """Return the bits per byte of UTF-8 at `point`, over windows of the model's context that do not overlap."""
     return score(engine, point, windows(text, max_tokens, engine.manifest.model.context_length)).bits_per_byte
 
 
 def log_probabilities(logits: NDArray[np.float32], targets: Sequence[int]) -> Floats:
-    """Natural logarithm of the probability of each target (T,) under logits (T, V), summed in float64."""
+    """Return the natural logarithm of the probability of each target (T,) under logits (T, V), in float64."""
     best = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - best).sum(axis=1, dtype=np.float64)
     chosen = logits[np.arange(len(targets)), list(targets)].astype(np.float64)

@@ -1,13 +1,13 @@
-"""Walks the dial of a model: how much of it to run against how good and how fast it is.
+"""Walk the dial of a model: measure quality and speed at each point.
 
-Each point says three things that are easily mistaken for one another:
+Each point has three shares that are easily confused:
 
-    theoretical_share   FLOPs of the attention and experts that ran, over those of all layers with all experts: what the
-                        thresholds saved where they decide
-    executed_share      all FLOPs executed, with head, routers, exit checks and keys of skipped layers, over all FLOPs
-                        of the dense pass: what was left to compute
-    measured_share      time per token over that of the point `all`: what was gained. The ratio of the medians of each
-                        round, which are near in time; of these the median over the rounds
+    theoretical_share   FLOPs of the attention and experts that ran, over those of all layers with all experts: the
+                        part that the thresholds decide
+    executed_share      all FLOPs executed, with output head, routers, exit checks and keys of skipped layers, over all
+                        FLOPs of the dense pass: what was left to compute
+    measured_share      time per token, over that of the point `all`: what was gained. The ratio of the medians of each
+                        round, which are close in time; of these the median over the rounds
 """
 
 from collections.abc import Sequence
@@ -16,37 +16,36 @@ from typing import Any
 
 import numpy as np
 
-from ..dial.curve import at_compute
-from ..dial.dial import CALIBRATED, Dial, Thresholds, resolve
+from ..dial import CALIBRATED, Dial, Thresholds, at_compute, resolve
 from ..format.manifest import Manifest
 from ..generation.engine import Engine
 from .perplexity import Text, bits_per_byte
 from .timing import Timed, time_points
 
 EXPERTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
-TOP_P = (0.1, 0.2, 0.4, 0.6, 0.8)  # where the model has no table
+TOP_P = (0.1, 0.2, 0.4, 0.6, 0.8)  # for a model without a table
 LAYERS_SHARE = (0.85, 0.7, 0.5, 0.3)
-DEPTH_THRESHOLD = (0.3, 0.5, 0.7, 0.9)  # where the model has no table
+DEPTH_THRESHOLD = (0.3, 0.5, 0.7, 0.9)  # for a model without a table
 EXIT_THRESHOLD = (0.95, 0.8, 0.6, 0.4)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A named place of the dial."""
+    """A named point of the dial."""
 
     name: str
     thresholds: Thresholds
 
 
-def points(manifest: Manifest, asked: Dial) -> list[Point]:
-    """`all` of the model, then the dial walked in each direction that the model has, from much to little.
+def points(manifest: Manifest, dial: Dial) -> list[Point]:
+    """List the points to measure: `all` of the model, then each direction of the dial, from much to little.
 
-    The other directions stay where `asked` or, without it, the model's own thresholds put them.
+    The other directions stay where `dial` or, where it says nothing, the model's own thresholds put them.
     """
     model, table = manifest.model, manifest.dial
     everything = Thresholds.everything(model.num_layers)
-    walked = [("all", everything), ("default", resolve(manifest, asked))]
-    single = asdict(asked) | dict.fromkeys(CALIBRATED)  # a point of the curve sets all thresholds, a walk but one
+    walked = [("all", everything), ("default", resolve(manifest, dial))]
+    single = asdict(dial) | dict.fromkeys(CALIBRATED)  # a point of the curve sets all thresholds, a walk only one
 
     def walk(label: str, values: Sequence[float], replaces: tuple[str, str | None]) -> None:
         for value in values:
@@ -77,8 +76,8 @@ def points(manifest: Manifest, asked: Dial) -> list[Point]:
     if any(layer.exit for layer in model.layers):
         walk("exit", EXIT_THRESHOLD, ("exit_threshold", None))
     if manifest.curve:
-        known = [point.compute for point in manifest.curve.points]
-        walked += [(f"compute {value:.3g}", at_compute(manifest.curve, value)) for value in reversed(known)]
+        computes = [point.compute for point in manifest.curve.points]
+        walked += [(f"compute {value:.3g}", at_compute(manifest.curve, value)) for value in reversed(computes)]
 
     unique: list[Point] = []
     for name, thresholds in walked:
@@ -88,7 +87,7 @@ def points(manifest: Manifest, asked: Dial) -> list[Point]:
 
 
 def _evenly(most: int, least: int) -> list[int]:
-    """From `most` down to `least`, at most eight values."""
+    """Return at most eight values from `most` down to `least`."""
     step = -(-(most - least) // 7) or 1
     return [*range(most, least, -step), least]
 
@@ -97,7 +96,7 @@ def sweep(
     engine: Engine, walked: Sequence[Point], prompt: Sequence[int], answer: Sequence[int], text: Text | None, *,
     repeats: int, seed: int, max_tokens: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Measure every point; `text` None gives no bits per byte."""
+    """Measure every point. Without a text there are no bits per byte."""
     timed = time_points(engine, [p.thresholds for p in walked], prompt, answer, repeats=repeats, seed=seed)
     quality = [bits_per_byte(engine, p.thresholds, text, max_tokens) if text else None for p in walked]
     return [
@@ -106,7 +105,7 @@ def sweep(
 
 
 def point_json(point: Point, timed: Timed, bits: float | None, whole: Timed) -> dict[str, Any]:
-    """One point as `bench --json` writes it; `whole` is the point `all`."""
+    """Return one point as `bench --json` writes it; `whole` is the point `all`."""
     tally = timed.tally
     return {
         "name": point.name,

@@ -1,6 +1,6 @@
-"""Times a model at points of its dial, and counts what it uses there.
+"""Time a model at points of its dial, and count what it uses there.
 
-All points take part in every round, in a new order each time, so that a machine that slows down slows them all; each
+All points take part in every round, in a new order each time, so that a machine that slows down slows them all. Every
 point reads the same tokens, so that only the thresholds differ.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dial.dial import Thresholds
+from ..dial import Thresholds
 from ..execution.routes import Routes
 from ..generation.engine import Engine
 from ..generation.sampler import Sampler, Sampling
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Distribution:
-    """Median and 5th and 95th percentile, in the unit of what was measured."""
+    """Median, 5th and 95th percentile, in the unit of the values."""
 
     median: float
     p5: float
@@ -31,13 +31,14 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Sequence[float] | Floats) -> "Distribution":
+        """Summarise `values`."""
         low, middle, high = np.percentile(np.asarray(values), [5, 50, 95])
         return cls(float(middle), float(low), float(high))
 
 
 @dataclass
 class Tally:
-    """What was counted over the decoded tokens of one point, from their usage; the same in every round."""
+    """Usage, summed over the tokens of one point; the same in every round."""
 
     tokens: int = 0
     layers: int = 0
@@ -50,6 +51,7 @@ class Tally:
     executed_bytes: float = 0.0
 
     def add(self, engine: Engine, routes: Routes) -> None:
+        """Add the tokens of `routes`."""
         spent = engine.session.meter.spent(routes)
         every = engine.manifest.model.num_heads
         self.tokens += routes.layers_run.shape[1]
@@ -65,15 +67,17 @@ class Tally:
 
 @dataclass
 class Timed:
-    """The measurements of one point: seconds of each prefill, and of each decoded token by round."""
+    """The measurements of one point."""
 
     prefill: list[float] = field(default_factory=list)
+    """Seconds of each prefill."""
     rounds: list[list[float]] = field(default_factory=list)
+    """Seconds of each decoded token, by round."""
     tally: Tally = field(default_factory=Tally)
 
     @property
     def milliseconds(self) -> Distribution:
-        """Per decoded token, over all rounds."""
+        """Milliseconds per decoded token, over all rounds."""
         return Distribution.of(1000 * np.array(self.rounds).ravel())
 
     @property
@@ -83,7 +87,7 @@ class Timed:
 
     @property
     def spread(self) -> float:
-        """How far the rounds lie apart: (largest - smallest) / middle of their medians."""
+        """Spread of the rounds: (largest - smallest) / median of their medians."""
         medians = self.medians
         return float((medians.max() - medians.min()) / np.median(medians))
 
@@ -99,29 +103,30 @@ def time_points(
 ) -> list[Timed]:
     """Prefill `prompt`, then decode `answer` token by token, `repeats` times at each point.
 
-    A token's time is that of the pass and of choosing the next token, as in generation; what was chosen is put aside
-    and the given token computed next, so that every point and every round does the same work on the same text.
+    The time of a token includes the pass and the choice of the next token, as in generation. The chosen token is
+    discarded and the given one computed next, so that every point and every round does the same work on the same text.
     """
     return time_engines([(engine, point) for point in points], prompt, answer, repeats=repeats, seed=seed)
 
 
 def time_engines(
-    asked: Sequence[tuple[Engine, Thresholds]],
+    points: Sequence[tuple[Engine, Thresholds]],
     prompt: Sequence[int],
     answer: Sequence[int],
     *,
     repeats: int,
     seed: int,
 ) -> list[Timed]:
-    """The same for points of several models with one tokenizer, all of which take part in every round."""
-    results = [Timed() for _ in asked]
+    """Do the same for points of several models with one tokenizer, all of which take part in every round."""
+    results = [Timed() for _ in points]
     order = np.random.default_rng(seed)
-    for (engine, point), result in zip(asked, results, strict=True):  # warms up, and counts: usage is always the same
+    # The first round warms up, and counts usage, which is the same in every round.
+    for (engine, point), result in zip(points, results, strict=True):
         _round(engine, point, prompt, answer, seed, Timed(), result.tally)
-    with quiet():
+    with no_collection():
         for _ in range(repeats):
-            for index in order.permutation(len(asked)):
-                engine, point = asked[index]
+            for index in order.permutation(len(points)):
+                engine, point = points[index]
                 _round(engine, point, prompt, answer, seed, results[index], None)
     return results
 
@@ -149,8 +154,8 @@ def _round(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No garbage collection in the middle of a measurement."""
+def no_collection() -> Iterator[None]:
+    """Suspend garbage collection during a measurement."""
     gc.collect()
     gc.disable()
     try:

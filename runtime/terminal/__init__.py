@@ -1,1 +1,1 @@
-"""Write to a terminal: progress, drawings, printable text."""
+"""Write for a terminal: progress, plots, printable text."""

@@ -1,6 +1,7 @@
-"""What a person sees while a long measurement runs: one live line, or plain lines where stderr is no terminal."""
+"""Progress of a long measurement: one live line, or plain lines where stderr is not a terminal."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -8,15 +9,21 @@ from rich.console import Console
 from rich.status import Status
 
 PLAIN_SECONDS = 10.0
+"""Least time between two plain lines."""
 
 
 class Progress:
-    """`say` tells a line of the story for good, `show` what is being done now; all of it on stderr."""
+    """Reports on stderr: `log` a line that stays, `show` what is being done now.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Returns seconds; decides when a plain line is due.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._status: Status | None = None
-        self._shown = time.monotonic()
+        self._clock = clock
+        self._shown = clock()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -31,13 +38,14 @@ class Progress:
             self._status.stop()
             self._status = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
+        """Print a line that stays."""
         self._console.print(text, markup=False)
 
     def show(self, text: str) -> None:
-        """Replaces the live line; where there is none, a plain line every ten seconds."""
+        """Replace the live line; where there is none, print a plain line every ten seconds."""
         if self._status is not None:
             self._status.update(text)
-        elif time.monotonic() - self._shown >= PLAIN_SECONDS:
-            self._shown = time.monotonic()
-            self.say(text)
+        elif self._clock() - self._shown >= PLAIN_SECONDS:
+            self._shown = self._clock()
+            self.log(text)

@@ -1,18 +1,19 @@
-"""Text for a terminal: the console on stderr, and characters that are safe to print."""
+"""Text for a terminal: the console, and characters that are safe to print."""
 
 import sys
 
 from rich.console import Console
 
-PLAIN_WIDTH = 160  # of a table where stderr is no terminal
+PLAIN_WIDTH = 160
+"""Columns of a table where the stream is not a terminal."""
 
 
-def console() -> Console:
-    """Writes to stderr, in colour where that is a terminal."""
-    width = None if sys.stderr.isatty() else PLAIN_WIDTH
-    return Console(stderr=True, highlight=False, soft_wrap=True, width=width)
+def console(*, stderr: bool = True) -> Console:
+    """Open a console on stderr or stdout: in colour and as wide as the terminal, or plain if it is not a terminal."""
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else PLAIN_WIDTH
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """`text` without the control characters by which a model could steer a terminal; line ends stay where `lines`."""
+    """Escape the control characters by which a model could control the terminal; `lines` keeps line ends and tabs."""
     return "".join(char if char.isprintable() or (lines and char in "\n\t") else repr(char)[1:-1] for char in text)

@@ -292,7 +292,7 @@ def test_a_graph_whose_cache_is_off_differs_between_prompt_and_single_tokens(
 
     def forgetful(self: Session, token: int) -> Any:
         step = true(self, token)
-        for value in self._cache.values.values():
+        for value in self.cache.values.values():
             value.numpy()[:, :, 0] *= 1.01
         return step
 

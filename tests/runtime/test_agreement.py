@@ -1,11 +1,12 @@
-"""CALM's promise by Learn then Test: the exact binomial test, the fixed order, and that it keeps its confidence."""
+"""CALM's bound by Learn then Test: the exact binomial test, the fixed order, and that it keeps its confidence."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from adaptive_lm.runtime.calibration.agreement import CONFIDENCE, GRID, Compared, p_value, promises
+from adaptive_lm.runtime.calibration.agreement import CONFIDENCE, GRID, Compared, agreement_bounds, p_value
 
 
 @pytest.mark.parametrize(("different", "tokens", "rate"), [(0, 10, 0.1), (3, 20, 0.1), (7, 50, 0.2), (50, 50, 0.3)])
@@ -24,7 +25,7 @@ def compared(rate: float, threshold: float, tokens: int = 8000) -> Compared:
 
 
 def test_the_least_threshold_that_passes_is_taken_for_each_share() -> None:
-    found = promises(lambda threshold: compared(0.2, threshold), (0.99, 0.9))
+    found = agreement_bounds(lambda threshold: compared(0.2, threshold), (0.99, 0.9))
     assert [one.share for one in found] == [0.9, 0.99]
     for one in found:
         lower = GRID[GRID.index(one.exit_threshold) + 1]
@@ -36,29 +37,33 @@ def test_the_least_threshold_that_passes_is_taken_for_each_share() -> None:
 def test_the_first_failure_ends_the_walk_whatever_comes_after() -> None:
     """Else each further test would need a correction for their number."""
     lucky = {0.96: 0.5}
-    found = promises(lambda threshold: Compared(8000, round(8000 * lucky.get(threshold, 0)), 2), (0.9,))
+    found = agreement_bounds(lambda threshold: Compared(8000, round(8000 * lucky.get(threshold, 0)), 2), (0.9,))
     assert found[0].exit_threshold == 0.98
 
 
 def test_nothing_passes_and_nobody_leaves() -> None:
-    found = promises(lambda threshold: Compared(100, 0 if threshold == 1 else 50, 2), (0.9,))
+    found = agreement_bounds(lambda threshold: Compared(100, 0 if threshold == 1 else 50, 2), (0.9,))
     assert found[0].exit_threshold == 1
     assert found[0].compared.different == 0
 
 
 def test_a_few_tokens_that_all_agree_prove_little() -> None:
     """0 of 28 does not show 90 % at confidence 0.95, 0 of 29 does: 0.9^29 = 0.047."""
-    assert promises(lambda threshold: Compared(28, 0, 2), (0.9,))[0].exit_threshold == 1
-    assert promises(lambda threshold: Compared(29, 0, 2), (0.9,))[0].exit_threshold == GRID[-1]
+    assert agreement_bounds(lambda threshold: Compared(28, 0, 2), (0.9,))[0].exit_threshold == 1
+    assert agreement_bounds(lambda threshold: Compared(29, 0, 2), (0.9,))[0].exit_threshold == GRID[-1]
 
 
-def test_the_promise_is_broken_no_more_often_than_the_confidence_allows() -> None:
+def test_the_bound_is_broken_no_more_often_than_the_confidence_allows() -> None:
     random = np.random.default_rng(3)
     broken = 0
     for _ in range(400):
         draws = random.random(2000)  # a token differs below a threshold of its own
-        found = promises(lambda threshold, d=draws: Compared(2000, int((d < 0.3 * (1 - threshold)).sum()), 2), (0.9,))
-        broken += 0.3 * (1 - found[0].exit_threshold) > 0.1
+
+        def compare(threshold: float, draws: Any = draws) -> Compared:
+            return Compared(2000, int((draws < 0.3 * (1 - threshold)).sum()), 2)
+
+        (bound,) = agreement_bounds(compare, (0.9,))
+        broken += 0.3 * (1 - bound.exit_threshold) > 0.1
     assert broken / 400 <= 1 - CONFIDENCE + 0.02
 
 
@@ -69,6 +74,6 @@ def test_each_threshold_is_measured_once() -> None:
         seen.append(threshold)
         return compared(0.2, threshold)
 
-    promises(compare, (0.9, 0.95, 0.99))
+    agreement_bounds(compare, (0.9, 0.95, 0.99))
     assert len(seen) == len(set(seen))
     assert seen == sorted(seen, reverse=True)

@@ -14,7 +14,7 @@ from support.tiny_graph import TOKENS, E, L, write_manifest
 
 from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams, check_rises, halves
-from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.format.files import digest
 from adaptive_lm.runtime.measuring.perplexity import Score, Window, score, windows
 from adaptive_lm.runtime.measuring.timing import Tally
@@ -233,7 +233,7 @@ def test_ctrl_c_leaves_the_model_as_it_was(rich_copy: Path, monkeypatch: pytest.
     monkeypatch.setattr(f"adaptive_lm.runtime.calibration.{where}", interrupted)
     result = run(rich_copy)
     assert result.exit_code == 130
-    assert f"stopped; {rich_copy} is as it was" in result.stderr
+    assert f"stopped; {rich_copy} is unchanged" in result.stderr
     assert (rich_copy / "manifest.json").read_bytes() == before
     assert len(list(rich_copy.iterdir())) == 4
 
@@ -313,7 +313,7 @@ def test_heads_that_save_nothing_are_settled_by_their_loss(
         (
             ["--data", "/nowhere.txt"],
             1,
-            "cannot read /nowhere.txt: No such file or directory; give another --data FILE",
+            "cannot read /nowhere.txt: No such file or directory; check the path and its permissions",
         ),
         (["--data", "x.json"], 1, "x.json holds records, expected plain text in UTF-8; leave --data out"),
         (["--plot", "x.bmp"], 2, "expected a name ending in .png"),

@@ -8,8 +8,7 @@ from support.rich_graph import CURVE, HERE, POINTS, curve_point, sections
 from support.tiny_graph import L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
-from adaptive_lm.runtime.dial.dial import remarks, resolve
-from adaptive_lm.runtime.dial.thresholds import Thresholds
+from adaptive_lm.runtime.dial import Thresholds, resolve, warnings_for
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -57,10 +56,10 @@ def test_every_threshold_moves_one_way_as_compute_rises() -> None:
 
 def test_less_than_the_least_is_the_least_and_is_told() -> None:
     assert asked(compute=0.05).as_lists() == asked(compute=0.3).as_lists()
-    assert remarks(manifest(), Dial(compute=0.05), HERE) == [
+    assert warnings_for(manifest(), Dial(compute=0.05), HERE) == [
         "the least compute that this model was calibrated for is 0.3; it runs at that"
     ]
-    assert not remarks(manifest(), Dial(compute=0.3), HERE)
+    assert not warnings_for(manifest(), Dial(compute=0.3), HERE)
 
 
 @pytest.mark.parametrize(("target", "compute"), [(1.0, 0.3), (1.5, 0.3), (1.95, 0.7), (2.0, 0.7), (9.0, 1.0)])
@@ -74,7 +73,7 @@ def test_a_loss_takes_the_least_compute_that_was_measured_to_keep_it(target: flo
 
 
 @pytest.mark.parametrize(("share", "leave"), [(0.5, 0.5), (0.9, 0.5), (0.95, 0.8), (0.99, 0.8)])
-def test_agreement_takes_the_exit_threshold_that_promises_at_least_that(share: float, leave: float) -> None:
+def test_agreement_takes_the_exit_threshold_with_at_least_that_agreement(share: float, leave: float) -> None:
     found = asked(agreement=share)
     np.testing.assert_allclose(found.exit_threshold, [leave, 1, 1], rtol=1e-6)
     np.testing.assert_array_equal(found.router_top_p, np.float32([0.5] * L))  # the model's own
@@ -108,11 +107,11 @@ def test_a_curve_without_times_or_exits_says_so() -> None:
 
 
 def test_times_of_another_machine_are_told() -> None:
-    told = remarks(manifest(), Dial(target_ms=2), HERE | {"cpu": "another"})
-    assert len(told) == 1
-    assert "another machine (cpu this one; here cpu another)" in told[0]
-    assert not remarks(manifest(), Dial(target_ms=2), HERE | {"load_average": [1, 2, 3]})
-    assert not remarks(manifest(), Dial(compute=0.5), HERE | {"cpu": "another"})
+    messages = warnings_for(manifest(), Dial(target_ms=2), HERE | {"cpu": "another"})
+    assert len(messages) == 1
+    assert "another machine (cpu this one; here cpu another)" in messages[0]
+    assert not warnings_for(manifest(), Dial(target_ms=2), HERE | {"load_average": [1, 2, 3]})
+    assert not warnings_for(manifest(), Dial(compute=0.5), HERE | {"cpu": "another"})
 
 
 @pytest.mark.parametrize(

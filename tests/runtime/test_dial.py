@@ -9,7 +9,7 @@ from support.rich_graph import H, sections
 from support.tiny_graph import E, L, manifest_content
 
 from adaptive_lm.runtime import Dial, Manifest, UserError
-from adaptive_lm.runtime.dial.dial import Thresholds, resolve
+from adaptive_lm.runtime.dial import Thresholds, resolve
 
 
 def manifest(**model: Any) -> Manifest:

@@ -289,7 +289,7 @@ def test_a_wrong_setting_is_answered_with_one_line(
         ("", None, "the prompt is empty"),
         ("-", b"", "the prompt is empty"),
         ("-", b"\n", "the prompt is empty"),
-        ("-", b"ab\xffcd", "stdin is not valid UTF-8: found byte 0xff at 2"),
+        ("-", b"ab\xffcd", "stdin, line 1: not UTF-8 (byte 0xff at offset 2)"),
         ("a\udcff", None, "not valid UTF-8"),
         ("x" * 200, None, "found 200 prompt tokens"),
     ],

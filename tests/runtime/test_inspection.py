@@ -12,7 +12,7 @@ from support.rich_graph import CONTEXT, STORY, H, expected, sections
 from support.tiny_graph import E, L, write_manifest
 
 from adaptive_lm.runtime import Dial, Engine, UserError
-from adaptive_lm.runtime.dial.thresholds import Thresholds
+from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.inspection.figures import Choice, choice_of, entropy_of, mutual_information
 from adaptive_lm.runtime.inspection.inspect import Inspection, InspectParams, inspect_model, read
 from adaptive_lm.runtime.inspection.token_groups import Grouping
@@ -192,16 +192,16 @@ def test_heads_that_the_manifest_calls_shared_are_no_choice(rich_copy: Path) -> 
 
 
 def test_windows_are_those_of_the_tokens_that_ran(inspected: Inspection, slow: dict[str, Any]) -> None:
-    assert [look.layer for look in inspected.looks] == [0, 2]
-    for look in inspected.looks:
-        windows = slow["windows"][look.layer][slow["run"][look.layer]]
-        assert look.window.mean == pytest.approx(windows.mean())
-        assert look.window.p95 == pytest.approx(np.percentile(windows, 95))
+    assert [use.layer for use in inspected.window_uses] == [0, 2]
+    for use in inspected.window_uses:
+        windows = slow["windows"][use.layer][slow["run"][use.layer]]
+        assert use.window.mean == pytest.approx(windows.mean())
+        assert use.window.p95 == pytest.approx(np.percentile(windows, 95))
         seen = 0
         for place, label in enumerate(inspected.groupings[2].labels[:-1]):
-            own = [t for t in range(1200) if slow["text"][t] == label.replace("␣", " ") and slow["run"][look.layer, t]]
-            mean = np.mean(slow["windows"][look.layer, own]) if own else math.nan
-            assert look.by_group[2][place] == pytest.approx(mean, nan_ok=True)
+            own = [t for t in range(1200) if slow["text"][t] == label.replace("␣", " ") and slow["run"][use.layer, t]]
+            mean = np.mean(slow["windows"][use.layer, own]) if own else math.nan
+            assert use.by_group[2][place] == pytest.approx(mean, nan_ok=True)
             seen += bool(own)
         assert seen
 
@@ -244,7 +244,7 @@ def test_one_token_is_text_enough(rich: Path, tmp_path: Path) -> None:
     found = inspect_model(rich, InspectParams(data=tmp_path / "one.txt"), device="cpu", threads=1)
     assert found.tokens == 1
     assert [one.labels for one in found.groupings] == [("line start",), ("0",), ("M",)]
-    assert found.remarks == ("only 1 tokens were read, so shares are rough; 512 or more say more",)
+    assert found.warnings == ("only 1 tokens were read, so shares are rough; read 512 or more",)
 
 
 def test_no_text_is_an_error_that_says_what_to_do(rich: Path, rich_copy: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_no_text_is_an_error_that_says_what_to_do(rich: Path, rich_copy: Path, t
     with pytest.raises(UserError, match=r"none.txt has 0 tokens, expected at least 1; give another --data FILE"):
         inspect_model(rich, InspectParams(data=tmp_path / "none.txt"), device="cpu", threads=1)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"latin.txt is not valid UTF-8 at byte 3; give another --data FILE"):
+    with pytest.raises(UserError, match=r"latin.txt, line 1: not UTF-8 \(byte 0xe9 at offset 3\).*iconv"):
         inspect_model(rich, InspectParams(data=tmp_path / "latin.txt"), device="cpu", threads=1)
     (tmp_path / "facts.jsonl").write_text('{"text": "M"}\n')
     with pytest.raises(UserError, match=r"facts.jsonl holds records, expected plain text in UTF-8; leave --data out"):

@@ -71,10 +71,10 @@ def test_people_read_tables_of_every_kind(rich: Path) -> None:
     assert lines[1].startswith("experts per layer: ")
     assert "of 4 per token" in lines[1]
     assert lines[2].startswith("dead experts (used by less than 0.001 of a layer's tokens): ")
-    for title in ("experts: how many", "heads: how many", "layers: how many", "experts: used by", "heads: used by",
+    for title in ("experts: number", "heads: number", "layers: number", "experts: share", "heads: share",
                   "text classes: ", "windows, in tokens"):  # fmt: skip
         assert any(line.startswith(title) for line in lines), title
-    begin = lines.index(next(line for line in lines if line.startswith("experts: used by")))
+    begin = lines.index(next(line for line in lines if line.startswith("experts: share")))
     assert len([line for line in lines[begin + 2 : begin + 2 + L * E] if line.endswith("%")]) == L * E
     assert "word start" in result.stdout
     assert max(map(len, lines)) <= 160
@@ -195,7 +195,7 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is(rich: Path, tmp_path: 
     [
         (["--tokens", "0"], 2, "found tokens 0, expected at least 1"),
         (["--frequent", "0"], 2, "found frequent 0, expected at least 1"),
-        (["--dead-below", "2"], 2, "found dead_below 2.0, expected a share"),
+        (["--dead-below", "2"], 2, "found dead_below 2.0, expected 0 to 1"),
         (["--experts", "99"], 1, "this model has 4 per layer"),
         (["--compute", "0.5"], 1, "this model is not calibrated"),
         (["--plot", "x.bmp"], 2, "expected a name ending in .png"),

@@ -8,32 +8,28 @@ from pathlib import Path
 import pytest
 
 from adaptive_lm.runtime import UserError, load
-from adaptive_lm.runtime.execution.providers import Device, choose_device, why_no_cuda
+from adaptive_lm.runtime.execution.providers import Device, choose_device, find_cuda_problem
 
 
 @pytest.fixture(autouse=True)
 def _ask_anew() -> Iterator[None]:
-    why_no_cuda.cache_clear()
+    find_cuda_problem.cache_clear()
     yield
-    why_no_cuda.cache_clear()
+    find_cuda_problem.cache_clear()
 
 
-def test_the_cpu_is_taken_without_asking_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: pytest.fail("asked"))
-    assert choose_device("cpu") == Device("cpu", ("CPUExecutionProvider",))
+def test_the_cpu_is_taken_without_asking_for_cuda() -> None:
+    assert choose_device("cpu", lambda: pytest.fail("asked")) == Device("cpu", ("CPUExecutionProvider",))
 
 
-def test_auto_takes_cuda_only_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: None)
-    assert choose_device("auto").providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: "no driver")
-    assert choose_device("auto").name == "cpu"
+def test_auto_takes_cuda_only_where_it_loads() -> None:
+    assert choose_device("auto", lambda: None).providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert choose_device("auto", lambda: "no driver").name == "cpu"
 
 
-def test_cuda_asked_for_in_vain_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.execution.providers.why_no_cuda", lambda: "libcublas.so.13 is missing")
+def test_cuda_requested_in_vain_says_why() -> None:
     with pytest.raises(UserError, match=r"CUDA does not load here: libcublas\.so\.13 is missing; use --device cpu"):
-        choose_device("cuda")
+        choose_device("cuda", lambda: "libcublas.so.13 is missing")
 
 
 def test_a_driver_without_device_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +39,7 @@ def test_a_driver_without_device_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
-    assert why_no_cuda() == "the NVIDIA driver does not start (code 100)"
+    assert find_cuda_problem() == "the NVIDIA driver does not start (code 100)"
 
 
 def test_a_device_that_is_none_is_refused() -> None:

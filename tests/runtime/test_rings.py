@@ -8,7 +8,7 @@ from support.rich_graph import CONTEXT, WIDEST, WINDOW, Expected, H, expected
 from support.tiny_graph import L
 
 from adaptive_lm.runtime import Dial, Engine, Session
-from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.kv_cache import CHUNK, cache_shapes, ring
 from adaptive_lm.runtime.execution.session import Step
@@ -108,7 +108,7 @@ def test_a_model_without_windows_computes_every_prompt_in_one_pass(
     engine.session.reset(96)
     engine.session.prefill([1] * 96)
     assert passes == [96]
-    assert engine.session._cache.inputs().keys() == {"lengths", "router_top_p", "depth_threshold", "exit_threshold"}
+    assert engine.session.cache.inputs().keys() == {"lengths", "router_top_p", "depth_threshold", "exit_threshold"}
 
 
 def test_keys_are_those_inside_the_window(session: Session) -> None:

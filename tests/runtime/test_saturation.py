@@ -28,10 +28,10 @@ def test_the_share_of_the_last_choices_that_an_earlier_moment_makes(tmp_path: Pa
     snapshot(tmp_path, 5, [[[1, 0, 2], [0, 2, 1], [2, 1, 0]]], [[3, 3, 3]])
     snapshot(tmp_path, 10, [[[0, 2, 1], [1, 2, 0], [2, 1, 0]]], [[1, 1, 1]])
     snapshot(tmp_path, 20, LAST, USED)
-    (found,), remarks = saturations(tmp_path)
+    (found,), warnings = saturations(tmp_path)
     assert (found.name, found.steps, found.layers, found.tokens) == ("experts", (5, 10, 20), (1,), 3)
     np.testing.assert_allclose(found.share, [[1 / 3, 1, 1]])
-    assert remarks == []
+    assert warnings == []
     (until,), _ = saturations(tmp_path, until=10)
     assert until.steps == (5, 10)
 
@@ -66,10 +66,10 @@ def test_a_damaged_snapshot_is_named_and_left_out(tmp_path: Path, content: bytes
     for step in (5, 20):
         snapshot(tmp_path, step, LAST, USED)
     (tmp_path / "routing" / "step-000010.npz").write_bytes(content)
-    (found,), remarks = saturations(tmp_path)
+    (found,), warnings = saturations(tmp_path)
     assert found.steps == (5, 20)
-    assert len(remarks) == 1
-    assert "step-000010.npz cannot be read" in remarks[0]
+    assert len(warnings) == 1
+    assert "step-000010.npz cannot be read" in warnings[0]
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     snapshot(tmp_path, 20, LAST, USED)
     objects = np.array([{"a": 1}], dtype=object)
     np.savez(tmp_path / "routing" / "step-000010.npz", **{"experts.layers": objects})
-    (found,), remarks = saturations(tmp_path)
+    (found,), warnings = saturations(tmp_path)
     assert found.steps == (5, 20)
-    assert "allow_pickle" in remarks[0]
+    assert "allow_pickle" in warnings[0]

@@ -9,8 +9,8 @@ import pytest
 from support.tiny_graph import CONTEXT, EOS, L, V, expected, graph, write_model
 
 from adaptive_lm.runtime import Dial, Engine, Session, UserError
-from adaptive_lm.runtime.dial.dial import resolve
-from adaptive_lm.runtime.execution.session import SMALL_BYTES, suitable_threads
+from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.execution.session import SMALL_BYTES, suitable_threads, usable_cores
 
 IDS = [5, 100, 7, 200, 33, 250, 0, 1, 99]
 POINTS = [(0.5, 0.4, 1.0), (0.9, 0.5, 0.5), (1.0, 0.0, 1.0), (0.01, 1.0, 0.0)]
@@ -77,7 +77,7 @@ def test_logits_of_an_earlier_step_stay_what_they_were(session: Session) -> None
 
 def test_the_cache_is_written_in_place(session: Session) -> None:
     """Past and present are one memory: what a step wrote is there, and nothing else moved."""
-    key = session._cache.values["key", 1]
+    key = session.cache.values["key", 1]
     address = key.data_ptr()
     session.prefill(IDS[:3])
     session.step(IDS[3])
@@ -98,9 +98,9 @@ def test_rebinding_inputs_at_every_step_changes_nothing(session: Session, monkey
     """What CUDA needs, tried where there is none: there, binding is what copies an input to the device."""
     logits, *_ = expected(IDS, 0.5, 0.4, 1.0)
     bound: list[str] = []
-    bind = session._decode._bind_inputs
-    monkeypatch.setattr(session._decode, "_on_cpu", False)
-    monkeypatch.setattr(session._decode, "_bind_inputs", lambda: (bound.append("all"), bind()))
+    bind = session.decode.bind_inputs
+    session.decode.rebinds = True
+    monkeypatch.setattr(session.decode, "bind_inputs", lambda: (bound.append("all"), bind()))
     for t, token in enumerate(IDS):
         np.testing.assert_allclose(session.step(token).logits[0], logits[t], rtol=1e-5, atol=1e-5)
     assert len(bound) == len(IDS)
@@ -175,14 +175,12 @@ def test_skipped_tokens_are_absent_from_a_cache_without_them(changed: Callable[.
     assert EOS not in IDS
 
 
-def test_a_small_model_takes_one_thread_and_a_large_one_every_core(
-    session: Session, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("adaptive_lm.runtime.execution.session.usable_cores", lambda: 3)
+def test_a_small_model_takes_one_thread_and_a_large_one_every_core(session: Session, model: Path) -> None:
     small = session.manifest
     table = small.costs.weight_bytes.model_copy(update={"lm_head": float(SMALL_BYTES)})
     large = small.model_copy(update={"costs": small.costs.model_copy(update={"weight_bytes": table})})
-    assert suitable_threads(small) == 1
-    assert suitable_threads(large) == 3
+    assert suitable_threads(small, cores=3) == 1
+    assert suitable_threads(large, cores=3) == 3
+    assert suitable_threads(large) == usable_cores()
     assert Session(model, device="cpu").threads == 1
     assert Session(model, device="cpu", threads=2).threads == 2

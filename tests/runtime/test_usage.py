@@ -7,7 +7,7 @@ import pytest
 from support.tiny_graph import E, L, expected, manifest_content
 
 from adaptive_lm.runtime import Dial, Engine, Manifest
-from adaptive_lm.runtime.dial.dial import resolve
+from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.cost import Meter
 from adaptive_lm.runtime.execution.routes import Routes
 from adaptive_lm.runtime.format.manifest import Costs

@@ -78,7 +78,7 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
     assert result.exit_code == 1
     name = library.partition(".")[0]
     advice = f'type: pip install "adaptive-lm[{extra}]"'
-    assert result.stderr == f"error: {name} is not installed, and this needs it; {advice}\n"
+    assert result.stderr == f"error: {name} is not installed, this command needs it; {advice}\n"
 
 
 def test_a_mistyped_command_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

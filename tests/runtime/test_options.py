@@ -1,0 +1,81 @@
+"""The options of the commands: every range in a help text is the range that is accepted."""
+
+import math
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from adaptive_lm.contract.errors import WrongUsageError
+from adaptive_lm.runtime import Params
+from adaptive_lm.runtime.calibration.calibrate import CalibrateParams
+from adaptive_lm.runtime.commands.options import PATH
+from adaptive_lm.runtime.inspection.inspect import InspectParams
+from adaptive_lm.runtime.measuring.bench import BenchParams
+from adaptive_lm.serve.cli import group
+
+RANGES = {
+    "above 0, at most 1": ((1e-9, 1), (0, 1.001, -0.5)),
+    "above 0, below 1": ((1e-9, 0.999), (0, 1)),
+    "0 to 1": ((0, 1), (-1e-9, 1.001)),
+    "at least 0": ((0, 10), (-1,)),
+    "at least 1": ((1, 100), (0,)),
+    "at least 512": ((512,), (511,)),
+    "above 0": ((1e-9, 5), (0, -1)),
+}
+"""What a help text says -> accepted values, refused values. The first phrase that a text holds counts."""
+
+PARAMS = {"generate": Params, "bench": BenchParams, "calibrate": CalibrateParams, "inspect": InspectParams}
+DIAL = {"compute", "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p",
+        "head_top_p", "depth_threshold", "exit_threshold"}  # fmt: skip
+CASES = [
+    (command, option.name, phrase)
+    for command in PARAMS
+    for option in group.get_command(click.Context(group), command).params  # type: ignore[union-attr]
+    if isinstance(option, click.Option)
+    and isinstance(option.type, click.types.FloatParamType | click.types.IntParamType)
+    for phrase in [next((one for one in RANGES if one in (option.help or "").lower()), None)]
+    if option.name != "threads" and not (command != "generate" and option.name in DIAL)
+]
+
+
+@pytest.mark.parametrize(("command", "name", "phrase"), CASES)
+def test_the_help_states_the_range_that_is_accepted(command: str, name: str, phrase: str | None) -> None:
+    assert phrase is not None, "the help states no range"
+
+    def make(value: float) -> None:
+        PARAMS[command](**{name: (value,) if (command, name) == ("calibrate", "agreement") else value})
+
+    accepted, refused = RANGES[phrase]
+    for value in accepted:
+        make(value)
+    for value in (*refused, *([] if phrase.startswith("at least") else [math.nan])):
+        with pytest.raises(WrongUsageError, match=f"found {name} "):
+            make(value)
+
+
+@click.command()
+@click.option("--file", type=PATH)
+def show(file: Path) -> None:
+    click.echo(repr(file))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("~/a.txt", "/home/of/a.txt"), ("a~b", "a~b"), ("~nobody-of-this-name", "~nobody-of-this-name")],
+)
+def test_the_home_folder_is_expanded_in_every_path(given: str, expected: str) -> None:
+    result = CliRunner().invoke(show, [f"--file={given}"], env={"HOME": "/home/of"})
+    assert result.stdout == f"{Path(expected)!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("bench", "text"), ("bench", "plot_path"), ("calibrate", "data"), ("calibrate", "plot_path"), ("inspect", "data"),
+     ("inspect", "plot_path"), ("inspect", "html_path"), ("export", "out")],
+)  # fmt: skip
+def test_every_option_that_takes_a_file_expands_it(command: str, option: str) -> None:
+    found = group.get_command(click.Context(group), command)
+    assert found is not None
+    assert next(one.type for one in found.params if one.name == option) is PATH
