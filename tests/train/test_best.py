@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training as session
-from adaptive_lm.train.commands import train as cli
+from adaptive_lm.train.commands import report
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop.evaluate import Evaluation
 from adaptive_lm.train.results.summary import summary
@@ -288,7 +288,7 @@ def test_runs_and_train_name_a_best_checkpoint_that_is_not_the_last(
     assert row[0].split()[-2:] == ["best", "at"]
     assert row[1].split()[-2:] == ["8", "(1.0000)"]
     said = io.StringIO()
-    monkeypatch.setattr(cli.click, "echo", lambda text, err=False: said.write(text + "\n"))
-    cli.report(outcome)
-    assert "adaptive export a --checkpoint best --onnx exports that one" in said.getvalue()
+    monkeypatch.setattr(report.click, "echo", lambda text, err=False: said.write(text + "\n"))
+    report.report(outcome)
+    assert "export that one: adaptive export a --checkpoint best\n" in said.getvalue()
     assert load_checkpoint(checkpoint_of(Path("runs/a"), "best")).step == 8

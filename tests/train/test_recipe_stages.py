@@ -173,7 +173,7 @@ def test_the_config_of_a_stage_is_printed_with_its_parent(folder: Path) -> None:
         (["quickstart", "--stage", "1"], 1, "recipe 'quickstart' has no stages"),
         (["--stage", "1"], 2, "stages of a RECIPE"),
         (["science-qa", "--stage", "1", "--resume"], 2, "--resume --name NAME-stageN"),
-        (["science-qa", "--stage", "all", "--print-config"], 2, "want one stage"),
+        (["science-qa", "--stage", "all", "--print-config"], 2, "need one stage"),
         (["science-qa", "--stage", "5"], 2, "5"),
     ],
 )

@@ -8,6 +8,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from adaptive_lm.serve.cli import group
+from adaptive_lm.train.commands.actions import Begin, BeginOrResume, PrintConfig, Resume, TrainStages, resolve
+from adaptive_lm.train.commands.train import Request, train
 from adaptive_lm.train.run.checkpoint import load_checkpoint
 
 
@@ -115,6 +117,40 @@ def test_mistakes_are_errors_without_a_traceback(folder: Path, arguments: list[s
     assert done.stderr.startswith("error: ")
     assert words in done.stderr
     assert done.stdout == ""
+
+
+def request(**given: Any) -> Request:
+    """Make the request of `adaptive train` with these options and the defaults of the others."""
+    defaults = train.make_context("train", []).params
+    return Request(**{key: value for key, value in {**defaults, **given}.items() if key != "nproc"})
+
+
+@pytest.mark.parametrize(
+    ("given", "action"),
+    [
+        ({"print_config": True}, PrintConfig),
+        ({"recipe": "science-qa", "stage": "1", "print_config": True}, PrintConfig),
+        ({"name": "a"}, Begin),
+        ({"name": "a", "begin_or_resume": True}, BeginOrResume),
+        ({"name": "a", "resume": True}, Resume),
+        ({"recipe": "science-qa", "stage": "all"}, TrainStages),
+    ],
+)
+def test_a_request_is_resolved_to_one_action_without_writing_anything(
+    folder: Path, given: dict[str, Any], action: type
+) -> None:
+    resolved = resolve(request(**given))
+    assert type(resolved) is action
+    assert not list(folder.iterdir())
+
+
+def test_a_job_that_the_launcher_restarted_resumes_its_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("runs/quickstart-1").mkdir(parents=True)
+    assert resolve(request()).run.path == Path("runs/quickstart-2")  # type: ignore[union-attr]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = resolve(request())
+    assert isinstance(again, BeginOrResume)
+    assert again.run.path == Path("runs/quickstart-1")
 
 
 def test_resume_and_overwrite_exclude_each_other(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config.run_config import RunConfig
+from ..config.run_config import TrainerConfig
 from ..data.corpus import Corpus
 from ..model.transformer import Transformer
 from ..parallel.placement import Placement
@@ -20,7 +20,8 @@ class Heldout:
 
     def __init__(
         self,
-        config: RunConfig,
+        trainer: TrainerConfig,
+        sequence_length: int,
         run: Run,
         model: Transformer,
         corpus: Corpus,
@@ -35,7 +36,8 @@ class Heldout:
         """Set up the evaluation.
 
         Args:
-            config: The config of the run.
+            trainer: Says how many sequences are evaluated at once, and how many snapshots are kept.
+            sequence_length: Tokens of a sequence.
             run: The folder that gets the snapshots of the routing.
             model: The model.
             corpus: Its held-out text is used.
@@ -48,10 +50,9 @@ class Heldout:
         """
         self.model, self.corpus, self.placed, self.curriculum = model, corpus, placed, curriculum
         self.precision, self.stop = precision, stop
-        self.length, self.batch_size = config.sequence_length, config.trainer.batch_size
-        snapshots = config.trainer.routing_snapshots
-        windows = list(corpus.val_windows(self.length, self.batch_size, TOKENS)) if snapshots else []
-        self.trace = RoutingTrace(run.path, windows, snapshots, step, log, World())
+        self.length, self.batch_size = sequence_length, trainer.batch_size
+        windows = list(corpus.val_windows(self.length, self.batch_size, TOKENS)) if trainer.routing_snapshots else []
+        self.trace = RoutingTrace(run.path, windows, trainer.routing_snapshots, step, log, World())
         self.loss: float | None = None
         """The loss of the newest evaluation."""
 

@@ -58,20 +58,8 @@ class Trainer:
     ) -> None:
         """Set up the loop.
 
-        Args:
-            config: The config of the run.
-            run: The folder of the run.
-            model: The model to train.
-            corpus: The text to train on.
-            optimizers: Of the model, over its ranks.
-            precision: `fp32` or `bf16`.
-            metrics: Where measurements are written.
-            display: Where progress is shown.
-            counters: The progress so far.
-            identity: What every checkpoint says of the data and the machine.
-            saved: The steps of good checkpoints that exist already.
-            stop: Asks to end after the step.
-            state: That of the checkpoint to go on from.
+        `identity` is what every checkpoint says of the data and the machine, `saved` the steps of good checkpoints that
+        exist already; `stop` asks to end after the step; `state` is that of the checkpoint to go on from.
         """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
@@ -89,7 +77,7 @@ class Trainer:
         estimated_save_seconds = 1e-8 * sum(p.numel() for p in model.parameters())  # until a save was measured
         self.saver = saver_of(config, run, display, saved, estimated_save_seconds, self.world)
         self.heldout = Heldout(
-            config, run, model, corpus, self.placed, self.curriculum,
+            config.trainer, config.sequence_length, run, model, corpus, self.placed, self.curriculum,
             precision=precision, log=display.log, step=counters.step, stop=stop,
         )  # fmt: skip
         self.clock = Clock(config, corpus, counters, self.saver.seconds)

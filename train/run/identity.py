@@ -42,26 +42,29 @@ def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], d
     Raises:
         UserError: The text or the tokenizer is not the one that the run began with.
     """
-    data, tokenizer = found.config.data, found.config.tokenizer
-    if tokenizer.is_file:
-        _require_digest(run, found, identity, "tokenizer_sha256", tokenizer.kind, "tokenizer")
-    names = [source if isinstance(source, str) else source.path for source in (*data.sources, data.val) if source]
-    tables = "" if data.augment == AugmentConfig() else ", with the tables of data.augment,"
-    _require_digest(run, found, identity, "data_digest", ", ".join(names) + tables, "text")
-    _require_digest(run, found, identity, "tokenizer_sha256", ", ".join(names), "text")  # the tokenizer's own text
+    changed = [key for key in ("tokenizer_sha256", "data_digest") if str(found.state.get(key)) != identity[key]]
+    if changed:
+        raise _other_text(run, found, identity, changed[0])
     for key in ("device", "precision", "threads", "ranks", "kernels"):
         was = found.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
         note_change(display, key, was, identity[key])
 
 
-def _require_digest(run: Run, found: Checkpoint, identity: Mapping[str, Any], key: str, name: str, kind: str) -> None:
-    """Raise UserError if the digest of a text or tokenizer is not that of the checkpoint."""
+def _other_text(run: Run, found: Checkpoint, identity: Mapping[str, Any], key: str) -> UserError:
+    """Make the error for a text or a tokenizer file that is not the one of the checkpoint."""
+    data, tokenizer = found.config.data, found.config.tokenizer
+    if key == "tokenizer_sha256" and tokenizer.is_file:
+        kind, name = "tokenizer", tokenizer.kind
+    else:  # a tokenizer that is no file is made from the text
+        kind = "text"
+        sources = [*data.sources, *([] if data.val is None else [data.val])]
+        name = ", ".join(source if isinstance(source, str) else source.path for source in sources)
+        name += "" if data.augment == AugmentConfig() else ", with the tables of data.augment,"
     before, now = str(found.state.get(key)), str(identity[key])
-    if before != now:
-        raise UserError(
-            f"{name} is not the {kind} that {run.path} began with: its digest is {now[:12]}, expected {before[:12]}. "
-            f"Put the old {kind} back, then go on: {run.resume_command}; or begin a new run under another --name"
-        )
+    return UserError(
+        f"{name} is not the {kind} that {run.path} began with: its digest is {now[:12]}, expected {before[:12]}. "
+        f"Put the old {kind} back, then go on: {run.resume_command}; or begin a new run under another --name"
+    )
 
 
 def note_change(display: Progress, key: str, was: object, now: object) -> None:
