@@ -19,7 +19,7 @@ from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
-from adaptive_lm.train.run.trackers import KEPT, read_ids
+from adaptive_lm.train.run.trackers import IDS, read_ids
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
@@ -177,7 +177,7 @@ def test_a_tracker_that_does_not_begin_is_no_reason_not_to_train(
     outcome = session.begin(tiny_config(trainer={"trackers": ["wandb"]}), named_run("a"), display=display)
     assert outcome.complete
     assert "the tracker wandb failed (not logged in)" in story.getvalue()
-    assert not (outcome.run.path / KEPT).exists()
+    assert not (outcome.run.path / IDS).exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

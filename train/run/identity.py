@@ -1,6 +1,4 @@
-"""What a run is trained on and by: a resumed run must have the same text, and is told what else is another."""
-
-from __future__ import annotations
+"""The data and the machine of a run: a resumed run needs the same text, and other differences are logged."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,7 +20,7 @@ from .folder import Run
 def identity_of(
     config: RunConfig, corpus: Corpus, device: torch.device, precision: str, world: World
 ) -> dict[str, Any]:
-    """What every checkpoint says of the data and the machine."""
+    """Return what every checkpoint records of the data and the machine."""
     in_half = device.type == "cpu" and precision == "bf16"
     in_cpp = in_half and config.model.ffn.routing != "dense" and native.serves(config.model.dim)
     return {
@@ -36,30 +34,34 @@ def identity_of(
     }
 
 
-def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
-    """Refuses another text or tokenizer; says what keeps the result from being the same to the last bit."""
+def compare_identity(run: Run, checkpoint: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
+    """Refuse another text or tokenizer; log every difference that changes the last bits of the result."""
     changed = []
-    for key, words in (
+    for key, name in (
         ("tokenizer_sha256", "the tokenizer"),
         ("data_digest", "the text, or how it is split and packed"),
     ):
-        before = str(found.state.get(key))
+        before = str(checkpoint.state.get(key))
         if before != identity[key]:
-            changed.append(f"{words}: digest {before[:12]} -> {identity[key][:12]}")
+            changed.append(f"{name}: digest {before[:12]} -> {identity[key][:12]}")
     refuse(run, changed)
     for key in ("device", "precision", "threads", "ranks", "kernels"):
-        was = found.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
+        was = checkpoint.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
         note_change(display, key, was, identity[key])
 
 
 def note_change(display: Progress, key: str, was: object, now: object) -> None:
-    """Says what is no longer as it was, if it is not."""
+    """Log a value that changed since the run began."""
     if was != now:
         display.log(f"note: {key} was {was} and is {now}: results differ in the last bits")
 
 
 def refuse_other_data(mine: Mapping[str, Any], first: Mapping[str, Any]) -> None:
-    """Raises UserError where this rank reads other text than the first one."""
+    """Compare the text and the tokenizer of this rank with those of the first one.
+
+    Raises:
+        UserError: they differ.
+    """
     for key in ("data_digest", "tokenizer_sha256"):
         if mine[key] != first[key]:
             raise UserError(

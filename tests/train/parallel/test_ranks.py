@@ -241,7 +241,7 @@ def test_the_clock_of_the_first_rank_ends_all(places: tuple[Path, Path]) -> None
         ("exists", "exists already"),
         ("divides", "a step of 7 sequences does not divide among 2 ranks; .*as to 8"),
         ("five", "5 experts do not divide among 2 ranks"),
-        ("dense", "there are none; --set trainer.parallel=shard"),
+        ("dense", "there are no experts; --set trainer.parallel=shard"),
         ("compiled", "leave --compile out"),
         ("full-blocking", "the disk is full"),
         ("full-background", "the disk is full"),
