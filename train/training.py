@@ -198,7 +198,7 @@ def _train(
             config.data, config.tokenizer, seed=trainer.seed, say=display.log, length=length, progress=display.work
         )
     )
-    identity = identity_of(config, corpus, device, precision, world)
+    identity = identity_of(config.model, corpus, device, precision, world)
     world.run_together(lambda: refuse_other_data(identity, json.loads(world.broadcast_text(json.dumps(identity)))))
     config = with_end(with_vocabulary(config, corpus), corpus)
     if found is not None:

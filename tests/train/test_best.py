@@ -1,4 +1,4 @@
-"""The best checkpoint: pointed at, kept, and found again whatever happens (scenarios T1, T2, T4, T8, T17, T23)."""
+"""The best checkpoint: marked, kept, and found again after kills and full disks (T1, T2, T4, T8, T17, T23)."""
 
 import errno
 import hashlib
@@ -43,21 +43,21 @@ def put(saver: Saver, step: int, loss: float | None = None, tokens: int = 64) ->
     saver.save(step, weights, {}, {"tokens_seen": 0}, None if loss is None else Score(step, loss, tokens))
 
 
-def kept(run: Path) -> list[int]:
+def steps_on_disk(run: Path) -> list[int]:
     return [int(path.name[5:]) for path in list_checkpoints(run / "checkpoints")]
 
 
 def test_the_newest_and_the_best_are_kept(run: Path, saver: Saver) -> None:
     for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, 2.4, 2.3], 1):
         put(saver, step, loss)
-    assert kept(run) == [2, 5, 6]
+    assert steps_on_disk(run) == [2, 5, 6]
     assert read_best(run) == Score(2, 1.0, 64)
     assert load_checkpoint(Score(2, 1.0, 64).place(run)).model_state["weight"][0] == 2
     put(saver, 7, 0.5)
     put(saver, 8, 0.6)
-    assert kept(run) == [7, 8]  # the one that was the best has nothing more to be kept for
+    assert steps_on_disk(run) == [7, 8]  # the former best is deleted
     put(saver, 9, 0.5)
-    assert saver.best == Score(7, 0.5, 64)  # as good is not better
+    assert saver.best == Score(7, 0.5, 64)  # an equal loss is no better
 
 
 def test_a_checkpoint_without_a_loss_or_with_none_that_is_a_number_is_never_the_best(run: Path, saver: Saver) -> None:
@@ -80,14 +80,14 @@ def test_losses_over_other_numbers_of_tokens_do_not_compare(run: Path, saver: Sa
 
 
 def test_pruning_never_deletes_the_only_good_checkpoint_nor_the_best(run: Path, save: Save) -> None:
-    """T8: of those that are kept as the newest, none is good."""
+    """T8: none of the newest ones is good."""
     for step in range(1, 6):
         save(step)
     for step in (4, 5):
         path = run / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
     prune(run / "checkpoints", 1, warning=lambda _: None, best=run / "checkpoints" / "step-000001")
-    assert kept(run) == [1, 3, 4, 5]
+    assert steps_on_disk(run) == [1, 3, 4, 5]
     assert load_checkpoint(run, lambda _: None).step == 3
 
 
@@ -161,7 +161,7 @@ def test_a_full_disk_at_the_pointer_leaves_the_old_one_and_every_checkpoint(
     with pytest.raises(UserError, match=r"best\.json: No space left on device\. The checkpoints are intact"):
         put(saver, 2, 1.0)
     assert read_best(run) == Score(1, 2.0, 64)
-    assert kept(run) == [1, 2]
+    assert steps_on_disk(run) == [1, 2]
     assert [path.name for path in run.iterdir() if path.name.endswith(".tmp")] == []
 
 
@@ -207,7 +207,7 @@ def test_what_is_saved_is_scored_and_the_best_outlives_the_newest(
     asked = scripted(RISING, monkeypatch)
     trainer = {"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1}
     session.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
-    assert kept(Path("runs/a")) == [8, 18]
+    assert steps_on_disk(Path("runs/a")) == [8, 18]
     assert read_best(Path("runs/a")) == Score(8, 1.0, 64)
     # the last is scored twice: over all tokens for the record, and over as many as the others to be compared
     assert asked == [*((step, 64) for step in sorted(RISING)[:-1]), (18, 256), (18, 64)]
@@ -231,9 +231,9 @@ def test_a_resumed_run_knows_the_best_of_its_first_part(
     scripted({**RISING, 10: 0.1}, monkeypatch)
     config = tiny_config(trainer={"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1})
     session.begin(config, named_run("a"), stop_at=10, display=display)
-    assert kept(Path("runs/a")) == [8, 10]
+    assert steps_on_disk(Path("runs/a")) == [8, 10]
     session.resume(named_run("a"), display=display)
-    assert kept(Path("runs/a")) == [8, 18]
+    assert steps_on_disk(Path("runs/a")) == [8, 18]
     assert read_best(Path("runs/a")) == Score(8, 1.0, 64)
 
 
@@ -246,7 +246,7 @@ def test_a_run_killed_before_its_pointer_points_again_when_it_goes_on(
     session.begin(config, named_run("a"), stop_at=8, display=display)
     Path("runs/a/best.json").unlink()
     session.resume(named_run("a"), display=display)
-    assert kept(Path("runs/a")) == [8, 18]
+    assert steps_on_disk(Path("runs/a")) == [8, 18]
 
 
 def test_a_run_that_begins_again_forgets_the_best_of_the_old_one(
@@ -282,13 +282,13 @@ def test_runs_and_train_name_a_best_checkpoint_that_is_not_the_last(
     scripted(RISING, monkeypatch)
     config = tiny_config(trainer={"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1})
     outcome = session.begin(config, named_run("a"), display=display)
-    found = summary(Path("runs/a")).best_checkpoint
-    assert found == Score(8, 1.0, 64)
+    best = summary(Path("runs/a")).best_checkpoint
+    assert best == Score(8, 1.0, 64)
     row = CliRunner().invoke(group, ["runs"]).stdout.splitlines()
     assert row[0].split()[-2:] == ["best", "at"]
     assert row[1].split()[-2:] == ["8", "(1.0000)"]
-    said = io.StringIO()
-    monkeypatch.setattr(cli.click, "echo", lambda text, err=False: said.write(text + "\n"))
+    output = io.StringIO()
+    monkeypatch.setattr(cli.click, "echo", lambda text, err=False: output.write(text + "\n"))
     cli.report(outcome)
-    assert "adaptive export a --checkpoint best --onnx exports that one" in said.getvalue()
+    assert "adaptive export a --checkpoint best --onnx exports that one" in output.getvalue()
     assert load_checkpoint(checkpoint_of(Path("runs/a"), "best")).step == 8

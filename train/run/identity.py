@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from ...contract.errors import UserError
-from ..config.run_config import RunConfig
 from ..data import Corpus
-from ..model import native
+from ..model import ModelConfig, native
 from ..parallel.world import World
 from ..system.progress import Progress
 from .checkpoint import Checkpoint
@@ -18,11 +17,11 @@ from .folder import Run
 
 
 def identity_of(
-    config: RunConfig, corpus: Corpus, device: torch.device, precision: str, world: World
+    model: ModelConfig, corpus: Corpus, device: torch.device, precision: str, world: World
 ) -> dict[str, Any]:
     """Return what every checkpoint records of the data and the machine."""
     in_half = device.type == "cpu" and precision == "bf16"
-    in_cpp = in_half and config.model.ffn.routing != "dense" and native.serves(config.model.dim)
+    in_cpp = in_half and model.ffn.routing != "dense" and native.serves(model.dim)
     return {
         "data_digest": corpus.digest,
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),

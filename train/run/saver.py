@@ -79,6 +79,11 @@ class Saver:
         (self.run.path / POINTER).unlink(missing_ok=True)
         self.best = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save in the background is being written."""
+        return self._writer.busy
+
     def has(self, step: int) -> bool:
         """Tell whether the checkpoint of `step` is written or being written."""
         being_written = self._writer.busy and self._begun is not None and self._begun[0] == step
