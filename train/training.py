@@ -271,7 +271,7 @@ class Training:
                 progress=self.display.work,
             )
         )  # fmt: skip
-        identity = identity_of(config, corpus, device, precision, world)
+        identity = identity_of(config.model, corpus, device, precision, world)
         world.run_together(lambda: refuse_other_data(identity, json.loads(world.broadcast_text(json.dumps(identity)))))
         if checkpoint is not None:  # before the vocabulary is compared, which another text may change
             compare_identity(self.run, checkpoint, identity, self.display)

@@ -1,4 +1,4 @@
-"""Tiny runs that are trained by one process and by two, and what only two can go through.
+"""Tiny runs that are trained by one process and by two, and scenarios that only two can have.
 
 RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 python tests/support/ranks.py FOLDER
 """
@@ -98,7 +98,7 @@ ACTS: dict[str, dict[str, Any]] = {
         "monitor": {"router_act": "balance", "router_entropy": 1.0, "patience": 2, "router_steps": 3},
     },
 }
-"""Monitors that act: on the rate of a layer, on the batch, on the losses that spread routers."""
+"""Monitors that act on the rate of a layer, on the batch, or on the losses that spread routers."""
 ONEDNN = {**SMOOTH, "trainer": {"steps": 3, "matmul": "onednn"}}
 KINDS = ("replicate", "shard", "experts")
 
@@ -129,7 +129,7 @@ def config(sections: dict[str, Any]) -> RunConfig:
 
 
 def one_of(name: str) -> str:
-    """The run of one process that a run of two is held against: lying over ranks is nothing to a process alone."""
+    """Name the run of one process that a run of two is compared with; `parallel` does nothing in a process alone."""
     return name.rpartition("-")[0]
 
 
@@ -150,17 +150,17 @@ def patched(target: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def attempt(what: str, do: Callable[[], Any], folder: Path) -> None:
-    """Notes what came out on this rank: what kind of error and its words, or step and exit code."""
+    """Write the outcome on this rank: the kind of error and its message, or step and exit code."""
     try:
         done = do()
-        found = {"step": done.step, "exit_code": done.exit_code} if done is not None else {}
+        outcome = {"step": done.step, "exit_code": done.exit_code} if done is not None else {}
     except UserError as error:
-        found = {"error": type(error).__name__, "words": str(error), "exit_code": error.exit_code}
-    (folder / f"{what}.{World().rank}.json").write_text(json.dumps(found))
+        outcome = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+    (folder / f"{what}.{World().rank}.json").write_text(json.dumps(outcome))
 
 
 def digests_at_the_end(folder: Path) -> Callable[[Trainer], Any]:
-    """In place of `Trainer.finish`: notes the digest of what this rank ends with first."""
+    """Make a `Trainer.finish` that first writes the digest of this rank's final state."""
     finish = Trainer.finish
 
     def noted(self: Trainer) -> Any:
@@ -175,7 +175,7 @@ def digests_at_the_end(folder: Path) -> Callable[[Trainer], Any]:
 
 
 def poison() -> tuple[Any, Any]:
-    """On rank 1 the third forward pass gives NaN, and the sixth step an infinite gradient."""
+    """Make a forward pass that is NaN on rank 1 the third time, and an infinite gradient there in the sixth step."""
     forward, reduce, calls = Transformer.forward, Placement.reduce, {"forward": 0, "reduce": 0}
 
     def nan(self: Transformer, *arguments: Any, **options: Any) -> Any:
@@ -185,7 +185,7 @@ def poison() -> tuple[Any, Any]:
 
     def inf(self: Placement) -> None:
         calls["reduce"] += 1
-        if calls["reduce"] == 5 and World().rank:  # the third step came to none
+        if calls["reduce"] == 5 and World().rank:  # the third step was skipped
             weight = next(weight for weight in self.weights.values() if weight.grad is not None)
             assert weight.grad is not None
             weight.grad.flatten()[0] = float("inf")
@@ -195,9 +195,9 @@ def poison() -> tuple[Any, Any]:
 
 
 def misread(gradients: Callable[[Watch], None]) -> Callable[[Watch], None]:
-    """In place of `Watch.gradients`: rank 1 finds figures that are far inside all bands, and hardly any noise."""
+    """Make a `Watch.gradients` with which rank 1 measures figures far inside all bands, and hardly any noise."""
 
-    def found(self: Watch) -> None:
+    def measured(self: Watch) -> None:
         gradients(self)
         if World().rank:
             self.figures = dict.fromkeys(self.figures, 1.0) | {
@@ -205,27 +205,27 @@ def misread(gradients: Callable[[Watch], None]) -> Callable[[Watch], None]:
             }
             self.noise = self.noise and (self.noise[0], -1.0)
 
-    return found
+    return measured
 
 
-def told(what: str, folder: Path) -> Callable[..., None]:
-    """In place of `Transformer.use_onednn`: notes what this rank was told."""
+def note_choice(what: str, folder: Path) -> Callable[..., None]:
+    """Make a `Transformer.use_onednn` that writes its arguments."""
     use = Transformer.use_onednn
 
-    def noted(self: Transformer, **told: bool) -> None:
-        (folder / f"{what}.{World().rank}.json").write_text(json.dumps(told))
-        use(self, **told)
+    def noted(self: Transformer, **choice: bool) -> None:
+        (folder / f"{what}.{World().rank}.json").write_text(json.dumps(choice))
+        use(self, **choice)
 
     return noted
 
 
 def opinion(_: object) -> dict[str, dict[str, float]]:
-    """In place of `matmul.measure`: the first rank finds oneDNN twice as fast, the other twice as slow."""
+    """Replace `matmul.measure`: the first rank measures oneDNN twice as fast, the other twice as slow."""
     return {kind: {"torch": 1.0, "onednn": 0.5 if World().is_first else 2.0} for kind in matmul.KINDS}
 
 
 def kill_at(step: int, number: int) -> Any:
-    """In place of `Corpus.batch`: rank 1 alone gets a signal while it draws the batch of a step (0, 1, ...)."""
+    """Make a `Corpus.batch` with which rank 1 alone gets a signal while it draws the batch of a step (0, 1, ...)."""
     batch, calls = Corpus.batch, 0
 
     def draw(self: Corpus, *arguments: Any, **options: Any) -> Any:
@@ -239,15 +239,15 @@ def kill_at(step: int, number: int) -> Any:
 
 
 def by_two(folder: Path) -> None:
-    """All that two ranks go through, in one meeting."""
+    """Run every scenario of two ranks, in one process group."""
     os.chdir(folder)
     with patched(Trainer, "finish", digests_at_the_end(folder)):
         for name, sections in SAME.items():
             session.begin(config(sections), named_run(name))
             if sections["trainer"].get("compile"):
                 counters = torch._dynamo.utils.counters
-                found = {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
-                (folder / f"graphs.{World().rank}.json").write_text(json.dumps(found))
+                compiled = {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
+                (folder / f"graphs.{World().rank}.json").write_text(json.dumps(compiled))
         for kind in KINDS:
             session.begin(config(over({}, kind)), named_run(f"half-{kind}"), stop_at=4)
             session.resume(named_run(f"one-{kind}"), [over({}, kind)])
@@ -261,7 +261,7 @@ def by_two(folder: Path) -> None:
     for what, there in {"opinions": has_onednn, "nowhere": lambda: World().is_first}.items():
         measured = config({"trainer": {"matmul": "auto", "steps": 1}, "data": {"cache_dir": what}})
         stands_in = patched(matmul, "measure", opinion), patched(matmul, "has_onednn", there)
-        with stands_in[0], stands_in[1], patched(Transformer, "use_onednn", told(what, folder)):
+        with stands_in[0], stands_in[1], patched(Transformer, "use_onednn", note_choice(what, folder)):
             session.begin(measured, named_run(what))
     with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
         attempt("sigterm", lambda: session.begin(config({}), named_run("sigterm")), folder)

@@ -41,7 +41,7 @@ def saver(run: Path, tiny_config: Make, display: Progress) -> Saver:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Saves begin to write when it is set."""
+    """Saves begin to write when the event is set."""
     opened, write = threading.Event(), saving.save_checkpoint
 
     def wait_and_write(*arguments: Any) -> Path:
@@ -53,12 +53,13 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
-def fill_the_disk(at: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """From sync number `at` of the writer's thread on, the disk is full; then the event is set."""
+def fill_the_disk(at: int, monkeypatch: pytest.MonkeyPatch, after: threading.Event | None = None) -> threading.Event:
+    """From sync number `at` of the writer's thread on, but not before `after`, the disk is full; sets the event."""
     sync, calls, failed = os.fsync, iter(range(1, 10**6)), threading.Event()
 
     def full(handle: int) -> None:
         if threading.current_thread() is not threading.main_thread() and next(calls) >= at:
+            assert after is None or after.wait(20)
             failed.set()
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(handle)
@@ -83,11 +84,11 @@ def test_what_training_does_after_the_call_is_not_in_the_file(run: Path, saver: 
         gate.set()
         saver.wait()
         gate.clear()
-        found = load_checkpoint(run)
-        assert found.step == step
-        assert all(torch.equal(found.model_state[name], tensor) for name, tensor in expected.items())
-        assert found.optimizer_state["slot"].tolist() == [step - 1] * 3
-        assert found.state["guard"] == {"failed": ["one", "another"][:step]}
+        checkpoint = load_checkpoint(run)
+        assert checkpoint.step == step
+        assert all(torch.equal(checkpoint.model_state[name], tensor) for name, tensor in expected.items())
+        assert checkpoint.optimizer_state["slot"].tolist() == [step - 1] * 3
+        assert checkpoint.state["guard"] == {"failed": ["one", "another"][:step]}
 
 
 def test_copies_are_made_into_the_same_memory_unless_the_tensor_is_another() -> None:
@@ -117,7 +118,7 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(run: Path, saver: Saver
     assert saver.has(2)
 
 
-def test_a_disk_that_is_full_is_told_once_and_leaves_what_was_there(
+def test_a_full_disk_is_reported_once_and_leaves_earlier_checkpoints(
     run: Path, saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T2."""
@@ -127,7 +128,7 @@ def test_a_disk_that_is_full_is_told_once_and_leaves_what_was_there(
         with monkeypatch.context() as patched:
             fill_the_disk(2, patched)
             saver.save(2, {"weight": torch.ones(1)}, {}, {}, Score(2, 1.0, 64))
-            while saver._writer.busy:
+            while saver.busy:
                 time.sleep(0.001)
             with pytest.raises(UserError, match=r"step-000002: No space left.*step-000001, is intact.*make room"):
                 saver.check()
@@ -146,7 +147,7 @@ def test_whatever_comes_next_raises_what_the_writer_could_not_do(
     def next_one() -> None:
         with saver:
             saver.save(1, {"weight": torch.ones(1)}, {}, {}, None)
-            while saver._writer.busy:
+            while saver.busy:
                 time.sleep(0.001)
             arguments = {"save": (2, {}, {}, {}, None), "offer": (None,)}.get(where, ())
             if where != "exit":
@@ -157,7 +158,7 @@ def test_whatever_comes_next_raises_what_the_writer_could_not_do(
         next_one()
 
 
-def test_what_ends_a_run_is_not_hidden_by_a_save_that_failed(
+def test_the_error_that_ends_a_run_is_not_hidden_by_a_failed_save(
     saver: Saver, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_the_disk(1, monkeypatch)
@@ -173,7 +174,7 @@ def test_what_ends_a_run_is_not_hidden_by_a_save_that_failed(
 
 
 def test_pruning_beside_training_keeps_the_newest_good_ones_and_the_best(run: Path, saver: Saver) -> None:
-    """T8: a newer one that is damaged does not count, whoever wrote it."""
+    """T8: a newer one that is damaged does not count, whichever process wrote it."""
     for step in range(1, 4):
         saver.save(step, {"weight": torch.ones(1)}, {}, {}, Score(step, float(step), 64))
     saver.wait()
@@ -202,7 +203,7 @@ def test_time_for_the_last_save_includes_what_is_left_of_the_one_in_flight(saver
 # --- in a run
 
 
-def test_a_run_says_how_long_saves_took_and_how_long_they_held_it_up(
+def test_a_run_logs_how_long_saves_took_and_how_long_it_waited_for_them(
     tiny_config: Make, folder: Path, display: Progress, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = Corpus.batch
@@ -220,9 +221,9 @@ def test_a_run_says_how_long_saves_took_and_how_long_they_held_it_up(
         config = tiny_config(trainer={"save": kind, "checkpoint_every": 6, "eval_every": 100})
         session.begin(config, named_run(kind), display=display)
         records = read_metrics(Path(f"runs/{kind}/metrics.jsonl"))
-        told = {record["saved_step"]: record for record in records if "saved_step" in record}
-        assert list(told) == [6, 12]
-        took, held = told[6]["save_seconds"], told[6]["save_held_seconds"]
+        saves = {record["saved_step"]: record for record in records if "saved_step" in record}
+        assert list(saves) == [6, 12]
+        took, held = saves[6]["save_seconds"], saves[6]["save_held_seconds"]
         assert took == held if kind == "blocking" else took - held > 0.2
 
 
@@ -233,14 +234,16 @@ def test_a_disk_that_fills_up_in_a_run_stops_it_and_it_goes_on_from_the_checkpoi
     config = tiny_config(trainer={**BACKGROUND, "eval_every": 100, "steps": 14})
     session.begin(config, named_run("whole"), display=display)
     with monkeypatch.context() as patched:
-        failed = fill_the_disk(9, patched)  # the six of the first save and the two of the pointer go well
+        tenth = threading.Event()
+        failed = fill_the_disk(9, patched, tenth)  # the six of the first save and the two of the pointer succeed
         draw, drawn = Corpus.batch, []
 
         def wait_for_it(self: Corpus, first: int, *arguments: Any, **options: Any) -> Any:
             drawn.append(first // 4)
             if first == 10 * 4:
+                tenth.set()
                 assert failed.wait(20)
-                time.sleep(0.3)  # what was begun is cleared away
+                time.sleep(0.3)  # the unfinished checkpoint is deleted
             return draw(self, first, *arguments, **options)
 
         patched.setattr(Corpus, "batch", wait_for_it)
@@ -315,7 +318,7 @@ print(saver.saved)
 
 
 def test_a_process_that_ends_waits_for_the_save_in_flight(run: Path) -> None:
-    """T12: even where nobody waited for it."""
+    """T12: even if nothing waited for it."""
     done = subprocess.run([sys.executable, "-c", LEAVING, str(run)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert load_checkpoint(run).step == 3

@@ -28,14 +28,14 @@ STEPS = (BatchChange(from_step=3, batch_size=7), BatchChange(from_step=11, batch
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """(first, sequences, length) of each batch that is drawn."""
-    draw, found = Corpus.batch, []
+    draw, batches = Corpus.batch, []
 
     def look(self: Corpus, first: int, batch_size: int, length: int) -> Any:
-        found.append((first, batch_size, length))
+        batches.append((first, batch_size, length))
         return draw(self, first, batch_size, length)
 
     monkeypatch.setattr(Corpus, "batch", look)
-    return found
+    return batches
 
 
 @pytest.mark.parametrize("changes", [SHARES, STEPS, ()], ids=["shares", "steps", "none"])
@@ -133,7 +133,7 @@ def test_sources_with_epochs_end_when_they_are_read_whatever_the_batch(
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ([{"batch_size": 8}], "needs one of from_share and from_step"),
         ([{"from_share": 0.5, "from_step": 3, "batch_size": 8}], "needs one of from_share and from_step"),
@@ -142,6 +142,6 @@ def test_sources_with_epochs_end_when_they_are_read_whatever_the_batch(
         ([{"from_share": 1.0, "batch_size": 8}], "less than 1"),
     ],
 )
-def test_changes_that_make_no_sense_are_refused(changes: list[dict[str, Any]], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_changes_that_make_no_sense_are_refused(changes: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_config({"trainer": {"batch_schedule": changes}})

@@ -59,11 +59,11 @@ def test_a_checkpoint_comes_back_as_it_was_saved(run: Path, save: Save) -> None:
     path = save(20)
     assert path == run / "checkpoints" / "step-000020"
     assert sorted(p.name for p in path.iterdir()) == sorted([*FILES, COMPLETE])
-    for found in (load_checkpoint(run), load_checkpoint(path), load_checkpoint(str(run))):
-        assert torch.equal(found.model_state["weight"], torch.full((64,), 20.0))
-        assert (found.step, found.path, found.run, found.config) == (20, path, run, RunConfig())
-        assert found.state["tokens"] == 7
-        assert torch.equal(found.optimizer_state["slot"], torch.ones(3))
+    for checkpoint in (load_checkpoint(run), load_checkpoint(path), load_checkpoint(str(run))):
+        assert torch.equal(checkpoint.model_state["weight"], torch.full((64,), 20.0))
+        assert (checkpoint.step, checkpoint.path, checkpoint.run, checkpoint.config) == (20, path, run, RunConfig())
+        assert checkpoint.state["tokens"] == 7
+        assert torch.equal(checkpoint.optimizer_state["slot"], torch.ones(3))
 
 
 def test_the_newest_is_the_one_of_the_highest_step(run: Path, save: Save) -> None:
@@ -95,15 +95,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(run: Path
     """T3, T4, T5, T23."""
     save(10)
     named = damage(kind, save(20))
-    said: list[str] = []
-    found = newest_good(run, said.append)
-    assert found is not None
-    assert found.step == 10
-    assert found.damaged == (run / "checkpoints" / "step-000020",)
-    assert len(said) == 1
-    assert named in said[0]
-    assert "step-000020" in said[0]
-    assert "falling back to" in said[0]
+    warnings: list[str] = []
+    checkpoint = newest_good(run, warnings.append)
+    assert checkpoint is not None
+    assert checkpoint.step == 10
+    assert checkpoint.damaged == (run / "checkpoints" / "step-000020",)
+    assert len(warnings) == 1
+    assert named in warnings[0]
+    assert "step-000020" in warnings[0]
+    assert "falling back to" in warnings[0]
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -148,10 +148,10 @@ def test_pruning_never_deletes_the_only_good_checkpoint(run: Path, save: Save) -
     save(1)
     damage("bit flipped", save(2))
     damage("truncated", save(3))
-    said: list[str] = []
-    prune(run / "checkpoints", 1, warning=said.append)
+    warnings: list[str] = []
+    prune(run / "checkpoints", 1, warning=warnings.append)
     assert load_checkpoint(run, lambda _: None).step == 1
-    assert len(said) == 2
+    assert len(warnings) == 2
 
 
 def test_pruning_survives_a_folder_that_cannot_be_deleted(
@@ -168,10 +168,10 @@ def test_pruning_survives_a_folder_that_cannot_be_deleted(
         delete(path, **options)
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    said: list[str] = []
-    prune(run / "checkpoints", 1, warning=said.append)
+    warnings: list[str] = []
+    prune(run / "checkpoints", 1, warning=warnings.append)
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000001", "step-000003"]
-    assert said == [
+    assert warnings == [
         f"cannot delete the old checkpoint {run}/checkpoints/step-000001: Permission denied; training goes on"
     ]
 

@@ -1,4 +1,4 @@
-"""The config: what it accepts, and the words for what it does not."""
+"""The config: what it accepts, and the messages for what it refuses."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_an_unknown_key_is_an_error_that_suggests_the_nearest(key: str, nearest:
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "message"),
     [
         ("model.dim=-4", "model.dim: found -4, expected greater than or equal to 8"),
         ("trainer.steps=many", "trainer.steps: found 'many', expected a valid integer"),
@@ -67,8 +67,8 @@ def test_an_unknown_key_is_an_error_that_suggests_the_nearest(key: str, nearest:
         ("model=7", "model: found 7"),
     ],
 )
-def test_a_value_that_breaks_a_rule_is_named_with_field_value_and_rule(setting: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_a_value_that_breaks_a_rule_is_named_with_field_value_and_rule(setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_config({}, [parse_setting(setting)])
 
 

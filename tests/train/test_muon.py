@@ -51,9 +51,9 @@ def test_muon_moves_a_stack_of_experts_as_each_matrix_alone(shape: tuple[int, in
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     torch.manual_seed(0)
-    found = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40).bfloat16()).float())
-    assert found.min() > 0.6
-    assert found.max() < 1.25
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40).bfloat16()).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.25
 
 
 def exactly(x: Tensor, steps: int) -> Tensor:
@@ -88,7 +88,7 @@ def test_iterations_on_the_gram_matrix_are_no_further_from_exact_ones_than_torch
 def test_a_stack_moves_alike_in_batches_of_any_size(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    values = []
     for matrices in (1, 2, 5, 100):
         monkeypatch.setattr(muon, "BATCH", matrices * 16 * 48)
         stacks = weights(shape, shape)
@@ -96,9 +96,9 @@ def test_a_stack_moves_alike_in_batches_of_any_size(
         for step in range(2):
             give_gradients(stacks, step)
             optimizer.step()
-        found.append(torch.stack([each.detach() for each in stacks]))
-    for other in found[:-1]:
-        torch.testing.assert_close(other, found[-1], rtol=0, atol=1e-6)
+        values.append(torch.stack([each.detach() for each in stacks]))
+    for other in values[:-1]:
+        torch.testing.assert_close(other, values[-1], rtol=0, atol=1e-6)
 
 
 def test_groups_of_muon_share_their_batches_and_keep_their_rates_and_decays() -> None:

@@ -279,12 +279,12 @@ def test_override_resume_accepts_other_rates_and_notes_them(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"model": {"dim": 64}}, r"model\.dim: 32 -> 64 \(never: the weights are those of the model"),
+        ({"model": {"dim": 64}}, r"model\.dim: 32 -> 64 \(never: the weights belong to the model"),
         ({"model": {"ffn": {"num_experts": 8}}}, r"model\.ffn\.num_experts: 4 -> 8 \(never: the weights"),
-        ({"optimizer": {"kind": "adamw"}}, r"optimizer\.kind: .* \(never: what one optimizer remembers"),  # T20
-        ({"tokenizer": {"kind": "words"}}, r"tokenizer\.kind: .* \(never: the weights know each token"),  # T21
-        ({"data": {"val_fraction": 0.2}}, r"data\.val_fraction: .* \(never: how far the text was read"),
-        ({"trainer": {"sequence_length": 16}}, r"trainer\.sequence_length: .* \(never: how far"),
+        ({"optimizer": {"kind": "adamw"}}, r"optimizer\.kind: .* \(never: the state of one optimizer"),  # T20
+        ({"tokenizer": {"kind": "words"}}, r"tokenizer\.kind: .* \(never: the weights belong to the token ids"),  # T21
+        ({"data": {"val_fraction": 0.2}}, r"data\.val_fraction: .* \(never: the position in the text"),
+        ({"trainer": {"sequence_length": 16}}, r"trainer\.sequence_length: .* \(never: the position in"),
         ({"trainer": {"seed": 4}}, r"trainer\.seed: 0 -> 4 \(never: the text would come in another order"),
     ],
 )

@@ -130,18 +130,18 @@ for _ in range(20):
     if child == 0:
         save_for_ever(last + 1, writing)
     os.close(writing)
-    said = len(os.read(reading, 1))  # one is saved
+    saved = len(os.read(reading, 1))  # one is saved
     time.sleep(generator.uniform(0.0, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     while more := len(os.read(reading, 100)):
-        said += more
+        saved += more
     os.close(reading)
     leftovers += len(list(folder.glob(".writing-*")))
-    found = load_checkpoint(folder.parent, complain)
-    assert found.step >= last + said, (found.step, last, said)
-    assert all(bool((tensor == found.step).all()) for tensor in found.model_state.values())
-    last = found.step
+    checkpoint = load_checkpoint(folder.parent, complain)
+    assert checkpoint.step >= last + saved, (checkpoint.step, last, saved)
+    assert all(bool((tensor == checkpoint.step).all()) for tensor in checkpoint.model_state.values())
+    last = checkpoint.step
 print(leftovers)
 """
 

@@ -93,8 +93,8 @@ def test_cycles_that_shrink_come_to_an_end() -> None:
 
 def test_the_model_is_dense_then_sparser_in_a_line_then_as_configured() -> None:
     config = ScheduleConfig(dense_share=0.2, sparsify_share=0.4)
-    found = [scheduled_sparsity(config, done) for done in (0.0, 0.19, 0.2, 0.3, 0.5, 0.6, 1.0)]
-    assert found == pytest.approx([0, 0, 0, 0.25, 0.75, 1, 1])
+    sparsities = [scheduled_sparsity(config, done) for done in (0.0, 0.19, 0.2, 0.3, 0.5, 0.6, 1.0)]
+    assert sparsities == pytest.approx([0, 0, 0, 0.25, 0.75, 1, 1])
     assert scheduled_sparsity(ScheduleConfig(dense_share=0.5), 0.5) == 1.0  # without a line it is a step
     assert scheduled_sparsity(ScheduleConfig(), 0.0) == 1.0
 
@@ -130,7 +130,7 @@ def test_a_warm_up_is_counted_in_one_way_and_a_share_is_the_one_not_named() -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         ({"warmup_share": 0.1, "warmup_steps": 5}, r"warmup_share \(0.1\) and warmup_steps \(5\).*warmup_share=null"),
         ({"warmup_epochs": 0}, "greater than 0"),
@@ -143,6 +143,6 @@ def test_a_warm_up_is_counted_in_one_way_and_a_share_is_the_one_not_named() -> N
         ({"restart_period": 0.0}, "greater than or equal to 0.001"),
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_refused(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_schedule_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ScheduleConfig.model_validate(given)

@@ -1,4 +1,4 @@
-"""Trackers: what they are told, how a resumed run finds its own again, and that none of them can end a run.
+"""Trackers: what they get, how a resumed run goes on in its own, and that none of them can end a run.
 
 The fakes have the names and arguments of wandb 0.31, mlflow 3.17 and trackio 0.43, each of which was run for real once.
 """
@@ -19,7 +19,7 @@ from adaptive_lm.train import training as session
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
-from adaptive_lm.train.run.trackers import KEPT, read_ids
+from adaptive_lm.train.run.trackers import IDS, read_ids
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
@@ -27,7 +27,7 @@ NAMES = ("wandb", "mlflow", "trackio")
 
 
 class Store:
-    """What all fakes were told, by the id of the run."""
+    """What all fakes were given, by the id of the run."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[int, dict[str, float]]] = {}
@@ -36,7 +36,7 @@ class Store:
         self.closed: list[str] = []
         self.fails: set[str] = set()
 
-    def told(self, id: str, values: dict[str, Any], step: int, name: str) -> None:
+    def add(self, id: str, values: dict[str, Any], step: int, name: str) -> None:
         if name in self.fails:
             raise ConnectionError("no route to host\nand a stack trace")
         assert all(type(value) is float for value in values.values())
@@ -52,7 +52,7 @@ class Logged:
 
     def log(self, data: dict[str, Any], step: int | None = None) -> None:
         assert step is not None
-        self._store.told(self.id, data, step, self._name)
+        self._store.add(self.id, data, step, self._name)
 
     def finish(self) -> None:
         self._store.closed.append(self.id)
@@ -92,10 +92,10 @@ class MlflowClient:
 
     def create_run(self, experiment_id: str, run_name: str | None = None) -> Any:
         assert experiment_id == "7"
-        known = f"mlflow-{run_name}-{len(self.store.asked)}"
-        self.store.asked.append({"id": known})
-        self.store.configs[known] = {}
-        return SimpleNamespace(info=SimpleNamespace(run_id=known))
+        new = f"mlflow-{run_name}-{len(self.store.asked)}"
+        self.store.asked.append({"id": new})
+        self.store.configs[new] = {}
+        return SimpleNamespace(info=SimpleNamespace(run_id=new))
 
     def update_run(self, run_id: str, status: str | None = None) -> None:
         assert run_id in self.store.configs
@@ -105,7 +105,7 @@ class MlflowClient:
         assert len(params) <= 100
         self.store.configs[run_id] |= {one.key: one.value for one in params}
         for one in metrics:
-            self.store.told(run_id, {one.key: one.value}, one.step, "mlflow")
+            self.store.add(run_id, {one.key: one.value}, one.step, "mlflow")
 
     def set_terminated(self, run_id: str) -> None:
         self.store.closed.append(run_id)
@@ -135,11 +135,11 @@ def test_a_tracker_gets_config_and_metrics_and_a_resumed_run_goes_on_in_it(
 ) -> None:
     run = named_run("a")
     session.begin(tiny_config(trainer={"trackers": [name]}), run, display=display, stop_at=7)
-    kept = read_ids(run.path)
-    assert list(kept) == [name]
+    ids = read_ids(run.path)
+    assert list(ids) == [name]
     session.resume(run, display=display)
-    assert read_ids(run.path) == kept
-    own = kept[name]
+    assert read_ids(run.path) == ids
+    own = ids[name]
     assert {one["id"] for one in store.asked} == {own}
     assert len(store.asked) == len(store.closed) == 2
     records = {record["step"]: record for record in read_metrics(run.path / "metrics.jsonl")}
@@ -177,7 +177,7 @@ def test_a_tracker_that_does_not_begin_is_no_reason_not_to_train(
     outcome = session.begin(tiny_config(trainer={"trackers": ["wandb"]}), named_run("a"), display=display)
     assert outcome.complete
     assert "the tracker wandb failed (not logged in)" in story.getvalue()
-    assert not (outcome.run.path / KEPT).exists()
+    assert not (outcome.run.path / IDS).exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -219,6 +219,6 @@ def test_trackers_may_be_turned_on_and_off_when_a_run_is_resumed(
     session.begin(tiny_config(trainer={"trackers": ["wandb"]}), run, display=display, stop_at=3)
     session.resume(run, [{"trainer": {"trackers": ["trackio"]}}], display=display, stop_at=6)
     session.resume(run, [{"trainer": {"trackers": ["wandb", "trackio"]}}], display=display)
-    kept = read_ids(run.path)
-    assert sorted(store.values[kept["wandb"]]) == [1, 2, 3, *range(7, 13)]
-    assert sorted(store.values[kept["trackio"]]) == list(range(4, 13))
+    ids = read_ids(run.path)
+    assert sorted(store.values[ids["wandb"]]) == [1, 2, 3, *range(7, 13)]
+    assert sorted(store.values[ids["trackio"]]) == list(range(4, 13))

@@ -48,12 +48,7 @@ def check_changes(changes: Sequence[BatchChange]) -> None:
 
 
 def batch_size_at(first: int, changes: Sequence[BatchChange], step: int, done: float) -> int:
-    """Return the sequences of step `step` (0, 1, ...) at progress `done` (0..1).
-
-    Args:
-        first: the batch size before any change.
-        changes: as in `trainer.batch_schedule`.
-    """
+    """Return the sequences of step `step` (0, 1, ...) at progress `done` (0..1); `first` is the size before changes."""
     return next((each.batch_size for each in reversed(changes) if each.reached(step, done)), first)
 
 

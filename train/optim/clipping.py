@@ -1,6 +1,4 @@
-"""Keeps a gradient from being too long: by a fixed norm, by what was usual lately, or row by row."""
-
-from __future__ import annotations
+"""Gradient clipping: by a fixed norm, by a percentile of recent norms, or row by row."""
 
 import math
 from collections import deque
@@ -13,11 +11,11 @@ from torch import Tensor, nn
 from .optimizer_config import OptimizerConfig
 
 LEAST_WEIGHT = 1e-3
-"""Rows of weights shorter than this count as so long, so that a row that starts at zero can leave it (AGC, eq. 3)."""
+"""Smallest norm that a row of weights counts as, so that a row of zeros can change (AGC, eq. 3)."""
 
 
 class Clipping:
-    """One of the three ways of `optimizer.clip`; `history` is part of a checkpoint."""
+    """One of the three methods of `optimizer.clip`; `history` is part of a checkpoint."""
 
     def __init__(
         self,
@@ -25,23 +23,29 @@ class Clipping:
         history: Sequence[float] = (),
         norm_of: Callable[[Sequence[nn.Parameter]], Tensor] | None = None,
     ) -> None:
-        """`norm_of` measures the gradients of weights together, where they do not all lie here (`Placement.norm`)."""
+        """Begin with the norms in `history`.
+
+        Args:
+            config: method and limits.
+            history: norms of earlier accepted steps, oldest first.
+            norm_of: norm of the gradients of weights that are split over ranks (`Placement.norm`).
+        """
         self.config = config
         self.norm_of = norm_of or norm_here
         self.history = deque(history, config.clip_window if config.clip == "percentile" else 0)
-        """Norms before clipping of the last accepted steps; only `percentile` keeps any."""
+        """Norms before clipping of the last accepted steps; empty except under `percentile`."""
 
     def limit(self, norm: float) -> float:
-        """The longest that a gradient of `norm` may be after clipping."""
+        """Return the largest norm after clipping of a gradient whose norm is `norm`."""
         if self.config.clip == "percentile":
-            usual = [*self.history, norm] if math.isfinite(norm) else list(self.history)
-            return float(np.percentile(usual, self.config.clip_percentile)) if usual else math.inf
+            recent = [*self.history, norm] if math.isfinite(norm) else list(self.history)
+            return float(np.percentile(recent, self.config.clip_percentile)) if recent else math.inf
         if self.config.clip == "norm":
             return self.config.clip_norm or math.inf
         return math.inf
 
     def clip(self, weights: Iterable[tuple[str, nn.Parameter]]) -> float:
-        """Clips the gradients in place and returns the norm of all of them together before, on the CPU."""
+        """Clip the gradients in place and return their joint norm before clipping."""
         moved = [(name, weight) for name, weight in weights if weight.grad is not None]
         norm = self.norm_of([weight for _, weight in moved])
         before = float(norm)
@@ -49,25 +53,25 @@ class Clipping:
             return before  # the step is skipped
         if self.config.clip == "agc":
             for name, weight in moved:
-                if not name.startswith("head."):  # as the paper: not the last layer
+                if not name.startswith("head."):  # as in the paper: not the last layer
                     clip_rows(weight, self.config.clip_share)
         elif (limit := self.limit(before)) < math.inf:
             torch.nn.utils.clip_grads_with_norm_([weight for _, weight in moved], limit, norm)
         return before
 
     def accept(self, norm: float) -> None:
-        """Remembers the norm of a step that was taken."""
+        """Remember the norm of an accepted step."""
         self.history.append(norm)
 
 
 def norm_here(weights: Sequence[nn.Parameter]) -> Tensor:
-    """The norm of the gradients of weights that lie whole in this process, all together, ()."""
+    """Return the joint norm, (), of the gradients of weights that are whole in this process."""
     return torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
 
 @torch.no_grad()
 def clip_rows(weight: nn.Parameter, share: float) -> None:
-    """Adaptive gradient clipping: G_i <- G_i min(1, share max(|W_i|, 1e-3) / |G_i|) for each output i of the weight.
+    """Clip adaptively: G_i <- G_i min(1, share max(|W_i|, 1e-3) / |G_i|) for each output i of the weight.
 
     Source: Brock et al. 2021 (arXiv 2102.06171), eq. 3. An output is a row (out, in), a column of each expert in a
     stack (E, in, out), and the whole of anything of one dimension.
@@ -78,7 +82,7 @@ def clip_rows(weight: nn.Parameter, share: float) -> None:
 
 
 def length_of_rows(weight: Tensor) -> Tensor:
-    """Norms that broadcast against the weight: (out, 1), (E, 1, out) or ()."""
+    """Return the norms of the rows, in a shape that broadcasts against the weight: (out, 1), (E, 1, out) or ()."""
     deep = weight.ndim > 1
-    found: Tensor = torch.linalg.vector_norm(weight, dim=1 if deep else None, keepdim=deep)
-    return found
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=1 if deep else None, keepdim=deep)
+    return norms

@@ -1,6 +1,4 @@
-"""LARS: momentum whose every step is a stated share of the weight it moves."""
-
-from __future__ import annotations
+"""LARS: momentum SGD in which every step is a fixed share of the weight's norm."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,14 +14,14 @@ class LARS(torch.optim.Optimizer):
 
         V <- momentum V + lr |W| / (|G| + eps) G;  W <- W (1 - lr decay) - V
 
-    so that a step alone moves a weight by about the share `lr` of its own length, whatever the size of its gradient.
-    The norms are those of one matrix: in a stack of experts (E, in, out) each expert has its own, and one that no token
+    so that one step moves a weight by about the share `lr` of its own norm, whatever the size of its gradient. The
+    norms are those of one matrix: in a stack of experts (E, in, out) each expert has its own, and one that no token
     used only follows its momentum.
 
     Source: You et al. 2017, "Large batch training of convolutional networks" (arXiv 1708.03888), algorithm 1.
     Departs from it: the trust coefficient is part of `lr`, since only the product of the two matters; the decay is
-    decoupled, as that of the other optimizers here: inside the ratio, 0.1 |W| is longer than most gradients, and the
-    weights only shrink (measured: no learning at any rate).
+    decoupled, as in the other optimizers here: inside the ratio, 0.1 |W| is larger than most gradients, and the weights
+    only shrink (measured: no learning at any rate).
     """
 
     def __init__(
@@ -35,12 +33,13 @@ class LARS(torch.optim.Optimizer):
         eps: float = 1e-8,
         norm_of: Callable[[nn.Parameter, Tensor], Tensor] | None = None,
     ) -> None:
-        """`norm_of` a tensor that lies as the weight does, where that is not whole here (`Placement.norm_of_each`)."""
+        """Set up the groups of `params`; `norm_of` replaces the norm of tensors that are split over ranks."""
         self.norm_of = norm_of or (lambda _, tensor: norm_of_each(tensor))
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the trainer has no closure, so no loss
+        """Take one step."""
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:

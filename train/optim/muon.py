@@ -16,13 +16,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Keller Jordan, https://kellerjordan.github.io/posts/muon/)."""
 NEWTON_SCHULZ_STEPS = 5
 GRAM_RATIO = 2.0
-"""From this ratio of the long side to the short one, two iterations on the Gram matrix take fewer products: 2 r + 5
-units of short^3 multiplications for 4 r + 2."""
+"""From this ratio r of the long side to the short one, two iterations on the Gram matrix take fewer products: 2 r + 5
+units of short^3 multiplications instead of 4 r + 2."""
 GRAM_SHORT = 128
-"""Below this short side nothing is saved, and the few numbers of a Gram matrix do not average their rounding out."""
+"""Below this short side the Gram matrix saves nothing, and its few numbers do not average out their rounding."""
 BATCH = 1 << 19
-"""Numbers that are orthogonalised at once on a CPU: 1 MiB in bfloat16, which all steps from the gradient to the weight
-then read from its cache."""
+"""Numbers that are orthogonalised at once on a CPU: 1 MiB in bfloat16, which stays in the cache for a whole step."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -32,8 +31,8 @@ class Muon(torch.optim.Optimizer):
         W <- W (1 - lr decay) - lr sqrt(max(1, out / in)) U
 
     A 2-D weight is (out, in) as in nn.Linear, a 3-D one a stack of (in, out) as in the experts. The Newton-Schulz steps
-    run in bfloat16. Groups only differ in their rates: weights of all groups share the batches of one shape. Judged in
-    the tests by `torch.optim.Muon`, which takes 2-D weights one by one.
+    run in bfloat16. Groups differ only in their rates: weights of all groups share the batches of one shape. The tests
+    compare it with `torch.optim.Muon`, which takes 2-D weights one by one.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
@@ -47,8 +46,17 @@ class Muon(torch.optim.Optimizer):
         placement: Placement | None = None,
         steps: int = NEWTON_SCHULZ_STEPS,
     ) -> None:
-        """`steps` of Newton-Schulz; `placement` where weights are split over ranks: a matrix is gathered and every rank
-        orthogonalises all of it; a stack is not, since its matrices lie whole."""
+        """Set up the groups of `params`.
+
+        Args:
+            params: weights or groups of them, matrices and stacks of matrices.
+            lr: learning rate.
+            weight_decay: decay of the weights, multiplied by `lr`.
+            momentum: decay of the mean gradient per step.
+            placement: where the weights are stored, if they are split over ranks. A split matrix is gathered and every
+                rank orthogonalises all of it; a stack is not, since each of its matrices is whole on one rank.
+            steps: iterations of Newton-Schulz.
+        """
         self.placement, self.steps = placement, steps
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
@@ -57,6 +65,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # the trainer has no closure, so no loss
+        """Take one step."""
         assert closure is None
         by_shape: dict[torch.Size, list[_Move]] = defaultdict(list)
         for group in self.param_groups:
@@ -76,7 +85,7 @@ class Muon(torch.optim.Optimizer):
                 self._apply(batch)
 
     def _apply(self, batch: Sequence[_Move]) -> None:
-        """Orthogonalises updates of one shape at once and takes the step, each weight at its group's rate."""
+        """Orthogonalise updates of one shape at once and take the step, each weight at its group's rate."""
         updates = [move.update() for move in batch]
         orthogonal = orthogonalize(torch.cat(updates) if len(updates) > 1 else updates[0], self.steps)
         parts = torch.split(orthogonal, [len(each) for each in updates])
@@ -91,7 +100,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class _Move(NamedTuple):
-    """Matrices of one weight that move together, (M, rows, columns) each: a matrix, or some experts of a stack."""
+    """Matrices of one weight that are updated together, (M, rows, columns): one matrix, or some experts of a stack."""
 
     parameter: nn.Parameter
     group: dict[str, Any]
@@ -99,13 +108,14 @@ class _Move(NamedTuple):
     gradient: Tensor
     buffer: Tensor
     whole: Tensor | None = None
-    """The update of all rows where `weight` is some rows of a matrix."""
+    """The update of all rows, if `weight` holds only some rows of a matrix."""
 
     def matrix(self) -> torch.Size:
+        """Return the shape of one matrix."""
         return (self.gradient if self.whole is None else self.whole).shape[1:]
 
     def update(self) -> Tensor:
-        """Moves the momentum and returns Nesterov's update in bfloat16, both (M, rows, columns): once a step."""
+        """Update the momentum and return Nesterov's update in bfloat16, (M, rows, columns); call it once a step."""
         if self.whole is not None:
             return self.whole
         momentum = self.group["momentum"]
@@ -114,7 +124,7 @@ class _Move(NamedTuple):
 
 
 def _moves(weight: nn.Parameter, buffer: Tensor, group: dict[str, Any]) -> Iterator[_Move]:
-    """A weight in parts of a batch or less."""
+    """Split a weight into moves of at most one batch."""
     assert weight.grad is not None
     stacks = [each.unsqueeze(0) if each.ndim == 2 else each for each in (weight, weight.grad, buffer)]
     several = max(1, _numbers(weight) // weight.shape[-2:].numel())
@@ -123,7 +133,7 @@ def _moves(weight: nn.Parameter, buffer: Tensor, group: dict[str, Any]) -> Itera
 
 
 def _batches(moves: Sequence[_Move]) -> Iterator[list[_Move]]:
-    """Moves of one shape in batches of about BATCH numbers, in their order."""
+    """Group moves of one shape into batches of about BATCH numbers, in their order."""
     batch: list[_Move] = []
     for move in moves:
         if batch and sum(each.gradient.numel() for each in [*batch, move]) > _numbers(move.weight):
@@ -134,24 +144,24 @@ def _batches(moves: Sequence[_Move]) -> Iterator[list[_Move]]:
 
 
 def _numbers(weight: Tensor) -> int:
-    """Those of a batch: accelerators have no such cache, and take everything at once."""
+    """Return the numbers of one batch; an accelerator has no such cache and takes everything at once."""
     return BATCH if weight.is_cpu else 1 << 62
 
 
 def orthogonalize(x: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """(M, rows, columns) bfloat16 -> the nearest half-orthogonal matrices, roughly, same shape.
+    """Return roughly the nearest half-orthogonal matrices: (M, rows, columns) bfloat16 -> the same shape.
 
         X <- X / |X|;  X <- (a + b X X^T + c (X X^T)^2) X, `steps` times
 
-    Tall matrices take X^T X from the right, which is the same and transposes nothing. Where one side is far longer, the
-    first two iterations go over the Gram matrix G = X X^T alone, as all that they need commutes:
+    Tall matrices take X^T X from the right, which is the same without a transpose. If one side is far longer, the first
+    two iterations use the Gram matrix G = X X^T alone, since all its polynomials commute:
 
         Z = b G + c G^2;  G <- (a + Z) G (a + Z);  X <- (a + Z) (a + Z') X
 
     Source: Zhang, Amsel, Chen and Dao 2026, "Gram Newton-Schulz" (https://dao-lab.ai/blog/2026/gram-newton-schulz).
-    Departs from it: bfloat16, of which three iterations on one Gram matrix can blow up (its small eigenvalues drown in
-    rounding and come out negative), and in which `a` is kept out of what is rounded; so only the first two, and the
-    others from a new X each.
+    Departs from it: in bfloat16, three iterations on one Gram matrix can diverge (its small eigenvalues are lost in
+    rounding and become negative), so only the first two use it and the others start from a new X each; and `a` is kept
+    out of the rounded factor.
     """
     a = NEWTON_SCHULZ[0]
     x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
@@ -169,16 +179,16 @@ def orthogonalize(x: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """X X^T of wide matrices and X^T X of tall ones, (M, short, short)."""
+    """Compute X X^T of wide matrices and X^T X of tall ones, (M, short, short)."""
     return torch.bmm(x, x.mT) if x.shape[1] <= x.shape[2] else torch.bmm(x.mT, x)
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """b G + c G^2, rounded once."""
+    """Compute b G + c G^2, rounded once."""
     _, b, c = NEWTON_SCHULZ
     return torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
 
 
 def _times(x: Tensor, factor: Tensor, scale: float) -> Tensor:
-    """(scale + factor) X from the side of the Gram matrix."""
+    """Compute (scale + factor) X, from the side of the Gram matrix."""
     return torch.baddbmm(x, *((factor, x) if x.shape[1] <= x.shape[2] else (x, factor)), beta=scale)

@@ -1,7 +1,5 @@
 """The optimizers of a run: one of four for the matrices inside the blocks, and AdamW for everything else."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +16,7 @@ from .optimizer_config import OptimizerConfig
 
 
 def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Names -> weights: the matrices inside the blocks (attention, experts, dense FFN), and all the rest."""
+    """Split name -> weight into the matrices inside the blocks (attention, experts, dense FFN) and all the rest."""
     matrices: dict[str, nn.Parameter] = {}
     rest: dict[str, nn.Parameter] = {}
     for name, weight in weights.items():
@@ -28,20 +26,26 @@ def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.
 
 
 class Optimizers:
-    """The one or two optimizers of a run, seen as one: step, learning rate, and a state made of named tensors."""
+    """The one or two optimizers of a run behind one interface: step, learning rate, and state as named tensors."""
 
     def __init__(
         self, model: nn.Module, config: OptimizerConfig, placed: Placement | None = None, by_layer: bool = False
     ) -> None:
-        """`placed` says where the model's weights lie, if they do not all lie here; `by_layer`: layers have rates of
-        their own, whether or not the config scales them."""
+        """Make the optimizers of a model's weights.
+
+        Args:
+            model: the model.
+            config: kind, rates and limits.
+            placed: where the weights are stored, if they are split over ranks.
+            by_layer: make a group of each layer, so that its rate can be changed even if the config scales none.
+        """
         self.config, self.placed = config, placed or Placement(model)
         matrices, rest = split_parameters(self.placed.weights)
         self.names = {**matrices, **rest}
         self.factors: dict[str, float] = {}
-        """layer -> factor on its learning rate at the last `balance`; empty where rates are not scaled."""
+        """layer -> factor on its learning rate at the last `balance`; empty if rates are not scaled."""
         self.held: dict[str, float] = {}
-        """layer, or `all` -> factor by which the monitor holds its rate down; empty where it holds none."""
+        """layer, or `all` -> factor by which the monitor lowers its rate; empty if it lowers none."""
         self._by_layer = by_layer or config.bidirectional
         self.rate = 1.0
         """The factor of the schedule on every rate, as `set_rate` was last told."""
@@ -62,7 +66,7 @@ class Optimizers:
         self.all.append(torch.optim.AdamW(rest_groups, config.adamw_lr, betas, config.eps, fused=True))
 
     def _groups(self, weights: dict[str, nn.Parameter], **options: float) -> list[dict[str, Any]]:
-        """One group; or one for each layer, where layers have rates of their own. `peak` is the rate at its highest."""
+        """Make one group, or one per layer if layers have their own rates; `peak` is the highest rate."""
         by_layer: dict[str, list[nn.Parameter]] = defaultdict(list)
         for name, weight in weights.items():
             by_layer[layer_of(name) if self._by_layer else ""].append(weight)
@@ -71,7 +75,7 @@ class Optimizers:
         ]
 
     def set_rate(self, factor: float) -> None:
-        """Every learning rate is its peak times `factor`, times its layer's factors where layers have some."""
+        """Set every learning rate to its peak times `factor`, times the factors of its layer."""
         self.rate = factor
         held = self.held
         for one in self.all:
@@ -81,28 +85,30 @@ class Optimizers:
                 group["lr"] = group["peak"] * factor * own
 
     def balance(self) -> None:
-        """Sets each layer's factor by the gradients there are now: call it before they are clipped."""
+        """Set each layer's factor from the current gradients; call it before they are clipped."""
         if self.config.bidirectional:
             self.factors = factors(layer_norms(self.names.items(), self.placed.squares), self.config.target_norm)
             self.set_rate(self.rate)
 
     def record(self) -> dict[str, float]:
-        """What a record says of the layers' rates: the smallest and the largest factor."""
+        """Return the smallest and the largest factor of a layer, for metrics.jsonl."""
         if not self.factors:
             return {}
         return {"lr_factor_least": min(self.factors.values()), "lr_factor_most": max(self.factors.values())}
 
     def step(self) -> None:
+        """Take one step with each optimizer."""
         for one in self.all:
             one.step()
 
     def zero_grad(self) -> None:
+        """Drop all gradients."""
         for one in self.all:
             one.zero_grad(set_to_none=True)
         self.placed.forget()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """`{weight}.{slot}` -> tensor; empty before the first step. Hyperparameters are the config's."""
+        """Return `{weight}.{slot}` -> whole tensor; empty before the first step. Hyperparameters are in the config."""
         tensors: dict[str, Tensor] = {}
         for name, weight in self.names.items():
             for one in self.all:
@@ -111,7 +117,7 @@ class Optimizers:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The reverse of `state_tensors`.
+        """Restore what `state_tensors` returned.
 
         Raises:
             UserError: a tensor belongs to no weight of this model.

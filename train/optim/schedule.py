@@ -1,6 +1,4 @@
-"""What moves over a run: the learning rates, and how sparse the model is."""
-
-from __future__ import annotations
+"""Learning rates and sparsity at each point of a run."""
 
 import math
 from typing import NamedTuple
@@ -9,18 +7,18 @@ from ..data.order import mix
 from .schedule_config import ScheduleConfig, place_in_cycle
 
 FIRST = 1e-3
-"""Factor on the learning rate at the very start of a warm-up: the first moment on a clock still moves the weights."""
+"""Factor on the learning rate at the very start of a warm-up, so that the first step by the clock is not a no-op."""
 DRAW = 0x5BA5517E
-"""Keeps the draws of the sparsity apart from whatever else is drawn by seed and step."""
+"""Keeps the draws of the sparsity apart from everything else that is drawn by seed and step."""
 
 
 def progress(
     step: int, steps: int | None, seconds: float = 0.0, budget_seconds: float | None = None, width: int = 1
 ) -> float:
-    """Where in the run `step` (0, 1, ...) stands, 0..1: by steps, by the clock, or by whichever is further.
+    """Return the progress (0..1) of the run at `step` (0, 1, ...): by steps or by the clock, whichever is further.
 
     `step` and `steps` may count windows, `width` of which make a step. The middle of the step counts, so neither the
-    first nor the last has a learning rate of zero. A run that is resumed with another number of steps continues on the
+    first nor the last has a learning rate of 0. A run that is resumed with another number of steps continues on the
     schedule of the new number.
     """
     by_steps = 0.0 if not steps else (step + 0.5 * width) / steps
@@ -29,22 +27,22 @@ def progress(
 
 
 class WarmUp(NamedTuple):
-    """How far the warm-up is."""
+    """State of the warm-up."""
 
     risen: float
-    """Share of it that is done, 0..1."""
+    """Share of the warm-up that is done, 0..1."""
     end: float
-    """Where in the schedule it ended, 0..1; means nothing before."""
+    """Progress at which it ended, 0..1; meaningless before."""
 
 
 def warm_up(config: ScheduleConfig, done: float) -> WarmUp:
-    """The warm-up by `warmup_share` at progress `done` (0..1)."""
+    """Return the state at progress `done` (0..1) of a warm-up that is given as a share."""
     share = config.warmup_share or 0.0
     return WarmUp(done / share if done < share else 1.0, share)
 
 
 def multiplier(config: ScheduleConfig, done: float, warm: WarmUp) -> float:
-    """The factor on every learning rate at progress `done` (0..1); steps that were skipped count as done."""
+    """Return the factor on every learning rate at progress `done` (0..1); skipped steps count as done."""
     if warm.risen < 1:
         return max(warm.risen, FIRST) if config.warmup == "linear" else FIRST ** (1 - warm.risen)
     after = (done - warm.end) / max(1.0 - warm.end, 1e-9)
@@ -61,12 +59,12 @@ def multiplier(config: ScheduleConfig, done: float, warm: WarmUp) -> float:
 
 
 def half_cosine(place: float) -> float:
-    """1 at 0, falling to 0 at 1."""
+    """Return 1 at 0, falling to 0 at 1."""
     return 0.5 * (1.0 + math.cos(math.pi * place))
 
 
 def scheduled_sparsity(config: ScheduleConfig, done: float) -> float:
-    """0 (everything) to 1 (the configured averages) at progress `done`."""
+    """Return the sparsity at progress `done`: 0 uses everything, 1 the configured averages."""
     if done < config.dense_share:
         return 0.0
     if config.sparsify_share and done < config.dense_share + config.sparsify_share:
@@ -75,9 +73,9 @@ def scheduled_sparsity(config: ScheduleConfig, done: float) -> float:
 
 
 def drawn_sparsity(config: ScheduleConfig, done: float, seed: int, step: int) -> float:
-    """The sparsity of training step `step` (0, 1, ...): the scheduled one, times the step's draw.
+    """Return the sparsity of training step `step` (0, 1, ...): the scheduled one times a random factor.
 
-    The draw is a function of seed and step, so a resumed run draws what it would have drawn.
+    The factor is a function of seed and step, so a resumed run draws the same.
     """
     scheduled = scheduled_sparsity(config, done)
     if config.random_sparsity is None:

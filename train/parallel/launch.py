@@ -1,6 +1,4 @@
-"""Starts the ranks of a run on this machine, by torch.distributed's own launcher in a process of its own."""
-
-from __future__ import annotations
+"""Start the ranks of a run on this machine, with the launcher of torch.distributed in a process of its own."""
 
 import os
 import signal
@@ -11,20 +9,20 @@ from collections.abc import Sequence
 from types import FrameType
 
 GRACE_SECONDS = 600
-"""What ranks may take to finish a step and save after a signal; whoever sent it kills sooner where it must."""
+"""Time that ranks have to finish a step and save after a signal; the sender can kill them sooner."""
 
 
 def launch(nproc: int, arguments: Sequence[str]) -> int:
-    """Runs `adaptive ARGUMENTS` by so many ranks, passes SIGINT and SIGTERM on, and returns the exit code.
+    """Run `adaptive ARGUMENTS` with `nproc` ranks, forward SIGINT and SIGTERM to them, and return the exit code.
 
-    `arguments` begin with `train`, as typed; --nproc is left out of them.
+    `arguments` begin with `train`, as typed; --nproc is removed from them.
     """
     command = [sys.executable, "-m", __name__, str(nproc), *without_option(arguments[1:], "--nproc")]
 
     def pass_on(number: int, _: FrameType | None) -> None:
         child.send_signal(number)
 
-    # In a session of its own, or Ctrl-C would come twice: from the terminal and from here.
+    # In its own process session, or Ctrl-C would arrive twice: from the terminal and from here.
     child = subprocess.Popen(command, start_new_session=True)
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -36,25 +34,25 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
 
 
 def without_option(arguments: Sequence[str], option: str) -> list[str]:
-    """The arguments without `option VALUE` and `option=VALUE`."""
-    kept: list[str] = []
+    """Remove `option VALUE` and `option=VALUE` from the arguments."""
+    rest: list[str] = []
     skip = False
     for each in arguments:
         if not skip and each != option and not each.startswith(f"{option}="):
-            kept.append(each)
+            rest.append(each)
         skip = not skip and each == option
-    return kept
+    return rest
 
 
 def main(nproc: int, arguments: Sequence[str]) -> int:
-    """The launcher's process: the exit code of the rank that failed first, or 128 + the number of a signal."""
+    """Launch the ranks and return the exit code of the one that failed first, or 128 + the number of a signal."""
     import logging
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # ranks say themselves what went wrong
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # ranks report their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // nproc, 1)))
     config = LaunchConfig(
         min_nodes=1,

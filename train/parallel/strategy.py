@@ -1,6 +1,4 @@
-"""The three ways to lie a model over ranks."""
-
-from __future__ import annotations
+"""The three ways to distribute a model over ranks."""
 
 import torch
 from torch import nn
@@ -16,29 +14,29 @@ from .token_dispatch import ExpertParallel
 
 
 def place(model: Transformer, parallel: Parallel, *, compiled: bool = False) -> Placement:
-    """Lays a model whose weights are whole and alike on all ranks out over them; alone, it stays as it is.
+    """Distribute a model whose weights are whole and equal on all ranks; a process alone keeps it as it is.
 
     Raises:
-        UserError: the model, or its compilation, does not go with it.
+        UserError: the model, or its compilation, does not fit `parallel`.
     """
     if collectives.ranks() == 1 or parallel == "replicate":
         return Placement(model)
     if parallel == "shard":
-        return shard(model)  # its messages come before and after a block, so blocks compile as ever
+        return shard(model)  # its messages come before and after a block, so blocks compile as usual
     if compiled:
         raise UserError(
-            "trainer.parallel is experts, where tokens travel in the middle of a block, which torch.compile does not "
-            "take in one piece; leave --compile out, or --set trainer.parallel=shard"
+            "trainer.parallel is experts, which exchanges tokens in the middle of a block; torch.compile does not "
+            "compile that in one piece. Leave --compile out, or --set trainer.parallel=shard"
         )
     return spread_experts(model)
 
 
 def shard(model: Transformer) -> Placement:
-    """Fully sharded data parallel: every matrix lies by its rows, gathered block by block while a pass needs it.
+    """Shard every matrix by rows, to be gathered block by block while a pass needs it (fully sharded data parallel).
 
-    Source: FSDP (Zhao et al. 2023, arXiv 2304.11277), as torch's `fully_shard`. Departs from it: what has one dimension
-    or none (norms, biases, levels) stays whole on every rank: it is a thousandth of the weights, and a level is read
-    outside its block.
+    Source: FSDP (Zhao et al. 2023, arXiv 2304.11277), as torch's `fully_shard`. Departs from it: weights of one
+    dimension or none (norms, biases, levels) stay whole on every rank. They are a thousandth of all weights, and
+    a level is read outside its block.
     """
     small = {weight for weight in model.parameters() if weight.ndim < 2}
     mesh = init_device_mesh(model.embedding.weight.device.type, (collectives.ranks(),))
@@ -58,16 +56,16 @@ def shard(model: Transformer) -> Placement:
 
 
 def chunks(rows: int) -> tuple[int, ...]:
-    """Where torch.chunk cuts so many rows for the ranks."""
+    """Return where torch.chunk splits `rows` rows for the ranks."""
     each = -(-rows // collectives.ranks())
     return tuple(min(rows, each * number) for number in range(collectives.ranks() + 1))
 
 
 def spread_experts(model: Transformer) -> Placement:
-    """Expert parallel: each rank holds some experts of every layer, whole, and their tokens travel to them.
+    """Give each rank some whole experts of every layer, to which tokens are sent (expert parallel).
 
-    Source: GShard (Lepikhin et al. 2020, arXiv 2006.16668). Departs from it: no expert has a capacity, so no token is
-    dropped, and what a rank gets is as much as the routers send it.
+    Source: GShard (Lepikhin et al. 2020, arXiv 2006.16668). Departs from it: experts have no capacity limit, so no
+    token is dropped, and a rank computes as many tokens as the routers send it.
 
     Raises:
         UserError: there are no experts, or their number does not divide.
@@ -75,7 +73,8 @@ def spread_experts(model: Transformer) -> Placement:
     number, size = model.config.num_experts, collectives.ranks()
     if number == 1:
         raise UserError(
-            "trainer.parallel is experts, but ffn.routing is dense: there are none; --set trainer.parallel=shard"
+            "trainer.parallel is experts, but model.ffn.routing is dense, so there are no experts; "
+            "--set trainer.parallel=shard"
         )
     if number % size:
         raise UserError(

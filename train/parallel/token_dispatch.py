@@ -1,9 +1,7 @@
-"""Experts that lie on other ranks: tokens travel to them and back.
+"""Token dispatch: tokens are sent to experts on other ranks, and their outputs back.
 
-N tokens of this rank, D width, E experts, L = E / ranks experts that lie here, M tokens that came here.
+N tokens of this rank, D width, E experts, L = E / ranks experts of this rank, M tokens that arrive here.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -16,7 +14,7 @@ from ..system import collectives
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows to each rank, rows from each rank; the gradient goes the same ways back."""
+    """Rows to each rank and from each rank; the gradient takes the same way back."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
@@ -35,24 +33,30 @@ def _exchange(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
 
 
 def travel(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-    """The first sent[0] rows go to rank 0, and so on -> received[0] rows from rank 0, and so on; with gradients."""
+    """Send the first sent[0] rows to rank 0, and so on; return received[0] rows from rank 0, and so on."""
     arrived: Tensor = _Exchange.apply(rows, sent, received)  # type: ignore[no-untyped-call]
     return arrived
 
 
 class ExpertParallel:
-    """`run_experts` over ranks: a token goes once to each rank that has any of its experts, with the weights of those,
-    and comes back as their weighted sum. Rank r holds the experts r L to r L + L - 1.
+    """`run_experts` over ranks.
+
+    A token is sent once to each rank that has any of its experts, with their routing weights, and their weighted sum
+    comes back. Rank r holds the experts r L to r L + L - 1.
     """
 
     def __init__(self, here: int) -> None:
-        """`here` is L."""
+        """Keep `here`, the number of experts of this rank (L)."""
         self.here = here
 
     def __call__(
         self, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool = False
     ) -> Tensor:
-        """x (N, D), weights (N, E) float32, selected (N, E) bool, gate_up (L, D, 2F), down (L, F, D) -> (N, D)"""
+        """Run the experts: x (N, D), weights (N, E) float32, selected (N, E) bool, gate_up (L, D, 2F), down (L, F, D).
+
+        Returns:
+            The weighted sum of each token's experts, (N, D).
+        """
         ranks, here = collectives.ranks(), self.here
         by_rank = selected.view(-1, ranks, here).any(-1)  # (N, ranks)
         rank, token = by_rank.t().nonzero(as_tuple=True)  # (sent,), (sent,): by rank, then by token
@@ -60,7 +64,7 @@ class ExpertParallel:
         coming = torch.empty_like(counts)
         dist.all_to_all_single(coming, counts)
         sent, received = counts.tolist(), coming.tolist()
-        # Weights of experts on another rank mean nothing there. One message: the token, its weights, its choice.
+        # A rank needs only the weights of its own experts. One message: the token, its weights, its choice.
         own = weights.view(-1, ranks, here)[token, rank]  # (sent, L)
         chosen = selected.view(-1, ranks, here)[token, rank].to(own.dtype)  # (sent, L)
         message = torch.cat([x[token].to(own.dtype), own, chosen], 1)  # (sent, D + 2L)

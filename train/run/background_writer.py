@@ -1,6 +1,4 @@
-"""What saving beside training needs: copies that training cannot change, and one thread that writes them."""
-
-from __future__ import annotations
+"""Saving in the background: copies that training cannot change, and one thread that writes them."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,16 +8,16 @@ from torch import Tensor
 
 
 class Staging:
-    """Copies tensors to the CPU, always into the same memory: a copy of all that a checkpoint holds, for a whole run.
+    """Copies tensors to the CPU, always into the same memory, which is as large as a checkpoint.
 
-    One set of copies at a time: taking the next overwrites the last.
+    There is one set of copies at a time: the next copy overwrites the last.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def copy(self, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """name -> copy on the CPU. `prefix` tells apart tensors of one name."""
+        """Return name -> copy on the CPU; `prefix` distinguishes tensors of the same name."""
         copies = {}
         for name, tensor in tensors.items():
             key = f"{prefix}{name}"
@@ -32,8 +30,9 @@ class Staging:
 
 
 class Writer:
-    """Runs one job at a time in a thread of its own. The process does not end before the job does, unless it is killed
-    or told to end at once.
+    """Runs one job at a time in a thread.
+
+    The process does not end before the job does, unless it is killed or ends at once on a second signal.
     """
 
     def __init__(self) -> None:
@@ -42,20 +41,21 @@ class Writer:
 
     @property
     def busy(self) -> bool:
+        """Whether a job is running."""
         return self._job is not None and not self._job.done()
 
     def start(self, job: Callable[[], None]) -> None:
-        """Begins a job once the one before is done; raises what that one raised."""
+        """Start a job after the one before is done; raise what that one raised."""
         self.wait()
         self._job = self._thread.submit(job)
 
     def check(self) -> None:
-        """Raises what the job raised, once, if it has ended."""
+        """Raise what the job raised, once, if it has ended."""
         if not self.busy:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the job is done, and raises what it raised, once."""
+        """Wait until the job is done, and raise what it raised, once."""
         job, self._job = self._job, None
         if job is not None:
             job.result()

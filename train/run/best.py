@@ -1,4 +1,4 @@
-"""Which checkpoint of a run has the least held-out loss: a pointer beside them, written whole."""
+"""The checkpoint of a run with the lowest held-out loss: best.json, a pointer in the run's folder."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Score:
     step: int
     val_loss: float
     tokens: int
-    """Held-out tokens that were asked for: losses over other numbers of them do not compare."""
+    """Held-out tokens that were requested: losses over different numbers of tokens do not compare."""
 
     def place(self, run: Path) -> Path:
-        """The folder of the checkpoint."""
+        """Return the folder of the checkpoint."""
         return run / "checkpoints" / checkpoint_name(self.step)
 
     def beats(self, other: Score | None) -> bool:
-        """Whether this one is to be pointed at in place of `other`."""
+        """Tell whether this one should replace `other` as the best."""
         if not math.isfinite(self.val_loss):
             return False
         return other is None or self.tokens != other.tokens or self.val_loss < other.val_loss
 
 
 def read_best(run: Path) -> Score | None:
-    """The best checkpoint of the run in the folder `run`; None where none was found or the one named is gone."""
+    """Read the best checkpoint of the run in the folder `run`; None if there is none or its folder is gone."""
     try:
         content = json.loads((run / POINTER).read_bytes())
         if content.pop("format_version") != FORMAT_VERSION:
@@ -48,32 +48,32 @@ def read_best(run: Path) -> Score | None:
 
 
 def checkpoint_of(run: Path, which: str) -> Path:
-    """The folder of a run's checkpoint: `best`, the step of one, or for `last` the run, whose newest good one it is.
+    """Return the folder of a run's checkpoint: `best`, or the step of one; `last` is the folder of the run.
 
     Raises:
-        UserError: the run has no such checkpoint; those it has are named.
+        UserError: the run has no such checkpoint; the message lists those it has.
     """
     if which == "last":
         return run
-    there = list_checkpoints(run / "checkpoints")
+    checkpoints = list_checkpoints(run / "checkpoints")
     if which == "best":
         best = read_best(run)
         if best is not None:
             return best.place(run)
     elif which.isdigit():
-        for path in there:
+        for path in checkpoints:
             if step_of(path) == int(which):
                 return path
     else:
         raise UserError(f"--checkpoint {which!r}: expected best, last, or the step of a checkpoint")
-    has = ", ".join(str(step_of(path)) for path in there)
-    found = f"it has checkpoints of steps {has}" if has else "it has none at all"
-    wanted = "best checkpoint: none was scored" if which == "best" else f"checkpoint of step {which}"
-    raise UserError(f"{run} has no {wanted}; {found}" + ("; --checkpoint last takes the newest" if has else ""))
+    steps = ", ".join(str(step_of(path)) for path in checkpoints)
+    present = f"it has checkpoints of steps {steps}" if steps else "it has none at all"
+    missing = "best checkpoint: none was scored" if which == "best" else f"checkpoint of step {which}"
+    raise UserError(f"{run} has no {missing}; {present}" + ("; --checkpoint last takes the newest" if steps else ""))
 
 
 def point_at(run: Path, best: Score) -> None:
-    """Makes `best` the best checkpoint of the run; a reader sees the old pointer or the new one.
+    """Make `best` the best checkpoint of the run; a reader sees the old pointer or the new one.
 
     Raises:
         UserError: it cannot be written; the old pointer and all checkpoints are intact.

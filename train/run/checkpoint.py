@@ -1,11 +1,9 @@
 """Checkpoints: folders written whole or not at all, verified when read, the newest good one first.
 
 `checkpoints/step-NNNNNN/` holds model.safetensors, optimizer.safetensors, state.json and, written last, complete.json
-with the size and sha256 of the others. It is written beside its place and renamed: a folder of that name was complete
-when it appeared, and what a disk does to it later is found by its digests. Nothing is pickled.
+with the size and sha256 of the others. It is written under another name and then renamed, so a folder of that name was
+complete when it appeared; its digests find later damage. Nothing is pickled.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
-from ...contract.files import cannot_write, remove_temporary_files, sync_folder
+from ...contract.files import cannot_write, remove_temporary_files, sync_folder, user_path
 from ..config.run_config import RunConfig, make_config
 from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
 from .tensor_file import write_tensors
@@ -32,7 +30,7 @@ from .tensor_file import write_tensors
 FORMAT_VERSION = 1
 
 
-class DamagedCheckpoint(ValueError):  # noqa: N818  # it says what was found, not that an error happened
+class DamagedCheckpoint(ValueError):  # noqa: N818  # it names what was found
     """A checkpoint that cannot be trusted; the message names the file and what is wrong with it."""
 
 
@@ -51,10 +49,11 @@ class Checkpoint:
     state: dict[str, Any] = field(default_factory=dict)
     """Counters, digests and the config, as in state.json."""
     damaged: tuple[Path, ...] = ()
-    """Newer checkpoints that were passed over."""
+    """Newer checkpoints that were skipped because they are damaged."""
 
 
 def warn(message: str) -> None:
+    """Print a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -66,7 +65,7 @@ def save_checkpoint(
     optimizer_state: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> Path:
-    """Writes `folder/step-NNNNNN`, and returns it.
+    """Write `folder/step-NNNNNN`, and return it.
 
     Raises:
         UserError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
@@ -96,7 +95,7 @@ def save_checkpoint(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes and syncs; returns the size and digest for complete.json."""
+    """Write and sync a JSON file; return its size and digest for complete.json."""
     data = json.dumps(content, indent=1, allow_nan=False).encode()
     with path.open("wb") as file:
         file.write(data)
@@ -106,7 +105,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verify(path: Path, digests: bool = True) -> None:
-    """Compares every file of a checkpoint with complete.json; without `digests`, only the sizes.
+    """Compare every file of a checkpoint with complete.json; without `digests`, only the sizes.
 
     Raises:
         DamagedCheckpoint: a file is missing, of another size, or of another digest.
@@ -116,7 +115,7 @@ def verify(path: Path, digests: bool = True) -> None:
         expected = {name: (complete["files"][name]["bytes"], complete["files"][name]["sha256"]) for name in FILES}
         version = complete["format_version"]
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path / COMPLETE} is missing: it was not written to its end") from None
+        raise DamagedCheckpoint(f"{path / COMPLETE} is missing: the checkpoint was not written to its end") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path / COMPLETE} cannot be read: {error}") from error
     if version != FORMAT_VERSION:
@@ -132,17 +131,17 @@ def verify(path: Path, digests: bool = True) -> None:
         if not digests:
             continue
         with file.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-        if found != digest:
-            raise DamagedCheckpoint(f"{file} has sha256 {found[:12]}..., expected {digest[:12]}...")
+            actual = hashlib.file_digest(opened, "sha256").hexdigest()
+        if actual != digest:
+            raise DamagedCheckpoint(f"{file} has sha256 {actual[:12]}..., expected {digest[:12]}...")
 
 
 def read_checkpoint(path: Path, damaged: tuple[Path, ...] = ()) -> Checkpoint:
-    """Reads one checkpoint folder.
+    """Read one checkpoint folder.
 
     Raises:
         DamagedCheckpoint: it is incomplete or not what was written.
-        UserError: it is intact, but its config is not one of this version of the program.
+        UserError: it is intact, but this version of the program does not accept its config.
     """
     verify(path)
     try:
@@ -159,7 +158,7 @@ def read_checkpoint(path: Path, damaged: tuple[Path, ...] = ()) -> Checkpoint:
 
 
 def newest_good(run: Path, warning: Callable[[str], None] = warn) -> Checkpoint | None:
-    """The newest good checkpoint of a run, with a warning for each damaged one passed over; None if there is none.
+    """Read the newest good checkpoint of a run, with a warning for each damaged one; None if there is none.
 
     Raises:
         UserError: there are checkpoints and all are damaged.
@@ -168,14 +167,14 @@ def newest_good(run: Path, warning: Callable[[str], None] = warn) -> Checkpoint 
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(run / "checkpoints")):
         try:
-            found = read_checkpoint(path, tuple(damaged))
+            checkpoint = read_checkpoint(path, tuple(damaged))
         except DamagedCheckpoint as error:
             problems.append(str(error))
             damaged.append(path)
             continue
         for problem in problems:
-            warning(f"damaged checkpoint: {problem}; falling back to {found.path}")
-        return found
+            warning(f"damaged checkpoint: {problem}; falling back to {checkpoint.path}")
+        return checkpoint
     if problems:
         raise UserError(
             f"every checkpoint of {run} is damaged:\n  " + "\n  ".join(problems) + "\n"
@@ -185,12 +184,12 @@ def newest_good(run: Path, warning: Callable[[str], None] = warn) -> Checkpoint 
 
 
 def load_checkpoint(path_or_run: str | Path, warning: Callable[[str], None] = warn) -> Checkpoint:
-    """A checkpoint by its own folder, or the newest good one of a run's folder.
+    """Read a checkpoint by its own folder, or the newest good one of a run's folder.
 
     Raises:
         UserError: there is no such folder, it holds no checkpoint, or the checkpoint is damaged.
     """
-    path = Path(path_or_run)
+    path = user_path(path_or_run)
     if not path.is_dir():
         raise UserError(f"there is no run or checkpoint at {path}; runs are folders such as runs/NAME: see `ls runs`")
     if (path / COMPLETE).exists() or (path / FILES[0]).exists():
@@ -200,13 +199,13 @@ def load_checkpoint(path_or_run: str | Path, warning: Callable[[str], None] = wa
             raise UserError(
                 f"damaged checkpoint: {error}; name the run's folder to take its newest good one"
             ) from error
-    found = newest_good(path, warning)
-    if found is None:
+    checkpoint = newest_good(path, warning)
+    if checkpoint is None:
         raise UserError(
             f"{path} has no checkpoint; it died before its first. Begin it again: adaptive train {path / CONFIG} "
             f"--name {path.name}"
         )
-    return found
+    return checkpoint
 
 
 def clean(folder: Path) -> None:
@@ -217,9 +216,9 @@ def clean(folder: Path) -> None:
 
 
 def set_aside(paths: tuple[Path, ...]) -> None:
-    """Renames damaged checkpoints to NAME.damaged, so that they are not tried again but can be looked at."""
+    """Rename damaged checkpoints to NAME.damaged, so that they are not tried again but can be inspected."""
     for path in paths:
-        with contextlib.suppress(OSError):  # one that cannot be renamed is passed over again next time
+        with contextlib.suppress(OSError):  # one that cannot be renamed is skipped again next time
             path.rename(path.with_name(f"{path.name}.damaged"))
 
 
@@ -230,10 +229,10 @@ def prune(
     warning: Callable[[str], None] = warn,
     best: Path | None = None,
 ) -> None:
-    """Deletes all but the newest `keep` good checkpoints and the `best`; nothing goes before `keep` newer ones proved
-    good.
+    """Delete all but the newest `keep` good checkpoints and the `best`.
 
-    Of those in `trusted`, written or read by this process, only the sizes are compared.
+    None is deleted before `keep` newer ones have been verified. Of those in `trusted`, written or read by this process,
+    only the sizes are compared.
     """
     good = 0
     for path in reversed(list_checkpoints(folder)):

@@ -1,6 +1,4 @@
-"""What a resumed run may have otherwise than it began with, and the words for what it may not."""
-
-from __future__ import annotations
+"""Settings that a resumed run may change, and the messages for those that it may not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,25 +16,25 @@ ALWAYS = frozenset(
         "routing_snapshots",
     )
 ) | {"data.cache_dir", "data.dir", "parent"}
-"""How long, how watched, on what, read from where, and held against what; so may all of `gates`."""
+"""Settings that a resumed run may always change, as may all of `gates`: length, logging, machine, folders, parent."""
 
 NEVER: Mapping[str, str] = {
-    "optimizer.kind": "what one optimizer remembers of each weight is nothing to another",
+    "optimizer.kind": "the state of one optimizer means nothing to another",
     "trainer.seed": "the text would come in another order, some of it twice and some not at all",
-    "trainer.sequence_length": "how far the text was read is counted in windows of its length",
-    "trainer.sequence_lengths": "how far the text was read is counted in windows of each length",
-    "recipe": "it says where the run began",
-    "model": "the weights are those of the model that they were trained in",
-    "tokenizer": "the weights know each token by its number",
-    "data": "how far the text was read would mean another place in it",
+    "trainer.sequence_length": "the position in the text is counted in windows of its length",
+    "trainer.sequence_lengths": "the position in the text is counted in windows of each length",
+    "recipe": "it names the recipe that the run began from",
+    "model": "the weights belong to the model that they were trained in",
+    "tokenizer": "the weights belong to the token ids of the tokenizer",
+    "data": "the position in the text would point to another place",
 }
-"""The longest name that a setting begins with -> why not even --override-resume changes it. Every setting that is in
-neither list is one that a run can go on with, though it is no longer the run that it began as: rates, clipping, the
-schedule, losses, the size of a batch, precision."""
+"""Setting or section -> why not even --override-resume changes it; the longest matching name counts. A setting in
+neither list can be changed with --override-resume, but the result differs from the run as it began: rates, clipping,
+the schedule, losses, batch size, precision."""
 
 
 def differences(stored: RunConfig, wanted: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """key -> (stored, wanted) of all that a resumed run may not change by itself; the text is held by its digest."""
+    """Return key -> (stored, wanted) of every difference that is not always allowed; digests check the text."""
     before, after = flatten(stored.model_dump(mode="json")), flatten(wanted.model_dump(mode="json"))
     return {
         key: (before.get(key), after.get(key))
@@ -46,17 +44,17 @@ def differences(stored: RunConfig, wanted: RunConfig) -> dict[str, tuple[Any, An
 
 
 def reason_against(key: str) -> str | None:
-    """Why nothing changes this setting of a run that has begun; None where --override-resume does."""
+    """Return why this setting of a run can never change; None if --override-resume can change it."""
     parts = key.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((NEVER[prefix] for prefix in prefixes if prefix in NEVER), None)
 
 
 def require_same(run: Run, stored: RunConfig, wanted: RunConfig, override: bool) -> dict[str, tuple[Any, Any]]:
-    """What `override` lets be otherwise than in the checkpoint: key -> (stored, wanted).
+    """Return the changes that `override` allows: key -> (stored, wanted).
 
     Raises:
-        UserError: without `override`, anything differs; with it, something that makes it another run. Each is listed.
+        UserError: a setting differs and `override` is not given, or cannot be changed at all; the message lists all.
     """
     changed = differences(stored, wanted)
     refused = [key for key in changed if reason_against(key) is not None] if override else list(changed)
@@ -67,23 +65,27 @@ def require_same(run: Run, stored: RunConfig, wanted: RunConfig, override: bool)
 
 
 def line(key: str, stored: Any, wanted: Any) -> str:
-    """`key: stored -> wanted`, and why it may never be so."""
+    """Write `key: stored -> wanted`, and why it can never change."""
     reason = reason_against(key)
     return f"{key}: {stored!r} -> {wanted!r}" + (f" (never: {reason})" if reason else "")
 
 
 def refuse(run: Run, changed: Sequence[str], hint: str = "") -> None:
-    """Raises UserError listing the differences, if there are any."""
+    """Refuse to resume if there are differences.
+
+    Raises:
+        UserError: it lists them.
+    """
     if changed:
         listed = "\n  ".join(changed)
         raise UserError(
-            f"{run.path} began with other settings, so it would not be the same run:\n  {listed}\n"
+            f"{run.path} began with other settings, so the resumed run would not be the same run:\n  {listed}\n"
             f"Leave these out to go on ({run.resume_command}), or begin a new run under another --name{hint}"
         )
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"dim": 8}} -> {"model.dim": 8}; lists stay values."""
+    """Flatten {"model": {"dim": 8}} to {"model.dim": 8}; lists stay values."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,4 @@
-"""A run is a folder, runs/NAME, held by one trainer at a time."""
-
-from __future__ import annotations
+"""The folder of a run, runs/NAME, which one trainer at a time locks."""
 
 import json
 import os
@@ -38,6 +36,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -46,7 +45,7 @@ class Run:
         return bool(list_checkpoints(self.checkpoints))
 
     def is_held(self) -> bool:
-        """Whether a process trains it now. The lock is only looked at where its file names a holder."""
+        """Tell whether a process trains it now; the lock is tried only if its file names a holder."""
         path = self.path / "lock"
         try:
             if not path.stat().st_size:
@@ -58,6 +57,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
+        """The command that resumes it."""
         return f"adaptive train --resume --name {self.name}"
 
     def __enter__(self) -> Self:
@@ -88,18 +88,18 @@ class Run:
     ) -> None:
         if self._lock is not None:
             self._lock.truncate(0)
-            self._lock.close()  # which releases it; the file stays, or two could hold locks on two files of one name
+            self._lock.close()  # frees it; the file stays, or two processes could lock two files of one name
             self._lock = None
 
     def empty(self) -> None:
-        """Deletes what earlier training left, keeping the folder and its lock."""
+        """Delete what earlier training left; the folder and its lock stay."""
         for path in self.path.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.checkpoints.mkdir()
 
     def write(self, name: str, text: str) -> None:
-        """Writes one of the run's files whole.
+        """Write one of the run's files, whole or not at all.
 
         Raises:
             UserError: it cannot be written.
@@ -110,20 +110,21 @@ class Run:
             raise cannot_write(self.path / name, error) from error
 
     def write_config(self, config: RunConfig) -> None:
+        """Write config.yaml."""
         self.write(CONFIG, config.to_yaml())
 
-    def add_versions(self, found: Mapping[str, Any]) -> None:
-        """Appends to versions.json: one entry for each time the run was started or resumed."""
+    def add_versions(self, versions: Mapping[str, Any]) -> None:
+        """Append an entry to versions.json; there is one for each time the run was started or resumed."""
         path = self.path / VERSIONS
         try:
             sessions = json.loads(path.read_bytes())["sessions"] if path.exists() else []
         except (ValueError, KeyError, TypeError):
             sessions = []  # a note for people: not worth refusing to train
-        self.write(VERSIONS, json.dumps({"sessions": [*sessions, found]}, indent=1) + "\n")
+        self.write(VERSIONS, json.dumps({"sessions": [*sessions, versions]}, indent=1) + "\n")
 
 
 def _take(lock: IO[str]) -> bool:
-    """Takes the lock without waiting; the system frees it when the process ends, however it ends."""
+    """Take the lock without waiting; the system frees it when the process ends in any way."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -139,10 +140,10 @@ def _take(lock: IO[str]) -> bool:
 
 
 def named_run(name: str, runs: Path = RUNS) -> Run:
-    """The run of that name, existing or not.
+    """Return the run of that name, existing or not.
 
     Raises:
-        UserError: the name could not be a folder's.
+        UserError: the name breaks the rule for names.
     """
     if not NAME_RULE.fullmatch(name):
         raise UserError(f"--name {name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit")
@@ -150,7 +151,7 @@ def named_run(name: str, runs: Path = RUNS) -> Run:
 
 
 def next_run(stem: str, runs: Path = RUNS, *, again: bool = False) -> Run:
-    """A run that does not exist yet: `stem`-1, `stem`-2, ...; with `again` the last that does, if there is one."""
+    """Return the first run that does not exist: `stem`-1, `stem`-2, ...; with `again` the last that does, if any."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
     number = 1
     while (runs / f"{stem}-{number}").exists():
@@ -159,15 +160,15 @@ def next_run(stem: str, runs: Path = RUNS, *, again: bool = False) -> Run:
 
 
 def newest_run(runs: Path = RUNS) -> Run:
-    """The run that was trained last.
+    """Return the run that was trained last.
 
     Raises:
         UserError: there is none.
     """
-    found = [path.parent for path in runs.glob("*/config.yaml")] if runs.is_dir() else []
-    if not found:
+    folders = [path.parent for path in runs.glob("*/config.yaml")] if runs.is_dir() else []
+    if not folders:
         raise UserError(f"there is no run in {runs.resolve()}; train one: adaptive train quickstart --name demo")
-    return Run(max(found, key=_last_written))
+    return Run(max(folders, key=_last_written))
 
 
 def _last_written(path: Path) -> float:

@@ -1,6 +1,4 @@
-"""What a run is trained on and by: a resumed run must have the same text, and is told what else is another."""
-
-from __future__ import annotations
+"""The data and the machine of a run: a resumed run needs the same text, and other differences are logged."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,10 +7,9 @@ from typing import Any
 import torch
 
 from ...contract.errors import UserError
-from ..config.run_config import RunConfig
 from ..data import Corpus
 from ..data.augment.config import AugmentConfig
-from ..model import native
+from ..model import ModelConfig, native
 from ..parallel.world import World
 from ..system.progress import Progress
 from .checkpoint import Checkpoint
@@ -20,11 +17,11 @@ from .folder import Run
 
 
 def identity_of(
-    config: RunConfig, corpus: Corpus, device: torch.device, precision: str, world: World
+    model: ModelConfig, corpus: Corpus, device: torch.device, precision: str, world: World
 ) -> dict[str, Any]:
-    """What every checkpoint says of the data and the machine."""
+    """Return what every checkpoint records of the data and the machine."""
     in_half = device.type == "cpu" and precision == "bf16"
-    in_cpp = in_half and config.model.ffn.routing != "dense" and native.serves(config.model.dim)
+    in_cpp = in_half and model.ffn.routing != "dense" and native.serves(model.dim)
     return {
         "data_digest": corpus.digest,
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),
@@ -36,23 +33,23 @@ def identity_of(
     }
 
 
-def compare_identity(run: Run, found: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
+def compare_identity(run: Run, checkpoint: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
     """Refuse another text or tokenizer; note what keeps the result from being the same to the last bit.
 
     Raises:
         UserError: The text or the tokenizer is not the one that the run began with.
     """
-    changed = [key for key in ("tokenizer_sha256", "data_digest") if str(found.state.get(key)) != identity[key]]
+    changed = [key for key in ("tokenizer_sha256", "data_digest") if str(checkpoint.state.get(key)) != identity[key]]
     if changed:
-        raise _other_text(run, found, identity, changed[0])
+        raise _other_text(run, checkpoint, identity, changed[0])
     for key in ("device", "precision", "threads", "ranks", "kernels"):
-        was = found.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
+        was = checkpoint.state.get(key, {"ranks": 1, "kernels": "torch"}.get(key))
         note_change(display, key, was, identity[key])
 
 
-def _other_text(run: Run, found: Checkpoint, identity: Mapping[str, Any], key: str) -> UserError:
+def _other_text(run: Run, checkpoint: Checkpoint, identity: Mapping[str, Any], key: str) -> UserError:
     """Make the error for a text or a tokenizer file that is not the one of the checkpoint."""
-    data, tokenizer = found.config.data, found.config.tokenizer
+    data, tokenizer = checkpoint.config.data, checkpoint.config.tokenizer
     if key == "tokenizer_sha256" and tokenizer.is_file:
         kind, name = "tokenizer", tokenizer.kind
     else:  # a tokenizer that is no file is made from the text
@@ -60,7 +57,7 @@ def _other_text(run: Run, found: Checkpoint, identity: Mapping[str, Any], key: s
         sources = [*data.sources, *([] if data.val is None else [data.val])]
         name = ", ".join(source if isinstance(source, str) else source.path for source in sources)
         name += "" if data.augment == AugmentConfig() else ", with the tables of data.augment,"
-    before, now = str(found.state.get(key)), str(identity[key])
+    before, now = str(checkpoint.state.get(key)), str(identity[key])
     return UserError(
         f"{name} is not the {kind} that {run.path} began with: its digest is {now[:12]}, expected {before[:12]}. "
         f"Put the old {kind} back, then go on: {run.resume_command}; or begin a new run under another --name"
@@ -68,13 +65,17 @@ def _other_text(run: Run, found: Checkpoint, identity: Mapping[str, Any], key: s
 
 
 def note_change(display: Progress, key: str, was: object, now: object) -> None:
-    """Says what is no longer as it was, if it is not."""
+    """Log a value that changed since the run began."""
     if was != now:
         display.log(f"note: {key} was {was} and is {now}: results differ in the last bits")
 
 
 def refuse_other_data(mine: Mapping[str, Any], first: Mapping[str, Any]) -> None:
-    """Raises UserError where this rank reads other text than the first one."""
+    """Compare the text and the tokenizer of this rank with those of the first one.
+
+    Raises:
+        UserError: they differ.
+    """
     for key in ("data_digest", "tokenizer_sha256"):
         if mine[key] != first[key]:
             raise UserError(

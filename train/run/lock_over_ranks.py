@@ -1,6 +1,4 @@
-"""A run that is held by the first rank for all."""
-
-from __future__ import annotations
+"""The lock and the newest checkpoint of a run, for all ranks."""
 
 import contextlib
 import sys
@@ -16,7 +14,7 @@ from .folder import Run
 
 @contextlib.contextmanager
 def held(run: Run, world: World) -> Iterator[None]:
-    """While within, the first rank has the run's lock.
+    """Hold the run's lock on the first rank, while entered.
 
     Raises:
         UserError: on entering, another process trains it, or its folder cannot be written.
@@ -30,14 +28,14 @@ def held(run: Run, world: World) -> Iterator[None]:
 
 
 def newest(run: Run, world: World, display: Progress) -> Checkpoint | None:
-    """The newest good checkpoint, chosen by the first rank and read by every one; None if there is none.
+    """Read the newest good checkpoint, which the first rank chooses; None if there is none.
 
     Raises:
         UserError: all are damaged, or a rank does not see the folder.
     """
-    found = world.on_rank_zero(lambda: newest_good(run.path, lambda text: display.log(f"warning: {text}")))
-    path = world.broadcast_text(str(found.path.resolve()) if found else "")
-    return world.run_together(lambda: found or _read(Path(path))) if path else None
+    checkpoint = world.on_rank_zero(lambda: newest_good(run.path, lambda text: display.log(f"warning: {text}")))
+    path = world.broadcast_text(str(checkpoint.path.resolve()) if checkpoint else "")
+    return world.run_together(lambda: checkpoint or _read(Path(path))) if path else None
 
 
 def _read(path: Path) -> Checkpoint:
@@ -45,5 +43,5 @@ def _read(path: Path) -> Checkpoint:
         return read_checkpoint(path)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"{error}; the first rank has read it: runs must lie in a folder that all machines share"
+            f"{error}; the first rank has read it, so runs must be in a folder that all machines share"
         ) from error

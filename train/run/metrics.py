@@ -1,6 +1,4 @@
-"""What a run measures: one JSON object per line in metrics.jsonl, and the same in the trackers that are asked for."""
-
-from __future__ import annotations
+"""What a run measures: one JSON object per line in metrics.jsonl, and the same in the configured trackers."""
 
 import json
 import math
@@ -25,22 +23,22 @@ KEYS = (
     "seconds",
     "lr",
 )
-"""In every record, null where not measured. `loss` is the step's cross-entropy, `seconds` are those of training."""
+"""Keys of every record, null if not measured. `loss` is the step's cross-entropy, `seconds` are those of training."""
 
 
 class Metrics:
     """Appends records to `folder`/metrics.jsonl, and hands them to `trackers`."""
 
     def __init__(self, folder: Path, step: int, trackers: Trackers | None = None) -> None:
-        """`step` is the one the run goes on from: records after it belong to steps that were lost, and are dropped."""
+        """Open the file; records after `step`, from which the run goes on, belong to lost steps and are dropped."""
         self.path = folder / "metrics.jsonl"
-        kept = [json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step]
-        write_whole(self.path, "".join(kept))
+        lines = [json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step]
+        write_whole(self.path, "".join(lines))
         self._file = self.path.open("a", encoding="utf-8")
         self._trackers = trackers
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One record; a number that is not finite becomes null, which JSON can hold."""
+        """Write one record; a number that is not finite becomes null, since JSON has none."""
         full = {key: finite(record.get(key)) for key in [*KEYS, *(k for k in record if k not in KEYS)]}
         self._file.write(json.dumps(full, allow_nan=False) + "\n")
         self._file.flush()
@@ -48,32 +46,34 @@ class Metrics:
             self._trackers.log(full)
 
     def close(self) -> None:
+        """Close the file and the trackers."""
         self._file.close()
         if self._trackers is not None:
             self._trackers.close()
 
 
 def open_metrics(
-    folder: Path, config: RunConfig, step: int, libraries: Mapping[str, Any], say: Callable[[str], None]
+    folder: Path, config: RunConfig, step: int, libraries: Mapping[str, Any], log: Callable[[str], None]
 ) -> Metrics:
-    """The metrics of a session that goes on from `step`, and the trackers whose `libraries` are loaded.
+    """Open the metrics of a training that goes on from `step`, and the trackers whose `libraries` are loaded.
 
     Raises:
         UserError: the run's folder cannot be written.
     """
     start = Start(folder, folder.name, flatten(config.model_dump(mode="json")), step)
     try:
-        return Metrics(folder, step, Trackers(libraries, start, say))
+        return Metrics(folder, step, Trackers(libraries, start, log))
     except OSError as error:
         raise cannot_write(folder / "metrics.jsonl", error) from error
 
 
 def finite(value: Any) -> Any:
+    """Return the value, or None for a float that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a kill cut short is left out."""
+    """Read the records of a metrics.jsonl; a line that a kill cut short is left out."""
     if not path.exists():
         return []
     records = []

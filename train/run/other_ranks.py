@@ -1,7 +1,5 @@
 """What the trainer calls to save and to log, and the null objects of the ranks that write nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -39,10 +37,10 @@ class CheckpointSaver(Protocol):
     ) -> None: ...
 
     def has(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is written or being written."""
+        """Tell whether the checkpoint of `step` is written or being written."""
 
     def expected_seconds(self) -> float:
-        """Seconds after which a save begun now would be on the disk."""
+        """Return the seconds until a save begun now would be on the disk."""
 
     def save(
         self,
@@ -55,7 +53,7 @@ class CheckpointSaver(Protocol):
         """Write the checkpoint of `step`, or begin to."""
 
     def record(self) -> dict[str, Any]:
-        """How long the last save took, for metrics.jsonl; each save once."""
+        """Return how long the last save took, for metrics.jsonl; each save once."""
 
     def check(self) -> None:
         """Raise the error of a failed save in the background, once."""
@@ -68,17 +66,17 @@ class CheckpointSaver(Protocol):
 
 
 class NullMetrics:
-    """Logs nothing."""
+    """Metrics of a rank that logs nothing."""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        pass
+        """Do nothing."""
 
     def close(self) -> None:
-        pass
+        """Do nothing."""
 
 
 class NullSaver:
-    """Writes nothing, but knows which steps the first rank has saved."""
+    """Saver of a rank that writes nothing, but knows which steps the first rank has saved."""
 
     def __init__(self, saved: Sequence[int], seconds: float) -> None:
         self.saved, self.seconds = list(saved), seconds
@@ -92,9 +90,11 @@ class NullSaver:
         pass
 
     def has(self, step: int) -> bool:
+        """Tell whether the first rank has saved `step`."""
         return step in self.saved
 
     def expected_seconds(self) -> float:
+        """Return the estimate that it was given."""
         return self.seconds
 
     def save(
@@ -105,19 +105,21 @@ class NullSaver:
         state: Mapping[str, Any],
         scored: Score | None,
     ) -> None:
+        """Note the step."""
         self.saved.append(step)
 
     def record(self) -> dict[str, Any]:
+        """Return nothing to log."""
         return {}
 
     def check(self) -> None:
-        pass
+        """Do nothing."""
 
     def wait(self) -> None:
-        pass
+        """Do nothing."""
 
     def offer(self, score: Score | None) -> None:
-        pass
+        """Do nothing."""
 
 
 def saver_of(

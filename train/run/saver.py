@@ -1,7 +1,5 @@
 """Saves the checkpoints of a run, and keeps the newest of them and the best."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Mapping, Sequence
@@ -21,28 +19,36 @@ from .folder import Run
 
 
 class Saver:
-    """Writes checkpoints, points at the one of the least held-out loss, and deletes those that are neither that one nor
-    among the newest `trainer.keep_checkpoints`.
+    """Writes checkpoints, marks the best one, and deletes old ones.
 
-    A checkpoint holds the loss that was measured at its step, so a kill between it and the pointer loses nothing: a
-    resumed run points at it again.
+    The best has the lowest held-out loss. It and the newest `trainer.keep_checkpoints` are kept. A checkpoint holds the
+    loss that was measured at its step, so a kill between it and the pointer loses nothing: a resumed run sets the
+    pointer again.
 
-    With `trainer.save` "background" all of this happens in a thread, from copies; the loop is held up while they are
-    made, and while a save before is still being written: none is left out, or which checkpoints a run has, and so
-    which is its best, would depend on the speed of the disk. Leaving the context waits for the save in flight.
+    With `trainer.save` "background" all of this happens in a thread, from copies. The loop waits while they are made,
+    and while an earlier save is still being written: no save is left out, or the checkpoints of a run, and its best,
+    would depend on the speed of the disk. Leaving the context waits for the save in flight.
     """
 
     def __init__(self, config: RunConfig, run: Run, display: Progress, saved: Sequence[int], seconds: float) -> None:
-        """`saved` are the steps that good checkpoints hold already; `seconds` is what a save is believed to take."""
+        """Take over the run's checkpoints.
+
+        Args:
+            config: the whole config, which is part of every checkpoint.
+            run: the run, which is locked.
+            display: where warnings are logged.
+            saved: steps of the good checkpoints.
+            seconds: estimate of the time of a save.
+        """
         self.config, self.run, self.display = config, run, display
         self.saved = list(saved)
         self.seconds = seconds
-        """What the last save took, from the call until all was on the disk."""
+        """Seconds of the last save, from the call until all was on the disk."""
         self._took: dict[str, Any] = {}
-        self._told = self._took
+        self._recorded = self._took
         self._staging, self._writer = Staging(), Writer()
         self._begun: tuple[int, float] | None = None
-        """Step and time of the save begun last."""
+        """Step and start time of the last save."""
         self.best = read_best(run.path)
         if self.best is not None and self.best.step not in self.saved:
             self._trust_best(self.best)
@@ -58,10 +64,10 @@ class Saver:
         except UserError as unsaved:
             if error is None:
                 raise
-            self.display.log(f"warning: {unsaved}")  # what ended the run matters more
+            self.display.log(f"warning: {unsaved}")  # the error that ended the run matters more
 
     def _trust_best(self, best: Score) -> None:
-        """Forgets a best checkpoint that is damaged, or of steps that were lost and are trained again."""
+        """Drop a best checkpoint that is damaged, or of a lost step that is trained again."""
         try:
             verify(best.place(self.run.path))
             if best.step <= max(self.saved, default=0):
@@ -73,17 +79,22 @@ class Saver:
         (self.run.path / POINTER).unlink(missing_ok=True)
         self.best = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save in the background is being written."""
+        return self._writer.busy
+
     def has(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is written or being written."""
+        """Tell whether the checkpoint of `step` is written or being written."""
         being_written = self._writer.busy and self._begun is not None and self._begun[0] == step
-        return being_written or step in self.saved  # in this order: what is not busy any more has been entered
+        return being_written or step in self.saved  # in this order: a save that is no longer busy is in `saved`
 
     def expected_seconds(self) -> float:
-        """Seconds after which a save begun now would be on the disk."""
-        left = 0.0
+        """Return the seconds until a save begun now would be on the disk."""
+        remaining = 0.0
         if self._writer.busy and self._begun is not None:
-            left = max(0.0, self.seconds - (time.monotonic() - self._begun[1]))
-        return self.seconds + left
+            remaining = max(0.0, self.seconds - (time.monotonic() - self._begun[1]))
+        return self.seconds + remaining
 
     def save(
         self,
@@ -93,7 +104,7 @@ class Saver:
         state: Mapping[str, Any],
         scored: Score | None,
     ) -> None:
-        """Writes the checkpoint of `step`, or begins to; `scored` is the loss that was measured at it, if one was.
+        """Write the checkpoint of `step`, or begin to; `scored` is the loss measured at it, if any.
 
         Raises:
             UserError: it could not be written, or the one before, begun in the background, could not.
@@ -101,9 +112,9 @@ class Saver:
         started = time.monotonic()
         self.wait()
         if scored is not None and not scored.beats(None):
-            scored = None  # JSON has no word for a loss that is no number
-        held = None if scored is None else {"val_loss": scored.val_loss, "tokens": scored.tokens}
-        full = {**state, "scored": held}
+            scored = None  # JSON has no number that is not finite
+        record = None if scored is None else {"val_loss": scored.val_loss, "tokens": scored.tokens}
+        full = {**state, "scored": record}
         self._begun = (step, started)
         if self.config.trainer.save == "blocking":
             self._write(step, model_state, optimizer_state, full, scored, started, None)
@@ -111,8 +122,8 @@ class Saver:
         model_state = self._staging.copy("model ", model_state)
         optimizer_state = self._staging.copy("optimizer ", optimizer_state)
         full = copy.deepcopy(full)
-        loop_held = time.monotonic() - started
-        self._writer.start(lambda: self._write(step, model_state, optimizer_state, full, scored, started, loop_held))
+        blocked = time.monotonic() - started
+        self._writer.start(lambda: self._write(step, model_state, optimizer_state, full, scored, started, blocked))
 
     def _write(
         self,
@@ -122,9 +133,9 @@ class Saver:
         state: Mapping[str, Any],
         scored: Score | None,
         started: float,
-        loop_held: float | None,
+        blocked: float | None,
     ) -> None:
-        """All of a save; `loop_held` is how long it held up the loop, None where it still does."""
+        """Do all of a save; `blocked` is how long the loop waited for it in seconds, None if it still does."""
         save_checkpoint(self.run.checkpoints, step, self.config, model_state, optimizer_state, state)
         self.saved.append(step)
         self._point(scored)
@@ -135,23 +146,23 @@ class Saver:
         self._took = {
             "saved_step": step,
             "save_seconds": self.seconds,
-            "save_held_seconds": self.seconds if loop_held is None else loop_held,
+            "save_held_seconds": self.seconds if blocked is None else blocked,
         }
 
     def record(self) -> dict[str, Any]:
-        """How long the last save took and how long it held up the loop, under the names of metrics.jsonl; each once."""
+        """Return how long the last save took and blocked the loop, under the names of metrics.jsonl; each save once."""
         took = self._took
-        if took is self._told:
+        if took is self._recorded:
             return {}
-        self._told = took
+        self._recorded = took
         return took
 
     def check(self) -> None:
-        """Raises the UserError of a save in the background that failed, once."""
+        """Raise the UserError of a failed save in the background, once."""
         self._writer.check()
 
     def wait(self) -> None:
-        """Waits for the save in flight.
+        """Wait for the save in flight.
 
         Raises:
             UserError: it could not be written.
@@ -159,7 +170,7 @@ class Saver:
         self._writer.wait()
 
     def offer(self, score: Score | None) -> None:
-        """Points at a checkpoint that is saved, if there is none better; None is one that was not scored."""
+        """Make a saved checkpoint the best if none is better; None is a checkpoint without a loss."""
         self.wait()
         self._point(score)
 

@@ -1,10 +1,8 @@
-"""Writes a safetensors file, synced and hashed in the same pass; an error of the disk arrives as the OSError it is.
+"""Writes a safetensors file, synced and hashed in the same pass; a disk error is raised as an OSError.
 
 The library's own writer is not used because it reports a full disk in its own error type and without a digest.
 Format: https://huggingface.co/docs/safetensors/index#format
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -29,7 +27,7 @@ DTYPES: Mapping[torch.dtype, str] = {
 
 
 def chunks(head: bytes, tensors: Sequence[Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of the file, one tensor at a time."""
+    """Yield the bytes of the file, one tensor at a time."""
     yield len(head).to_bytes(8, "little")
     yield head
     for tensor in tensors:
@@ -37,7 +35,7 @@ def chunks(head: bytes, tensors: Sequence[Tensor]) -> Iterator[bytes | memoryvie
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Writes name -> tensor (any device) to `path`; returns {"bytes": size, "sha256": digest}.
+    """Write name -> tensor (any device) to `path`; return {"bytes": size, "sha256": digest}.
 
     Raises:
         OSError: the disk is full or may not be written.

@@ -1,9 +1,7 @@
-"""Where a run's measurements go besides metrics.jsonl: TensorBoard, wandb, mlflow or trackio, each if asked.
+"""Trackers of a run's measurements besides metrics.jsonl: TensorBoard, wandb, mlflow and trackio.
 
-A tracker is a mirror: what it does wrong is said once, and the run goes on without it.
+A tracker is a mirror: if it fails, that is logged once and the run goes on without it.
 """
-
-from __future__ import annotations
 
 import contextlib
 import importlib
@@ -20,26 +18,26 @@ from typing import Any, Protocol
 from ...contract.errors import UserError
 from ...contract.files import write_whole
 
-KEPT = "trackers.json"
-"""In the run's folder: the id by which each tracker knows the run, so that a resumed one goes on there."""
+IDS = "trackers.json"
+"""File in the run's folder with the id of the run in each tracker, so that a resumed run goes on there."""
 PROJECT = "adaptive"
-"""What the runs of this program stand under, unless the tracker's own variable says otherwise."""
+"""Project of this program's runs, unless the tracker's own environment variable names another."""
 PACKAGES = {"tensorboard": "train", "wandb": "trackers", "mlflow": "trackers", "trackio": "trackers"}
 """Tracker -> the extra that installs it."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a tracker is told when a session of a run begins."""
+    """What a tracker gets when a training begins."""
 
     folder: Path
     name: str
     config: Mapping[str, Any]
     """Every setting, by its dotted key."""
     step: int
-    """The step it goes on from."""
+    """Step that the training goes on from."""
     id: str | None = None
-    """By which the tracker knows the run from an earlier session."""
+    """Id of the run in the tracker, from an earlier training."""
 
 
 class Tracker(Protocol):
@@ -48,10 +46,10 @@ class Tracker(Protocol):
     id: str | None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """What was measured at a step."""
+        """Log what was measured at a step."""
 
     def close(self) -> None:
-        """The session is over; another may come."""
+        """End this training; another may follow."""
 
 
 class TensorBoard:
@@ -63,19 +61,22 @@ class TensorBoard:
         self._writer = module.SummaryWriter(str(start.folder / "tensorboard"), purge_step=start.step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log what was measured at a step."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
+        """End this training."""
         self._writer.close()
 
 
 class Wandb:
-    """Weights & Biases. Offline, in the run's folder, unless WANDB_MODE or WANDB_API_KEY is set: nothing leaves the
-    machine and nobody is asked to log in behind one's back; `wandb sync` sends it later.
+    """Weights & Biases.
 
-    A resumed run says again what was measured since its checkpoint; wandb keeps what it heard first, and the two are
-    equal.
+    It is offline, in the run's folder, unless WANDB_MODE or WANDB_API_KEY is set: nothing leaves the machine and there
+    is no login prompt; `wandb sync` sends it later.
+
+    A resumed run logs again what was measured since its checkpoint; wandb keeps the first values, which are equal.
     """
 
     def __init__(self, module: Any, start: Start) -> None:
@@ -92,19 +93,22 @@ class Wandb:
         self.id: str | None = str(self._run.id)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log what was measured at a step."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
+        """End this training."""
         self._run.finish()
 
 
 class Mlflow:
-    """MLflow, at MLFLOW_TRACKING_URI; where that is not set, in MLflow's own place, mlflow.db in the current folder,
-    which `mlflow ui` shows.
+    """MLflow, at MLFLOW_TRACKING_URI.
+
+    Without that variable it writes to MLflow's own default, mlflow.db in the current folder, which `mlflow ui` shows.
     """
 
-    MOST_PARAMS = 100  # of one call
-    LONGEST = 500  # letters of a parameter that every release takes
+    MAX_PARAMS = 100  # of one call
+    MAX_CHARACTERS = 500  # of a parameter, in every release
 
     def __init__(self, module: Any, start: Start) -> None:
         self._entities = importlib.import_module("mlflow.entities")
@@ -114,19 +118,21 @@ class Mlflow:
             self.id: str | None = start.id
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        known = self._client.get_experiment_by_name(name)
-        experiment = self._client.create_experiment(name) if known is None else known.experiment_id
+        existing = self._client.get_experiment_by_name(name)
+        experiment = self._client.create_experiment(name) if existing is None else existing.experiment_id
         self.id = str(self._client.create_run(experiment, run_name=start.name).info.run_id)
-        params = [self._entities.Param(key, str(value)[: self.LONGEST]) for key, value in start.config.items()]
-        for first in range(0, len(params), self.MOST_PARAMS):
-            self._client.log_batch(self.id, params=params[first : first + self.MOST_PARAMS])
+        params = [self._entities.Param(key, str(value)[: self.MAX_CHARACTERS]) for key, value in start.config.items()]
+        for first in range(0, len(params), self.MAX_PARAMS):
+            self._client.log_batch(self.id, params=params[first : first + self.MAX_PARAMS])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log what was measured at a step."""
         now = int(time.time() * 1000)
         metrics = [self._entities.Metric(key, value, now, step) for key, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def close(self) -> None:
+        """End this training."""
         self._client.set_terminated(self.id)
 
 
@@ -134,14 +140,16 @@ class Trackio:
     """Trackio, in its own folder on this machine; `trackio show` shows it."""
 
     def __init__(self, module: Any, start: Start) -> None:
-        name = start.id or f"{start.name}-{secrets.token_hex(2)}"  # it knows runs by their names alone
+        name = start.id or f"{start.name}-{secrets.token_hex(2)}"  # it identifies runs by their names alone
         self._run = module.init(project=PROJECT, name=name, config=dict(start.config), resume="allow")
         self.id: str | None = name
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log what was measured at a step."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
+        """End this training."""
         self._run.finish()
 
 
@@ -154,43 +162,43 @@ KINDS: Mapping[str, tuple[str, Callable[[Any, Start], Tracker]]] = {
 
 
 def load(names: Sequence[str]) -> dict[str, Any]:
-    """Imports the libraries of the trackers, before anything else takes its time.
+    """Import the libraries of the trackers, before anything that takes long.
 
     Raises:
         UserError: one is not installed.
     """
-    found = {}
+    modules = {}
     for name in names:
         try:
-            found[name] = importlib.import_module(KINDS[name][0])
+            modules[name] = importlib.import_module(KINDS[name][0])
         except ModuleNotFoundError as error:
             raise UserError(
-                f'the tracker {name} is asked for, but {error.name} is not installed; type: pip install "adaptive-lm['
+                f'trainer.trackers names {name}, but {error.name} is not installed; type: pip install "adaptive-lm['
                 f'{PACKAGES[name]}]", or leave it out of the config'
             ) from None
-    return found
+    return modules
 
 
 class Trackers:
-    """The trackers of a session, all under one hand; `say` hears what is wrong with one, once.
+    """All trackers of a training; `log` gets one warning for each that fails.
 
     What they print goes to stderr: stdout is for results.
     """
 
-    def __init__(self, modules: Mapping[str, Any], start: Start, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, modules: Mapping[str, Any], start: Start, log: Callable[[str], None]) -> None:
+        self._log = log
         self._open: dict[str, Tracker] = {}
-        known = read_ids(start.folder)
+        stored = read_ids(start.folder)
         for name, module in modules.items():
-            here = Start(start.folder, start.name, start.config, start.step, known.get(name))
+            here = Start(start.folder, start.name, start.config, start.step, stored.get(name))
             with self._guarded(name):
                 self._open[name] = KINDS[name][1](module, here)
         ids = {name: tracker.id for name, tracker in self._open.items() if tracker.id is not None}
         if ids:
-            write_whole(start.folder / KEPT, json.dumps({**known, **ids}, indent=1) + "\n")
+            write_whole(start.folder / IDS, json.dumps({**stored, **ids}, indent=1) + "\n")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """The numbers of a record of metrics.jsonl."""
+        """Log the numbers of a record of metrics.jsonl."""
         step = record["step"]
         values = {
             key: float(value)
@@ -202,6 +210,7 @@ class Trackers:
                 tracker.log(values, step)
 
     def close(self) -> None:
+        """Close all trackers."""
         for name, tracker in list(self._open.items()):
             with self._guarded(name):
                 tracker.close()
@@ -209,20 +218,20 @@ class Trackers:
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """A tracker that fails in any way is named and dropped."""
+        """Drop a tracker that fails in any way, with a warning."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
         except Exception as error:  # a tracker can fail in any way: network, disk, its own mistakes
             self._open.pop(name, None)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._say(f"warning: the tracker {name} failed ({reason}); the run goes on without it")
+            self._log(f"warning: the tracker {name} failed ({reason}); the run goes on without it")
 
 
 def read_ids(folder: Path) -> dict[str, str]:
-    """Tracker -> id, as kept in the run's folder; what cannot be read is none."""
+    """Read tracker -> id from the run's folder; a file that cannot be read is empty."""
     try:
-        content = json.loads((folder / KEPT).read_bytes())
+        content = json.loads((folder / IDS).read_bytes())
         return {str(name): str(value) for name, value in content.items()}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -5,17 +5,19 @@ import json
 import os
 from pathlib import Path
 
+from ...contract.files import user_path
+
 
 def cache_folder(configured: str | None) -> Path:
-    """The folder of the config, else `$ADAPTIVE_CACHE`, else `adaptive-lm` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Choose the configured folder, else `$ADAPTIVE_CACHE`, else `adaptive-lm` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if configured:
-        return Path(configured).expanduser()
+        return user_path(configured)
     if os.environ.get("ADAPTIVE_CACHE"):
-        return Path(os.environ["ADAPTIVE_CACHE"]).expanduser()
+        return user_path(os.environ["ADAPTIVE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "adaptive-lm"
+    return user_path(base) / "adaptive-lm"
 
 
 def digest_of(value: object) -> str:
-    """sha256 of `value` as JSON."""
+    """Return the sha256 of `value` as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,8 @@
 """Sums over the tokens of all ranks, for losses and controllers that are not linear in them.
 
-A mean over a batch is a sum over a count, and both are known only when all ranks have said theirs. Alone, every
-function here gives back what it was given: one process computes what it always did, to the last bit.
+A mean over a batch is a sum divided by a count, and both need the parts of all ranks. In a process alone, every
+function here returns its argument, so that the result is the same to the last bit.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -14,18 +12,21 @@ from torch import Tensor
 
 
 def ranks() -> int:
-    """How many processes hold the batch together."""
+    """Return the number of processes that share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Return the number of this process among them, from 0."""
     return dist.get_rank() if ranks() > 1 else 0
 
 
 class _Total(torch.autograd.Function):
-    """The sum over ranks. Every rank computes the same loss from it and differentiates it by its own tokens alone: the
-    gradients of the ranks are summed afterwards, so that of the sum passes through as it is."""
+    """The sum over ranks.
+
+    Every rank computes the same loss from it and differentiates it by its own tokens alone. The gradients of the ranks
+    are summed afterwards, so the gradient of the sum passes through unchanged.
+    """
 
     @staticmethod
     def forward(_: Any, mine: Tensor) -> Tensor:
@@ -39,9 +40,9 @@ class _Total(torch.autograd.Function):
 
 
 def total(*mine: Tensor) -> tuple[Tensor, ...]:
-    """The sums over all ranks of some tensors, each with its shape and type, in one message.
+    """Sum each tensor over all ranks, in one message; shapes and types stay.
 
-    They travel in float64: counts stay exact, and the sum does not hang on how many ranks there are.
+    The sum is taken in float64: counts stay exact, and the result does not depend on the number of ranks.
     """
     if ranks() == 1:
         return mine
@@ -51,9 +52,9 @@ def total(*mine: Tensor) -> tuple[Tensor, ...]:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows (n, ...) of all ranks one below the other, n being different on each; the same on all ranks.
+    """Concatenate the rows (n, ...) of all ranks, where n may differ; the result is the same on all ranks.
 
-    A rank holds the rows of a batch that follow those of the rank before, so they come in the order of one process.
+    The rows of a rank follow those of the rank before it in the batch, so the order is that of one process.
     """
     if ranks() == 1:
         return rows
@@ -68,9 +69,9 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def drawn_for_all(columns: int, rows: int, device: torch.device) -> Tensor:
-    """Uniform random numbers (rows, columns) for the `columns` sequences of this rank.
+    """Draw uniform random numbers (rows, columns) for the `columns` sequences of this rank.
 
-    Every rank draws for the whole batch and takes its own, so that all generators stay alike, and as those of one
+    Every rank draws for the whole batch and uses its own part, so that all generators stay equal to that of one
     process.
     """
     return torch.rand(rows, columns * ranks(), device=device)[:, columns * rank() : columns * (rank() + 1)]

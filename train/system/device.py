@@ -1,6 +1,4 @@
-"""Where a run computes, in which precision, and what made it."""
-
-from __future__ import annotations
+"""The device and the precision of a run, and the versions of what made it."""
 
 import contextlib
 import importlib.metadata
@@ -18,10 +16,10 @@ LIBRARIES = ("adaptive-lm", "torch", "numpy", "tokenizers", "safetensors")
 
 
 def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
-    """`auto` takes CUDA where it works, else the CPU; of several ranks on a machine each takes one CUDA device.
+    """Choose the device: `auto` is CUDA if it works, else the CPU. Each rank of a machine takes one CUDA device.
 
     Raises:
-        UserError: CUDA was asked for and is not there.
+        UserError: CUDA was requested, but does not work or has no such device.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -39,7 +37,7 @@ def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; elsewhere autocast would only slow it down."""
+    """Tell whether the processor multiplies bfloat16 in hardware; without, autocast would only slow it down."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine().lower() in ("arm64", "aarch64"):
@@ -50,23 +48,23 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`auto` -> `bf16` where the processor has it, else `fp32`."""
+    """Choose the precision: `auto` is `bf16` if the processor has it, else `fp32`."""
     if wanted != "auto":
         return wanted
     return "bf16" if has_bf16(device) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The context in which forward passes run."""
+    """Return the context in which forward passes run."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def versions(device: torch.device, precision: str, matmul: Mapping[str, str]) -> dict[str, Any]:
-    """What made a run, for versions.json: libraries, processor, threads, precision, the command."""
-    found = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
+    """Collect what made a run, for versions.json: libraries, processor, threads, precision, the command."""
+    libraries = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **found,
+        **libraries,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -79,7 +77,7 @@ def versions(device: torch.device, precision: str, matmul: Mapping[str, str]) ->
 
 
 def processor_name() -> str:
-    """The name the processor gives itself, else its architecture."""
+    """Return the processor's name, else its architecture."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # not a file of ours
         for line in file:
             if line.startswith("model name"):

@@ -1,6 +1,4 @@
-"""What a person sees while a run trains: one live line, or a plain line now and then where stderr is no terminal."""
-
-from __future__ import annotations
+"""Progress of a run on stderr: one live line in a terminal, elsewhere a plain line every few seconds."""
 
 import time
 from collections.abc import Mapping
@@ -16,13 +14,13 @@ REFRESHES_PER_SECOND = 8
 
 
 class Progress:
-    """Shows the newest record on stderr, and lines of story above it."""
+    """Shows the newest record on stderr, and log lines above it."""
 
     def __init__(self, console: Console | None = None, plain_seconds: float = PLAIN_SECONDS) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._plain_seconds = plain_seconds
         self._shown = float("-inf")
-        self._worked = time.monotonic()  # a short preparation says nothing
+        self._worked = time.monotonic()  # a short preparation logs nothing
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -39,17 +37,24 @@ class Progress:
             self._live = None
 
     def log(self, text: str) -> None:
-        """One line of story; a live line stays under it."""
+        """Print one line; a live line stays below it."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Says every few seconds how much of a long preparation is done."""
+        """Log every few seconds which part of a long preparation is done."""
         if time.monotonic() - self._worked >= self._plain_seconds:
             self._worked = time.monotonic()
             self.log(f"{what}: {done / max(total, 1):.0%}")
 
     def show(self, record: Mapping[str, Any], end: str, left: float | None, force: bool = False) -> None:
-        """The newest record; `end` is what the step counts towards, `left` the seconds to go. `force` shows it now."""
+        """Show the newest record.
+
+        Args:
+            record: an object of metrics.jsonl.
+            end: what the step counts towards, as "/1000".
+            left: seconds to go, if known.
+            force: show it now, however recent the last one is.
+        """
         pause = 1 / REFRESHES_PER_SECOND if self._live is not None else self._plain_seconds
         if time.monotonic() - self._shown < pause and not force:
             return
@@ -62,7 +67,10 @@ class Progress:
 
 
 def line(record: Mapping[str, Any], end: str, left: float | None) -> str:
-    """`step 120/1000  loss 2.310  val 2.401  12.3k tokens/s  experts 1.58  layers 4.00  grad 0.81  1:23 left`"""
+    """Format a record.
+
+    `step 120/1000  loss 2.310  val 2.401  12.3k tokens/s  experts 1.58  layers 4.00  grad 0.81  1:23 left`
+    """
     parts = [f"step {record['step']}{end}"]
     for key, label, form in (
         ("loss", "loss", ".3f"),
@@ -81,12 +89,12 @@ def line(record: Mapping[str, Any], end: str, left: float | None) -> str:
 
 
 def rate(per_second: float) -> str:
-    """12345.0 -> `12.3k`"""
+    """Format a rate: 12345.0 as `12.3k`."""
     return f"{per_second / 1000:.1f}k" if per_second >= 1000 else f"{per_second:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """83.4 -> `1:23`, 4000 -> `1:06:40`"""
+    """Format a duration in seconds: 83.4 as `1:23`, 4000 as `1:06:40`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,6 +1,4 @@
-"""Every generator that a run may draw from, as tensors and JSON: nothing is pickled."""
-
-from __future__ import annotations
+"""The states of all random generators of a run, as tensors and JSON: nothing is pickled."""
 
 import random
 from typing import Any
@@ -13,14 +11,14 @@ PREFIX = "random."
 
 
 def seed_all(seed: int) -> None:
-    """Python, numpy, torch and CUDA."""
+    """Seed the generators of Python, numpy, torch and CUDA."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # the global generator is the one that libraries draw from
+    np.random.seed(seed % 2**32)  # libraries draw from the global generator
     torch.manual_seed(seed)
 
 
 def random_tensors() -> dict[str, Tensor]:
-    """The states of torch's generators, by name."""
+    """Return the states of torch's generators, by name."""
     states = {f"{PREFIX}torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"{PREFIX}cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -28,7 +26,7 @@ def random_tensors() -> dict[str, Tensor]:
 
 
 def random_json() -> dict[str, Any]:
-    """The states of Python's and numpy's generators."""
+    """Return the states of Python's and numpy's generators."""
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -38,7 +36,7 @@ def random_json() -> dict[str, Any]:
 
 
 def restore_random(tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """The reverse; CUDA states are set where there are such devices."""
+    """Restore the states of all generators; those of CUDA devices that are not here are left out."""
     torch.set_rng_state(tensors[f"{PREFIX}torch"])
     for index in range(torch.cuda.device_count()):
         if f"{PREFIX}cuda.{index}" in tensors:

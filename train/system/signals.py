@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the run to stop after the step at hand, the second ends the process at once."""
+"""Ctrl-C and SIGTERM: the first stops the run after the current step, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came while there was nothing to finish first."""
+    """A signal came while there was no step to finish."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,22 +22,22 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, watches the signals; outside `deferred()` the first one raises `Stopped` where the program is.
+    """Handles the signals while it is entered; outside `deferred()` the first one raises `Stopped` at once.
 
-    Checkpoints are renamed into place, so ending at once leaves every file intact. In a thread that is not the main
-    one, Python delivers no signals and this watches nothing.
+    Checkpoints are renamed into place, so ending at once leaves every file intact. Outside the main thread, Python
+    delivers no signals and this does nothing.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.last_words = ""
-        """Said when a signal comes while deferred; nothing where another process says it."""
+        """Message when a signal comes while deferred; empty if another process prints it."""
         self._deferring = False
         self._before: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for the signal received; 0 for none."""
+        """The exit code that a shell reports for the received signal; 0 for none."""
         return 0 if self.received is None else 128 + self.received
 
     def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, the first signal is only noted in `received`."""
+        """Only note the first signal in `received`, while entered."""
         self._deferring = True
         try:
             yield
@@ -67,16 +67,16 @@ class StopSignals:
         if not self._deferring:
             raise Stopped(number)
         if self.last_words:
-            _say(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it at once\n")
+            _write(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it at once\n")
 
 
 def end_now(exit_code: int) -> NoReturn:
-    """Ends the process without running anything else."""
-    _say("\x1b[?25h" if os.isatty(2) else "")  # the live line hides the cursor
+    """End the process without running anything else."""
+    _write("\x1b[?25h" if os.isatty(2) else "")  # the live line hides the cursor
     os._exit(exit_code)
 
 
-def _say(text: str) -> None:
-    """Writes past Python's buffers, which a signal handler may find locked."""
+def _write(text: str) -> None:
+    """Write past Python's buffers, which may be locked while a signal is handled."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())

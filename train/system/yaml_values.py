@@ -8,7 +8,7 @@ contains itself. Merge keys (`<<`) are not part of YAML 1.2, so `<<` is a key li
 
 import re
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -96,9 +96,6 @@ def _value(kind: str, text: str) -> Any:
 class _Reader(yaml.SafeLoader):
     """Read the core schema."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # pyyaml declares it on the instance
-    yaml_constructors: ClassVar[dict[Any, Any]] = {}
-
     def value(self, node: Node) -> Any:
         kind = node.tag.removeprefix(PREFIX)
         if isinstance(node, ScalarNode) and kind in READ:
@@ -129,8 +126,6 @@ class _Reader(yaml.SafeLoader):
 class _WrittenReader(_Reader):
     """Read what this program has written."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # pyyaml declares it on the instance
-
 
 class _SettingReader(_Reader):
     """Read a value in which `#` begins no comment."""
@@ -153,6 +148,8 @@ class _Writer(yaml.SafeDumper):
         )
 
 
+# Without the values and the tags of YAML 1.1.
+_Reader.yaml_implicit_resolvers, _WrittenReader.yaml_implicit_resolvers, _Reader.yaml_constructors = {}, {}, {}
 _Reader.add_constructor(None, _Reader.value)
 _Writer.add_representer(str, _Writer.text)
 for _class, _schema in ((_Reader, CORE), (_WrittenReader, WRITTEN), (_Writer, CORE)):

@@ -1,4 +1,4 @@
-"""Two ranks on the CPU against one process: T19, T30, and what ends them all."""
+"""Two ranks on the CPU compared with one process: T19, T30, and how all ranks end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def meet(script: Path, *arguments: str) -> None:
-    """Runs a script by two ranks, as srun would start them."""
+    """Run a script with two ranks, as srun would start them."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -46,16 +46,16 @@ def meet(script: Path, *arguments: str) -> None:
         for rank in range(2)
     ]
     try:
-        stories = [each.communicate(timeout=600)[1] for each in processes]
+        outputs = [each.communicate(timeout=600)[1] for each in processes]
     finally:
         for each in processes:
             each.kill()  # ranks that wait for each other would wait for hours
-    assert [each.returncode for each in processes] == [0, 0], "\n".join(stories)
+    assert [each.returncode for each in processes] == [0, 0], "\n".join(outputs)
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(folder of the runs of one process, folder of those of two)"""
+    """The folder of the runs of one process, and the folder of those of two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     before = Path.cwd()
     threads = torch.get_num_threads()
@@ -118,8 +118,8 @@ def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) ->
 def test_all_ranks_multiply_as_the_first_measured_and_by_torch_where_one_has_no_onednn(
     places: tuple[Path, Path], what: str, expected: bool
 ) -> None:
-    told = [json.loads((places[1] / f"{what}.{rank}.json").read_text()) for rank in range(2)]
-    assert told == [{"linear": expected, "experts": expected}] * 2
+    choices = [json.loads((places[1] / f"{what}.{rank}.json").read_text()) for rank in range(2)]
+    assert choices == [{"linear": expected, "experts": expected}] * 2
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -181,8 +181,8 @@ def test_the_monitor_acts_over_ranks_as_in_one_process(places: tuple[Path, Path]
     the curves are those of one process, and that both ranks end with one memory, is tested above with the others."""
     one, two = places[0] / "runs" / one_of(name), places[1] / "runs" / name
     assert acts(one)
-    assert [(step, [each.partition(":")[0] for each in said]) for step, said in acts(two)] == [
-        (step, [each.partition(":")[0] for each in said]) for step, said in acts(one)
+    assert [(step, [each.partition(":")[0] for each in acts_of_step]) for step, acts_of_step in acts(two)] == [
+        (step, [each.partition(":")[0] for each in acts_of_step]) for step, acts_of_step in acts(one)
     ]
     assert remembered(two) == remembered(one)
     changed = {"slowed": "rates", "grown": "growth", "spread": "balanced_until"}[one_of(name)]
@@ -236,24 +236,24 @@ def test_the_clock_of_the_first_rank_ends_all(places: tuple[Path, Path]) -> None
 
 
 @pytest.mark.parametrize(
-    ("what", "words"),
+    ("what", "message"),
     [
         ("exists", "exists already"),
         ("divides", "a step of 7 sequences does not divide among 2 ranks; .*as to 8"),
         ("five", "5 experts do not divide among 2 ranks"),
-        ("dense", "there are none; --set trainer.parallel=shard"),
+        ("dense", "there are no experts; --set trainer.parallel=shard"),
         ("compiled", "leave --compile out"),
         ("full-blocking", "the disk is full"),
         ("full-background", "the disk is full"),
     ],
 )
-def test_a_refusal_ends_all_ranks_with_one_exit_code(places: tuple[Path, Path], what: str, words: str) -> None:
+def test_a_refusal_ends_all_ranks_with_one_exit_code(places: tuple[Path, Path], what: str, message: str) -> None:
     """An error that only the first rank can see (a run that exists, a full disk) reaches the other as
     `FailedOnAnotherRank`, which prints nothing."""
     import re
 
     first, second = outcomes(places, what)
-    assert re.search(words, first["words"])
+    assert re.search(message, first["message"])
     assert second["exit_code"] == first["exit_code"] == 1
     known_to_all = what in ("divides", "five", "dense", "compiled")
     assert second["error"] == ("UserError" if known_to_all else "FailedOnAnotherRank")

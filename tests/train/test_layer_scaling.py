@@ -29,8 +29,8 @@ def test_the_norm_of_a_layer_is_that_of_all_its_gradients_together() -> None:
     for weight, value in zip(weights.values(), (3.0, 4.0, 1.0, 0.0), strict=True):
         weight.grad = torch.tensor([value, 0.0])
     weights["norm.weight"].grad = None
-    found = layer_norms(weights.items())
-    assert {layer: float(norm) for layer, norm in found.items()} == {"layers.0": 5.0, "layers.1": 1.0}
+    norms = layer_norms(weights.items())
+    assert {layer: float(norm) for layer, norm in norms.items()} == {"layers.0": 5.0, "layers.1": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_the_norm_of_a_layer_is_that_of_all_its_gradients_together() -> None:
     [(3.0, 1.0), (12.0, 0.5), (0.75, 2.0), (1e-9, 3.0), (0.0, 3.0), (1e9, 0.3), (3.0 / 0.09, 0.3), (1 / 3, 3.0)],
 )
 def test_the_factor_is_the_root_of_the_ratio_between_its_bounds(norm: float, factor: float) -> None:
-    (found,) = factors({"head": torch.tensor(norm)}, 3.0).values()
-    assert found == pytest.approx(factor, rel=1e-5)
+    (actual,) = factors({"head": torch.tensor(norm)}, 3.0).values()
+    assert actual == pytest.approx(factor, rel=1e-5)
 
 
 def test_another_target_moves_the_factors_by_its_root() -> None:
