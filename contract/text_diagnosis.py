@@ -141,11 +141,10 @@ def undecodable(open_pieces: Pieces, name: str, encoding: str, byte: int, offset
             f"again, or leave out what is damaged: {_iconv(name, encoding, drop=True)}"
         )
     if census.good >= census.bad:
-        plural = "s" if census.bad > 1 else ""
+        bad = "1 byte is" if census.bad == 1 else f"{census.bad} bytes are"
         return UserError(
-            f"{where}; expected UTF-8 text, which the file is but for {census.bad} byte{plural} "
-            f"({census.lines()}). Correct them there, or leave out the {census.bad} byte{plural} and keep all else: "
-            f"{_iconv(name, encoding, drop=True)}"
+            f"{where}; expected UTF-8 text. Only {bad} not UTF-8 in the whole file ({census.lines()}). Correct that "
+            f"place, or leave out only what is not UTF-8: {_iconv(name, encoding, drop=True)}"
         )
     if census.clean > _ACCIDENTAL_SHARE * census.bad:
         return UserError(

@@ -205,7 +205,7 @@ def test_a_compressed_legacy_text_is_converted_by_its_advice(write):
 def test_a_file_that_is_utf8_but_for_a_byte_keeps_its_characters_under_the_advice(write):
     text = "He said “hello” café\n" * 100
     message = refused(write("a.txt", text.encode() + b"caf\xe9\n"))
-    assert "but for 1 byte (line 101)" in message
+    assert "Only 1 byte is not UTF-8 in the whole file (line 101)" in message
     assert "WINDOWS" not in message
     typed(message)
     assert Path("utf8-a.txt").read_bytes().decode() == text + "caf\n"
