@@ -67,7 +67,8 @@ def decoded(open_pieces: Pieces, name: str) -> Iterator[tuple[bytes, str]]:
     Raises:
         UserError: binary content, or bytes that the encoding does not allow.
     """
-    encoding, decoder = "", codecs.getincrementaldecoder("utf-8")()
+    encoding = ""
+    decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1  # where the first byte stands that is not decoded yet
     for raw in _with_whole_mark(open_pieces()):
         data = raw

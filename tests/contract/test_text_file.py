@@ -130,6 +130,16 @@ def test_zero_bytes_may_pad_compressed_data(write, name):
     assert read_text(write("a.gz", COMPRESS[name](MIXED.encode()) + b"\0" * 100_000)) == MIXED
 
 
+@pytest.mark.parametrize("library", text_compression.ZSTD_LIBRARIES)
+def test_every_library_that_reads_zstandard_reads_all_frames_and_notices_a_cut(write, monkeypatch, library):
+    pytest.importorskip(library)
+    monkeypatch.setattr(text_compression, "ZSTD_LIBRARIES", (library,))
+    data = zstd(MIXED.encode() * 300) + zstd(MIXED.encode())
+    assert read_text(write("a.txt.zst", data)) == MIXED * 301
+    assert "damaged zstd data" in refused(write("a.txt.zst", data[:-4]))
+    assert "damaged zstd data" in refused(write("a.txt.zst", data + b"garbage"))
+
+
 def test_zstandard_without_a_library_says_what_to_install(write, monkeypatch):
     monkeypatch.setattr(text_compression, "ZSTD_LIBRARIES", ("no_such_library",))
     assert "pip install zstandard" in refused(write("a.zst", zstd(b"text")))
@@ -195,7 +205,7 @@ def test_a_compressed_legacy_text_is_converted_by_its_advice(write):
 def test_a_file_that_is_utf8_but_for_a_byte_keeps_its_characters_under_the_advice(write):
     text = "He said “hello” café\n" * 100
     message = refused(write("a.txt", text.encode() + b"caf\xe9\n"))
-    assert "but for 1 byte (line 101)" in message
+    assert "Only 1 byte is not UTF-8 in the whole file (line 101)" in message
     assert "WINDOWS" not in message
     typed(message)
     assert Path("utf8-a.txt").read_bytes().decode() == text + "caf\n"
@@ -215,11 +225,26 @@ def test_a_file_of_two_encodings_is_named_and_the_advice_lists_the_lines(write):
     assert typed(message).stdout.count(b"\n") == 5
 
 
-@pytest.mark.parametrize("encoding", ["cp1251", "shift_jis", "mac_roman"])
+@pytest.mark.parametrize(
+    "text", ["é = 1\n", "caf\xe9", "\xbfQu\xe9?\n", "Fa\xdfb\xe4nder\n", "l\u2019\u0153uvre \u2013 10 \u20ac\n"]
+)
+def test_western_text_is_told_apart_by_a_single_letter(write, text):
+    message = refused(write("a.txt", text.encode("cp1252")))
+    assert "-f WINDOWS-1252" in message
+    typed(message)
+    assert Path("utf8-a.txt").read_bytes().decode() == text
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "shift_jis", "mac_roman", "gb18030", "cp437", "koi8-r"])
 def test_a_legacy_encoding_that_is_not_western_is_not_called_windows_1252(write, encoding):
-    text = {"cp1251": "Зима была долгой.\n", "shift_jis": "長い冬だった。\n", "mac_roman": "Il était très tôt\n"}[
-        encoding
-    ]
+    text = {
+        "cp1251": "Зима была долгой.\n",
+        "koi8-r": "Зима была долгой.\n",
+        "shift_jis": "長い冬だった。\n",
+        "gb18030": "冬天很长\n",
+        "mac_roman": "Une année déjà passée\n",
+        "cp437": "Une année passée\n",
+    }[encoding]
     message = refused(write("a.txt", text.encode(encoding) * 50))
     assert "not in Windows-1252" in message
     typed(message.replace("-f ENCODING", f"-f {encoding.replace('mac_roman', 'MACINTOSH')}"))
