@@ -65,7 +65,7 @@ def stream_bytes(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Read an open stream as `file_bytes` does; `name` is for messages."""
     try:
         head = _read_whole(file, _LFS_POINTER_BYTES)
-        refuse_lfs_pointer(head, name)
+        _refuse_lfs_pointer(head, name)
         compression = compression_of(head)
         if compression is None:
             if head:
@@ -91,11 +91,10 @@ def _read_whole(file: BinaryIO, size: int) -> bytes:
 def refuse_pointer(path: Path) -> None:
     """Raise UserError where a file is only a Git LFS pointer."""
     with open_file(path) as file:
-        refuse_lfs_pointer(file.read(_LFS_POINTER_BYTES), str(path))
+        _refuse_lfs_pointer(file.read(_LFS_POINTER_BYTES), str(path))
 
 
-def refuse_lfs_pointer(head: bytes, name: str) -> None:
-    """Raise UserError if a file that begins with `head` (1024 bytes, or all of it) is a Git LFS pointer."""
+def _refuse_lfs_pointer(head: bytes, name: str) -> None:
     if len(head) < _LFS_POINTER_BYTES and head.startswith(_LFS_POINTER) and b"\noid sha256:" in head:
         raise UserError(
             f"{name} is a Git LFS pointer, not the file that it stands for; expected the content. "
@@ -142,7 +141,7 @@ def _decompressor(compression: str) -> Any:
 
 def _members(compression: str, raw: bytes, file: BinaryIO, name: str) -> Iterator[bytes]:
     """Decompress the members of a stream one after the other; zero bytes may pad its end."""
-    errors: tuple[type[Exception], ...] = (EOFError, OSError, import_module("zlib").error)
+    errors: tuple[type[BaseException], ...] = (EOFError, OSError, import_module("zlib").error)
     if compression == "xz":
         errors = (*errors, import_module("lzma").LZMAError)
     signature = dict(_SIGNATURES)[compression]

@@ -109,7 +109,12 @@ def read_prompt(prompt: str) -> str:
     """
     if prompt != "-":
         return prompt
-    return decode(read_stdin(), "stdin").removesuffix("\n").removesuffix("\r")
+    content = read_stdin()
+    try:
+        text = decode(content, "stdin")
+    except UserError as error:  # its advice is a command for a file
+        raise UserError(f"{error} (save the text that you sent to stdin as a file of that name first)") from error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def begin(engine: Engine, text: str, params: Params, *, is_chat: bool) -> Generation:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, WEIGHTS
 from ...contract.files import cannot_write, write_whole
-from ...contract.text_compression import refuse_lfs_pointer
+from ...contract.text_compression import refuse_pointer
 from .external_data import Reference, external_data
 
 
@@ -40,7 +40,7 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: b
         path = contained(folder, name)
         actual_size = path.stat().st_size
         if actual_size != size:
-            check_no_pointer(path)
+            refuse_pointer(path)
             raise UserError(
                 f"{path} is damaged: found {actual_size} bytes, the manifest says {size}; export the model again"
             )
@@ -49,12 +49,6 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: b
                 f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again"
             )
     check_external_data(folder, {name: size for name, (size, _) in files.items()})
-
-
-def check_no_pointer(path: Path) -> None:
-    """Raise UserError if `path` is a Git LFS pointer in place of the file: the repository was cloned without LFS."""
-    with path.open("rb") as file:
-        refuse_lfs_pointer(file.read(1024), str(path))
 
 
 def contained(folder: Path, name: str) -> Path:

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER
-from .files import check_files, check_no_pointer, write_output
+from ...contract.text_compression import refuse_pointer
+from .files import check_files, write_output
 from .schema import (
     Costs,
     CostTable,
@@ -153,7 +154,7 @@ class Manifest(Part):
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            check_no_pointer(path)
+            refuse_pointer(path)
             raise UserError(f"{path} is damaged: {error}; export the model again") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             actual = content.get("format") if isinstance(content, dict) else type(content).__name__
