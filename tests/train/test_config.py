@@ -1,6 +1,10 @@
 """The config: what it accepts, and the messages for what it refuses."""
 
+import ast
+import inspect
 import json
+import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +13,20 @@ import yaml
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.explain import known_keys
+from adaptive_lm.train.config.gates import AnswerGate, BandGate, GatesConfig
+from adaptive_lm.train.config.monitor import MonitorConfig
 from adaptive_lm.train.config.run_config import (
     RunConfig,
+    TrainerConfig,
     make_config,
     parse_setting,
     read_recipe,
     recipe_names,
 )
+from adaptive_lm.train.optim import BatchChange, OptimizerConfig, ScheduleConfig
 from adaptive_lm.train.run.differences import differences
+from adaptive_lm.train.system.section import Section
+from adaptive_lm.train.system.yaml_values import load_yaml
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -33,6 +43,33 @@ def test_a_printed_config_is_a_recipe_for_the_same_config(tmp_path: Path) -> Non
     path = tmp_path / "mine.yaml"
     path.write_text(config.to_yaml(), "utf-8")
     assert make_config(read_recipe(str(path))) == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_comes_back_from_its_printed_form(tmp_path: Path, name: str) -> None:
+    config = make_config(read_recipe(name))
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(config.to_yaml(), "utf-8")
+    assert make_config(load_yaml(path.read_bytes())) == config
+    assert make_config(load_yaml(path.read_bytes(), written=True)) == config
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        *(RunConfig, TrainerConfig, MonitorConfig, GatesConfig, BandGate, AnswerGate),
+        *(OptimizerConfig, ScheduleConfig, BatchChange),
+    ],
+    ids=lambda section: section.__name__,
+)
+def test_every_field_of_a_section_is_documented_below_it(section: type[Section]) -> None:
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(tree, ast.ClassDef)
+    fields = [(each, below) for each, below in pairwise(tree.body) if isinstance(each, ast.AnnAssign)]
+    assert len(fields) == len(section.model_fields)
+    for field, below in fields:
+        documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        assert documented, f"{section.__name__}.{ast.unparse(field.target)} has no text below it"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +102,10 @@ def test_an_unknown_key_is_an_error_that_suggests_the_nearest(key: str, nearest:
         ("optimizer.kind=[sgd]", "optimizer.kind: found \\['sgd'\\], expected 'muon', 'adamw', 'lars' or 'sgd'"),
         ("schedule.kind=step", "schedule.kind: found 'step', expected 'wsd', 'cosine', 'constant' or 'sgdr'"),
         ("model=7", "model: found 7"),
+        ("trainer.steps=true", "trainer.steps: found True, expected a number"),
+        ("optimizer.lr=true", "optimizer.lr: found True, expected a number"),
+        ("model.dim=true", "model.dim: found True, expected a number"),
+        ("gates.max_loss=false", "gates.max_loss: found False, expected a number"),
     ],
 )
 def test_a_value_that_breaks_a_rule_is_named_with_field_value_and_rule(setting: str, message: str) -> None:

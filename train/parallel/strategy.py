@@ -26,7 +26,7 @@ def place(model: Transformer, parallel: Parallel, *, compiled: bool = False) -> 
     if compiled:
         raise UserError(
             "trainer.parallel is experts, which exchanges tokens in the middle of a block; torch.compile does not "
-            "compile that in one piece. Leave --compile out, or --set trainer.parallel=shard"
+            "compile that in one piece; leave --compile out, or --set trainer.parallel=shard"
         )
     return spread_experts(model)
 
