@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...contract.file_names import MANIFEST
-from ...runtime.commands.options import PATH, check_plot, dial_options, model_options
+from ...runtime.commands.options import PATH, check_plot, dial_options, model_options, option_names
 
 if TYPE_CHECKING:
     from ...runtime.inspection.inspect import Inspection, InspectParams
@@ -63,8 +63,9 @@ def inspect(
     from ...runtime.dial import Dial
     from ...runtime.inspection.inspect import InspectParams
 
-    params = InspectParams(data=data, tokens=tokens, frequent=frequent, dead_below=dead_below,
-                           dial=Dial(**dial))  # fmt: skip
+    with option_names():
+        params = InspectParams(data=data, tokens=tokens, frequent=frequent, dead_below=dead_below,
+                               dial=Dial(**dial))  # fmt: skip
     inspection = inspect_named(folder, checkpoint, model, params, device=device, threads=threads, verify=verify)
     for line in inspection.warnings:
         click.echo(f"note: {line}", err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, check_plot, dial_options, model_options
+from .options import PATH, check_plot, dial_options, model_options, option_names
 
 
 @click.command(epilog="\b\nExample: adaptive bench --sweep --plot dial.svg")
@@ -62,8 +62,9 @@ def bench(
     from ..measuring.bench import BenchParams
     from ..measuring.bench import bench as measure
 
-    params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
-                         text=text, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
+    with option_names():
+        params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
+                             text=text, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
     folder = find_model(model)
     result = measure(folder, params, device=device, threads=threads, verify=verify)
     if walk and result["sweep"][0]["bits_per_byte"] is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED
-from .options import PATH, check_plot, model_options
+from .options import PATH, check_plot, model_options, option_names
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")
@@ -67,10 +67,9 @@ def calibrate(
     from ..terminal.drawing import beside, draw
     from ..terminal.progress import Progress
 
-    params = CalibrateParams(
-        data=data, tokens=tokens, agreement=agreement, prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens, repeats=repeats, seed=seed,
-    )  # fmt: skip
+    with option_names():
+        params = CalibrateParams(data=data, tokens=tokens, agreement=agreement, prompt_tokens=prompt_tokens,
+                                 new_tokens=new_tokens, repeats=repeats, seed=seed)  # fmt: skip
     place = find_model(folder or model)
     try:
         with Progress() as progress:

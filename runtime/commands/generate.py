@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
+from ...contract.errors import EXIT_INTERRUPTED, UserError
 from ...contract.streams import read_stdin
 from ...contract.text_file import decode
-from .options import dial_options, model_options
+from .options import dial_options, model_options, option_names
 
 if TYPE_CHECKING:
     from ..dial import Dial
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("prompt")
 @click.option("--max-new-tokens", type=int, help="At least 1; by default 128, or what the context has room for.")
 @click.option(
-    "--temperature", type=float, default=0.8, show_default=True, help="At least 0; 0 takes the most probable token."
+    "--temperature", type=float, default=0.8, show_default=True, help="0 to 1,000,000; 0 takes the most probable token."
 )
 @click.option("--top-k", type=int, metavar="K", help="Choose among the K most probable tokens; at least 1.")
 @click.option(
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     help="Keep tokens at least this times as probable as the first; 0 to 1.",
 )
 @click.option(
-    "--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 0; above 1 avoids repetition."
+    "--repetition-penalty", type=float, default=1.0, show_default=True, help="0.01 to 100; above 1 avoids repetition."
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeat for several texts.")
 @click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
@@ -68,10 +68,8 @@ def generate(
     text = read_prompt(prompt)
     from ..generation.engine import Params
 
-    try:
+    with option_names():
         parameters = Params(**params)  # before the model is opened: a wrong number is reported at once
-    except WrongUsageError as error:
-        raise WrongUsageError(with_option_name(str(error), params)) from None
     from ..format.locate import find_model
     from ..generation.engine import load
 
@@ -93,12 +91,6 @@ def generate(
     report(engine, generation, tokens, usage, as_json)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
-
-
-def with_option_name(message: str, options: Iterable[str]) -> str:
-    """Name the option where a message names its parameter: "found top_k 0, ..." becomes "found --top-k 0, ..."."""
-    first, _, rest = message.removeprefix("found ").partition(" ")
-    return f"found --{first.replace('_', '-')} {rest}" if first in options else message
 
 
 def read_prompt(prompt: str) -> str:

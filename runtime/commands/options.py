@@ -1,11 +1,14 @@
 """Options that several commands share."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from ...contract.errors import WrongUsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,3 +78,15 @@ def check_plot(path: Path | None) -> None:
         raise click.BadParameter(
             f"found {str(path)!r}, expected a name ending in .png, .svg or .pdf", param_hint="--plot"
         )
+
+
+@contextmanager
+def option_names() -> Iterator[None]:
+    """Name the option in a message that names its parameter: "found top_k 0, ..." becomes "found --top-k 0, ..."."""
+    try:
+        yield
+    except WrongUsageError as error:
+        name, _, rest = str(error).removeprefix("found ").partition(" ")
+        if name not in click.get_current_context().params:
+            raise
+        raise WrongUsageError(f"found --{name.replace('_', '-')} {rest}") from None

@@ -20,7 +20,7 @@ import torch
 import torch._dynamo
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop import matmul_backend as matmul
@@ -243,38 +243,38 @@ def by_two(folder: Path) -> None:
     os.chdir(folder)
     with patched(Trainer, "finish", digests_at_the_end(folder)):
         for name, sections in SAME.items():
-            session.begin(config(sections), named_run(name))
+            training.begin(config(sections), named_run(name))
             if sections["trainer"].get("compile"):
                 counters = torch._dynamo.utils.counters
                 compiled = {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
                 (folder / f"graphs.{World().rank}.json").write_text(json.dumps(compiled))
         for kind in KINDS:
-            session.begin(config(over({}, kind)), named_run(f"half-{kind}"), stop_at=4)
-            session.resume(named_run(f"one-{kind}"), [over({}, kind)])
+            training.begin(config(over({}, kind)), named_run(f"half-{kind}"), stop_at=4)
+            training.resume(named_run(f"one-{kind}"), [over({}, kind)])
         nan, inf = poison()
         with patched(Transformer, "forward", nan), patched(Placement, "reduce", inf):
-            attempt("nan", lambda: session.begin(config(SMOOTH), named_run("nan")), folder)
+            attempt("nan", lambda: training.begin(config(SMOOTH), named_run("nan")), folder)
         for name, sections in ACTS.items():
             with patched(Watch, "gradients", misread(Watch.gradients)):
-                session.begin(config(sections), named_run(f"misread-{name}"))
-            session.begin(config(sections), named_run(f"half-{name}"), stop_at=4)
+                training.begin(config(sections), named_run(f"misread-{name}"))
+            training.begin(config(sections), named_run(f"half-{name}"), stop_at=4)
     for what, there in {"opinions": has_onednn, "nowhere": lambda: World().is_first}.items():
         measured = config({"trainer": {"matmul": "auto", "steps": 1}, "data": {"cache_dir": what}})
         stands_in = patched(matmul, "measure", opinion), patched(matmul, "has_onednn", there)
         with stands_in[0], stands_in[1], patched(Transformer, "use_onednn", note_choice(what, folder)):
-            session.begin(measured, named_run(what))
+            training.begin(measured, named_run(what))
     with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
-        attempt("sigterm", lambda: session.begin(config({}), named_run("sigterm")), folder)
+        attempt("sigterm", lambda: training.begin(config({}), named_run("sigterm")), folder)
     with patched(Clock, "complete", lambda self: self.counters.step >= (8 if World().is_first else 2)):
-        attempt("clock", lambda: session.begin(config({}), named_run("clock")), folder)
-    attempt("exists", lambda: session.begin(config({}), named_run("clock")), folder)
-    attempt("divides", lambda: session.begin(config({"trainer": {"batch_size": 7}}), named_run("divides")), folder)
+        attempt("clock", lambda: training.begin(config({}), named_run("clock")), folder)
+    attempt("exists", lambda: training.begin(config({}), named_run("clock")), folder)
+    attempt("divides", lambda: training.begin(config({"trainer": {"batch_size": 7}}), named_run("divides")), folder)
     for what, sections in {
         "five": {"model": {"ffn": {"num_experts": 5}}},
         "dense": {"model": {"ffn": {"routing": "dense"}}},
         "compiled": {"trainer": {"compile": True}},
     }.items():
-        attempt(what, lambda each=sections: session.begin(config(over(each, "experts")), named_run("no")), folder)
+        attempt(what, lambda each=sections: training.begin(config(over(each, "experts")), named_run("no")), folder)
 
     def full(*_: Any) -> None:
         raise UserError("the disk is full")
@@ -283,7 +283,7 @@ def by_two(folder: Path) -> None:
         with patched(saver, "save_checkpoint", full):
             attempt(
                 f"full-{save}",
-                lambda each=save: session.begin(config({"trainer": {"save": each}}), named_run(f"full-{each}")),
+                lambda each=save: training.begin(config({"trainer": {"save": each}}), named_run(f"full-{each}")),
                 folder,
             )
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.run import saver as saving
@@ -219,7 +219,7 @@ def test_a_run_logs_how_long_saves_took_and_how_long_it_waited_for_them(
     monkeypatch.setattr(Corpus, "batch", open_at_eight)
     for kind in ("background", "blocking"):  # for the second the gate is open from the beginning
         config = tiny_config(trainer={"save": kind, "checkpoint_every": 6, "eval_every": 100})
-        session.begin(config, named_run(kind), display=display)
+        training.begin(config, named_run(kind), display=display)
         records = read_metrics(Path(f"runs/{kind}/metrics.jsonl"))
         saves = {record["saved_step"]: record for record in records if "saved_step" in record}
         assert list(saves) == [6, 12]
@@ -232,7 +232,7 @@ def test_a_disk_that_fills_up_in_a_run_stops_it_and_it_goes_on_from_the_checkpoi
 ) -> None:
     """T2: the error comes at the next step, and the run is still the run in one."""
     config = tiny_config(trainer={**BACKGROUND, "eval_every": 100, "steps": 14})
-    session.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("whole"), display=display)
     with monkeypatch.context() as patched:
         tenth = threading.Event()
         failed = fill_the_disk(9, patched, tenth)  # the six of the first save and the two of the pointer succeed
@@ -248,10 +248,10 @@ def test_a_disk_that_fills_up_in_a_run_stops_it_and_it_goes_on_from_the_checkpoi
 
         patched.setattr(Corpus, "batch", wait_for_it)
         with pytest.raises(UserError, match=r"No space left on device.*step-000005, is intact"):
-            session.begin(config, named_run("parts"), display=display)
+            training.begin(config, named_run("parts"), display=display)
     assert drawn == list(range(11))
     assert load_checkpoint("runs/parts").step == 5
-    assert session.resume(named_run("parts"), display=display).complete
+    assert training.resume(named_run("parts"), display=display).complete
     whole, parts = load_checkpoint("runs/whole"), load_checkpoint("runs/parts")
     assert whole.state["tokens_digest"] == parts.state["tokens_digest"]
     assert all(torch.equal(tensor, parts.model_state[name]) for name, tensor in whole.model_state.items())
@@ -270,7 +270,7 @@ def test_the_lock_of_a_run_that_failed_is_held_until_its_save_is_done(
 
     monkeypatch.setattr(Corpus, "batch", fail_at_six)
     with pytest.raises(UserError, match="no more text"):
-        session.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
+        training.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
     assert gate.is_set()
     assert load_checkpoint("runs/a").step == 5
 
@@ -288,12 +288,12 @@ def test_a_signal_during_a_save_in_the_background_ends_with_a_good_checkpoint(
         return draw(self, first, *arguments, **options)
 
     monkeypatch.setattr(Corpus, "batch", draw_and_send)
-    outcome = session.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
+    outcome = training.begin(tiny_config(trainer=BACKGROUND), named_run("a"), display=display)
     assert (outcome.step, outcome.exit_code) == (7, 143)
     assert [path.name for path in list_checkpoints(Path("runs/a/checkpoints"))] == ["step-000005", "step-000007"]
     assert load_checkpoint("runs/a", lambda text: pytest.fail(text)).step == 7
-    session.resume(named_run("a"), display=display)
-    session.begin(tiny_config(), named_run("b"), display=display)
+    training.resume(named_run("a"), display=display)
+    training.begin(tiny_config(), named_run("b"), display=display)
     one, other = (load_checkpoint(f"runs/{name}").model_state["head.weight"] for name in "ab")
     assert torch.equal(one, other)
 

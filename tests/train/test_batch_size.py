@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.optim.batch_size import BatchChange, batch_size_at, rate_factor, sequences_between, steps_for
@@ -60,7 +60,7 @@ def test_the_rate_follows_the_batch_by_its_rule(
         trainer={"steps": 4, "batch_size": 2, "batch_schedule": [{"from_share": 0.5, "batch_size": 8}]},
         schedule={"kind": "constant", "warmup_share": 0, "batch_rate": rule},
     )
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     assert [record["batch_size"] for record in records] == [2, 2, 8, 8]
     assert records[-1]["lr"] == pytest.approx(records[0]["lr"] * factor)
@@ -73,7 +73,7 @@ def test_a_growing_batch_reads_each_window_once_and_resumes_to_the_bit(
     """T13, T14, T16, T17: stopped in the step before a change, and in the one after the other."""
     trainer = {"batch_schedule": [{"from_share": 0.3, "batch_size": 6}, {"from_share": 0.7, "batch_size": 9}]}
     config = tiny_config(trainer={**trainer, "micro_batches": 2, "sequence_lengths": lengths})
-    session.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("whole"), display=display)
     whole = list(reads)
     for length in {length for *_, length in whole}:
         mine = [(first, rows) for first, rows, each in whole if each == length]
@@ -81,9 +81,9 @@ def test_a_growing_batch_reads_each_window_once_and_resumes_to_the_bit(
         assert all(first + rows == after for (first, rows), (after, _) in pairwise(mine))
     assert sum(rows * length for _, rows, length in whole) == 32 * (4 * 4 + 4 * 6 + 4 * 9)
     reads.clear()
-    session.begin(config, named_run("parts"), stop_at=3, display=display)
-    session.resume(named_run("parts"), stop_at=9, display=display)
-    session.resume(named_run("parts"), display=display)
+    training.begin(config, named_run("parts"), stop_at=3, display=display)
+    training.resume(named_run("parts"), stop_at=9, display=display)
+    training.resume(named_run("parts"), display=display)
     assert reads == whole
     one, other = (load_checkpoint(Path("runs") / name) for name in ("whole", "parts"))
     assert all(torch.equal(one.model_state[name], value) for name, value in other.model_state.items())
@@ -101,7 +101,7 @@ def test_a_larger_batch_passes_in_more_parts_of_the_same_size(
     )
     trainer = {"steps": 2, "micro_batches": 2, "batch_schedule": [{"from_step": 1, "batch_size": 9}]}
     try:
-        session.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
+        training.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
     finally:
         hook.remove()
     assert passed[:7] == [2, 2, 2, 2, 2, 2, 1]
@@ -116,9 +116,9 @@ def test_sources_with_epochs_end_when_they_are_read_whatever_the_batch(
         trainer={"steps": None, "batch_schedule": [{"from_share": 0.4, "batch_size": 16}], "log_every": 1},
         schedule={"kind": "constant", "each_stage": True, "warmup_steps": 5},
     )
-    outcome = session.begin(config, named_run("a"), display=display)
+    outcome = training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
-    corpus = session.prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+    corpus = training.prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
     windows = corpus.total_windows(32)
     assert windows is not None
     first, rows, _ = reads[outcome.step - 1]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.commands import report
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop.evaluate import Evaluation
@@ -194,7 +194,7 @@ def scripted(losses: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> list[
         asked.append((self.counters.step, max_tokens))
         return Evaluation(losses[self.counters.step], 1.0, {"experts_per_token": 1.0, "layers_per_token": 2.0}, 64)
 
-    monkeypatch.setattr(session.Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(training.Trainer, "evaluate", evaluate)
     return asked
 
 
@@ -206,7 +206,7 @@ def test_what_is_saved_is_scored_and_the_best_outlives_the_newest(
 ) -> None:
     asked = scripted(RISING, monkeypatch)
     trainer = {"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1}
-    session.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
+    training.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
     assert kept(Path("runs/a")) == [8, 18]
     assert read_best(Path("runs/a")) == Score(8, 1.0, 64)
     # the last is scored twice: over all tokens for the record, and over as many as the others to be compared
@@ -220,7 +220,7 @@ def test_the_last_checkpoint_can_be_the_best(
 ) -> None:
     scripted({**RISING, 18: 0.5}, monkeypatch)
     trainer = {"steps": 18, "checkpoint_every": 4, "keep_checkpoints": 1}
-    session.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
+    training.begin(tiny_config(trainer=trainer), named_run("a"), display=display)
     assert read_best(Path("runs/a")) == Score(18, 0.5, 64)
 
 
@@ -230,9 +230,9 @@ def test_a_resumed_run_knows_the_best_of_its_first_part(
     """T17: and the checkpoint of a stop, which the run in one does not have, is not among those that compete."""
     scripted({**RISING, 10: 0.1}, monkeypatch)
     config = tiny_config(trainer={"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1})
-    session.begin(config, named_run("a"), stop_at=10, display=display)
+    training.begin(config, named_run("a"), stop_at=10, display=display)
     assert kept(Path("runs/a")) == [8, 10]
-    session.resume(named_run("a"), display=display)
+    training.resume(named_run("a"), display=display)
     assert kept(Path("runs/a")) == [8, 18]
     assert read_best(Path("runs/a")) == Score(8, 1.0, 64)
 
@@ -243,18 +243,18 @@ def test_a_run_killed_before_its_pointer_points_again_when_it_goes_on(
     """T1, T17: the checkpoint was written, and then the process ended."""
     scripted(RISING, monkeypatch)
     config = tiny_config(trainer={"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1})
-    session.begin(config, named_run("a"), stop_at=8, display=display)
+    training.begin(config, named_run("a"), stop_at=8, display=display)
     Path("runs/a/best.json").unlink()
-    session.resume(named_run("a"), display=display)
+    training.resume(named_run("a"), display=display)
     assert kept(Path("runs/a")) == [8, 18]
 
 
 def test_a_run_that_begins_again_forgets_the_best_of_the_old_one(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
-    session.begin(tiny_config(), named_run("a"), display=display)
+    training.begin(tiny_config(), named_run("a"), display=display)
     assert read_best(Path("runs/a")) is not None
-    session.begin(tiny_config(trainer={"steps": 3}), named_run("a"), overwrite=True, stop_at=2, display=display)
+    training.begin(tiny_config(trainer={"steps": 3}), named_run("a"), overwrite=True, stop_at=2, display=display)
     assert read_best(Path("runs/a")) is None
 
 
@@ -262,7 +262,7 @@ def test_a_checkpoint_from_before_losses_were_kept_in_it_goes_on(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """T23."""
-    session.begin(tiny_config(), named_run("a"), stop_at=5, display=display)
+    training.begin(tiny_config(), named_run("a"), stop_at=5, display=display)
     path = load_checkpoint("runs/a").path
     state = json.loads((path / "state.json").read_text())
     del state["scored"]
@@ -272,7 +272,7 @@ def test_a_checkpoint_from_before_losses_were_kept_in_it_goes_on(
     complete["files"]["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (path / "complete.json").write_text(json.dumps(complete))
     Path("runs/a/best.json").unlink()
-    assert session.resume(named_run("a"), display=display).complete
+    assert training.resume(named_run("a"), display=display).complete
     assert read_best(Path("runs/a")) is not None
 
 
@@ -281,7 +281,7 @@ def test_runs_and_train_name_a_best_checkpoint_that_is_not_the_last(
 ) -> None:
     scripted(RISING, monkeypatch)
     config = tiny_config(trainer={"steps": 18, "eval_every": 5, "checkpoint_every": 4, "keep_checkpoints": 1})
-    outcome = session.begin(config, named_run("a"), display=display)
+    outcome = training.begin(config, named_run("a"), display=display)
     found = summary(Path("runs/a")).best_checkpoint
     assert found == Score(8, 1.0, 64)
     row = CliRunner().invoke(group, ["runs"]).stdout.splitlines()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -84,7 +84,7 @@ def test_the_default_recipe_raises_no_alarm_on_prose_it_has_not_met(
     }
     machine = {"threads": 1, "device": "cpu", "tensorboard": False, "precision": "fp32", "matmul": "torch"}
     config = make_config({}, [over, {"trainer": machine}])
-    session.begin(config, named_run("a"), stop_at=50, display=display)
+    training.begin(config, named_run("a"), stop_at=50, display=display)
     records = [each for each in read_metrics(Path("runs/a/metrics.jsonl")) if "router_load/layers.0" in each]
     assert len(records) == 10
     assert [alarm for each in records for alarm in each.get("alarms", ())] == []

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.monitor import MonitorConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config, parse_setting
 from adaptive_lm.train.data import Corpus
@@ -139,7 +139,7 @@ def test_looking_changes_nothing_and_only_logged_steps_are_looked_at(
     begin = Watch.__init__
     monkeypatch.setattr(Watch, "__init__", lambda self, *given: (looked.append(1), begin(self, *given))[1])
     for name, every in (("each", 1), ("fourth", 4), ("none", 1000)):
-        session.begin(tiny_config(model=ALL_ROUTERS, trainer={"log_every": every}), named_run(name), display=display)
+        training.begin(tiny_config(model=ALL_ROUTERS, trainer={"log_every": every}), named_run(name), display=display)
     assert len(looked) == 12 + 3 + 0
     assert same_weights("each", "none")
     assert same_weights("fourth", "none")
@@ -217,7 +217,7 @@ def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
 ) -> None:
     config = tiny_config(monitor={"activation_rms": [None, 1e-3]}, schedule={"warmup_steps": 5})
-    session.begin(config, named_run("a"), display=display)
+    training.begin(config, named_run("a"), display=display)
     said = "activation_rms/layers.0 is"
     assert [record["step"] for record in records("a") if "alarms" in record] == [8]  # the third after the warm-up
     assert sum(said in line for line in story.getvalue().splitlines()) == 1
@@ -245,7 +245,7 @@ def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_agai
     watched = {"router_entropy": 0.5, "router_load": 0.02, "patience": 4}
     for name, act in (("left", {}), ("spread", {"router_act": "balance", "router_balance": 1.0, "router_steps": 60})):
         config = tiny_config(**UNBALANCED, monitor={**watched, **act}, trainer={"steps": 60, "eval_every": 100})
-        session.begin(config, named_run(name), display=display)
+        training.begin(config, named_run(name), display=display)
     left, spread = records("left"), records("spread")
     raised = " ".join(" ".join(record.get("alarms", ())) for record in left)
     assert "router_entropy/layers.0 is" in raised
@@ -284,7 +284,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
 def test_every_figure_that_has_a_band_has_a_cure_for_each_side_of_it(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
-    session.begin(tiny_config(model=ALL_ROUTERS), named_run("a"), stop_at=1, display=display)
+    training.begin(tiny_config(model=ALL_ROUTERS), named_run("a"), stop_at=1, display=display)
     config, kinds = MonitorConfig(), {name.partition("/")[0] for name in records("a")[-1] if "/" in name}
     bounded = set()
     for kind in kinds:
@@ -314,7 +314,7 @@ def test_what_an_alarm_says_to_type_is_accepted_by_the_run_that_raised_it(
     config = tiny_config(
         model=ALL_ROUTERS, monitor=monitor, optimizer=optimizer, schedule={"warmup_share": 0}, trainer={"log_every": 2}
     )
-    session.begin(config, named_run("a"), stop_at=2, display=display)
+    training.begin(config, named_run("a"), stop_at=2, display=display)
     before, record = load_checkpoint(Path("runs/a")).config, records("a")[-1]
     assert all(outside.partition(" ")[0] in each for each in record["alarms"])
     line = next(each for each in story.getvalue().splitlines() if "to mend it" in each)
@@ -385,8 +385,8 @@ def test_the_cure_of_a_routers_alarm_brings_its_figure_back(
     settings = [parse_setting(f"{key}={value}") for key, value in cure.settings.items()]
     late = {}
     for name, typed in (("left", []), ("mended", settings)):
-        session.begin(config, named_run(name), stop_at=40, display=display)
-        session.resume(named_run(name), typed, override=bool(typed), display=display)
+        training.begin(config, named_run(name), stop_at=40, display=display)
+        training.resume(named_run(name), typed, override=bool(typed), display=display)
         late[name] = float(np.mean([record[figure] for record in records(name)[-10:]]))
     assert late["left"] < least < late["mended"]
 
@@ -451,11 +451,11 @@ def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
 
     monkeypatch.setattr(Corpus, "batch", look)
     config = tiny_config(monitor=monitor, trainer=trainer, schedule={"warmup_steps": 1})
-    session.begin(config, named_run("whole"), display=display)
+    training.begin(config, named_run("whole"), display=display)
     whole = list(drawn)
-    session.begin(config, named_run("parts"), stop_at=4, display=display)
-    session.resume(named_run("parts"), stop_at=7, display=display)
-    session.resume(named_run("parts"), display=display)
+    training.begin(config, named_run("parts"), stop_at=4, display=display)
+    training.resume(named_run("parts"), stop_at=7, display=display)
+    training.resume(named_run("parts"), display=display)
     assert drawn[len(whole) :] == whole
     assert same_weights("whole", "parts")
     acts = [(record["step"], record["acts"]) for record in records("whole") if "acts" in record]
@@ -467,7 +467,7 @@ def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
         assert {rows for _, rows in whole} >= {4, 8, 16}
         assert max(rows for _, rows in whole) <= 32
         assert records("whole")[-1]["batch_size"] == whole[-1][1]
-    session.begin(tiny_config(trainer=trainer, schedule={"warmup_steps": 1}), named_run("left"), display=display)
+    training.begin(tiny_config(trainer=trainer, schedule={"warmup_steps": 1}), named_run("left"), display=display)
     assert not same_weights("whole", "left")
 
 

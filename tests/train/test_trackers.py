@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
@@ -134,10 +134,10 @@ def test_a_tracker_gets_config_and_metrics_and_a_resumed_run_goes_on_in_it(
     name: str, store: Store, tiny_config: Make, folder: Path, display: Progress, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = named_run("a")
-    session.begin(tiny_config(trainer={"trackers": [name]}), run, display=display, stop_at=7)
+    training.begin(tiny_config(trainer={"trackers": [name]}), run, display=display, stop_at=7)
     ids = read_ids(run.path)
     assert list(ids) == [name]
-    session.resume(run, display=display)
+    training.resume(run, display=display)
     assert read_ids(run.path) == ids
     own = ids[name]
     assert {one["id"] for one in store.asked} == {own}
@@ -157,7 +157,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
     name: str, store: Store, tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
 ) -> None:
     store.fails = {name}
-    outcome = session.begin(tiny_config(trainer={"trackers": list(NAMES)}), named_run("a"), display=display)
+    outcome = training.begin(tiny_config(trainer={"trackers": list(NAMES)}), named_run("a"), display=display)
     assert outcome.complete
     assert outcome.exit_code == 0
     warned = [line for line in story.getvalue().splitlines() if "the tracker" in line]
@@ -174,7 +174,7 @@ def test_a_tracker_that_does_not_begin_is_no_reason_not_to_train(
         raise RuntimeError("not logged in")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    outcome = session.begin(tiny_config(trainer={"trackers": ["wandb"]}), named_run("a"), display=display)
+    outcome = training.begin(tiny_config(trainer={"trackers": ["wandb"]}), named_run("a"), display=display)
     assert outcome.complete
     assert "the tracker wandb failed (not logged in)" in story.getvalue()
     assert not (outcome.run.path / IDS).exists()
@@ -186,7 +186,7 @@ def test_a_package_that_is_not_there_is_named_before_anything_is_trained(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"{name} is not installed; type: pip install \"adaptive-lm\[trackers\]\""):
-        session.begin(tiny_config(trainer={"trackers": [name]}), named_run("a"), display=display)
+        training.begin(tiny_config(trainer={"trackers": [name]}), named_run("a"), display=display)
     assert not (folder / "runs/a/metrics.jsonl").exists()
 
 
@@ -197,7 +197,7 @@ def test_wandb_sends_nothing_unless_it_is_told_to(
 ) -> None:  # fmt: skip
     if variable:
         monkeypatch.setenv(variable, "online")
-    session.begin(tiny_config(trainer={"trackers": ["wandb"]}), named_run("a"), display=display, stop_at=1)
+    training.begin(tiny_config(trainer={"trackers": ["wandb"]}), named_run("a"), display=display, stop_at=1)
     assert store.asked[0]["mode"] == mode
     assert store.asked[0]["resume"] == "allow"
 
@@ -206,7 +206,7 @@ def test_a_new_run_in_the_place_of_an_old_one_is_another_run(
     store: Store, tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     for _ in range(2):
-        session.begin(
+        training.begin(
             tiny_config(trainer={"trackers": list(NAMES)}), named_run("a"), overwrite=True, display=display, stop_at=1
         )
     assert len({one["id"] for one in store.asked}) == 6
@@ -216,9 +216,9 @@ def test_trackers_may_be_turned_on_and_off_when_a_run_is_resumed(
     store: Store, tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     run = named_run("a")
-    session.begin(tiny_config(trainer={"trackers": ["wandb"]}), run, display=display, stop_at=3)
-    session.resume(run, [{"trainer": {"trackers": ["trackio"]}}], display=display, stop_at=6)
-    session.resume(run, [{"trainer": {"trackers": ["wandb", "trackio"]}}], display=display)
+    training.begin(tiny_config(trainer={"trackers": ["wandb"]}), run, display=display, stop_at=3)
+    training.resume(run, [{"trainer": {"trackers": ["trackio"]}}], display=display, stop_at=6)
+    training.resume(run, [{"trainer": {"trackers": ["wandb", "trackio"]}}], display=display)
     ids = read_ids(run.path)
     assert sorted(store.values[ids["wandb"]]) == [1, 2, 3, *range(7, 13)]
     assert sorted(store.values[ids["trackio"]]) == list(range(4, 13))

@@ -16,7 +16,7 @@ from support import ranks
 from support.ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 
-from adaptive_lm.train import training as session
+from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.run.checkpoint import load_checkpoint
@@ -65,9 +65,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     try:
         for name in sorted({one_of(name): name for name in SAME}.values()):
             alone = make_config(ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
-            session.begin(alone, Run(Path("runs") / one_of(name)))
+            training.begin(alone, Run(Path("runs") / one_of(name)))
         for kind in KINDS:
-            session.begin(config(over({}, kind)), Run(two / "runs" / f"one-{kind}"), stop_at=4)
+            training.begin(config(over({}, kind)), Run(two / "runs" / f"one-{kind}"), stop_at=4)
         meet(Path(ranks.__file__), str(two))
     finally:
         os.chdir(before)
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(places: tuple[Path, Path], k
     before = Path.cwd()
     try:
         os.chdir(places[1])
-        session.resume(half)
+        training.resume(half)
     finally:
         os.chdir(before)
     one = load_checkpoint(places[0] / "runs" / "muon")
@@ -204,7 +204,7 @@ def test_one_process_goes_on_with_what_the_monitor_of_two_did(places: tuple[Path
     before = Path.cwd()
     try:
         os.chdir(places[1])
-        session.resume(Run(half))
+        training.resume(Run(half))
     finally:
         os.chdir(before)
     assert remembered(half) == remembered(whole)
