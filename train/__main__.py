@@ -12,6 +12,7 @@ import sys
 import click
 
 from ..contract.errors import UserError
+from ..contract.streams import guard_streams
 from .commands.train import train
 
 
@@ -20,6 +21,7 @@ def run(arguments: list[str]) -> int:
     from .parallel.world import join, leave
 
     try:
+        guard_streams()
         join()
         code = train.main(arguments, "python -m adaptive_lm.train", standalone_mode=False)
     except click.ClickException as error:

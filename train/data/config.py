@@ -4,23 +4,22 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ..system.section import Section
 from .augment.config import AugmentConfig
 
 TOKENIZER_KINDS = ("bpe", "words", "chars", "bytes")
 DEFAULT_VOCAB_SIZE = 4096
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(Section):
     """One source of text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     """A file, a folder, a pattern such as `src/**/*.py`, `hf:NAME[:CONFIG[:SPLIT]]` or `builtin:NAME`. A relative path
     is looked up in `data.dir`; `~` is the home folder."""
-    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    weight: float | None = Field(default=None, gt=0)
     """The share of the training windows that come from this source, above 0. Sources without a weight share what the
     others leave, each in proportion to its tokens. Not for sources with `epochs`."""
     text_field: str | None = None
@@ -39,10 +38,8 @@ class SourceConfig(BaseModel):
         return path
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """The text of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str | SourceConfig, ...] = ()
     """Sources of training text: paths, where `PATH@0.3` gives a weight, or `{path, weight, text_field, epochs,
@@ -103,10 +100,8 @@ class DataConfig(BaseModel):
         )
 
 
-class TokenizerConfig(BaseModel):
+class TokenizerConfig(Section):
     """How text becomes tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str = "bpe"
     """`bpe` (byte-level, trained on the training text), `words` (words and punctuation), `chars`, `bytes`, or the path

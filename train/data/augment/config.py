@@ -1,20 +1,20 @@
 """How training text is varied: the `data.augment` section. Off by default; held-out text is never touched."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ...system.section import Section
 
 WORDNET = "wordnet"
 BUILTIN = "builtin"
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(Section):
     """Variation of training text, for small texts that are read many times.
 
     All of it is a function of seed, epoch and window, so a resumed run goes on exactly; each epoch varies the text
     anew. Words are dropped and shuffled while a window is read; synonyms and templates rewrite the text before it is
     tokenised, in `variants` copies that take turns with the text itself, epoch by epoch.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     word_dropout: float = Field(default=0.0, ge=0, lt=1)
     """The share of tokens, from 0 to below 1, that are replaced where the model sees them, while its targets stay (Xie

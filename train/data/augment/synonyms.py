@@ -115,7 +115,7 @@ def read_values(setting: str, path: Path) -> Any:
         raise UserError(f"{path} has the extension {path.suffix or '(none)'!r}; expected .json or .yaml, .tsv or .txt")
     text = read_setting(setting, path)
     try:
-        return load_yaml(text)  # JSON is YAML
+        return json.loads(text) if path.suffix == ".json" else load_yaml(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from None
 
