@@ -6,7 +6,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ROOMS  := contract runtime train export serve
 NAME   := demo
-PYTEST_FLAGS ?= -n auto
+PYTEST_FLAGS ?= -n auto --dist worksteal
+# What `make check` runs: the rules of the house, the contract, the data, the config, the runtime, and one tiny export.
+FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/test_config.py tests/train/test_golden.py \
+          tests/train/model/test_config.py tests/train/model/test_reference.py tests/export/test_export_cli.py \
+          tests/export/test_parity.py tests/test_house.py tests/test_docs_site.py tests/test_reliability.py
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
@@ -40,12 +44,12 @@ demo: $(STAMP)
 	$(BIN)/adaptive generate --model runs/$(NAME)/model --temperature 0 "How do mountains form?"
 	$(BIN)/adaptive bench --model runs/$(NAME)/model
 
-# Types and tests run side by side: each keeps one core busy.
+# Types and tests run side by side.
 check: style
 	@$(MAKE) --no-print-directory -j2 types fast
 
 fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'fast and not slow' tests
+	$(BIN)/python -m pytest -q -n auto -m 'not slow' --ignore tests/runtime/test_calibrate.py $(FAST)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
