@@ -1,4 +1,4 @@
-"""Runs an exported model: numpy, onnxruntime and tokenizers, never torch, never onnx.
+"""Run an exported model: numpy, onnxruntime and tokenizers, never torch, never onnx.
 
     from adaptive_lm.runtime import Params, load
 
@@ -8,8 +8,7 @@
 The names below are imported when they are first used, so that the command line starts without numpy.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..contract.errors import UserError
@@ -19,22 +18,27 @@ if TYPE_CHECKING:
     from .format.manifest import Manifest
     from .generation.engine import Engine, Generation, Params, Token, load
     from .generation.tokenizer import Tokenizer
+else:
+    from ..contract.lazy import lazy_names
 
-_HOME = {
-    "Dial": "dial",
-    "Engine": "generation.engine",
-    "Generation": "generation.engine",
-    "Manifest": "format.manifest",
-    "Params": "generation.engine",
-    "Session": "execution.session",
-    "Step": "execution.session",
-    "Thresholds": "dial",
-    "Token": "generation.engine",
-    "Tokenizer": "generation.tokenizer",
-    "Usage": "execution.cost",
-    "UserError": ".contract.errors",
-    "load": "generation.engine",
-}
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Dial": "dial",
+            "Engine": "generation.engine",
+            "Generation": "generation.engine",
+            "Manifest": "format.manifest",
+            "Params": "generation.engine",
+            "Session": "execution.session",
+            "Step": "execution.session",
+            "Thresholds": "dial",
+            "Token": "generation.engine",
+            "Tokenizer": "generation.tokenizer",
+            "Usage": "execution.cost",
+            "UserError": ".contract.errors",
+            "load": "generation.engine",
+        },
+    )
 
 __all__ = [
     "Dial",
@@ -51,9 +55,3 @@ __all__ = [
     "UserError",
     "load",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
