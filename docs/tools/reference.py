@@ -19,6 +19,8 @@ from pydantic_core import PydanticUndefined
 
 PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "null", Any: "anything"}
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+HUGE = 2**31
+"""Bounds from here on only keep a number inside its machine type; a reader has no use for them."""
 
 
 class Field(NamedTuple):
@@ -161,7 +163,8 @@ def range_in_words(metadata: Sequence[Any]) -> str:
     parts = []
     for one in metadata:
         for one_rule in getattr(one, "metadata", None) or [one]:  # an Annotated alias keeps a FieldInfo inside
-            parts += [f"{words} {getattr(one_rule, name)}" for name, words in BOUNDS.items() if hasattr(one_rule, name)]
+            bounds = ((words, getattr(one_rule, name, None)) for name, words in BOUNDS.items())
+            parts += [f"{words} {bound}" for words, bound in bounds if bound is not None and abs(bound) < HUGE]
             if getattr(one_rule, "min_length", None):
                 parts.append("not empty")
             if getattr(one_rule, "pattern", None):
