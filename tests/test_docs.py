@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+from test_house import LAYERS
 
 from adaptive_lm.serve.cli import group
 
@@ -173,6 +174,27 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in map(slug, headings), f"{path} has no heading for #{anchor}"
+
+
+def test_the_architecture_lists_the_layers_that_are_enforced() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = {
+        room: [set(layer.split(", ")) for layer in layers.split(" · ")]
+        for room, layers in re.findall(r"^- `(\w+)`: (.+)$", page, re.MULTILINE)
+    }
+    enforced = {
+        room: [set(layer) for layer in layers if layer != ("__main__",)]
+        for room, layers in LAYERS.items()
+        if room != "serve"
+    }
+    assert listed == enforced
+
+
+def test_the_architecture_has_a_row_for_each_package() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("|"))
+    packages = {f"{room}/{path.name}" for room in LAYERS for path in (ROOT / room).iterdir() if any(path.glob("*.py"))}
+    assert {package for package in packages if f"`{package}`" not in rows} == set()
 
 
 @pytest.fixture(scope="module")

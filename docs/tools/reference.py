@@ -5,6 +5,7 @@ Markdown comes out; `hooks.py` puts it where a page says `<!-- generated: NAME -
 
 import ast
 import inspect
+import itertools
 import json
 import re
 import textwrap
@@ -249,15 +250,20 @@ def commands_page() -> str:
 
 
 def help_as_markdown(text: str) -> str:
-    """Turn click's help text into Markdown: `\\b` paragraphs keep their lines, an example becomes a code block."""
+    """Turn click's help text into Markdown.
+
+    The example and the indented lines of a `\\b` paragraph become code blocks.
+    """
     paragraphs = []
     for paragraph in inspect.cleandoc(text.partition("\f")[0]).split("\n\n"):
-        kept = paragraph.startswith("\b")
+        keeps_lines = paragraph.startswith("\b")
         words = paragraph.lstrip("\b").strip("\n")
         if words.startswith("Example: "):
             paragraphs.append(f"Example:\n\n```sh\n{words.removeprefix('Example: ')}\n```")
-        elif kept:
-            paragraphs.append(f"```text\n{words}\n```")
+        elif keeps_lines:
+            for is_code, lines in itertools.groupby(words.splitlines(), lambda line: line.startswith("  ")):
+                block = "\n".join(lines)
+                paragraphs.append(f"```sh\n{textwrap.dedent(block)}\n```" if is_code else escaped(block))
         else:
             paragraphs.append(escaped(words))
     return "\n\n".join(paragraphs)
