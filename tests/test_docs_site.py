@@ -102,6 +102,18 @@ def test_every_command_and_every_option_is_on_the_page_of_commands(reference: Mo
         assert re.search(rf"Example:\n\n```sh\nadaptive {name}", part), f"adaptive {name} has no example"
 
 
+def test_the_lines_of_a_help_text_that_are_not_wrapped_become_prose_and_code(reference: ModuleType) -> None:
+    help_text = "First.\n\n\b\nIn two parts:\n  adaptive a\n  adaptive b\nThen this.\n\n\b\nExample: adaptive c"
+    assert reference.help_as_markdown(help_text).split("\n\n") == [
+        "First.",
+        "In two parts:",
+        "```sh\nadaptive a\nadaptive b\n```",
+        "Then this.",
+        "Example:",
+        "```sh\nadaptive c\n```",
+    ]
+
+
 def test_help_does_not_become_markup(reference: ModuleType) -> None:
     assert reference.escaped("a*b <c> `d*e` [x>=1]") == r"a\*b &lt;c> `d*e` \[x>=1\]"
 
