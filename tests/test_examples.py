@@ -1,9 +1,9 @@
 """The programs in examples/ run as their first lines say."""
 
-import os
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,18 +18,22 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def run(folder: Path, script: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ADAPTIVE_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a script of examples/ in a folder of its own, as `python` would, and return what it printed on stdout."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADAPTIVE_CACHE", str(tmp_path / "cache"))
+
+    def program(name: str, *arguments: str) -> str:
+        script = str(ROOT / "examples" / name)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        runpy.run_path(script, run_name="__main__")
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return printed.out
+
+    return program
 
 
 def own_text(folder: Path) -> str:
@@ -43,25 +47,24 @@ def test_an_example_begins_with_a_command_that_runs_it(path: Path) -> None:
     assert re.search(rf"^python examples/{path.name} ", first, re.MULTILINE)
 
 
-def test_tokens_are_streamed_with_their_usage(tmp_path: Path) -> None:
+def test_tokens_are_streamed_with_their_usage(tmp_path: Path, run: Callable[..., str]) -> None:
     write_run(tmp_path / "run", tokenizer="bytes")
     (tmp_path / "run" / CHAT_TEMPLATE).write_text(ChatTemplate().text, encoding="utf-8")
     model = run_export(str(tmp_path / "run")).folder
-    lines = run(tmp_path, ROOT / "examples" / "stream_tokens.py", str(model), "the sun").splitlines()
+    lines = run("stream_tokens.py", str(model), "the sun").splitlines()
     assert lines
     assert all(re.search(r" \|.* \d+% +[\d.]+ ms$", line) for line in lines)
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_from_python(tmp_path: Path) -> None:
-    printed = run(tmp_path, ROOT / "examples" / "train_from_python.py", own_text(tmp_path), "--steps", "10")
+def test_a_run_is_trained_from_python(tmp_path: Path, run: Callable[..., str]) -> None:
+    printed = run("train_from_python.py", own_text(tmp_path), "--steps", "10")
     assert re.search(r"held-out loss \d\.\d+, [1-4]\.\d\d of 4 experts per token", printed)
 
 
 @pytest.mark.slow
-def test_one_expert_costs_less_than_all_that_the_router_wants(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "your_own_text.py"
-    printed = run(tmp_path, script, own_text(tmp_path), "--steps", "20", "--prompt", "the sun ")
+def test_one_expert_costs_less_than_all_that_the_router_wants(tmp_path: Path, run: Callable[..., str]) -> None:
+    printed = run("your_own_text.py", own_text(tmp_path), "--steps", "20", "--prompt", "the sun ")
     trained, least = (int(share) for share in re.findall(r"^ *(\d+)% of the FLOPs", printed, re.MULTILINE))
     assert least < trained
 

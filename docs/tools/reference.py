@@ -5,6 +5,7 @@ Markdown comes out; `hooks.py` puts it where a page says `<!-- generated: NAME -
 
 import ast
 import inspect
+import itertools
 import json
 import re
 import textwrap
@@ -19,6 +20,8 @@ from pydantic_core import PydanticUndefined
 
 PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "null", Any: "anything"}
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+HUGE = 2**31
+"""Bounds from here on only keep a number inside its machine type; a reader has no use for them."""
 
 
 class Field(NamedTuple):
@@ -161,7 +164,8 @@ def range_in_words(metadata: Sequence[Any]) -> str:
     parts = []
     for one in metadata:
         for one_rule in getattr(one, "metadata", None) or [one]:  # an Annotated alias keeps a FieldInfo inside
-            parts += [f"{words} {getattr(one_rule, name)}" for name, words in BOUNDS.items() if hasattr(one_rule, name)]
+            bounds = ((words, getattr(one_rule, name, None)) for name, words in BOUNDS.items())
+            parts += [f"{words} {bound}" for words, bound in bounds if bound is not None and abs(bound) < HUGE]
             if getattr(one_rule, "min_length", None):
                 parts.append("not empty")
             if getattr(one_rule, "pattern", None):
@@ -246,15 +250,20 @@ def commands_page() -> str:
 
 
 def help_as_markdown(text: str) -> str:
-    """Turn click's help text into Markdown: `\\b` paragraphs keep their lines, an example becomes a code block."""
+    """Turn click's help text into Markdown.
+
+    The example and the indented lines of a `\\b` paragraph become code blocks.
+    """
     paragraphs = []
     for paragraph in inspect.cleandoc(text.partition("\f")[0]).split("\n\n"):
-        kept = paragraph.startswith("\b")
+        keeps_lines = paragraph.startswith("\b")
         words = paragraph.lstrip("\b").strip("\n")
         if words.startswith("Example: "):
             paragraphs.append(f"Example:\n\n```sh\n{words.removeprefix('Example: ')}\n```")
-        elif kept:
-            paragraphs.append(f"```text\n{words}\n```")
+        elif keeps_lines:
+            for is_code, lines in itertools.groupby(words.splitlines(), lambda line: line.startswith("  ")):
+                block = "\n".join(lines)
+                paragraphs.append(f"```sh\n{textwrap.dedent(block)}\n```" if is_code else escaped(block))
         else:
             paragraphs.append(escaped(words))
     return "\n\n".join(paragraphs)

@@ -58,11 +58,15 @@ def show_tokens(tokens: Sequence[Token], manifest: Manifest) -> None:
 
 
 def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
-    """Colour the text of each token by its share of dense FLOPs, on a scale from `low` to `high`."""
+    """Colour the text of each token by its share of dense FLOPs, on a scale from `low` to `high`.
+
+    White space before the first word, which shows no colour, is left out.
+    """
     text = Text()
     for token in tokens:
         place = (token.usage.flops_share - low) / (high - low) if high > low else 0.5
-        text.append(printable(token.text, lines=True), style=SCALE[min(int(place * len(SCALE)), len(SCALE) - 1)])
+        shown = printable(token.text if text else token.text.lstrip(), lines=True)
+        text.append(shown, style=SCALE[min(int(place * len(SCALE)), len(SCALE) - 1)])
     return text
 
 

@@ -29,15 +29,21 @@ class Sampling:
     """How to choose; the filters act in this order, each on what the one before left."""
 
     temperature: float = 0.8
-    """Divides the logits; 0 takes the most probable token."""
+    """Divides the logits, 0 to 1,000,000; 0 takes the most probable token."""
     top_k: int | None = None
-    """Keep the k most probable tokens; None keeps all."""
+    """Keep the k most probable tokens, at least 1; None keeps all."""
     top_p: float = 1.0
-    """Keep the fewest most probable tokens that hold this mass. Source: Holtzman et al. 2019 (arXiv 1904.09751)."""
+    """Keep the fewest most probable tokens that hold this mass, above 0, at most 1.
+
+    Source: Holtzman et al. 2019 (arXiv 1904.09751).
+    """
     min_p: float = 0.0
-    """Keep tokens at least this times as probable as the first. Source: Nguyen et al. 2024 (arXiv 2407.01082)."""
+    """Keep tokens at least this times as probable as the first, 0 to 1.
+
+    Source: Nguyen et al. 2024 (arXiv 2407.01082).
+    """
     repetition_penalty: float = 1.0
-    """Logits of tokens already seen are divided (if above 0) or multiplied by it; 1 changes nothing.
+    """Logits of tokens already seen are divided (if above 0) or multiplied by it, 0.01 to 100; 1 changes nothing.
 
     Source: Keskar et al. 2019 (arXiv 1909.05858), section 4.1.
     """

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +151,15 @@ def test_colours_follow_the_share_of_flops_on_a_terminal(
     assert "\x1b[" in result.stderr
     assert "share of dense FLOPs: " in result.stderr
     assert "\x1b[" not in result.stdout
+
+
+def test_the_coloured_text_begins_at_its_first_word() -> None:
+    from adaptive_lm.runtime.generation.render import coloured
+
+    tokens: Any = [
+        SimpleNamespace(text=text, usage=SimpleNamespace(flops_share=0.5)) for text in ("\n ", " Mo", "on", " a")
+    ]
+    assert coloured(tokens, 0.4, 0.6).plain == "Moon a"
 
 
 def test_a_model_cannot_steer_the_terminal_from_the_table() -> None:
