@@ -19,7 +19,7 @@ HEADINGS = ["## Context", "## Decision", "## Numbers", "## What would change our
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    """The generator of the reference pages, which is no part of the package."""
+    """Import the generator of the reference pages, which is not part of the package."""
     spec = importlib.util.spec_from_file_location("reference", DOCS / "tools" / "reference.py")
     assert spec is not None
     assert spec.loader is not None

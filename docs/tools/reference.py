@@ -246,7 +246,7 @@ def commands_page() -> str:
 
 
 def help_as_markdown(text: str) -> str:
-    """Turn click's help text into Markdown: `\\b` paragraphs keep their lines, an example becomes a code block."""
+    r"""Turn click's help text into Markdown: `\b` paragraphs keep their lines, an example becomes a code block."""
     paragraphs = []
     for paragraph in inspect.cleandoc(text.partition("\f")[0]).split("\n\n"):
         kept = paragraph.startswith("\b")

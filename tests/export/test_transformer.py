@@ -40,7 +40,7 @@ def ids() -> np.ndarray:
 
 @cache
 def judged(name: str, b: int) -> reference.Result:
-    """The plain model's result for sequence b, B = 1. It is causal, so it holds for a part of the sequence too."""
+    """Return the plain model's result for sequence b, B = 1. It is causal, so it also gives that of each prefix."""
     found = judge(model_of(name), torch.from_numpy(ids()[b : b + 1]), thresholds_of(name, b))
     assert not found.near_ties().any(), "choose another seed: these decisions may fall either way"
     return found

@@ -41,7 +41,7 @@ def saver(run: Path, tiny_config: Make, display: Progress) -> Saver:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Saves begin to write when the event is set."""
+    """Return an event that saves wait for before they write."""
     opened, write = threading.Event(), saving.save_checkpoint
 
     def wait_and_write(*arguments: Any) -> Path:

@@ -88,7 +88,7 @@ def test_a_run_stopped_during_and_after_its_warm_up_resumes_bit_for_bit(
 def test_a_run_whose_time_ends_in_an_evaluation_is_complete_only_after_the_next_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it is killed between these two saves, a resume must still take the last step."""
+    """A run that is killed between these two saves must take the last step when it is resumed."""
     now = [0.0]
     monkeypatch.setattr(Clock, "now", staticmethod(lambda: now[0]))
     evaluate = Heldout.evaluate

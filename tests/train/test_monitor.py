@@ -1,4 +1,4 @@
-"""What a run watches in itself, its alarms, and what it does about them (T36)."""
+"""The monitor of a run: figures, alarms and acts (T36)."""
 
 import io
 from collections.abc import Callable
@@ -344,7 +344,7 @@ def test_a_cure_that_is_typed_again_goes_further() -> None:
 
 
 def drawn_to(probs: Callable[[ModelOutput], torch.Tensor]) -> Callable[..., Any]:
-    """A training loss that draws all tokens to one choice, of which `probs` are the probabilities."""
+    """Make a training loss that draws all tokens to one choice; `probs` reads the probabilities of the choices."""
     compute = curriculum.training_loss
 
     def pulled(model: Transformer, out: ModelOutput, *arguments: Any, **options: Any) -> Any:

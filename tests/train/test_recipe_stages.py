@@ -32,7 +32,7 @@ def typed(*arguments: str) -> Result:
 
 @pytest.fixture
 def short(folder: Path) -> list[str]:
-    """The recipe on five lines of its format, with few epochs."""
+    """Shorten the recipe to five lines of data in its format and few epochs."""
     (folder / "pretraining_data.json").write_text(json.dumps(FACTS))
     (folder / "chat_training_data.json").write_text(json.dumps(LINES))
     sources = [{"path": f"{name}_data.json", "epochs": 6} for name in ("pretraining", "chat_training")]
@@ -44,8 +44,7 @@ def short(folder: Path) -> list[str]:
 
 
 def configs() -> dict[str, Any]:
-    found = staged("science-qa", "all", "s", [])
-    return {run.name: config for config, run in found}
+    return {run.name: config for config, run in staged("science-qa", "all", "s", [])}
 
 
 def test_the_stages_go_from_a_dense_model_to_the_whole_recipe_one_step_at_a_time() -> None:

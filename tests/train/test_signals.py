@@ -28,7 +28,7 @@ Make = Callable[..., RunConfig]
 
 
 def at_step(number: int, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends this process a signal while step `number` (0, 1, ...) draws its batch."""
+    """Send this process a signal while step `number` (0, 1, ...) draws its batch."""
     draw = Corpus.batch
 
     def draw_and_send(self: Corpus, first: int, batch_size: int, length: int) -> Any:

@@ -27,7 +27,7 @@ NAMES = ("wandb", "mlflow", "trackio")
 
 
 class Store:
-    """What all fakes were given, by the id of the run."""
+    """The calls of all fakes, by the id of the run."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[int, dict[str, float]]] = {}
@@ -113,7 +113,7 @@ class MlflowClient:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The fakes, in place of the packages."""
+    """Put the fakes in place of the packages."""
     found = Store()
     client = type("MlflowClient", (MlflowClient,), {"store": found})
     entities = SimpleNamespace(

@@ -13,7 +13,7 @@ Settings = dict[str, Any]
 
 
 class Cure(NamedTuple):
-    """What to know and what to type after an alarm."""
+    """Advice after an alarm: the causes, and the command to type."""
 
     meaning: str
     settings: Settings

@@ -1,4 +1,4 @@
-"""The order of windows: permutations that are permutations, random enough, and the same for ever."""
+"""The order of windows: true permutations, random enough, that no later version may change."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What may stand after --data, and what is said when nothing is behind it."""
+"""The values of --data, and the errors for sources that do not exist."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Sources one after the other, each read so many times."""
+"""Sources read one after the other, each for its number of epochs."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ class Counted:
 
 
 def staged(write, corpus_of, *epochs, pack="stream"):
-    """A corpus of sources "aaa...", "bbb...", each 720 training characters, read so often."""
+    """Make a corpus of sources "aaa...", "bbb...", each 720 training characters, with this number of epochs each."""
     sources = [
         SourceConfig(path=write(f"{name}.txt", name * 800), epochs=count)
         for name, count in zip("abc", epochs, strict=False)
@@ -33,7 +33,7 @@ def staged(write, corpus_of, *epochs, pack="stream"):
 
 
 def sources_of(corpus, steps, batch_size=4):
-    """The letter of each window, in the order in which they come."""
+    """List the letter of each window, in training order."""
     rows = corpus.batch(0, steps * batch_size, LENGTH).ids
     return [decoded(corpus, row)[-1] for row in rows]
 

@@ -86,7 +86,7 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_every_weight_matters_to_the_plain_model(name: str) -> None:
-    """Where everything runs, or else where little does: some weights only move a threshold."""
+    """Each weight matters where everything runs or where little does: some weights only move a threshold."""
     config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
     everything = reference.ThresholdArrays(*(limit.numpy() for limit in even_thresholds(config.num_layers)))

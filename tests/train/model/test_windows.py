@@ -24,7 +24,7 @@ FELT = 1e-3
 
 
 def one_layer(training: bool = False, **attention: Any) -> Transformer:
-    """A seeded model of one layer, so that what a token sees is what its window holds."""
+    """Build a seeded model of one layer, so that a token sees exactly the tokens in its window."""
     model = Transformer(variant(num_layers=1, attention={"window_least": 2, **attention}))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
