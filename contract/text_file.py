@@ -95,7 +95,7 @@ def decoded(open_pieces: Pieces, name: str) -> Iterator[tuple[bytes, str]]:
 
 
 def _with_whole_mark(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Give the same bytes, the first piece long enough to hold a byte order mark; an empty piece ends them."""
+    """Return the same bytes, the first piece long enough to hold a byte order mark; an empty piece ends them."""
     source = iter(pieces)
     first = b""
     while len(first) < _MARK_BYTES and (piece := next(source, b"")):

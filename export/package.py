@@ -62,7 +62,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _replaceable(out: Path) -> bool:
-    """Tell whether `out` is empty or an exported model; other programs also write a manifest.json."""
+    """Return whether `out` is empty or an exported model; other programs also write a manifest.json."""
     if not out.is_dir() or not (out / MANIFEST).exists():
         return out.is_dir() and not any(out.iterdir())
     try:

@@ -58,7 +58,7 @@ class Comparison:
     """The first wrong decision of each window, for the user."""
 
     def passes(self, tolerance: float) -> bool:
-        """Tell whether decisions and logits agree within the tolerance."""
+        """Return whether decisions and logits agree within the tolerance."""
         few_ties = not self.capped or self.near_ties <= max(NEAR_TIES * self.tokens, 1)
         return not self.wrong_decisions and few_ties and self.largest_difference <= tolerance and self.tokens > 0
 

@@ -31,7 +31,7 @@ def test_a_warm_up_in_steps_tokens_or_epochs_equals_one_of_the_same_share(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
-    corpus = prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
+    corpus = prepare(tiny_config().data, tiny_config().tokenizer, seed=0, log=lambda _: None)
     same: dict[str, dict[str, Any]] = {
         "share": {"warmup_share": 0.5},
         "steps": {"warmup_steps": 6},

@@ -225,7 +225,7 @@ def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
     assert all(said in record["alarms"][0] for record in records("a") if "alarms" in record)
     assert "expected at most 0.001: the residual stream after this layer is far too large" in story.getvalue()
     resume = "adaptive train --resume --name a --override-resume --set monitor.act=lr"
-    assert f"step 8: to mend it, stop with Ctrl-C and type: {resume}\n" in story.getvalue()
+    assert f"step 8: to correct it, stop with Ctrl-C and type: {resume}\n" in story.getvalue()
 
 
 def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_again(
@@ -317,7 +317,7 @@ def test_what_an_alarm_says_to_type_is_accepted_by_the_run_that_raised_it(
     training.begin(config, named_run("a"), stop_at=2, display=display)
     before, record = load_checkpoint(Path("runs/a")).config, records("a")[-1]
     assert all(outside.partition(" ")[0] in each for each in record["alarms"])
-    line = next(each for each in story.getvalue().splitlines() if "to mend it" in each)
+    line = next(each for each in story.getvalue().splitlines() if "to correct it" in each)
     command = line.partition("type: ")[2]
     settings = [each.split()[0] for each in command.split(" --set ")[1:]]
     assert command.startswith("adaptive train --resume --name a --override-resume --set ")

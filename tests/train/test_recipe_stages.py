@@ -148,7 +148,7 @@ def test_a_signal_in_a_stage_ends_all_stages(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(training, "begin", begin)
     done = typed("science-qa", "--stage", "all", "--name", "s")
     assert (done.exit_code, done.stdout) == (143, "runs/s-baseline\nruns/s-stage1\n")
-    assert "saved at step 3; go on with: adaptive train --resume --name s-stage1" in done.stderr
+    assert "saved at step 3; resume with: adaptive train --resume --name s-stage1" in done.stderr
 
 
 def test_a_failed_gate_of_one_stage_makes_the_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

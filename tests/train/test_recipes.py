@@ -103,6 +103,6 @@ def test_the_files_of_science_qa_have_the_vocabulary_that_its_size_assumes(tmp_p
 
     over = {"data": {"dir": str(SCIENCE), "cache_dir": str(tmp_path)}}
     config = make_config(read_recipe("science-qa"), [over])
-    corpus = prepare(config.data, config.tokenizer, seed=0, length=config.sequence_length, say=lambda _: None)
+    corpus = prepare(config.data, config.tokenizer, seed=0, length=config.sequence_length, log=lambda _: None)
     assert corpus.vocab_size == 2615
     assert "</s>" not in corpus.heldout_text(10**6)

@@ -110,7 +110,7 @@ def test_a_run_stopped_before_at_and_after_the_end_of_an_epoch_equals_a_run_in_o
     Path("short.txt").write_text(text_file.read_text()[:740])
     config = tiny_config(data={"sources": ["short.txt"]})
     whole = trained(config, "whole", display)
-    corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+    corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
     assert corpus.train_tokens // 32 == 20
     assert_same(whole, trained(config, "parts", display, (stop,)))
 

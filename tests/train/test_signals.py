@@ -147,7 +147,7 @@ def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143
     assert time.monotonic() - started < 5
-    assert "SIGTERM: finishing the step, then saving runs/a; once more ends it at once" in said
+    assert "SIGTERM: finishing the step, then saving runs/a; once more ends it immediately" in said
     assert load_checkpoint("runs/a").step == 5
 
 
@@ -167,7 +167,7 @@ def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, fold
     assert process.returncode == 130, said
     step = load_checkpoint("runs/a").step
     assert step > 0
-    typed = re.search(rf"saved at step {step}; go on with: adaptive (.*)", said)
+    typed = re.search(rf"saved at step {step}; resume with: adaptive (.*)", said)
     assert typed is not None, said
     assert out == "runs/a\n"
     again = [*adaptive, *typed[1].split(), "--stop-at", str(step + 3)]

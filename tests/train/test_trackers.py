@@ -161,7 +161,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
     assert outcome.complete
     assert outcome.exit_code == 0
     warned = [line for line in story.getvalue().splitlines() if "the tracker" in line]
-    assert warned == [f"warning: the tracker {name} failed (no route to host); the run goes on without it"]
+    assert warned == [f"warning: the tracker {name} failed (no route to host); the run continues without it"]
     others = [own for other, own in read_ids(outcome.run.path).items() if other != name]
     assert all(len(store.values[own]) == 12 for own in others)
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 EPILOG = """\b
-A run ends after --steps or --max-seconds; one of them on the command line switches off the recipe's other.
+A run ends after --steps or --max-seconds. If you give one of them, the recipe's value of the other is ignored.
 Train with two processes on this machine (for several machines see docs/multi-node.md):
   adaptive train quickstart --nproc 2
 Train in two parts; on a CPU the result is the same to the last bit:
@@ -36,15 +36,21 @@ Example: adaptive train quickstart --name demo
     help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT gives it a weight. Repeat to mix.",
 )
 @click.option("--val", metavar="SRC", help="Held-out text; by default the last part of each source.")
-@click.option("--data-dir", metavar="DIR", help="The folder of the files that a recipe names, as science-qa does.")
+@click.option(
+    "--data-dir",
+    metavar="DIR",
+    help="Folder of the files that a recipe such as science-qa names; by default the current one.",
+)
 @click.option(
     "--stage",
     type=click.Choice(["baseline", "1", "2", "3", "4", "all"]),
     help="Train a stage of the recipe as run NAME-baseline or NAME-stageN, or all of them in order.",
 )
-@click.option("--text-field", metavar="FIELD", help="The field of a record that holds the text.")
+@click.option(
+    "--text-field", metavar="FIELD", help="Field of a record that holds the text; by default the usual names are tried."
+)
 @click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Size of a bpe or words vocabulary.")
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Largest vocabulary of bpe or words; by default 4096.")
 @click.option(
     "--name",
     metavar="NAME",
@@ -60,9 +66,9 @@ Example: adaptive train quickstart --name demo
     "--stop-at",
     type=click.IntRange(min=1),
     metavar="STEP",
-    help="Stop after this step and save; --resume goes on from there.",
+    help="Stop after this step and save; --resume continues from there.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Decides the initial weights and the order of the text.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the initial weights and of the order of the text.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu or cuda.")
 @click.option(
     "--compile/--no-compile",
@@ -77,18 +83,18 @@ Example: adaptive train quickstart --name demo
     help="Recompute activations in the backward pass, to save memory.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with run NAME (by default the newest) from its newest good checkpoint."
+    "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."
 )
 @click.option(
     "--override-resume",
     is_flag=True,
-    help="Let --resume change rates, schedule, losses or batch size; the run notes it.",
+    help="Let --resume change rates, schedule, losses or batch size; the change is logged.",
 )
 @click.option("--overwrite", is_flag=True, help="Delete run NAME if it exists, and begin again.")
 @click.option(
     "--begin-or-resume",
     is_flag=True,
-    help="Begin run NAME, or go on with it if it has a checkpoint: for jobs that are restarted.",
+    help="Begin run NAME, or resume it if it has a checkpoint: for jobs that are restarted.",
 )
 @click.option(
     "--nproc",
@@ -155,14 +161,14 @@ class Request:
         """Raise UsageError if the options ask for more than one thing at a time."""
         if self.resume + self.overwrite + self.begin_or_resume > 1:
             raise click.UsageError(
-                "--resume goes on with a run, --overwrite deletes it, --begin-or-resume does either; give one of them"
+                "--resume continues a run, --overwrite replaces it, --begin-or-resume does either as needed; give one"
             )
         if self.begin_or_resume and (self.name is None or self.stage is not None):
             raise click.UsageError("--begin-or-resume needs the run's --name, and no --stage")
         if self.override_resume and not self.resume:
-            raise click.UsageError("--override-resume changes a run that goes on; give --resume with it")
+            raise click.UsageError("--override-resume changes settings when a run is resumed; give --resume with it")
         if self.stage is not None and (self.recipe is None or self.resume):
-            raise click.UsageError("--stage begins stages of a RECIPE; go on with one by --resume --name NAME-stageN")
+            raise click.UsageError("--stage begins stages of a RECIPE; resume a stage with --resume --name NAME-stageN")
         if self.stage == "all" and (self.stop_at or self.print_config):
             raise click.UsageError("--stop-at and --print-config need one stage: give --stage baseline, 1, 2, 3 or 4")
 
@@ -173,7 +179,7 @@ class Request:
         return [flag_values(**self.flags), *(parse_setting(setting) for setting in self.settings)]
 
     def stem(self, recipe: str | None) -> str:
-        """Return what a run without a name is named after: its recipe, or else its text."""
+        """Return the default name of a run without its number: that of its recipe, or else of its text."""
         source = self.flags["sources"][0] if recipe is None else recipe
         return recipe or Path(source.rpartition("@")[0] or source).stem.rpartition(":")[2]
 

@@ -108,7 +108,7 @@ def _listed(files: Sequence[Path]) -> str:
 
 
 def _snapshot(path: Path) -> Path:
-    """Give the current snapshot of a data set in the cache of the Hugging Face hub; any other folder as it is."""
+    """Return the current snapshot of a data set in the cache of the Hugging Face hub; any other folder as it is."""
     snapshots = path / "snapshots"
     if not (snapshots.is_dir() and (path / "blobs").is_dir()):
         return path

@@ -45,6 +45,6 @@ def corpus_of(said: list[str]) -> Callable[..., Corpus]:
     ) -> Corpus:
         said.clear()
         config = DataConfig(sources=sources, **data)
-        return prepare(config, TokenizerConfig(kind=tokenizer, vocab_size=vocab_size), seed=seed, say=said.append)
+        return prepare(config, TokenizerConfig(kind=tokenizer, vocab_size=vocab_size), seed=seed, log=said.append)
 
     return corpus_of

@@ -71,7 +71,7 @@ def test_nproc_passes_a_signal_on_and_keeps_the_exit_code(place: Path) -> None:
     assert load_checkpoint(run).step == max(steps_of(run))
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: runs/a exists already; go on with it:")
+    assert again.stderr.startswith("error: runs/a exists already; resume it:")
     assert again.stderr.count("\n") == 1
     assert again.stdout == ""
 

@@ -45,7 +45,7 @@ def named_as_code(name: str) -> bool:
 
 
 def looks_like_code(text: str) -> bool:
-    """Tell whether a text is code by its lines.
+    """Return whether a text is code by its lines.
 
     At least SHARE of them are statements, calls, assignments, markup or end in a brace. A text of one line must be one
     statement; a fence of three backticks is code whatever it holds.

@@ -130,7 +130,7 @@ class NoisyWindows:
         self._windows, self._noise, self._key = windows, noise, key
 
     def row(self, number: int, length: int) -> Row:
-        """Give window `number` of the series."""
+        """Return window `number` of the series."""
         return self._noise.row(self._windows.row(number, length), mix(self._key, number, length))
 
     def count(self, epochs: int, length: int) -> int:

@@ -27,7 +27,7 @@ def record_of(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 
 def repeated_names(names: Iterable[str]) -> frozenset[str]:
-    """Give the names that stand more than once."""
+    """Return the names that stand more than once."""
     return frozenset(name for name, count in Counter(names).items() if count > 1)
 
 

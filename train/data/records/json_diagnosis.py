@@ -104,7 +104,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
 
 
 def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
-    """Tell whether all of `text` is the beginning of a JSON value that has no end."""
+    """Return whether all of `text` is the beginning of a JSON value that has no end."""
     text = text.rstrip()
     rest = text[error.pos :]
     at_end = (
@@ -118,7 +118,7 @@ def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def _is_open(text: str) -> bool:
-    """Tell whether a string or a bracket is open at the end of `text`, and no bracket closes another kind."""
+    """Return whether a string or a bracket is open at the end of `text`, and no bracket closes another kind."""
     closing: list[str] = []
     for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{\]}]', text, flags=re.DOTALL):
         match token[0][0]:
@@ -173,7 +173,7 @@ def _shown(text: str) -> str:
 
 
 def renamed(path: Path, suffix: str) -> str:
-    """Give the name of a file with another extension, before that of its compression."""
+    """Return the name of a file with another extension, before that of its compression."""
     inner = without_compression(path)
     return inner.with_suffix(suffix).name + path.name[len(inner.name) :]
 
