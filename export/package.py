@@ -30,7 +30,7 @@ SMALL = 1024
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out` to write into, and move it to `out` at the end.
+    """Yield an empty folder beside `out` to write into, and move it to `out` at the end.
 
     After an error the folder is deleted and `out` is as before.
 

@@ -282,4 +282,4 @@ PAGES: dict[str, Callable[[], str]] = {
     "commands": commands_page,
     "python": python_page,
 }
-"""What `<!-- generated: NAME -->` stands for."""
+"""NAME in `<!-- generated: NAME -->` -> the function that writes what replaces it."""

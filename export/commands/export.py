@@ -1,4 +1,4 @@
-"""The command `adaptive export`. Only click and the standard library are imported up here: help is quick."""
+"""The command `adaptive export`. Only click and the standard library are imported at the top: help is quick."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ Example: adaptive export demo --onnx
     default="last",
     show_default=True,
     metavar="best|last|STEP",
-    help="Checkpoint of the run: lowest held-out loss, newest undamaged, or the one of a step.",
+    help="Checkpoint of the run: best (lowest held-out loss), last (newest undamaged), or a step.",
 )
 @click.option("--out", type=PATH, metavar="FOLDER", help="Folder to write; by default the folder model in the run.")
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX: the default, and so far the only format.")

@@ -39,8 +39,8 @@ class Comparison:
     """The comparison of two computations of the same tokens."""
 
     capped: bool = True
-    """Whether too many near ties fail it. False for tokens that another comparison judges as well: a few hundred of
-    them say little about a share of 1 %."""
+    """Whether too many near ties make it fail. False for tokens that another comparison also judges: a few hundred of
+    them are too few to estimate a share of 1 %."""
     tokens: int = 0
     """Tokens in all windows."""
     near_ties: int = 0
@@ -89,7 +89,7 @@ class Pass:
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
 
     def differs_from(self, other: Pass) -> Array:
-        """Tell for each token whether any decision about it differs, (T,) bool."""
+        """Return for each token whether any decision about it differs, (T,) bool."""
         differs: Array = self.exit_layer != other.exit_layer
         for name in ("selected_experts", "selected_heads"):
             differs = differs | (getattr(self, name) != getattr(other, name)).any((0, 2))

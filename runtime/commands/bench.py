@@ -22,17 +22,17 @@ from .options import PATH, check_plot, dial_options, model_options, option_names
     type=int,
     default=0,
     show_default=True,
-    help="Seed of the place in the text and of the sampling, at least 0.",
+    help="Seed of the prompt's place in the text and of the sampling, at least 0.",
 )
-@click.option("--sweep", "walk", is_flag=True, help="Walk the dial: quality and measured time at each point.")
-@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Where to draw the sweep: .png, .svg or .pdf.")
-@click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; default: heldout.txt of the run.")
+@click.option("--sweep", "walk", is_flag=True, help="Measure quality and time at several points of the dial.")
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of --sweep: a .png, .svg or .pdf file.")
+@click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
 @click.option(
     "--text-tokens",
     type=int,
     default=8192,
     show_default=True,
-    help="Tokens to score at each point, at most; at least 1.",
+    help="Score at most this many tokens at each point; at least 1.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @dial_options

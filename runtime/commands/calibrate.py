@@ -21,7 +21,7 @@ from .options import PATH, check_plot, model_options, option_names
 @click.option("--tokens", type=int, default=16384, show_default=True,
               help="Tokens of the text, at least 512: half to choose on, half to report on.")  # fmt: skip
 @click.option("--agreement", type=float, multiple=True, metavar="SHARE", default=(0.9, 0.95, 0.99), show_default=True,
-              help="Share of tokens chosen as if none left early, above 0, below 1; repeat for several.")  # fmt: skip
+              help="Share of tokens to keep as without early exits, above 0, below 1; repeat for several.")  # fmt: skip
 @click.option(
     "--prompt-tokens", type=int, default=32, show_default=True, help="Timing: length of the prompt, at least 1."
 )
@@ -38,7 +38,7 @@ from .options import PATH, check_plot, model_options, option_names
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the order in which points are timed, at least 0."
 )
-@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Where to draw the curve: .png, .svg or .pdf.")
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of the curve: a .png, .svg or .pdf file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the curve as one JSON object.")
 @model_options
 @click.pass_context

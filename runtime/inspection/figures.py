@@ -145,7 +145,7 @@ class Part:
 
 @dataclass(frozen=True)
 class WindowUse:
-    """How far back the tokens of a layer with a window look."""
+    """The use of the window of a layer: how far back its tokens look."""
 
     layer: int
     most: int

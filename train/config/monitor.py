@@ -41,8 +41,8 @@ class MonitorConfig(Section):
     act: Literal["none", "lr", "batch"] = "none"
     """Changes that an alarm makes. `lr`: a layer whose gradient or step is above its band learns at `act_factor` of its
     rate, all layers if activations are above theirs; the rate rises again in the same steps once the figure is back.
-    For unattended runs. `batch`: doubles the sequences of a step when the noise scale of the gradient (McCandlish et al.
-    2018, arXiv 1812.06162) is above `noise_factor` times the batch; needs `trainer.micro_batches` of 2 or more. For
+    For unattended runs. `batch`: doubles the sequences of a step when the noise scale of the gradient (McCandlish et
+    al. 2018, arXiv 1812.06162) is above `noise_factor` times the batch; needs `trainer.micro_batches` of 2 or more. For
     long runs with small batches."""
     act_factor: float = Field(0.5, gt=0, lt=1)
     """Factor on a layer's rate at each alarm under `lr`, above 0 and below 1."""

@@ -1,4 +1,4 @@
-"""What to read and how to cut it into tokens: the `data:` and `tokenizer:` sections of a run's config."""
+"""The text of a run and its tokenizer: the `data:` and `tokenizer:` sections of the config."""
 
 import difflib
 from pathlib import Path
@@ -26,10 +26,10 @@ class SourceConfig(BaseModel):
     text_field: str | None = None
     """The field of a record that holds the text, instead of `data.text_field`."""
     epochs: int | None = Field(default=None, ge=1)
-    """How often this source is read before the next one begins, at least 1. Either every source has it, or every one
-    but the last, which then goes on for as long as the run does."""
+    """Epochs of this source before the next one begins, at least 1. Either every source has epochs, or every one but
+    the last, which is then read until the run ends."""
     augment: AugmentConfig | None = None
-    """How this source is varied, instead of `data.augment`."""
+    """Variation of this source, instead of `data.augment`."""
 
     @field_validator("path")
     @classmethod
@@ -68,12 +68,12 @@ class DataConfig(BaseModel):
     """`stream` joins all documents and cuts their tokens into windows. `documents` fills each window with whole
     documents, in a new order each epoch, and pads the rest, so that every window begins where a document begins."""
     end_marker: str | None = Field(default=None, min_length=1)
-    """Characters such as `</s>` that end a record and mean the end of the text. They and the space before them are left
-    out, since every record is ended by `<|endoftext|>`."""
+    """Characters such as `</s>` that mark the end of a record. They and the space before them are left out, since every
+    record ends with `<|endoftext|>`."""
     augment: AugmentConfig = AugmentConfig()
-    """How training text is varied, for small texts that are read many times; off by default."""
+    """Variation of training text, for small texts that are read many times; off by default."""
     cache_dir: str | None = None
-    """Where tokenised text is cached; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`."""
+    """Folder of the cache of tokenised text; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`."""
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "DataConfig":
@@ -97,14 +97,14 @@ class DataConfig(BaseModel):
 
     @property
     def ends(self) -> bool:
-        """Whether the text itself says when a run is over: every source has its epochs."""
+        """Whether the epochs of the sources end the run: every source has them."""
         return bool(self.sources) and all(
             isinstance(source, SourceConfig) and source.epochs is not None for source in self.sources
         )
 
 
 class TokenizerConfig(BaseModel):
-    """How text becomes tokens."""
+    """The tokenizer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -52,7 +52,7 @@ class Corpus:
         variants: Sequence[Sequence[Stream]] = (),
         noise: Sequence[Noise | None] = (),
     ) -> None:
-        """Take what `prepare` has made.
+        """Set up the corpus from the results of `prepare`.
 
         `variants` are rewritten training texts of each source, which take turns with its own; `noise` changes its
         windows.
@@ -119,7 +119,7 @@ class Corpus:
         return self._stages.around(number, length) if self._stages else (0, None)
 
     def total_windows(self, length: int) -> int | None:
-        """Count the windows until every source has had its epochs; None where the sources go on without end."""
+        """Count the windows until every source has had its epochs; None where the last source is endless."""
         return self._stages.total(length) if self._stages else None
 
     def epoch(self, number: int, length: int) -> int:

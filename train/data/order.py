@@ -1,4 +1,4 @@
-"""The order of windows: pure functions of seed and number, so that a resumed run goes on exactly without any state.
+"""The order of windows: pure functions of seed and number, so that a resumed run continues exactly without any state.
 
 The arithmetic is on 64-bit integers, not by the generator of a library, whose numbers may change between versions.
 """

@@ -25,12 +25,12 @@ from .scan import Progress, scan_sources
 from .sources import Log, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id, vocabulary_size
 
-# Part of every key: to be raised when the same input would give other tokens.
+# Part of every key: raise it when the same input would give other tokens.
 PIPELINE_VERSION = 1
 
 
 def log_to_stderr(text: str) -> None:
-    """Print a sentence for the user to stderr."""
+    """Print a message for the user to stderr."""
     print(text, file=sys.stderr)
 
 
@@ -46,11 +46,11 @@ def prepare(
     """Read, cut and tokenise the text of `data`, or take it from the cache.
 
     Args:
-        data: What to read.
-        tokenizer: How to tokenise it.
+        data: The section with the sources.
+        tokenizer: The section of the tokenizer.
         seed: Chooses the order of windows.
-        progress: Called now and then with (what is being done, bytes done, bytes in all).
-        log: Gets each message for the user.
+        progress: Called now and then with (name of the work, bytes done, bytes in all).
+        log: Called with each message for the user.
         length: Refuse a training text shorter than one window of this length here, not at the first batch.
 
     Raises:
@@ -146,7 +146,7 @@ class _Preparation:
         return corpus
 
     def _note_cut(self, length: int) -> None:
-        """Say once that a stretch of `length` characters is cut."""
+        """Log once that a stretch of `length` characters is cut."""
         if not self._cut_noted:
             self._cut_noted = True
             self.log(
@@ -155,7 +155,7 @@ class _Preparation:
             )
 
     def _note_losses(self, train: list[Part], tokenizer_json: str) -> None:
-        """Say what a tokenizer that was given, or one of words, cannot give back."""
+        """Log which text a given tokenizer, or one of words, cannot reproduce."""
         config = self.tokenizer_config
         if config.is_file or config.kind == "words":
             sample = (s.text for part in train for s in part.segments(self.template, False) if not s.held_out)
@@ -189,7 +189,9 @@ class _Preparation:
         trained = {scan.digest for part in train for scan in part.scans}
         seen = [item for item, scan in zip(val[0].items, val[0].scans, strict=True) if scan.digest in trained]
         for item in seen:
-            self.log(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
+            self.log(
+                f"{item.name} is trained on as well as held out: its loss does not show how the model does on new text"
+            )
         return len(seen) == len(val[0].items)
 
     def _tokenizer(self, train: list[Part], phrases: Sequence[str]) -> Tokenizer:

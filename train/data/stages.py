@@ -28,7 +28,7 @@ class Stages:
         return list(accumulate(counts))
 
     def total(self, length: int) -> int | None:
-        """Count the windows until every source has had its epochs; None where the last goes on without end."""
+        """Count the windows until every source has had its epochs; None where the last is endless."""
         return None if self._epochs[-1] is None else self.ends(length)[-1]
 
     def around(self, number: int, length: int) -> tuple[int, int | None]:

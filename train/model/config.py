@@ -1,4 +1,4 @@
-"""The config of a model: its shape, and the averages that its controllers hold."""
+"""The config of a model: its shape, and the averages that its controllers maintain."""
 
 from collections.abc import Sequence
 from typing import Self

@@ -57,7 +57,7 @@ def test_two_records_on_a_line_are_named_and_the_advice_parts_them(write, tmp_pa
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_pretty_printed_records_are_named_and_the_advice_writes_them_on_lines(write, tmp_path, end):
     message = message_of(write("a.jsonl", "\n".join(json.dumps(json.loads(r), indent=2) for r in RECORDS) + end))
-    assert "line 1: the record goes on behind the end of the line (pretty-printed JSON)" in message
+    assert "line 1: the record continues after the end of the line (pretty-printed JSON)" in message
     typed(message, tmp_path)
     assert texts(str(tmp_path / "lines-a.jsonl")) == TEXTS
 
@@ -125,7 +125,7 @@ def test_the_cause_is_named_and_the_file_not_called_cut_short(write, name, conte
 
 def test_a_line_break_inside_a_string_is_named(write):
     message = message_of(write("a.jsonl", '{"text": "one\ntwo"}\n' + RECORDS[0]))
-    assert "the record goes on behind the end of the line" in message or "a line break inside a string" in message
+    assert "the record continues after the end of the line" in message or "a line break inside a string" in message
 
 
 @pytest.mark.parametrize("cut", range(1, len(TRICKY)))

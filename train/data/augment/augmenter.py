@@ -41,7 +41,7 @@ class Plan:
         return sorted({phrase for templates in self.templates for one in templates for phrase in around(one)})
 
     def identity(self, names: Sequence[Sequence[str]]) -> list[object]:
-        """List all that decides how text is varied, for the digest of a corpus; empty where nothing is.
+        """List everything that the varied text depends on, for the digest of a corpus; empty where no text is varied.
 
         Args:
             names: The names of the files of each source.
@@ -60,10 +60,10 @@ def around(template: str) -> list[str]:
 
 
 class Augmenter:
-    """Gives each source its rewriters and its noise.
+    """Makes the rewriters and the noise of each source.
 
     Raises:
-        UserError: an unknown token is asked for, and the tokenizer has none.
+        UserError: `unknown_word` is set, and the tokenizer has no unknown token.
     """
 
     def __init__(self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, log: Log) -> None:

@@ -1,4 +1,4 @@
-"""How training text is varied: the `data.augment` section. Off by default; held-out text is never touched."""
+"""Variation of training text: the `data.augment` section. Off by default; held-out text is never changed."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,7 +9,7 @@ BUILTIN = "builtin"
 class AugmentConfig(BaseModel):
     """Variation of training text, for small texts that are read many times.
 
-    All of it is a function of seed, epoch and window, so a resumed run goes on exactly; each epoch varies the text
+    All of it is a function of seed, epoch and window, so a resumed run continues exactly; each epoch varies the text
     anew. Words are dropped and shuffled while a window is read; synonyms and templates rewrite the text before it is
     tokenised, in `variants` copies that take turns with the text itself, epoch by epoch.
     """

@@ -49,7 +49,7 @@ class Rewriter:
         """All that a rewritten text depends on besides the text."""
 
     def leaves(self, name: str) -> bool:
-        """Tell by its name whether a file is left as it is."""
+        """Return whether the name of a file is that of code, which is left unchanged."""
         return self.config.leave_code and named_as_code(name)
 
     def text(self, text: str, number: int) -> str:

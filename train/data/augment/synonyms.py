@@ -30,10 +30,10 @@ Lookup = Callable[[str], tuple[str, ...]]
 
 
 class Synonyms:
-    """Replaces words of a text. `digest` changes with the content of the table.
+    """Replaces words of a text by synonyms. `digest` changes with the content of the table.
 
     Raises:
-        UserError: there is no such table, it does not hold words, or WordNet is not installed.
+        UserError: the table does not exist or contains no words, or WordNet is not installed.
     """
 
     def __init__(self, source: str) -> None:

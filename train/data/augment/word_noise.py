@@ -114,7 +114,7 @@ class Noise:
         for begin, end in runs(movable):
             words = np.append(begin + np.flatnonzero(starts[begin:end]), end)  # where words begin, and the end
             if end < len(tokens) and not starts[end]:
-                words = words[:-1]  # the last word goes on behind the run
+                words = words[:-1]  # the last word continues behind the run
             for first in range(0, len(words) - 2, self.config.span_words):
                 span = words[first : first + self.config.span_words + 1]
                 if len(span) > 2 and drawn[span[0]] < self.config.span_shuffle:

@@ -1,4 +1,4 @@
-"""Why a text is not JSON: causes told apart by looking, each with what to do."""
+"""Diagnosis of a text that is not JSON: the cause, and advice for it."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
         path: The file.
         number: The line, from 1.
         line: Its text.
-        error: What the parser says.
+        error: The error of the parser.
         is_last: Whether no text follows in the file.
     """
     where = f"{path}, line {number}"
@@ -36,11 +36,11 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
             )
         if line.lstrip()[0] == "[":
             return UserError(
-                f"{where}: a list goes on behind the end of the line; expected one JSON record or string per line. "
+                f"{where}: a list continues after the end of the line; expected one JSON record or string per line. "
                 f"One list in a file wants the extension .json: rename the file to {renamed(path, '.json')}"
             )
         return UserError(
-            f"{where}: the record goes on behind the end of the line (pretty-printed JSON); expected one JSON record "
+            f"{where}: the record continues after the end of the line (pretty-printed JSON); expected one JSON record "
             f"or string per line. Write each on one line: {_jq(path, '-c .', 'lines')}"
         )
     if "\r" in line.rstrip() and _cause(line, error) is None:
@@ -133,11 +133,11 @@ def _is_open(text: str) -> bool:
 
 
 def _cause(text: str, error: json.JSONDecodeError) -> str | None:
-    """Name what stands where the parser stopped, if it is something that people write for JSON."""
+    """Describe the text where the parser stopped, if it is a common mistake."""
     rest = text[error.pos :]
     before = text[: error.pos].rstrip()
     if (rest[:1] in ("]", "}") and before.endswith(",")) or (rest[:1] == "," and rest[1:].lstrip()[:1] in ("]", "}")):
-        return "a trailing comma: the last entry may have none behind it"
+        return "a trailing comma: no comma may follow the last entry"
     if error.msg.startswith("Invalid control character"):
         if rest[:1] in ("\n", "\r"):
             return r"a line break inside a string, which JSON spells \n"
