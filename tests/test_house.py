@@ -1,4 +1,4 @@
-"""The walls of the house: which room may import which, what is packaged, and that asking for help stays light."""
+"""The structure of the repository: imports between packages, the packaged files, and help without heavy imports."""
 
 import ast
 import fnmatch
@@ -317,7 +317,7 @@ def test_a_missing_library_is_in_the_extra_that_the_error_names(library: str, ex
 
 
 def heavy_after(code: str) -> list[str]:
-    """Which heavy libraries a fresh Python has loaded after running `code`."""
+    """Return the heavy libraries that a fresh Python has loaded after running `code`."""
     report = f"""
 import sys
 try:

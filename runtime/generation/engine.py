@@ -123,7 +123,7 @@ def prefill(session: Session, prompt: list[int], thresholds: Thresholds, max_new
 
 
 def decode_one_token(session: Session, token: int, position: int) -> Step:
-    """Run one pass for `token`, which stands at `position`.
+    """Run one pass for `token` at `position`.
 
     Raises:
         RuntimeError: The cache holds another generation.

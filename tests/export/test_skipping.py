@@ -1,4 +1,4 @@
-"""The proof that what is not chosen is not computed, and that it finds what is."""
+"""The proof that skipped work is not computed, and that it finds work that is."""
 
 import json
 import shutil

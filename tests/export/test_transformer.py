@@ -84,7 +84,7 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does(name: str, batch:
 
 
 def test_the_batch_has_sequences_that_differ_in_everything() -> None:
-    """Shows that the tests above compare something: lengths, routes, layers and exits differ between the sequences."""
+    """Lengths, routes, layers and exits differ between the sequences, so the tests above compare something."""
     found = [judged("both_none", b) for b in range(B)]
     assert len({tuple(one.cache_lengths[:, 0]) for one in found}) == B
     assert len({one.selected_experts.tobytes() for one in found}) == B

@@ -199,7 +199,7 @@ def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "both_none"])
 @pytest.mark.usefixtures("one_scale")
 def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
-    """Shows that the tests above can fail: with one scale for all rows the same models fail by far."""
+    """With one scale for all rows the same models fail by far, so the tests above can fail."""
     in_prompt, in_batch = neighbours_change(*outlier_model(name))
     assert min(in_prompt, in_batch) > 100 * TOLERANCE["int8"]
 

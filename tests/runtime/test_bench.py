@@ -1,4 +1,4 @@
-"""`adaptive bench`: the figures it gives, and that they are figures of what they say."""
+"""`adaptive bench`: its figures, and that each measures what its name claims."""
 
 import json
 import math
@@ -105,13 +105,13 @@ def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: P
     ("args", "code", "words"),
     [
         (["--new-tokens", "100"], 1, "this model's context is 96"),
-        (["--repeats", "0"], 2, "found repeats 0, expected at least 1"),
-        (["--seed", "-1"], 2, "found seed -1"),
+        (["--repeats", "0"], 2, "found --repeats 0, expected at least 1"),
+        (["--seed", "-1"], 2, "found --seed -1"),
         (["--plot", "x.png"], 2, "add --sweep"),
         (["--sweep", "--plot", "x.bmp"], 2, "expected a name ending in .png"),
         (["--sweep", "--plot", "/nowhere/x.png"], 1, "cannot write /nowhere/x.png"),
         (["--text", "/nowhere.txt"], 1, "cannot read /nowhere.txt"),
-        (["--router-top-p", "2"], 2, "found router_top_p 2.0"),
+        (["--router-top-p", "2"], 2, "found --router-top-p 2.0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -1,4 +1,4 @@
-"""Which model a name or a path means, and what is said where there is none."""
+"""The model that a name or a path means, and the errors where there is none."""
 
 import shutil
 from pathlib import Path

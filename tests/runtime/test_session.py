@@ -1,4 +1,4 @@
-"""The session against what the tiny graph must give, and what it refuses."""
+"""The session compared with the expected outputs of the tiny graph, and the input that it refuses."""
 
 from collections.abc import Callable
 from pathlib import Path

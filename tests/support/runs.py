@@ -1,4 +1,4 @@
-"""Runs made without training: every file that a run folder has, of a tiny model with something to say."""
+"""Runs made without training: every file of a run's folder, for a tiny model whose routers make varied choices."""
 
 from __future__ import annotations
 

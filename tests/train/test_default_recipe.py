@@ -1,4 +1,4 @@
-"""The default recipe, which is what `adaptive train --data FILE` takes, on prose that no value of it was chosen for."""
+"""The default recipe of `adaptive train --data FILE`, on prose that none of its values was chosen for."""
 
 import random
 from pathlib import Path

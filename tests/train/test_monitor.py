@@ -231,7 +231,7 @@ def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
 def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_again(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T36: entropy and load; with the act both recover, though what makes it collapse goes on."""
+    """T36: entropy and load; with the act both recover, although the cause of the collapse stays."""
     compute = curriculum.training_loss
 
     def pulled(model: Transformer, out: ModelOutput, *arguments: Any, **options: Any) -> Any:
@@ -373,7 +373,7 @@ def test_the_cure_of_a_routers_alarm_brings_its_figure_back(
     probs: Callable[[ModelOutput], torch.Tensor],
     least: float,
 ) -> None:
-    """Though what drew its tokens to one choice goes on."""
+    """The figure recovers although the loss still draws its tokens to one choice."""
     monkeypatch.setattr(curriculum, "training_loss", drawn_to(probs))
     config = tiny_config(
         model={**ALL_ROUTERS, **UNBALANCED["model"]},
@@ -442,7 +442,7 @@ def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
     monitor: dict[str, Any],
     trainer: dict[str, Any],
 ) -> None:
-    """T13, T14, T16, T17: what the controllers remember is part of the checkpoint."""
+    """T13, T14, T16, T17: the state of the monitor is part of the checkpoint."""
     draw, drawn = Corpus.batch, []
 
     def look(self: Corpus, first: int, batch_size: int, length: int) -> Any:

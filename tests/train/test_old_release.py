@@ -1,4 +1,4 @@
-"""T23: a run of an earlier version goes on. `old_run/` was written by commit 5bbc4a4, checkpoint format version 1."""
+"""T23: a run of an earlier version resumes. `old_run/` was written by commit 5bbc4a4, checkpoint format version 1."""
 
 import io
 import json

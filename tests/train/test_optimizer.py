@@ -1,4 +1,4 @@
-"""Which optimizer moves what, at which rate, and the state of the optimizers as named tensors."""
+"""Optimizers: the weights and rate of each, and their state as named tensors."""
 
 from typing import Any
 

@@ -153,7 +153,7 @@ def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make
 
 @pytest.mark.slow
 def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, folder: Path) -> None:
-    """T26, through the command line; what it says is then typed."""
+    """T26, through the command line; the printed command is then typed."""
     Path("tiny.yaml").write_text(tiny_config(trainer={"steps": 100_000, "log_every": 1}).to_yaml())
     adaptive = [sys.executable, "-m", "adaptive_lm.serve"]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Trackers: what they get, how a resumed run goes on in its own, and that none of them can end a run.
+"""Trackers: the records they get, the continuation of a resumed run, and failures that do not end a run.
 
 The fakes have the names and arguments of wandb 0.31, mlflow 3.17 and trackio 0.43, each of which was run for real once.
 """
@@ -148,7 +148,7 @@ def test_a_tracker_gets_config_and_metrics_and_a_resumed_run_goes_on_in_it(
         for key in ("loss", "val_loss", "lr", "experts_per_token"):
             assert store.values[own][step].get(key) == record[key]
     assert str(store.configs[own]["model.dim"]) == "32"
-    assert len(store.configs[own]) > 100, "all of it, in parts where a tracker takes a hundred at once"
+    assert len(store.configs[own]) > 100, "all of it, in parts where a tracker takes a hundred in one call"
     assert capsys.readouterr().out == "", "stdout is for results"
 
 

@@ -35,7 +35,7 @@ FIXED = {"ffn": {"controller": "fixed"}}
 
 @pytest.fixture
 def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callable[..., Trainer]]:
-    """Make a trainer, whose loop the test runs or not."""
+    """Make a trainer; the test may run its loop or single steps."""
     made: list[Trainer] = []
 
     def make(**sections: dict[str, Any]) -> Trainer:

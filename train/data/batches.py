@@ -162,7 +162,7 @@ def row_of(stream: Stream, pieces: list[tuple[int, int]], length: int, eos_id: i
     mask = np.ones(len(tokens), dtype=bool)
     if stream.mask is not None:
         mask = np.concatenate([stream.mask[a:b] for a, b in pieces])
-    # The text before a piece says nothing about its first token, so that is not scored.
+    # The first token of a piece cannot be predicted from the piece before, so it is not scored.
     mask[np.cumsum([0, *(b - a for a, b in pieces[:-1])])] = False
     padding = length + 1 - len(tokens)
     tokens = np.pad(tokens, (0, padding), constant_values=eos_id)

@@ -118,7 +118,7 @@ class TokenizerConfig(BaseModel):
     64 MiB by default."""
 
     @model_validator(mode="after")
-    def _known(self) -> "TokenizerConfig":
+    def _kind_exists(self) -> "TokenizerConfig":
         if self.kind not in TOKENIZER_KINDS and not self.is_file:
             near = difflib.get_close_matches(self.kind, TOKENIZER_KINDS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

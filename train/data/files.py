@@ -1,4 +1,4 @@
-"""Files behind a path, a folder or a pattern, and how each is read."""
+"""The files of a path, a folder or a pattern, and the reader of each."""
 
 import difflib
 import glob

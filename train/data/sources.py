@@ -1,4 +1,4 @@
-"""From the text after `--data` to the files behind it."""
+"""Resolve a value of `--data` to its files."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """The items behind one `--data`."""
+    """The items of one `--data`."""
 
     name: str
     """The source as typed, without the weight."""

@@ -30,7 +30,7 @@ from .tensor_file import write_tensors
 FORMAT_VERSION = 1
 
 
-class DamagedCheckpoint(ValueError):  # noqa: N818  # it names what was found
+class DamagedCheckpoint(ValueError):  # noqa: N818  # it names a state, not an error
     """A checkpoint that cannot be trusted; the message names the file and what is wrong with it."""
 
 

@@ -101,7 +101,7 @@ def test_each_window_is_changed_in_another_way(write, corpus_of):
 
 
 def test_without_settings_the_order_is_what_it_was(write, corpus_of):
-    """A run that began before there was any of this goes on as it was."""
+    """A run that began before augmentation existed continues unchanged."""
     stream = corpus_of(write("a.txt", lines(50)))._entries[0].train
     made, plain = series([stream], 5, "stream", 0, None), StreamWindows(stream, 5)
     assert all(np.array_equal(made.row(number, 16).ids, plain.row(number, 16).ids) for number in range(20))
@@ -189,7 +189,7 @@ def test_files_named_as_code_are_left_alone(write, corpus_of, settings):
 
 
 class Counted:
-    """Windows that say their number: `size` an epoch."""
+    """Windows whose content is their number, `size` in an epoch."""
 
     def __init__(self, name, size):
         self.name, self.size = name, size
@@ -232,7 +232,7 @@ def test_a_source_may_have_settings_of_its_own(write, corpus_of):
 
 
 def test_stages_count_the_epochs_of_rewritten_text(write, corpus_of, settings):
-    """An epoch of the second variant has other windows than the first, and the next stage begins behind it."""
+    """An epoch of the second variant has other windows than the first, and the next stage begins after it."""
     first = SourceConfig(path=write("a.jsonl", jsonl(QUESTIONS)), epochs=3)
     second = SourceConfig(path=write("b.txt", lines(100)), epochs=1)
     corpus = corpus_of(first, second, augment=settings("templates"))

@@ -1,4 +1,4 @@
-"""The cache: text is tokenised once, written whole or not at all, and never believed when it is damaged."""
+"""The cache: text is tokenised once, written whole or not at all, and refused if it is damaged."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, what is unknown is said to be, and the end of a text cannot be typed."""
+"""Tokenizers: text is reproduced, unknown text is reported, and the end-of-text token cannot be typed."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""A config that cannot be built says which field, which value, and which rule."""
+"""The error of an invalid model config names the field, the value and the rule."""
 
 from typing import Any
 

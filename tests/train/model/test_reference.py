@@ -55,7 +55,7 @@ def test_a_window_under_none_counts_the_tokens_of_its_layer_and_not_those_of_the
 
 
 def test_contextual_positions_are_those_of_the_papers_code() -> None:
-    """Listing 1 of Golovneva et al. 2024, for one query: cumulated from the right over the whole row at once."""
+    """Listing 1 of Golovneva et al. 2024, for one query: cumulated from the right over the whole row."""
     config, weights = CONFIGS["cope"], {k: np.asarray(v, np.float64) for k, v in weights_of("cope").items()}
     attention = Attention(weights, config, 1, 1.0, np.float64)
     generator = np.random.default_rng(0)

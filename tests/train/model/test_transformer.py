@@ -31,7 +31,7 @@ IDS = [f"{name}-B{B}-T{T}-E{config.num_experts}" for name, config in CONFIGS.ite
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_torch_decides_as_the_plain_model_and_says_the_same(name: str) -> None:
-    """Torch reads the text at once, the reference token by token with a cache: so this is also prefill = decoding."""
+    """Torch reads the text in one pass, the reference token by token with a cache, so prefill equals decoding too."""
     model, ids = tiny_model(name), tiny_ids()
     limits = busy_thresholds(model.config)
     plain = plain_result(name)

@@ -35,7 +35,7 @@ def one_layer(training: bool = False, **attention: Any) -> Transformer:
 
 
 def reaches(model: Transformer) -> tuple[Tensor, Tensor]:
-    """Which changes each token sees, (T, T) bool [token, changed], and the token's window (T,)."""
+    """Return which changes each token sees, (T, T) bool [token, changed], and the token's window (T,)."""
     ids = tiny_ids(batch=1)
     with torch.no_grad():
         before = model(ids)

@@ -1,4 +1,4 @@
-"""Ranks started by `--nproc`, by torchrun, by a SLURM script and by a Kubernetes Job: how they end and go on."""
+"""Ranks started by `--nproc`, by torchrun, by a SLURM script and by a Kubernetes Job: how they end and resume."""
 
 from __future__ import annotations
 

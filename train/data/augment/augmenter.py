@@ -55,7 +55,7 @@ class Plan:
 
 
 def around(template: str) -> list[str]:
-    """List the texts before and behind the question, each with a space before it."""
+    """List the texts before and after the question, each with a space before it."""
     return [f" {part.strip()}" for part in template.split(SLOT) if part.strip()]
 
 

@@ -48,7 +48,7 @@ def looks_like_code(text: str) -> bool:
     """Return whether a text is code, judged by its lines.
 
     At least SHARE of them are statements, calls, assignments, markup or end in a brace. A text of one line must be one
-    statement; a fence of three backticks is code whatever it holds.
+    statement; a fence of three backticks is always code.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:

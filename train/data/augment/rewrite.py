@@ -22,7 +22,7 @@ BUILTIN_TEMPLATES = (
     f"Tell me, {SLOT}",
     f"Here is a question: {SLOT}",
 )
-# Records that are one string: a question and its answer behind these words, as in "User: ... Assistant: ...".
+# Records that are one string: a question and its answer after these words, as in "User: ... Assistant: ...".
 _ASKED = re.compile(r"\A(\s*(?:User|Human|Question|Q):\s*)(.+?)(\s+(?:Assistant|Bot|Answer|A):\s.*)\Z", re.DOTALL)
 
 

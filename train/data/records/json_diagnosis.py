@@ -59,7 +59,7 @@ def _extra_in_line(path: Path, number: int, line: str, error: json.JSONDecodeErr
         return carriage_returns(path, number)
     if rest.startswith(","):
         return UserError(
-            f"{where}: a comma behind the record (column {error.colno}); expected line ends alone between records. "
+            f"{where}: a comma after the record (column {error.colno}); expected line ends alone between records. "
             "Leave the comma out, or put the records between [ and ] in a .json file"
         )
     if rest[0] in '{["':
@@ -68,7 +68,7 @@ def _extra_in_line(path: Path, number: int, line: str, error: json.JSONDecodeErr
             f"or string per line. Write each on its own line: {_jq(path, '-c .', 'lines')}"
         )
     return UserError(
-        f"{where}: not JSON ({_shown(rest)} behind the record, column {error.colno}); expected one JSON record or "
+        f"{where}: not JSON ({_shown(rest)} after the record, column {error.colno}); expected one JSON record or "
         "string per line"
     )
 
@@ -92,7 +92,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
                 f"{where}: a second value begins at column {error.colno}; expected one list. Put all in one list: "
                 f"{_jq(path, '-s .', 'list')}"
             )
-        return UserError(f"{where}: not JSON ({_shown(rest)} behind the value, column {error.colno}); leave it out")
+        return UserError(f"{where}: not JSON ({_shown(rest)} after the value, column {error.colno}); leave it out")
     if _ends_inside(text, error):
         return UserError(
             f"{where}: the file ends inside a value ({error.msg}), so it was probably cut short; fetch it again"
