@@ -311,7 +311,7 @@ class Training:
         metrics = world.on_rank_zero(
             lambda: open_metrics(run.path, config, counters.step, prepared.libraries, display.log)
         )
-        self.signals.last_words = f"finishing the step, then saving {run.path}" if world.is_first else ""
+        self.signals.message = f"finishing the step, then saving {run.path}" if world.is_first else ""
         return Trainer(
             config, run, model, corpus, optimizers, precision=precision, metrics=metrics or NullMetrics(),
             display=display, counters=counters, identity=identity, saved=[checkpoint.step] if checkpoint else [],

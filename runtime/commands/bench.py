@@ -44,9 +44,9 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 
-    The time of a token includes the pass and the choice of the next token. The table shows the median and the 5th and
-    95th percentile over all rounds, and the spread of the medians of the rounds. The memory floor is the time to read
-    the weights and the cache that a token used, at the measured memory bandwidth of this machine.
+    The time of a token includes the pass of the model and the choice of the next token. The table shows the median and
+    the 5th and 95th percentile over all rounds, and the spread of the medians of the rounds. The memory floor is the
+    time to read the weights and the cache that a token used, at the measured memory bandwidth of this machine.
 
     --sweep measures points of the dial in interleaved rounds. Each point has three shares of the whole model:
     theoretical (FLOPs of the attention and experts that ran, over those of all attention and experts), executed (all

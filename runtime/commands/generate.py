@@ -51,7 +51,11 @@ if TYPE_CHECKING:
     help="Drop tokens less probable than this share of the highest probability; 0 to 1.",
 )
 @click.option(
-    "--repetition-penalty", type=float, default=1.0, show_default=True, help="0.01 to 100; above 1 avoids repetition."
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Above 1 makes tokens that occurred less probable; 0.01 to 100.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeat for several.")
 @click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
@@ -73,10 +77,10 @@ def generate(
     ctx: click.Context, /, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
     threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
-    """Continue PROMPT with an exported model, or answer it; `-` reads the prompt from stdin.
+    """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
 
-    The text goes to stdout as it is generated, its cost to stderr. `--usage tokens` shows the text coloured by compute,
-    and a table with the experts, layers, share of the dense FLOPs and time of each token.
+    The text goes to stdout as it is generated, its cost to stderr. `--usage tokens` also colours the text by compute
+    and shows a table with the experts, layers, share of the dense FLOPs and time of each token.
     """
     text = read_prompt(prompt)
     from ..generation.engine import Params

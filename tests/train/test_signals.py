@@ -147,7 +147,7 @@ def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143
     assert time.monotonic() - started < 5
-    assert "SIGTERM: finishing the step, then saving runs/a; once more ends it immediately" in said
+    assert "SIGTERM: finishing the step, then saving runs/a; a second signal ends it immediately" in said
     assert load_checkpoint("runs/a").step == 5
 
 

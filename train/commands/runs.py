@@ -78,9 +78,15 @@ def advice(summaries: Sequence[Summary], runs: Path) -> list[str]:
     "--metric",
     default="loss",
     show_default=True,
-    help="The metric of the curves: any key of metrics.jsonl; `grad_norm/` draws grad_norm of each layer.",
+    help="Metric of the curves: any key of metrics.jsonl; `grad_norm/` draws the grad_norm of each layer.",
 )
-@click.option("--by", type=click.Choice(["step", "seconds"]), default="step", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice(["step", "seconds"]),
+    default="step",
+    show_default=True,
+    help="Horizontal axis of the curves.",
+)
 @click.option("--plot", metavar="FILE", help="Also draw the curves to a .png, .svg or .pdf file.")
 @click.option("--json", is_flag=True, help="Print the settings that differ and the outcomes as one JSON object.")
 def compare(names: tuple[str, ...], metric: str, by: str, plot: str | None, json: bool) -> None:

@@ -387,10 +387,10 @@ void experts_backward(long N, long D, long E, long F, long R, int threads, const
                                         const Half *from = hidden + (at + own) * 2 * P + column;
                                         const __m512 weight = _mm512_set1_ps(weights[token[own] * E + e]);
                                         const __m512 gate = widen(from), up = widen(from + P), sharp = sigmoid(gate);
-                                        const __m512 silu = _mm512_mul_ps(gate, sharp), made = _mm512_mul_ps(silu, up);
+                                        const __m512 silu = _mm512_mul_ps(gate, sharp), product = _mm512_mul_ps(silu, up);
                                         const __m512 of_inner = _mm512_mul_ps(weight, s[i + r][j]);
-                                        sum[r] = _mm512_fmadd_ps(s[i + r][j], made, sum[r]);
-                                        inner[r] = _mm512_mul_ps(weight, made);
+                                        sum[r] = _mm512_fmadd_ps(s[i + r][j], product, sum[r]);
+                                        inner[r] = _mm512_mul_ps(weight, product);
                                         of_up[r] = _mm512_mul_ps(of_inner, silu);
                                         // silu' = sharp (1 + gate (1 - sharp)) = sharp + silu - silu sharp
                                         of_gate[r] = _mm512_mul_ps(_mm512_mul_ps(of_inner, up), _mm512_add_ps(sharp, _mm512_fnmadd_ps(silu, sharp, silu)));

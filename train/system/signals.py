@@ -30,7 +30,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.last_words = ""
+        self.message = ""
         """Message when a signal comes while deferred; empty if another process prints it."""
         self._deferring = False
         self._before: dict[int, Any] = {}
@@ -66,8 +66,8 @@ class StopSignals:
         self.received = number
         if not self._deferring:
             raise Stopped(number)
-        if self.last_words:
-            _write(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it immediately\n")
+        if self.message:
+            _write(f"\n{signal.Signals(number).name}: {self.message}; a second signal ends it immediately\n")
 
 
 def end_now(exit_code: int) -> NoReturn:

@@ -34,11 +34,11 @@ class Rewriter:
         config: AugmentConfig,
         synonyms: Synonyms | None,
         templates: Sequence[str],
-        known: Callable[[str], bool],
+        is_known: Callable[[str], bool],
         key: int,
         variant: int,
     ) -> None:
-        self.config, self._synonyms, self._templates, self._known = config, synonyms, templates, known
+        self.config, self._synonyms, self._templates, self._is_known = config, synonyms, templates, is_known
         self._key = mix(key, variant)
         self.identity: list[object] = [
             self._key,
@@ -89,7 +89,7 @@ class Rewriter:
 
     def _replaced(self, text: str, key: int) -> str:
         assert self._synonyms is not None
-        return self._synonyms.replace(text, self.config.synonym_share, key, self._known)
+        return self._synonyms.replace(text, self.config.synonym_share, key, self._is_known)
 
 
 def read_templates(source: str) -> tuple[str, ...]:
