@@ -9,7 +9,7 @@ from ...runtime.commands.options import PATH
 
 EPILOG = """\b
 The folder contains manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
-generate, bench and serve need. It is written only if the graph makes the same decisions as the torch model and
+generate and bench need. It is written only if the graph makes the same decisions as the torch model and
 computes the same logits.
 
 \b

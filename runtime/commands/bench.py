@@ -48,11 +48,11 @@ def bench(
     the 5th and 95th percentile over all rounds, and the spread of the medians of the rounds. The memory floor is the
     time to read the weights and the cache that a token used, at the measured memory bandwidth of this machine.
 
-    --sweep measures points of the dial in interleaved rounds. Each point has three shares of the whole model:
-    theoretical (FLOPs of the attention and experts that ran, over those of all attention and experts), executed (all
-    FLOPs, including output head, routers, exit checks and keys of skipped layers, over all FLOPs of the dense pass)
-    and measured (time, over that of the point `all`), and its bits per byte on held-out text. The plot is drawn beside
-    the model's folder, or to --plot.
+    --sweep measures several points of the dial in alternating rounds. For each point it shows three shares of the whole
+    model: theoretical (FLOPs of the attention and experts that ran, over those of all attention and experts), executed
+    (all FLOPs, including output head, routers, exit checks and keys of skipped layers, over all FLOPs of the dense
+    pass) and measured (time, over that of the point `all`), and the bits per byte on held-out text. The plot is drawn
+    beside the model's folder, or to --plot.
     """
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")

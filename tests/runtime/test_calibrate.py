@@ -306,10 +306,10 @@ def test_heads_that_save_nothing_are_settled_by_their_loss(
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["--tokens", "100"], 2, "found tokens 100, expected at least 512"),
-        (["--repeats", "-1"], 2, "found repeats -1, expected at least 0"),
-        (["--agreement", "1"], 2, "found agreement 1.0, expected above 0 and below 1"),
-        (["--agreement", "nan"], 2, "found agreement nan"),
+        (["--tokens", "100"], 2, "found --tokens 100, expected at least 512"),
+        (["--repeats", "-1"], 2, "found --repeats -1, expected at least 0"),
+        (["--agreement", "1"], 2, "found --agreement 1.0, expected above 0 and below 1"),
+        (["--agreement", "nan"], 2, "found --agreement nan"),
         (
             ["--data", "/nowhere.txt"],
             1,

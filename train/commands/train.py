@@ -16,8 +16,8 @@ Train with two processes on this machine (for several machines see docs/multi-no
 Train in two parts; on a CPU the result is the same to the last bit:
   adaptive train --steps 200 --name b --stop-at 100
   adaptive train --resume --name b
-The learning rate is scheduled over all steps of a run. A complete run that is resumed with more --steps continues on
-the schedule of the new number; with schedule.kind=constant, nothing changes.
+The learning rate is scheduled over all steps of a run. If you resume a complete run with more --steps, the schedule
+is stretched to the new number; with schedule.kind=constant, nothing changes.
 
 Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
@@ -33,7 +33,7 @@ Example: adaptive train quickstart --name demo
     "sources",
     multiple=True,
     metavar="SRC",
-    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT gives it a weight. Repeat to mix.",
+    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT sets its share. Repeat to mix.",
 )
 @click.option("--val", metavar="SRC", help="Held-out text; by default the last part of each source.")
 @click.option(
@@ -44,12 +44,18 @@ Example: adaptive train quickstart --name demo
 @click.option(
     "--stage",
     type=click.Choice(["baseline", "1", "2", "3", "4", "all"]),
-    help="Train a stage of the recipe as run NAME-baseline or NAME-stageN, or all of them in order.",
+    help="Train one stage of the recipe, or all in order; the runs are NAME-baseline and NAME-stageN.",
 )
 @click.option(
-    "--text-field", metavar="FIELD", help="Field of a record that holds the text; by default the usual names are tried."
+    "--text-field",
+    metavar="FIELD",
+    help="Field of a record that contains the text; by default messages, prompt and completion, text or conversations.",
 )
-@click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
+@click.option(
+    "--tokenizer",
+    metavar="KIND",
+    help="bpe, words, chars, bytes, or the path of a tokenizer.json; by default as in the recipe.",
+)
 @click.option("--vocab-size", type=click.IntRange(min=1), help="Largest vocabulary of bpe or words; by default 4096.")
 @click.option(
     "--name",
@@ -69,7 +75,9 @@ Example: adaptive train quickstart --name demo
     help="Stop after this step and save; --resume continues from there.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the initial weights and of the order of the text.")
-@click.option("--device", metavar="DEVICE", help="auto, cpu or cuda.")
+@click.option(
+    "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto, the default, takes CUDA if it works."
+)
 @click.option(
     "--compile/--no-compile",
     "compile_blocks",
@@ -107,14 +115,14 @@ Example: adaptive train quickstart --name demo
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set any field, as in --set trainer.checkpoint_every=100. Repeat.",
+    help="Set any field of the config, as in --set trainer.checkpoint_every=100; repeat for several.",
 )
-@click.option("--print-config", is_flag=True, help="Print the config as YAML, and do nothing else.")
+@click.option("--print-config", is_flag=True, help="Print the config as YAML, and train nothing.")
 def train(nproc: int | None, **options: Any) -> None:
     """Train a model, and print the folder of the run.
 
-    RECIPE is the name of a built-in recipe, or the path of a YAML file as --print-config prints it. Without one, --data
-    trains on that text with values that suit a small text and two minutes; without either, the recipe is quickstart.
+    RECIPE is the name of a built-in recipe, or the path of a YAML file in the format of --print-config. Without RECIPE,
+    --data trains on your text with settings for a small text and two minutes; without both, quickstart is trained.
     """
     # Threads that spin while they wait make a trainer on busy cores ten times slower (measured: 9.8 against 0.8 s a
     # step). The OpenMP under torch reads this when it is loaded.
