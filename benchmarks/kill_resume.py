@@ -217,7 +217,7 @@ def torture(kills: int, steps: int, seed: int, folder: Path) -> list[Kill]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Tell whether all files of a checkpoint are there."""
+    """Return whether all files of a checkpoint are there."""
     try:
         verify(checkpoint, digests=False)
     except DamagedCheckpoint:

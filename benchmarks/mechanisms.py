@@ -103,7 +103,7 @@ def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: i
 
 
 def trained(run: Path) -> bool:
-    """Tell whether a run reached its end: only then has its last record a held-out loss."""
+    """Return whether a run reached its end: only then has its last record a held-out loss."""
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return bool(lines) and json.loads(lines[-1]).get("val_loss") is not None

@@ -28,7 +28,7 @@ def trainer_of(recipe: str) -> Trainer:
     os.chdir(tempfile.mkdtemp())
     settings = {"trainer": {"threads": 1, "log_every": 2, "tensorboard": False, "steps": 10_000}}
     config = make_config(read_recipe(recipe), [settings])
-    corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None, length=config.sequence_length)
+    corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None, length=config.sequence_length)
     config = with_end(with_vocabulary(config, corpus), corpus)
     torch.set_num_threads(1)
     model, optimizers, counters = assemble(config, torch.device("cpu"), None, World())

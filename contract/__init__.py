@@ -1,1 +1,1 @@
-"""What all rooms share: errors, names of files, the byte table, whole-file writes. The standard library alone."""
+"""Code that all packages share: errors, file names, the byte table, atomic writes. Needs only the standard library."""

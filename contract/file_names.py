@@ -1,4 +1,4 @@
-"""Names of the files that one room writes and another reads."""
+"""Names of the files that one package writes and another reads."""
 
 # In the folder of a run: train writes, export reads.
 CONFIG = "config.yaml"

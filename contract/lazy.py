@@ -1,4 +1,4 @@
-"""Packages that re-export names without importing the modules that define them."""
+"""Re-exports of names without importing the modules that define them."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

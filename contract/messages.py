@@ -25,7 +25,7 @@ class Turn(NamedTuple):
 
     text: str
     answer: bool
-    """Whether the assistant says it."""
+    """Whether the assistant is the speaker."""
     eos: bool
     """Whether the end-of-text token follows."""
 
@@ -44,9 +44,9 @@ def turns(
 
     Args:
         messages: The conversation.
-        render: The text of some first messages by the chat template, with `EOS_MARK` for each end-of-text token; with
-            True followed by what asks the assistant for an answer.
-        reply: End with what asks for the next answer.
+        render: Returns the text of the first messages by the chat template, with `EOS_MARK` for each end-of-text token;
+            with True, followed by the text that begins the answer of the assistant.
+        reply: Whether to end with the text that begins the next answer.
 
     Raises:
         NotAppendingError: A later message changes the text of an earlier one.

@@ -12,7 +12,7 @@ from .errors import UserError
 READ_BYTES = 2**16
 CHUNK_BYTES = 2**20
 ZSTD_LIBRARIES = ("compression.zstd", "zstandard", "pyarrow")
-"""What can read Zstandard, best first: the standard library since Python 3.14, else a package that may be installed."""
+"""Modules that read Zstandard, best first: the standard library since Python 3.14, else a package if installed."""
 
 _SIGNATURES = (
     ("gzip", b"\x1f\x8b\x08"),
@@ -168,7 +168,7 @@ def _members(compression: str, raw: bytes, file: BinaryIO, name: str) -> Iterato
                 if not (data[: len(signature)] == signature[: len(data)]):
                     raise UserError(
                         f"{name}: the {compression} data ends at offset {offset - len(data)} and other bytes follow; "
-                        "expected nothing behind it. Write the whole part to a file and read that: "
+                        "expected no bytes after it. Write the whole part to a file and read that: "
                         f"{compression} -dc {shlex.quote(name)} > {shlex.quote(without_compression(Path(name)).name)}"
                     )
                 decompressor = _decompressor(compression)

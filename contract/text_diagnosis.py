@@ -1,4 +1,4 @@
-"""Why bytes are not text: causes told apart by looking at the whole file, and advice that loses no good character."""
+"""Diagnosis of bytes that are not text: the cause, from the whole file, and advice that loses no valid character."""
 
 import codecs
 import re
@@ -51,7 +51,7 @@ class _Census:
     neighbours: int = 0
     """Letters and signs above 127 next to another one, without the quotes and dashes of Windows-1252."""
     not_western: int = 0
-    """Bytes that make no sense in Windows-1252."""
+    """Bytes that are undefined or unlikely in Windows-1252."""
     high: set[int] = field(default_factory=set)
     """Values of bytes above 127."""
     high_bytes: int = 0
@@ -190,7 +190,7 @@ def binary(open_pieces: Pieces, name: str, offset: int) -> UserError:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Tell by the first bytes of a file whether it is no text: a known format, or a zero byte outside UTF-16/32."""
+    """Return whether the first bytes of a file are not text: a known format, or a zero byte outside UTF-16/32."""
     marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
     return (b"\0" in head and not marked) or _known_format(head) is not None
 

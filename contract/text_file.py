@@ -1,4 +1,4 @@
-"""The one reader of text: bytes to characters as training reads them, for every room.
+"""The reader of text files, from bytes to characters, for training and for the runtime.
 
 Line ends stay as they are. A byte order mark is dropped; UTF-16 and UTF-32 are decoded where they begin with one;
 everything else is UTF-8. Compressed files are decompressed.
@@ -95,7 +95,7 @@ def decoded(open_pieces: Pieces, name: str) -> Iterator[tuple[bytes, str]]:
 
 
 def _with_whole_mark(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Give the same bytes, the first piece long enough to hold a byte order mark; an empty piece ends them."""
+    """Yield the same bytes, the first piece long enough to hold a byte order mark; an empty piece ends them."""
     source = iter(pieces)
     first = b""
     while len(first) < _MARK_BYTES and (piece := next(source, b"")):

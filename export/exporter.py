@@ -23,7 +23,7 @@ class Exported:
     """An exported model that passed its check."""
 
     folder: Path
-    """Where it was written."""
+    """The folder that it was written to."""
     report: dict[str, Any]
     """The report of the check, as the manifest holds it under `parity`."""
 

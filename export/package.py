@@ -30,7 +30,7 @@ SMALL = 1024
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out` to write into, and move it to `out` at the end.
+    """Yield an empty folder beside `out` to write into, and move it to `out` at the end.
 
     After an error the folder is deleted and `out` is as before.
 
@@ -62,7 +62,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _replaceable(out: Path) -> bool:
-    """Tell whether `out` is empty or an exported model; other programs also write a manifest.json."""
+    """Return whether `out` is empty or an exported model; other programs also write a manifest.json."""
     if not out.is_dir() or not (out / MANIFEST).exists():
         return out.is_dir() and not any(out.iterdir())
     try:

@@ -215,7 +215,7 @@ def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
 
 @torch.no_grad()
 def _calibrate_new(source: Source) -> None:
-    """Show held-out text to the controllers of a model that was never trained; theirs have seen nothing."""
+    """Show held-out text to the controllers of a model that was never trained, since they have seen no tokens."""
     tables = [m for name, m in source.model.named_modules() if name.endswith("controller")]
     if tables and all(int(table.num_updates) == 0 for table in tables):
         ids = source.heldout_ids(CALIBRATION_TOKENS)

@@ -1,4 +1,4 @@
-"""Run an exported model: numpy, onnxruntime and tokenizers, never torch, never onnx.
+"""Run an exported model with numpy, onnxruntime and tokenizers, without torch and onnx.
 
     from adaptive_lm.runtime import Params, load
 

@@ -63,7 +63,7 @@ class Result:
 def forward(
     weights: Weights, config: ModelConfig, ids: np.ndarray, thresholds: ThresholdArrays, dtype: type = np.float64
 ) -> Result:
-    """ids (B, T) int -> Result; all arithmetic in `dtype`."""
+    """Compute the result for ids (B, T) int, with all arithmetic in `dtype`."""
     (B, T), L, E = ids.shape, config.num_layers, config.num_experts
     cast = {name: np.asarray(array, dtype) for name, array in weights.items()}
     result = Result(

@@ -20,7 +20,7 @@ class Choice(NamedTuple):
 
 
 def choose_best(P: np.ndarray, count: int) -> Choice:
-    """Choose the `count` most probable; of equals the lower number first."""
+    """Choose the `count` most probable; of equal ones the lower number first."""
     ranked = sorted(range(len(P)), key=lambda i: -P[i])  # stable
     refused = count < len(P)
     return Choice(ranked[:count], np.inf, P[ranked[count - 1]] - P[ranked[count]] if refused else np.inf)

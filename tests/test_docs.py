@@ -81,7 +81,7 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a page in one language."""
+    """List the fenced blocks of a page in one language."""
     return [text for found, text in BLOCK.findall(page.read_text(encoding="utf-8")) if found == language]
 
 
@@ -93,7 +93,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def spans(page: Path) -> list[list[str]]:
-    """The code spans of a page that begin like one of our commands."""
+    """List the code spans of a page that begin like one of our commands."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     return [
         span.split() for span in SPAN.findall(text) if re.match(r"(adaptive [a-z]|make \w|python benchmarks/)", span)
@@ -162,7 +162,7 @@ def test_the_readme_is_short() -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as GitHub and the site both make it."""
+    """Return the anchor of a heading, as GitHub and the site both make it."""
     return re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower())
 
 
@@ -199,7 +199,7 @@ def test_the_architecture_has_a_row_for_each_package() -> None:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `my-text.txt` in which the README's commands were run, in order, with less training."""
+    """Run the README's commands in order, with less training, in a folder with `my-text.txt`."""
     folder = tmp_path_factory.mktemp("docs")
     # no line twice: of a text that repeats itself, a decision that stands at its threshold stands there every time
     words = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "mind", "slings", "arrows", "fortune"]
@@ -236,7 +236,7 @@ def run_in_fork(process: subprocess.Popen[str], arguments: list[str]) -> None:
 
 
 def typed(page: Path) -> list[list[str]]:
-    """The arguments of the page's `adaptive` commands, in order, each with what makes it short."""
+    """List the arguments of the page's `adaptive` commands, in order, with options that shorten each."""
     ours = [words[1:] for words in commands(page) if words[0] == "adaptive"]
     return [[*words, *(SHORTER.get(" ".join(words[:2])) or SHORTER.get(words[0], []))] for words in ours]
 

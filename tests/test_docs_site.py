@@ -19,7 +19,7 @@ HEADINGS = ["## Context", "## Decision", "## Numbers", "## What would change our
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    """The generator of the reference pages, which is no part of the package."""
+    """Import the generator of the reference pages, which is not part of the package."""
     spec = importlib.util.spec_from_file_location("reference", DOCS / "tools" / "reference.py")
     assert spec is not None
     assert spec.loader is not None
@@ -78,7 +78,7 @@ def test_a_field_shows_its_type_its_range_its_default_and_its_text(reference: Mo
         "trainer.max_seconds": "*number or null, more than 0 · default `120.0`*",
         "trainer.precision": '*`auto` or `fp32` or `bf16` · default `"auto"`*',
         "schedule.random_sparsity": "*[number, number] or null · default `null`*",
-        "trainer.sequence_lengths": "*list of (whole number at least 2) · default `[]`*",
+        "trainer.sequence_lengths": "*list of (whole number at least 2, less than 2147483648) · default `[]`*",
     }.items():
         _, _, rest = page.partition(f"### `{name}` {{")
         assert rest, f"{name} is not on the page"

@@ -1,4 +1,4 @@
-"""The walls of the house: which room may import which, what is packaged, and that asking for help stays light."""
+"""The structure of the repository: imports between packages, the packaged files, and help without heavy imports."""
 
 import ast
 import fnmatch
@@ -77,13 +77,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
-    """The dotted name under which a file of the rooms is imported."""
+    """Return the dotted name under which a file is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(("adaptive_lm", *(parts[:-1] if parts[-1] == "__init__" else parts)))
 
 
 def imports_of(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
-    """The absolute dotted names that a file imports, wherever in it they stand, `import_module("...")` included."""
+    """Yield the absolute dotted names that a file imports anywhere, `import_module("...")` included."""
     package = module if is_package else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -101,14 +101,14 @@ def imports_of(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]
 
 
 def layer_of(room: str, package: str) -> int:
-    """The place of a package in the list of its room, from the top."""
+    """Return the layer of a package in its room, counted from the top."""
     places = [place for place, layer in enumerate(LAYERS[room]) if package in layer]
     assert len(places) == 1, f"{room}/{package} stands in {len(places)} layers of LAYERS, expected 1"
     return places[0]
 
 
 def upward_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """The imports of a file that run up in its room, or to a package of the same layer."""
+    """List the imports of a file from a higher layer of its room, or from another package of the same layer."""
     _, room, *inside = module.split(".")
     if not inside:
         return []  # the __init__ of the room re-exports what it likes
@@ -125,7 +125,7 @@ def upward_imports(source: str, module: str, *, is_package: bool = False) -> lis
 
 
 def wrong_imports(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """The imports of a file that break the rules of the house, as sentences."""
+    """List the imports of a file that break the rules, as sentences."""
     room = module.split(".")[1]
     wrong = set()
     for name in imports_of(ast.parse(source), module, is_package=is_package):
@@ -284,7 +284,7 @@ def test_the_base_install_has_no_torch_and_no_onnx() -> None:
 
 
 def distribution_of(library: str) -> str:
-    """The name under which a top-level module is installed."""
+    """Return the name of the distribution that installs a top-level module."""
     return {"yaml": "pyyaml"}.get(library, canonicalize_name(library))
 
 
@@ -317,7 +317,7 @@ def test_a_missing_library_is_in_the_extra_that_the_error_names(library: str, ex
 
 
 def heavy_after(code: str) -> list[str]:
-    """Which heavy libraries a fresh Python has loaded after running `code`."""
+    """Return the heavy libraries that a fresh Python has loaded after running `code`."""
     report = f"""
 import sys
 try:

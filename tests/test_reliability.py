@@ -43,7 +43,7 @@ def test_a_scenario_has_a_test_that_names_it_or_a_reason(number: str) -> None:
 
 
 def test_what_has_no_test_is_really_named_by_none() -> None:
-    """A reason that has become untrue goes."""
+    """A reason that is no longer true must be removed."""
     files = [path for path in TESTS.rglob("*.py") if path != Path(__file__)]
     named = set().union(*(named_in(path) for path in files))
     assert not named & set(rows(WITHOUT))
@@ -51,7 +51,7 @@ def test_what_has_no_test_is_really_named_by_none() -> None:
 
 
 def names_of(path: Path) -> Iterator[str]:
-    """All that a file imports or reaches by a dot, whole and without its first part."""
+    """Return every name that a file imports or reaches by a dot, in full and without its first part."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,7 +62,7 @@ def names_of(path: Path) -> Iterator[str]:
 
 
 def test_training_reads_in_its_own_process() -> None:
-    """The reason that stands for loader processes: none are begun, by any of the ways there are."""
+    """The reason given for loader processes holds: no code starts one."""
     begins = re.compile(r"multiprocessing|torch\.utils\.data|DataLoader|ProcessPool|subprocess|os\.(fork|spawn|popen)")
     found = {path for path in TRAIN.rglob("*.py") if any(begins.search(name) for name in names_of(path))}
     assert found == BEGIN_PROCESSES

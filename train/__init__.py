@@ -1,1 +1,1 @@
-"""Makes a checkpoint from text, with torch."""
+"""Train a checkpoint from text, with torch."""

@@ -43,14 +43,14 @@ from .system.signals import Stopped, StopSignals
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended."""
+    """The outcome of a training."""
 
     run: Run
     step: int
     complete: bool
     """Whether the run reached its end; if not, it can be resumed."""
     evaluation: Evaluation | None = None
-    """Of the whole held-out text, at the end of a run."""
+    """The evaluation on the whole held-out text, at the end of a run."""
     trained_on: bool = False
     """Whether the held-out text was also trained on, so that its loss only measures how well it is memorised."""
     exit_code: int = 0
@@ -75,7 +75,7 @@ def begin(
         config: The config of the run.
         run: The folder of the run.
         overwrite: Delete a run that has checkpoints, too.
-        stop_at: Stop after this step and save; `resume` goes on from there.
+        stop_at: Stop after this step and save; `resume` continues from there.
         display: Where progress is shown; stderr by default.
 
     Raises:
@@ -102,7 +102,7 @@ def make_way(config: RunConfig, run: Run, overwrite: bool) -> None:
     """
     if run.begun and not overwrite:
         raise UserError(
-            f"{run.path} exists already; go on with it: {run.resume_command}; or give the new run another "
+            f"{run.path} exists already; resume it: {run.resume_command}; or give the new run another "
             "--name; or replace it: the same command with --overwrite"
         )
     require_parent(run, config)
@@ -162,7 +162,7 @@ def resume(
                     require_convergence(run, checkpoint.state, records, config.optimizer)
                 if ended and (not config.gates.asked or has_report(run.path, config)):
                     display.log(
-                        f"{run.path} is complete at step {checkpoint.step}; to go on, give more --steps or "
+                        f"{run.path} is complete at step {checkpoint.step}; to continue, give more --steps or "
                         "--max-seconds"
                     )
                     report = read_report(run.path) if config.gates.asked else None
@@ -171,7 +171,7 @@ def resume(
                 set_aside(checkpoint.damaged)  # only the first rank knows of any
                 return training.run_from(config, checkpoint, stop_at=stop_at, ended=ended, overridden=overridden)
         except Stopped as stopped:
-            display.log(f"{stopped}: nothing new was trained; go on with: {run.resume_command}")
+            display.log(f"{stopped}: nothing new was trained; resume with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
 
 
@@ -190,14 +190,14 @@ def ends(config: RunConfig) -> tuple[int | None, float | None]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training knows before it builds the model."""
+    """The data and settings of a training before the model is built."""
 
     config: RunConfig
     """With everything filled in that follows from the text."""
     corpus: Corpus
     device: torch.device
     identity: dict[str, Any]
-    """What every checkpoint says of the data and the machine."""
+    """The record of the data and the machine in every checkpoint."""
     libraries: Mapping[str, Any]
     """Tracker -> its library."""
 
@@ -225,7 +225,7 @@ class Training:
 
         Args:
             config: The config of the run.
-            checkpoint: The checkpoint to go on from.
+            checkpoint: The checkpoint to resume from.
             stop_at: Stop after this step.
             ended: The checkpoint is that of the last step: do not train, only judge.
             overridden: Settings that differ from those of the checkpoint, for versions.json.
@@ -267,7 +267,7 @@ class Training:
             torch.set_num_threads(trainer.threads)
         corpus = world.rank_zero_first(
             lambda: prepare(
-                config.data, config.tokenizer, seed=trainer.seed, say=self.display.log, length=config.sequence_length,
+                config.data, config.tokenizer, seed=trainer.seed, log=self.display.log, length=config.sequence_length,
                 progress=self.display.work,
             )
         )  # fmt: skip
@@ -311,7 +311,7 @@ class Training:
         metrics = world.on_rank_zero(
             lambda: open_metrics(run.path, config, counters.step, prepared.libraries, display.log)
         )
-        self.signals.last_words = f"finishing the step, then saving {run.path}" if world.is_first else ""
+        self.signals.message = f"finishing the step, then saving {run.path}" if world.is_first else ""
         return Trainer(
             config, run, model, corpus, optimizers, precision=precision, metrics=metrics or NullMetrics(),
             display=display, counters=counters, identity=identity, saved=[checkpoint.step] if checkpoint else [],
@@ -323,7 +323,7 @@ class Training:
         """Evaluate the trained model, and examine it by the gates of its config.
 
         Returns:
-            The evaluation and the report on the gates; None for what is not asked for, or for what a signal prevented.
+            The evaluation and the report on the gates; None for one that does not apply or that a signal prevented.
 
         Raises:
             UserError: The run diverged.

@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its plugins: README as front page, root pages in the site, generated references."""
+"""Hooks of mkdocs: README as front page, root pages in the site, generated references."""
 
 import re
 import sys

@@ -93,6 +93,7 @@ def svg(lines: list[Text]) -> str:
 
 
 def main() -> None:
+    """Generate text with the model of `--model`, and write the picture to `--out`."""
     parser = argparse.ArgumentParser(description="Draw the picture of the README from a real generation.")
     parser.add_argument("--model", type=Path, default=Path("runs/demo/model"), help="an exported model")
     parser.add_argument("--out", type=Path, default=OUT, help="where to write the SVG")

@@ -250,9 +250,9 @@ def commands_page() -> str:
 
 
 def help_as_markdown(text: str) -> str:
-    """Turn click's help text into Markdown.
+    r"""Turn click's help text into Markdown.
 
-    The example and the indented lines of a `\\b` paragraph become code blocks.
+    The example and the indented lines of a `\b` paragraph become code blocks.
     """
     paragraphs = []
     for paragraph in inspect.cleandoc(text.partition("\f")[0]).split("\n\n"):
@@ -291,4 +291,4 @@ PAGES: dict[str, Callable[[], str]] = {
     "commands": commands_page,
     "python": python_page,
 }
-"""What `<!-- generated: NAME -->` stands for."""
+"""NAME in `<!-- generated: NAME -->` -> the function that writes what replaces it."""

@@ -1,4 +1,4 @@
-"""The command `adaptive export`. Only click and the standard library are imported up here: help is quick."""
+"""The command `adaptive export`. Only click and the standard library are imported at the top: help is quick."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from ...runtime.commands.options import PATH
 
 EPILOG = """\b
 The folder contains manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
-generate, bench and serve need. It is written only if the graph makes the same decisions as the torch model and
+generate and bench need. It is written only if the graph makes the same decisions as the torch model and
 computes the same logits.
 
 \b
@@ -24,7 +24,7 @@ Example: adaptive export demo --onnx
     default="last",
     show_default=True,
     metavar="best|last|STEP",
-    help="Checkpoint of the run: lowest held-out loss, newest undamaged, or the one of a step.",
+    help="Checkpoint of the run: best (lowest held-out loss), last (newest undamaged), or a step.",
 )
 @click.option("--out", type=PATH, metavar="FOLDER", help="Folder to write; by default the folder model in the run.")
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX: the default, and so far the only format.")

@@ -1,4 +1,4 @@
-"""The command `adaptive inspect`. Only click and the standard library up here: help is quick."""
+"""The command `adaptive inspect`. Only click and the standard library are imported at the top: help is quick."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--checkpoint", metavar="WHICH", help="Checkpoint of a RUN: best, last (the default) or a step.")
 @click.option("--data", type=PATH, metavar="FILE", help="Text to read; by default heldout.txt of the run.")
 @click.option(
-    "--tokens", type=int, default=16384, show_default=True, help="Read at most this many tokens of it; at least 1."
+    "--tokens", type=int, default=16384, show_default=True, help="Most tokens of the text to read, at least 1."
 )
 @click.option(
     "--frequent",

@@ -51,7 +51,7 @@ class Dispatch:
         return self.g.op("Squeeze", mixed, self.g.int64(1))  # of (N, 1, D)
 
     def spread(self, rows: str) -> str:
-        """Give each token its rows: (R, O) -> (N, E, O). A part it did not choose gets the row of the first pair."""
+        """Return the rows of each token: (R, O) -> (N, E, O). A part that it did not choose has the first row."""
         if self._places is None:
             g = self.g
             flat = g.op("Reshape", self.by_part, g.int64(-1))

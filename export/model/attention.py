@@ -53,7 +53,7 @@ class Shared:
     reach: list[str | None]
     """The tokens that each layer sees by place; see `window.Tables`."""
     heads: Execution
-    """How routed heads run."""
+    """The execution of routed heads: `masked` or `sliced`."""
 
 
 class Attended(NamedTuple):

@@ -35,7 +35,7 @@ class Batch:
     grid: str
     """(B, 1, T, 1) as an int64 vector, where a cache counts its cells."""
     attention: Shared
-    """What attention shares."""
+    """The inputs that the attention of every layer shares."""
 
 
 class LayerInputs(NamedTuple):

@@ -212,7 +212,7 @@ class _Transformer:
         return g.op("Where", g.op("GreaterOrEqual", level, g.scalar(1.0)), g.scalar(EVERYTHING), level)
 
     def _per_token(self, thresholds: str) -> tuple[str, ...]:
-        """Give every token the threshold of its sequence: (L, B) -> (N, 1) for each layer."""
+        """Repeat the threshold of each sequence for its tokens: (L, B) -> (N, 1) for each layer."""
         g = self.g
         spread = g.op("Concat", g.int64(self.config.num_layers), self.size, self.time, axis=0)
         values = g.op("Expand", g.op("Unsqueeze", thresholds, g.int64(2)), spread)  # (L, B, T)

@@ -1,4 +1,4 @@
-"""Windows: how far a layer looks back, in a cache that is a ring. Mirrors `train/model/window.py`.
+"""Windows: the number of tokens that a layer attends to, in a cache that is a ring. Mirrors `train/model/window.py`.
 
 B batch, S cells a sequence, n rows (tokens of this layer), D width, C capacity of the ring. The place of a token is the
 number of tokens that the layer held before. The token at place p is in cell p mod C, so nothing in a ring ever moves.

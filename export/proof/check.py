@@ -52,7 +52,7 @@ class Check:
 
 
 def only_ties(report: dict[str, Any]) -> bool:
-    """Tell whether every failed comparison failed by too many near ties alone, which are the model's and no fault."""
+    """Return whether every failed comparison failed only by too many near ties, which are no fault of the graph."""
     failed = [part for part in report.values() if isinstance(part, dict) and not part.get("passed", True)]
     return bool(failed) and all(
         part.get("wrong_decisions") == 0 and part["largest_logit_difference"] <= part["tolerance"] for part in failed

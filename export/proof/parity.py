@@ -39,8 +39,8 @@ class Comparison:
     """The comparison of two computations of the same tokens."""
 
     capped: bool = True
-    """Whether too many near ties fail it. False for tokens that another comparison judges as well: a few hundred of
-    them say little about a share of 1 %."""
+    """Whether too many near ties make it fail. False for tokens that another comparison also judges: a few hundred of
+    them are too few to estimate a share of 1 %."""
     tokens: int = 0
     """Tokens in all windows."""
     near_ties: int = 0
@@ -58,7 +58,7 @@ class Comparison:
     """The first wrong decision of each window, for the user."""
 
     def passes(self, tolerance: float) -> bool:
-        """Tell whether decisions and logits agree within the tolerance."""
+        """Return whether decisions and logits agree within the tolerance."""
         few_ties = not self.capped or self.near_ties <= max(NEAR_TIES * self.tokens, 1)
         return not self.wrong_decisions and few_ties and self.largest_difference <= tolerance and self.tokens > 0
 
@@ -89,7 +89,7 @@ class Pass:
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
 
     def differs_from(self, other: Pass) -> Array:
-        """Tell for each token whether any decision about it differs, (T,) bool."""
+        """Return for each token whether any decision about it differs, (T,) bool."""
         differs: Array = self.exit_layer != other.exit_layer
         for name in ("selected_experts", "selected_heads"):
             differs = differs | (getattr(self, name) != getattr(other, name)).any((0, 2))

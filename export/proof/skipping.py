@@ -47,7 +47,7 @@ class Proof:
     layers_entered: int
     """Layers entered, summed over the tokens."""
     failures: list[str]
-    """Where profile and reported usage differ, for the user."""
+    """The differences between profile and reported usage, for the user."""
     head_rows_multiplied: int = 0
     """Rows that the slices of heads multiplied."""
     head_rows_dense: int = 0

@@ -37,7 +37,7 @@ LEAST_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateParams:
-    """How to calibrate.
+    """Parameters of a calibration.
 
     Raises:
         WrongUsageError: a number is outside its range.

@@ -22,17 +22,17 @@ from .options import PATH, check_plot, dial_options, model_options, option_names
     type=int,
     default=0,
     show_default=True,
-    help="Seed of the place in the text and of the sampling, at least 0.",
+    help="Seed of the prompt's place in the text and of the sampling, at least 0.",
 )
-@click.option("--sweep", "walk", is_flag=True, help="Walk the dial: quality and measured time at each point.")
-@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Where to draw the sweep: .png, .svg or .pdf.")
-@click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; default: heldout.txt of the run.")
+@click.option("--sweep", "walk", is_flag=True, help="Measure quality and time at several points of the dial.")
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of --sweep: a .png, .svg or .pdf file.")
+@click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
 @click.option(
     "--text-tokens",
     type=int,
     default=8192,
     show_default=True,
-    help="Tokens to score at each point, at most; at least 1.",
+    help="Score at most this many tokens at each point; at least 1.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @dial_options
@@ -44,15 +44,15 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 
-    The time of a token includes the pass and the choice of the next token. The table shows the median and the 5th and
-    95th percentile over all rounds, and the spread of the medians of the rounds. The memory floor is the time to read
-    the weights and the cache that a token used, at the measured memory bandwidth of this machine.
+    The time of a token includes the pass of the model and the choice of the next token. The table shows the median and
+    the 5th and 95th percentile over all rounds, and the spread of the medians of the rounds. The memory floor is the
+    time to read the weights and the cache that a token used, at the measured memory bandwidth of this machine.
 
-    --sweep measures points of the dial in interleaved rounds. Each point has three shares of the whole model:
-    theoretical (FLOPs of the attention and experts that ran, over those of all attention and experts), executed (all
-    FLOPs, including output head, routers, exit checks and keys of skipped layers, over all FLOPs of the dense pass)
-    and measured (time, over that of the point `all`), and its bits per byte on held-out text. The plot is drawn beside
-    the model's folder, or to --plot.
+    --sweep measures several points of the dial in alternating rounds. For each point it shows three shares of the whole
+    model: theoretical (FLOPs of the attention and experts that ran, over those of all attention and experts), executed
+    (all FLOPs, including output head, routers, exit checks and keys of skipped layers, over all FLOPs of the dense
+    pass) and measured (time, over that of the point `all`), and the bits per byte on held-out text. The plot is drawn
+    beside the model's folder, or to --plot.
     """
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")

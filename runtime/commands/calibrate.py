@@ -21,7 +21,7 @@ from .options import PATH, check_plot, model_options, option_names
 @click.option("--tokens", type=int, default=16384, show_default=True,
               help="Tokens of the text, at least 512: half to choose on, half to report on.")  # fmt: skip
 @click.option("--agreement", type=float, multiple=True, metavar="SHARE", default=(0.9, 0.95, 0.99), show_default=True,
-              help="Share of tokens chosen as if none left early, above 0, below 1; repeat for several.")  # fmt: skip
+              help="Share of tokens that early exits must keep, above 0, below 1; repeat for several.")  # fmt: skip
 @click.option(
     "--prompt-tokens", type=int, default=32, show_default=True, help="Timing: length of the prompt, at least 1."
 )
@@ -38,7 +38,7 @@ from .options import PATH, check_plot, model_options, option_names
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the order in which points are timed, at least 0."
 )
-@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Where to draw the curve: .png, .svg or .pdf.")
+@click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of the curve: a .png, .svg or .pdf file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the curve as one JSON object.")
 @model_options
 @click.pass_context
@@ -49,11 +49,12 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Find the thresholds of least loss for each share of the compute, and write them into the model's manifest.
 
-    Compute is the share of the FLOPs of a dense pass that is executed. There are ten points or more, from the least
-    that the model can do (or a quarter) to everything. At each, the thresholds of experts, heads, layers and exits are
-    chosen together on one half of a held-out text; every threshold moves one way only, so that the dial is monotone.
-    The figures of the table are measured on the other half. Afterwards generate, bench and inspect take --compute,
-    --target-ms and --target-loss, and --agreement for a model with exits.
+    Compute is the executed share of the FLOPs of a dense pass, in which everything runs. The curve has ten points or
+    more, from the least compute of the model (but not below a quarter) to a dense pass. At each point, the thresholds
+    of experts, heads, layers and exits are chosen together on one half of a held-out text; from point to point each
+    threshold moves in one direction only, so that more compute never runs less. The figures of the table are measured
+    on the other half. Afterwards generate, bench and inspect accept --compute, --target-ms and --target-loss, and
+    --agreement for a model with exits.
 
     A small model takes a minute or two. Ctrl-C leaves the model unchanged.
     """

@@ -21,32 +21,49 @@ if TYPE_CHECKING:
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
 @click.argument("prompt")
-@click.option("--max-new-tokens", type=int, help="At least 1; by default 128, or what the context has room for.")
 @click.option(
-    "--temperature", type=float, default=0.8, show_default=True, help="0 to 1,000,000; 0 takes the most probable token."
+    "--max-new-tokens",
+    type=int,
+    help="Most tokens to generate, at least 1; by default 128, or fewer if the context ends.",
 )
-@click.option("--top-k", type=int, metavar="K", help="Choose among the K most probable tokens; at least 1.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.8,
+    show_default=True,
+    help="Randomness of the choice, 0 to 1,000,000; 0 takes the most probable token.",
+)
+@click.option(
+    "--top-k", type=int, metavar="K", help="Choose among the K most probable tokens, at least 1; by default all."
+)
 @click.option(
     "--top-p",
     type=float,
     default=1.0,
     show_default=True,
-    help="Choose among the most probable tokens that hold this mass; above 0, at most 1.",
+    help="Choose among the most probable tokens whose probabilities add up to this; above 0, at most 1.",
 )
 @click.option(
     "--min-p",
     type=float,
     default=0.0,
     show_default=True,
-    help="Keep tokens at least this times as probable as the first; 0 to 1.",
+    help="Drop tokens less probable than this share of the highest probability; 0 to 1.",
 )
 @click.option(
-    "--repetition-penalty", type=float, default=1.0, show_default=True, help="0.01 to 100; above 1 avoids repetition."
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Above 1 makes tokens that occurred less probable; 0.01 to 100.",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeat for several texts.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeat for several.")
 @click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
 @click.option(
-    "--chat/--raw", "chat", default=None, help="Put the prompt into the chat template, or not; by default as trained."
+    "--chat/--raw",
+    "chat",
+    default=None,
+    help="Put the prompt into the chat template, or not; by default if the model was trained on conversations.",
 )
 @click.option("--usage", type=click.Choice(["none", "summary", "tokens"]), default="summary", show_default=True,
               help="What to report about the compute, on stderr.")  # fmt: skip
@@ -60,16 +77,16 @@ def generate(
     ctx: click.Context, /, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
     threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
-    """Continue PROMPT with an exported model, or answer it; `-` reads the prompt from stdin.
+    """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
 
-    The text goes to stdout as it is generated, its cost to stderr. `--usage tokens` shows the text coloured by compute,
-    and a table with the experts, layers, share of the dense FLOPs and time of each token.
+    The text goes to stdout as it is generated, its cost to stderr. `--usage tokens` also colours the text by compute
+    and shows a table with the experts, layers, share of the dense FLOPs and time of each token.
     """
     text = read_prompt(prompt)
     from ..generation.engine import Params
 
     with option_names():
-        parameters = Params(**params)  # before the model is opened: a wrong number is reported at once
+        parameters = Params(**params)  # before the model is opened, so that a wrong number is reported immediately
     from ..format.locate import find_model
     from ..generation.engine import load
 
@@ -121,7 +138,7 @@ def begin(engine: Engine, text: str, params: Params, *, is_chat: bool) -> Genera
 
 
 def warn(engine: Engine, dial: Dial) -> None:
-    """Note on stderr where the requested point of a calibrated model is not what it seems."""
+    """Warn on stderr if the requested point of a calibrated model differs from what the user may expect."""
     if not dial.calibrated:
         return
     from ..dial import warnings_for

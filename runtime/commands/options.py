@@ -31,44 +31,44 @@ def _apply(command: Command, options: Sequence[Callable[[Command], Command]]) ->
 
 
 def dial_options(command: Command) -> Command:
-    """Add the options that say how much of the model runs: the fields of `Dial`."""
+    """Add the options that set how much of the model runs: the fields of `Dial`."""
     return _apply(command, (
         click.option("--compute", type=float, metavar="SHARE",
                      help="Share of the dense FLOPs to execute, above 0, at most 1; for a calibrated model."),
         click.option("--target-ms", type=float, metavar="MS",
-                     help="Take the most compute that was measured to need at most MS per token; above 0."),
+                     help="Use the most compute that takes at most MS per token, as measured by calibrate; above 0."),
         click.option("--target-loss", type=float, metavar="NATS",
-                     help="Take the least compute that was measured to lose at most NATS per token; above 0."),
+                     help="Use the least compute with a loss of at most NATS, as measured by calibrate; above 0."),
         click.option("--agreement", type=float, metavar="SHARE",
-                     help="Leave early so that this share of tokens is chosen as if none left; above 0, below 1."),
+                     help="Leave early as long as this share of tokens stays the same; above 0, below 1."),
         click.option("--experts", type=float, metavar="N",
-                     help="Average number of experts per token and layer, at least 1."),
+                     help="Average number of experts per token and layer, at least 1; by default as trained."),
         click.option("--heads", type=float, metavar="N",
-                     help="Average number of heads per token and layer, at least 1."),
+                     help="Average number of heads per token and layer, at least 1; by default as trained."),
         click.option("--layers-share", type=float, metavar="SHARE",
-                     help="Share of the tokens that run each layer that has a router, 0 to 1."),
+                     help="Share of tokens that run each layer with a depth router, 0 to 1; by default as trained."),
         click.option("--router-top-p", type=float, metavar="MASS",
-                     help="Threshold of the experts, above 0, at most 1; 1 keeps every expert."),
+                     help="Probability mass that a token's experts reach, above 0, at most 1; 1 keeps every expert."),
         click.option("--head-top-p", type=float, metavar="MASS",
-                     help="Threshold of the heads, 0 to 1; 1 keeps every head."),
+                     help="Probability mass that a token's heads reach, 0 to 1; 1 keeps every head."),
         click.option("--depth-threshold", type=float, metavar="SCORE",
-                     help="Threshold of the layers, 0 to 1; 0 runs every layer."),
+                     help="Score from which a token runs a layer, 0 to 1; 0 runs every layer."),
         click.option("--exit-threshold", type=float, metavar="SCORE",
                      help="Confidence above which a token leaves early, 0 to 1; 1 never leaves."),
     ))  # fmt: skip
 
 
 def model_options(command: Command) -> Command:
-    """Add the options that say which model runs, and where."""
+    """Add the options that set the model, its device and its threads."""
     return _apply(command, (
         click.option("--model", metavar="MODEL",
                      help="Folder of an exported model, or name of its run; by default the newest under runs/."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                     help="auto takes CUDA where it loads."),
+                     help="auto takes CUDA if it works."),
         click.option("--threads", type=int, metavar="N",
-                     help="Threads of one operator, at least 1; by default one per core, one for a small model."),
+                     help="Threads of one operator, at least 1; by default one per core, or one for a small model."),
         click.option("--verify/--no-verify", default=True, show_default=True,
-                     help="Compare the files with their digests first."),
+                     help="First check the files of the model against their digests."),
     ))  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def check_plot(path: Path | None) -> None:
 
 @contextmanager
 def option_names() -> Iterator[None]:
-    """Name the option in a message that names its parameter: "found top_k 0, ..." becomes "found --top-k 0, ..."."""
+    """Replace the parameter in a message by its option: "found top_k 0, ..." becomes "found --top-k 0, ..."."""
     try:
         yield
     except WrongUsageError as error:

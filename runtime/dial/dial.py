@@ -28,7 +28,7 @@ SAME_THRESHOLD = (("experts", "router_top_p"), ("heads", "head_top_p"), ("layers
 
 @dataclass(frozen=True, kw_only=True)
 class Dial:
-    """How much of the model to run. A field that is None keeps the threshold that the model was trained with.
+    """A request for how much of the model to run. A field that is None keeps the threshold of training.
 
     `compute`, `target_ms`, `target_loss` and `agreement` need a calibrated model (`adaptive calibrate`). Each of them
     excludes every other field.
@@ -139,7 +139,7 @@ def wanted_compute(curve: Curve, dial: Dial) -> float:
 
 
 def warnings_for(manifest: Manifest, dial: Dial, machine: dict[str, Any]) -> list[str]:
-    """List what is not as it seems about a point of the curve when it runs on `machine` (see `describe`)."""
+    """List warnings about a point of the curve when it runs on `machine` (see `describe`)."""
     curve = manifest.curve
     if curve is None:
         return []

@@ -20,7 +20,7 @@ from .routes import Bools, Floats, Routes, at
 
 @dataclass(frozen=True)
 class Usage:
-    """What one token used, and what that cost."""
+    """The compute that one token used, and its cost."""
 
     experts: tuple[tuple[int, ...], ...]
     """For each of the L layers the ids of the experts; empty where the layer was skipped."""

@@ -35,7 +35,7 @@ def choose_device(name: str, why_no_cuda: Callable[[], str | None] | None = None
 
     Args:
         name: "auto", "cpu" or "cuda".
-        why_no_cuda: Says why CUDA cannot be used, or None if it can; by default `find_cuda_problem`.
+        why_no_cuda: Returns the reason why CUDA cannot be used, None if it can; by default `find_cuda_problem`.
 
     Raises:
         UserError: CUDA is requested and does not load; the message says why.
@@ -54,7 +54,7 @@ def choose_device(name: str, why_no_cuda: Callable[[], str | None] | None = None
 
 @cache
 def find_cuda_problem() -> str | None:
-    """Say why CUDA cannot be used here; None if it can. Prints nothing."""
+    """Return the reason why CUDA cannot be used here, None if it can. Prints nothing."""
     import onnxruntime  # here: 90 ms that `--help` does not pay
 
     if CUDA not in onnxruntime.get_available_providers():

@@ -1,4 +1,4 @@
-"""What the graph reports about the tokens of a pass: which experts, heads and layers they used.
+"""The routes of the tokens of a pass, as the graph reports them: the experts, heads and layers that they used.
 
 L layers, T tokens of one pass, E experts, H query heads.
 """

@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Part(BaseModel):
-    """Base of every section: immutable, and without objection to fields that a later writer adds."""
+    """Base of every section: immutable; unknown fields of a later writer are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -23,7 +23,7 @@ class Layer(Part):
     """The mechanisms of one layer."""
 
     routing: Literal["top_p", "top_k", "dense"]
-    """How experts are chosen; `dense` has no router."""
+    """The routing of experts; `dense` has no router."""
     num_experts: Positive
     """1 where the FFN is dense."""
     depth_router: bool
@@ -232,7 +232,7 @@ class ExitAgreement(Part):
     share: Share
     """Requested."""
     confidence: Share
-    """That the share holds on texts like the one measured."""
+    """Confidence that the share holds on texts like the one measured."""
     exit_threshold: Share
     measured: Share
     """Share of the tokens that agreed."""

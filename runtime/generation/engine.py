@@ -1,4 +1,4 @@
-"""Text generation: prompt in, tokens out, each with its text, what it used and how long it took."""
+"""Text generation: prompt in, tokens out, each with its text, usage and time."""
 
 import os
 import time
@@ -47,11 +47,11 @@ class Token:
 
     id: int
     text: str
-    """What became certain with it, in whole characters; may be "" or hold what earlier tokens began."""
+    """Text that became certain with this token, in whole characters; "" or the end of a character begun earlier."""
     seconds: float
-    """Measured, of the pass that it was chosen from and of the choice; for the first token, of the whole prompt."""
+    """Measured time of the pass and of the choice of the token; for the first token, that of the whole prompt."""
     routes: Routes
-    """Of the last token of that pass."""
+    """Routes of the last token of that pass."""
     meter: Meter
 
     @cached_property
@@ -61,7 +61,7 @@ class Token:
 
 
 class Generation(Iterator[Token]):
-    """The tokens of one generation, each computed when it is asked for."""
+    """The tokens of one generation, each computed when it is requested."""
 
     finish_reason: str | None
     """None while it runs, then "eos", "stop" or "length"."""
@@ -123,7 +123,7 @@ def prefill(session: Session, prompt: list[int], thresholds: Thresholds, max_new
 
 
 def decode_one_token(session: Session, token: int, position: int) -> Step:
-    """Run one pass for `token`, which stands at `position`.
+    """Run one pass for `token` at `position`.
 
     Raises:
         RuntimeError: The cache holds another generation.
@@ -142,7 +142,7 @@ class VisibleText:
         self._watch = StopWatch(stop)
 
     def add(self, token: int, *, last: bool) -> tuple[str, str | None]:
-        """Return what can be shown after `token`, and why the text ends with it: None where it goes on."""
+        """Return the text that can be shown after `token`, and the reason why it ends there: None if it continues."""
         reason = "eos" if token == self._eos_id else "length" if last else None
         text = "" if reason == "eos" else self._stream.push(token)
         if reason is None:
@@ -163,11 +163,11 @@ class Engine:
     def generate(
         self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
     ) -> Generation:
-        """Iterate over the new tokens after `prompt`; nothing is computed before the first is asked for.
+        """Iterate over the new tokens after `prompt`; nothing is computed before the first is requested.
 
         Args:
             prompt: A text, or ids.
-            params: What to generate; None takes the defaults.
+            params: Settings of the generation; None takes the defaults.
             sampler: Chooses each token in place of the sampler of `params`.
 
         Raises:
@@ -212,8 +212,8 @@ def load(
 
     Args:
         folder: The folder that `adaptive export` wrote.
-        device: "auto" (CUDA when it really loads), "cpu" or "cuda".
-        threads: Threads of one operator; None takes one per core, for a small model one.
+        device: "auto" (CUDA if it loads), "cpu" or "cuda".
+        threads: Threads of one operator; None takes one per core, or one for a small model.
         verify: Compare the files with their digests.
 
     Raises:

@@ -26,7 +26,7 @@ Scores = NDArray[np.float32]  # (V,) logits
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose; the filters act in this order, each on what the one before left."""
+    """Settings of the choice; the filters act in this order, each on the tokens that the one before kept."""
 
     temperature: float = 0.8
     """Divides the logits, 0 to 1,000,000; 0 takes the most probable token."""
@@ -38,7 +38,7 @@ class Sampling:
     Source: Holtzman et al. 2019 (arXiv 1904.09751).
     """
     min_p: float = 0.0
-    """Keep tokens at least this times as probable as the first, 0 to 1.
+    """Drop tokens below this share of the highest probability, 0 to 1.
 
     Source: Nguyen et al. 2024 (arXiv 2407.01082).
     """
@@ -48,7 +48,7 @@ class Sampling:
     Source: Keskar et al. 2019 (arXiv 1909.05858), section 4.1.
     """
     seed: int | None = None
-    """Of the random numbers; None draws one."""
+    """Seed of the random numbers; None draws one."""
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, 0, MAX_TEMPERATURE, "0 takes the most probable token")
@@ -70,7 +70,7 @@ def check_number(name: str, value: Any, low: float, high: float, hint: str) -> N
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) -> None:
-    """Raise WrongUsageError unless `value` is a whole number from `low` to `high`; None is without end."""
+    """Raise WrongUsageError unless `value` is a whole number from `low` to `high`; None for `high` sets no limit."""
     is_whole = isinstance(value, numbers.Integral)
     if not (is_whole and low <= value and (high is None or value <= high)):
         span = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -78,7 +78,7 @@ def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) ->
 
 
 class TokenChooser(Protocol):
-    """What a generation asks for each token."""
+    """The interface that chooses each token of a generation."""
 
     seed: int
 
@@ -90,7 +90,7 @@ class Sampler:
     """Samples one sequence; the same seed and logits give the same tokens.
 
     Args:
-        sampling: How to choose.
+        sampling: Settings of the choice.
         vocab_size: The number of ids that exist; logits beyond are padding of the embedding and never chosen.
         prompt: The ids that count as seen from the start.
     """
@@ -135,7 +135,7 @@ def exponential(scores: Scores, best: float, temperature: float) -> Mass:
 
 
 def filters(sampling: Sampling) -> list[Callable[[Mass], Indices]]:
-    """Return the filters that are asked for, in their order; each gives the rising indices that it keeps."""
+    """Return the filters in use, in their order; each returns the rising indices that it keeps."""
     chain: list[Callable[[Mass], Indices]] = []
     if sampling.top_k is not None:
         chain.append(partial(most_probable, count=sampling.top_k))

@@ -41,8 +41,8 @@ class ByteStream:
 class WindowStream:
     """The stream of any other tokenizer: a few tokens are decoded with and without the new one; the rest is its text.
 
-    The library's decoders treat the first token of a text differently (they drop its space, say), so the tokens of the
-    last text that was released are decoded again before each new one. A token costs the same wherever it stands.
+    The library's decoders treat the first token of a text differently (for example, they drop its space), so the tokens
+    of the last released text are decoded again before each new one. A token costs the same at any position.
 
     Tokens that stand for bytes wait until their character is whole. With byte fallback the library takes a run of bytes
     that is not valid UTF-8 as U+FFFD for each byte; a character that was released before the run broke stays.

@@ -53,7 +53,7 @@ class Tokenizer:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The id that stands for what the vocabulary lacks; None where nothing is unknown."""
+        """The id of all text that the vocabulary lacks; None if no text is unknown."""
         if isinstance(self._tokenizer.model, tokenizers.models.Unigram):
             number: int | None = self._parsed["model"]["unk_id"]
             return number

@@ -7,7 +7,7 @@ T tokens, L layers, N units that one router chooses among (the experts or heads 
                                 use would have the same entropy (`effective`)
     coactivation[i][j]          tokens that used i and j / tokens that used i
     specialisation to groups    sum over units of I(group; used or not) / sum over units of H(used or not): 0 if the
-                                group says nothing about what a token uses, 1 if it decides it; `by_chance` is the same
+                                group does not predict a token's units, 1 if it decides them; `by_chance` is the same
                                 with the groups shuffled over the tokens, above 0 on a text of any length
 
 Source: OLMoE (Muennighoff et al. 2024, arXiv 2409.02060), section 5, has co-activation as here, and specialisation to
@@ -145,7 +145,7 @@ class Part:
 
 @dataclass(frozen=True)
 class WindowUse:
-    """How far back the tokens of a layer with a window look."""
+    """The use of the window of a layer: how far back its tokens look."""
 
     layer: int
     most: int
@@ -251,7 +251,7 @@ def entropy_of(counts: Floats) -> float:
 
 
 def mutual_information(joint: Floats, tokens: Ints) -> tuple[float, float]:
-    """Compute how much the group says about the units that a token uses.
+    """Compute the information of the group about the units that a token uses.
 
     Args:
         joint: (G, N), how many tokens of each group used each unit.

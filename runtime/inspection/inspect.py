@@ -31,7 +31,7 @@ SAMPLE = 400
 
 @dataclass(frozen=True, kw_only=True)
 class InspectParams:
-    """What to inspect.
+    """Parameters of an inspection.
 
     Raises:
         WrongUsageError: a number is outside its range.
@@ -46,7 +46,7 @@ class InspectParams:
     dead_below: float = 0.001
     """A unit that a smaller share of a layer's tokens uses is dead; 0 to 1."""
     dial: Dial = field(default_factory=Dial)
-    """How much of the model to run."""
+    """The point of the dial at which the model runs."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "frequent"):
@@ -58,7 +58,7 @@ class InspectParams:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model used for the tokens of a text, at one point of its dial."""
+    """The usage of a model for the tokens of a text, at one point of its dial."""
 
     model: str
     """Its folder, or its run and step."""
@@ -129,7 +129,7 @@ def inspect_model(
 
     Args:
         folder: The folder of the exported model.
-        params: What to inspect.
+        params: The text, and how to count.
         run: The folder of the run of the model; None takes the parent of `folder`.
         device: See `load`.
         threads: See `load`.

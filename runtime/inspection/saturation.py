@@ -1,4 +1,4 @@
-"""How early routers settle: the share of a run's last choices that each earlier step already made.
+"""The saturation of routers: the share of a run's last choices that each earlier step already made.
 
 L layers, N tokens of a fixed held-out text, U units that a router chooses among, S snapshots of a run.
 

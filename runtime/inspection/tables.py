@@ -32,7 +32,7 @@ class Sheet:
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    words: int = 1
+    text_columns: int = 1
     """Number of columns, from the left, that are text; the others are numbers."""
 
 
@@ -52,7 +52,7 @@ def table(sheet: Sheet) -> Table:
     """Convert to a table of rich. A token that looks like markup stays text."""
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for i, name in enumerate(sheet.columns):
-        rows.add_column(name, justify="left" if i < sheet.words else "right", no_wrap=i >= sheet.words)
+        rows.add_column(name, justify="left" if i < sheet.text_columns else "right", no_wrap=i >= sheet.text_columns)
     for row in sheet.rows:
         rows.add_row(*map(Text, row))
     return rows
@@ -130,7 +130,7 @@ def units_sheet(part: Part) -> Sheet:
             rows.append((*where, f"{i}{mark}{dead}", *groups, f"{share:.1%}"))
     columns = (*([] if depth else ["layer"]), unit, "classes", "positions", "frequent tokens", "share")
     title = f"{part.name}: share of the tokens that use each, and groups that use it more often than average"
-    return Sheet(title, columns, rows, words=len(columns) - 1)
+    return Sheet(title, columns, rows, text_columns=len(columns) - 1)
 
 
 def favourites(choice: Choice, split: Split, unit: int, most: int) -> str:

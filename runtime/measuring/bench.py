@@ -1,4 +1,4 @@
-"""`adaptive bench`: measure how fast an exported model is on this machine, how close to the memory floor, how good."""
+"""`adaptive bench`: measure the speed, the memory floor and the quality of an exported model on this machine."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ from .timing import Distribution, Timed, time_points
 
 @dataclass(frozen=True, kw_only=True)
 class BenchParams:
-    """What to measure.
+    """Parameters of a benchmark.
 
     Raises:
         WrongUsageError: a number is outside its range.
@@ -42,7 +42,7 @@ class BenchParams:
     text_tokens: int = 8192
     """Most tokens to score at each point, at least 1."""
     dial: Dial = field(default_factory=Dial)
-    """How much of the model to run."""
+    """The point of the dial at which the model runs."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "new_tokens", "repeats", "text_tokens"):

@@ -1,4 +1,4 @@
-"""The text that bench, calibrate and inspect read: a given file, or the text that training held out."""
+"""The text that bench, calibrate and inspect read: a given file, or the held-out text of the run."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from .perplexity import Text
 
 RECORDS = {".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"}
 """Files that training reads record by record. Only training knows which field is the text, what marks its end and how a
-conversation is written out; braces scored as text would say nothing about the model."""
+conversation is written out; a score of the raw JSON would not measure the model."""
 
 
 def read_text(engine: Engine, given: Path | None, run: Path, option: str, least: int = 1) -> tuple[Text, str]:
-    """Read the file given with `option`, or what training held out in the folder `run`; return it and its name.
+    """Read the file given with `option`, or the held-out text in the folder `run`; return the text and its name.
 
     Raises:
         UserError: there is none, it holds records, cannot be read, is not text, or has less than `least` tokens.

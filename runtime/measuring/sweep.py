@@ -40,7 +40,7 @@ class Point:
 def points(manifest: Manifest, dial: Dial) -> list[Point]:
     """List the points to measure: `all` of the model, then each direction of the dial, from much to little.
 
-    The other directions stay where `dial` or, where it says nothing, the model's own thresholds put them.
+    The other directions stay as `dial` sets them, or else as the model's own thresholds do.
     """
     model, table = manifest.model, manifest.dial
     everything = Thresholds.everything(model.num_layers)

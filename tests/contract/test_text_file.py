@@ -1,4 +1,4 @@
-"""The one reader of text: what it decodes, what it refuses, and that its advice works when it is typed."""
+"""The reader of text: the encodings it decodes, the bytes it refuses, and advice that works when it is typed."""
 
 import bz2
 import codecs

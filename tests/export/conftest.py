@@ -25,7 +25,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run `tiny`: 3 layers, 4 experts, a depth router, two exits; checkpoints at 10 and 26. Not to be changed."""
+    """Write the run `tiny`: 3 layers, 4 experts, a depth router, two exits; checkpoints at 10 and 26."""
     return write_run(tmp_path_factory.mktemp("tiny") / "runs" / "tiny", steps=(10, 26))
 
 
@@ -36,7 +36,7 @@ def source(run: Path) -> Source:
 
 @pytest.fixture(scope="session")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The run exported in fp32 with the whole check. Not to be changed."""
+    """Export the run in fp32 with the whole check. Tests must not change it."""
     return run_export(str(run), tmp_path_factory.mktemp("fp32") / "model", threads=1)
 
 
@@ -47,7 +47,7 @@ def exported_int8(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Export
 
 @pytest.fixture
 def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory but for runs/tiny, a copy that may be changed."""
+    """Change to a directory that contains only runs/tiny, a copy that may be changed."""
     shutil.copytree(run, tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -55,7 +55,7 @@ def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same check on fewer tokens."""
+    """Make the check use fewer tokens."""
     for name, value in (("TOKENS", 128), ("WINDOW", 128), ("DECODED", 8), ("GREEDY", 8)):
         monkeypatch.setattr(check, name, value)
     monkeypatch.setattr(exporter, "PROFILED", 3)

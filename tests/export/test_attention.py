@@ -14,7 +14,7 @@ POLICIES = ["top_p", *ADAPTS_DEPTH, "top_k_project"]
 
 
 def plain_caches(name: str, ids: np.ndarray, limits: ThresholdTensors) -> tuple[reference.Sequence, reference.Result]:
-    """The plain model after one text (1, T)."""
+    """Run the plain model on one text (1, T)."""
     model = model_of(name)
     arrays = reference.ThresholdArrays(*(limit.numpy() for limit in limits))
     weights = {key: np.asarray(value, np.float64) for key, value in weights_of(model).items()}
@@ -44,7 +44,7 @@ def test_the_buffer_holds_the_keys_of_the_plain_model_and_nothing_else_changed(n
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str) -> None:
-    """Those of `project` write also when they skip it. Every other byte of the buffer stays, in whatever layer."""
+    """Tokens in `project` write their keys and values even if they skip the layer; all other bytes stay unchanged."""
     project = MODELS[name].depth.skipped_kv == "project" or not MODELS[name].adapts_depth
     ids, limits = tiny_ids(2, batch=B, time=STEPS).numpy(), busy_thresholds(MODELS[name])
     sequences = Sequences(graph_of(name), B, fill=FILL)

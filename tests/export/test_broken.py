@@ -85,7 +85,7 @@ BROKEN: dict[str, tuple[str, str, Change]] = {
 
 
 def differs(name: str, proto: onnx.ModelProto) -> bool:
-    """Whether the graph differs from torch token by token, in rings for single tokens."""
+    """Return whether the graph differs from torch in passes of one token, whose caches are rings."""
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS[name])
     with torch.no_grad():
         out = model_of(name)(ids, limits)

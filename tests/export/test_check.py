@@ -245,7 +245,7 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
 def test_int8_that_is_nonsense_is_told_from_int8_that_is_coarse(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scales of the head in the wrong order: prompt and single tokens agree, but the text is scored badly."""
+    """Scales of the output head in the wrong order: prompt and single tokens agree, but the text is scored badly."""
     true = transformer.quantize_columns
     monkeypatch.setattr(transformer, "quantize_columns", lambda w: (true(w)[0], 3 * true(w)[1][::-1].copy()))
     outcome = check(source, graph_of(source, tmp_path / "model", "int8"), lambda line: None)

@@ -184,7 +184,7 @@ def test_there_is_a_cost_for_every_layer_and_none_is_negative(name: str) -> None
 
 
 def test_the_weights_of_int8_take_a_quarter_of_the_file(tmp_path: Path) -> None:
-    """Where matrices dominate, as in any useful model."""
+    """The matrices of this model dominate its file, as in any useful model."""
     ffn = {"num_experts": 4, "expert_dim": 256, "experts_per_token": 1.6}
     source = read(write_run(tmp_path / "runs" / "wide", dim=128, num_layers=2, depth={}, ffn=ffn))
     sizes = {}

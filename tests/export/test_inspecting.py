@@ -21,7 +21,7 @@ from adaptive_lm.train.run.best import Score, point_at
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run `runs/demo`: steps 5, 10 and 20, of which 10 is the best, and snapshots of its routing."""
+    """Make the run `runs/demo` in a folder: steps 5, 10 (the best) and 20, and snapshots of its routing."""
     place = tmp_path_factory.mktemp("inspected")
     run = write_run(place / "runs" / "demo", steps=(5, 10, 20))
     point_at(run, Score(10, 1.5, 64))

@@ -139,7 +139,7 @@ def test_what_cannot_fall_otherwise_has_no_margin() -> None:
 
 
 def test_router_top_p_one_keeps_experts_that_float32_rounds_away() -> None:
-    """Where the last expert has a probability of 1e-9, the mass before it is 1 in float32 and not below 1."""
+    """If the last expert has a probability of 1e-9, the mass before it is exactly 1 in float32."""
     model, ids = copy.deepcopy(model_of("top_p")), tiny_ids(2, batch=1, time=24)
     everything = everything_on(model.config)
     with torch.no_grad():

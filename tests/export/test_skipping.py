@@ -1,4 +1,4 @@
-"""The proof that what is not chosen is not computed, and that it finds what is."""
+"""The proof that skipped work is not computed, and that it finds work that is."""
 
 import json
 import shutil
@@ -116,7 +116,7 @@ def test_a_profile_that_tells_another_story_fails_the_proof(
 
 @pytest.fixture
 def patched(exported: Exported, tmp_path: Path) -> Callable[[Callable[[onnx.GraphProto], None]], Path]:
-    """The exported folder with its graph changed."""
+    """Copy the exported folder with its graph changed."""
 
     def change(edit: Callable[[onnx.GraphProto], None]) -> Path:
         folder = Path(shutil.copytree(exported.folder, tmp_path / "patched"))
@@ -129,7 +129,7 @@ def patched(exported: Exported, tmp_path: Path) -> Callable[[Callable[[onnx.Grap
 
 
 def compute_all_and_throw_away(graph: onnx.GraphProto) -> None:
-    """The layer runs for every token while the usage output stays the same: skipping in name only."""
+    """Run the layer for every token and leave the usage output unchanged, so that nothing is really skipped."""
     (reshaped,) = [n for n in graph.node if n.name == "layers.1/Reshape"]
     everyone = next(n.output[0] for n in graph.node if n.op_type == "Expand" and n.name == "Expand")
     reshaped.input[0] = everyone

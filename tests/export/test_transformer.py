@@ -40,7 +40,7 @@ def ids() -> np.ndarray:
 
 @cache
 def judged(name: str, b: int) -> reference.Result:
-    """The plain model's result for sequence b, B = 1. It is causal, so it holds for a part of the sequence too."""
+    """Return the plain model's result for sequence b, B = 1. It is causal, so it also gives that of each prefix."""
     found = judge(model_of(name), torch.from_numpy(ids()[b : b + 1]), thresholds_of(name, b))
     assert not found.near_ties().any(), "choose another seed: these decisions may fall either way"
     return found
@@ -84,7 +84,7 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does(name: str, batch:
 
 
 def test_the_batch_has_sequences_that_differ_in_everything() -> None:
-    """Shows that the tests above compare something: lengths, routes, layers and exits differ between the sequences."""
+    """Lengths, routes, layers and exits differ between the sequences, so the tests above compare something."""
     found = [judged("both_none", b) for b in range(B)]
     assert len({tuple(one.cache_lengths[:, 0]) for one in found}) == B
     assert len({one.selected_experts.tobytes() for one in found}) == B

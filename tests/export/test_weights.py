@@ -95,7 +95,7 @@ def test_a_matrix_with_a_negative_only_row_keeps_its_sign() -> None:
 
 @functools.cache
 def rounded(name: str) -> Transformer:
-    """The torch model with its weights rounded as int8 rounds them; activations stay as they are."""
+    """Build the torch model with its weights rounded as int8 rounds them; activations stay as they are."""
     model = copy.deepcopy(model_of(name))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -107,7 +107,7 @@ def rounded(name: str) -> Transformer:
 
 
 def can_tip(config: ModelConfig) -> bool:
-    """Whether a token still has a choice where everything is on: its best heads, its window."""
+    """Return whether a token still has a choice where everything is on: its best heads, its window."""
     best = config.heads.routing == "top_k" or (config.heads.routing == "adaptive" and config.most_heads < 4)
     return best or (config.has_windows and config.attention.window_kind == "learned")
 
@@ -154,7 +154,7 @@ def test_int8_of_a_deep_model_decodes_bit_for_bit_as_its_prompt() -> None:
 
 
 def outlier_model(name: str) -> tuple[Graph, ThresholdTensors]:
-    """The int8 graph of a model in which token OUTLIER has an embedding with one huge number."""
+    """Build the int8 graph of a model in which token OUTLIER has an embedding with one huge number."""
     state = weights_of(model_of(name))
     embedding = 0.1 * state["embedding.weight"]
     embedding[OUTLIER, 3] = 60.0
@@ -163,7 +163,7 @@ def outlier_model(name: str) -> tuple[Graph, ThresholdTensors]:
 
 
 def neighbours_change(graph: Graph, limits: ThresholdTensors) -> tuple[float, float]:
-    """The largest change of a token's logits when OUTLIER follows it, and when OUTLIER is in the same batch."""
+    """Measure the largest change of a token's logits when OUTLIER follows it, and when OUTLIER is in the same batch."""
     ids = tiny_ids(2, batch=3, time=8).numpy() % OUTLIER
     with_outlier = ids.copy()
     with_outlier[0, -1] = OUTLIER
@@ -182,7 +182,7 @@ def test_an_outlier_does_not_change_its_neighbours(name: str) -> None:
 
 @pytest.fixture
 def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrong way: one scale for the whole tensor, as in DynamicQuantizeLinear."""
+    """Quantise wrongly, with one scale for the whole tensor, as DynamicQuantizeLinear does."""
 
     def whole(g: Builder, x: str) -> tuple[str, str]:
         largest = g.op("ReduceMax", g.op("Abs", x), keepdims=1)
@@ -199,7 +199,7 @@ def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "both_none"])
 @pytest.mark.usefixtures("one_scale")
 def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
-    """Shows that the tests above can fail: with one scale for all rows the same models fail by far."""
+    """With one scale for all rows the same models fail by far, so the tests above can fail."""
     in_prompt, in_batch = neighbours_change(*outlier_model(name))
     assert min(in_prompt, in_batch) > 100 * TOLERANCE["int8"]
 

@@ -41,7 +41,7 @@ def test_the_first_failure_ends_the_walk_whatever_comes_after() -> None:
     assert found[0].exit_threshold == 0.98
 
 
-def test_nothing_passes_and_nobody_leaves() -> None:
+def test_no_bound_passes_and_no_token_leaves() -> None:
     found = agreement_bounds(lambda threshold: Compared(100, 0 if threshold == 1 else 50, 2), (0.9,))
     assert found[0].exit_threshold == 1
     assert found[0].compared.different == 0

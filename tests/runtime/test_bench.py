@@ -1,4 +1,4 @@
-"""`adaptive bench`: the figures it gives, and that they are figures of what they say."""
+"""`adaptive bench`: its figures, and that each measures what its name claims."""
 
 import json
 import math

@@ -30,7 +30,7 @@ def run(folder: Path, *args: str) -> Result:
 
 @pytest.fixture(scope="module")
 def calibrated(rich: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A calibrated copy of the rich model, and what its calibration said."""
+    """Calibrate a copy of the rich model, and return its folder and the result of the command."""
     import shutil
 
     place = tmp_path_factory.mktemp("calibrated")
@@ -84,7 +84,7 @@ def test_between_two_points_about_as_much_is_executed_as_is_asked(calibrated: tu
 
 
 def test_what_is_worth_least_goes_first(calibrated: tuple[Path, Result]) -> None:
-    """Of the rich graph a head adds next to nothing, an expert much: the heads go, and the experts stay."""
+    """A head of the rich graph adds next to nothing, an expert much: heads are dropped, and experts kept."""
     points = Manifest.read(calibrated[0]).curve.points  # type: ignore[union-attr]
     high = next(one for one in reversed(points) if one.compute < 0.8)
     assert high.heads_per_token < 1.5
@@ -287,7 +287,7 @@ def test_exits_that_cost_more_than_they_save_are_left_closed(copy: Path) -> None
 def test_heads_that_save_nothing_are_settled_by_their_loss(
     rich_copy: Path, monkeypatch: pytest.MonkeyPatch, gain: float
 ) -> None:
-    """As where the graph computes every head and multiplies by 0: no notch of them is on the way to less."""
+    """A graph that computes every head and multiplies by 0 saves nothing by fewer heads, so the path keeps all."""
     monkeypatch.setitem(rich_graph.GAIN, "head", gain)
     costs = rich_graph.sections()["costs"]
     for layer in costs["flops"]["layers"]:

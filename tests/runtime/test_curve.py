@@ -41,7 +41,7 @@ def test_compute_between_two_points_has_thresholds_between_theirs() -> None:
 
 
 def test_exits_closed_above_stand_as_below_and_are_not_half_open() -> None:
-    """Barely open, an exit costs its check for every token and saves for none."""
+    """An exit that is barely open costs its check for every token, and saves no compute."""
     np.testing.assert_allclose(asked(compute=0.699).exit_threshold, [0.8, 1, 1], rtol=1e-6)
     np.testing.assert_array_equal(asked(compute=0.7).exit_threshold, 1)
 

@@ -1,4 +1,4 @@
-"""What a person asks for becomes one threshold per layer, or an error that says what the model has (S12)."""
+"""The dial: a request becomes one threshold per layer, or an error that names what the model has (S12)."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def manifest(**model: Any) -> Manifest:
 
 
 def rich(**layer: Any) -> Manifest:
-    """The manifest of the model with every mechanism, its layers with other fields."""
+    """Return the manifest of the model with every mechanism, with changed fields in its layers."""
     content = manifest_content()
     for section, value in sections().items():
         content[section] = content[section] | value

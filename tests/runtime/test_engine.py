@@ -16,7 +16,7 @@ GREEDY = Params(temperature=0, max_new_tokens=20)
 
 
 class Scripted:
-    """A sampler of which these ids come, whatever the logits say."""
+    """A sampler that returns these ids for any logits."""
 
     def __init__(self, ids: bytes | list[int]) -> None:
         self.ids, self.seed = list(ids), 0

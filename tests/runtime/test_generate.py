@@ -1,4 +1,4 @@
-"""`adaptive generate`: what goes to stdout, what to stderr, and what a person's mistake gets."""
+"""`adaptive generate`: its output on stdout and stderr, and its errors for a user's mistakes."""
 
 import json
 import os

@@ -23,7 +23,7 @@ POINT = {"router_top_p": 0.5, "depth_threshold": 0.5, "exit_threshold": 0.6, "he
 def chosen(
     *used: set[int], units: int, groups: str = "", shared: int = 0, ran: str = "", floor: float = 0.01
 ) -> Choice:
-    """The figures of a handful of tokens: the units that each used, its group as a letter, and `-` where it skipped."""
+    """Compute the figures of a few tokens from the units of each, its group (a letter), and `-` where it skipped."""
     selected = np.array([[i in one for i in range(units)] for one in used], bool).reshape(len(used), units)
     labels = sorted(set(groups or "a"))
     grouping = Grouping.by("letters", labels, [labels.index(letter) for letter in groups or "a" * len(used)])
@@ -48,12 +48,12 @@ def test_shares_spread_and_pairs_are_those_of_a_count_by_hand() -> None:
 
 
 def test_shares_of_groups_and_specialisation_are_those_of_a_count_by_hand() -> None:
-    """Of the two tokens of a, both use 0 and one uses 1; the one of b uses 1."""
+    """Both tokens of group a use unit 0 and one uses unit 1; the token of group b uses unit 1."""
     split = chosen({0}, {0, 1}, {1}, set(), units=3, groups="aabb", ran="...-").splits[0]
     assert split.labels == ("a", "b")
     assert split.tokens.tolist() == [2, 1], "the token that skipped the layer is in no group"
     np.testing.assert_allclose(split.share, [[1, 0.5, 0], [0, 1, 0]])
-    each = math.log(3) - 2 / 3 * math.log(2)  # nats of being used by two of three; unit 0 is told by the group, of
+    each = math.log(3) - 2 / 3 * math.log(2)  # nats of being used by two of three; the group explains unit 0, of
     told = each + (each - 2 / 3 * math.log(2))  # unit 1 what is unsure within a is left
     assert split.information == pytest.approx(told)
     assert split.specialisation == pytest.approx(told / (2 * each))
@@ -109,7 +109,7 @@ def test_dead_is_below_the_floor(floor: float, dead: list[int]) -> None:
     assert chosen({0}, {0}, {0}, {1}, units=3, floor=floor).dead.tolist() == dead
 
 
-def test_a_layer_that_nobody_ran_has_no_figures_and_only_dead_units() -> None:
+def test_a_layer_that_no_token_ran_has_no_figures_and_only_dead_units() -> None:
     found = chosen({0}, {1}, units=2, ran="--")
     assert found.tokens == 0
     assert found.dead.tolist() == [0, 1]
@@ -132,7 +132,7 @@ def inspected(rich: Path) -> Inspection:
 
 @pytest.fixture(scope="module")
 def slow() -> dict[str, Any]:
-    """What the tables of the graph say of the same text, piece by piece of the context, as plain lists per token."""
+    """Read the usage outputs of the graph for the same text, one context at a time, as plain lists per token."""
     text = (STORY * 30)[:1200]
     pieces = [text[begin : begin + CONTEXT] for begin in range(0, 1200, CONTEXT)]
     assert len(pieces) == 3

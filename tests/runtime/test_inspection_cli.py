@@ -29,14 +29,14 @@ def run(folder: Path, *args: str) -> Result:
 
 @pytest.fixture
 def evil(tmp_path: Path) -> Path:
-    """A text that would be markup in a page, a terminal or a formula."""
+    """Write a text that would be markup in a page, a terminal or a formula."""
     path = tmp_path / "<b>&evil.txt"
     path.write_text(EVIL * 20)
     return path
 
 
 class Page(HTMLParser):
-    """What a browser would find in a page."""
+    """Parse a page as a browser does."""
 
     def __init__(self, content: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which model a name or a path means, and what is said where there is none."""
+"""The model that a name or a path means, and the errors where there is none."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from adaptive_lm.runtime.format.locate import find_model
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
-    """A folder with the exported run `demo` and the run `half`, which is not exported."""
+    """Change to a folder with the exported run `demo` and the run `half`, which is not exported."""
     shutil.copytree(model, tmp_path / "runs" / "demo" / "model")
     (tmp_path / "runs" / "half").mkdir()
     (tmp_path / "runs" / "half" / "config.yaml").touch()

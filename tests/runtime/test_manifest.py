@@ -1,4 +1,4 @@
-"""What a damaged, incomplete, foreign or hostile exported model gets (S50, S51, S58)."""
+"""Errors for a damaged, incomplete, foreign or hostile exported model (S50, S51, S58)."""
 
 import json
 import os
@@ -197,7 +197,7 @@ def test_a_link_is_refused_even_to_the_right_bytes(copy: Path, link: Callable[..
 
 
 def _external(copy: Path, change: Callable[[onnx.TensorProto], None], where: str = "initializer") -> Path:
-    """The model with one external tensor changed, and a manifest that agrees with the file."""
+    """Change one external tensor of the model, and make the manifest agree with the file."""
     proto = onnx.load(copy / "model.onnx", load_external_data=False)
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.external_data)
     change(tensor)

@@ -27,7 +27,7 @@ RANGES = {
     "at least 512": ((512,), (511,)),
     "above 0": ((1e-9, 5), (0, -1)),
 }
-"""What a help text says -> accepted values, refused values. The first phrase that a text holds counts."""
+"""Phrase of a help text -> accepted values, refused values. The first phrase that a help text contains counts."""
 
 PARAMS = {"generate": Params, "bench": BenchParams, "calibrate": CalibrateParams, "inspect": InspectParams}
 DIAL = {"compute", "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p",

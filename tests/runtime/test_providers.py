@@ -1,4 +1,4 @@
-"""CUDA when it really loads, else the CPU, and not a word on stderr."""
+"""CUDA if it loads, else the CPU, without output on stderr."""
 
 import subprocess
 import sys

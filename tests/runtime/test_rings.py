@@ -1,4 +1,4 @@
-"""Windows in rings, routed heads and counted cells: the session against what the rich graph must give."""
+"""Windows in rings, routed heads and counted cells: the session gives the expected outputs of the rich graph."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The next token: each filter against its definition, and what makes no sense is refused (S8)."""
+"""The next token: each filter compared with its definition, and invalid settings refused (S8)."""
 
 import math
 import re
@@ -16,7 +16,7 @@ LOGITS = np.random.default_rng(3).normal(scale=2, size=V).astype(np.float32)
 
 
 def drawn(count: int = 4000, logits: NDArray[np.float32] = LOGITS, size: int = V, **settings: Any) -> NDArray[np.int64]:
-    """How often each token came."""
+    """Count how often each token was drawn."""
     sampler = Sampler(Sampling(**{"temperature": 1.0, "seed": 1, **settings}), size, [])
     return np.bincount([sampler.choose(logits) for _ in range(count)], minlength=V)
 

@@ -23,8 +23,11 @@ USED = [[1, 2, 0]]
 
 
 def test_the_share_of_the_last_choices_that_an_earlier_moment_makes(tmp_path: Path) -> None:
-    """Of {0}, {2, 1} and nothing: an earlier ranking whose first is 1 has none of the first token's, and of the second
-    the one that is among its two most probable; how many it used itself does not matter."""
+    """Compare an earlier ranking with the last choices {0}, {2, 1} and none.
+
+    The earlier ranking begins with 1 for the first token, so it has none of {0}. For the second token one of {2, 1} is
+    among its two most probable. The number of experts that the earlier step used does not matter.
+    """
     snapshot(tmp_path, 5, [[[1, 0, 2], [0, 2, 1], [2, 1, 0]]], [[3, 3, 3]])
     snapshot(tmp_path, 10, [[[0, 2, 1], [1, 2, 0], [2, 1, 0]]], [[1, 1, 1]])
     snapshot(tmp_path, 20, LAST, USED)
@@ -37,8 +40,11 @@ def test_the_share_of_the_last_choices_that_an_earlier_moment_makes(tmp_path: Pa
 
 
 def test_chance_is_what_shares_alone_give(tmp_path: Path) -> None:
-    """A router that uses expert 0 for half of the tokens and 1 for the others is right by chance half of the time; one
-    that always uses 0 is always right."""
+    """Guess the choices of two routers from the shares of their experts.
+
+    For a router that uses expert 0 for half of the tokens and 1 for the others, half of the guesses are right. For a
+    router that always uses 0, all are.
+    """
     random = np.random.default_rng(1)
     tokens = np.arange(1000) % 2
     half = np.stack([tokens, 1 - tokens], 1)
@@ -51,7 +57,7 @@ def test_chance_is_what_shares_alone_give(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.share[:, 0], [0.5, 1.0], atol=0.05)
 
 
-def test_a_layer_that_nobody_runs_has_no_figure() -> None:
+def test_a_layer_that_no_token_runs_has_no_figure() -> None:
     assert np.isnan(overlap(np.array(LAST), np.array(LAST), np.zeros((1, 3), int))).all()
 
 

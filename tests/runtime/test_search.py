@@ -1,4 +1,4 @@
-"""The path of least loss, on costs and losses that are known by heart."""
+"""The path of least loss, on costs and losses with known formulas."""
 
 import itertools
 
@@ -16,7 +16,7 @@ def cost_of(setting: Setting) -> float:
 
 
 def measure(setting: Setting) -> Measured:
-    """The first mechanism loses more and more, the second evenly: the best mix begins with the first."""
+    """Return losses that grow faster and faster for the first mechanism, and evenly for the second."""
     a, b = setting
     return Measured(setting, cost_of(setting), 2 + a**2 + 0.4 * b)
 
@@ -59,7 +59,7 @@ def test_the_walk_ends_where_nothing_saves_more() -> None:
 
 def test_neighbouring_moves_are_exchanged_where_that_is_better() -> None:
     def fooled(setting: Setting) -> Measured:
-        """The first notch of the second mechanism looks good alone, and is better still after the first mechanism."""
+        """Return losses that make the first notch of the second mechanism better after the first mechanism."""
         a, b = setting
         trap = 0.5 if b and not a else 0.0
         return Measured(setting, cost_of(setting), 2 + a + 0.4 * b + trap)

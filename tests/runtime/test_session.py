@@ -1,4 +1,4 @@
-"""The session against what the tiny graph must give, and what it refuses."""
+"""The session compared with the expected outputs of the tiny graph, and the input that it refuses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_buffers_are_bound_once_per_generation(session: Session, monkeypatch: py
 
 
 def test_rebinding_inputs_at_every_step_changes_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA needs, tried where there is none: there, binding is what copies an input to the device."""
+    """Test on a CPU what CUDA needs: there, binding copies an input to the device."""
     logits, *_ = expected(IDS, 0.5, 0.4, 1.0)
     bound: list[str] = []
     bind = session.decode.bind_inputs

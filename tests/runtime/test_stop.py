@@ -1,4 +1,4 @@
-"""A stop string never leaks, nor does a part of one, across whatever pieces it comes in (S8, S16)."""
+"""No stop string is shown, nor a part of one, in whatever pieces it arrives (S8, S16)."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What a token is: its text class, its position, and which of the frequent ones."""
+"""The groups of a token: its text class, its position, and its number among the frequent tokens."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Text comes in whole characters, soon, and the same in pieces as at once (S3, S13, S15)."""
+"""Text is released early and in whole characters; its pieces equal the text decoded in one call (S3, S13, S15)."""
 
 import random
 from pathlib import Path
@@ -186,7 +186,7 @@ def test_ids_in_any_order_stream_as_they_decode_at_once(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ["byte fallback", "byte fallback with metaspace", "Llama 2"])
 def test_bytes_that_break_a_run_leave_released_characters_whole(tmp_path: Path, name: str) -> None:
-    """Decoding at once gives U+FFFD for each byte of the whole run; text that was shown cannot be taken back."""
+    """Decoding in one call gives U+FFFD for each byte of the run; text that was shown cannot be taken back."""
     library = family(name)
     tokenizer = saved(library, tmp_path, library.token_to_id(END))
     broken, letter = library.token_to_id("<0xE4>"), library.token_to_id("b")

@@ -1,4 +1,4 @@
-"""What a token used and cost: the meter against a slow count by hand (S60)."""
+"""The usage and cost of a token, compared with a slow count (S60)."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def different_costs() -> dict[str, Any]:
 
 
 def by_hand(table: dict[str, Any], routes: Routes, t: int, *, dense: bool, num_heads: int = 2) -> float:
-    """The sentence of the contract, word by word."""
+    """Compute the FLOPs by the formula of the manifest, written out."""
     layers = manifest_content()["model"]["layers"]
     cost = table["lm_head"]
     for layer in range(L):

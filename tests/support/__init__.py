@@ -1,1 +1,1 @@
-"""What several test files share: tiny models, runs, graphs, texts and ranks."""
+"""Helpers of several test files: tiny models, runs, graphs, texts and ranks."""

@@ -37,7 +37,7 @@ MODELS = CONFIGS | {
 
 @cache
 def model_of(name: str) -> Transformer:
-    """The seeded torch model of that name in MODELS; shared: copy it before changing it."""
+    """Return the seeded torch model of that name in MODELS. It is shared: copy it before changing it."""
     if name in CONFIGS:
         return tiny_model(name)
     model = Transformer(MODELS[name])

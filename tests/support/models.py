@@ -163,7 +163,7 @@ def season(model: Transformer, seed: int) -> None:
 
 
 def tiny_ids(seed: int = 5, batch: int = B, time: int = T) -> torch.Tensor:
-    """(B, T) int64"""
+    """Draw token ids (B, T) int64."""
     return torch.randint(V, (batch, time), generator=torch.Generator().manual_seed(seed))
 
 
@@ -179,7 +179,7 @@ def busy_thresholds(config: ModelConfig) -> ThresholdTensors:
 def even_thresholds(
     layers: int, top_p: float = 1.0, depth: float = 0.0, leave: float = 1.0, heads: float = 1.0
 ) -> ThresholdTensors:
-    """The same in every layer; everything runs by default."""
+    """Make thresholds that are the same in every layer; by default everything runs."""
     return ThresholdTensors(*(torch.full((layers,), value) for value in (top_p, depth, leave, heads)))
 
 

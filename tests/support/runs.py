@@ -1,4 +1,4 @@
-"""Runs made without training: every file that a run folder has, of a tiny model with something to say."""
+"""Runs made without training: every file of a run's folder, for a tiny model whose routers make varied choices."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def text(lines: int = 60, seed: int = 0) -> str:
 
 
 def write_run(folder: Path, steps: tuple[int, ...] = (10,), tokenizer: str = "chars", **model: Any) -> Path:
-    """Writes the run `folder` with a checkpoint at each of `steps`; `model` overrides fields of MODEL.
+    """Write the run `folder` with a checkpoint at each of `steps`; `model` overrides fields of MODEL.
 
-    The controllers have seen nothing, as in a run of no steps, so an export shows them held-out text.
+    The controllers have seen no tokens, as in a run of 0 steps, so an export calibrates them on held-out text.
     """
-    made = char_tokenizer(iter([text()])) if tokenizer == "chars" else byte_tokenizer()
-    fields = MODEL | {"vocab_size": made.get_vocab_size()} | model
+    trained = char_tokenizer(iter([text()])) if tokenizer == "chars" else byte_tokenizer()
+    fields = MODEL | {"vocab_size": trained.get_vocab_size()} | model
     config = make_config({"model": fields, "tokenizer": {"kind": tokenizer}})
     for step in steps:
         transformer = Transformer(config.model)
         season(transformer, seed=step)
         save_checkpoint(folder / "checkpoints", step, config, transformer.state_dict(), {"slot": torch.ones(1)}, {})
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    (folder / "tokenizer.json").write_text(made.to_str(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(trained.to_str(), encoding="utf-8")
     (folder / "heldout.txt").write_text(text(seed=1), encoding="utf-8")
     return folder

@@ -47,7 +47,7 @@ def expected(
 
 
 def graph(vocab: int = V) -> onnx.ModelProto:
-    """The graph; `vocab` other than V makes one that does not fit its manifest."""
+    """Build the graph; with a `vocab` other than V it does not fit its manifest."""
     nodes: list[onnx.NodeProto] = []
     constants = {name: value[..., :vocab] if name in ("logits", "drift") else value for name, value in TABLES.items()}
     constants |= {"one": np.array([1]), "zero": np.array([0]), "far": np.array([2**40]), "yes": np.array(True)}
@@ -136,7 +136,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def manifest_content() -> dict[str, Any]:
-    """The manifest of the graph, without its files."""
+    """Return the manifest of the graph, without its files."""
     layers = [{"routing": "top_p", "num_experts": E, "depth_router": i == 1, "exit": i == 0} for i in range(L)]
     costs = {"attention": 100, "attention_per_key": 3, "router": 7, "expert": 50, "shared_expert": 20,
              "depth_router": 5, "exit_check": 11, "skipped_kv": 13}  # fmt: skip
@@ -156,7 +156,7 @@ def manifest_content() -> dict[str, Any]:
 
 
 def write_model(folder: Path, proto: onnx.ModelProto | None = None, **changes: Any) -> Path:
-    """An exported model in `folder`: weights from 1 KiB on outside the graph; `changes` to the manifest's sections."""
+    """Write an exported model: weights of 1 KiB or more outside the graph; `changes` to the manifest's sections."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(
         proto or graph(),

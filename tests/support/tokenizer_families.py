@@ -137,7 +137,7 @@ FAMILIES: dict[str, Callable[[], Tokenizer]] = {
 
 
 def family(name: str) -> Tokenizer:
-    """A new tokenizer of the family `name`, with an end-of-text token."""
+    """Train a tokenizer of the family `name`, with an end-of-text token."""
     tokenizer = FAMILIES[name]()
     tokenizer.add_special_tokens([END])
     return tokenizer

@@ -34,7 +34,7 @@ WORDS = (
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some 8,000 characters in which there is something to learn."""
+    """Write about 8,000 characters with a pattern to learn."""
     generator = random.Random(0)
     lines = [" ".join(generator.choices(WORDS, k=8)) + "." for _ in range(180)]
     path = tmp_path_factory.mktemp("text") / "rivers.txt"
@@ -44,7 +44,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The values of a run that takes a second."""
+    """Return the values of a run that takes a second."""
     return {
         "data": {"sources": [str(text_file)], "cache_dir": str(tmp_path_factory.mktemp("cache"))},
         "tokenizer": {"kind": "chars"},
@@ -76,7 +76,7 @@ def tiny(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny: dict[str, Any]) -> Callable[..., RunConfig]:
-    """Makes the config; arguments are sections that override the tiny values."""
+    """Return a function that makes a config; its arguments are sections that override the tiny values."""
 
     def make(**sections: dict[str, Any]) -> RunConfig:
         return make_config(tiny, [sections])
@@ -93,14 +93,14 @@ def _threads_are_put_back() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory."""
+    """Change to an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def story() -> io.StringIO:
-    """What is said on stderr."""
+    """Return the stream in which the display writes its log."""
     return io.StringIO()
 
 
@@ -116,7 +116,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def save(run: Path) -> Callable[[int], Path]:
-    """Saves step N, whose only weight is full of N."""
+    """Return a function that saves step N, with one weight tensor filled with N."""
 
     def write(step: int) -> Path:
         weights = {"weight": torch.full((64,), float(step))}

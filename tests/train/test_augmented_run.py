@@ -20,7 +20,7 @@ Make = Callable[..., RunConfig]
 
 @pytest.fixture
 def varied(tiny_config: Make, folder: Path) -> Make:
-    """Makes the config of a run in which everything varies, over several epochs."""
+    """Return a function that makes the config of a run of several epochs with every augmentation."""
     (folder / "table.tsv").write_text("sun\tmoon\nriver\tstone\n")
     augment = {"word_dropout": 0.1, "span_shuffle": 0.5, "synonyms": str(folder / "table.tsv"), "synonym_share": 0.5}
 

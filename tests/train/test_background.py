@@ -41,7 +41,7 @@ def saver(run: Path, tiny_config: Make, display: Progress) -> Saver:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Saves begin to write when the event is set."""
+    """Return an event that saves wait for before they write."""
     opened, write = threading.Event(), saving.save_checkpoint
 
     def wait_and_write(*arguments: Any) -> Path:
@@ -344,7 +344,7 @@ main()
 def test_a_second_signal_while_a_save_is_waited_for_ends_at_once_with_every_file_intact(
     tiny_config: Make, folder: Path
 ) -> None:
-    """T25, T28: the save takes longer than anybody waits."""
+    """T25, T28: the save takes longer than the user waits."""
     Path("tiny.yaml").write_text(tiny_config(trainer={**BACKGROUND, "steps": 10**6}).to_yaml())
     command = [sys.executable, "-c", STUCK, "train", "tiny.yaml", "--name", "a"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

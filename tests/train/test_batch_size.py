@@ -118,7 +118,7 @@ def test_sources_with_epochs_end_when_they_are_read_whatever_the_batch(
     )
     outcome = training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
-    corpus = training.prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+    corpus = training.prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
     windows = corpus.total_windows(32)
     assert windows is not None
     first, rows, _ = reads[outcome.step - 1]

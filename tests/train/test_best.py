@@ -34,7 +34,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def saver(run: Path, tiny_config: Make, display: Progress) -> Saver:
-    """Keeps the newest two, and the best."""
+    """Make a saver that keeps the newest two checkpoints, and the best."""
     return Saver(tiny_config(trainer={"keep_checkpoints": 2}), Run(run), display, [], 0.0)
 
 
@@ -106,7 +106,7 @@ def test_a_pointer_to_a_checkpoint_that_is_gone_points_at_nothing(run: Path, sav
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, BaseException], None]]:
-    """Raises at the n-th sync from now on: a kill, or a disk that is full."""
+    """Return a function that makes the n-th sync from now raise an exception: a kill, or a full disk."""
     real = os.fsync
 
     def arm(number: int, error: BaseException) -> None:
@@ -187,7 +187,7 @@ def test_a_best_checkpoint_that_was_damaged_is_the_best_no_longer_and_says_so(
 
 
 def scripted(losses: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
-    """Evaluations say what stands in `losses` by step; the list fills with (step, tokens)."""
+    """Make evaluations return `losses` by step, and collect their calls as (step, tokens) in the list."""
     asked: list[tuple[int, int | None]] = []
 
     def evaluate(self: Any, max_tokens: int | None) -> Evaluation:

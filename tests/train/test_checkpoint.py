@@ -172,7 +172,7 @@ def test_pruning_survives_a_folder_that_cannot_be_deleted(
     prune(run / "checkpoints", 1, warning=warnings.append)
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-000001", "step-000003"]
     assert warnings == [
-        f"cannot delete the old checkpoint {run}/checkpoints/step-000001: Permission denied; training goes on"
+        f"cannot delete the old checkpoint {run}/checkpoints/step-000001: Permission denied; training continues"
     ]
 
 

@@ -30,8 +30,8 @@ def rates(name: str) -> list[float]:
 def test_a_warm_up_in_steps_tokens_or_epochs_equals_one_of_the_same_share(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
-    """Six of twelve steps of 4 x 32 tokens; the cosine goes on where the warm-up ended."""
-    corpus = prepare(tiny_config().data, tiny_config().tokenizer, seed=0, say=lambda _: None)
+    """Six of twelve steps of 4 x 32 tokens; the cosine continues where the warm-up ended."""
+    corpus = prepare(tiny_config().data, tiny_config().tokenizer, seed=0, log=lambda _: None)
     same: dict[str, dict[str, Any]] = {
         "share": {"warmup_share": 0.5},
         "steps": {"warmup_steps": 6},
@@ -51,7 +51,7 @@ def test_a_warm_up_in_steps_tokens_or_epochs_equals_one_of_the_same_share(
 def test_a_warm_up_in_steps_has_this_many_steps_in_a_run_with_a_clock(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a second passes at each look at the clock."""
+    """Half a second passes at each call of the clock."""
     seconds = itertools.count(0, 0.5)
     monkeypatch.setattr(Clock, "now", staticmethod(lambda: next(seconds)))
     config = tiny_config(
@@ -88,7 +88,7 @@ def test_a_run_stopped_during_and_after_its_warm_up_resumes_bit_for_bit(
 def test_a_run_whose_time_ends_in_an_evaluation_is_complete_only_after_the_next_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it is killed between these two saves, a resume must still take the last step."""
+    """A run that is killed between these two saves must take the last step when it is resumed."""
     now = [0.0]
     monkeypatch.setattr(Clock, "now", staticmethod(lambda: now[0]))
     evaluate = Heldout.evaluate

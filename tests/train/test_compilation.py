@@ -1,4 +1,4 @@
-"""What compiling needs, and where its results are stored."""
+"""Compilation: its requirements, and the folder of its results."""
 
 import os
 from pathlib import Path

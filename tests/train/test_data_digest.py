@@ -54,7 +54,7 @@ def test_a_checkpoint_has_the_digest_of_the_batches_so_far(
     config = tiny_config()
     training.begin(config, named_run("a"), stop_at=5, display=display)
     training.resume(named_run("a"), display=display)
-    corpus: Corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+    corpus: Corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
     expected = ""
     for step in range(12):
         expected = digest_with(expected, corpus.batch(step * 4, 4, 32))

@@ -1,4 +1,4 @@
-"""The default recipe, which is what `adaptive train --data FILE` takes, on prose that no value of it was chosen for."""
+"""The default recipe of `adaptive train --data FILE`, on prose that none of its values was chosen for."""
 
 import random
 from pathlib import Path
@@ -73,8 +73,11 @@ class Prose:
 def test_the_default_recipe_raises_no_alarm_on_prose_it_has_not_met(
     folder: Path, display: Progress, tmp_path: Path
 ) -> None:
-    """T36 in practice: sequences of 64, so that the first 50 of 200 steps take seconds. While `load_balancing_loss` was
-    1e-2, an expert of the last layer had a 250th of an even load by step 40, and the alarm was raised."""
+    """T36 in practice: train the first 50 of 200 steps, on sequences of 64, so that they take seconds.
+
+    With a `load_balancing_loss` of 1e-2, an expert of the last layer had a 250th of an even load by step 40, and the
+    alarm was raised.
+    """
     prose = Prose(seed=0)
     text = tmp_path / "prose.txt"
     text.write_text("".join(prose.article() for _ in range(900)), "utf-8")

@@ -1,4 +1,4 @@
-"""Gates: what must hold at the end of a run, and which run is the best if it does not."""
+"""Gates: conditions on a finished run, and the best run if they do not hold."""
 
 import hashlib
 import io
@@ -118,7 +118,7 @@ def test_the_span_begins_where_the_warm_up_ends_and_ends_before_the_loss_is_belo
     found = records([float(i) for i in range(20)], loss=[2.0] * 14 + [0.29] + [0.31] * 5)
     assert norms_in_span(found, 0.1, 0.3) == [float(i) for i in range(2, 14)]
     assert norms_in_span(found, 0.1, None) == [float(i) for i in range(2, 20)]
-    restarted = [*found, *records([9.0] * 4)]  # the schedule of another stage begins: the span goes on
+    restarted = [*found, *records([9.0] * 4)]  # the schedule of another stage begins: the span continues
     assert len(norms_in_span(restarted, 0.5, None)) == 14
     wild = [1e6, 1e6, *[1.0] * 12, *[1e-6] * 6]
     assert passed(

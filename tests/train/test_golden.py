@@ -1,7 +1,7 @@
 """T42: the losses of twenty steps are those that were recorded, for each instruction set that torch reports.
 
 What is written down is renewed by one command, after a change that is meant to change it; the difference then stands
-in the commit for everybody to see:
+visible in the commit:
 
     RENEW_GOLDEN=1 python -m pytest -n 0 tests/train/test_golden.py
 """

@@ -7,7 +7,7 @@ from adaptive_lm.train.optim.lars import LARS
 
 
 def moved(weight: torch.Tensor, gradients: list[torch.Tensor], **options: float) -> torch.Tensor:
-    """Where a weight is after steps with these gradients."""
+    """Return a weight after steps with these gradients."""
     parameter = nn.Parameter(weight.clone())
     optimizer = LARS([parameter], **options)
     for gradient in gradients:

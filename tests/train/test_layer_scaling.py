@@ -1,4 +1,4 @@
-"""Which layer a weight belongs to, and the factor that a gradient norm gives its rate."""
+"""Layer scaling: the layer of a weight, and the factor that a gradient norm gives its rate."""
 
 import math
 

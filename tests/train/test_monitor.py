@@ -1,4 +1,4 @@
-"""What a run watches in itself, its alarms, and what it does about them (T36)."""
+"""The monitor of a run: figures, alarms and acts (T36)."""
 
 import io
 from collections.abc import Callable
@@ -225,13 +225,13 @@ def test_a_run_says_an_alarm_on_the_screen_and_in_its_record(
     assert all(said in record["alarms"][0] for record in records("a") if "alarms" in record)
     assert "expected at most 0.001: the residual stream after this layer is far too large" in story.getvalue()
     resume = "adaptive train --resume --name a --override-resume --set monitor.act=lr"
-    assert f"step 8: to mend it, stop with Ctrl-C and type: {resume}\n" in story.getvalue()
+    assert f"step 8: to correct it, stop with Ctrl-C and type: {resume}\n" in story.getvalue()
 
 
 def test_a_router_that_collapses_raises_the_alarm_and_where_asked_is_spread_again(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T36: entropy and load; with the act both recover, though what makes it collapse goes on."""
+    """T36: entropy and load; with the act both recover, although the cause of the collapse stays."""
     compute = curriculum.training_loss
 
     def pulled(model: Transformer, out: ModelOutput, *arguments: Any, **options: Any) -> Any:
@@ -317,7 +317,7 @@ def test_what_an_alarm_says_to_type_is_accepted_by_the_run_that_raised_it(
     training.begin(config, named_run("a"), stop_at=2, display=display)
     before, record = load_checkpoint(Path("runs/a")).config, records("a")[-1]
     assert all(outside.partition(" ")[0] in each for each in record["alarms"])
-    line = next(each for each in story.getvalue().splitlines() if "to mend it" in each)
+    line = next(each for each in story.getvalue().splitlines() if "to correct it" in each)
     command = line.partition("type: ")[2]
     settings = [each.split()[0] for each in command.split(" --set ")[1:]]
     assert command.startswith("adaptive train --resume --name a --override-resume --set ")
@@ -344,7 +344,7 @@ def test_a_cure_that_is_typed_again_goes_further() -> None:
 
 
 def drawn_to(probs: Callable[[ModelOutput], torch.Tensor]) -> Callable[..., Any]:
-    """A training loss that draws all tokens to one choice, of which `probs` are the probabilities."""
+    """Make a training loss that draws all tokens to one choice; `probs` reads the probabilities of the choices."""
     compute = curriculum.training_loss
 
     def pulled(model: Transformer, out: ModelOutput, *arguments: Any, **options: Any) -> Any:
@@ -373,7 +373,7 @@ def test_the_cure_of_a_routers_alarm_brings_its_figure_back(
     probs: Callable[[ModelOutput], torch.Tensor],
     least: float,
 ) -> None:
-    """Though what drew its tokens to one choice goes on."""
+    """The figure recovers although the loss still draws its tokens to one choice."""
     monkeypatch.setattr(curriculum, "training_loss", drawn_to(probs))
     config = tiny_config(
         model={**ALL_ROUTERS, **UNBALANCED["model"]},
@@ -442,7 +442,7 @@ def test_a_run_that_acts_resumes_to_the_bit_and_reads_every_window_once(
     monitor: dict[str, Any],
     trainer: dict[str, Any],
 ) -> None:
-    """T13, T14, T16, T17: what the controllers remember is part of the checkpoint."""
+    """T13, T14, T16, T17: the state of the monitor is part of the checkpoint."""
     draw, drawn = Corpus.batch, []
 
     def look(self: Corpus, first: int, batch_size: int, length: int) -> Any:

@@ -57,7 +57,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
 
 
 def exactly(x: Tensor, steps: int) -> Tensor:
-    """The same iterations on wide (M, rows, columns) in float64."""
+    """Run the same iterations on wide matrices (M, rows, columns) in float64."""
     a, b, c = NEWTON_SCHULZ
     x = x.double() / x.double().flatten(1).norm(dim=1)[:, None, None]
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""T23: a run of an earlier version goes on. `old_run/` was written by commit 5bbc4a4, checkpoint format version 1."""
+"""T23: a run of an earlier version resumes. `old_run/` was written by commit 5bbc4a4, checkpoint format version 1."""
 
 import io
 import json
@@ -29,8 +29,10 @@ def old(folder: Path, text_file: Path) -> Path:
 def test_a_run_of_an_earlier_version_continues_as_that_version_would_have(
     old: Path, display: Progress, story: io.StringIO
 ) -> None:
-    """T23: experts, routed heads, depth, exits, restarts and a history of norms. Rates are high, so the tolerance is
-    that of a token which takes another way on another processor."""
+    """T23: resume experts, routed heads, depth, exits, restarts and a history of norms.
+
+    The rates are high, so the tolerance allows for a token that is routed differently on another processor.
+    """
     assert json.loads((old / "checkpoints" / "step-000006" / "complete.json").read_text())["format_version"] == 1
     assert training.resume(named_run("old"), display=display).complete
     found = [record["loss"] for record in read_metrics(old / "metrics.jsonl")]

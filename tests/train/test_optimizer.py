@@ -1,4 +1,4 @@
-"""Which optimizer moves what, at which rate, and the state of the optimizers as named tensors."""
+"""Optimizers: the weights and rate of each, and their state as named tensors."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def give_gradients(parameters: list[nn.Parameter], seed: int) -> None:
 
 
 def every_mechanism() -> Transformer:
-    """A model that has each kind of weight there is."""
+    """Build a model that has every kind of weight."""
     return Transformer(ModelConfig.model_validate({
         **TINY, "num_layers": 3,
         "attention": {"positions": ["cope", "rope", "cope"], "max_positions": 8, "window": [0, 12, 0],

@@ -1,4 +1,4 @@
-"""What the terminal shows while a run trains."""
+"""The progress display of a run."""
 
 import io
 

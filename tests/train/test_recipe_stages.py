@@ -32,7 +32,7 @@ def typed(*arguments: str) -> Result:
 
 @pytest.fixture
 def short(folder: Path) -> list[str]:
-    """The recipe on five lines of its format, with few epochs."""
+    """Shorten the recipe to five lines of data in its format and few epochs."""
     (folder / "pretraining_data.json").write_text(json.dumps(FACTS))
     (folder / "chat_training_data.json").write_text(json.dumps(LINES))
     sources = [{"path": f"{name}_data.json", "epochs": 6} for name in ("pretraining", "chat_training")]
@@ -44,8 +44,7 @@ def short(folder: Path) -> list[str]:
 
 
 def configs() -> dict[str, Any]:
-    found = staged("science-qa", "all", "s", [])
-    return {run.name: config for config, run in found}
+    return {run.name: config for config, run in staged("science-qa", "all", "s", [])}
 
 
 def test_the_stages_go_from_a_dense_model_to_the_whole_recipe_one_step_at_a_time() -> None:
@@ -149,7 +148,7 @@ def test_a_signal_in_a_stage_ends_all_stages(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(training, "begin", begin)
     done = typed("science-qa", "--stage", "all", "--name", "s")
     assert (done.exit_code, done.stdout) == (143, "runs/s-baseline\nruns/s-stage1\n")
-    assert "saved at step 3; go on with: adaptive train --resume --name s-stage1" in done.stderr
+    assert "saved at step 3; resume with: adaptive train --resume --name s-stage1" in done.stderr
 
 
 def test_a_failed_gate_of_one_stage_makes_the_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

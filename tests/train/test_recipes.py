@@ -47,8 +47,10 @@ def answer(run: Path, prompt: str) -> str:
 
 @pytest.mark.slow
 def test_quickstart_leaves_no_expert_unused(folder: Path, display: Progress) -> None:
-    """T36 in practice: every expert of every layer has at least a seventh of an even load. The first 120 of its steps,
-    after which some expert was below a fifteenth while balance weighed 1e-2, with both seeds tried."""
+    """T36 in practice: after 120 steps every expert of every layer has at least a seventh of an even load.
+
+    With a `load_balancing_loss` of 1e-2, some expert was below a fifteenth by then, with both seeds tried.
+    """
     trainer = {"threads": 1, "max_seconds": None, "eval_every": 1000, "tensorboard": False, "device": "cpu"}
     config = make_config(read_recipe("quickstart"), [{"trainer": trainer}])
     training.begin(config, named_run("demo"), stop_at=120, display=display)
@@ -101,6 +103,6 @@ def test_the_files_of_science_qa_have_the_vocabulary_that_its_size_assumes(tmp_p
 
     over = {"data": {"dir": str(SCIENCE), "cache_dir": str(tmp_path)}}
     config = make_config(read_recipe("science-qa"), [over])
-    corpus = prepare(config.data, config.tokenizer, seed=0, length=config.sequence_length, say=lambda _: None)
+    corpus = prepare(config.data, config.tokenizer, seed=0, length=config.sequence_length, log=lambda _: None)
     assert corpus.vocab_size == 2615
     assert "</s>" not in corpus.heldout_text(10**6)

@@ -110,7 +110,7 @@ def test_a_run_stopped_before_at_and_after_the_end_of_an_epoch_equals_a_run_in_o
     Path("short.txt").write_text(text_file.read_text()[:740])
     config = tiny_config(data={"sources": ["short.txt"]})
     whole = trained(config, "whole", display)
-    corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+    corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
     assert corpus.train_tokens // 32 == 20
     assert_same(whole, trained(config, "parts", display, (stop,)))
 
@@ -259,7 +259,7 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(
 def test_override_resume_accepts_other_rates_and_notes_them(
     tiny_config: Make, folder: Path, display: Progress, story: io.StringIO
 ) -> None:
-    """T18, T19: the batch of another size goes on reading where the run stood."""
+    """T18, T19: the batch of another size continues at the next window."""
     training.begin(tiny_config(), named_run("a"), stop_at=5, display=display)
     change = {"optimizer": {"lr": 0.001}, "trainer": {"batch_size": 8}, "schedule": {"kind": "constant"}}
     with pytest.raises(UserError, match=r"(?s)optimizer\.lr: 0\.03 -> 0\.001\n.*or change it.*--override-resume"):
@@ -291,7 +291,7 @@ def test_override_resume_accepts_other_rates_and_notes_them(
 def test_override_resume_refuses_what_would_make_it_another_run_and_says_why(
     tiny_config: Make, folder: Path, display: Progress, change: dict[str, Any], why: str
 ) -> None:
-    """T18, T20, T21: whatever else may be changed; of that the message says nothing."""
+    """T18, T20, T21: the message names only the changes that are refused, not those that are allowed."""
     training.begin(tiny_config(), named_run("a"), stop_at=1, display=display)
     with pytest.raises(UserError, match=why) as error:
         training.resume(named_run("a"), [change, {"losses": {"router_z_loss": 0.5}}], override=True, display=display)

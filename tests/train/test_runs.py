@@ -35,7 +35,7 @@ def typed(command: click.Command, *arguments: str) -> Result:
 
 @pytest.fixture
 def two(tiny_config: Make, folder: Path, display: Progress) -> None:
-    """A complete run `a` and a stopped run `b` with another rate."""
+    """Train a complete run `a` and a stopped run `b` with another rate."""
     training.begin(tiny_config(), named_run("a"), display=display)
     training.begin(tiny_config(optimizer={"lr": 0.01}), named_run("b"), stop_at=7, display=display)
 

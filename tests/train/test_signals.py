@@ -28,7 +28,7 @@ Make = Callable[..., RunConfig]
 
 
 def at_step(number: int, sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sends this process a signal while step `number` (0, 1, ...) draws its batch."""
+    """Send this process a signal while step `number` (0, 1, ...) draws its batch."""
     draw = Corpus.batch
 
     def draw_and_send(self: Corpus, first: int, batch_size: int, length: int) -> Any:
@@ -147,13 +147,13 @@ def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143
     assert time.monotonic() - started < 5
-    assert "SIGTERM: finishing the step, then saving runs/a; once more ends it at once" in said
+    assert "SIGTERM: finishing the step, then saving runs/a; a second signal ends it immediately" in said
     assert load_checkpoint("runs/a").step == 5
 
 
 @pytest.mark.slow
 def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, folder: Path) -> None:
-    """T26, through the command line; what it says is then typed."""
+    """T26, through the command line; the printed command is then typed."""
     Path("tiny.yaml").write_text(tiny_config(trainer={"steps": 100_000, "log_every": 1}).to_yaml())
     adaptive = [sys.executable, "-m", "adaptive_lm.serve"]
     process = subprocess.Popen(
@@ -167,7 +167,7 @@ def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, fold
     assert process.returncode == 130, said
     step = load_checkpoint("runs/a").step
     assert step > 0
-    typed = re.search(rf"saved at step {step}; go on with: adaptive (.*)", said)
+    typed = re.search(rf"saved at step {step}; resume with: adaptive (.*)", said)
     assert typed is not None, said
     assert out == "runs/a\n"
     again = [*adaptive, *typed[1].split(), "--stop-at", str(step + 3)]

@@ -1,4 +1,4 @@
-"""Trackers: what they get, how a resumed run goes on in its own, and that none of them can end a run.
+"""Trackers: the records they get, the continuation of a resumed run, and failures that do not end a run.
 
 The fakes have the names and arguments of wandb 0.31, mlflow 3.17 and trackio 0.43, each of which was run for real once.
 """
@@ -27,7 +27,7 @@ NAMES = ("wandb", "mlflow", "trackio")
 
 
 class Store:
-    """What all fakes were given, by the id of the run."""
+    """The calls of all fakes, by the id of the run."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[int, dict[str, float]]] = {}
@@ -113,7 +113,7 @@ class MlflowClient:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The fakes, in place of the packages."""
+    """Put the fakes in place of the packages."""
     found = Store()
     client = type("MlflowClient", (MlflowClient,), {"store": found})
     entities = SimpleNamespace(
@@ -148,7 +148,7 @@ def test_a_tracker_gets_config_and_metrics_and_a_resumed_run_goes_on_in_it(
         for key in ("loss", "val_loss", "lr", "experts_per_token"):
             assert store.values[own][step].get(key) == record[key]
     assert str(store.configs[own]["model.dim"]) == "32"
-    assert len(store.configs[own]) > 100, "all of it, in parts where a tracker takes a hundred at once"
+    assert len(store.configs[own]) > 100, "all of it, in parts where a tracker takes a hundred in one call"
     assert capsys.readouterr().out == "", "stdout is for results"
 
 
@@ -161,7 +161,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
     assert outcome.complete
     assert outcome.exit_code == 0
     warned = [line for line in story.getvalue().splitlines() if "the tracker" in line]
-    assert warned == [f"warning: the tracker {name} failed (no route to host); the run goes on without it"]
+    assert warned == [f"warning: the tracker {name} failed (no route to host); the run continues without it"]
     others = [own for other, own in read_ids(outcome.run.path).items() if other != name]
     assert all(len(store.values[own]) == 12 for own in others)
 

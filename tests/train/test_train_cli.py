@@ -38,7 +38,7 @@ def test_a_run_in_two_parts_is_trained_as_the_help_says(recipe: str) -> None:
     assert "--stop-at 100" in adaptive("--help").output
     first = adaptive(recipe, "--steps", "4", "--name", "b", "--stop-at", "2")
     assert first.exit_code == 0
-    assert "saved at step 2; go on with: adaptive train --resume --name b\n" in first.stderr
+    assert "saved at step 2; resume with: adaptive train --resume --name b\n" in first.stderr
     assert adaptive("--resume", "--name", "b").exit_code == 0
     assert load_checkpoint("runs/b").step == 4
     assert "complete at step 4" in adaptive("--resume").stderr  # without a name, the newest run

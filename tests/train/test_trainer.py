@@ -35,13 +35,13 @@ FIXED = {"ffn": {"controller": "fixed"}}
 
 @pytest.fixture
 def build(tiny_config: Make, folder: Path, display: Progress) -> Iterator[Callable[..., Trainer]]:
-    """Make a trainer, whose loop the test runs or not."""
+    """Make a trainer; the test may run its loop or single steps."""
     made: list[Trainer] = []
 
     def make(**sections: dict[str, Any]) -> Trainer:
         torch.set_num_threads(1)
         config = tiny_config(**sections)
-        corpus = prepare(config.data, config.tokenizer, seed=0, say=lambda _: None)
+        corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
         config = with_vocabulary(config, corpus)
         seed_all(config.trainer.seed)
         model = Transformer(config.model)

@@ -1,4 +1,4 @@
-"""The actions of `adaptive train`: one for each thing that it can be asked to do.
+"""The actions of `adaptive train`, one for each mode of the command.
 
 Only click and the standard library are imported at the top.
 """
@@ -48,7 +48,7 @@ class Begin:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run."""
+    """Resume a run."""
 
     run: Run
     overrides: Sequence[Mapping[str, Any]]
@@ -65,7 +65,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class BeginOrResume:
-    """Go on with a run that has a checkpoint, begin one that has none."""
+    """Resume a run that has a checkpoint, or begin one that has none."""
 
     config: RunConfig
     run: Run
@@ -109,7 +109,7 @@ Action = PrintConfig | Begin | Resume | BeginOrResume | TrainStages
 
 
 def resolve(request: Request) -> Action:
-    """Decide what a request asks for.
+    """Choose the action of a request.
 
     Raises:
         UserError: A recipe, a run or a setting cannot be used.
@@ -123,7 +123,7 @@ def resolve(request: Request) -> Action:
 
 
 def resolve_stages(request: Request, stage: str, overrides: Sequence[Mapping[str, Any]]) -> Action:
-    """Decide what a request with --stage asks for."""
+    """Choose the action of a request with --stage."""
     from ..recipe_stages import staged
 
     assert request.recipe is not None  # --stage requires it
@@ -134,7 +134,7 @@ def resolve_stages(request: Request, stage: str, overrides: Sequence[Mapping[str
 
 
 def resolve_resume(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
-    """Decide what a request with --resume asks for."""
+    """Choose the action of a request with --resume."""
     from ..config.run_config import make_config, read_recipe
     from ..run.checkpoint import load_checkpoint
     from ..run.folder import named_run, newest_run
@@ -148,7 +148,7 @@ def resolve_resume(request: Request, overrides: Sequence[Mapping[str, Any]]) -> 
 
 
 def resolve_begin(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
-    """Decide what a request for a new run asks for."""
+    """Choose the action of a request for a new run."""
     from ..config.run_config import make_config, read_recipe
 
     recipe = request.recipe or (None if request.flags["sources"] else "quickstart")

@@ -31,7 +31,7 @@ def report(outcome: Outcome) -> int:
             )
         click.echo(f"next: adaptive export {run.name} --onnx", err=True)
     elif outcome.step:
-        click.echo(f"saved at step {outcome.step}; go on with: {run.resume_command}", err=True)
+        click.echo(f"saved at step {outcome.step}; resume with: {run.resume_command}", err=True)
     if outcome.complete or outcome.step:
         click.echo(str(run.path))
     return outcome.exit_code

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="\b\nExample: adaptive runs")
-@click.option("--json", is_flag=True, help="One JSON object per run on stdout.")
+@click.option("--json", is_flag=True, help="Print one JSON object per run.")
 @click.option("--prune", is_flag=True, help="Delete the runs that died before their first checkpoint.")
 def runs(json: bool, prune: bool) -> None:
-    """List the runs under runs/, the one trained last at the end: their progress, their losses and their cost."""
+    """List the runs under runs/ with their progress, losses and cost; the one trained last comes last."""
     from ..results.summary import all_runs
     from ..run.folder import RUNS
 
@@ -58,7 +58,7 @@ def delete(names: Sequence[str], runs: Path) -> None:
 
 
 def advice(summaries: Sequence[Summary], runs: Path) -> list[str]:
-    """Return what to type for the runs that are of no use as they are."""
+    """Return commands to type for runs that died or diverged."""
     messages = []
     for one in summaries:
         if one.state == "no checkpoint":
@@ -78,11 +78,17 @@ def advice(summaries: Sequence[Summary], runs: Path) -> list[str]:
     "--metric",
     default="loss",
     show_default=True,
-    help="The metric of the curves: any key of metrics.jsonl; `grad_norm/` draws grad_norm of each layer.",
+    help="Metric of the curves: any key of metrics.jsonl; `grad_norm/` draws the grad_norm of each layer.",
 )
-@click.option("--by", type=click.Choice(["step", "seconds"]), default="step", show_default=True)
-@click.option("--plot", metavar="FILE", help="Draw the curves to a .png, .svg or .pdf as well.")
-@click.option("--json", is_flag=True, help="Settings that differ and outcomes as one JSON object on stdout.")
+@click.option(
+    "--by",
+    type=click.Choice(["step", "seconds"]),
+    default="step",
+    show_default=True,
+    help="Horizontal axis of the curves.",
+)
+@click.option("--plot", metavar="FILE", help="Also draw the curves to a .png, .svg or .pdf file.")
+@click.option("--json", is_flag=True, help="Print the settings that differ and the outcomes as one JSON object.")
 def compare(names: tuple[str, ...], metric: str, by: str, plot: str | None, json: bool) -> None:
     """Compare runs side by side: the settings that differ, the outcomes, the gates and the curves."""
     if plot and Path(plot).suffix not in (".png", ".svg", ".pdf"):

@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 EPILOG = """\b
-A run ends after --steps or --max-seconds; one of them on the command line switches off the recipe's other.
+A run ends after --steps or --max-seconds. If you give one of them, the recipe's value of the other is ignored.
 Train with two processes on this machine (for several machines see docs/multi-node.md):
   adaptive train quickstart --nproc 2
 Train in two parts; on a CPU the result is the same to the last bit:
   adaptive train --steps 200 --name b --stop-at 100
   adaptive train --resume --name b
-The learning rate is scheduled over all steps of a run. A complete run that is resumed with more --steps continues on
-the schedule of the new number; with schedule.kind=constant, nothing changes.
+The learning rate is scheduled over all steps of a run. If you resume a complete run with more --steps, the schedule
+is stretched to the new number; with schedule.kind=constant, nothing changes.
 
 Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
@@ -33,18 +33,30 @@ Example: adaptive train quickstart --name demo
     "sources",
     multiple=True,
     metavar="SRC",
-    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT gives it a weight. Repeat to mix.",
+    help="Text to train on: file, folder, glob, hf:NAME or builtin:NAME; PATH@WEIGHT sets its share. Repeat to mix.",
 )
 @click.option("--val", metavar="SRC", help="Held-out text; by default the last part of each source.")
-@click.option("--data-dir", metavar="DIR", help="The folder of the files that a recipe names, as science-qa does.")
+@click.option(
+    "--data-dir",
+    metavar="DIR",
+    help="Folder of the files that a recipe such as science-qa names; by default the current one.",
+)
 @click.option(
     "--stage",
     type=click.Choice(["baseline", "1", "2", "3", "4", "all"]),
-    help="Train a stage of the recipe as run NAME-baseline or NAME-stageN, or all of them in order.",
+    help="Train one stage of the recipe, or all in order; the runs are NAME-baseline and NAME-stageN.",
 )
-@click.option("--text-field", metavar="FIELD", help="The field of a record that holds the text.")
-@click.option("--tokenizer", metavar="KIND", help="bpe, words, chars, bytes, or the path of a tokenizer.json.")
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Size of a bpe or words vocabulary.")
+@click.option(
+    "--text-field",
+    metavar="FIELD",
+    help="Field of a record that contains the text; by default messages, prompt and completion, text or conversations.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="KIND",
+    help="bpe, words, chars, bytes, or the path of a tokenizer.json; by default as in the recipe.",
+)
+@click.option("--vocab-size", type=click.IntRange(min=1), help="Largest vocabulary of bpe or words; by default 4096.")
 @click.option(
     "--name",
     metavar="NAME",
@@ -60,10 +72,12 @@ Example: adaptive train quickstart --name demo
     "--stop-at",
     type=click.IntRange(min=1),
     metavar="STEP",
-    help="Stop after this step and save; --resume goes on from there.",
+    help="Stop after this step and save; --resume continues from there.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Decides the initial weights and the order of the text.")
-@click.option("--device", metavar="DEVICE", help="auto, cpu or cuda.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the initial weights and of the order of the text.")
+@click.option(
+    "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto, the default, takes CUDA if it works."
+)
 @click.option(
     "--compile/--no-compile",
     "compile_blocks",
@@ -77,18 +91,18 @@ Example: adaptive train quickstart --name demo
     help="Recompute activations in the backward pass, to save memory.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with run NAME (by default the newest) from its newest good checkpoint."
+    "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."
 )
 @click.option(
     "--override-resume",
     is_flag=True,
-    help="Let --resume change rates, schedule, losses or batch size; the run notes it.",
+    help="Let --resume change rates, schedule, losses or batch size; the change is logged.",
 )
 @click.option("--overwrite", is_flag=True, help="Delete run NAME if it exists, and begin again.")
 @click.option(
     "--begin-or-resume",
     is_flag=True,
-    help="Begin run NAME, or go on with it if it has a checkpoint: for jobs that are restarted.",
+    help="Begin run NAME, or resume it if it has a checkpoint: for jobs that are restarted.",
 )
 @click.option(
     "--nproc",
@@ -101,14 +115,14 @@ Example: adaptive train quickstart --name demo
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set any field, as in --set trainer.checkpoint_every=100. Repeat.",
+    help="Set any field of the config, as in --set trainer.checkpoint_every=100; repeat for several.",
 )
-@click.option("--print-config", is_flag=True, help="Print the config as YAML, and do nothing else.")
+@click.option("--print-config", is_flag=True, help="Print the config as YAML, and train nothing.")
 def train(nproc: int | None, **options: Any) -> None:
     """Train a model, and print the folder of the run.
 
-    RECIPE is the name of a built-in recipe, or the path of a YAML file as --print-config prints it. Without one, --data
-    trains on that text with values that suit a small text and two minutes; without either, the recipe is quickstart.
+    RECIPE is the name of a built-in recipe, or the path of a YAML file in the format of --print-config. Without RECIPE,
+    --data trains on your text with settings for a small text and two minutes; without both, quickstart is trained.
     """
     # Threads that spin while they wait make a trainer on busy cores ten times slower (measured: 9.8 against 0.8 s a
     # step). The OpenMP under torch reads this when it is loaded.
@@ -155,14 +169,14 @@ class Request:
         """Raise UsageError if the options ask for more than one thing at a time."""
         if self.resume + self.overwrite + self.begin_or_resume > 1:
             raise click.UsageError(
-                "--resume goes on with a run, --overwrite deletes it, --begin-or-resume does either; give one of them"
+                "--resume continues a run, --overwrite replaces it, --begin-or-resume does either as needed; give one"
             )
         if self.begin_or_resume and (self.name is None or self.stage is not None):
             raise click.UsageError("--begin-or-resume needs the run's --name, and no --stage")
         if self.override_resume and not self.resume:
-            raise click.UsageError("--override-resume changes a run that goes on; give --resume with it")
+            raise click.UsageError("--override-resume changes settings when a run is resumed; give --resume with it")
         if self.stage is not None and (self.recipe is None or self.resume):
-            raise click.UsageError("--stage begins stages of a RECIPE; go on with one by --resume --name NAME-stageN")
+            raise click.UsageError("--stage begins stages of a RECIPE; resume a stage with --resume --name NAME-stageN")
         if self.stage == "all" and (self.stop_at or self.print_config):
             raise click.UsageError("--stop-at and --print-config need one stage: give --stage baseline, 1, 2, 3 or 4")
 
@@ -173,7 +187,7 @@ class Request:
         return [flag_values(**self.flags), *(parse_setting(setting) for setting in self.settings)]
 
     def stem(self, recipe: str | None) -> str:
-        """Return what a run without a name is named after: its recipe, or else its text."""
+        """Return the default name of a run without its number: that of its recipe, or else of its text."""
         source = self.flags["sources"][0] if recipe is None else recipe
         return recipe or Path(source.rpartition("@")[0] or source).stem.rpartition(":")[2]
 

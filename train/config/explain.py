@@ -35,7 +35,7 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def unknown_key(key: str, whole: type[BaseModel]) -> str:
-    """Write that a key does not exist, with the same key of another section, else the most similar key."""
+    """Write the message for a key that does not exist; suggest the same key of another section, else a similar key."""
     keys = known_keys(whole)
     leaf = key.rpartition(".")[2]
     same_leaf = [each for each in keys if each.rpartition(".")[2] == leaf]

@@ -41,8 +41,8 @@ class GatesConfig(Section):
     no_worse_than_parent: bool = False
     """Whether the loss must be at most that of the run `parent`, and that of the best run of its lineage."""
     loss: Literal["held_out", "training"] = "held_out"
-    """Loss that these two compare. `held_out`: that of the final evaluation; `training`: the median of the last ten
-    logged steps."""
+    """Loss that `max_loss` and `no_worse_than_parent` compare. `held_out`: that of the final evaluation; `training`:
+    the median of the last ten logged steps."""
     experts_per_token: tuple[float, float] | None = None
     """Smallest and largest allowed average of experts per token on held-out text, 0 or more: [1.5, 2.0]."""
     gradient_band: BandGate | None = None

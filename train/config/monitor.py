@@ -39,10 +39,10 @@ class MonitorConfig(Section):
     counts as dead. Tokens of the last `patience` logged steps are counted together, since some expert is idle in one
     small batch by chance."""
     act: Literal["none", "lr", "batch"] = "none"
-    """What an alarm changes. `lr`: a layer whose gradient or step is above its band learns at `act_factor` of its rate,
-    all layers if activations are above theirs; the rate rises again in the same steps once the figure is back. For
-    unattended runs. `batch`: doubles the sequences of a step when the noise scale of the gradient (McCandlish et al.
-    2018, arXiv 1812.06162) is above `noise_factor` times the batch; needs `trainer.micro_batches` of 2 or more. For
+    """Changes that an alarm makes. `lr`: a layer whose gradient or step is above its band learns at `act_factor` of its
+    rate, all layers if activations are above theirs; the rate rises again in the same steps once the figure is back.
+    For unattended runs. `batch`: doubles the sequences of a step when the noise scale of the gradient (McCandlish et
+    al. 2018, arXiv 1812.06162) is above `noise_factor` times the batch; needs `trainer.micro_batches` of 2 or more. For
     long runs with small batches."""
     act_factor: float = Field(0.5, gt=0, lt=1)
     """Factor on a layer's rate at each alarm under `lr`, above 0 and below 1."""
@@ -91,4 +91,4 @@ class MonitorConfig(Section):
             )
         if staged or scheduled:
             other = "sources with epochs set the number of steps" if staged else "trainer.batch_schedule is set"
-            raise ValueError(f"monitor.act batch chooses the batch, but {other}; leave one of them out")
+            raise ValueError(f"monitor.act batch changes the batch size, but {other}; leave one of them out")

@@ -55,7 +55,7 @@ class TrainerConfig(Section):
     """Several lengths in tokens in place of one, a different one each step. `batch_size` is that of the longest; steps
     of shorter sequences have more of them, so that the tokens of a step stay the same."""
     sequence_lengths_from: tuple[float, ...] = ()
-    """Where in the run each of `sequence_lengths` begins, as shares that rise from 0: [0, 0.3, 0.7] uses one length
+    """Share of the run at which each of `sequence_lengths` begins, rising from 0: [0, 0.3, 0.7] uses one length
     after the other instead of mixing them. Short first is cheaper where long attention is expensive (Li et al. 2021,
     arXiv 2108.06084); mixing trains all lengths to the end."""
     eval_every: int = Field(100, ge=1, lt=2**63)
@@ -69,7 +69,7 @@ class TrainerConfig(Section):
     keep_checkpoints: int = Field(3, ge=1, le=1_000_000)
     """Newest checkpoints that are kept, 1 or more; the one of the lowest held-out loss is kept as well."""
     save: Literal["blocking", "background"] = "blocking"
-    """`background` writes checkpoints in a thread while training goes on, from a copy in memory as large as a
+    """`background` writes checkpoints in a thread while training continues, from a copy in memory as large as a
     checkpoint; the files are the same. For models whose save takes seconds. One is written at a time; the next waits
     for it."""
     log_every: int = Field(10, ge=1, lt=2**63)
@@ -77,10 +77,10 @@ class TrainerConfig(Section):
     max_bad_steps: int = Field(10, ge=1, lt=2**63)
     """Skipped steps in a row after which the run stops, 1 or more."""
     skip_spikes: bool = True
-    """Whether a step is skipped whose loss or gradient norm is far above those of the last 128. A step whose loss or
+    """Whether a step is skipped if its loss or gradient norm is far above those of the last 128. A step whose loss or
     gradient is not finite is always skipped."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """Where the run computes: `auto`, `cpu`, `cuda`, or `cuda:N`. `auto` takes CUDA if it works."""
+    """Device of the run: `auto`, `cpu`, `cuda`, or `cuda:N`. `auto` takes CUDA if it works."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the forward and backward pass. `auto` is bf16 autocast if the processor has bf16, else fp32;
     weights, optimizer and routers stay fp32."""
@@ -95,8 +95,8 @@ class TrainerConfig(Section):
     minute of compiling; the next run of the same shapes finds the machine code in the cache folder (`data.cache_dir`).
     For runs of minutes; needs a C++ compiler."""
     parallel: Parallel = "replicate"
-    """How several ranks (`--nproc`, torchrun) hold the model. `replicate`: the whole model on each, the fastest if it
-    fits. `shard` (FSDP2): the rows of each matrix over the ranks, for weights and optimizer states that do not fit.
+    """Distribution of the model over ranks (`--nproc`, torchrun). `replicate`: the whole model on each, the fastest if
+    it fits. `shard` (FSDP2): the rows of each matrix over the ranks, for weights and optimizer states that do not fit.
     `experts`: the experts over the ranks, to which tokens are sent, for experts that do not fit."""
     checkpoint_activations: bool = False
     """Whether a third of the activations (half if compiled) is kept and the rest computed again in the backward pass.
@@ -136,7 +136,7 @@ class TrainerConfig(Section):
 
 
 def rises_from_zero(shares: tuple[float, ...]) -> bool:
-    """Tell whether the first share is 0 and the others rise, below 1."""
+    """Return whether the first share is 0 and the others rise, below 1."""
     return shares[0] == 0 and shares[-1] < 1 and all(a < b for a, b in pairwise(shares))
 
 
@@ -176,7 +176,7 @@ class RunConfig(Section):
             )
         if self.trainer.sequence_lengths and self.data.staged:
             raise ValueError(
-                "trainer.sequence_lengths and sources with epochs do not go together: an epoch is of one length; "
+                "trainer.sequence_lengths and sources with epochs exclude each other: an epoch has one length; "
                 "leave one of them out"
             )
         if self.trainer.steps is None and self.trainer.max_seconds is None and not self.data.ends:
@@ -185,8 +185,9 @@ class RunConfig(Section):
             )
         if self.schedule.each_stage and (self.trainer.max_seconds is not None or not self.data.staged):
             raise ValueError(
-                "schedule.each_stage needs sources with epochs and no trainer.max_seconds, since a clock does not tell "
-                "when a stage ends; give sources their epochs and set max_seconds to null, or leave each_stage out"
+                "schedule.each_stage needs sources with epochs and no trainer.max_seconds, since with a limit in "
+                "seconds the end of a stage is unknown; give sources their epochs and set max_seconds to null, or "
+                "leave each_stage out"
             )
         self.monitor.check(
             micro_batches=self.trainer.micro_batches,
@@ -240,7 +241,7 @@ def read_recipe(recipe: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any
         values = load_yaml(content)
     except ValueError as error:
         raise UserError(
-            f"{path} cannot be read as YAML: {error}. A config looks as adaptive train --print-config prints it"
+            f"{path} cannot be read as YAML: {error}. For an example of a config, type: adaptive train --print-config"
         ) from error
     if values is None:
         values = {}
@@ -310,10 +311,10 @@ def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] 
 
 
 def check_numbers(value: Any, field: str = "") -> None:
-    """Check that every number is finite and every integer fits in 64 bits, whatever else its field allows.
+    """Check that every number is finite and every integer fits in 64 bits, in addition to the limits of its field.
 
     Raises:
-        UserError: one does not; its field is named.
+        UserError: one is not or does not; the message names its field.
     """
     if isinstance(value, Mapping):
         for key, each in value.items():

@@ -37,7 +37,7 @@ class Windows(Protocol):
     """Endless, numbered windows of one source."""
 
     def row(self, number: int, length: int) -> Row:
-        """Give window `number`."""
+        """Return window `number`."""
         ...
 
     def count(self, epochs: int, length: int) -> int:
@@ -67,7 +67,7 @@ class StreamWindows:
         return epochs * self.windows_per_epoch(length)
 
     def row(self, number: int, length: int) -> Row:
-        """Give window `number`.
+        """Return window `number`.
 
         Raises:
             ZeroDivisionError: the stream is shorter than a window.
@@ -105,7 +105,7 @@ class DocumentWindows:
         self._packed = lru_cache(maxsize=2)(self._pack)
 
     def row(self, number: int, length: int) -> Row:
-        """Give window `number`."""
+        """Return window `number`."""
         ends = self._ends.setdefault(length, [])
         while not ends or number >= ends[-1]:
             self.count(len(ends) + 1, length)
@@ -162,7 +162,7 @@ def row_of(stream: Stream, pieces: list[tuple[int, int]], length: int, eos_id: i
     mask = np.ones(len(tokens), dtype=bool)
     if stream.mask is not None:
         mask = np.concatenate([stream.mask[a:b] for a, b in pieces])
-    # The text before a piece says nothing about its first token, so that is not scored.
+    # The first token of a piece cannot be predicted from the piece before, so it is not scored.
     mask[np.cumsum([0, *(b - a for a, b in pieces[:-1])])] = False
     padding = length + 1 - len(tokens)
     tokens = np.pad(tokens, (0, padding), constant_values=eos_id)
@@ -171,7 +171,7 @@ def row_of(stream: Stream, pieces: list[tuple[int, int]], length: int, eos_id: i
 
 
 def document_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> Iterator[Row]:
-    """Give windows of whole documents in order, packed and scored as in training, from the first `max_tokens` tokens.
+    """Return windows of whole documents in order, packed and scored as in training, from the first `max_tokens` tokens.
 
     A window that began inside a document, or scored the first word of one, would score what was never taught.
     """
@@ -183,7 +183,7 @@ def document_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> 
 
 
 def sequential_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> Iterator[Row]:
-    """Give windows from the first token to the last, without overlap; the last window is padded."""
+    """Return windows from the first token to the last, without overlap; the last window is padded."""
     last = min(len(stream.tokens) - 1, max_tokens)
     for start in range(0, last, length):
         count = min(length, last - start)

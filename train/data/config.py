@@ -1,4 +1,4 @@
-"""What to read and how to cut it into tokens: the `data:` and `tokenizer:` sections of a run's config."""
+"""The text of a run and its tokenizer: the `data:` and `tokenizer:` sections of the config."""
 
 import difflib
 from pathlib import Path
@@ -25,10 +25,10 @@ class SourceConfig(Section):
     text_field: str | None = None
     """The field of a record that holds the text, instead of `data.text_field`."""
     epochs: int | None = Field(default=None, ge=1)
-    """How often this source is read before the next one begins, at least 1. Either every source has it, or every one
-    but the last, which then goes on for as long as the run does."""
+    """Epochs of this source before the next one begins, at least 1. Either every source has epochs, or every one but
+    the last, which is then read until the run ends."""
     augment: AugmentConfig | None = None
-    """How this source is varied, instead of `data.augment`."""
+    """Variation of this source, instead of `data.augment`."""
 
     @field_validator("path")
     @classmethod
@@ -65,12 +65,12 @@ class DataConfig(Section):
     """`stream` joins all documents and cuts their tokens into windows. `documents` fills each window with whole
     documents, in a new order each epoch, and pads the rest, so that every window begins where a document begins."""
     end_marker: str | None = Field(default=None, min_length=1)
-    """Characters such as `</s>` that end a record and mean the end of the text. They and the space before them are left
-    out, since every record is ended by `<|endoftext|>`."""
+    """Characters such as `</s>` that mark the end of a record. They and the space before them are left out, since every
+    record ends with `<|endoftext|>`."""
     augment: AugmentConfig = AugmentConfig()
-    """How training text is varied, for small texts that are read many times; off by default."""
+    """Variation of training text, for small texts that are read many times; off by default."""
     cache_dir: str | None = None
-    """Where tokenised text is cached; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`."""
+    """Folder of the cache of tokenised text; by default `$ADAPTIVE_CACHE`, else `~/.cache/adaptive-lm`."""
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "DataConfig":
@@ -94,14 +94,14 @@ class DataConfig(Section):
 
     @property
     def ends(self) -> bool:
-        """Whether the text itself says when a run is over: every source has its epochs."""
+        """Whether the epochs of the sources end the run: every source has them."""
         return bool(self.sources) and all(
             isinstance(source, SourceConfig) and source.epochs is not None for source in self.sources
         )
 
 
 class TokenizerConfig(Section):
-    """How text becomes tokens."""
+    """The tokenizer."""
 
     kind: str = "bpe"
     """`bpe` (byte-level, trained on the training text), `words` (words and punctuation), `chars`, `bytes`, or the path
@@ -113,7 +113,7 @@ class TokenizerConfig(Section):
     64 MiB by default."""
 
     @model_validator(mode="after")
-    def _known(self) -> "TokenizerConfig":
+    def _kind_exists(self) -> "TokenizerConfig":
         if self.kind not in TOKENIZER_KINDS and not self.is_file:
             near = difflib.get_close_matches(self.kind, TOKENIZER_KINDS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

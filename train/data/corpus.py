@@ -52,7 +52,7 @@ class Corpus:
         variants: Sequence[Sequence[Stream]] = (),
         noise: Sequence[Noise | None] = (),
     ) -> None:
-        """Take what `prepare` has made.
+        """Set up the corpus from the results of `prepare`.
 
         `variants` are rewritten training texts of each source, which take turns with its own; `noise` changes its
         windows.
@@ -101,7 +101,7 @@ class Corpus:
         return stack([self._windows[source].row(place, length) for source, place in dealt])
 
     def _deal(self, number: int, length: int) -> tuple[int, int]:
-        """Give the source of window `number`, and the count of windows that this source had before it."""
+        """Return the source of window `number`, and the count of windows that this source had before it."""
         return self._stages.deal(number, length) if self._stages else self._mixture.deal(number)
 
     def where(self, first: int, batch_size: int, length: int) -> str:
@@ -115,11 +115,11 @@ class Corpus:
         return ", ".join(parts)
 
     def stage(self, number: int, length: int) -> tuple[int, int | None]:
-        """Give the first window of the stage of window `number`, and of the next stage (None in the last)."""
+        """Return the first window of the stage of window `number`, and of the next stage (None in the last)."""
         return self._stages.around(number, length) if self._stages else (0, None)
 
     def total_windows(self, length: int) -> int | None:
-        """Count the windows until every source has had its epochs; None where the sources go on without end."""
+        """Count the windows until every source has had its epochs; None where the last source is endless."""
         return self._stages.total(length) if self._stages else None
 
     def epoch(self, number: int, length: int) -> int:
@@ -146,7 +146,7 @@ class Corpus:
                 )
 
     def val_windows(self, length: int, batch_size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """Give the held-out text in order, in batches of windows; the last batch may have fewer rows.
+        """Return the held-out text in order, in batches of windows; the last batch may have fewer rows.
 
         Windows do not overlap, every token is a target once, and the last window is padded; where training packs
         documents, windows are packed and scored in the same way. With `max_tokens` each source gives its share of that
@@ -165,7 +165,7 @@ class Corpus:
             yield stack(rows)
 
     def heldout_text(self, max_bytes: int) -> str:
-        """Give the first held-out text, at most `max_bytes` of UTF-8, with `<|endoftext|>` between documents.
+        """Return the first held-out text, at most `max_bytes` of UTF-8, with `<|endoftext|>` between documents.
 
         Each of several sources gives its share.
         """
@@ -178,5 +178,5 @@ class Corpus:
 
 
 def largest_power_of_two(limit: int) -> int:
-    """Give the largest power of two that is at most `limit`, and at least 1."""
+    """Return the largest power of two that is at most `limit`, and at least 1."""
     return 1 << max(0, limit.bit_length() - 1)

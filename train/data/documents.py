@@ -24,7 +24,7 @@ class Segment(NamedTuple):
     """Whether the end-of-text token follows."""
     held_out: bool
     answer: bool = False
-    """Whether the assistant says it."""
+    """Whether the assistant is the speaker."""
 
 
 def segments(
@@ -38,7 +38,7 @@ def segments(
     """Read the segments of an item.
 
     Args:
-        item: What is read.
+        item: The file or data set to read.
         cut: All after its first `cut` characters (plain text) or documents (records) is held out.
         template: Writes conversations.
         answers_only: Whether only answers are scored in conversations.

@@ -1,4 +1,4 @@
-"""Files behind a path, a folder or a pattern, and how each is read."""
+"""The files of a path, a folder or a pattern, and the reader of each."""
 
 import difflib
 import glob
@@ -25,7 +25,7 @@ EXTENSIONS: dict[str, Kind] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-"""What a folder gives, each also compressed (.gz, .bz2, .xz, .zst). Any other file is text, where it is named."""
+"""Extensions read from a folder, also compressed (.gz, .bz2, .xz, .zst). Any other file, if named, is read as text."""
 
 _SNIFFED_BYTES = 2**13
 _LISTED = 3
@@ -46,7 +46,7 @@ def find_files(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
     Args:
         spec: The source as typed.
         path: The same, looked up.
-        log: Gets a sentence about files that are left out.
+        log: Called with a message about files that are left out.
 
     Raises:
         UserError: there is none, or it is no file that can be read several times.
@@ -108,7 +108,7 @@ def _listed(files: Sequence[Path]) -> str:
 
 
 def _snapshot(path: Path) -> Path:
-    """Give the current snapshot of a data set in the cache of the Hugging Face hub; any other folder as it is."""
+    """Return the current snapshot of a data set in the cache of the Hugging Face hub; any other folder as it is."""
     snapshots = path / "snapshots"
     if not (snapshots.is_dir() and (path / "blobs").is_dir()):
         return path

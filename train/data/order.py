@@ -1,4 +1,4 @@
-"""The order of windows: pure functions of seed and number, so that a resumed run goes on exactly without any state.
+"""The order of windows: pure functions of seed and number, so that a resumed run continues exactly without any state.
 
 The arithmetic is on 64-bit integers, not by the generator of a library, whose numbers may change between versions.
 """
@@ -44,7 +44,7 @@ def permuted(index: int, length: int, key: int) -> int:
 
 
 def shuffled(length: int, key: int) -> NDArray[np.int64]:
-    """Give 0..length-1 in the order that `key` chooses: (length,)."""
+    """Return 0..length-1 in the order that `key` chooses: (length,)."""
     state = np.arange(length, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
@@ -62,7 +62,7 @@ class Mixture:
         self._shares = [weight / rest for weight, rest in zip(weights, left, strict=True)]
 
     def deal(self, number: int) -> tuple[int, int]:
-        """Give the source of window `number`, and the count of windows that this source had before it."""
+        """Return the source of window `number`, and the count of windows that this source had before it."""
         for source, share in enumerate(self._shares[:-1]):
             before, after = int(number * share + 0.5), int((number + 1) * share + 0.5)
             if after > before:
@@ -72,7 +72,7 @@ class Mixture:
 
 
 def uniform(count: int, key: int) -> NDArray[np.float64]:
-    """Give numbers in [0, 1) that `key` chooses: (count,)."""
+    """Return numbers in [0, 1) that `key` chooses: (count,)."""
     state = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(key))
     state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)

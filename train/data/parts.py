@@ -33,7 +33,7 @@ class Part:
         ]
 
     def left(self, rewriter: Rewriter) -> list[bool]:
-        """Tell of each item whether `rewriter` leaves it as it is, which its name alone decides."""
+        """Return for each item whether `rewriter` leaves it unchanged, judged by its name."""
         return [rewriter.leaves(item.name) for item in self.items]
 
     def segments(

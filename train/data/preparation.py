@@ -25,12 +25,12 @@ from .scan import Progress, scan_sources
 from .sources import Log, Source, resolve_source, resolve_sources
 from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id, vocabulary_size
 
-# Part of every key: to be raised when the same input would give other tokens.
+# Part of every key: raise it when the same input would give other tokens.
 PIPELINE_VERSION = 1
 
 
-def say_on_stderr(text: str) -> None:
-    """Print a sentence for the user to stderr."""
+def log_to_stderr(text: str) -> None:
+    """Print a message for the user to stderr."""
     print(text, file=sys.stderr)
 
 
@@ -40,46 +40,46 @@ def prepare(
     *,
     seed: int,
     progress: Progress | None = None,
-    say: Log = say_on_stderr,
+    log: Log = log_to_stderr,
     length: int | None = None,
 ) -> Corpus:
     """Read, cut and tokenise the text of `data`, or take it from the cache.
 
     Args:
-        data: What to read.
-        tokenizer: How to tokenise it.
+        data: The section with the sources.
+        tokenizer: The section of the tokenizer.
         seed: Chooses the order of windows.
-        progress: Called now and then with (what is being done, bytes done, bytes in all).
-        say: Gets sentences for the user.
+        progress: Called now and then with (name of the work, bytes done, bytes in all).
+        log: Called with each message for the user.
         length: Refuse a training text shorter than one window of this length here, not at the first batch.
 
     Raises:
         UserError: something is wrong with the input; the message names file and line.
     """
-    return _Preparation(data, tokenizer, progress, say).run(seed, length)
+    return _Preparation(data, tokenizer, progress, log).run(seed, length)
 
 
 class _Preparation:
     """The work of one `prepare`."""
 
-    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None, say: Log) -> None:
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None, log: Log) -> None:
         self.data, self.tokenizer_config = data, tokenizer
         self.progress = progress or _silent
         self.notes: list[str] = []
-        self._say = say
+        self._log = log
         self._cut_noted = False
         self.folder = cache_folder(data.cache_dir)
         self.template = ChatTemplate.from_config(data.chat_template)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.notes.append(text)
-        self._say(text)
+        self._log(text)
 
     def run(self, seed: int, length: int | None) -> Corpus:
-        sources = resolve_sources(self.data, self.say)
+        sources = resolve_sources(self.data, self.log)
         held = self._held_out()
         named = [*sources, held] if held else list(sources)
-        scanned = scan_sources(named, self.folder / "scans", self.progress, self.say)
+        scanned = scan_sources(named, self.folder / "scans", self.progress, self.log)
         train = [
             Part(source, items, self.data.val_fraction if held is None else 0.0)
             for source, items in zip(sources, scanned, strict=False)
@@ -94,7 +94,7 @@ class _Preparation:
         self._note_losses(train, tokenizer_json)
         entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in train]
         val_entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in val] if held else entries
-        augmenter = Augmenter(plan, tokenizer, encoder, seed, self.say)
+        augmenter = Augmenter(plan, tokenizer, encoder, seed, self.log)
         variants = []
         for index, (part, entry) in enumerate(zip(train, entries, strict=True)):
             rewritten = [
@@ -102,7 +102,7 @@ class _Preparation:
                 for rewriter in augmenter.rewriters(index)
             ]
             variants.append(augmenter.changed(index, part.name, [entry.train, *rewritten]))
-        report_unknown(val_entries, tokenizer.get_vocab_size(), self.tokenizer_config, self.say)
+        report_unknown(val_entries, tokenizer.get_vocab_size(), self.tokenizer_config, self.log)
         if not sum(entry.stats["val_scored"] for entry in val_entries):
             sizes = ", ".join(f"{part.name}: {part.num_bytes} bytes" for part in val)
             raise UserError(
@@ -146,27 +146,27 @@ class _Preparation:
         return corpus
 
     def _note_cut(self, length: int) -> None:
-        """Say once that a stretch of `length` characters is cut."""
+        """Log once that a stretch of `length` characters is cut."""
         if not self._cut_noted:
             self._cut_noted = True
-            self.say(
+            self.log(
                 f"a stretch of at least {length:,} characters without a break is cut into pieces of {LEARNED_CHARS:,} "
                 f"to learn a vocabulary and of {ENCODED_CHARS:,} to encode it: no token spans a cut"
             )
 
     def _note_losses(self, train: list[Part], tokenizer_json: str) -> None:
-        """Say what a tokenizer that was given, or one of words, cannot give back."""
+        """Log which text a given tokenizer, or one of words, cannot reproduce."""
         config = self.tokenizer_config
         if config.is_file or config.kind == "words":
             sample = (s.text for part in train for s in part.segments(self.template, False) if not s.held_out)
             for note in notes_on_losses(tokenizer_json, config.kind, sample):
-                self.say(note)
+                self.log(note)
 
     def _held_out(self) -> Source | None:
         data = self.data
         if data.val is None:
             return None
-        return resolve_source(data.val, data.text_field, self.say, data.dir, data.end_marker)
+        return resolve_source(data.val, data.text_field, self.log, data.dir, data.end_marker)
 
     def _settings(self, chats: int) -> list[object]:
         return [self.data.loss_on, self.template.text] if chats else []
@@ -183,13 +183,15 @@ class _Preparation:
                 "messages with role assistant. For plain text leave out --set data.loss_on=answers"
             )
         if self.data.chat_template is not None and not chats:
-            self.say("data.chat_template is not used: no record is a conversation")
+            self.log("data.chat_template is not used: no record is a conversation")
         if not separate:
             return False
         trained = {scan.digest for part in train for scan in part.scans}
         seen = [item for item, scan in zip(val[0].items, val[0].scans, strict=True) if scan.digest in trained]
         for item in seen:
-            self.say(f"{item.name} is trained on as well as held out: its loss says nothing about new text")
+            self.log(
+                f"{item.name} is trained on as well as held out: its loss does not show how the model does on new text"
+            )
         return len(seen) == len(val[0].items)
 
     def _tokenizer(self, train: list[Part], phrases: Sequence[str]) -> Tokenizer:
@@ -218,10 +220,10 @@ class _Preparation:
         except FileNotFoundError:
             pass
         except (OSError, UserError) as error:
-            self.say(f"training the tokenizer again: {error}")
+            self.log(f"training the tokenizer again: {error}")
         share = min(1.0, config.train_bytes / max(1, total)) if bounded else 1.0
         if share < 1:
-            self.say(
+            self.log(
                 f"the tokenizer learns from {share:.1%} of the training text "
                 f"(tokenizer.train_bytes={config.train_bytes:,})"
             )

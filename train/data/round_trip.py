@@ -12,7 +12,7 @@ SAMPLE_CHARS = 2**16
 
 
 def notes_on_losses(tokenizer_json: str, name: str, texts: Iterable[str]) -> Iterator[str]:
-    """Give a sentence for each thing that a user of the tokenizer `name` should know; `texts` is the training text."""
+    """Return a message for each loss and waste of the tokenizer `name`; `texts` is the training text."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.encode_special_tokens = True
     unused = vocabulary_size(tokenizer) - tokenizer.get_vocab_size()
@@ -27,7 +27,7 @@ def notes_on_losses(tokenizer_json: str, name: str, texts: Iterable[str]) -> Ite
 
 
 def lost_in_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
-    """Say what of the first `SAMPLE_CHARS` of `texts` is not in the text that their tokens decode to.
+    """Describe what encoding and decoding loses of the first `SAMPLE_CHARS` of `texts`.
 
     Returns:
         Such as "capital letters, line ends and 2.10% of the characters, which are unknown to it"; None where nothing is

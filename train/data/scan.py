@@ -1,4 +1,4 @@
-"""Scan every item before anything is tokenised: can it be read, what is its digest, how long is it."""
+"""The scan of every item before tokenisation: whether it can be read, its digest and its length."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ class Scan:
     digest: str
     """sha256 of the content."""
     num_bytes: int
-    """Its size; of compressed text, that of the text."""
+    """Bytes of the item, after decompression."""
     length: int
     """Characters of a plain text, documents of records."""
     chats: int
@@ -45,10 +45,10 @@ def scan_sources(
     """Scan the items of every source; empty ones are left out, or refused where they were named.
 
     Args:
-        sources: What is read.
+        sources: The sources to scan.
         folder: Where earlier scans are stored.
         progress: Called now and then with the bytes read.
-        log: Gets a sentence about each item that is left out.
+        log: Called with a message about each item that is left out.
 
     Raises:
         UserError: an item cannot be read, or a source has no text.
@@ -83,7 +83,7 @@ def scan_item(item: Item, folder: Path, read: Callable[[int], None]) -> Scan:
     """Read an item, unless it was scanned before: a file of the same path, size, inode and times is not changed.
 
     Args:
-        item: What is read.
+        item: The file or data set to read.
         folder: Where earlier scans are stored.
         read: Gets the count of bytes read.
 

@@ -1,4 +1,4 @@
-"""From the text after `--data` to the files behind it."""
+"""Resolve a value of `--data` to its files."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Item:
     name: str
     """For messages."""
     kind: Kind
-    """How it is read."""
+    """The kind of file, which chooses its reader."""
     path: Path | None
     """The file; None for a data set without one."""
     text_field: str | None
@@ -34,18 +34,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """The items behind one `--data`."""
+    """The items of one `--data`."""
 
     name: str
-    """As it was typed, without the weight."""
+    """The source as typed, without the weight."""
     weight: float | None
     """Its share of the training windows, if one is given."""
     items: tuple[Item, ...]
     """Its files in order."""
     epochs: int | None = None
-    """How often it is read before the next source, if that is given."""
+    """Epochs before the next source begins, if they are given."""
     augment: AugmentConfig | None = None
-    """How it is varied; None as the section says."""
+    """Its variation; None takes that of the section."""
 
 
 def resolve_sources(config: DataConfig, log: Log) -> tuple[Source, ...]:
@@ -74,7 +74,7 @@ def resolve_source(
     Args:
         source: As typed, or as a config has it.
         text_field: The field of the section, where the source names none of its own.
-        log: Gets a sentence about files that are left out.
+        log: Called with a message about files that are left out.
         folder: Where relative paths are looked up; None for the current folder.
         end_marker: Characters that end a record and are left out.
 

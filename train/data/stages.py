@@ -28,16 +28,16 @@ class Stages:
         return list(accumulate(counts))
 
     def total(self, length: int) -> int | None:
-        """Count the windows until every source has had its epochs; None where the last goes on without end."""
+        """Count the windows until every source has had its epochs; None where the last is endless."""
         return None if self._epochs[-1] is None else self.ends(length)[-1]
 
     def around(self, number: int, length: int) -> tuple[int, int | None]:
-        """Give the first window of the stage of window `number`, and of the next stage (None in the last)."""
+        """Return the first window of the stage of window `number`, and of the next stage (None in the last)."""
         stage, place = self.deal(number, length)
         return number - place, self.ends(length)[stage] if stage < len(self._windows) - 1 else None
 
     def deal(self, number: int, length: int) -> tuple[int, int]:
-        """Give the source of window `number`, and the count of windows that this source had before it."""
+        """Return the source of window `number`, and the count of windows that this source had before it."""
         ends = self.ends(length)[: len(self._windows) - 1]
         stage = bisect_right(ends, number)
         return stage, number - (ends[stage - 1] if stage else 0)

@@ -8,7 +8,7 @@ from ...contract.text_file import text_pieces
 
 # Strings of about this length are tokenised one by one; a batch of them keeps every core busy.
 PIECE_CHARS = 2**15
-# A stretch longer than this without line end or space is cut anywhere: memory stays bounded whatever the file.
+# A stretch longer than this without line end or space is cut anywhere: memory stays bounded for any file.
 MAX_PENDING_CHARS = CHUNK_BYTES
 
 
@@ -50,7 +50,7 @@ def rechunk(pieces: Iterator[str]) -> Iterator[str]:
         while len(text) - start > PIECE_CHARS:
             limit = start + PIECE_CHARS
             end = line_boundary(text, start, limit) or word_boundary(text, start, limit)
-            if not end:  # a long stretch without spaces: up to the next line, or to where memory says stop
+            if not end:  # a long stretch without spaces: up to the next line, or to the limit of memory
                 end = line_boundary(text, start, len(text))
             if not end and len(text) - start >= MAX_PENDING_CHARS:
                 end = len(text)
@@ -64,7 +64,7 @@ def rechunk(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def line_boundary(text: str, start: int, end: int) -> int:
-    r"""Find the last place in (start, end) behind a newline between two visible characters; 0 for none.
+    r"""Find the last place in (start, end) after a newline between two visible characters; 0 for none.
 
     Cut there, text has the tokens of the whole: both the GPT-2 pattern of byte-level BPE and our `words` pattern make
     such a newline a token of its own. (In a longer run of white space they look ahead, so that is not cut.)
@@ -80,7 +80,7 @@ def line_boundary(text: str, start: int, end: int) -> int:
 def word_boundary(text: str, start: int, end: int) -> int:
     """Find the last place in (start, end) before a space that follows a visible character; 0 for none.
 
-    A token of those patterns may begin with a space but never holds one behind something visible.
+    A token of those patterns may begin with a space but never contains one after a visible character.
     """
     at = text.rfind(" ", start + 1, end)
     while at > start:

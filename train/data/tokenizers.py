@@ -206,7 +206,7 @@ def eos_id(tokenizer: Tokenizer) -> int:
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id that stands for what the vocabulary lacks; None where nothing is unknown."""
+    """Return the id of all text that the vocabulary lacks; None if no text is unknown."""
     if isinstance(tokenizer.model, models.Unigram):
         number: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
         return number

@@ -1,4 +1,4 @@
-"""A copy of what training changes besides the weights."""
+"""A copy of the buffers that training changes besides the weights."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Clock:
     """
 
     now = staticmethod(time.monotonic)
-    """Where the time comes from, in seconds."""
+    """Source of the time, in seconds."""
 
     def __init__(
         self,

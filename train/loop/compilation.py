@@ -1,4 +1,4 @@
-"""Compiling a model, with its machine code kept for the next run."""
+"""Compilation of a model; its machine code is stored for the next run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the config of a run leaves open and its text decides: the size of the vocabulary, and the number of steps."""
+"""Values of a config that follow from the text: the size of the vocabulary, and the number of steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digest of what a run was trained on: a running hash over its batches.
+"""The digest of a run's training data: a running hash over its batches.
 
 Two runs with the same digest at the same step were trained on the same tokens in the same order, with the same tokens
 scored: none repeated, none lost, however often one of the two was stopped or killed.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # only its type: a list of runs loads no torch
 
 LOSS_NOT_FINITE = "the loss is not finite"
-"""How the guard describes such a step."""
+"""The guard's description of a step without a finite loss."""
 
 
 def steps_without_loss(failed: Sequence[str]) -> int:
@@ -31,9 +31,9 @@ def divergence(state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
     """Describe how a run diverged that has come to its end; None if it did not.
 
     Args:
-        state: Of the checkpoint at its end: `step`, and `guard` with the steps that were skipped last.
-        records: Of metrics.jsonl. A number that is not finite is null there, and only a record with an evaluation has
-            the key `perplexity`.
+        state: State of the checkpoint at its end: `step`, and `guard` with the steps that were skipped last.
+        records: Records of metrics.jsonl. A number that is not finite is null there, and only a record with an
+            evaluation has the key `perplexity`.
     """
     step, guard = int(state["step"]), state.get("guard") or {}
     count = steps_without_loss(guard.get("failed", ()))

@@ -19,13 +19,13 @@ from ..system.device import autocast
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on held-out text, at the present thresholds of its controllers."""
+    """The loss and usage of a model on held-out text, at the present thresholds of its controllers."""
 
     loss: float
     """Mean cross-entropy in nats per scored token."""
     bits_per_byte: float
     usage: dict[str, float]
-    """Means over the scored tokens: experts_per_token, layers_per_token and what else the model chooses."""
+    """Means over the scored tokens: experts_per_token, layers_per_token and those of other choices of the model."""
     tokens: int
     """Scored tokens."""
 

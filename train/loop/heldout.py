@@ -1,4 +1,4 @@
-"""How a run does on held-out text while it trains: a loss, and the routes of a fixed piece."""
+"""The evaluation of a run on held-out text while it trains: its loss, and the routes of a fixed piece."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Heldout:
         """Set up the evaluation.
 
         Args:
-            trainer: Says how many sequences are evaluated at once, and how many snapshots are kept.
+            trainer: The section with the number of sequences evaluated at once and the number of snapshots to keep.
             sequence_length: Tokens of a sequence.
             run: The folder that gets the snapshots of the routing.
             model: The model.
@@ -45,8 +45,8 @@ class Heldout:
             curriculum: Is put to rest before each evaluation.
             precision: `fp32` or `bf16`.
             log: Shows a warning.
-            step: The step of the checkpoint to go on from, 0 without one.
-            stop: Asks to give up an evaluation.
+            step: The step of the checkpoint to resume from, 0 without one.
+            stop: Returns True to end an evaluation early.
         """
         self.model, self.corpus, self.placed, self.curriculum = model, corpus, placed, curriculum
         self.precision, self.stop = precision, stop

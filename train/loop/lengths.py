@@ -1,4 +1,4 @@
-"""Several sequence lengths in one run: short ones teach many beginnings of texts, long ones long contexts."""
+"""Several sequence lengths in one run: short ones train on many beginnings of texts, long ones on long contexts."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def settle_matmul(
         sequence_length: Tokens of the longest sequence.
         cache: The cache folder.
         precision: `fp32` or `bf16`.
-        checkpoint: The checkpoint that the run goes on from.
+        checkpoint: The checkpoint that the run resumes from.
         world: The ranks.
         display: Shows notes.
 

@@ -1,4 +1,4 @@
-"""What one step measured, and the record of it in metrics.jsonl."""
+"""The measurements of one step, and its record in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class StepResult:
     """Means over the scored tokens of one step."""
 
     parts: dict[str, float] = field(default_factory=dict)
-    """The named losses, and the averages used: experts_per_token, layers_per_token and what else the model chooses."""
+    """The losses by name, and average usage: experts_per_token, layers_per_token and other choices of the model."""
     grad_norm: float = float("nan")
     """Before clipping."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """Of the layers and routers, with the alarms and acts that follow from them; only in steps that are logged."""
+    """Figures of the layers and routers, with the alarms and acts that follow from them; only in logged steps."""
     problem: str | None = None
     """Why the step was skipped; None if it was taken."""
 

@@ -1,4 +1,4 @@
-"""How the routing of a fixed text changes in training: small snapshots in the run's folder, for `adaptive inspect`.
+"""Snapshots of the routing of a fixed text during training, in the run's folder, for `adaptive inspect`.
 
 `routing/step-NNNNNN.npz` has, for each kind that routers choose (experts, heads), over the same held-out tokens:
 
@@ -60,7 +60,7 @@ class RoutingTrace:
             run: The folder of the run.
             windows: The text, (B, T) each; none takes no snapshots.
             limit: The most snapshots to keep.
-            step: The step that the run goes on from.
+            step: The step that the run resumes from.
             log: Shows a warning.
             world: The ranks; only the first one writes.
         """

@@ -1,4 +1,4 @@
-"""Which steps are skipped: those whose loss or gradient is not finite or is a spike."""
+"""The guard, which skips steps whose loss or gradient is not finite or is a spike."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Guard:
         """Set up the guard.
 
         Args:
-            trainer: Says whether spikes are skipped, and how many bad steps in a row end the run.
+            trainer: The section that enables skipping of spikes and limits the bad steps in a row.
             optimizer: Its learning rates, for the message that ends a run.
             state: As returned by `state`, from a checkpoint.
         """

@@ -58,8 +58,8 @@ class Trainer:
     ) -> None:
         """Set up the loop.
 
-        `identity` is what every checkpoint says of the data and the machine, `saved` the steps of good checkpoints that
-        exist already; `stop` asks to end after the step; `state` is that of the checkpoint to go on from.
+        `identity` is the record of the data and the machine in every checkpoint, `saved` the steps of good checkpoints
+        that exist already; `stop` returns True to end after the step; `state` is that of the checkpoint to resume from.
         """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters

@@ -34,7 +34,7 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Windows(NamedTuple):
-    """The windows of a layer's tokens: how far each looks back."""
+    """The windows of a layer's tokens: the number of tokens that each attends to."""
 
     sizes: Tensor  # (N,) int64
     scores: Tensor | None  # (N,) float32, where the window is learned

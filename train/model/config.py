@@ -1,4 +1,4 @@
-"""The config of a model: its shape, and the averages that its controllers hold."""
+"""The config of a model: its shape, and the averages that its controllers maintain."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -117,15 +117,15 @@ class ModelConfig(Section):
         return any(self.window_of(layer) for layer in range(self.num_layers))
 
     def has_depth_router(self, layer: int) -> bool:
-        """Tell whether a layer has a depth router; the first and the last layer always run."""
+        """Return whether a layer has a depth router; the first and the last layer always run."""
         return self.depth.layers_share < 1.0 and 0 < layer < self.num_layers - 1
 
     def can_skip(self, layer: int) -> bool:
-        """Tell whether a token can leave out this layer: by its router, or by an earlier exit."""
+        """Return whether a token can leave out this layer: by its router, or by an earlier exit."""
         return self.has_depth_router(layer) or any(exit_ < layer for exit_ in self.depth.exit_layers)
 
     def counts_cells(self, layer: int) -> bool:
-        """Tell whether the cache of a layer records which tokens ran it; `cope` counts only those."""
+        """Return whether the cache of a layer records which tokens ran it; `cope` counts only those."""
         projects = self.depth.skipped_kv == "project"
         return projects and self.positions_of(layer) == "cope" and self.can_skip(layer)
 

@@ -3,7 +3,7 @@
 //
 // N tokens, D width (a multiple of 16), E experts, F hidden width, P = F rounded up to 16, R rows = chosen pairs.
 // A row of `hidden` is gate (P) | up (P). "Paired" means that the numbers of two rows k, k + 1 are side by side in one word
-// of 32 bits, which vdpbf16ps multiplies and adds at once.
+// of 32 bits, which vdpbf16ps multiplies and adds in one instruction.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -133,7 +133,7 @@ inline void transpose16(__m512i r[16]) {
     }
 }
 
-/// m (rows `row` to `row + 16`, of `rows`; columns `from` to `from + 32`, of `limit`), turned: of each row two columns as a
+/// m (rows `row` to `row + 16`, of `rows`; columns `from` to `from + 32`, of `limit`), transposed: of each row two columns as a
 /// word -> to[pair of columns * WIDE + row], zeros beyond
 void pack_turned(const float *m, long stride, long row, long rows, long from, long limit, long pairs, Pair *to) {
     __m512i r[16];
@@ -170,7 +170,7 @@ inline __attribute__((always_inline)) void multiply(
     }
 }
 
-/// Tiles of `vectors` <= 4 columns, told at compile time: then(sums) for whatever width.
+/// A tile of `vectors` <= 4 vectors of columns, a constant at compile time; calls then(sums) with the sums of that width.
 template <class Then>
 inline __attribute__((always_inline)) void tile(
     long vectors, const Pair *const *a, long step, const Pair *b, long wide, long pairs, Then then) {
@@ -345,10 +345,10 @@ void experts_backward(long N, long D, long E, long F, long R, int threads, const
                 continue;
             }
             const float *w = gate_up + e * D * 2 * F, *v = down + e * F * D;
-            for (long f = 0; f < P; f += 16)  // down turned: (D, F)
+            for (long f = 0; f < P; f += 16)  // down transposed: (D, F)
                 for (long d = 0; d < D; d += 32)
                     pack_turned(v, D, f, F, d, D, (D - d) / 2, back.at + f / WIDE * WIDE * (D / 2) + d / 2 * WIDE + f % WIDE);
-            for (long c = 0; c < D; c += 16)  // gate_up turned: (2P, D)
+            for (long c = 0; c < D; c += 16)  // gate_up transposed: (2P, D)
                 for (long half = 0; half < 2; half++)
                     for (long f = 0; f < P; f += 32)
                         pack_turned(w + half * F, 2 * F, c, D, f, F, (P - f) / 2,
@@ -387,10 +387,10 @@ void experts_backward(long N, long D, long E, long F, long R, int threads, const
                                         const Half *from = hidden + (at + own) * 2 * P + column;
                                         const __m512 weight = _mm512_set1_ps(weights[token[own] * E + e]);
                                         const __m512 gate = widen(from), up = widen(from + P), sharp = sigmoid(gate);
-                                        const __m512 silu = _mm512_mul_ps(gate, sharp), made = _mm512_mul_ps(silu, up);
+                                        const __m512 silu = _mm512_mul_ps(gate, sharp), product = _mm512_mul_ps(silu, up);
                                         const __m512 of_inner = _mm512_mul_ps(weight, s[i + r][j]);
-                                        sum[r] = _mm512_fmadd_ps(s[i + r][j], made, sum[r]);
-                                        inner[r] = _mm512_mul_ps(weight, made);
+                                        sum[r] = _mm512_fmadd_ps(s[i + r][j], product, sum[r]);
+                                        inner[r] = _mm512_mul_ps(weight, product);
                                         of_up[r] = _mm512_mul_ps(of_inner, silu);
                                         // silu' = sharp (1 + gate (1 - sharp)) = sharp + silu - silu sharp
                                         of_gate[r] = _mm512_mul_ps(_mm512_mul_ps(of_inner, up), _mm512_add_ps(sharp, _mm512_fnmadd_ps(silu, sharp, silu)));

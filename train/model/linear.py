@@ -30,7 +30,7 @@ def _densely(matrix: Tensor) -> Tensor:
 
 @functools.cache
 def has_onednn() -> bool:
-    """Tell whether this torch was built with oneDNN, and a small product is correct."""
+    """Return whether this torch was built with oneDNN, and a small product is correct."""
     a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
     try:
         return bool(torch.equal(onednn_mm(a, b), torch.mm(a, b)))

@@ -121,8 +121,8 @@ def exit_losses(
 ) -> dict[str, Tensor]:
     """Return the losses of the early exits by name, weighted means over the exits.
 
-    `exit_loss` is the cross-entropy of head(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`, where
-    routers decide about leaving, is that of their prediction that the last layer would choose the same token; its
+    `exit_loss` is the cross-entropy of output_head(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`,
+    where routers decide about leaving, is that of their prediction that the last layer would choose the same token; its
     gradient does not reach the model.
     """
     losses: dict[str, list[Tensor]] = {"exit_loss": [], "exit_router_loss": []}
@@ -136,7 +136,7 @@ def exit_losses(
             agrees = agreement_targets(logits.detach(), out.logits.detach())
             wrong = F.binary_cross_entropy_with_logits(router.logits(hidden.detach()), agrees, reduction="none")
             losses["exit_router_loss"].append(weight * _mean(wrong.flatten(), counted.flatten()))
-    return {name: torch.stack(found).sum() for name, found in losses.items() if found}
+    return {name: torch.stack(parts).sum() for name, parts in losses.items() if parts}
 
 
 def training_loss(

@@ -61,7 +61,7 @@ def _build(command: list[str], path: Path) -> None:
 
 
 def fits(x: Tensor, weights: Tensor, gate_up: Tensor) -> bool:
-    """Tell whether this code serves the inputs: bf16 x (N, D) on a CPU, the rest float32, D a multiple of 16."""
+    """Return whether this code serves the inputs: bf16 x (N, D) on a CPU, the rest float32, D a multiple of 16."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.bfloat16
@@ -71,7 +71,7 @@ def fits(x: Tensor, weights: Tensor, gate_up: Tensor) -> bool:
 
 
 def serves(width: int) -> bool:
-    """Tell whether this machine's CPU can run experts of width D in bf16 by this code."""
+    """Return whether this machine's CPU can run experts of width D in bf16 by this code."""
     return width % LANES == 0 and library() is not None
 
 

@@ -249,7 +249,7 @@ def initialize(model: Transformer) -> None:
       size.
     - Matrices that write to it: the same, divided by sqrt(2 L) and again by 8: nearly 0 at the start, yet with a
       gradient for every expert and head from the first step.
-    - Embedding and output head: std 0.02 where they are tied; else std 1 for the embedding, and a head close to 0.
+    - Embedding and output head: std 0.02 if tied; else std 1 for the embedding, and an output head close to 0.
     - Routers and contextual positions: std 0.02, so that routing starts even.
     - Norms 1, biases 0; learned levels start at the values of the config.
     """

@@ -1,4 +1,4 @@
-"""Windows: how far a layer looks back. B batch, T time, D width, n tokens.
+"""Windows: the number of tokens that a layer attends to. B batch, T time, D width, n tokens.
 
 A window of w tokens is the token itself and the w - 1 before it. Places count the tokens that the layer holds: skipped
 tokens that leave no keys are not counted.

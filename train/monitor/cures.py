@@ -1,4 +1,4 @@
-"""Cures: what an alarm means, and the settings that mend it in this run."""
+"""Cures: the meaning of an alarm, and settings that correct its cause in this run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Settings = dict[str, Any]
 
 
 class Cure(NamedTuple):
-    """What to know and what to type after an alarm."""
+    """Advice after an alarm: its meaning, and settings that cure it."""
 
     meaning: str
     settings: Settings
@@ -95,4 +95,4 @@ CURES: Mapping[tuple[str, str], tuple[str, Callable[[RunConfig, str], Settings]]
         raise_loss("depth_z_loss", 10, 1e-2),
     ),
 }
-"""(kind of figure, side of its band) -> what it means, and the settings for a config and a layer."""
+"""(kind of figure, side of its band) -> its meaning, and the settings for a config and a layer."""

@@ -16,14 +16,14 @@ from .routers import Loads
 from .watch import Watch
 
 ALL = "all"
-"""Stands for every layer in the rates."""
+"""The key in the rates that means every layer."""
 
 
 class Monitor:
     """Judge the figures of each logged step, and act as `monitor.act` and `monitor.router_act` say.
 
     Decisions depend only on `figures`, `used`, `noise` and the counters, so ranks with equal figures take equal
-    actions. All memory is in `state` and in the counters.
+    actions. All its state is in `state` and in the counters.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Monitor:
         return record
 
     def messages(self, figures: Mapping[str, Any], resume_command: str) -> list[str]:
-        """Return the lines for the screen after a step with these figures: alarms, what to type, actions."""
+        """Return the lines for the screen after a step with these figures: alarms, commands to type, actions."""
         held = f"for {self.settings.patience} logged steps"
         lines = [f"alarm {held}: {each}" for each in figures.get("alarms", ())]
         if figures.get("cures"):
             settings = " ".join(f"--set {each}" for each in figures["cures"])
-            lines.append(f"to mend it, stop with Ctrl-C and type: {resume_command} --override-resume {settings}")
+            lines.append(f"to correct it, stop with Ctrl-C and type: {resume_command} --override-resume {settings}")
         return [*lines, *figures.get("acts", ())]
 
     def _hold_rates(self, holding: list[Alarm]) -> list[str]:

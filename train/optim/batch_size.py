@@ -29,7 +29,7 @@ class BatchChange(Section):
         return self
 
     def reached(self, step: int, done: float) -> bool:
-        """Tell whether it is in force at step `step` (0, 1, ...), at progress `done` (0..1) of the run."""
+        """Return whether it is in force at step `step` (0, 1, ...), at progress `done` (0..1) of the run."""
         return done >= self.from_share if self.from_share is not None else step >= (self.from_step or 0)
 
 

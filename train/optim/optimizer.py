@@ -48,7 +48,7 @@ class Optimizers:
         """layer, or `all` -> factor by which the monitor lowers its rate; empty if it lowers none."""
         self._by_layer = by_layer or config.bidirectional
         self.rate = 1.0
-        """The factor of the schedule on every rate, as `set_rate` was last told."""
+        """The factor of the schedule on every rate, from the last call of `set_rate`."""
         decay, momentum = config.weight_decay, config.momentum
         rest_groups = self._groups(rest, lr=config.adamw_lr, weight_decay=0.0)
         self.all: list[torch.optim.Optimizer] = []

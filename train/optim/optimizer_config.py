@@ -19,8 +19,8 @@ BY_KIND: Mapping[str, dict[str, float]] = {
 class OptimizerConfig(Section):
     """Optimizer of the weights, its rates, and the clipping of gradients.
 
-    `kind` moves the matrices inside the blocks (attention, experts, dense FFN). Embedding, head, norms, routers,
-    position embeddings and everything of one dimension always use AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+    `kind` moves the matrices inside the blocks (attention, experts, dense FFN). Embedding, output head, norms, routers,
+    position embeddings and all tensors of one dimension always use AdamW (Loshchilov and Hutter, arXiv 1711.05101).
 
     - `muon` (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the default; the fewest steps to a loss.
     - `adamw`: to repeat published recipes, or where Muon's matrix products take too long.
@@ -55,15 +55,15 @@ class OptimizerConfig(Section):
     """Number added to AdamW's and LARS's denominator, so that it is never 0; above 0."""
     bidirectional: bool = False
     """Whether each layer's learning rate is multiplied by clamp(sqrt(target_norm / (gradient norm + 1e-6)), 0.3, 3).
-    The norm is taken before clipping; a layer is a whole block, the embedding, the head, or all the rest. It works with
-    every `kind`. The idea of LARS (arXiv 1708.03888) in both directions: for models in which some layers have far
-    larger gradients than others, such as deep models and models with routers."""
+    The norm is taken before clipping; a layer is a whole block, the embedding, the output head, or all the rest. It
+    works with every `kind`. The idea of LARS (arXiv 1708.03888) in both directions: for models in which some layers
+    have far larger gradients than others, such as deep models and models with routers."""
     target_norm: float = Field(3.0, gt=0)
     """Gradient norm of a layer at which `bidirectional` leaves its rate unchanged, above 0."""
     clip: Literal["norm", "percentile", "agc"] = "norm"
-    """How gradients are clipped. `norm`: to `clip_norm` (Pascanu et al. 2013, arXiv 1211.5063), the usual choice.
-    `percentile`: to a percentile of the last `clip_window` norms (Seetharaman et al. 2020, arXiv 2007.14469), where the
-    right norm is not known. `agc`: each row to a share of the norm of its weights (Brock et al. 2021, arXiv
+    """Method of gradient clipping. `norm`: to `clip_norm` (Pascanu et al. 2013, arXiv 1211.5063), the usual choice.
+    `percentile`: to a percentile of the last `clip_window` norms (Seetharaman et al. 2020, arXiv 2007.14469), if the
+    right norm is unknown. `agc`: each row to a share of the norm of its weights (Brock et al. 2021, arXiv
     2102.06171), for large rates and batches."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest norm of the whole gradient under `norm`, 0 or more; 0 does not clip. The logged norm is always the one

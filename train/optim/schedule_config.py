@@ -13,13 +13,13 @@ WARM_UP_SHARE = 0.03
 
 
 class ScheduleConfig(Section):
-    """How learning rates and sparsity change in the course of a run."""
+    """Course of the learning rates and of the sparsity over a run."""
 
     kind: Literal["wsd", "cosine", "constant", "sgdr"] = "wsd"
     """Shape of the learning rate after the warm-up. `wsd`: stable, then decay (MiniCPM, arXiv 2404.06395), for a run
     that may be made longer. `cosine`: half a cosine, one cycle of `sgdr`, for a run of fixed length. `sgdr`: cosines
     that restart (Loshchilov and Hutter, arXiv 1608.03983), for text in stages or several good ends in one run.
-    `constant`: no decay, where the end is not known or runs are compared step by step."""
+    `constant`: no decay, for runs without a known end and runs that are compared step by step."""
     warmup: Literal["linear", "exponential"] = "linear"
     """Shape of the warm-up. `linear` (Goyal et al. 2017, arXiv 1706.02677) is what published recipes mean.
     `exponential` rises by equal factors from a thousandth: gentler on weights before the routers have settled."""

@@ -1,6 +1,6 @@
 """Training by several processes ("ranks") that share each batch, on torch.distributed.
 
-Only `Parallel` stands here, so that the config can import it without torch.
+Only `Parallel` is defined here, so that the config can import it without torch.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Where the weights of a model are stored: whole on every rank, or some rows of them on each."""
+"""The placement of a model's weights: whole on every rank, or some rows of them on each."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ BUCKET = 1 << 23
 
 
 class Split(NamedTuple):
-    """How the first dimension of a weight is split: the first row of each rank, then the number of rows."""
+    """The split of the first dimension of a weight: the first row of each rank, then the number of rows."""
 
     bounds: tuple[int, ...]
 
@@ -54,7 +54,7 @@ class Placement:
             self.weights[name] = own
 
     def is_split(self, weight: nn.Parameter) -> bool:
-        """Tell whether other ranks have other rows of this weight."""
+        """Return whether other ranks have other rows of this weight."""
         return weight in self._splits
 
     def count(self) -> int:
@@ -153,7 +153,7 @@ class Placement:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Tell whether it is a DTensor, without importing that class, which takes a second."""
+    """Return whether it is a DTensor, without importing that class, which takes a second."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -14,7 +14,7 @@ from ..system import collectives
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows to each rank and from each rank; the gradient takes the same way back."""
+    """Sends rows to each rank and receives rows from each; the backward pass returns their gradients."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:

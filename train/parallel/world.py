@@ -16,8 +16,8 @@ from ..system import collectives
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(hours=2)
-"""How long a rank waits for another: the first prepares the text while the others wait. A rank that died is noticed at
-once, by its closed connection."""
+"""Time that a rank waits for another: the first prepares the text while the others wait. A rank that died is noticed
+immediately, by its closed connection."""
 
 
 class FailedOnAnotherRank(UserError):  # noqa: N818  # it says where the error is, which is not here
@@ -189,5 +189,5 @@ def end(exit_code: int) -> NoReturn:
 
 
 def restarted() -> bool:
-    """Tell whether torchelastic restarted this group after a rank was lost."""
+    """Return whether torchelastic restarted this group after a rank was lost."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

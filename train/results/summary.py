@@ -73,7 +73,7 @@ class Summary:
 
 
 LAST = 10
-"""How many records the loss of a summary is the median of."""
+"""Number of records whose median loss is the loss of a summary."""
 
 
 def summary(path: Path) -> Summary:

@@ -1,4 +1,4 @@
-"""Whether the gates of a run hold: a verdict on each, and the report on all of them in the run's folder."""
+"""The verdict on each gate of a run, and the report on all of them in the run's folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Verdict:
     gate: str
     passed: bool
     found: float | str | None
-    """What was measured; None if it could not be measured, which fails the gate."""
+    """The measured value; None if it could not be measured, which fails the gate."""
     expected: str
 
     @property
@@ -100,7 +100,7 @@ def exit_code_of(report: Report | None) -> int:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the gates compare with their limits; None is what was not measured."""
+    """The values that the gates compare with their limits; None for a value that was not measured."""
 
     losses: Mapping[str, float | None]
     """The losses `held_out` and `training`."""
@@ -164,7 +164,7 @@ def norms_in_span(records: Sequence[Mapping[str, Any]], start: float | None, unt
     """Return the first block's norms in a span of the records.
 
     Args:
-        records: Of metrics.jsonl.
+        records: Records of metrics.jsonl.
         start: The progress of the schedule (0..1) at which the span begins; None is the end of the warm-up.
         until_loss: The span ends before the first record with a loss below this.
     """

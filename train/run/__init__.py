@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder, checkpoints, metrics and identity."""
+"""The files of a run on disk: its folder, checkpoints, metrics and identity."""

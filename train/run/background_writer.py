@@ -32,7 +32,7 @@ class Staging:
 class Writer:
     """Runs one job at a time in a thread.
 
-    The process does not end before the job does, unless it is killed or ends at once on a second signal.
+    The process does not end before the job does, unless it is killed or a second signal ends it.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class Score:
         return run / "checkpoints" / checkpoint_name(self.step)
 
     def beats(self, other: Score | None) -> bool:
-        """Tell whether this one should replace `other` as the best."""
+        """Return whether this one should replace `other` as the best."""
         if not math.isfinite(self.val_loss):
             return False
         return other is None or self.tokens != other.tokens or self.val_loss < other.val_loss

@@ -30,7 +30,7 @@ from .tensor_file import write_tensors
 FORMAT_VERSION = 1
 
 
-class DamagedCheckpoint(ValueError):  # noqa: N818  # it names what was found
+class DamagedCheckpoint(ValueError):  # noqa: N818  # it names a state, not an error
     """A checkpoint that cannot be trusted; the message names the file and what is wrong with it."""
 
 
@@ -115,7 +115,7 @@ def verify(path: Path, digests: bool = True) -> None:
         expected = {name: (complete["files"][name]["bytes"], complete["files"][name]["sha256"]) for name in FILES}
         version = complete["format_version"]
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{path / COMPLETE} is missing: the checkpoint was not written to its end") from None
+        raise DamagedCheckpoint(f"{path / COMPLETE} is missing: the checkpoint was not written completely") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path / COMPLETE} cannot be read: {error}") from error
     if version != FORMAT_VERSION:
@@ -209,7 +209,7 @@ def load_checkpoint(path_or_run: str | Path, warning: Callable[[str], None] = wa
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed process left in the run's folder. The lock of the run must be held."""
+    """Remove the temporary files of a killed process from the run's folder. The lock of the run must be held."""
     for path in folder.glob(".writing-*"):
         shutil.rmtree(path, ignore_errors=True)
     remove_temporary_files(folder.parent)
@@ -242,7 +242,7 @@ def prune(
             try:
                 shutil.rmtree(path)
             except OSError as error:
-                warning(f"cannot delete the old checkpoint {path}: {error.strerror}; training goes on")
+                warning(f"cannot delete the old checkpoint {path}: {error.strerror}; training continues")
             continue
         try:
             verify(path, digests=path not in trusted)

@@ -25,4 +25,4 @@ class Counters:
     """Windows read so far of each sequence length, in the order in which the config names them."""
     tokens_digest: str = ""
     """Digest of all batches so far, those of skipped steps included: see loop/data_digest.py. Checkpoints of the first
-    releases have none; a run that goes on from one has the digest of the steps since."""
+    releases have none; a run that resumes from one has the digest of the steps since."""

@@ -80,7 +80,7 @@ def refuse(run: Run, changed: Sequence[str], hint: str = "") -> None:
         listed = "\n  ".join(changed)
         raise UserError(
             f"{run.path} began with other settings, so the resumed run would not be the same run:\n  {listed}\n"
-            f"Leave these out to go on ({run.resume_command}), or begin a new run under another --name{hint}"
+            f"Leave these out to resume it ({run.resume_command}), or begin a new run under another --name{hint}"
         )
 
 

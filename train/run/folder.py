@@ -45,7 +45,7 @@ class Run:
         return bool(list_checkpoints(self.checkpoints))
 
     def is_held(self) -> bool:
-        """Tell whether a process trains it now; the lock is tried only if its file names a holder."""
+        """Return whether a process trains it now; the lock is tried only if its file names a holder."""
         path = self.path / "lock"
         try:
             if not path.stat().st_size:

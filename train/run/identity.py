@@ -34,7 +34,7 @@ def identity_of(
 
 
 def compare_identity(run: Run, checkpoint: Checkpoint, identity: Mapping[str, Any], display: Progress) -> None:
-    """Refuse another text or tokenizer; note what keeps the result from being the same to the last bit.
+    """Refuse another text or tokenizer; log differences that change the last bits of the result.
 
     Raises:
         UserError: The text or the tokenizer is not the one that the run began with.
@@ -60,7 +60,7 @@ def _other_text(run: Run, checkpoint: Checkpoint, identity: Mapping[str, Any], k
     before, now = str(checkpoint.state.get(key)), str(identity[key])
     return UserError(
         f"{name} is not the {kind} that {run.path} began with: its digest is {now[:12]}, expected {before[:12]}. "
-        f"Put the old {kind} back, then go on: {run.resume_command}; or begin a new run under another --name"
+        f"Put the old {kind} back, then resume: {run.resume_command}; or begin a new run under another --name"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run measures: one JSON object per line in metrics.jsonl, and the same in the configured trackers."""
+"""The metrics of a run: one JSON object per line in metrics.jsonl, and the same in the configured trackers."""
 
 import json
 import math
@@ -30,7 +30,7 @@ class Metrics:
     """Appends records to `folder`/metrics.jsonl, and hands them to `trackers`."""
 
     def __init__(self, folder: Path, step: int, trackers: Trackers | None = None) -> None:
-        """Open the file; records after `step`, from which the run goes on, belong to lost steps and are dropped."""
+        """Open the file; drop the records after `step`, from which the run resumes, since those steps are lost."""
         self.path = folder / "metrics.jsonl"
         lines = [json.dumps(record) + "\n" for record in read_metrics(self.path) if record["step"] <= step]
         write_whole(self.path, "".join(lines))
@@ -55,7 +55,7 @@ class Metrics:
 def open_metrics(
     folder: Path, config: RunConfig, step: int, libraries: Mapping[str, Any], log: Callable[[str], None]
 ) -> Metrics:
-    """Open the metrics of a training that goes on from `step`, and the trackers whose `libraries` are loaded.
+    """Open the metrics of a training that resumes from `step`, and the trackers whose `libraries` are loaded.
 
     Raises:
         UserError: the run's folder cannot be written.

@@ -1,4 +1,4 @@
-"""What the trainer calls to save and to log, and the null objects of the ranks that write nothing."""
+"""The interfaces through which the trainer saves and logs, and null objects for the ranks that write nothing."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -15,7 +15,7 @@ from .saver import Saver
 
 
 class MetricsLog(Protocol):
-    """Where the trainer logs: `Metrics` on the first rank, `NullMetrics` on the others."""
+    """The log of the trainer: `Metrics` on the first rank, `NullMetrics` on the others."""
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Log one record."""
@@ -25,7 +25,7 @@ class MetricsLog(Protocol):
 
 
 class CheckpointSaver(Protocol):
-    """What saves for the trainer: `Saver` on the first rank, `NullSaver` on the others. See `Saver`."""
+    """The saver of the trainer: `Saver` on the first rank, `NullSaver` on the others. See `Saver`."""
 
     seconds: float
     """Seconds that the last save took."""
@@ -37,7 +37,7 @@ class CheckpointSaver(Protocol):
     ) -> None: ...
 
     def has(self, step: int) -> bool:
-        """Tell whether the checkpoint of `step` is written or being written."""
+        """Return whether the checkpoint of `step` is written or being written."""
 
     def expected_seconds(self) -> float:
         """Return the seconds until a save begun now would be on the disk."""
@@ -90,7 +90,7 @@ class NullSaver:
         pass
 
     def has(self, step: int) -> bool:
-        """Tell whether the first rank has saved `step`."""
+        """Return whether the first rank has saved `step`."""
         return step in self.saved
 
     def expected_seconds(self) -> float:

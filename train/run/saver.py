@@ -85,7 +85,7 @@ class Saver:
         return self._writer.busy
 
     def has(self, step: int) -> bool:
-        """Tell whether the checkpoint of `step` is written or being written."""
+        """Return whether the checkpoint of `step` is written or being written."""
         being_written = self._writer.busy and self._begun is not None and self._begun[0] == step
         return being_written or step in self.saved  # in this order: a save that is no longer busy is in `saved`
 

@@ -1,6 +1,6 @@
 """Trackers of a run's measurements besides metrics.jsonl: TensorBoard, wandb, mlflow and trackio.
 
-A tracker is a mirror: if it fails, that is logged once and the run goes on without it.
+A tracker is a mirror: if it fails, that is logged once and the run continues without it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from ...contract.errors import UserError
 from ...contract.files import write_whole
 
 IDS = "trackers.json"
-"""File in the run's folder with the id of the run in each tracker, so that a resumed run goes on there."""
+"""File in the run's folder with the id of the run in each tracker, so that a resumed run continues the same record."""
 PROJECT = "adaptive"
 """Project of this program's runs, unless the tracker's own environment variable names another."""
 PACKAGES = {"tensorboard": "train", "wandb": "trackers", "mlflow": "trackers", "trackio": "trackers"}
@@ -28,14 +28,14 @@ PACKAGES = {"tensorboard": "train", "wandb": "trackers", "mlflow": "trackers", "
 
 @dataclass(frozen=True)
 class Start:
-    """What a tracker gets when a training begins."""
+    """The arguments of a tracker when a training begins."""
 
     folder: Path
     name: str
     config: Mapping[str, Any]
     """Every setting, by its dotted key."""
     step: int
-    """Step that the training goes on from."""
+    """Step that the training resumes from."""
     id: str | None = None
     """Id of the run in the tracker, from an earlier training."""
 
@@ -225,7 +225,7 @@ class Trackers:
         except Exception as error:  # a tracker can fail in any way: network, disk, its own mistakes
             self._open.pop(name, None)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._log(f"warning: the tracker {name} failed ({reason}); the run goes on without it")
+            self._log(f"warning: the tracker {name} failed ({reason}); the run continues without it")
 
 
 def read_ids(folder: Path) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What the machine provides: devices, files, signals, random generators, collectives."""
+"""Access to the machine: devices, files, signals, random generators, collectives."""

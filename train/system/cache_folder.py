@@ -1,4 +1,4 @@
-"""Where caches are stored, and the digests that name their entries."""
+"""The folder of caches, and the digests that name their entries."""
 
 import hashlib
 import json

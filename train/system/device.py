@@ -1,4 +1,4 @@
-"""The device and the precision of a run, and the versions of what made it."""
+"""The device and the precision of a run, and the versions of the software that ran it."""
 
 import contextlib
 import importlib.metadata
@@ -37,7 +37,7 @@ def choose_device(wanted: str, local_rank: int | None = None) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Tell whether the processor multiplies bfloat16 in hardware; without, autocast would only slow it down."""
+    """Return whether the processor multiplies bfloat16 in hardware; without, autocast would only slow it down."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.machine().lower() in ("arm64", "aarch64"):
@@ -60,7 +60,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def versions(device: torch.device, precision: str, matmul: Mapping[str, str]) -> dict[str, Any]:
-    """Collect what made a run, for versions.json: libraries, processor, threads, precision, the command."""
+    """Collect the conditions of a run for versions.json: libraries, processor, threads, precision, the command."""
     libraries = {name.replace("-", "_"): importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,4 +1,4 @@
-"""Calls into native code that lasts for minutes, during which signals still end the program at once."""
+"""Calls into native code that runs for minutes, during which signals still end the program immediately."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops the run after the current step, the second ends the process at once."""
+"""Ctrl-C and SIGTERM: the first stops the run after the current step, the second ends the process immediately."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Handles the signals while it is entered; outside `deferred()` the first one raises `Stopped` at once.
+    """Handles the signals while it is entered; outside `deferred()` the first one raises `Stopped` immediately.
 
-    Checkpoints are renamed into place, so ending at once leaves every file intact. Outside the main thread, Python
+    Checkpoints are renamed into place, so an immediate end leaves every file intact. Outside the main thread, Python
     delivers no signals and this does nothing.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.last_words = ""
+        self.message = ""
         """Message when a signal comes while deferred; empty if another process prints it."""
         self._deferring = False
         self._before: dict[int, Any] = {}
@@ -66,8 +66,8 @@ class StopSignals:
         self.received = number
         if not self._deferring:
             raise Stopped(number)
-        if self.last_words:
-            _write(f"\n{signal.Signals(number).name}: {self.last_words}; once more ends it at once\n")
+        if self.message:
+            _write(f"\n{signal.Signals(number).name}: {self.message}; a second signal ends it immediately\n")
 
 
 def end_now(exit_code: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What the tests of the data room share: a cache of their own, and a way to prepare a few lines of text."""
+"""Fixtures for the data tests: a cache of their own, and functions that prepare a few lines of text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from adaptive_lm.train.data import Corpus, DataConfig, TokenizerConfig, prepare
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, so that no test sees what another has tokenised."""
+    """Set an empty cache, so that no test sees what another has tokenised."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("ADAPTIVE_CACHE", str(folder))
     return folder
@@ -32,7 +32,7 @@ def write(tmp_path: Path) -> Callable[[str, str | bytes], str]:
 
 @pytest.fixture
 def said() -> list[str]:
-    """The sentences of the last `corpus_of`."""
+    """Return the messages of the last `corpus_of`."""
     return []
 
 
@@ -45,6 +45,6 @@ def corpus_of(said: list[str]) -> Callable[..., Corpus]:
     ) -> Corpus:
         said.clear()
         config = DataConfig(sources=sources, **data)
-        return prepare(config, TokenizerConfig(kind=tokenizer, vocab_size=vocab_size), seed=seed, say=said.append)
+        return prepare(config, TokenizerConfig(kind=tokenizer, vocab_size=vocab_size), seed=seed, log=said.append)
 
     return corpus_of

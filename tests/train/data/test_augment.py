@@ -27,7 +27,7 @@ QUESTIONS = [{"prompt": f"What is question {n}?", "completion": f"It is line {n}
 
 @pytest.fixture
 def settings(write):
-    """The settings of a kind, with the table of synonyms written."""
+    """Return the settings of a kind of augmentation, after writing the table of synonyms."""
     table = write("table.json", json.dumps(TABLE))
 
     def settings(kind, **more):
@@ -49,8 +49,10 @@ def same(left, right):
 @pytest.mark.parametrize("pack", ["stream", "documents"])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_changed_window_is_a_function_of_its_number(write, corpus_of, settings, kind, pack):
-    """T15, T16: whoever resumes sees what the whole run would have seen, whatever was read before; the next epoch and
-    another seed see something else."""
+    """T15, T16: a window depends only on its number, so a resumed run reads the same windows.
+
+    Another seed, and the next epoch, give other windows.
+    """
     source = write("a.jsonl", jsonl(QUESTIONS))
     corpus = corpus_of(source, pack=pack, augment=settings(kind))
     seen = windows(corpus, 90)
@@ -61,7 +63,7 @@ def test_a_changed_window_is_a_function_of_its_number(write, corpus_of, settings
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_what_is_held_out_is_never_changed(write, corpus_of, settings, kind):
+def test_held_out_text_is_never_changed(write, corpus_of, settings, kind):
     source = write("a.jsonl", jsonl(QUESTIONS))
     plain, changed = corpus_of(source, tokenizer="bytes"), corpus_of(source, tokenizer="bytes", augment=settings(kind))
     np.testing.assert_array_equal(held_out_targets(plain, 24), held_out_targets(changed, 24))
@@ -91,7 +93,7 @@ def test_dropout_changes_what_is_seen_and_not_what_is_asked_for(write, corpus_of
 
 
 def test_each_window_is_changed_in_another_way(write, corpus_of):
-    """Of a text of one letter, only what was drawn tells the windows apart; a second epoch is a new draw too."""
+    """The windows of a text of one letter differ only by the random draw; a second epoch is drawn anew."""
     text = write("a.txt", "x" * 400 + "y")
     corpus = corpus_of(text, tokenizer="chars", augment={"word_dropout": 0.5, "unknown_word": True})
     rows = {tuple(corpus._windows[0].row(number, 100).ids.tolist()) for number in range(9)}
@@ -99,7 +101,7 @@ def test_each_window_is_changed_in_another_way(write, corpus_of):
 
 
 def test_without_settings_the_order_is_what_it_was(write, corpus_of):
-    """A run that began before there was any of this goes on as it was."""
+    """A run that began before augmentation existed continues unchanged."""
     stream = corpus_of(write("a.txt", lines(50)))._entries[0].train
     made, plain = series([stream], 5, "stream", 0, None), StreamWindows(stream, 5)
     assert all(np.array_equal(made.row(number, 16).ids, plain.row(number, 16).ids) for number in range(20))
@@ -187,7 +189,7 @@ def test_files_named_as_code_are_left_alone(write, corpus_of, settings):
 
 
 class Counted:
-    """Windows that say their number: `size` an epoch."""
+    """Windows whose content is their number, `size` in an epoch."""
 
     def __init__(self, name, size):
         self.name, self.size = name, size
@@ -230,7 +232,7 @@ def test_a_source_may_have_settings_of_its_own(write, corpus_of):
 
 
 def test_stages_count_the_epochs_of_rewritten_text(write, corpus_of, settings):
-    """An epoch of the second variant has other windows than the first, and the next stage begins behind it."""
+    """An epoch of the second variant has other windows than the first, and the next stage begins after it."""
     first = SourceConfig(path=write("a.jsonl", jsonl(QUESTIONS)), epochs=3)
     second = SourceConfig(path=write("b.txt", lines(100)), epochs=1)
     corpus = corpus_of(first, second, augment=settings("templates"))

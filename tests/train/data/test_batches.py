@@ -13,7 +13,7 @@ EOS = 0
 
 
 def stream_of(*documents, masked=False):
-    """A stream of documents of tokens; when masked, odd tokens and the ends are scored."""
+    """Make a stream of documents of tokens; when masked, odd tokens and the ends are scored."""
     tokens, docs = [EOS], []
     for document in documents:
         docs.append(len(tokens))
@@ -90,7 +90,7 @@ def test_whole_documents_start_windows_and_the_rest_is_padded():
         assert int(row.ids[0]) in starts
         ids = [*row.ids.tolist(), int(row.targets[-1])]
         for position, token in enumerate(ids):
-            if token in starts:  # the whole document lies in the window
+            if token in starts:  # the window contains the whole document
                 document = next(d for d in DOCUMENTS if d[0] == token)
                 assert ids[position : position + len(document) + 1] == [*document, EOS]
                 assert row.loss_mask[position : position + len(document)].all()

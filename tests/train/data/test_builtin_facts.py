@@ -13,12 +13,12 @@ COMPLETIONS = [fact["completion"] for fact in FACTS]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, with case and punctuation set aside."""
+    """Split a text into words, without case and punctuation."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def repeated(texts: list[str]) -> list[str]:
-    """The texts whose words, in their order, occurred earlier in the list."""
+    """List the texts whose words, in the same order, occurred earlier in the list."""
     keys = [tuple(words(text)) for text in texts]
     first = {key: at for at, key in reversed(list(enumerate(keys)))}
     return [text for at, text in enumerate(texts) if first[keys[at]] != at]

@@ -1,4 +1,4 @@
-"""The cache: text is tokenised once, written whole or not at all, and never believed when it is damaged."""
+"""The cache: text is tokenised once, written whole or not at all, and refused if it is damaged."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ TEXT = "".join(f"line number {n} of the text\n" for n in range(500))
 
 @pytest.fixture
 def tokenised(monkeypatch):
-    """How many times text was tokenised."""
+    """Count the calls of the tokenizer."""
     calls = []
     real = build.write_entry
     monkeypatch.setattr(

@@ -94,7 +94,7 @@ def test_every_held_out_token_is_a_target_once_whatever_the_window(write, corpus
 
 
 def test_held_out_windows_are_packed_as_those_of_training(write, corpus_of):
-    """A window that began inside a document would score what was never taught."""
+    """A window that began inside a document would score tokens that training never scores."""
     corpus = corpus_of(write("b.jsonl", jsonl(PAIRS)), pack="documents")
     texts = [decoded(corpus, row) for batch in corpus.val_windows(64, 3) for row in batch.ids]
     assert texts

@@ -1,4 +1,4 @@
-"""Files behind --data: any text that is named or matched, plain or compressed, and what is no file."""
+"""The files of --data: any text that is named or matched, plain or compressed, and errors for the rest."""
 
 import bz2
 import gzip

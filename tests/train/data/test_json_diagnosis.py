@@ -1,4 +1,4 @@
-"""JSON that is not JSON: the cause is found by looking, and the advice works when it is typed."""
+"""Diagnosis of broken JSON: it names the cause, and its advice works when it is typed."""
 
 import gzip
 import json
@@ -57,7 +57,7 @@ def test_two_records_on_a_line_are_named_and_the_advice_parts_them(write, tmp_pa
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_pretty_printed_records_are_named_and_the_advice_writes_them_on_lines(write, tmp_path, end):
     message = message_of(write("a.jsonl", "\n".join(json.dumps(json.loads(r), indent=2) for r in RECORDS) + end))
-    assert "line 1: the record goes on behind the end of the line (pretty-printed JSON)" in message
+    assert "line 1: the record continues after the end of the line (pretty-printed JSON)" in message
     typed(message, tmp_path)
     assert texts(str(tmp_path / "lines-a.jsonl")) == TEXTS
 
@@ -92,7 +92,7 @@ def test_a_list_under_the_name_of_lines_is_renamed_by_the_advice(write, content)
     [
         ("a.json", "[\n" + ",\n".join(RECORDS) + ",\n]", r"line 6: not JSON \(a trailing comma"),
         ("a.jsonl", '{"text": "x",}\n', r"line 1: not JSON \(a trailing comma"),
-        ("a.jsonl", RECORDS[0] + ",\n" + RECORDS[1] + ",\n", "line 1: a comma behind the record"),
+        ("a.jsonl", RECORDS[0] + ",\n" + RECORDS[1] + ",\n", "line 1: a comma after the record"),
         ("a.jsonl", "{'text': 'x'}\n", r"line 1: not JSON \(a Python literal"),
         ("a.json", "[{'text': 'it\\'s', 'n': None}]", r"line 1: not JSON \(a Python literal"),
         ("a.jsonl", '{"text": "x", "n": None}\n', r"a Python literal"),
@@ -108,10 +108,10 @@ def test_a_list_under_the_name_of_lines_is_renamed_by_the_advice(write, content)
         ("a.json", '[ // texts\n"x"]', "a comment"),
         ("a.jsonl", '"fine"\nI', r"line 2: not JSON \('I' is no JSON value"),
         ("a.json", "<!DOCTYPE html><html>", "a web page"),
-        ("a.json", '["x"] trailing', r"'trailing' behind the value"),
-        ("a.jsonl", '"x" trailing\n', r"'trailing' behind the record"),
+        ("a.json", '["x"] trailing', r"'trailing' after the value"),
+        ("a.jsonl", '"x" trailing\n', r"'trailing' after the record"),
         ("a.jsonl", "plain text, and no JSON\n" * 3, r"line 1: not JSON \('plain' is no JSON value"),
-        ("a.jsonl", '{"text": "one"}}\n', r"'}' behind the record"),
+        ("a.jsonl", '{"text": "one"}}\n', r"'}' after the record"),
         ("a.json", '[{"text": "one"]', r"line 1: not JSON"),
         ("a.jsonl", '{"text": "one" "two"}', r"line 1: not JSON"),
     ],
@@ -125,7 +125,7 @@ def test_the_cause_is_named_and_the_file_not_called_cut_short(write, name, conte
 
 def test_a_line_break_inside_a_string_is_named(write):
     message = message_of(write("a.jsonl", '{"text": "one\ntwo"}\n' + RECORDS[0]))
-    assert "the record goes on behind the end of the line" in message or "a line break inside a string" in message
+    assert "the record continues after the end of the line" in message or "a line break inside a string" in message
 
 
 @pytest.mark.parametrize("cut", range(1, len(TRICKY)))

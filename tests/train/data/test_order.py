@@ -1,4 +1,4 @@
-"""The order of windows: permutations that are permutations, random enough, and the same for ever."""
+"""The order of windows: true permutations, random enough, that no later version may change."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_neighbours_are_torn_apart():
 
 
 def test_the_order_is_that_of_every_earlier_release():
-    # A run that goes on after an update must see the same windows: these numbers may not change without a new
+    # A run that is resumed after an update must see the same windows: these numbers may not change without a new
     # PIPELINE_VERSION. Remade by printing the left sides.
     assert [permuted(i, 10, 1) for i in range(10)] == [6, 2, 1, 7, 3, 4, 8, 9, 5, 0]
     assert shuffled(10, 1).tolist() == [9, 0, 5, 4, 8, 1, 2, 6, 7, 3]

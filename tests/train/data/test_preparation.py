@@ -1,4 +1,4 @@
-"""Preparing: where text is cut, what the vocabulary learns from, and what a person hears when it cannot be done."""
+"""Preparation: the cut of the text, the text of the vocabulary, and the errors."""
 
 import json
 import subprocess

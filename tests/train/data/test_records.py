@@ -1,4 +1,4 @@
-"""Files of records: the same three texts from every format, and file and line named for every way to break one."""
+"""Files of records: the same three texts from every format, and errors that name the file and the line."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ TEXTS = ['one, "quoted"\nline', "zwei 👩‍👩‍👧", "three"]
 
 
 def documents(spec, field=None, end_marker=None):
-    """The documents behind one --data."""
+    """Read the documents of one --data."""
     (item,) = resolve_source(spec, field, print, end_marker=end_marker).items
     return [document_of(record, item.text_field, where, item.end_marker) for where, record in read_records(item)]
 

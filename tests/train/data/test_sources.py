@@ -1,4 +1,4 @@
-"""What may stand after --data, and what is said when nothing is behind it."""
+"""The values of --data, and the errors for sources that do not exist."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from adaptive_lm.train.data import DataConfig, SourceConfig
 from adaptive_lm.train.data.sources import parse_source, resolve_source, resolve_sources
 
 
-def names(spec, say=lambda text: None):
-    return [Path(item.name).name for item in resolve_source(spec, None, say).items]
+def names(spec, log=lambda text: None):
+    return [Path(item.name).name for item in resolve_source(spec, None, log).items]
 
 
 def test_a_weight_stands_behind_the_last_at_sign():

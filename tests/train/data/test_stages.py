@@ -1,4 +1,4 @@
-"""Sources one after the other, each read so many times."""
+"""Sources read one after the other, each for its number of epochs."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ class Counted:
 
 
 def staged(write, corpus_of, *epochs, pack="stream"):
-    """A corpus of sources "aaa...", "bbb...", each 720 training characters, read so often."""
+    """Make a corpus of sources "aaa...", "bbb...", each 720 training characters, with this number of epochs each."""
     sources = [
         SourceConfig(path=write(f"{name}.txt", name * 800), epochs=count)
         for name, count in zip("abc", epochs, strict=False)
@@ -33,7 +33,7 @@ def staged(write, corpus_of, *epochs, pack="stream"):
 
 
 def sources_of(corpus, steps, batch_size=4):
-    """The letter of each window, in the order in which they come."""
+    """List the letter of each window, in training order."""
     rows = corpus.batch(0, steps * batch_size, LENGTH).ids
     return [decoded(corpus, row)[-1] for row in rows]
 
@@ -43,7 +43,7 @@ def test_each_window_belongs_to_the_stage_that_its_number_falls_in():
     dealt = [stages.deal(number, 8) for number in range(40)]
     assert dealt[:20] == [(0, n) for n in range(20)]
     assert dealt[20:32] == [(1, n) for n in range(12)]
-    assert dealt[32:] == [(2, n) for n in range(8)]  # the last goes on
+    assert dealt[32:] == [(2, n) for n in range(8)]  # the last continues
     assert stages.total(8) == 20 + 12 + 5
     assert Stages([Counted(10), Counted(3)], [2, None]).total(8) is None
 
@@ -74,7 +74,7 @@ def test_every_document_comes_once_in_each_epoch_of_its_stage(write, corpus_of):
 
 
 def test_a_resumed_run_finds_itself_in_the_stage_it_was_in(write, corpus_of):
-    """T15, T16: a batch is a function of its step, whichever was asked for before."""
+    """T15, T16: a batch depends on its step alone, whichever batch was read before."""
     in_turn = staged(write, corpus_of, 2, 1, pack="documents")
     batches = [in_turn.batch(step * 4, 4, LENGTH) for step in range(40)]
     for step in (39, 23, 22, 0):

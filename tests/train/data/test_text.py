@@ -13,7 +13,7 @@ MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\n\n  indented\n" * 300
 
 @pytest.fixture(params=[7, 64, 2**20], ids=lambda n: f"pieces-of-{n}")
 def small_pieces(request, monkeypatch):
-    """Reads and pieces of a few bytes, so that every character is cut somewhere."""
+    """Read pieces of a few bytes, so that every character is cut somewhere."""
     monkeypatch.setattr(text_compression, "CHUNK_BYTES", request.param)
     monkeypatch.setattr(module, "PIECE_CHARS", request.param)
     return request.param

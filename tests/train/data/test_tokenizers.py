@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, what is unknown is said to be, and the end of a text cannot be typed."""
+"""Tokenizers: text is reproduced, unknown text is reported, and the end-of-text token cannot be typed."""
 
 import random
 import re
@@ -41,7 +41,7 @@ def trained(kind: str, *texts: str, vocab_size: int | None = None) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, kind: str, text: str) -> list[int]:
-    """As the cache does it."""
+    """Encode a text as the cache does."""
     return Encoder(tokenizer.to_str(), kind).encode_batch([text])[0].tolist()
 
 
@@ -201,7 +201,7 @@ def test_a_missing_tokenizer_file_is_named():
 
 
 def holed(*, end: bool = False) -> str:
-    """A vocabulary whose ids have a hole, so that the next id by count is taken."""
+    """Make a tokenizer whose ids have a gap, so that the id that equals the vocabulary size is taken."""
     vocab = {"a": 0, "b": 2, "?": 3, **({EOS: 7} if end else {})}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))  # noqa: S106 - no password
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -229,7 +229,7 @@ def test_a_vocabulary_of_holes_is_refused_with_its_highest_id(write):
 
 
 def test_an_end_of_text_that_shares_its_id_is_refused(write):
-    """As the library saves it where it adds a token to a vocabulary with a hole."""
+    """The library saves this file when it adds a token to a vocabulary with a gap."""
     tokenizer = Tokenizer.from_str(holed())
     tokenizer.add_special_tokens([EOS])
     content = tokenizer.to_str()

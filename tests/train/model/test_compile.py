@@ -62,7 +62,7 @@ def num_graphs() -> int:
 
 
 def pair(model: str | Transformer) -> tuple[Transformer, Transformer]:
-    """A model and its compiled twin, both in training."""
+    """Build a model and a compiled copy, both in training mode."""
     plain = copy.deepcopy(tiny_model(model) if isinstance(model, str) else model).train()
     compiled = copy.deepcopy(plain)
     compiled.compile_blocks()
@@ -149,8 +149,11 @@ def test_inductor_recomputes_activations_as_torch_keeps_them() -> None:
 def test_the_backward_pass_of_a_compiled_block_decides_no_route_again(
     monkeypatch: pytest.MonkeyPatch, half: bool
 ) -> None:
-    """T38: the graph of it, as inductor's decompositions and partitioner make it, holds norms, products and experts
-    and, of what routes are made of, nothing; nor the forward pass of attention by blocks, which bf16 has."""
+    """T38: the backward graph contains norms, products and experts, but no operation that decides a route.
+
+    The graph is the one that inductor's decompositions and partitioner make. In bf16 it does not repeat the forward
+    pass of blockwise attention either.
+    """
     monkeypatch.setattr(attention, "LEAST_TIME", 1)
 
     def cut(self: Block, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""A config that cannot be built says which field, which value, and which rule."""
+"""The error of an invalid model config names the field, the value and the rule."""
 
 from typing import Any
 
@@ -148,7 +148,7 @@ def test_the_first_and_the_last_block_always_run() -> None:
 
 
 def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of one layer by their names, and their shapes."""
+    """List the tensors of one layer by name, with their shapes."""
     ffn, dim, width = config.ffn, config.dim, config.resolved_head_dim
     heads, kv_heads = config.num_heads, config.num_kv_heads
     held: dict[str, tuple[int, ...]] = {

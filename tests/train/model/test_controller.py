@@ -55,7 +55,7 @@ def test_a_pi_controller_brings_an_average_to_its_target_and_keeps_it_there(star
 
 
 def test_a_pi_controller_follows_its_formula() -> None:
-    """level += kp (error - last error) + ki error, and the first step knows no last error."""
+    """Compute level += kp (error - last error) + ki error; the first step has no last error."""
     controller = PIController(0.5, (0.2, 0.1))
     level, last = 0.5, 0.4
     for error in (0.4, -0.1, 0.3):

@@ -19,7 +19,7 @@ B, H, T, W, P = 2, 3, 11, 8, 6
 
 
 def drawn() -> tuple[Tensor, Tensor, Tensor]:
-    """q (B, H, T, W), scores (B, H, T, T), embedding (P, W)"""
+    """Draw q (B, H, T, W), scores (B, H, T, T) and embedding (P, W)."""
     generator = torch.Generator().manual_seed(0)
     shapes = (B, H, T, W), (B, H, T, T), (P, W)
     q, scores, embedding = (torch.randn(shape, generator=generator) for shape in shapes)

@@ -16,7 +16,7 @@ BF16_TOLERANCE = 2e-2
 
 
 def arguments(tokens: int = N, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x (N, D), weights (N, E), gate_up (E, D, 2F), down (E, F, D), all with requires_grad"""
+    """Draw x (N, D), weights (N, E), gate_up (E, D, 2F) and down (E, F, D), all with requires_grad."""
     generator = torch.Generator().manual_seed(2)
     shapes = (tokens, D), (tokens, E), (E, D, 2 * F), (E, F, D)
     made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
@@ -24,7 +24,7 @@ def arguments(tokens: int = N, dtype: torch.dtype = torch.float64) -> list[Tenso
 
 
 def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of x, weights, gate_up and down under one random gradient of the output."""
+    """Return the output and the gradients of x, weights, gate_up and down under one random gradient of the output."""
     x, weights, gate_up, down = tensors
     out = run(x, weights, selected, gate_up, down)
     generator = torch.Generator().manual_seed(3)
@@ -142,7 +142,7 @@ def test_a_token_without_experts_gets_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tokens_give_no_output_and_gradients_of_zero(dtype: torch.dtype) -> None:
-    """As on a rank whose experts no token chose."""
+    """A rank has no tokens if none chose its experts."""
     tensors = arguments(tokens=0, dtype=dtype)
     out, of_x, of_weights, of_gate_up, of_down = with_gradients(run_experts, routed("mixed", tokens=0), tensors)
     assert [out.shape, of_x.shape, of_weights.shape] == [(0, D), (0, D), (0, E)]

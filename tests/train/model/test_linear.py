@@ -27,7 +27,7 @@ one rounding to bfloat16 on the way would be 2^-9."""
 
 
 def off(found: Tensor, exact: Tensor) -> float:
-    """The error in the root of the mean square, relative to the result."""
+    """Return the root mean square error, relative to the root mean square of the result."""
     return float((found.double() - exact).norm() / exact.norm().clamp(min=1e-30))
 
 

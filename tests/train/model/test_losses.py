@@ -29,8 +29,10 @@ BALANCING = [load_balancing_loss, head_balancing_loss]
 
 
 def layer_of(logits: Tensor, selected: Tensor, runs: Tensor | None = None, gate: Tensor = ZEROS) -> LayerRouting:
-    """What a layer with these logits (N, E) of experts and of heads, and these selections of both, decided; `gate` (N,)
-    are the logits of its depth and the scores of its windows."""
+    """Make the routing of a layer from the logits (N, E) of experts and heads, and the selections of both.
+
+    `gate` (N,) are the logits of its depth router and the scores of its windows.
+    """
     router = Router(D, FFNConfig(num_experts=E))
     router.weight.data = torch.eye(E, D)
     routes = router(torch.nn.functional.pad(logits, (0, D - E)), torch.tensor(1.0))
@@ -121,7 +123,7 @@ def test_the_depth_z_loss_is_the_squared_logit() -> None:
 
 
 def test_the_window_loss_makes_looking_back_cost() -> None:
-    """As a share between the least and the largest, so that it weighs the same for a long window."""
+    """The loss is a share between the least and the largest window, so its weight is the same for a long window."""
     gate = torch.linspace(-3, 2, N).requires_grad_()
     loss = window_loss(layer_of(torch.zeros(N, E), evenly(1), gate=gate), ALL)
     assert loss.item() == pytest.approx(gate.sigmoid().mean().item(), rel=1e-5)

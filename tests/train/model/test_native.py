@@ -27,7 +27,7 @@ SHAPES = [(23, 16, 1), (23, 48, 16), (64, 96, 37), (700, 32, 40), (31, 128, 215)
 
 
 def arguments(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """x, whose values are bf16, weights, gate_up and down, all with requires_grad"""
+    """Draw x, whose values are bf16, weights, gate_up and down, all with requires_grad."""
     tokens, D, F = shape
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(tokens, D, generator=generator).bfloat16()
@@ -38,7 +38,7 @@ def arguments(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -
 
 
 def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of the tensors under one random gradient of the output."""
+    """Return the output and the gradients of the tensors under one random gradient of the output."""
     x, weights, gate_up, down = tensors
     out = run(x, weights, selected, gate_up, down)
     of_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).bfloat16().to(out.dtype)

@@ -9,7 +9,7 @@ from adaptive_lm.train.model.norm import OnCPU, RMSNorm
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    """x, weight and the gradient of y"""
+    """Draw x, the weight and the gradient of y."""
     generator = torch.Generator().manual_seed(4)
     made = [torch.randn(each, generator=generator, dtype=torch.float64) for each in (shape, shape[-1:], shape)]
     return [tensor.to(dtype) for tensor in (3 * made[0] + 1, made[1], made[2] + 0.5)]

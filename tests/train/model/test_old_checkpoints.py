@@ -36,7 +36,7 @@ same at the thresholds of its controllers, and the layer after which each token 
 
 
 def old_state() -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors by their names, in its order and drawn as tests/support/models.py drew model 14."""
+    """Draw the tensors of the checkpoint by name, in its order, as tests/support/models.py drew model 14."""
     generator = torch.Generator().manual_seed(14)
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (29, 32)}
     for layer in range(4):

@@ -28,7 +28,7 @@ def with_attention(config: ModelConfig, **fields: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("window", [T, T - 1, 1])
 def test_a_window_as_long_as_the_text_is_none_and_one_of_1_sees_its_own_token(window: int) -> None:
-    """Of the window's edge: a token of place i sees j iff i - j < window."""
+    """A token at position i sees position j if and only if i - j < window."""
     weights, limits = weights_of("top_p"), busy_thresholds(CONFIGS["top_p"])
     plain = run_plain(CONFIGS["top_p"], weights, limits)
     found = run_plain(variant(attention={"window": window}), weights, limits)
@@ -55,7 +55,7 @@ def test_a_window_under_none_counts_the_tokens_of_its_layer_and_not_those_of_the
 
 
 def test_contextual_positions_are_those_of_the_papers_code() -> None:
-    """Listing 1 of Golovneva et al. 2024, for one query: cumulated from the right over the whole row at once."""
+    """Listing 1 of Golovneva et al. 2024, for one query: cumulated from the right over the whole row."""
     config, weights = CONFIGS["cope"], {k: np.asarray(v, np.float64) for k, v in weights_of("cope").items()}
     attention = Attention(weights, config, 1, 1.0, np.float64)
     generator = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_equal_position_embeddings_of_zero_are_no_positions_at_all() -> None:
     ],
 )
 def test_things_are_chosen_until_those_before_hold_the_mass(limit: float, chosen: list[int]) -> None:
-    """Of equals the lower number first; a limit of 1 takes all."""
+    """Equal probabilities are taken in order of number; a limit of 1 takes all."""
     assert choose_by_mass(np.array([0.25, 0.125, 0.5, 0.125]), limit).chosen == chosen
 
 
@@ -114,7 +114,7 @@ def test_things_are_chosen_until_those_before_hold_the_mass(limit: float, chosen
     [(0.5, -1.7, 1), (0.5, -1.5, 2), (0.5, 0.1, 3), (0.16, 0.0, 1), (0.17, 0.0, 2), (0.5, 1.7, 4), (1.0, -9.0, 4)],
 )
 def test_a_complex_token_takes_more_heads(level: float, complexity: float, count: int) -> None:
-    """Of 5 heads at least 1 and at most 4: the ranks 1, 2 and 3 stand at 1/6, 1/2 and 5/6, whose logit is 1.61."""
+    """At least 1 and at most 4 of 5 heads run: ranks 1, 2 and 3 are at 1/6, 1/2 and 5/6, whose logit is 1.61."""
     P = np.array([0.1, 0.3, 0.2, 0.25, 0.15])
     assert choose_by_complexity(P, level, complexity, 1, 4).chosen == [1, 3, 2, 4, 0][:count]
 
@@ -140,7 +140,7 @@ def test_confidence_is_0_where_all_is_even_and_1_where_one_is_sure() -> None:
 
 @pytest.mark.parametrize("name", ["heads_shared", "heads_top_p", "heads_adaptive", "heads_top_k"])
 def test_the_weights_of_the_heads_add_up_to_the_average_number(name: str) -> None:
-    """Of the routed heads together m, and with shared ones the two parts are balanced by a pair that adds up to 2."""
+    """The weights of the routed heads add up to m; shared and routed heads are balanced by a pair that adds up to 2."""
     config = CONFIGS[name]
     weights = {k: np.asarray(v, np.float64) for k, v in weights_of(name).items()}
     attention = Attention(weights, config, 0, 0.6, np.float64)

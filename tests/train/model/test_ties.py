@@ -13,7 +13,7 @@ TIED = variant(vocab_size=32, depth={"layers_share": 0.5, "exit_layers": (0, 2)}
 
 
 def undecided(config: ModelConfig) -> Transformer:
-    """A model whose routers give equal scores: P = 1/4, score 1/2, and 1/32 for each next token."""
+    """Make a model whose routers give equal scores: P = 1/4, score 1/2, and 1/32 for each next token."""
     model = Transformer(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -31,7 +31,7 @@ IDS = [f"{name}-B{B}-T{T}-E{config.num_experts}" for name, config in CONFIGS.ite
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_torch_decides_as_the_plain_model_and_says_the_same(name: str) -> None:
-    """Torch reads the text at once, the reference token by token with a cache: so this is also prefill = decoding."""
+    """Torch reads the text in one pass, the reference token by token with a cache, so prefill equals decoding too."""
     model, ids = tiny_model(name), tiny_ids()
     limits = busy_thresholds(model.config)
     plain = plain_result(name)
@@ -86,7 +86,7 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_every_weight_matters_to_the_plain_model(name: str) -> None:
-    """Where everything runs, or else where little does: some weights only move a threshold."""
+    """Each weight matters where everything runs or where little does: some weights only move a threshold."""
     config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
     everything = reference.ThresholdArrays(*(limit.numpy() for limit in even_thresholds(config.num_layers)))

@@ -24,7 +24,7 @@ FELT = 1e-3
 
 
 def one_layer(training: bool = False, **attention: Any) -> Transformer:
-    """A seeded model of one layer, so that what a token sees is what its window holds."""
+    """Build a seeded model of one layer, so that a token sees exactly the tokens in its window."""
     model = Transformer(variant(num_layers=1, attention={"window_least": 2, **attention}))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def one_layer(training: bool = False, **attention: Any) -> Transformer:
 
 
 def reaches(model: Transformer) -> tuple[Tensor, Tensor]:
-    """Which changes each token sees, (T, T) bool [token, changed], and the token's window (T,)."""
+    """Return which changes each token sees, (T, T) bool [token, changed], and the token's window (T,)."""
     ids = tiny_ids(batch=1)
     with torch.no_grad():
         before = model(ids)

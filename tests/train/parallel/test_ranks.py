@@ -55,7 +55,7 @@ def meet(script: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of the runs of one process, and the folder of those of two."""
+    """Train with one process and with two, and return the two folders of runs."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     before = Path.cwd()
     threads = torch.get_num_threads()
@@ -129,16 +129,21 @@ def test_all_ranks_end_with_the_same_weights_and_controllers(places: tuple[Path,
 
 
 def test_blocks_whose_weights_are_gathered_compile_whole(places: tuple[Path, Path]) -> None:
-    """T39 over ranks: a graph for each of the two kinds of block, with a depth router and without,
-    and none for text that routes otherwise. That the numbers are those of one process is tested above."""
-    for found in outcomes(places, "graphs"):
-        assert found == {"graphs": 2, "breaks": {}}
+    """T39 over ranks: one graph for each of the two kinds of block, with and without a depth router.
+
+    Text that is routed differently needs no new graph. Another test compares the losses with those of one process.
+    """
+    for outcome in outcomes(places, "graphs"):
+        assert outcome == {"graphs": 2, "breaks": {}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_with_another_number_of_ranks(places: tuple[Path, Path], kind: str) -> None:
-    """T19: saved by one and resumed by two, and the reverse; each within rounding of one process, as an undisturbed run
-    of two is. The tokens are the same to the last one."""
+def test_a_run_is_resumed_with_another_number_of_ranks(places: tuple[Path, Path], kind: str) -> None:
+    """T19: a run saved by one rank is resumed by two, and the reverse.
+
+    Each result equals that of one process within rounding, as for an uninterrupted run of two ranks. All tokens are
+    the same.
+    """
     runs = places[1] / "runs"
     half = Run(runs / f"half-{kind}")
     assert load_checkpoint(half.path).step == 4
@@ -150,12 +155,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(places: tuple[Path, Path], k
         os.chdir(before)
     one = load_checkpoint(places[0] / "runs" / "muon")
     for run in (half.path, runs / f"one-{kind}"):
-        found = load_checkpoint(run)
-        assert found.step == 8
-        assert found.state["tokens_digest"] == one.state["tokens_digest"]
+        resumed = load_checkpoint(run)
+        assert resumed.step == 8
+        assert resumed.state["tokens_digest"] == one.state["tokens_digest"]
         assert curves(run, "loss")[0] == pytest.approx(curves(places[0] / "runs" / "muon", "loss")[0], abs=0.01)
-        assert worst(one.model_state, found.model_state) < 0.05
-        assert set(found.optimizer_state) == set(one.optimizer_state)
+        assert worst(one.model_state, resumed.model_state) < 0.05
+        assert set(resumed.optimizer_state) == set(one.optimizer_state)
 
 
 def acts(run: Path) -> list[tuple[int, list[str]]]:
@@ -163,7 +168,7 @@ def acts(run: Path) -> list[tuple[int, list[str]]]:
 
 
 def remembered(run: Path) -> dict[str, Any]:
-    """What a checkpoint holds of acts: the rates, the batch, and until when routers are spread."""
+    """Read the state of the monitor's acts in a checkpoint: the rates, the batch, and until when routers are spread."""
     state = load_checkpoint(run).state
     monitor = state["monitor"]
     return {
@@ -177,8 +182,10 @@ RANKS_ACTING = [name for name in SAME if one_of(name) in ACTS]
 
 @pytest.mark.parametrize("name", RANKS_ACTING)
 def test_the_monitor_acts_over_ranks_as_in_one_process(places: tuple[Path, Path], name: str) -> None:
-    """T13, T14, T36 over ranks: the same acts after the same steps, and the same memory of them in the checkpoint. That
-    the curves are those of one process, and that both ranks end with one memory, is tested above with the others."""
+    """T13, T14, T36 over ranks: the same acts after the same steps, and the same state of them in the checkpoint.
+
+    Other tests compare the curves with those of one process, and the states of the two ranks.
+    """
     one, two = places[0] / "runs" / one_of(name), places[1] / "runs" / name
     assert acts(one)
     assert [(step, [each.partition(":")[0] for each in acts_of_step]) for step, acts_of_step in acts(two)] == [
@@ -191,7 +198,7 @@ def test_the_monitor_acts_over_ranks_as_in_one_process(places: tuple[Path, Path]
 
 @pytest.mark.parametrize("name", ACTS)
 def test_what_another_rank_than_the_first_reads_decides_nothing(places: tuple[Path, Path], name: str) -> None:
-    """Rank 1 finds nothing out of the ordinary; it acts all the same, as the first rank says."""
+    """Rank 1 reads no alarm, and acts all the same as the first rank decides."""
     run = places[1] / "runs" / f"misread-{name}"
     digests = [(places[1] / f"misread-{name}.{rank}.digest").read_text() for rank in range(2)]
     assert digests[0] == digests[1]
@@ -248,8 +255,10 @@ def test_the_clock_of_the_first_rank_ends_all(places: tuple[Path, Path]) -> None
     ],
 )
 def test_a_refusal_ends_all_ranks_with_one_exit_code(places: tuple[Path, Path], what: str, message: str) -> None:
-    """An error that only the first rank can see (a run that exists, a full disk) reaches the other as
-    `FailedOnAnotherRank`, which prints nothing."""
+    """An error that only the first rank can see reaches the other as `FailedOnAnotherRank`, which prints nothing.
+
+    Examples are a run that exists, and a full disk.
+    """
     import re
 
     first, second = outcomes(places, what)

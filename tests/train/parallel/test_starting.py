@@ -1,4 +1,4 @@
-"""Ranks started by `--nproc`, by torchrun, by a SLURM script and by a Kubernetes Job: how they end and go on."""
+"""Ranks started by `--nproc`, by torchrun, by a SLURM script and by a Kubernetes Job: how they end and resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a text and the config of a tiny run."""
+    """Make a folder with a text and the config of a tiny run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -71,7 +71,7 @@ def test_nproc_passes_a_signal_on_and_keeps_the_exit_code(place: Path) -> None:
     assert load_checkpoint(run).step == max(steps_of(run))
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert again.returncode == 1
-    assert again.stderr.startswith("error: runs/a exists already; go on with it:")
+    assert again.stderr.startswith("error: runs/a exists already; resume it:")
     assert again.stderr.count("\n") == 1
     assert again.stdout == ""
 

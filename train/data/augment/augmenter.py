@@ -41,7 +41,7 @@ class Plan:
         return sorted({phrase for templates in self.templates for one in templates for phrase in around(one)})
 
     def identity(self, names: Sequence[Sequence[str]]) -> list[object]:
-        """List all that decides how text is varied, for the digest of a corpus; empty where nothing is.
+        """List everything that the varied text depends on, for the digest of a corpus; empty where no text is varied.
 
         Args:
             names: The names of the files of each source.
@@ -55,21 +55,21 @@ class Plan:
 
 
 def around(template: str) -> list[str]:
-    """List the texts before and behind the question, each with a space before it."""
+    """List the texts before and after the question, each with a space before it."""
     return [f" {part.strip()}" for part in template.split(SLOT) if part.strip()]
 
 
 class Augmenter:
-    """Gives each source its rewriters and its noise.
+    """Makes the rewriters and the noise of each source.
 
     Raises:
-        UserError: an unknown token is asked for, and the tokenizer has none.
+        UserError: `unknown_word` is set, and the tokenizer has no unknown token.
     """
 
     def __init__(self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, log: Log) -> None:
         self._plan, self._tokenizer, self._encoder, self._seed, self._log = plan, tokenizer, encoder, seed, log
         self._unknown = unknown_id(tokenizer)
-        self._known = lru_cache(maxsize=2**16)(self._is_known)
+        self._knows = lru_cache(maxsize=2**16)(self._is_known)
         self._words = Words(tokenizer) if any(one.noisy for one in plan.configs) else None
         if self._unknown is None and any(one.unknown_word and one.word_dropout for one in plan.configs):
             raise UserError(
@@ -83,7 +83,7 @@ class Augmenter:
         if not config.rewrites:
             return []
         templates = self._plan.templates[source]
-        usable = [one for one in templates if all(map(self._known, around(one)))]
+        usable = [one for one in templates if all(map(self._knows, around(one)))]
         if len(usable) < len(templates):
             self._log(
                 f"{len(templates) - len(usable)} of {len(templates)} templates of data.augment hold words that the "
@@ -91,7 +91,7 @@ class Augmenter:
             )
         key = mix(self._seed, source, AUGMENT)
         numbers = range(1, config.variants + 1)
-        return [Rewriter(config, self._plan.synonyms[source], usable, self._known, key, number) for number in numbers]
+        return [Rewriter(config, self._plan.synonyms[source], usable, self._knows, key, number) for number in numbers]
 
     def noise(self, source: int, names: Sequence[str], stream: Stream) -> Noise | None:
         """Make the noise for a source with files of these names; None where its windows stay as they are."""

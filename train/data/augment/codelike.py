@@ -35,7 +35,7 @@ _LINE = re.compile(
 
 
 def named_as_code(name: str) -> bool:
-    """Tell by the name of a file whether it holds code: any of its endings, as in `train.py` and `train.py.txt`.
+    """Return whether any ending in the name of a file is that of code, as in `train.py` and `train.py.txt`.
 
     The last ending does not count where it is that of records or of plain text.
     """
@@ -45,10 +45,10 @@ def named_as_code(name: str) -> bool:
 
 
 def looks_like_code(text: str) -> bool:
-    """Tell whether a text is code by its lines.
+    """Return whether a text is code, judged by its lines.
 
     At least SHARE of them are statements, calls, assignments, markup or end in a brace. A text of one line must be one
-    statement; a fence of three backticks is code whatever it holds.
+    statement; a fence of three backticks is always code.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
@@ -61,7 +61,7 @@ def looks_like_code(text: str) -> bool:
 def paragraphs(text: str) -> list[tuple[str, bool]]:
     """Cut a text at empty lines into pieces, each with whether it is code. Joined, they are the text.
 
-    A fence goes on until it is closed, over empty lines too.
+    A fence continues until it is closed, over empty lines too.
     """
     pieces: list[tuple[str, bool]] = []
     fenced = False

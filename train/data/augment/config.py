@@ -1,4 +1,4 @@
-"""How training text is varied: the `data.augment` section. Off by default; held-out text is never touched."""
+"""Variation of training text: the `data.augment` section. Off by default; held-out text is never changed."""
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ BUILTIN = "builtin"
 class AugmentConfig(Section):
     """Variation of training text, for small texts that are read many times.
 
-    All of it is a function of seed, epoch and window, so a resumed run goes on exactly; each epoch varies the text
+    All of it is a function of seed, epoch and window, so a resumed run continues exactly; each epoch varies the text
     anew. Words are dropped and shuffled while a window is read; synonyms and templates rewrite the text before it is
     tokenised, in `variants` copies that take turns with the text itself, epoch by epoch.
     """
@@ -24,14 +24,14 @@ class AugmentConfig(Section):
     """Replace those tokens by the tokenizer's unknown token, instead of tokens drawn from the training text. For
     tokenizers that have one, where the model will meet unknown words."""
     span_shuffle: float = Field(default=0.0, ge=0, le=1)
-    """The share of words, from 0 to 1, that stand in spans whose words change places; the changed text is the target (a
+    """The share of words, from 0 to 1, that are in spans whose words change places; the changed text is the target (a
     local shuffle: Lample et al. 2018, arXiv 1711.00043; swaps: EDA, Wei and Zou 2019, arXiv 1901.11196). For text whose
-    order says little, such as lists; not for prose that the model should write."""
+    order matters little, such as lists; not for prose that the model should write."""
     span_words: int = Field(default=4, ge=2)
     """Words in such a span, at least 2."""
     synonyms: str | None = Field(default=None, min_length=1)
     """A table of words and their synonyms (`.tsv`, `.json` or `.yaml`), or `wordnet` where nltk and its corpus are
-    installed (EDA's synonym replacement). For a few hundred sentences. In conversations only what the user says is
+    installed (EDA's synonym replacement). For a few hundred sentences. In conversations only the user's turns are
     changed."""
     synonym_share: float = Field(default=0.1, gt=0, le=1)
     """The share of words that are replaced, of those that have a synonym: above 0, at most 1."""

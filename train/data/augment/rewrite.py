@@ -22,7 +22,7 @@ BUILTIN_TEMPLATES = (
     f"Tell me, {SLOT}",
     f"Here is a question: {SLOT}",
 )
-# Records that are one string: a question and its answer behind these words, as in "User: ... Assistant: ...".
+# Records that are one string: a question and its answer after these words, as in "User: ... Assistant: ...".
 _ASKED = re.compile(r"\A(\s*(?:User|Human|Question|Q):\s*)(.+?)(\s+(?:Assistant|Bot|Answer|A):\s.*)\Z", re.DOTALL)
 
 
@@ -34,11 +34,11 @@ class Rewriter:
         config: AugmentConfig,
         synonyms: Synonyms | None,
         templates: Sequence[str],
-        known: Callable[[str], bool],
+        is_known: Callable[[str], bool],
         key: int,
         variant: int,
     ) -> None:
-        self.config, self._synonyms, self._templates, self._known = config, synonyms, templates, known
+        self.config, self._synonyms, self._templates, self._is_known = config, synonyms, templates, is_known
         self._key = mix(key, variant)
         self.identity: list[object] = [
             self._key,
@@ -49,7 +49,7 @@ class Rewriter:
         """All that a rewritten text depends on besides the text."""
 
     def leaves(self, name: str) -> bool:
-        """Tell by its name whether a file is left as it is."""
+        """Return whether the name of a file is that of code, which is left unchanged."""
         return self.config.leave_code and named_as_code(name)
 
     def text(self, text: str, number: int) -> str:
@@ -89,7 +89,7 @@ class Rewriter:
 
     def _replaced(self, text: str, key: int) -> str:
         assert self._synonyms is not None
-        return self._synonyms.replace(text, self.config.synonym_share, key, self._known)
+        return self._synonyms.replace(text, self.config.synonym_share, key, self._is_known)
 
 
 def read_templates(source: str) -> tuple[str, ...]:

@@ -30,10 +30,10 @@ Lookup = Callable[[str], tuple[str, ...]]
 
 
 class Synonyms:
-    """Replaces words of a text. `digest` changes with the content of the table.
+    """Replaces words of a text by synonyms. `digest` changes with the content of the table.
 
     Raises:
-        UserError: there is no such table, it does not hold words, or WordNet is not installed.
+        UserError: the table does not exist or contains no words, or WordNet is not installed.
     """
 
     def __init__(self, source: str) -> None:
@@ -44,11 +44,11 @@ class Synonyms:
         self._look = lambda word: table.get(word, ())
         self.digest = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()
 
-    def replace(self, text: str, share: float, key: int, known: Callable[[str], bool]) -> str:
+    def replace(self, text: str, share: float, key: int, is_known: Callable[[str], bool]) -> str:
         """Replace `share` of the words that have a synonym, as `key` chooses.
 
-        Only synonyms that the tokenizer knows are used (`known` gets them with the space before them): an unknown one
-        would teach the model nothing. A capital stays a capital.
+        Only synonyms that the tokenizer knows are used, since the model could learn nothing from unknown ones;
+        `is_known` gets each with the space before it. A capital stays a capital.
         """
         words = list(_WORD.finditer(text))
         chance, choice = uniform(len(words), key), uniform(len(words), key + 1)
@@ -58,7 +58,9 @@ class Synonyms:
                 continue
             before = text[match.start() - 1 : match.start()]
             space = before if before == " " else ""
-            usable = [fitted for one in self._look(match[0].lower()) if known(space + (fitted := like(one, match[0])))]
+            usable = [
+                fitted for one in self._look(match[0].lower()) if is_known(space + (fitted := like(one, match[0])))
+            ]
             if usable:
                 pieces += [text[done : match.start()], usable[int(which * len(usable))]]
                 done = match.end()

@@ -24,7 +24,7 @@ class VariantWindows:
         self._ends: dict[int, list[int]] = {}  # length -> windows up to the end of each epoch counted so far
 
     def row(self, number: int, length: int) -> Row:
-        """Give window `number` of the series.
+        """Return window `number` of the series.
 
         Raises:
             ZeroDivisionError: no variant fills a window.

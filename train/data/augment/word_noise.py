@@ -49,7 +49,7 @@ class Words:
         """Mark tokens that stay in their place: (T,).
 
         These are ends of lines, special tokens, and words without a space before them, which would join with the word
-        that they are moved behind.
+        that they are moved after.
         """
         starts = self.starts(tokens)
         bare = (starts & ~self._opens[tokens] & self._first[tokens])[starts]  # (words,)
@@ -70,7 +70,7 @@ class Noise:
         config: Which noise, and how much.
         words: Finds words in tokens.
         stream: The text that replacements are drawn from.
-        unknown: The id of the unknown token, which takes their place where the config says so.
+        unknown: The id of the unknown token, which replaces them if the config sets `unknown_word`.
     """
 
     def __init__(self, config: AugmentConfig, words: Words, stream: Stream, unknown: int | None) -> None:
@@ -114,7 +114,7 @@ class Noise:
         for begin, end in runs(movable):
             words = np.append(begin + np.flatnonzero(starts[begin:end]), end)  # where words begin, and the end
             if end < len(tokens) and not starts[end]:
-                words = words[:-1]  # the last word goes on behind the run
+                words = words[:-1]  # the last word continues after the run
             for first in range(0, len(words) - 2, self.config.span_words):
                 span = words[first : first + self.config.span_words + 1]
                 if len(span) > 2 and drawn[span[0]] < self.config.span_shuffle:
@@ -130,7 +130,7 @@ class NoisyWindows:
         self._windows, self._noise, self._key = windows, noise, key
 
     def row(self, number: int, length: int) -> Row:
-        """Give window `number` of the series."""
+        """Return window `number` of the series."""
         return self._noise.row(self._windows.row(number, length), mix(self._key, number, length))
 
     def count(self, epochs: int, length: int) -> int:

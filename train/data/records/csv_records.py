@@ -21,7 +21,7 @@ def csv_records(path: Path, text_field: str | None, *, tabs: bool = False) -> It
     Args:
         path: The file.
         text_field: The field that holds the text, if the user names one; helps to find the delimiter.
-        tabs: Whether cells stand between tabs, whatever the header looks like.
+        tabs: Whether tabs separate the cells, regardless of the header.
 
     Raises:
         UserError: the file is no CSV, or a row has another number of cells than the header.

@@ -8,7 +8,7 @@ from ....contract.messages import Message
 from .fields import refuse_repeated, used_fields
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
-"""What other formats call a speaker, by our names; other roles stay as they are."""
+"""Role of a speaker in other formats -> our role; other roles stay as they are."""
 
 _SPELLINGS = (("role", "content"), ("from", "value"))
 
@@ -70,9 +70,9 @@ def _message(message: object, where: str) -> Message:
         present = ", ".join(map(str, message)) if isinstance(message, Mapping) else _kind(message)
         raise UserError(f"{where}: found {present}; expected the fields role and content (or from and value)")
     refuse_repeated(message, spelling, where)
-    speaker, said = spelling
+    speaker, content = spelling
     role = _string(message[speaker], f"{where}, {speaker}")
-    return Message(role=ROLES.get(role.lower(), role), content=_content(message[said], f"{where}, {said}"))
+    return Message(role=ROLES.get(role.lower(), role), content=_content(message[content], f"{where}, {content}"))
 
 
 def _content(value: object, where: str) -> str:
@@ -102,7 +102,7 @@ def _string(value: object, where: str) -> str:
 
 
 def encodable(text: str, where: str) -> str:
-    """Give `text` back where it can be written as UTF-8.
+    """Return `text` if it can be written as UTF-8.
 
     Raises:
         UserError: it holds half of a surrogate pair, which JSON can spell.

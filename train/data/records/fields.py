@@ -1,4 +1,4 @@
-"""Which fields of a record hold its text, and records in which a field stands twice."""
+"""The fields of a record that contain its text, and records in which a field occurs twice."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,11 +7,11 @@ from ....contract.errors import UserError
 
 Located = tuple[str, object]  # (where it stands, for messages; the record)
 TEXT_FIELDS = (("messages",), ("prompt", "completion"), ("text",), ("conversations",))
-"""What is looked for where no field is named; the first that is there is taken."""
+"""Fields to look for where the user names none; the first that exists is taken."""
 
 
 class RepeatedFields(dict[str, object]):
-    """A record in which some fields stand more than once: only one value of each was kept."""
+    """A record in which some fields occur more than once; only one value of each is kept."""
 
     def __init__(self, pairs: Iterable[tuple[str, object]], repeated: frozenset[str]) -> None:
         super().__init__(pairs)
@@ -19,7 +19,7 @@ class RepeatedFields(dict[str, object]):
 
 
 def record_of(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-    """Make a record of its fields in order; fields that stand twice are remembered."""
+    """Make a record of its fields in order; fields that occur twice are remembered."""
     record = dict(pairs)
     if len(record) == len(pairs):
         return record
@@ -27,7 +27,7 @@ def record_of(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 
 def repeated_names(names: Iterable[str]) -> frozenset[str]:
-    """Give the names that stand more than once."""
+    """Return the names that occur more than once."""
     return frozenset(name for name, count in Counter(names).items() if count > 1)
 
 
@@ -40,7 +40,7 @@ def used_fields(names: Iterable[str], text_field: str | None, where: str) -> tup
         where: The place of the record, for messages.
 
     Raises:
-        UserError: it is not there, or none of those that are looked for.
+        UserError: the record has no field of that name, or none of the usual ones.
     """
     names = list(names)
     listed = ", ".join(map(str, names)) or "none"
@@ -58,7 +58,7 @@ def used_fields(names: Iterable[str], text_field: str | None, where: str) -> tup
 
 
 def refuse_repeated(record: object, fields: Iterable[str], where: str) -> None:
-    """Raise UserError where one of `fields` stands twice in a record: half of the text would be left out."""
+    """Raise UserError where one of `fields` occurs twice in a record: half of the text would be left out."""
     if isinstance(record, RepeatedFields):
         for field in fields:
             if field in record.repeated:

@@ -8,7 +8,7 @@ from .fields import Located, used_fields
 
 
 def hub_records(spec: str, text_field: str | None) -> Iterator[Located]:
-    """Read the rows of `hf:NAME:CONFIG:SPLIT`; of the columns only those that hold text, where the library can say.
+    """Read the rows of `hf:NAME:CONFIG:SPLIT`; only the columns that contain text, if the library knows them.
 
     Raises:
         UserError: the library is missing, or the data set cannot be loaded.

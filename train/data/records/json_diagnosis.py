@@ -1,4 +1,4 @@
-"""Why a text is not JSON: causes told apart by looking, each with what to do."""
+"""Diagnosis of a text that is not JSON: the cause, and advice for it."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
         path: The file.
         number: The line, from 1.
         line: Its text.
-        error: What the parser says.
+        error: The error of the parser.
         is_last: Whether no text follows in the file.
     """
     where = f"{path}, line {number}"
@@ -36,11 +36,11 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
             )
         if line.lstrip()[0] == "[":
             return UserError(
-                f"{where}: a list goes on behind the end of the line; expected one JSON record or string per line. "
+                f"{where}: a list continues after the end of the line; expected one JSON record or string per line. "
                 f"One list in a file wants the extension .json: rename the file to {renamed(path, '.json')}"
             )
         return UserError(
-            f"{where}: the record goes on behind the end of the line (pretty-printed JSON); expected one JSON record "
+            f"{where}: the record continues after the end of the line (pretty-printed JSON); expected one JSON record "
             f"or string per line. Write each on one line: {_jq(path, '-c .', 'lines')}"
         )
     if "\r" in line.rstrip() and _cause(line, error) is None:
@@ -59,7 +59,7 @@ def _extra_in_line(path: Path, number: int, line: str, error: json.JSONDecodeErr
         return carriage_returns(path, number)
     if rest.startswith(","):
         return UserError(
-            f"{where}: a comma behind the record (column {error.colno}); expected line ends alone between records. "
+            f"{where}: a comma after the record (column {error.colno}); expected line ends alone between records. "
             "Leave the comma out, or put the records between [ and ] in a .json file"
         )
     if rest[0] in '{["':
@@ -68,7 +68,7 @@ def _extra_in_line(path: Path, number: int, line: str, error: json.JSONDecodeErr
             f"or string per line. Write each on its own line: {_jq(path, '-c .', 'lines')}"
         )
     return UserError(
-        f"{where}: not JSON ({_shown(rest)} behind the record, column {error.colno}); expected one JSON record or "
+        f"{where}: not JSON ({_shown(rest)} after the record, column {error.colno}); expected one JSON record or "
         "string per line"
     )
 
@@ -92,7 +92,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
                 f"{where}: a second value begins at column {error.colno}; expected one list. Put all in one list: "
                 f"{_jq(path, '-s .', 'list')}"
             )
-        return UserError(f"{where}: not JSON ({_shown(rest)} behind the value, column {error.colno}); leave it out")
+        return UserError(f"{where}: not JSON ({_shown(rest)} after the value, column {error.colno}); leave it out")
     if _ends_inside(text, error):
         return UserError(
             f"{where}: the file ends inside a value ({error.msg}), so it was probably cut short; fetch it again"
@@ -104,7 +104,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
 
 
 def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
-    """Tell whether all of `text` is the beginning of a JSON value that has no end."""
+    """Return whether all of `text` is the beginning of a JSON value that has no end."""
     text = text.rstrip()
     rest = text[error.pos :]
     at_end = (
@@ -118,7 +118,7 @@ def _ends_inside(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def _is_open(text: str) -> bool:
-    """Tell whether a string or a bracket is open at the end of `text`, and no bracket closes another kind."""
+    """Return whether a string or a bracket is open at the end of `text`, and no bracket closes another kind."""
     closing: list[str] = []
     for token in re.finditer(r'"(?:[^"\\]++|\\.)*+("?)|[\[{\]}]', text, flags=re.DOTALL):
         match token[0][0]:
@@ -133,11 +133,11 @@ def _is_open(text: str) -> bool:
 
 
 def _cause(text: str, error: json.JSONDecodeError) -> str | None:
-    """Name what stands where the parser stopped, if it is something that people write for JSON."""
+    """Describe the text where the parser stopped, if it is a common mistake."""
     rest = text[error.pos :]
     before = text[: error.pos].rstrip()
     if (rest[:1] in ("]", "}") and before.endswith(",")) or (rest[:1] == "," and rest[1:].lstrip()[:1] in ("]", "}")):
-        return "a trailing comma: the last entry may have none behind it"
+        return "a trailing comma: no comma may follow the last entry"
     if error.msg.startswith("Invalid control character"):
         if rest[:1] in ("\n", "\r"):
             return r"a line break inside a string, which JSON spells \n"
@@ -173,7 +173,7 @@ def _shown(text: str) -> str:
 
 
 def renamed(path: Path, suffix: str) -> str:
-    """Give the name of a file with another extension, before that of its compression."""
+    """Return the name of a file with another extension, before that of its compression."""
     inner = without_compression(path)
     return inner.with_suffix(suffix).name + path.name[len(inner.name) :]
 

@@ -14,7 +14,7 @@ MAX_DIGITS = 4000  # Python refuses to read integers of more than 4300 digits
 
 
 def parse(text: str) -> object:
-    """Parse one JSON value; a field that stands twice in a record is remembered, a huge number becomes a float.
+    """Parse one JSON value; a field that occurs twice in a record is remembered, a huge number becomes a float.
 
     Raises:
         json.JSONDecodeError: the text is not JSON.
@@ -28,10 +28,10 @@ def _integer(digits: str) -> int | float:
 
 
 def json_lines(path: Path) -> Iterator[Located]:
-    """Read the records of JSON lines; empty lines are passed over.
+    """Read the records of JSON lines; empty lines are skipped.
 
     Raises:
-        UserError: a line is not one JSON value; the message says what it is instead.
+        UserError: a line is not one JSON value; the message describes what it is instead.
     """
     lines = numbered_lines(path)
     for number, line in lines:
@@ -57,7 +57,7 @@ def json_list(path: Path) -> Iterator[Located]:
     """Read the records of one JSON list, or of an object that holds exactly one list.
 
     Raises:
-        UserError: the file is not such a list; the message says what it is instead.
+        UserError: the file is not such a list; the message describes what it is instead.
     """
     # One value has to be read whole; for data larger than memory there is .jsonl.
     text = "".join(piece for _, piece in text_pieces(path))

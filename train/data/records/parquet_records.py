@@ -9,7 +9,7 @@ from ....contract.text_compression import refuse_pointer
 from .fields import Located, RepeatedFields, record_of, repeated_names, used_fields
 
 BATCH_ROWS = 1024
-# What is used of a column of conversations; whatever else stands in it is not converted.
+# The fields of a column of conversations that are used; others are not converted.
 _NESTED_FIELDS = frozenset({"role", "content", "from", "value", "type", "text"})
 
 
@@ -103,7 +103,7 @@ def _column(array: Any, where: str, first: int) -> list[object]:
         return [_value(entry) for entry in array]
     except UserError:
         raise
-    except Exception:  # pyarrow raises many kinds: find the row, then say which
+    except Exception:  # pyarrow raises many kinds: find the row, then name it
         for row, entry in enumerate(array, first + 1):
             try:
                 _value(entry)
