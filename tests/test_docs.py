@@ -213,7 +213,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def forks(workshop: Path) -> Iterator[subprocess.Popen[str]]:
-    """The process of FORKS, in the workshop."""
+    """Start the process of FORKS in the workshop."""
     with subprocess.Popen(
         [sys.executable, "-c", FORKS],
         cwd=workshop,

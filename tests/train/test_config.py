@@ -15,14 +15,8 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.explain import known_keys
 from adaptive_lm.train.config.gates import AnswerGate, BandGate, GatesConfig
 from adaptive_lm.train.config.monitor import MonitorConfig
-from adaptive_lm.train.config.run_config import (
-    RunConfig,
-    TrainerConfig,
-    make_config,
-    parse_setting,
-    read_recipe,
-    recipe_names,
-)
+from adaptive_lm.train.config.run_config import RunConfig, make_config, parse_setting, read_recipe, recipe_names
+from adaptive_lm.train.config.trainer import TrainerConfig
 from adaptive_lm.train.optim import BatchChange, OptimizerConfig, ScheduleConfig
 from adaptive_lm.train.run.differences import differences
 from adaptive_lm.train.system.section import Section

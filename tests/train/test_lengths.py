@@ -11,7 +11,8 @@ import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
-from adaptive_lm.train.config.run_config import RunConfig, TrainerConfig, make_config
+from adaptive_lm.train.config.run_config import RunConfig, make_config
+from adaptive_lm.train.config.trainer import TrainerConfig
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop.lengths import Lengths, Shape
 from adaptive_lm.train.run.counters import Counters

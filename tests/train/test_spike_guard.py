@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.config.run_config import TrainerConfig
+from adaptive_lm.train.config.trainer import TrainerConfig
 from adaptive_lm.train.loop.spike_guard import HISTORY, Guard
 from adaptive_lm.train.optim.optimizer import OptimizerConfig
 

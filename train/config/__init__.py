@@ -2,7 +2,8 @@
 
 from .gates import GatesConfig
 from .monitor import MonitorConfig
-from .run_config import RECIPES, RunConfig, TrainerConfig, make_config, parse_setting, read_recipe
+from .run_config import RECIPES, RunConfig, make_config, parse_setting, read_recipe
+from .trainer import TrainerConfig
 
 __all__ = [
     "RECIPES",

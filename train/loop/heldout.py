@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config.run_config import TrainerConfig
+from ..config.trainer import TrainerConfig
 from ..data.corpus import Corpus
 from ..model.transformer import Transformer
 from ..parallel.placement import Placement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from ..config.run_config import TrainerConfig
+from ..config.trainer import TrainerConfig
 from ..data.order import Mixture
 from ..optim.batch_size import batch_size_at
 from ..run.counters import Counters

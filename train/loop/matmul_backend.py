@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...contract.errors import UserError
 from ...contract.files import write_whole
-from ..config.run_config import TrainerConfig
+from ..config.trainer import TrainerConfig
 from ..model.experts import run_experts
 from ..model.linear import Linear, has_onednn, linear
 from ..model.moe import MoE

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...contract.errors import UserError
-from ..config.run_config import TrainerConfig
+from ..config.trainer import TrainerConfig
 from ..optim.optimizer_config import OptimizerConfig
 from .divergence import LOSS_NOT_FINITE, lower_rates
 
