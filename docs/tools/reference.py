@@ -249,11 +249,11 @@ def help_as_markdown(text: str) -> str:
     r"""Turn click's help text into Markdown: `\b` paragraphs keep their lines, an example becomes a code block."""
     paragraphs = []
     for paragraph in inspect.cleandoc(text.partition("\f")[0]).split("\n\n"):
-        kept = paragraph.startswith("\b")
+        as_typed = paragraph.startswith("\b")
         words = paragraph.lstrip("\b").strip("\n")
         if words.startswith("Example: "):
             paragraphs.append(f"Example:\n\n```sh\n{words.removeprefix('Example: ')}\n```")
-        elif kept:
+        elif as_typed:
             paragraphs.append(f"```text\n{words}\n```")
         else:
             paragraphs.append(escaped(words))

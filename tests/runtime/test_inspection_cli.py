@@ -13,7 +13,7 @@ from rich.console import Console
 from support.rich_graph import H
 from support.tiny_graph import E, L
 
-from adaptive_lm.export.commands.inspect import named
+from adaptive_lm.export.commands.inspect import path_of
 from adaptive_lm.runtime.inspection.figures import Choice
 from adaptive_lm.runtime.inspection.inspect import InspectParams, inspect_model
 from adaptive_lm.runtime.inspection.plot import plot
@@ -191,11 +191,11 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is(rich: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
-        (["--tokens", "0"], 2, "found tokens 0, expected at least 1"),
-        (["--frequent", "0"], 2, "found frequent 0, expected at least 1"),
-        (["--dead-below", "2"], 2, "found dead_below 2.0, expected 0 to 1"),
+        (["--tokens", "0"], 2, "found --tokens 0, expected at least 1"),
+        (["--frequent", "0"], 2, "found --frequent 0, expected at least 1"),
+        (["--dead-below", "2"], 2, "found --dead-below 2.0, expected 0 to 1"),
         (["--experts", "99"], 1, "this model has 4 per layer"),
         (["--compute", "0.5"], 1, "this model is not calibrated"),
         (["--plot", "x.bmp"], 2, "expected a name ending in .png"),
@@ -205,18 +205,18 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is(rich: Path, tmp_path: 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_setting_is_answered_with_one_line(rich: Path, args: list[str], code: int, words: str) -> None:
+def test_a_wrong_setting_is_answered_with_one_line(rich: Path, args: list[str], code: int, message: str) -> None:
     result = run(rich, *args)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_run_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert named("demo") == Path("runs") / "demo"
-    assert named("other") == Path("other")
+    assert path_of("demo") == Path("runs") / "demo"
+    assert path_of("other") == Path("other")
     (tmp_path / "demo").mkdir()
-    assert named("demo") == Path("runs") / "demo", "the run comes first, as in export"
-    assert named("./demo") == Path("demo")
+    assert path_of("demo") == Path("runs") / "demo", "the run comes first, as in export"
+    assert path_of("./demo") == Path("demo")
