@@ -35,7 +35,12 @@ Example: adaptive export demo --onnx
     show_default=True,
     help="int8: weights and activations in 8 bits with a scale per row; routers and norms stay fp32.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for the check; by default one per core.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads for the check; by default one per core.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
     source: str | None,

@@ -191,7 +191,7 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is(rich: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
         (["--tokens", "0"], 2, "found --tokens 0, expected at least 1"),
         (["--frequent", "0"], 2, "found --frequent 0, expected at least 1"),
@@ -205,10 +205,10 @@ def test_a_token_that_looks_like_markup_is_shown_as_it_is(rich: Path, tmp_path: 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_setting_is_answered_with_one_line(rich: Path, args: list[str], code: int, words: str) -> None:
+def test_a_wrong_setting_is_answered_with_one_line(rich: Path, args: list[str], code: int, message: str) -> None:
     result = run(rich, *args)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 

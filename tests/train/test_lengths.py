@@ -111,7 +111,7 @@ def test_a_run_of_several_lengths_resumes_on_the_windows_it_would_have_read(
         ({"trainer": {"sequence_lengths": [1]}}, "greater than or equal to 2"),
         (
             {"trainer": {"sequence_lengths": [16]}, "data": {"sources": [{"path": "a.txt", "epochs": 2}]}},
-            "an epoch is of one length",
+            "an epoch has one length",
         ),
     ],
 )

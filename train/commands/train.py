@@ -56,16 +56,24 @@ Example: adaptive train quickstart --name demo
     metavar="KIND",
     help="bpe, words, chars, bytes, or the path of a tokenizer.json; by default as in the recipe.",
 )
-@click.option("--vocab-size", type=click.IntRange(min=1), help="Largest vocabulary of bpe or words; by default 4096.")
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Largest vocabulary of bpe or words; by default 4096.",
+)
 @click.option(
     "--name",
     metavar="NAME",
     help="Name of the run, in the folder runs/NAME; by default the recipe or text and a number.",
 )
-@click.option("--steps", type=click.IntRange(min=0), help="Steps of the whole run; 0 writes the initial weights.")
+@click.option(
+    "--steps", type=click.IntRange(min=0), metavar="N", help="Steps of the whole run; 0 writes the initial weights."
+)
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
     help="Seconds from the first step to the last save; the last evaluation comes after that.",
 )
 @click.option(
@@ -74,7 +82,12 @@ Example: adaptive train quickstart --name demo
     metavar="STEP",
     help="Stop after this step and save; --resume continues from there.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the initial weights and of the order of the text.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Seed of the initial weights and of the order of the text; by default 0.",
+)
 @click.option(
     "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto, the default, takes CUDA if it works."
 )
