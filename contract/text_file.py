@@ -43,7 +43,7 @@ def decode(data: bytes, name: str) -> str:
         name: Where they come from, for messages.
 
     Raises:
-        UserError: they are not text.
+        UserError: the bytes are not text.
     """
     return "".join(text for _, text in decoded(lambda: stream_bytes(io.BytesIO(data), name), name))
 

@@ -121,7 +121,7 @@ def test_nothing_is_left_behind(inside: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
         (("nobody",), 1, "there is no run or checkpoint nobody"),
         (("demo", "--checkpoint", "7"), 1, "steps 5, 10, 20"),
@@ -130,8 +130,8 @@ def test_nothing_is_left_behind(inside: Path, tmp_path: Path, monkeypatch: pytes
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_what_is_not_there_is_said_in_one_line(inside: Path, args: tuple[str, ...], code: int, words: str) -> None:
+def test_what_is_not_there_is_said_in_one_line(inside: Path, args: tuple[str, ...], code: int, message: str) -> None:
     result = run(*args)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -102,7 +102,7 @@ def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
         (["--new-tokens", "100"], 1, "this model's context is 96"),
         (["--repeats", "0"], 2, "found --repeats 0, expected at least 1"),
@@ -116,11 +116,11 @@ def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: P
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_wrong_setting_is_answered_with_one_line(
-    bench: Callable[..., Result], args: list[str], code: int, words: str
+    bench: Callable[..., Result], args: list[str], code: int, message: str
 ) -> None:
     result = bench(*args)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -134,7 +134,7 @@ def test_without_held_out_text_it_says_so_and_measures_the_rest(bench: Callable[
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"ab\xff", "text.txt, line 1: not UTF-8 (byte 0xff at offset 2)"),
         (b"a", "has 1 tokens, expected at least 2; give another --text FILE"),
@@ -142,13 +142,13 @@ def test_without_held_out_text_it_says_so_and_measures_the_rest(bench: Callable[
     ids=["bytes", "short"],
 )
 def test_a_text_that_cannot_be_scored_is_named(
-    bench: Callable[..., Result], tmp_path: Path, content: bytes, words: str
+    bench: Callable[..., Result], tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     result = bench("--text", str(path))
     assert result.exit_code == 1
-    assert words in result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("name", ["facts.json", "facts.JSONL", "facts.csv", "facts.parquet"])

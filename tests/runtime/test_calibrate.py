@@ -304,7 +304,7 @@ def test_heads_that_save_nothing_are_settled_by_their_loss(
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
         (["--tokens", "100"], 2, "found --tokens 100, expected at least 512"),
         (["--repeats", "-1"], 2, "found --repeats -1, expected at least 0"),
@@ -321,10 +321,10 @@ def test_heads_that_save_nothing_are_settled_by_their_loss(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_wrong_setting_is_answered_with_one_line(rich_copy: Path, args: list[str], code: int, words: str) -> None:
+def test_a_wrong_setting_is_answered_with_one_line(rich_copy: Path, args: list[str], code: int, message: str) -> None:
     result = run(rich_copy, *args)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
 

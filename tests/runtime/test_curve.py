@@ -80,15 +80,15 @@ def test_agreement_takes_the_exit_threshold_with_at_least_that_agreement(share: 
 
 
 @pytest.mark.parametrize(
-    ("dial", "words"),
+    ("dial", "message"),
     [
         ({"target_ms": 0.5}, r"found target_ms 0\.5, the fastest point of this model takes 1\.000 ms"),
         ({"target_loss": 1.5}, r"found target_loss 1\.5, the best point of this model loses 2\.0000"),
         ({"agreement": 0.999}, r"calibrated up to 0\.99; type: adaptive calibrate --agreement 0\.999"),
     ],
 )
-def test_a_target_that_no_point_meets_says_what_there_is(dial: dict[str, float], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_a_target_that_no_point_meets_says_what_there_is(dial: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         asked(**dial)
 
 
@@ -115,7 +115,7 @@ def test_times_of_another_machine_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"points": POINTS[::-1]}, "compute of the points must rise"),
         ({"points": POINTS[:1]}, "at least two points"),
@@ -128,6 +128,6 @@ def test_times_of_another_machine_are_told() -> None:
     ],
     ids=["falling", "one point", "falling cost", "no compute", "length"],
 )
-def test_a_curve_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_curve_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         manifest(**changes)

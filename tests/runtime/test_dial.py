@@ -109,7 +109,7 @@ PLAIN = [{"routing": "dense", "num_experts": 1, "depth_router": False, "exit": F
 
 
 @pytest.mark.parametrize(
-    ("dial", "words"),
+    ("dial", "message"),
     [
         ({"experts": 2}, "the number of experts is fixed"),
         ({"router_top_p": 0.5}, "the number of experts is fixed"),
@@ -118,8 +118,8 @@ PLAIN = [{"routing": "dense", "num_experts": 1, "depth_router": False, "exit": F
         ({"exit_threshold": 0.5}, "no exit layers"),
     ],
 )
-def test_what_the_model_does_not_have_is_not_ignored(dial: dict[str, float], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_what_the_model_does_not_have_is_not_ignored(dial: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         resolve(manifest(layers=PLAIN), Dial(**dial))
 
 

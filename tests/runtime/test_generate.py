@@ -250,7 +250,7 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code", "message"),
     [
         (["--temperature", "nan"], 2, "found --temperature nan"),
         (["--temperature", "-1"], 2, "found --temperature -1.0"),
@@ -284,17 +284,17 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_wrong_setting_is_answered_with_one_line(
-    generate: Callable[..., Result], args: list[str], code: int, words: str
+    generate: Callable[..., Result], args: list[str], code: int, message: str
 ) -> None:
     result = generate("hello", *args)
     assert result.exit_code == code
-    assert words in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("prompt", "input_bytes", "words"),
+    ("prompt", "input_bytes", "message"),
     [
         ("", None, "the prompt is empty"),
         ("-", b"", "the prompt is empty"),
@@ -306,11 +306,11 @@ def test_a_wrong_setting_is_answered_with_one_line(
     ids=["empty", "empty stdin", "only a line end", "latin-1", "surrogate", "too long"],
 )
 def test_a_wrong_prompt_is_answered_with_one_line(
-    generate: Callable[..., Result], prompt: str, input_bytes: bytes | None, words: str
+    generate: Callable[..., Result], prompt: str, input_bytes: bytes | None, message: str
 ) -> None:
     result = generate(prompt, input=input_bytes)
     assert result.exit_code == 1
-    assert words in result.stderr
+    assert message in result.stderr
     assert result.stderr.startswith("error: ")
 
 

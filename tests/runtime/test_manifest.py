@@ -53,7 +53,7 @@ def test_other_json_is_no_manifest(copy: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "words"),
+    ("section", "change", "message"),
     [
         ("model", {"num_layers": 4}, "model: .*3 layers are described, num_layers is 4"),
         ("model", {"tokenizer_size": 999}, "tokenizer_size 999 is larger than vocab_size"),
@@ -69,9 +69,9 @@ def test_other_json_is_no_manifest(copy: Path, content: str) -> None:
     ],
 )
 def test_a_manifest_that_contradicts_itself_names_the_field(
-    changed: Callable[..., Path], section: str, change: dict[str, Any], words: str
+    changed: Callable[..., Path], section: str, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         Manifest.read(changed(**{section: change}))
 
 

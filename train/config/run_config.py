@@ -201,7 +201,7 @@ def check_numbers(value: Any, field: str = "") -> None:
     """Check that every number is finite and every integer fits in 64 bits, in addition to the limits of its field.
 
     Raises:
-        UserError: one is not or does not; the message names its field.
+        UserError: a number breaks this rule; the message names its field.
     """
     if isinstance(value, Mapping):
         for key, each in value.items():

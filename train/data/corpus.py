@@ -132,7 +132,7 @@ class Corpus:
         """Check that every source fills a window of `length` tokens and that some text is held out.
 
         Raises:
-            UserError: one of them does not.
+            UserError: a source is too short, or no text is held out.
         """
         if not self.val_tokens:
             raise UserError("nothing is held out; give more text")  # for a Corpus built by hand: prepare refuses this

@@ -49,7 +49,7 @@ def find_files(spec: str, path: Path, log: Callable[[str], None]) -> list[Path]:
         log: Called with a message about files that are left out.
 
     Raises:
-        UserError: there is none, or it is no file that can be read several times.
+        UserError: there is no such file, or it cannot be read several times.
     """
     if path.is_file():
         return [path]

@@ -52,7 +52,7 @@ def resolve_sources(config: DataConfig, log: Log) -> tuple[Source, ...]:
     """Resolve the training sources in the order given.
 
     Raises:
-        UserError: there is none, or one of them cannot be found.
+        UserError: there is no source, or a source cannot be found.
     """
     if not config.sources:
         raise UserError(
@@ -79,7 +79,7 @@ def resolve_source(
         end_marker: Characters that end a record and are left out.
 
     Raises:
-        UserError: it cannot be found or cannot be trained on.
+        UserError: the source cannot be found or cannot be trained on.
     """
     if isinstance(source, str):
         source = parse_source(source, folder)

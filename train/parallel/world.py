@@ -117,7 +117,7 @@ class World:
         """Return this rank's rows of a batch: (B, ...) -> (B / ranks, ...).
 
         Raises:
-            UserError: the batch does not divide.
+            UserError: the batch does not divide among the ranks.
         """
         require_division(len(whole), len(whole), self.size)
         return whole.chunk(self.size)[self.rank] if self.size > 1 else whole
@@ -127,7 +127,7 @@ def require_division(sequences: int, part: int, ranks: int) -> None:
     """Check that a batch of `sequences`, of which `part` are computed at once, divides among the ranks.
 
     Raises:
-        UserError: it does not.
+        UserError: the batch does not divide.
     """
     sizes = {min(part, sequences), sequences % part}
     if any(size % ranks for size in sizes):

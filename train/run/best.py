@@ -76,7 +76,7 @@ def point_at(run: Path, best: Score) -> None:
     """Make `best` the best checkpoint of the run; a reader sees the old pointer or the new one.
 
     Raises:
-        UserError: it cannot be written; the old pointer and all checkpoints are intact.
+        UserError: the pointer cannot be written; the old pointer and all checkpoints are intact.
     """
     path = run / POINTER
     try:

@@ -68,7 +68,7 @@ def save_checkpoint(
     """Write `folder/step-NNNNNN`, and return it.
 
     Raises:
-        UserError: it could not be written (disk full, no permission); earlier checkpoints are untouched.
+        UserError: the checkpoint could not be written (disk full, no permission); earlier checkpoints are untouched.
     """
     place = folder / checkpoint_name(step)
     temporary = folder / f".writing-{place.name}-{os.getpid()}"
@@ -141,7 +141,7 @@ def read_checkpoint(path: Path, damaged: tuple[Path, ...] = ()) -> Checkpoint:
 
     Raises:
         DamagedCheckpoint: it is incomplete or not what was written.
-        UserError: it is intact, but this version of the program does not accept its config.
+        UserError: the checkpoint is intact, but this version of the program does not accept its config.
     """
     verify(path)
     try:

@@ -74,7 +74,7 @@ def refuse(run: Run, changed: Sequence[str], hint: str = "") -> None:
     """Refuse to resume if there are differences.
 
     Raises:
-        UserError: it lists them.
+        UserError: there are differences; the message lists them.
     """
     if changed:
         listed = "\n  ".join(changed)

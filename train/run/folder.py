@@ -102,7 +102,7 @@ class Run:
         """Write one of the run's files, whole or not at all.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the file cannot be written.
         """
         try:
             write_whole(self.path / name, text)
@@ -163,7 +163,7 @@ def newest_run(runs: Path = RUNS) -> Run:
     """Return the run that was trained last.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no run.
     """
     folders = [path.parent for path in runs.glob("*/config.yaml")] if runs.is_dir() else []
     if not folders:

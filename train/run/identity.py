@@ -74,7 +74,7 @@ def refuse_other_data(mine: Mapping[str, Any], first: Mapping[str, Any]) -> None
     """Compare the text and the tokenizer of this rank with those of the first one.
 
     Raises:
-        UserError: they differ.
+        UserError: the text or the tokenizer differs.
     """
     for key in ("data_digest", "tokenizer_sha256"):
         if mine[key] != first[key]:

@@ -31,7 +31,7 @@ def newest(run: Run, world: World, display: Progress) -> Checkpoint | None:
     """Read the newest good checkpoint, which the first rank chooses; None if there is none.
 
     Raises:
-        UserError: all are damaged, or a rank does not see the folder.
+        UserError: all checkpoints are damaged, or a rank does not see the folder.
     """
     checkpoint = world.on_rank_zero(lambda: newest_good(run.path, lambda text: display.log(f"warning: {text}")))
     path = world.broadcast_text(str(checkpoint.path.resolve()) if checkpoint else "")

@@ -165,7 +165,7 @@ class Saver:
         """Wait for the save in flight.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the checkpoint could not be written.
         """
         self._writer.wait()
 

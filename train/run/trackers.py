@@ -165,7 +165,7 @@ def load(names: Sequence[str]) -> dict[str, Any]:
     """Import the libraries of the trackers, before anything that takes long.
 
     Raises:
-        UserError: one is not installed.
+        UserError: a library is not installed.
     """
     modules = {}
     for name in names:

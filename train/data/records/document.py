@@ -105,7 +105,7 @@ def encodable(text: str, where: str) -> str:
     """Return `text` if it can be written as UTF-8.
 
     Raises:
-        UserError: it holds half of a surrogate pair, which JSON can spell.
+        UserError: the text contains half of a surrogate pair, which JSON can write.
     """
     try:
         text.encode()
