@@ -63,3 +63,18 @@ def cannot_write(path: Path, error: OSError, keeps: str = "") -> UserError:
 def user_path(text: str | Path) -> Path:
     """Make the path that a user typed, with a leading `~` or `~NAME` expanded if there is such a user."""
     return Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser raises where there is no such user
+
+
+def require_utf8_path(path: Path) -> None:
+    """Check that libraries which take paths as UTF-8, as those of ONNX do, can open `path`.
+
+    Raises:
+        UserError: `path` is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the path {str(path)!r} is not UTF-8, and ONNX opens no such path; expected a path in UTF-8. Rename "
+            "the folder, or use another one"
+        ) from error

@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..contract.errors import UserError
 from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS
+from ..contract.files import require_utf8_path
 from ..contract.messages import EOS
 from ..runtime.format.files import digest
 from ..runtime.format.manifest import FORMAT, FileInfo, Layer, Manifest, Model, Tensor, ThresholdLists
@@ -38,6 +39,7 @@ def replacing(out: Path) -> Iterator[Path]:
         UserError: `out` is not an exported model, or cannot be written.
     """
     out = out.resolve()  # "." has no name to derive another from, and a link itself must not be replaced
+    require_utf8_path(out)
     temporary = out.with_name(f".{out.name}.writing-{os.getpid()}")
     old = out.with_name(f".{out.name}.old-{os.getpid()}")
     if out.exists() and not _replaceable(out):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..contract.errors import UserError
 from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
+from ..contract.files import user_path
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..train.data.tokenizers import vocabulary_size
 from ..train.loop.divergence import all_finite, divergence_error
@@ -133,8 +134,9 @@ def find_run(name: str) -> Path:
     # the run first: a folder here may share its name, and can be given as ./NAME
     if Path(name).name == name and (RUNS / name / CONFIG).is_file():
         return RUNS / name
-    if Path(name).is_dir():
-        return Path(name)
+    path = user_path(name)
+    if path.is_dir():
+        return path
     names = sorted(path.parent.name for path in RUNS.glob(f"*/{CONFIG}"))
     advice = (
         f"runs here: {', '.join(names)}" if names else "there are no runs here; train one: adaptive train quickstart"
@@ -190,7 +192,7 @@ def require_finite(source: Source) -> None:
         if not source.model(windows).logits.isfinite().all():
             problem = f"the weights of step {checkpoint.step} give logits that are not finite"
     if problem is not None:
-        raise divergence_error(Run(checkpoint.run), checkpoint.config.optimizer, problem, checkpoint.step)
+        raise divergence_error(Run(checkpoint.run), checkpoint.config, problem, checkpoint.step)
 
 
 def _text(path: Path) -> str:

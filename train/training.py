@@ -159,7 +159,7 @@ def resume(
                 ended = bool(checkpoint.state.get("complete")) and ends(checkpoint.config) == ends(config)
                 if ended:
                     records = read_metrics(run.path / "metrics.jsonl")
-                    require_convergence(run, checkpoint.state, records, config.optimizer)
+                    require_convergence(run, checkpoint.state, records, config)
                 if ended and (not config.gates.asked or has_report(run.path, config)):
                     display.log(
                         f"{run.path} is complete at step {checkpoint.step}; to continue, give more --steps or "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import GRAPH
+from ...contract.files import require_utf8_path
 from ..dial import Dial, Thresholds, resolve
 from ..format.manifest import Manifest
 from .binding import Pass, expected_names
@@ -87,6 +88,7 @@ class Session:
         self.set_thresholds(resolve(self.manifest, Dial()))
 
     def _open(self, path: Path) -> Any:
+        require_utf8_path(path)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL

@@ -240,3 +240,12 @@ def test_the_manifest_tells_what_made_it_and_what_it_takes(exported: Exported) -
     assert [layer.depth_router for layer in model.layers] == [False, True, False]
     assert [layer.exit for layer in model.layers] == [True, True, False]
     assert (model.skipped_kv, model.num_experts, model.eos_id, model.precision) == ("none", 4, 0, "fp32")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"caf\\udce9.* is not UTF-8.* Rename the folder"),
+        replacing(tmp_path / os.fsdecode(b"caf\xe9")),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -24,10 +24,14 @@ from adaptive_lm.train.run.best import Score, point_at
 from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json
 
 
-def test_a_run_is_found_by_name_and_by_path_and_a_checkpoint_by_path(here: Path) -> None:
+def test_a_run_is_found_by_name_and_by_path_and_a_checkpoint_by_path(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert find("tiny") == Path("runs/tiny")
     assert find("runs/tiny") == Path("runs/tiny")
     assert find(str(here / "runs" / "tiny")) == here / "runs" / "tiny"
+    monkeypatch.setenv("HOME", str(here))
+    assert find("~/runs/tiny") == here / "runs" / "tiny"
     path = find("runs/tiny/checkpoints/step-000010")
     assert read(path).checkpoint.step == 10
     assert read(find("tiny")).checkpoint.step == 26

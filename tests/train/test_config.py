@@ -82,11 +82,25 @@ def test_an_unknown_key_is_an_error_that_suggests_the_nearest(key: str, nearest:
         make_config({}, [parse_setting(f"{key}=3")])
 
 
+def test_a_dotted_key_in_a_file_is_shown_as_sections() -> None:
+    with pytest.raises(UserError, match=r"^'trainer.steps' is a dotted key, .*write trainer: \{steps: \.\.\.\}"):
+        make_config({"trainer.steps": 5})
+
+
+def test_a_long_value_that_cannot_be_read_is_not_repeated() -> None:
+    with pytest.raises(UserError) as refused:
+        parse_setting(f"trainer.seed={'9' * 5000}")
+    assert len(str(refused.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("model.dim=-4", "model.dim: found -4, expected greater than or equal to 8"),
         ("trainer.steps=many", "trainer.steps: found 'many', expected a valid integer"),
+        ("trainer=", "trainer: found None, expected a section: keys below it, each with a value; fill it or leave it"),
+        ("data.sources=p.txt", r"found 'p.txt', expected a list, as in --set 'data.sources=\[a, b\]'"),
+        (f"trainer.device={'x' * 5000}", r"trainer.device: found 'x{199}\.\.\., "),
         ("trainer.max_seconds=.nan", "trainer.max_seconds: found nan"),
         ("trainer.precision=fp8", "trainer.precision: found 'fp8', expected 'auto', 'fp32' or 'bf16'"),
         ("trainer.device=gpu", "trainer.device: found 'gpu'"),

@@ -16,10 +16,11 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop.divergence import all_finite, divergence, lower_rates, steps_without_loss
+from adaptive_lm.train.loop.divergence import all_finite, divergence, divergence_error, lower_rates, steps_without_loss
 from adaptive_lm.train.loop.spike_guard import Guard
 from adaptive_lm.train.optim.optimizer import OptimizerConfig, Optimizers
 from adaptive_lm.train.results.summary import summary
+from adaptive_lm.train.run.best import Score, point_at
 from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.system.progress import Progress
@@ -70,6 +71,17 @@ def test_the_last_finite_checkpoint_of_a_diverged_run_is_offered_for_export(reci
     assert last.exit_code == 1
     assert "runs/a diverged: the weights of step 6 give logits that are not finite. Train it again" in last.stderr
     assert last.stderr.endswith("adaptive export a --checkpoint best\n")
+
+
+def test_a_checkpoint_that_learned_nothing_is_not_offered_for_export(recipe: str) -> None:
+    every = ["--set", "trainer.checkpoint_every=1"]
+    assert adaptive("train", recipe, "--name", "a", "--stop-at", "3", *every).exit_code == 0
+    run = named_run("a")
+    config = load_checkpoint(run.path).config
+    chance = math.log(config.model.vocab_size)
+    for loss, offered in ((chance - 0.1, True), (chance, False), (chance + 0.3, False)):
+        point_at(run.path, Score(2, loss, 64))
+        assert ("--checkpoint best" in str(divergence_error(run, config, "the loss is not finite"))) == offered
 
 
 def test_runs_and_a_parent_say_that_a_run_diverged(recipe: str) -> None:

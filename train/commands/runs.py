@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...contract.errors import UserError
+from ...contract.files import user_path
 
 if TYPE_CHECKING:
     from ..results.summary import Summary
@@ -116,7 +117,7 @@ def compare(names: tuple[str, ...], metric: str, by: str, plot: str | None, json
         tables.show_comparison(summaries, best, curves, f"{metric} by {by}")
     if plot:
         try:
-            tables.plot(curves, metric, by, Path(plot))
+            tables.plot(curves, metric, by, user_path(plot))
         except OSError as error:
             raise UserError(f"cannot write {plot}: {error.strerror}; choose another --plot FILE") from error
         click.echo(f"plot: {plot}", err=True)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
 
+MAX_SHOWN = 200  # characters of a value in a message
+
 
 def explain(error: ValidationError, whole: type[BaseModel]) -> str:
     """Write one line per problem: the field, the value found, the rule."""
@@ -12,16 +14,33 @@ def explain(error: ValidationError, whole: type[BaseModel]) -> str:
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(unknown_key(field, whole))
+            leaf = str(problem["loc"][-1])
+            dotted = f"{leaf!r} is a dotted key, which --set takes; in a file write {_nested(leaf)}"
+            lines.append(dotted if "." in leaf.strip(".") else unknown_key(field, whole))
             continue
         rule = problem["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         value = problem["input"]
         if problem["type"] == "string_type" and isinstance(value, bool | int | float):
             rule = f"expected text; put text that looks like a number in quotes, as in --set '{field}=\"1e-3\"'"
-        shown = "" if isinstance(value, (Mapping, BaseModel)) else f" found {value!r},"
+        elif problem["type"] == "model_type":
+            rule = "expected a section: keys below it, each with a value; fill it or leave it out"
+        elif problem["type"] == "tuple_type":
+            rule = f"expected a list, as in --set '{field}=[a, b]'"
+        shown = "" if isinstance(value, (Mapping, BaseModel)) else f" found {_shortened(value)},"
         lines.append(f"{field}:{shown} {rule}" if field else rule)
     lines.append("See all fields: adaptive train --print-config")
     return "\n  ".join(["the config has problems:", *lines] if len(lines) > 2 else lines)
+
+
+def _nested(key: str) -> str:
+    """Write a dotted key as YAML: `a.b` as `a: {b: ...}`."""
+    first, *rest = key.split(".")
+    return f"{first}: {{{_nested('.'.join(rest))}}}" if rest else f"{first}: ..."
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

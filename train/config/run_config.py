@@ -155,7 +155,7 @@ def parse_setting(setting: str) -> dict[str, Any]:
         value = load_setting(text)
     except ValueError as error:
         raise UserError(
-            f"--set {setting!r}: the value cannot be read: {error}; put text in quotes inside the shell's, as in "
+            f"--set {key}: the value cannot be read: {error}; put text in quotes inside the shell's, as in "
             f"--set '{key}=\"text\"'"
         ) from error
     for part in reversed(key.strip().split(".")):

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...contract.errors import UserError
+from ...contract.files import user_path
 from ...contract.messages import EOS, EOS_MARK, Message, Turn, turns
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ChatTemplate:
         if value is None or "{" in value or "\n" in value:
             return cls(value)
         try:
-            return cls(Path(value).expanduser().read_text(encoding="utf-8"))
+            return cls(user_path(value).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"cannot read the chat template {value!r} ({error}); expected jinja2 text or the path of a UTF-8 file "

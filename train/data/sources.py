@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...contract.errors import UserError
+from ...contract.files import user_path
 from .augment.config import AugmentConfig
 from .builtin import BUILTINS
 from .config import DataConfig, SourceConfig
@@ -98,7 +99,7 @@ def resolve_source(
         try:
             files = find_files(spec, path, log)
         except UserError as error:
-            if folder is None or Path(spec).expanduser().is_absolute():
+            if folder is None or user_path(spec).is_absolute():
                 raise
             raise UserError(f"{error}; the folder of {spec} is named by --data-dir, which is {folder!r}") from None
         chosen = files == [path]
@@ -108,8 +109,8 @@ def resolve_source(
 
 
 def _placed(spec: str, folder: str | None) -> Path:
-    path = Path(spec).expanduser()
-    return path if folder is None or path.is_absolute() else Path(folder).expanduser() / path
+    path = user_path(spec)
+    return path if folder is None or path.is_absolute() else user_path(folder) / path
 
 
 def parse_source(text: str, folder: str | None = None) -> SourceConfig:

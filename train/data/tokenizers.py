@@ -15,6 +15,7 @@ from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokeniz
 from ...contract.byte_table import byte_characters
 from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
+from ...contract.files import user_path
 from ...contract.messages import EOS
 from ...contract.stretches import ENCODED_CHARS, LEARNED_CHARS, cut_stretches
 from ..system.interruptible import run_interruptibly
@@ -56,7 +57,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterator[str], cut: Cut | Non
         case "bpe":
             return bpe_tokenizer(_in_pieces(texts, cut), config.size_limit)
         case path:
-            return load_tokenizer(Path(path).expanduser())
+            return load_tokenizer(user_path(path))
 
 
 def _in_pieces(texts: Iterator[str], cut: Cut | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from ..run.folder import RUNS, Run
 
 if TYPE_CHECKING:
     from torch import Tensor  # only its type: a list of runs loads no torch
+
+    from ..config.run_config import RunConfig
 
 LOSS_NOT_FINITE = "the loss is not finite"
 """The guard's description of a step without a finite loss."""
@@ -45,12 +48,12 @@ def divergence(state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
 
 
 def require_convergence(
-    run: Run, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]], optimizer: OptimizerConfig
+    run: Run, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: RunConfig
 ) -> None:
     """Raise UserError if a run that has come to its end diverged; arguments as for `divergence`."""
     problem = divergence(state, records)
     if problem is not None:
-        raise divergence_error(run, optimizer, problem)
+        raise divergence_error(run, config, problem)
 
 
 def all_finite(weights: Iterable[Tensor]) -> bool:
@@ -58,21 +61,22 @@ def all_finite(weights: Iterable[Tensor]) -> bool:
     return all(bool(weight.isfinite().all()) for weight in weights)
 
 
-def divergence_error(run: Run, optimizer: OptimizerConfig, problem: str, step: int | None = None) -> UserError:
+def divergence_error(run: Run, config: RunConfig, problem: str, step: int | None = None) -> UserError:
     """Make the error for a run that diverged, with what to type next.
 
     Args:
         run: The folder of the run.
-        optimizer: Its learning rates.
+        config: Its learning rates and the size of its vocabulary.
         problem: What is not finite, and since when.
         step: The checkpoint with the problem, which is not recommended.
     """
     best = read_best(run.path)
     cure = (
         "Train it again with lower learning rates: the command that began it, with --overwrite "
-        f"{lower_rates(optimizer)}"
+        f"{lower_rates(config.optimizer)}"
     )
-    if best is not None and best.step != step:
+    # A model that does no better than equal chances for all tokens has learned nothing, and rarely passes the export.
+    if best is not None and best.step != step and best.val_loss < math.log(config.model.vocab_size):
         name = run.name if run.path == RUNS / run.name else run.path
         cure += (
             f"; or export the checkpoint of step {best.step}, whose held-out loss is {best.val_loss:.4f}: "

@@ -260,7 +260,7 @@ class Trainer:
         def save_finite() -> None:
             weights = (model_state[name] for name, _ in self.model.named_parameters() if name in model_state)
             if not all_finite(weights):
-                raise divergence_error(self.run, self.config.optimizer, f"the weights are not finite at step {step}")
+                raise divergence_error(self.run, self.config, f"the weights are not finite at step {step}")
             self.saver.save(step, model_state, tensors, state, scored)
 
         self.world.run_together(save_finite)
@@ -299,7 +299,7 @@ class Trainer:
         """Raise UserError if the run, which has come to its end with this evaluation, diverged."""
         state = {"step": self.counters.step, "guard": self.guard.state()}
         record = {"step": self.counters.step, **{name: finite(value) for name, value in scores(evaluation).items()}}
-        require_convergence(self.run, state, [record], self.config.optimizer)
+        require_convergence(self.run, state, [record], self.config)
 
     def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:
         """Return one object of metrics.jsonl."""

@@ -80,6 +80,15 @@ def test_the_advice_for_a_compressed_file_decompresses_it(write, tmp_path):
     assert message.endswith("rename the file to c.json.gz")
 
 
+def test_the_advice_for_a_bare_conversation_on_each_line_gives_each_its_field(write, tmp_path):
+    turns = [{"role": "user", "content": "How do rivers carve?"}, {"role": "assistant", "content": "Slowly."}]
+    path = Path(write("a.jsonl", f"{json.dumps(turns)}\n" * 2))
+    typed(message_of(str(path)), tmp_path)
+    assert [json.loads(line) for line in (tmp_path / "messages-a.jsonl").read_text().splitlines()] == [
+        {"messages": turns}
+    ] * 2
+
+
 @pytest.mark.parametrize("content", ["[{0}, {1}]", "[\n{0},\n{1}\n]\n"])
 def test_a_list_under_the_name_of_lines_is_renamed_by_the_advice(write, content):
     path = Path(write("a.jsonl", content.format(*RECORDS)))

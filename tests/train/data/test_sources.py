@@ -103,3 +103,8 @@ def test_relative_paths_are_looked_up_in_the_folder_that_is_named(write, tmp_pat
 def test_a_file_missing_from_that_folder_says_which_option_names_it(tmp_path):
     with pytest.raises(UserError, match=r"a\.txt does not exist .*--data-dir, which is"):
         resolve_source("a.txt", None, print, str(tmp_path))
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_a_path_that_does_not_exist():
+    with pytest.raises(UserError, match="no-such-user"):
+        resolve_source("~no-such-user/text.txt", None, lambda _: None)

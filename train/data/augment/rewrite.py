@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ....contract.errors import UserError
+from ....contract.files import user_path
 from ....contract.messages import Message
 from ..order import mix
 from .codelike import looks_like_code, named_as_code, paragraphs
@@ -100,7 +100,7 @@ def read_templates(source: str) -> tuple[str, ...]:
     """
     if source == BUILTIN:
         return BUILTIN_TEMPLATES
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.suffix in (".json", ".yaml", ".yml"):
         content = read_values("templates", path)
     else:

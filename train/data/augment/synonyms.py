@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ....contract.errors import UserError
+from ....contract.files import user_path
 from ....contract.text_file import read_text
 from ...system.yaml_values import load_yaml
 from ..order import uniform
@@ -40,7 +41,7 @@ class Synonyms:
         if source == WORDNET:
             self._look, self.digest = wordnet()
             return
-        table = read_table(Path(source).expanduser())
+        table = read_table(user_path(source))
         self._look = lambda word: table.get(word, ())
         self.digest = hashlib.sha256(json.dumps(sorted(table.items())).encode()).hexdigest()
 

@@ -41,7 +41,7 @@ def broken_line(path: Path, number: int, line: str, error: json.JSONDecodeError,
             )
         return UserError(
             f"{where}: the record continues after the end of the line (pretty-printed JSON); expected one JSON record "
-            f"or string per line. Write each on one line: {_jq(path, '-c .', 'lines')}"
+            f"or string per line. Write each on one line: {jq_command(path, '-c .', 'lines')}"
         )
     if "\r" in line.rstrip() and _cause(line, error) is None:
         return carriage_returns(path, number)
@@ -65,7 +65,7 @@ def _extra_in_line(path: Path, number: int, line: str, error: json.JSONDecodeErr
     if rest[0] in '{["':
         return UserError(
             f"{where}: two records on one line (the second begins at column {error.colno}); expected one JSON record "
-            f"or string per line. Write each on its own line: {_jq(path, '-c .', 'lines')}"
+            f"or string per line. Write each on its own line: {jq_command(path, '-c .', 'lines')}"
         )
     return UserError(
         f"{where}: not JSON ({_shown(rest)} after the record, column {error.colno}); expected one JSON record or "
@@ -90,7 +90,7 @@ def broken_list(path: Path, text: str, error: json.JSONDecodeError) -> UserError
         if rest[0] in '{["':
             return UserError(
                 f"{where}: a second value begins at column {error.colno}; expected one list. Put all in one list: "
-                f"{_jq(path, '-s .', 'list')}"
+                f"{jq_command(path, '-s .', 'list')}"
             )
         return UserError(f"{where}: not JSON ({_shown(rest)} after the value, column {error.colno}); leave it out")
     if _ends_inside(text, error):
@@ -178,6 +178,6 @@ def renamed(path: Path, suffix: str) -> str:
     return inner.with_suffix(suffix).name + path.name[len(inner.name) :]
 
 
-def _jq(path: Path, options: str, prefix: str) -> str:
+def jq_command(path: Path, options: str, prefix: str) -> str:
     command = shell_command(str(path), f"jq {options}", takes_file=True)
     return f"{command} > {output_name(prefix, path.name)}"

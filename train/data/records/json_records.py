@@ -7,7 +7,7 @@ from pathlib import Path
 from ....contract.errors import UserError
 from ....contract.text_file import text_pieces
 from .fields import Located, record_of, refuse_repeated
-from .json_diagnosis import broken_line, broken_list, renamed
+from .json_diagnosis import broken_line, broken_list, jq_command, renamed
 from .lines import numbered_lines
 
 MAX_DIGITS = 4000  # Python refuses to read integers of more than 4300 digits
@@ -46,10 +46,13 @@ def json_lines(path: Path) -> Iterator[Located]:
         except RecursionError:
             raise UserError(f"{where}: nested too deeply; expected a record of text, so simplify it") from None
         if isinstance(record, list):
-            raise UserError(
-                f"{where}: a list; expected one JSON record or string per line. A list of records in one file wants "
-                f"the extension .json: rename the file to {renamed(path, '.json')}"
+            cure = (
+                f"A list of records in one file wants the extension .json: rename the file to {renamed(path, '.json')}"
             )
+            if any(later.strip() for _, later in lines):
+                command = jq_command(path, "-c '{messages: .}'", "messages")
+                cure = f"If each line is a conversation, give it a field: {command}"
+            raise UserError(f"{where}: a list; expected one JSON record or string per line. {cure}")
         yield where, record
 
 
