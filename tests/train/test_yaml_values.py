@@ -142,3 +142,11 @@ def test_files_of_the_first_releases_are_read_as_they_were_meant() -> None:
         written = yaml.safe_dump({"a": text}, sort_keys=False, allow_unicode=True, width=110)
         meant: Any = yaml.safe_load(written)
         assert load_yaml(written, written=True) == meant, ascii(text)
+
+
+def test_aliases_that_expand_without_bound_are_refused() -> None:
+    """Nine levels of nine aliases would be 387 million values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    with pytest.raises(ValueError, match=r"line \d+, column \d+: the file has more than 1,000,000 values"):
+        load_yaml("\n".join(lines))

@@ -15,6 +15,8 @@ from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 PREFIX = "tag:yaml.org,2002:"
+MAX_VALUES = 1_000_000
+"""A few aliases of aliases expand to billions of values; a table of synonyms has some hundred thousand."""
 CORE: Mapping[str, str] = {
     "null": r"null|Null|NULL|~|",
     "bool": r"true|True|TRUE|false|False|FALSE",
@@ -96,7 +98,14 @@ def _value(kind: str, text: str) -> Any:
 class _Reader(yaml.SafeLoader):
     """Read the core schema."""
 
+    count = 0
+    """Values made so far."""
+
     def value(self, node: Node) -> Any:
+        self.count += 1
+        if self.count > MAX_VALUES:
+            problem = f"the file has more than {MAX_VALUES:,} values once its aliases are expanded"
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark)
         kind = node.tag.removeprefix(PREFIX)
         if isinstance(node, ScalarNode) and kind in READ:
             try:

@@ -179,5 +179,6 @@ def renamed(path: Path, suffix: str) -> str:
 
 
 def jq_command(path: Path, options: str, prefix: str) -> str:
+    """Write the command that makes PREFIX-NAME of a file with jq."""
     command = shell_command(str(path), f"jq {options}", takes_file=True)
     return f"{command} > {output_name(prefix, path.name)}"
