@@ -148,5 +148,5 @@ def test_aliases_that_expand_without_bound_are_refused() -> None:
     """Nine levels of nine aliases would be 387 million values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
-    with pytest.raises(ValueError, match=r"line \d+, column \d+: the file has more than 1,000,000 values"):
+    with pytest.raises(ValueError, match=r"its aliases expand to more than 1,000,000 values"):
         load_yaml("\n".join(lines))

@@ -70,7 +70,10 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
 
 def _load(content: str | bytes, reader: type["_Reader"]) -> Any:
     try:
-        return yaml.load(content, Loader=reader)  # noqa: S506  # a SafeLoader, and stricter
+        values = yaml.load(content, Loader=reader)  # noqa: S506  # a SafeLoader, and stricter
+        if _expanded_size(values, {}) > MAX_VALUES:
+            raise ValueError(f"its aliases expand to more than {MAX_VALUES:,} values; write fewer aliases of aliases")
+        return values
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -82,6 +85,16 @@ def _load(content: str | bytes, reader: type["_Reader"]) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError:
         raise ValueError("lists or mappings are nested too deep") from None
+
+
+def _expanded_size(value: Any, sizes: dict[int, int]) -> int:
+    """Count the values in `value`, those behind an alias as often as it is used; `sizes` holds what was counted."""
+    if not isinstance(value, (list, dict)):
+        return 1
+    if id(value) not in sizes:
+        parts = value if isinstance(value, list) else value.values()
+        sizes[id(value)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 def _kind(text: str) -> str:
@@ -98,14 +111,7 @@ def _value(kind: str, text: str) -> Any:
 class _Reader(yaml.SafeLoader):
     """Read the core schema."""
 
-    count = 0
-    """Values made so far."""
-
     def value(self, node: Node) -> Any:
-        self.count += 1
-        if self.count > MAX_VALUES:
-            problem = f"the file has more than {MAX_VALUES:,} values once its aliases are expanded"
-            raise ConstructorError(problem=problem, problem_mark=node.start_mark)
         kind = node.tag.removeprefix(PREFIX)
         if isinstance(node, ScalarNode) and kind in READ:
             try:
