@@ -52,8 +52,8 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
     import torch
 
     from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
+    from adaptive_lm.train.optim.optimizer import Optimizers
     from adaptive_lm.train.optim.optimizer_config import OptimizerConfig
-from adaptive_lm.train.optim.optimizer import Optimizers
     from adaptive_lm.train.system.device import autocast, choose_precision
 
     torch.set_num_threads(1)
