@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -26,22 +25,6 @@ def reference() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def pages_of(nav: object) -> set[str]:
-    """All pages of a navigation, as mkdocs writes one: nested lists and mappings with paths as leaves."""
-    if isinstance(nav, str):
-        return {nav}
-    children = nav.values() if isinstance(nav, dict) else nav
-    assert isinstance(children, (list, type({}.values())))
-    return set().union(*map(pages_of, children))
-
-
-def test_every_page_is_in_the_navigation_or_in_the_index_of_decisions() -> None:
-    nav = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
-    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
-    nav |= {f"decisions/{name}" for name in re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)}
-    assert {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} == nav
 
 
 @pytest.mark.parametrize("page", DECISIONS, ids=lambda page: page.stem)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -412,3 +413,19 @@ def test_the_commands_of_make_demo_can_be_typed() -> None:
     assert [line.split()[1] for line in lines] == ["train", "export", "generate", "bench"]
     for line in lines:
         parse(line.replace("$(NAME)", "demo"))
+
+
+def pages_of(nav: object) -> set[str]:
+    """All pages of a navigation, as mkdocs writes one: nested lists and mappings with paths as leaves."""
+    if isinstance(nav, str):
+        return {nav}
+    children = nav.values() if isinstance(nav, dict) else nav
+    assert isinstance(children, (list, type({}.values())))
+    return set().union(*map(pages_of, children))
+
+
+def test_every_page_is_in_the_navigation_or_in_the_index_of_decisions() -> None:
+    nav = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
+    nav |= {f"decisions/{name}" for name in re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)}
+    assert {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} == nav
