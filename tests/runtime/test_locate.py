@@ -47,7 +47,7 @@ def test_the_home_folder_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch
         ("runs", r"no exported model at runs: the folder has no manifest.json, .*; exported runs here: demo"),
         ("half", r"run runs/half is not exported: .*; type: adaptive export half"),
         ("runs/half", r"run runs/half is not exported: .*; type: adaptive export runs/half"),
-        ("~nobody-of-this-name/x", r"no exported model at ~nobody-of-this-name/x: the folder does not exist"),
+        ("~unknown-user/x", r"no exported model at ~unknown-user/x: the folder does not exist"),
     ],
 )  # fmt: skip
 def test_a_name_that_means_nothing_lists_what_is_there(here: Path, name: str, message: str) -> None:

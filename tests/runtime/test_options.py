@@ -66,7 +66,7 @@ def show(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("~/a.txt", "/home/of/a.txt"), ("a~b", "a~b"), ("~nobody-of-this-name", "~nobody-of-this-name")],
+    [("~/a.txt", "/home/of/a.txt"), ("a~b", "a~b"), ("~unknown-user", "~unknown-user")],
 )
 def test_the_home_folder_is_expanded_in_every_path(given: str, expected: str) -> None:
     result = CliRunner().invoke(show, [f"--file={given}"], env={"HOME": "/home/of"})
