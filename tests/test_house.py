@@ -54,7 +54,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("generation",),
         ("execution",),
         ("dial",),
-        ("format", "terminal"),
+        ("format", "terminal", "ops"),
     ),
     "export": (
         ("commands",),

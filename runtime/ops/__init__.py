@@ -1,0 +1,1 @@
+"""Operators of our own for ONNX Runtime's CPU provider: the layout of their weights, and the compiled library."""
