@@ -9,7 +9,7 @@ once, from front to back, with one output in each lane of a vector register. A b
 | `fp32` | | 32 inputs x 64 outputs of float32 |
 | `bf16` | | 32 inputs x 64 outputs of bfloat16, rounded to nearest even |
 | `int8` | 64 scales s, float16 | 8 steps x 64 outputs x 4 inputs of uint8, q + 128; w = s q, q in -127..127 |
-| `int4` | 64 scales s, float16; 64 zero points z, uint8 | 4 steps x 64 outputs x 4 bytes; w = s (q - z / 16), q in 0..15 |
+| `int4` | 64 scales s, float16; 64 zero points z, uint8 | 4 steps x 64 x 4 bytes; w = s (q - z / 16), q in 0..15 |
 
 Byte t of step j of int4 holds input 8 j + t in its low half and input 8 j + 4 + t in its high half. The C++ side is
 `src/kernels/linear.h`.
