@@ -99,6 +99,15 @@ float Attributes::real(const char* name, float least, float most, float missing)
   return present(name) ? real(name, least, most) : missing;
 }
 
+void infer_types(const Port* outputs, size_t count, const OrtShapeInferContext* context) {
+  for (size_t i = 0; i < count; ++i) {
+    if (outputs[i].type != Element::any) continue;
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(api().inferred_input(context, static_cast<size_t>(outputs[i].like), &info));
+    check(api().infer_output(context, i, info));
+  }
+}
+
 Call::Call(const std::string& where, const Port* inputs, const Port* outputs, OrtKernelContext* context)
     : where_(where), inputs_(inputs), outputs_(outputs), context_(context) {
   check(api().input_count(context, &num_inputs_));

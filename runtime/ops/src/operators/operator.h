@@ -9,12 +9,12 @@
 // throwing `Failure`; ONNX Runtime gets it as a status.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
-#include <cstdio>
 #include <exception>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -41,6 +41,7 @@ struct Port {
   const char* name;
   Element type;
   Presence presence = Presence::required;
+  int like = -1;  // of an output of any type: the input whose type and shape it has
 };
 
 constexpr Presence optional = Presence::optional;
@@ -182,6 +183,9 @@ void Call::parallel(int64_t count, int64_t cost, const Work& work) const {
   if (section.failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
+// Give each output of any type the type and shape of the input that it names.
+void infer_types(const Port* outputs, size_t count, const OrtShapeInferContext* context);
+
 // Turn what an operator throws into a status.
 template <class Work>
 OrtStatus* guarded(const std::string& where, const Work& work) noexcept {
@@ -220,6 +224,12 @@ struct Description : OrtCustomOp {
     get_variadic_input_least = get_variadic_input_homogeneous = [](const OrtCustomOp*) { return 0; };
     get_variadic_output_least = get_variadic_output_homogeneous = [](const OrtCustomOp*) { return 0; };
     get_start_version = get_end_version = [](const OrtCustomOp*) { return 1; };
+    if (std::any_of(std::begin(Operator::kOutputs), std::end(Operator::kOutputs),
+                    [](const Port& port) { return port.type == Element::any; })) {
+      infer_output_shape = [](const OrtCustomOp*, OrtShapeInferContext* context) {
+        return guarded(Operator::kName, [&] { infer_types(Operator::kOutputs, std::size(Operator::kOutputs), context); });
+      };
+    }
     create_kernel_v2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
       return guarded(Operator::kName, [&] { *kernel = new Kernel(Attributes(Operator::kName, info)); });
     };

@@ -130,6 +130,18 @@ class Api {
     return entry<414, OrtStatus*, const OrtValue*, Element*, const int64_t**, size_t*>()(value, type, shape, rank);
   }
 
+  // Return element type and shape of an input while the graph is built; the context owns them.
+  OrtStatus* inferred_input(const OrtShapeInferContext* context, size_t index, OrtTensorTypeAndShapeInfo** info) const {
+    return entry<268, OrtStatus*, const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**>()(context, index,
+                                                                                                      info);
+  }
+  // State element type and shape of an output while the graph is built; they are copied.
+  OrtStatus* infer_output(const OrtShapeInferContext* context, size_t index,
+                          const OrtTensorTypeAndShapeInfo* info) const {
+    return entry<270, OrtStatus*, const OrtShapeInferContext*, size_t, const OrtTensorTypeAndShapeInfo*>()(
+        context, index, info);
+  }
+
   // Call work(data, i) for every i below `total` on the threads of the session. With `batches` 0 each i is handed out on
   // its own; else the numbers are cut into that many contiguous parts. A session with one thread runs a plain loop.
   OrtStatus* parallel_for(const OrtKernelContext* context, void (*work)(void*, size_t), size_t total, size_t batches,
