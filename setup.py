@@ -23,7 +23,6 @@ FLAGS = [
     "-std=c++17",
     "-O3",
     "-fPIC",
-    "-fno-exceptions",
     "-fno-math-errno",
     "-ffp-contract=off",
     "-fvisibility=hidden",
@@ -116,7 +115,7 @@ def compile_library(library: Path, objects: Path, force: bool = False, extra: tu
         name = "_".join(source.relative_to(ROOT / SOURCES).with_suffix("").parts)
         if source == ROOT / TABLE:
             for isa, flags in instruction_sets.items():
-                jobs.append((source, objects / f"{name}_{isa}.o", [f"-DADAPTIVE_ISA_{isa}", *flags]))
+                jobs.append((source, objects / f"{name}_{isa}.o", [f"-DADAPTIVE_ISA_{isa}", "-fno-exceptions", *flags]))
         else:
             jobs.append((source, objects / f"{name}.o", []))
 

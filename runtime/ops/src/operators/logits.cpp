@@ -56,7 +56,7 @@ class Logits {
       row[i] = rows.row(i);
       results[i] = out.data + i * vocab_;
     }
-    call.parallel(num_groups(vocab_), packed_bytes(table) * cost_of_rows(count), [&](int64_t first, int64_t last) {
+    call.parallel(table.groups(), table.bytes() * cost_of_rows(count), [&](int64_t first, int64_t last) {
       multiply(table, row, count, results, first, last);
     });
   }

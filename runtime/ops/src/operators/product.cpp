@@ -15,7 +15,7 @@ Precision precision_of(const Attributes& attributes, const char* name) {
 Matrix matrix(const Call& call, size_t index, Precision precision, int64_t outputs, int64_t inputs, int64_t count) {
   Matrix result{precision, outputs, inputs, nullptr};
   // widths are at most 2^24 and stacks 2^16, so that one matrix cannot overflow but a stack can
-  const int64_t one = packed_bytes(result);
+  const int64_t one = result.bytes();
   const int64_t expected = one > std::numeric_limits<int64_t>::max() / count ? -1 : one * count;
   const Tensor<const uint8_t> bytes = call.input<uint8_t>(index);
   if (!bytes) return result;
@@ -32,7 +32,7 @@ Matrix matrix(const Call& call, size_t index, Precision precision, int64_t outpu
 
 Rows::Rows(Scratch& scratch, int64_t count, int64_t inputs, bool integers)
     : count_(count), inputs_(inputs), integers_(integers), rows_(scratch.take<Row>(count)) {
-  const int64_t width = padded(inputs), blocks = num_blocks(inputs);
+  const int64_t blocks = (inputs + kBlock - 1) / kBlock, width = blocks * kBlock;
   float* values = scratch.take<float>(count * width);
   int8_t* quantized = integers ? scratch.take<int8_t>(count * width) : nullptr;
   float* scales = integers ? scratch.take<float>(count * blocks) : nullptr;
@@ -49,9 +49,8 @@ void multiply(const Matrix& matrix, const Row* const* rows, int64_t num_rows, fl
               int64_t last, const Blocks* blocks) {
   if (num_rows == 0 || first >= last) return;
   kernels().multiply(matrix, rows, num_rows, out, first, last, blocks);
-  const bool all = blocks == nullptr || blocks->index == nullptr;
-  const int64_t count = all ? num_blocks(matrix.inputs) : blocks->count;
-  read.fetch_add((last - first) * count * block_bytes(matrix.precision), std::memory_order_relaxed);
+  const int64_t count = blocks == nullptr ? matrix.blocks() : blocks->count;
+  read.fetch_add((last - first) * count * matrix.block_bytes(), std::memory_order_relaxed);
 }
 
 int64_t bytes_read() { return read.load(std::memory_order_relaxed); }

@@ -8,21 +8,8 @@
 
 namespace adaptive {
 
-constexpr int64_t kGroup = 64;  // outputs of a group
-constexpr int64_t kBlock = 32;  // inputs of a block
 constexpr int64_t kMostWidth = int64_t{1} << 24;  // of any width that an attribute states
 constexpr int64_t kMostExperts = int64_t{1} << 16;
-
-inline int64_t num_groups(int64_t outputs) { return (outputs + kGroup - 1) / kGroup; }
-inline int64_t num_blocks(int64_t inputs) { return (inputs + kBlock - 1) / kBlock; }
-inline int64_t padded(int64_t inputs) { return num_blocks(inputs) * kBlock; }
-
-inline int64_t block_bytes(Precision precision) {
-  constexpr int64_t bytes[] = {8192, 4096, 2176, 1216};
-  return bytes[static_cast<int64_t>(precision)];
-}
-inline int64_t group_bytes(const Matrix& matrix) { return num_blocks(matrix.inputs) * block_bytes(matrix.precision); }
-inline int64_t packed_bytes(const Matrix& matrix) { return num_groups(matrix.outputs) * group_bytes(matrix); }
 
 inline bool is_integer(Precision precision) { return precision == Precision::int8 || precision == Precision::int4; }
 
@@ -34,7 +21,7 @@ Matrix matrix(const Call& call, size_t index, Precision precision, int64_t outpu
 
 // Return matrix `number` of a stack.
 inline Matrix nth(Matrix matrix, int64_t number) {
-  matrix.data += number * packed_bytes(matrix);
+  matrix.data += number * matrix.bytes();
   return matrix;
 }
 

@@ -1,6 +1,5 @@
-// The entry points of the library.
+// The entry points of the library; `adaptive_ops_kernel`, the name of the kernels, is in kernels/dispatch.cpp.
 
-#include "../kernels/kernels.h"
 #include "operator.h"
 #include "product.h"
 
@@ -49,9 +48,6 @@ ADAPTIVE_EXPORT OrtStatus* ORT_CALL RegisterCustomOps(OrtSessionOptions* options
 
 // Return the version of layout and operators.
 ADAPTIVE_EXPORT int adaptive_ops_version() { return adaptive::kVersion; }
-
-// Return the name of the kernels that this machine runs.
-ADAPTIVE_EXPORT const char* adaptive_ops_kernel() { return adaptive::kernels().name; }
 
 // Return the bytes of packed weights that products have read since the library was loaded.
 ADAPTIVE_EXPORT int64_t adaptive_ops_bytes_read() { return adaptive::bytes_read(); }
