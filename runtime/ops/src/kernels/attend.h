@@ -214,15 +214,15 @@ ALWAYS_INLINE void mix_places(F16 (&sums)[ROWS][CHUNKS], const CacheHead& cache,
 }
 
 // One query of a tile, whose shares are those of the places from `base` on.
-struct Row {
+struct TileRow {
   const Query* query;
   const float* shares;
-  float factor;  // 1 / sum of the shares
+  float factor;  // weight / sum of the shares
 };
 
 // Write components [w, w + 16 CHUNKS) of the outputs of ROWS queries; PARTIAL: `tail` components from w on.
 template <CacheType type, int ROWS, int CHUNKS, bool PARTIAL>
-ALWAYS_INLINE void mix_tile(const CacheHead& cache, const Row* rows, int64_t base, int64_t w, int64_t tail) {
+ALWAYS_INLINE void mix_tile(const CacheHead& cache, const TileRow* rows, int64_t base, int64_t w, int64_t tail) {
   const uint8_t* column = cache.values + w * Elements<type>::bytes;
   const float* shares[ROWS];
   int64_t first = rows[0].query->first, last = rows[0].query->last;  // the places that all of them see
@@ -261,7 +261,7 @@ ALWAYS_INLINE void mix_tile(const CacheHead& cache, const Row* rows, int64_t bas
 }
 
 template <CacheType type, int ROWS>
-ALWAYS_INLINE void mix_rows(const CacheHead& cache, const Row* rows, int64_t base) {
+ALWAYS_INLINE void mix_rows(const CacheHead& cache, const TileRow* rows, int64_t base) {
   constexpr int TOGETHER = ROWS >= kSums ? 1 : kSums / ROWS > 4 ? 4 : kSums / ROWS;
   int64_t w = 0;
   for (; w + 16 * TOGETHER <= cache.head_dim; w += 16 * TOGETHER)
@@ -299,12 +299,12 @@ void attend_tile(const AttendTask& task, const Query* queries, int64_t rows, con
       span < cache.capacity - cell ? span : cache.capacity - cell;  // places before the ring wraps around
   score_cells<type>(task, scaled, rows, cell, cell + before - 1, last_block, scores, stride);
   if (before < span) score_cells<type>(task, scaled, rows, 0, span - before - 1, last_block, scores + before, stride);
-  Row tile[kMostQueries];
+  TileRow tile[kMostQueries];
   for (int64_t r = 0; r < rows; r++) {
     const int64_t n = queries[r].last - queries[r].first + 1;
     float* own = scores + r * stride + (queries[r].first - first);
     if (task.position_embedding) add_positions(task, own, queries[r].first, n, logits + r * positions);
-    tile[r] = {queries + r, scores + r * stride, 1.0f / softmax_of(own, n)};
+    tile[r] = {queries + r, scores + r * stride, queries[r].weight / softmax_of(own, n)};
   }
   int64_t r = 0;
   if (kSums >= 16)

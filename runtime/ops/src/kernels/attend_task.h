@@ -30,6 +30,7 @@ struct CacheHead {  // one sequence and key/value head
 struct Query {          // one row and query head
   const float* values;  // (W), normed and rotated
   float* out;           // (W)
+  float weight;         // factor of the output
   int64_t first, last;  // the places that it sees: 0 <= first <= last, last - first < C, all of them written
 };
 

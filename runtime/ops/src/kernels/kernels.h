@@ -45,8 +45,9 @@ struct Blocks {
   int64_t count;
 };
 
-// Defined in attend.h.
+// Defined in attend_task.h.
 struct AttendTask;
+struct CacheHead;
 
 struct Kernels {
   const char* name;
@@ -79,6 +80,9 @@ struct Kernels {
   float (*softmax)(float* x, int64_t n);
 
   void (*attend)(const AttendTask& task);
+
+  // Write a key and a value, head_dim floats each, to a cell of the cache.
+  void (*write_cell)(const CacheHead& cache, int64_t cell, const float* key, const float* value);
 };
 
 // The fastest table that this processor runs, or the one that the environment variable ADAPTIVE_KERNEL names.

@@ -3,18 +3,13 @@
 //
 // Everything here has internal linkage, and nothing of the standard library is used: the linker merges equal inline
 // functions of several files, and could put code for AVX-512 where every processor runs it.
+#include "attend.h"
 #include "elementwise.h"
 #include "linear.h"
-#if __has_include("attend.h")
-#include "attend.h"
-#define ADAPTIVE_ATTEND attend
-#else
-#define ADAPTIVE_ATTEND nullptr
-#endif
 
 #define ADAPTIVE_TABLE(name) \
   extern const Kernels kernels_##name = {#name, quantize, multiply, matrix_row, rms_norm, rotate, dot, add_scaled, \
-                                         silu_product, softmax, ADAPTIVE_ATTEND}
+                                         silu_product, softmax, attend, write_cell}
 
 namespace adaptive {
 #if defined(ADAPTIVE_ISA_avx512vnni)
