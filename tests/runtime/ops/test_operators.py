@@ -1,4 +1,4 @@
-"""Each operator in ONNX Runtime against plain numpy; rows, threads and neighbours leave a result as it is, to the bit."""
+"""Each operator in ONNX Runtime against plain numpy; rows, threads and neighbours do not change a bit of a result."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -61,8 +61,17 @@ class Layer:
             self.inputs["router_top_p"] = np.array([[0.9], [0.6]], np.float32)
         code = PRECISIONS.index(precision)
         self.attributes: dict[str, Any] = {
-            **{"layer": 1, "eps": EPS, "num_experts": experts, "hidden": hidden, "routing": routing},
-            **{"experts_per_token": min(2, experts), "renormalize": 1, "precision_experts": code},
+            "layer": 1,
+            "eps": EPS,
+            "num_experts": experts,
+            "hidden": hidden,
+            "routing": routing,
+            "experts_per_token": min(2, experts),
+            "renormalize": 1,
+            "reach": 0.0,
+            "shared_hidden": shared,
+            "precision_experts": code,
+            "precision_shared": code,
         }
         self.shared = None
         if shared:
@@ -73,7 +82,6 @@ class Layer:
                 "shared_gate_up": pack(self.shared.gate_up, precision),
                 "shared_down": pack(self.shared.down, precision),
             }
-            self.attributes |= {"shared_hidden": shared, "precision_shared": code}
 
     def run(self, threads: int = 1, **inputs: Array) -> tuple[Array, ...]:
         return run("FeedForward", self.inputs | inputs, threads, **self.attributes)
@@ -329,10 +337,8 @@ def test_tokens_leave_where_the_confidence_is_above_the_threshold(precision: Pre
     middle = np.sort(np.array(sure)[inputs["alive"][:, 0]])
     threshold = middle[len(middle) // 2 - 1 : len(middle) // 2 + 1].mean()
     inputs["exit_threshold"] = np.array([[0, 0], [0, 0], [threshold, 1]], np.float32)
-    attributes: dict[str, Any] = {"layer": 2, "eps": EPS, "criterion": CRITERIA.index(criterion)}
-    if criterion != "router":
-        attributes |= {"vocab": vocab, "precision": PRECISIONS.index(precision)}
-    alive, exit_layer = run("Exit", inputs, **attributes)
+    attributes = {"layer": 2, "eps": EPS, "criterion": CRITERIA.index(criterion), "vocab": vocab}
+    alive, exit_layer = run("Exit", inputs, precision=PRECISIONS.index(precision), **attributes)
     leaves = inputs["alive"][:, 0] & (np.array(sure) > threshold) & (np.arange(tokens) < 35)  # the others' threshold: 1
     np.testing.assert_array_equal(alive[:, 0], inputs["alive"][:, 0] & ~leaves)
     np.testing.assert_array_equal(exit_layer[:, 0], np.where(leaves, 2, inputs["exit_layer"][:, 0]))
@@ -368,8 +374,11 @@ def test_logits_are_those_of_the_last_tokens_of_each_sequence(precision: Precisi
     batch, time, dim, vocab = 2, 3, 40, 130
     x, norm, head = normal(batch * time, dim, seed=1), 1 + normal(dim, seed=2) / 4, normal(vocab, dim, seed=3)
     inputs = {
-        **{"x": x, "norm": norm, "head": pack(head, precision)},
-        **{"num_logits": np.array(wanted), "ids": np.zeros((batch, time), np.int64)},
+        "x": x,
+        "norm": norm,
+        "head": pack(head, precision),
+        "num_logits": np.array(wanted),
+        "ids": np.zeros((batch, time), np.int64),
     }
     one, two = (
         run("Logits", inputs, threads, eps=EPS, vocab=vocab, precision=PRECISIONS.index(precision))[0]
