@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..format.manifest import Manifest
+from ..format.manifest import Costs, Manifest
 from .routes import Bools, Floats, Routes, at
 
 
@@ -73,11 +73,11 @@ class Spent:
 
 
 class Meter:
-    """Computes the costs of tokens by the tables of one manifest."""
+    """Computes the costs of tokens by two tables: those of the manifest, or those of one of its targets."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        model = manifest.model
-        tables = (manifest.costs.flops, manifest.costs.weight_bytes)
+    def __init__(self, manifest: Manifest, costs: Costs | None = None) -> None:
+        model, costs = manifest.model, costs or manifest.costs
+        tables = (costs.flops, costs.weight_bytes)
         L = model.num_layers
         num_experts = np.array([layer.num_experts for layer in model.layers], dtype=np.float64)  # (L,)
 

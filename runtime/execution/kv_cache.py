@@ -4,7 +4,7 @@ L layers, B sequences, T tokens, K key/value heads, C capacity, W width of a hea
 Runtime and Python read and write the same memory.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,11 @@ ROUND_CAPACITY = 32
 """Tokens to which a capacity is rounded up, so that generations of similar length reuse the memory."""
 THRESHOLDS = ("router_top_p", "depth_threshold", "exit_threshold")
 """Inputs that every graph has."""
+KV = Literal["fp32", "fp16", "int8"]
+"""Precisions of keys and values. The portable graph has fp32."""
+DTYPE: dict[KV, Any] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+SCALE_BYTES = 4
+"""Bytes of the scale of an int8 key or value."""
 
 CHUNK = 64
 """Tokens of one pass of a prompt that is longer than a ring; a ring holds a window and one chunk.
@@ -37,9 +42,10 @@ class Cache:
         manifest: The model.
         device: "cpu" or "cuda".
         capacity: Tokens to hold, at most the context.
+        kv: Precision of keys and values.
     """
 
-    def __init__(self, ort: Any, manifest: Manifest, device: str, capacity: int) -> None:
+    def __init__(self, ort: Any, manifest: Manifest, device: str, capacity: int, kv: KV = "fp32") -> None:
         model = manifest.model
         L = model.num_layers
         self.capacity = capacity
@@ -52,8 +58,10 @@ class Cache:
         self._rings = [(layer.window, ring(layer.window, capacity)) for layer in model.layers if layer.window]
         # Zeros, not uninitialised memory: a masked position still counts as 0 * value, and 0 * nan is nan.
         self.values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), device, 0)
-            for name, shape in cache_shapes(model, capacity).items()
+            name: ort.OrtValue.ortvalue_from_numpy(
+                np.zeros(shape, np.float32 if name[0] == "counted" else DTYPE[kv]), device, 0
+            )
+            for name, shape in cache_shapes(model, capacity, kv).items()
         }
 
     def inputs(self) -> dict[str, NDArray[Any]]:
@@ -76,13 +84,17 @@ def ring(window: int, capacity: int) -> int:
     return min(capacity, needed) if window else capacity
 
 
-def cache_shapes(model: Model, capacity: int) -> dict[tuple[str, int], tuple[int, int, int, int]]:
-    """Map (kind, layer) of every cache to its shape: keys and values (B, K, C, W), counted (B, 1, C, 1)."""
+def cache_shapes(model: Model, capacity: int, kv: KV = "fp32") -> dict[tuple[str, int], tuple[int, int, int, int]]:
+    """Map (kind, layer) of every cache to its shape: keys and values (B, K, C, W), counted (B, 1, C, 1).
+
+    In int8 each key and value has a float32 scale behind its W numbers.
+    """
+    width = model.head_dim + (SCALE_BYTES if kv == "int8" else 0)
     shapes = {}
     for index, layer in enumerate(model.layers):
         cells = ring(layer.window, capacity)
         for kind in ("key", "value"):
-            shapes[kind, index] = (BATCH, model.num_kv_heads, cells, model.head_dim)
+            shapes[kind, index] = (BATCH, model.num_kv_heads, cells, width)
         if model.counts_cells(index):
             shapes["counted", index] = (BATCH, 1, cells, 1)
     return shapes

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract.errors import UserError, WrongUsageError
-from ...contract.file_names import GRAPH
 from ...contract.files import require_utf8_path
 from ..dial import Dial, Thresholds, resolve
 from ..format.manifest import Manifest
@@ -23,6 +22,7 @@ from .cost import Meter, Usage
 from .kv_cache import ROUND_CAPACITY, Cache
 from .providers import choose_device
 from .routes import Routes, joined
+from .targets import choose_target
 
 SMALL_BYTES = 128 * 2**20
 """Weights up to which one thread decodes faster than two (docs/decisions/0005)."""
@@ -54,12 +54,15 @@ class Session:
         folder: The folder of the exported model.
         manifest: The manifest of the model; None reads it.
         device: "auto" (CUDA where it loads), "cpu" or "cuda".
+        target: Which graph of the model to run: "auto" (that of our operators where they work), "portable", "cpu" or
+            "cuda".
         threads: Threads of one operator, at least 1; None takes `suitable_threads`.
         capacity: Tokens that the caches hold at first; None takes the whole context.
         verify: Whether to compare the files with their digests when the manifest is read.
 
     Raises:
-        UserError: the model is missing, damaged, or does not fit its manifest; or CUDA is requested and does not load.
+        UserError: the model is missing, damaged, or does not fit its manifest; or CUDA or a target is requested and
+            cannot be used here.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Session:
         manifest: Manifest | None = None,
         *,
         device: str = "auto",
+        target: str = "auto",
         threads: int | None = None,
         capacity: int | None = None,
         verify: bool = True,
@@ -81,8 +85,9 @@ class Session:
         self.device = choose_device(device)
         self.threads = threads or suitable_threads(self.manifest)
         self._ort = onnxruntime
-        self._session = self._open(folder / GRAPH)
-        self._meter = Meter(self.manifest)
+        self._target = choose_target(self.manifest, target, self.device.name)
+        self._session = self._open(folder / self._target.graph)
+        self._meter = Meter(self.manifest, self._target.costs)
         self._position = 0
         self.reset(capacity)
         self.set_thresholds(resolve(self.manifest, Dial()))
@@ -97,6 +102,8 @@ class Session:
         # the time of a token, on idle ones it gains little (docs/decisions).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; they come as exceptions too
+        if self._target.library is not None:
+            self._target.library.register(options)
         try:
             session = self._ort.InferenceSession(str(path), options, providers=list(self.device.providers))
         except Exception as error:  # onnxruntime raises many classes without a common base
@@ -118,6 +125,21 @@ class Session:
     def onnxruntime_version(self) -> str:
         """Version of the ONNX Runtime that is loaded."""
         return str(self._ort.__version__)
+
+    @property
+    def target(self) -> str:
+        """The graph that runs: `portable`, `cpu` or `cuda`."""
+        return self._target.name
+
+    @property
+    def kernel(self) -> str | None:
+        """The instruction set of our operators; None where ONNX Runtime's own operators run."""
+        return self._target.kernel
+
+    @property
+    def note(self) -> str | None:
+        """Why a faster graph of the model does not run, in one line; None where there is nothing to say."""
+        return self._target.note
 
     @property
     def position(self) -> int:
@@ -142,7 +164,7 @@ class Session:
         room = min(-(-wanted // ROUND_CAPACITY) * ROUND_CAPACITY, context)
         cache: Cache | None = getattr(self, "cache", None)
         if cache is None or cache.capacity != room:
-            fresh = Cache(self._ort, self.manifest, self.device.name, room)
+            fresh = Cache(self._ort, self.manifest, self.device.name, room, self._target.kv)
             if cache is not None:
                 for name, array in fresh.inputs().items():
                     array[:] = cache.inputs()[name]

@@ -1,0 +1,217 @@
+// Products of a packed matrix with rows of inputs.
+//
+// A tile is a few rows times a group of 64 outputs (or 16 or 32 of them, where registers are few). An output is one
+// chain of additions over the inputs in rising order, so its bits depend on nothing else in the tile.
+#pragma once
+#include "../simd/simd.h"
+#include "kernels.h"
+
+namespace adaptive {
+namespace {
+
+// Bytes that are fetched ahead when a matrix streams from memory. The processor's own prefetch stops at each 4 KiB page.
+constexpr int64_t kAhead = 4096;
+constexpr int kLanes = 16;
+
+// Each format multiplies one block: `sums` += the products of 32 inputs with LANES * 16 outputs, from `part` * 16 on.
+struct Fp32 {
+  static constexpr int64_t kBytes = 4 * kBlock * kGroup;
+
+  template <int ROWS, int LANES>
+  static ALWAYS_INLINE void block(const uint8_t* weights, const Row* const* rows, int64_t b, int part,
+                                  F16 (&sums)[ROWS][LANES]) {
+    const float* w = reinterpret_cast<const float*>(weights) + kLanes * part;
+    const float* x[ROWS];
+    for (int r = 0; r < ROWS; r++) x[r] = rows[r]->values + b * kBlock;
+    for (int i = 0; i < kBlock; i++) {
+      F16 column[LANES];
+      for (int l = 0; l < LANES; l++) column[l] = load(w + i * kGroup + l * kLanes);
+      for (int r = 0; r < ROWS; r++) {
+        const F16 value = all(x[r][i]);
+        for (int l = 0; l < LANES; l++) sums[r][l] = fma(column[l], value, sums[r][l]);
+      }
+    }
+  }
+};
+
+struct Bf16 {
+  static constexpr int64_t kBytes = 2 * kBlock * kGroup;
+
+  template <int ROWS, int LANES>
+  static ALWAYS_INLINE void block(const uint8_t* weights, const Row* const* rows, int64_t b, int part,
+                                  F16 (&sums)[ROWS][LANES]) {
+    const uint16_t* w = reinterpret_cast<const uint16_t*>(weights) + kLanes * part;
+    const float* x[ROWS];
+    for (int r = 0; r < ROWS; r++) x[r] = rows[r]->values + b * kBlock;
+    for (int i = 0; i < kBlock; i++) {
+      F16 column[LANES];
+      for (int l = 0; l < LANES; l++) column[l] = load_bf16(w + i * kGroup + l * kLanes);
+      for (int r = 0; r < ROWS; r++) {
+        const F16 value = all(x[r][i]);
+        for (int l = 0; l < LANES; l++) sums[r][l] = fma(column[l], value, sums[r][l]);
+      }
+    }
+  }
+};
+
+struct Int8 {
+  static constexpr int64_t kBytes = 2 * kGroup + kBlock * kGroup;
+
+  template <int ROWS, int LANES>
+  static ALWAYS_INLINE void block(const uint8_t* weights, const Row* const* rows, int64_t b, int part,
+                                  F16 (&sums)[ROWS][LANES]) {
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(weights) + kLanes * part;
+    const uint8_t* w = weights + 2 * kGroup + 4 * kLanes * part;
+    const int8_t* x[ROWS];
+    Int8Sum products[ROWS][LANES];
+    for (int r = 0; r < ROWS; r++) {
+      x[r] = rows[r]->quantized + b * kBlock;
+      for (int l = 0; l < LANES; l++) products[r][l] = start_int8(rows[r]->sums[b]);
+    }
+    for (int step = 0; step < kBlock / 4; step++) {
+      Int8Weights column[LANES];
+      for (int l = 0; l < LANES; l++) column[l] = load_int8(w + 4 * (step * kGroup + l * kLanes));
+      for (int r = 0; r < ROWS; r++) {
+        const auto values = four(x[r] + 4 * step);
+        for (int l = 0; l < LANES; l++) dot(products[r][l], column[l], values);
+      }
+    }
+    for (int l = 0; l < LANES; l++) {
+      const F16 scale = load_half(scales + l * kLanes);
+      for (int r = 0; r < ROWS; r++)
+        sums[r][l] = fma(finish(products[r][l]), scale * all(rows[r]->scales[b]), sums[r][l]);
+    }
+  }
+};
+
+struct Int4 {
+  static constexpr int64_t kBytes = 3 * kGroup + kBlock * kGroup / 2;
+
+  template <int ROWS, int LANES>
+  static ALWAYS_INLINE void block(const uint8_t* weights, const Row* const* rows, int64_t b, int part,
+                                  F16 (&sums)[ROWS][LANES]) {
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(weights) + kLanes * part;
+    const uint8_t* zeros = weights + 2 * kGroup + kLanes * part;
+    const uint8_t* w = weights + 3 * kGroup + 4 * kLanes * part;
+    const int8_t* x[ROWS];
+    Int4Sum products[ROWS][LANES];
+    for (int r = 0; r < ROWS; r++) {
+      x[r] = rows[r]->quantized + b * kBlock;
+      for (int l = 0; l < LANES; l++) products[r][l] = start_int4();
+    }
+    for (int step = 0; step < kBlock / 8; step++) {
+      Int4Weights column[LANES];
+      for (int l = 0; l < LANES; l++) column[l] = load_int4(w + 4 * (step * kGroup + l * kLanes));
+      for (int r = 0; r < ROWS; r++) {
+        const auto low = four(x[r] + 8 * step), high = four(x[r] + 8 * step + 4);
+        for (int l = 0; l < LANES; l++) dot(products[r][l], column[l], low, high);
+      }
+    }
+    for (int l = 0; l < LANES; l++) {
+      const F16 scale = load_half(scales + l * kLanes);
+      const I16 zero = load_bytes(zeros + l * kLanes);
+      for (int r = 0; r < ROWS; r++) {
+        // the products count sixteenths of a step, as the zero points do
+        const F16 factor = scale * all(rows[r]->scales[b] * 0.0625f);
+        sums[r][l] = fma(finish(products[r][l], zero, rows[r]->sums[b]), factor, sums[r][l]);
+      }
+    }
+  }
+};
+
+template <class Format, int ROWS, int LANES, bool AHEAD>
+ALWAYS_INLINE void tile(const Matrix& matrix, const Row* const* rows, float* const* out, int64_t group,
+                        const Blocks* blocks) {
+  const uint8_t* stream = matrix.data + group * matrix.blocks() * Format::kBytes;
+  const int64_t count = blocks ? blocks->count : matrix.blocks();
+  for (int part = 0; part < kGroup / kLanes; part += LANES) {
+    F16 sums[ROWS][LANES];
+    for (int r = 0; r < ROWS; r++)
+      for (int l = 0; l < LANES; l++) sums[r][l] = zero();
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t b = blocks ? blocks->index[i] : i;
+      const uint8_t* weights = stream + b * Format::kBytes;
+      if (AHEAD)
+        for (int64_t line = 0; line < Format::kBytes; line += 64) prefetch(weights + kAhead + line);
+      Format::template block<ROWS, LANES>(weights, rows, b, part, sums);
+    }
+    for (int r = 0; r < ROWS; r++)
+      for (int l = 0; l < LANES; l++) {
+        const int64_t output = group * kGroup + (part + l) * kLanes, left = matrix.outputs - output;
+        if (left >= kLanes)
+          store(out[r] + output, sums[r][l]);
+        else if (left > 0)
+          store_first(out[r] + output, sums[r][l], left);
+      }
+  }
+}
+
+template <class Format>
+void multiply_format(const Matrix& matrix, const Row* const* rows, int64_t num_rows, float* const* out, int64_t first,
+                     int64_t last, const Blocks* blocks) {
+  for (int64_t group = first; group < last; group++) {
+    int64_t r = 0;
+    for (; r + 6 <= num_rows; r += 6) tile<Format, 6, 4, false>(matrix, rows + r, out + r, group, blocks);
+    for (; r + 2 <= num_rows; r += 2) tile<Format, 2, 4, false>(matrix, rows + r, out + r, group, blocks);
+    for (; r < num_rows; r++) tile<Format, 1, 4, true>(matrix, rows + r, out + r, group, blocks);
+  }
+}
+
+void multiply(const Matrix& matrix, const Row* const* rows, int64_t num_rows, float* const* out, int64_t first,
+              int64_t last, const Blocks* blocks) {
+  switch (matrix.precision) {
+    case Precision::fp32: return multiply_format<Fp32>(matrix, rows, num_rows, out, first, last, blocks);
+    case Precision::bf16: return multiply_format<Bf16>(matrix, rows, num_rows, out, first, last, blocks);
+    case Precision::int8: return multiply_format<Int8>(matrix, rows, num_rows, out, first, last, blocks);
+    case Precision::int4: return multiply_format<Int4>(matrix, rows, num_rows, out, first, last, blocks);
+  }
+}
+
+void quantize(Row& row, int64_t inputs) {
+  for (int64_t b = 0; b < (inputs + kBlock - 1) / kBlock; b++) {
+    const F16 low = load(row.values + b * kBlock), high = load(row.values + b * kBlock + kLanes);
+    // Compared as integers, magnitudes keep their order and a NaN is the greatest: it reaches every output of the row.
+    const int32_t pattern = max_lane(max(bits(abs(low)), bits(abs(high))));
+    float greatest;
+    __builtin_memcpy(&greatest, &pattern, 4);
+    // codes of 0 under a scale of 0, infinity or NaN, which gives 0 or NaN
+    const bool usable = greatest >= 0x1p-100f && greatest <= 0x1.fffffep127f;
+    const F16 factor = all(127.0f / greatest);
+    const I16 q_low = usable ? to_int(low * factor) : all_int(0), q_high = usable ? to_int(high * factor) : all_int(0);
+    store_bytes(row.quantized + b * kBlock, q_low);
+    store_bytes(row.quantized + b * kBlock + kLanes, q_high);
+    row.scales[b] = greatest < 0x1p-100f ? 0.0f : greatest / 127.0f;
+    row.sums[b] = sum(q_low + q_high);
+  }
+}
+
+// The weights of one output, taken out of the stream one by one.
+void matrix_row(const Matrix& matrix, int64_t output, float* into) {
+  const int64_t bytes = matrix.block_bytes(), lane = output % kGroup;
+  const uint8_t* stream = matrix.data + output / kGroup * matrix.blocks() * bytes;
+  for (int64_t k = 0; k < matrix.inputs; k++) {
+    const uint8_t* block = stream + k / kBlock * bytes;
+    const int64_t i = k % kBlock;
+    if (matrix.precision == Precision::fp32) {
+      into[k] = reinterpret_cast<const float*>(block)[i * kGroup + lane];
+    } else if (matrix.precision == Precision::bf16) {
+      const uint32_t pattern = reinterpret_cast<const uint16_t*>(block)[i * kGroup + lane];
+      const uint32_t wide = pattern << 16;
+      __builtin_memcpy(into + k, &wide, 4);
+    } else {
+      float scale[kLanes];
+      store(scale, load_half(reinterpret_cast<const uint16_t*>(block) + lane / kLanes * kLanes));
+      const float s = scale[lane % kLanes];
+      if (matrix.precision == Precision::int8) {
+        into[k] = static_cast<float>(block[2 * kGroup + (i / 4 * kGroup + lane) * 4 + i % 4] - 128) * s;
+      } else {
+        const uint8_t pair = block[3 * kGroup + (i / 8 * kGroup + lane) * 4 + i % 4];
+        const int code = i % 8 < 4 ? pair & 15 : pair >> 4;
+        into[k] = (static_cast<float>(code) - static_cast<float>(block[2 * kGroup + lane]) * 0.0625f) * s;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace adaptive

@@ -1,0 +1,363 @@
+// Attention of one layer, from its norm to its residual, with the cache that it writes.
+//
+// B batch, T time, N = B*T tokens, M of them run the layer, D width, H query heads, K key/value heads, W width of a
+// head, C capacity of the cache, R elements of a cell (attend_task.h), P contextual positions, L layers. Mirrors
+// `export/model/attention.py`, `cope.py` and `window.py`.
+
+#include <algorithm>
+
+#include "cache.h"
+#include "chosen_heads.h"
+#include "places.h"
+#include "product.h"
+
+namespace adaptive {
+
+namespace {
+
+class Attention {
+ public:
+  static constexpr const char* kName = "Attention";
+  enum Input {
+    x,
+    runs,
+    positions,
+    lengths,
+    windows,
+    head_weights,
+    norm,
+    q,
+    kv,
+    o,
+    q_norm,
+    k_norm,
+    cos,
+    sin,
+    position_embedding,
+    past_key,
+    past_value,
+    past_counted
+  };
+  static constexpr Port kInputs[] = {
+      {"x", Element::float32},                             // (N, D)
+      {"runs", Element::boolean, optional},                // (N, 1); absent: every token runs
+      {"positions", Element::int64},                       // (B, T), places in the text, which RoPE turns by
+      {"lengths", Element::int64},                         // (L, B), tokens that each layer's cache holds
+      {"windows", Element::int64, optional},               // (N,), tokens that each looks back at, itself included
+      {"head_weights", Element::float32, optional},        // (N, H), factors of the heads' outputs; 0: not chosen
+      {"norm", Element::float32},                          // (D,)
+      {"q", Element::uint8},                               // packed (H W, D)
+      {"kv", Element::uint8},                              // packed (2 K W, D), keys first
+      {"o", Element::uint8},                               // packed (D, H W)
+      {"q_norm", Element::float32},                        // (W,)
+      {"k_norm", Element::float32},                        // (W,)
+      {"cos", Element::float32, optional},                 // (context, W / 2), under RoPE
+      {"sin", Element::float32, optional},                 // (context, W / 2)
+      {"position_embedding", Element::float32, optional},  // (P, W), under CoPE
+      {"past_key", Element::any},                          // (B, K, C, R): float32, float16 or int8
+      {"past_value", Element::any},                        // (B, K, C, R)
+      {"past_counted", Element::float32, optional},        // (B, 1, C, 1): 1 where the token of a cell ran the layer
+  };
+  enum Output { h, present_key, present_value, present_counted };
+  static constexpr Port kOutputs[] = {
+      {"h", Element::float32},  // (N, D): x + attention, or x where the layer is skipped
+      {"present_key", Element::any, Presence::required, past_key},  // the cache; it is written in place where past and
+      {"present_value", Element::any, Presence::required, past_value},  // present are one buffer, else copied first
+      {"present_counted", Element::float32, optional},
+  };
+
+  static constexpr CachePorts kCachePorts{past_key,    past_value,    past_counted,
+                                          present_key, present_value, present_counted};
+
+  explicit Attention(const Attributes& attributes)
+      : layer_(attributes.integer("layer", 0, kMostWidth)),
+        eps_(attributes.real("eps", 0, 1)),
+        num_heads_(attributes.integer("num_heads", 1, kMostWidth)),
+        num_kv_heads_(attributes.integer("num_kv_heads", 1, num_heads_)),
+        head_dim_(attributes.integer("head_dim", 1, kMostWidth / num_heads_)),
+        policy_(static_cast<Policy>(attributes.integer("policy", 0, 2))),
+        window_(attributes.integer("window", 0, kMostWidth)),
+        precision_q_(precision_of(attributes, "precision_q")),
+        precision_kv_(precision_of(attributes, "precision_kv")),
+        precision_o_(precision_of(attributes, "precision_o")),
+        cope_(attributes.integer("cope", 0, 1) == 1) {
+    if (num_heads_ % num_kv_heads_ != 0) {
+      throw Failure(attributes.where() + ": num_heads is " + std::to_string(num_heads_) +
+                    ", expected a multiple of num_kv_heads, " + std::to_string(num_kv_heads_));
+    }
+  }
+
+  void run(Call& call) const {
+    Scratch scratch;
+    const auto states = call.input<float>(x, {any, any});
+    const int64_t rows = states.shape[0], dim = states.shape[1];
+    const Places places = places_of(call, {runs, positions, lengths}, rows, layer_, policy_, scratch);
+    const Weights weights = read_weights(call, dim, places);
+    const Cache cache = read_cache(call, kCachePorts, places.batch, num_kv_heads_, head_dim_);
+    const int64_t* first = first_places(call, places, cache, scratch);
+    const auto factors = call.input<float>(head_weights, {rows, num_heads_});
+    const ChosenHeads heads(factors.data, num_heads_, head_dim_, places.running, places.num_running);
+
+    const auto out = call.output<float>(h, {rows, dim});
+    cache.count(places);
+    if (places.num_running < rows) {
+      for (int64_t row = 0, next = 0; row < rows; ++row) {
+        if (next < places.num_running && places.running[next] == row) {
+          ++next;
+        } else {
+          std::copy_n(states.data + row * dim, dim, out.data + row * dim);
+        }
+      }
+    }
+    if (places.num_writing == 0) return;
+    float* queries = scratch.take<float>(places.num_running * num_heads_ * head_dim_);
+    float* pairs = scratch.take<float>(places.num_writing * 2 * num_kv_heads_ * head_dim_);
+    project(call, states, weights, places, heads, queries, pairs);
+    write_cells(call, weights, places, cache, pairs);
+    if (places.num_running == 0) return;
+    const Rows mixed(scratch, places.num_running, num_heads_ * head_dim_, is_integer(precision_o_));
+    attend(call, weights, places, cache, heads, first, queries, mixed);
+    multiply_output(call, weights.o, states, places, heads, mixed, out.data);
+  }
+
+ private:
+  struct Weights {
+    const float *norm, *q_norm, *k_norm;
+    Matrix q, kv, o;
+    Tensor<const float> cos, sin, position_embedding;
+    const int64_t* positions;  // (N,)
+  };
+
+  Weights read_weights(const Call& call, int64_t dim, const Places& places) const {
+    const int64_t inner = num_heads_ * head_dim_, half = head_dim_ / 2;
+    Weights weights;
+    weights.norm = call.input<float>(norm, {dim}).data;
+    weights.q_norm = call.input<float>(q_norm, {head_dim_}).data;
+    weights.k_norm = call.input<float>(k_norm, {head_dim_}).data;
+    weights.q = matrix(call, q, precision_q_, inner, dim);
+    weights.kv = matrix(call, kv, precision_kv_, 2 * num_kv_heads_ * head_dim_, dim);
+    weights.o = matrix(call, o, precision_o_, dim, inner);
+    weights.cos = call.input<float>(cos, {any, half});
+    weights.sin = call.input<float>(sin, {any, half});
+    weights.position_embedding = call.input<float>(position_embedding, {any, head_dim_});
+    weights.positions = call.input<int64_t>(positions).data;
+    if (bool(weights.cos) != bool(weights.sin) || (weights.cos && weights.cos.shape[0] != weights.sin.shape[0])) {
+      call.fail_input(sin, "does not match input cos");
+    }
+    if (weights.cos && head_dim_ % 2 != 0) {
+      call.fail_input(cos, "turns pairs of components, but head_dim is " + std::to_string(head_dim_));
+    }
+    for (int64_t j = 0; weights.cos && j < places.num_writing; ++j) {
+      const int64_t position = weights.positions[places.writing[j]];
+      if (position < 0 || position >= weights.cos.shape[0]) {
+        call.fail_input(positions, "is " + std::to_string(position) + " for row " + std::to_string(places.writing[j]) +
+                                       ", expected 0 to " + std::to_string(weights.cos.shape[0] - 1));
+      }
+    }
+    if (cope_ != bool(weights.position_embedding)) {
+      call.fail_input(position_embedding, cope_ ? "is missing: cope is 1" : "is given, but cope is 0");
+    }
+    if (cope_ && weights.position_embedding.shape[0] < 1) call.fail_input(position_embedding, "has no positions");
+    return weights;
+  }
+
+  // Normalise the rows, and compute queries (M, H W) of the chosen heads and key/value pairs (writing rows, 2 K W).
+  void project(Call& call, const Tensor<const float>& states, const Weights& weights, const Places& places,
+               const ChosenHeads& heads, float* queries, float* pairs) const {
+    Scratch scratch;
+    const int64_t dim = states.shape[1], writing = places.num_writing, running = places.num_running;
+    const Rows normed(scratch, writing, dim, is_integer(precision_q_) || is_integer(precision_kv_));
+    call.parallel(writing, writing * dim * 16, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j) {
+        kernels().rms_norm(states.data + places.writing[j] * dim, weights.norm, eps_, normed.values(j), dim);
+        normed.quantize(j);
+      }
+    });
+    auto** writers = scratch.take<const Row*>(writing);
+    auto** runners = scratch.take<const Row*>(running);
+    auto** into_pairs = scratch.take<float*>(writing);
+    auto** into_queries = scratch.take<float*>(running);
+    for (int64_t j = 0, i = 0; j < writing; ++j) {
+      writers[j] = normed.row(j);
+      into_pairs[j] = pairs + j * 2 * num_kv_heads_ * head_dim_;
+      if (i < running && places.running[i] == places.writing[j]) {
+        runners[i] = normed.row(j);
+        into_queries[i] = queries + i * num_heads_ * head_dim_;
+        ++i;
+      }
+    }
+    // the groups of q and then those of kv, in one section
+    const int64_t of_q = weights.q.groups(), of_kv = weights.kv.groups();
+    const int64_t cost = weights.q.bytes() * cost_of_rows(running) + weights.kv.bytes() * cost_of_rows(writing);
+    call.parallel(of_q + of_kv, cost, [&](int64_t first, int64_t last) {
+      const int64_t end = std::min(last, of_q), begin = std::max(first, of_q);
+      if (heads.all()) {
+        multiply(weights.q, runners, running, into_queries, first, end);
+      } else {
+        for (int64_t group = first; group < end; ++group) {
+          multiply_group(weights.q, heads, runners, running, into_queries, group);
+        }
+      }
+      multiply(weights.kv, writers, writing, into_pairs, begin - of_q, last - of_q);
+    });
+  }
+
+  // Compute a group of q for the rows that chose one of its heads.
+  static void multiply_group(const Matrix& q, const ChosenHeads& heads, const Row* const* rows, int64_t count,
+                             float* const* into, int64_t group) {
+    Scratch scratch;
+    auto** own = scratch.take<const Row*>(count);
+    auto** own_into = scratch.take<float*>(count);
+    int64_t number = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!heads.needs(i, group)) continue;
+      own[number] = rows[i];
+      own_into[number++] = into[i];
+    }
+    multiply(q, own, number, own_into, group, group + 1);
+  }
+
+  // Normalise a head, and turn it by its position under RoPE.
+  void position(const Weights& weights, const float* norm, int64_t row, float* head) const {
+    kernels().rms_norm(head, norm, eps_, head, head_dim_);
+    if (!weights.cos) return;
+    const int64_t at = weights.positions[row] * (head_dim_ / 2);
+    kernels().rotate(head, weights.cos.data + at, weights.sin.data + at, head_dim_);
+  }
+
+  // Write the cache from pairs (writing rows, 2 K W).
+  void write_cells(Call& call, const Weights& weights, const Places& places, const Cache& cache, float* pairs) const {
+    const int64_t width = num_kv_heads_ * head_dim_;
+    call.parallel(places.num_writing, places.num_writing * width * 32, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j) {
+        const int64_t row = places.writing[j], place = places.place[row], b = places.sequence(row);
+        if (place + cache.capacity <= places.newest[b]) continue;  // a later token of this pass takes its cell
+        float* pair = pairs + j * 2 * width;
+        for (int64_t k = 0; k < num_kv_heads_; ++k, pair += head_dim_) {
+          position(weights, weights.k_norm, row, pair);
+          kernels().write_cell(cache.head(b, k), place % cache.capacity, pair, pair + width);
+        }
+      }
+    });
+  }
+
+  // Rows of one sequence, and a key/value head, whose queries are computed together.
+  struct Unit {
+    int64_t first, count;  // running rows
+    int64_t sequence, kv_head;
+  };
+  static constexpr int64_t kUnitQueries = 64;
+
+  // Mix the values for queries (M, H W), which are normalised and turned here, into rows (M, H W) of input for o.
+  void attend(Call& call, const Weights& weights, const Places& places, const Cache& cache, const ChosenHeads& heads,
+              const int64_t* first, float* queries, const Rows& mixed) const {
+    Scratch scratch;
+    const int64_t group = num_heads_ / num_kv_heads_, most = std::max<int64_t>(kUnitQueries / group, 1);
+    auto* units = scratch.take<Unit>(places.num_running * num_kv_heads_);
+    int64_t num_units = 0, cost = 0;
+    for (int64_t i = 0; i < places.num_running;) {
+      const int64_t b = places.sequence(places.running[i]);
+      int64_t count = 1;
+      while (count < most && i + count < places.num_running && places.sequence(places.running[i + count]) == b) ++count;
+      for (int64_t k = 0; k < num_kv_heads_; ++k) units[num_units++] = {i, count, b, k};
+      const int64_t cells = places.place[places.running[i + count - 1]] - first[i] + 1;
+      cost += cells * 2 * num_kv_heads_ * cell_bytes(cache.type, head_dim_) * cost_of_rows(count * group);
+      i += count;
+    }
+    const Tensor<const float>& embedding = weights.position_embedding;
+    const int64_t num_positions = embedding ? embedding.shape[0] : 0;
+    float* packed = scratch.take<float>(padded_positions(num_positions) * head_dim_);
+    if (embedding) pack_positions(embedding.data, num_positions, head_dim_, packed);
+    call.parallel(num_units, cost, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) {
+        Scratch own;
+        const Unit& unit = units[u];
+        const CacheHead head = cache.head(unit.sequence, unit.kv_head);
+        auto* list = own.take<Query>(unit.count * group);
+        int64_t count = 0, oldest = first[unit.first];
+        for (int64_t i = unit.first; i < unit.first + unit.count; ++i) {
+          const int64_t row = places.running[i];
+          for (int64_t n = unit.kv_head * group; n < (unit.kv_head + 1) * group; ++n) {
+            float* query = queries + (i * num_heads_ + n) * head_dim_;
+            float* out = mixed.values(i) + n * head_dim_;
+            if (!heads.chosen(i, n)) {
+              std::fill_n(out, head_dim_, 0.0f);
+              continue;
+            }
+            position(weights, weights.q_norm, row, query);
+            list[count++] = {query, out, heads.weight(i, n), first[i], places.place[row]};
+            oldest = std::min(oldest, first[i]);
+          }
+        }
+        if (count == 0) continue;
+        const int64_t span = list[count - 1].last - oldest + 1;
+        kernels().attend({&head, list, count, cache.counted(unit.sequence), embedding ? packed : nullptr, num_positions,
+                          own.take<float>(attend_scratch(head_dim_, span, num_positions))});
+      }
+    });
+  }
+
+  // out = x + o mixed for the running rows.
+  void multiply_output(Call& call, const Matrix& o, const Tensor<const float>& states, const Places& places,
+                       const ChosenHeads& heads, const Rows& mixed, float* out) const {
+    Scratch scratch;
+    const int64_t dim = states.shape[1], count = places.num_running;
+    call.parallel(count, count * num_heads_ * head_dim_ * 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) mixed.quantize(i);
+    });
+    const ChosenHeads::Sets sets = heads.sets(scratch);
+    auto** rows = scratch.take<const Row*>(count);
+    auto** into = scratch.take<float*>(count);
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = mixed.row(sets.order[i]);
+      into[i] = out + places.running[sets.order[i]] * dim;
+    }
+    call.parallel(o.groups(), o.bytes() * cost_of_rows(count), [&](int64_t first, int64_t last) {
+      for (int64_t s = 0; s < sets.count; ++s) {
+        const ChosenHeads::Set& set = sets.sets[s];
+        multiply(o, rows + set.first, set.count, into + set.first, first, last,
+                 set.blocks.index ? &set.blocks : nullptr);
+      }
+      const int64_t begin = first * kGroup, end = std::min(last * kGroup, dim);
+      for (int64_t i = 0; i < count; ++i) {
+        const float* residual = states.data + (into[i] - out);
+        for (int64_t j = begin; j < end; ++j) into[i][j] += residual[j];
+      }
+    });
+  }
+
+  // Return the first place that each running row sees (M,), and check that the cache holds all that is seen and
+  // written.
+  int64_t* first_places(const Call& call, const Places& places, const Cache& cache, Scratch& scratch) const {
+    const auto sizes = call.input<int64_t>(windows, {places.batch * places.time});
+    if (sizes && window_ == 0) call.fail_input(windows, "is given, but window is 0: the cache is no ring");
+    for (int64_t b = 0; window_ == 0 && b < places.batch; ++b) cache.check_holds(call, places.newest[b] + 1, past_key);
+    auto* first = scratch.take<int64_t>(places.num_running);
+    for (int64_t i = 0; i < places.num_running; ++i) {
+      const int64_t row = places.running[i], place = places.place[row];
+      const int64_t window = window_ == 0 ? place + 1 : sizes ? sizes.data[row] : window_;
+      if (window < 1) {
+        call.fail_input(windows,
+                        "is " + std::to_string(window) + " for row " + std::to_string(row) + ", expected at least 1");
+      }
+      first[i] = window > place ? 0 : place - window + 1;
+      // a later token of this pass must not have taken the cell of the first
+      cache.check_holds(call, places.newest[places.sequence(row)] - first[i] + 1, past_key);
+    }
+    return first;
+  }
+
+  int64_t layer_;
+  float eps_;
+  int64_t num_heads_, num_kv_heads_, head_dim_;
+  Policy policy_;
+  int64_t window_;
+  Precision precision_q_, precision_kv_, precision_o_;
+  bool cope_;
+};
+
+const Registration<Attention> registration;
+
+}  // namespace
+
+}  // namespace adaptive

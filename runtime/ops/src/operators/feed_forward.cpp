@@ -1,0 +1,178 @@
+// The feed-forward part of a block: a mixture of SwiGLU experts, or one dense SwiGLU.
+//
+//     out = h + sum over selected e of g_e E_e(norm(h)), plus the shared expert where there is one
+//
+// and with a depth gate out = x + gate (that - x), x being the input of the layer. A token that skips the layer keeps
+// its state. N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token.
+// Mirrors `export/model/moe.py`, `router.py` and `experts.py`.
+
+#include "experts.h"
+#include "levels.h"
+#include "product.h"
+
+namespace adaptive {
+
+namespace {
+
+class FeedForward {
+ public:
+  static constexpr const char* kName = "FeedForward";
+  enum Input {
+    h, x, runs, gate, router_top_p, norm, router, per_token_weight, per_token_bias, gate_up, down, shared_gate_up,
+    shared_down
+  };
+  static constexpr Port kInputs[] = {
+      {"h", Element::float32},                           // (N, D)
+      {"x", Element::float32, optional},                 // (N, D), the input of the layer
+      {"runs", Element::boolean, optional},              // (N, 1); absent: every token runs
+      {"gate", Element::float32, optional},              // (N, 1)
+      {"router_top_p", Element::float32, optional},      // (L, B), of routing top_p
+      {"norm", Element::float32},                        // (D,)
+      {"router", Element::float32, optional},            // (E, D); absent if dense
+      {"per_token_weight", Element::float32, optional},  // (D,)
+      {"per_token_bias", Element::float32, optional},    // (1,)
+      {"gate_up", Element::uint8},                       // E packed (2F, D), gate first
+      {"down", Element::uint8},                          // E packed (D, F)
+      {"shared_gate_up", Element::uint8, optional},      // packed (2F, D), with the F of the shared expert
+      {"shared_down", Element::uint8, optional},         // packed (D, F)
+  };
+  enum Output { out, selected };
+  static constexpr Port kOutputs[] = {
+      {"out", Element::float32},       // (N, D)
+      {"selected", Element::boolean},  // (N, E), all false where the token skips the layer
+  };
+  enum Routing { dense, top_p, top_k };
+
+  explicit FeedForward(const Attributes& attributes)
+      : layer_(attributes.integer("layer", 0, kMostLayers)),
+        eps_(attributes.real("eps", 0, 1)),
+        num_experts_(attributes.integer("num_experts", 1, kMostExperts)),
+        hidden_(attributes.integer("hidden", 1, kMostWidth)),
+        shared_hidden_(attributes.integer("shared_hidden", 0, kMostWidth, 0)),
+        routing_(static_cast<Routing>(attributes.integer("routing", dense, top_k))),
+        experts_per_token_(routing_ == top_k ? attributes.integer("experts_per_token", 1, num_experts_) : 0),
+        renormalize_(attributes.integer("renormalize", 0, 1, 1) == 1),
+        reach_(attributes.real("reach", 0, kMostReach, 0)),
+        precision_(precision_of(attributes, "precision_experts")),
+        shared_precision_(shared_hidden_ > 0 ? precision_of(attributes, "precision_shared") : precision_) {
+    if (routing_ == dense && num_experts_ != 1) {
+      throw Failure(attributes.where() + ": routing 0 (dense) has one expert, found num_experts " +
+                    std::to_string(num_experts_));
+    }
+  }
+
+  void run(Call& call) const {
+    const auto residual = call.input<float>(h, {any, any});
+    const int64_t count = residual.shape[0], dim = residual.shape[1];
+    const auto before = call.input<float>(x, {count, dim});
+    const auto here = call.input<bool>(runs, {count, 1});
+    const auto factor = call.input<float>(gate, {count, 1});
+    if (factor && !before) call.fail("with the input gate, x is needed too");
+    Experts experts(call, dim, num_experts_);
+    experts.add(matrix(call, gate_up, precision_, 2 * hidden_, dim, num_experts_),
+                matrix(call, down, precision_, dim, hidden_, num_experts_), num_experts_);
+    if (shared_hidden_ > 0) {
+      experts.add(matrix(call, shared_gate_up, shared_precision_, 2 * shared_hidden_, dim),
+                  matrix(call, shared_down, shared_precision_, dim, shared_hidden_), 1);
+    }
+    const auto result = call.output<float>(out, {count, dim});
+    const auto chosen = call.output<bool>(selected, {count, num_experts_});
+
+    Scratch scratch;
+    auto* tokens = scratch.take<int64_t>(count);  // those that run
+    int64_t num_tokens = 0;
+    for (int64_t n = 0; n < count; ++n) {
+      const bool is_here = !here || here.data[n];
+      if (is_here) tokens[num_tokens++] = n;
+      const float* state = (!is_here && before ? before : residual).data + n * dim;
+      std::copy(state, state + dim, result.data + n * dim);
+    }
+    std::fill(chosen.data, chosen.data + count * num_experts_, false);
+    if (num_tokens == 0) return;
+
+    const Rows normed(scratch, num_tokens, dim, experts.any_integer());
+    const auto weight = call.input<float>(norm, {dim});
+    call.parallel(num_tokens, num_tokens * dim * kCostOfValue, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        kernels().rms_norm(residual.data + tokens[i] * dim, weight.data, eps_, normed.values(i), dim);
+        normed.quantize(i);
+      }
+    });
+    float* weights = scratch.take<float>(num_tokens * num_experts_);  // (n, E) routing weights, 0 where not selected
+    choose(call, normed, dim, tokens, count, chosen.data, weights);
+    experts.run(normed, tokens, chosen.data, weights, result.data);
+
+    if (!factor) return;
+    for (int64_t i = 0; i < num_tokens; ++i) {
+      const int64_t n = tokens[i];
+      const float* own = before.data + n * dim;
+      float* y = result.data + n * dim;
+      for (int64_t d = 0; d < dim; ++d) y[d] = own[d] + factor.data[n] * (y[d] - own[d]);
+    }
+  }
+
+ private:
+  // Choose the experts of each token that runs: `chosen` (N, E) and `weights` (n, E).
+  void choose(const Call& call, const Rows& normed, int64_t dim, const int64_t* tokens, int64_t count, bool* chosen,
+              float* weights) const {
+    const int64_t num_tokens = normed.count();
+    if (routing_ == dense) {
+      for (int64_t i = 0; i < num_tokens; ++i) {
+        chosen[tokens[i]] = true;
+        weights[i] = 1;
+      }
+      return;
+    }
+    const auto rows = call.input<float>(router, {num_experts_, dim});
+    if (!rows) call.fail("routing 1 and 2 (top_p, top_k) need the input router");
+    const int64_t num_logits = num_tokens * num_experts_;
+    call.parallel(num_logits, num_logits * dim * static_cast<int64_t>(sizeof(float)), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        weights[i] = kernels().dot(normed.values(i / num_experts_), rows.data + i % num_experts_ * dim, dim);
+      }
+    });
+    const TokenShift shift = token_shift(call, per_token_weight, per_token_bias, dim, reach_);
+    const Levels levels = routing_ == top_p ? Levels(call, router_top_p, layer_, count) : Levels();
+    call.parallel(num_tokens, num_logits * kCostOfRank, [&](int64_t first, int64_t last) {
+      Scratch scratch;
+      auto* order = scratch.take<int32_t>(num_experts_);
+      for (int64_t i = first; i < last; ++i) {
+        float* probs = weights + i * num_experts_;
+        bool* own = chosen + tokens[i] * num_experts_;
+        softmax(probs, num_experts_);
+        if (!rank(probs, num_experts_, order)) {  // NaN selects all experts, so that it cannot go unnoticed
+          std::fill(own, own + num_experts_, true);
+          continue;
+        }
+        int64_t taken = experts_per_token_;
+        if (routing_ == top_p) {
+          const float level = levels.of(tokens[i]);
+          // a level of 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
+          taken = level >= 1 ? num_experts_
+                             : count_by_mass(probs, order, num_experts_, shift.moved(level, normed.values(i), dim));
+        }
+        for (int64_t place = 0; place < taken; ++place) own[order[place]] = true;
+        for (int64_t place = taken; place < num_experts_; ++place) probs[order[place]] = 0;
+        if (renormalize_) divide_by_sum(probs, num_experts_);
+      }
+    });
+  }
+
+  // bytes that could be read while one value is normed and quantised, or one expert is ranked
+  static constexpr int64_t kCostOfValue = 16, kCostOfRank = 256;
+
+  int64_t layer_;
+  float eps_;
+  int64_t num_experts_, hidden_, shared_hidden_;
+  Routing routing_;
+  int64_t experts_per_token_;
+  bool renormalize_;
+  float reach_;
+  Precision precision_, shared_precision_;
+};
+
+const Registration<FeedForward> registration;
+
+}  // namespace
+
+}  // namespace adaptive

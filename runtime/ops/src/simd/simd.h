@@ -1,0 +1,62 @@
+// Sixteen lanes of float and int32, the same with every instruction set.
+//
+// A kernel is written once, in these types, and compiled once for each instruction set. Every operation here is exact
+// or rounded once, fused operations are fused everywhere (`fma`) or nowhere, and the sum over lanes has one order, so a
+// kernel gives the same bits with each of them. (Only the bits of a NaN may differ.)
+//
+// F16           16 floats: + - * /, `fma(a, b, c)` = a b + c rounded once, `min`, `max` (b where a is NaN), `abs`, `sqrt`
+// I16           16 int32: + - (wrapping), `max`, `shift_left<n>`
+// load_first    reads n < 16 values, zeros behind them; `store_first` writes n values
+// load_half     16 float16 or, `load_bf16`, bfloat16 as floats; `store_half` rounds to nearest even
+// to_int        rounds to nearest even; |x| must be below 2^22
+// sum           lane i + lane i + 8, then + 4, + 2, + 1
+//
+// The products of quantised blocks: 64 bytes hold 4 inputs of each lane. `load_int8` and `load_int4` prepare weights once
+// for all rows, `four` repeats 4 activations in every lane, and `finish` gives the exact sum as floats.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+#if defined(ADAPTIVE_ISA_avx512vnni)
+#include "avx512.h"
+#elif defined(ADAPTIVE_ISA_avx2)
+#include "avx2.h"
+#elif defined(ADAPTIVE_ISA_neon)
+#include "neon.h"
+#elif defined(ADAPTIVE_ISA_plain)
+#include "plain.h"
+#else
+#error "define ADAPTIVE_ISA_<name> to choose an instruction set"
+#endif
+
+namespace adaptive {
+namespace {
+
+ALWAYS_INLINE F16 zero() { return all(0.0f); }
+
+ALWAYS_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
+
+// e^x to 2 units in the last place; infinite from 88.4 on, 0 below -87.7.
+ALWAYS_INLINE F16 exp(F16 x) {
+  // x = n ln 2 + r, n in -127..128, whose powers are made as the bits of 0 and infinity. Adding 1.5 * 2^23 leaves n,
+  // rounded, in the low bits of the sum. A NaN passes both limits.
+  const F16 magic = all(12582912.0f);
+  x = max(all(-88.3f), min(all(89.0f), x));
+  const F16 shifted = fma(x, all(1.44269504f), magic);
+  const F16 n = shifted - magic;
+  F16 r = fma(n, all(-0.693145752f), x);
+  r = fma(n, all(-1.42860677e-6f), r);
+  // e^r = 1 + r + r^2 q(r), q fitted for the least relative error (3e-9) on |r| <= ln 2 / 2
+  F16 q = fma(all(0x1.6a2430p-10f), r, all(0x1.1239e4p-7f));
+  q = fma(q, r, all(0x1.5558f2p-5f));
+  q = fma(q, r, all(0x1.555492p-3f));
+  q = fma(q, r, all(0x1.fffffcp-2f));
+  const F16 power = fma(r * r, q, r) + all(1.0f);
+  const I16 exponent = shift_left<23>(bits(shifted)) + all_int(127 << 23);
+  return power * floats(exponent);
+}
+
+}  // namespace
+}  // namespace adaptive
