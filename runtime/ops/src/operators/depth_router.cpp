@@ -30,7 +30,7 @@ class DepthRouter {
   explicit DepthRouter(const Attributes& attributes)
       : layer_(attributes.integer("layer", 0, kMostLayers)),
         eps_(attributes.real("eps", 0, 1)),
-        reach_(attributes.real("reach", 0, kMostReach, 0)) {}
+        reach_(attributes.real("reach", 0, kMostReach)) {}
 
   void run(Call& call) const {
     const auto states = call.input<float>(x, {any, any});

@@ -34,11 +34,9 @@ class Exit {
   explicit Exit(const Attributes& attributes)
       : layer_(attributes.integer("layer", 0, kMostLayers)),
         eps_(attributes.real("eps", 0, 1)),
-        criterion_(static_cast<Criterion>(attributes.integer("criterion", top_prob, router))) {
-    if (criterion_ == router) return;
-    vocab_ = attributes.integer("vocab", 2, kMostWidth);
-    precision_ = precision_of(attributes, "precision");
-  }
+        criterion_(static_cast<Criterion>(attributes.integer("criterion", top_prob, router))),
+        vocab_(attributes.integer("vocab", 2, kMostWidth)),
+        precision_(precision_of(attributes, "precision")) {}
 
   void run(Call& call) const {
     const auto states = call.input<float>(x, {any, any});
@@ -91,7 +89,6 @@ class Exit {
   void ask_head(const Call& call, const float* states, int64_t dim, const float* norm_weight, const int64_t* asked,
                 int64_t num_asked, const Leave& leave) const {
     const Matrix table = matrix(call, head, precision_, vocab_, dim);
-    if (table.data == nullptr) call.fail("criteria 0 to 2 need the input head");
     for (int64_t start = 0; start < num_asked; start += kRowsAtOnce) {
       const int64_t num_rows = std::min(kRowsAtOnce, num_asked - start);
       Scratch scratch;
@@ -141,8 +138,8 @@ class Exit {
   int64_t layer_;
   float eps_;
   Criterion criterion_;
-  int64_t vocab_ = 0;
-  Precision precision_ = Precision::fp32;
+  int64_t vocab_;
+  Precision precision_;
 };
 
 const Registration<Exit> registration;

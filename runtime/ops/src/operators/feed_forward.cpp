@@ -48,13 +48,13 @@ class FeedForward {
         eps_(attributes.real("eps", 0, 1)),
         num_experts_(attributes.integer("num_experts", 1, kMostExperts)),
         hidden_(attributes.integer("hidden", 1, kMostWidth)),
-        shared_hidden_(attributes.integer("shared_hidden", 0, kMostWidth, 0)),
+        shared_hidden_(attributes.integer("shared_hidden", 0, kMostWidth)),
         routing_(static_cast<Routing>(attributes.integer("routing", dense, top_k))),
-        experts_per_token_(routing_ == top_k ? attributes.integer("experts_per_token", 1, num_experts_) : 0),
-        renormalize_(attributes.integer("renormalize", 0, 1, 1) == 1),
-        reach_(attributes.real("reach", 0, kMostReach, 0)),
+        experts_per_token_(attributes.integer("experts_per_token", routing_ == top_k ? 1 : 0, num_experts_)),
+        renormalize_(attributes.integer("renormalize", 0, 1) == 1),
+        reach_(attributes.real("reach", 0, kMostReach)),
         precision_(precision_of(attributes, "precision_experts")),
-        shared_precision_(shared_hidden_ > 0 ? precision_of(attributes, "precision_shared") : precision_) {
+        shared_precision_(precision_of(attributes, "precision_shared")) {
     if (routing_ == dense && num_experts_ != 1) {
       throw Failure(attributes.where() + ": routing 0 (dense) has one expert, found num_experts " +
                     std::to_string(num_experts_));

@@ -55,49 +55,24 @@ Attributes::Attributes(const char* operator_name, const OrtKernelInfo* info) : i
 }
 
 template <class T>
-bool Attributes::read(const char* name, T* value) const {
-  OrtStatus* status = api().attribute(info_, name, value);
-  if (status == nullptr) return true;
-  api().release_status(status);
-  return false;
-}
-
-bool Attributes::present(const char* name) const {
-  int64_t integer;
-  float real;
-  if (read(name, &integer) || read(name, &real)) return true;
-  size_t size = 0;
-  OrtStatus* status = api().attribute(info_, name, nullptr, &size);
-  if (status != nullptr) api().release_status(status);
-  return status == nullptr;
-}
-
-template <class T>
-T Attributes::bounded(const char* name, T value, T least, T most) const {
+T Attributes::read(const char* name, const char* kind, T least, T most) const {
+  const std::string what = where_ + ": attribute " + name;
+  T value;
+  OrtStatus* status = api().attribute(info_, name, &value);
+  if (status != nullptr) {
+    api().release_status(status);
+    throw Failure(what + ", " + kind + ", is missing or of another type");
+  }
   if (value >= least && value <= most) return value;  // false for NaN
-  throw Failure(where_ + ": attribute " + name + " is " + std::to_string(value) + ", expected " +
-                std::to_string(least) + " to " + std::to_string(most));
+  throw Failure(what + " is " + std::to_string(value) + ", expected " + std::to_string(least) + " to " +
+                std::to_string(most));
 }
 
 int64_t Attributes::integer(const char* name, int64_t least, int64_t most) const {
-  int64_t value = 0;
-  if (!read(name, &value)) throw Failure(where_ + ": attribute " + name + ", an integer, is missing");
-  return bounded(name, value, least, most);
+  return read(name, "an integer", least, most);
 }
 
-float Attributes::real(const char* name, float least, float most) const {
-  float value = 0;
-  if (!read(name, &value)) throw Failure(where_ + ": attribute " + name + ", a float, is missing");
-  return bounded(name, value, least, most);
-}
-
-int64_t Attributes::integer(const char* name, int64_t least, int64_t most, int64_t missing) const {
-  return present(name) ? integer(name, least, most) : missing;
-}
-
-float Attributes::real(const char* name, float least, float most, float missing) const {
-  return present(name) ? real(name, least, most) : missing;
-}
+float Attributes::real(const char* name, float least, float most) const { return read(name, "a float", least, most); }
 
 void infer_types(const Port* outputs, size_t count, const OrtShapeInferContext* context) {
   for (size_t i = 0; i < count; ++i) {

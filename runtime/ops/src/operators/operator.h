@@ -83,22 +83,16 @@ class Attributes {
  public:
   Attributes(const char* operator_name, const OrtKernelInfo* info);
 
-  // Return an attribute that the node has to state, within its limits.
+  // Return an attribute within its limits. There are no defaults: they would hide one of another type.
   int64_t integer(const char* name, int64_t least, int64_t most) const;
   float real(const char* name, float least, float most) const;
-  // Return an attribute, or its default if the node does not state it.
-  int64_t integer(const char* name, int64_t least, int64_t most, int64_t missing) const;
-  float real(const char* name, float least, float most, float missing) const;
 
   // "FeedForward (node layers.3.moe)", with which each message begins.
   const std::string& where() const { return where_; }
 
  private:
   template <class T>
-  bool read(const char* name, T* value) const;
-  bool present(const char* name) const;
-  template <class T>
-  T bounded(const char* name, T value, T least, T most) const;
+  T read(const char* name, const char* kind, T least, T most) const;
 
   const OrtKernelInfo* info_;
   std::string where_;

@@ -96,11 +96,7 @@ class Api {
   OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* value) const {
     return entry<86, OrtStatus*, const OrtKernelInfo*, const char*, int64_t*>()(info, name, value);
   }
-  // Read a text attribute. `size` is the size of `value` and becomes the size of the text, its end (a zero) included.
-  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, char* value, size_t* size) const {
-    return entry<87, OrtStatus*, const OrtKernelInfo*, const char*, char*, size_t*>()(info, name, value, size);
-  }
-  // Read the name of a node; `size` as above.
+  // Read the name of a node. `size` is the size of `name` and becomes that of the text, its end (a zero) included.
   OrtStatus* node_name(const OrtKernelInfo* info, char* name, size_t* size) const {
     return entry<244, OrtStatus*, const OrtKernelInfo*, char*, size_t*>()(info, name, size);
   }

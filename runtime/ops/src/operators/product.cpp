@@ -18,7 +18,7 @@ Matrix matrix(const Call& call, size_t index, Precision precision, int64_t outpu
   const int64_t one = result.bytes();
   const int64_t expected = one > std::numeric_limits<int64_t>::max() / count ? -1 : one * count;
   const Tensor<const uint8_t> bytes = call.input<uint8_t>(index);
-  if (!bytes) return result;
+  if (!bytes) call.fail_input(index, "is missing");
   if (bytes.rank != 1 || bytes.shape[0] != expected) {
     constexpr const char* names[] = {"fp32", "bf16", "int8", "int4"};
     call.fail_input(index, "has " + std::to_string(bytes.size()) + " bytes, expected a vector of " +

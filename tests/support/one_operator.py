@@ -1,0 +1,86 @@
+"""One operator of ours in ONNX Runtime: a model of one node, built from the inputs that it is to run on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+
+from .kernels import LIBRARY
+
+Array = NDArray[Any]
+
+DOMAIN = "adaptive_lm"
+PER_TOKEN = ("per_token_weight", "per_token_bias")
+INPUTS: dict[str, tuple[str, ...]] = {
+    "Embedding": ("ids", "table"),
+    "DepthRouter": ("x", "alive", "depth_threshold", "weight", "bias", *PER_TOKEN),
+    "FeedForward": (
+        *("h", "x", "runs", "gate", "router_top_p", "norm", "router", *PER_TOKEN),
+        *("gate_up", "down", "shared_gate_up", "shared_down"),
+    ),
+    "Exit": ("x", "alive", "exit_layer", "exit_threshold", "norm", "weight", "bias", "head"),
+    "Logits": ("x", "norm", "head", "num_logits", "ids"),
+}
+"""The inputs of each operator, in order."""
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "Embedding": {"x": np.float32},
+    "DepthRouter": {"runs": np.bool_, "gate": np.float32},
+    "FeedForward": {"out": np.float32, "selected": np.bool_},
+    "Exit": {"alive": np.bool_, "exit_layer": np.int64},
+    "Logits": {"logits": np.float32},
+}
+"""The outputs of each operator and their element types, in order."""
+
+
+class Operator:
+    """A session whose graph is one node. Inputs that are not given are absent from the node."""
+
+    def __init__(self, name: str, inputs: Mapping[str, Array], threads: int = 1, **attributes: Any) -> None:
+        assert set(inputs) <= set(INPUTS[name]), f"{name} has the inputs {INPUTS[name]}, found {tuple(inputs)}"
+        places = [key if key in inputs else "" for key in INPUTS[name]]
+        while places and not places[-1]:
+            places.pop()
+        # an input and an output may have one name in the operator, not in a graph
+        outputs = {f"{key}_out" if key in inputs else key: dtype for key, dtype in OUTPUTS[name].items()}
+        node = helper.make_node(name, places, list(outputs), name=f"a_{name}", domain=DOMAIN, **attributes)
+        graph = helper.make_graph(
+            [node],
+            name,
+            [_value(key, array.dtype) for key, array in inputs.items()],
+            [_value(key, np.dtype(dtype)) for key, dtype in outputs.items()],
+        )
+        opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+        self.session = ort.InferenceSession(
+            model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"]
+        )
+
+    def __call__(self, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Return the outputs."""
+        return tuple(self.session.run(None, dict(inputs)))
+
+
+def options(threads: int = 1) -> ort.SessionOptions:
+    """Return the options of a session that knows our operators and prints no errors, which the tests provoke."""
+    result = ort.SessionOptions()
+    result.log_severity_level = 4
+    result.intra_op_num_threads = threads
+    result.register_custom_ops_library(str(LIBRARY))
+    return result
+
+
+def run(name: str, inputs: Mapping[str, Array], threads: int = 1, **attributes: Any) -> tuple[Array, ...]:
+    """Run an operator once."""
+    return Operator(name, inputs, threads, **attributes)(inputs)
+
+
+def rows(inputs: Mapping[str, Array], names: Sequence[str], part: slice) -> dict[str, Array]:
+    """Return the inputs with only some rows of those named."""
+    return {key: array[part] if key in names else array for key, array in inputs.items()}
+
+
+def _value(name: str, dtype: np.dtype[Any]) -> Any:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), None)
