@@ -14,7 +14,7 @@ The result is `SLICED_FROM` in export/model/heads.py; see docs/decisions/0010.
 import time
 from collections.abc import Callable
 from statistics import median, quantiles
-from typing import Any, get_args
+from typing import Any
 
 import click
 import numpy as np
@@ -22,9 +22,10 @@ import onnxruntime
 from onnx import helper
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, IR_VERSION, OPSET, Graph
-from adaptive_lm.export.graph.weights import Precision, Weights
+from adaptive_lm.export.graph.weights import Weights
 from adaptive_lm.export.model.attention import Attention, Cache, Cells, Shared, spare_row
 from adaptive_lm.export.model.heads import head_router
+from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.train.model.config import ModelConfig
 from adaptive_lm.train.model.sections import HeadsConfig
 
@@ -42,7 +43,7 @@ def main(rounds: int, context: str) -> None:
     """Print microseconds per token: median, and the range of the middle half of the interleaved rounds."""
     click.echo(f"{'precision':9} {'dim':>5} {'heads':>5} {'width':>5} {'weights':>8} {'keys':>5}  " + " ".join(
         f"{name:>22}" for name in EXECUTIONS) + "  sliced/masked")  # fmt: skip
-    for precision in get_args(Precision):
+    for precision in ("fp32", "int8"):
         for dim, heads, width in SIZES:
             for keys in map(int, context.split(",")):
                 took = measure(dim, heads, width, precision, keys, rounds)
@@ -100,7 +101,7 @@ def _session(config: ModelConfig, execution: str, precision: Precision) -> Any:
     else:
         shapes = (g.int64(1, -1, heads, width), "")
         shared = Shared(None, shapes, [0], [None], "sliced" if execution == "sliced" else "masked")
-        attention = Attention(Weights(state, precision), _without_positions(config), 0, shared)
+        attention = Attention(Weights(state, Precisions.of(precision)), _without_positions(config), 0, shared)
         seen = spare_row(g, attention.weights, "seen")
         cells = Cells(None, None, "", "", seen)
         g.op("Identity", attention.attend(g, "x", cells, Cache("key", "value"), "").out, result="y")
@@ -128,7 +129,7 @@ def _ifs(g: Graph, state: dict[str, Any], config: ModelConfig, precision: Precis
     for head in range(heads):
         rows = slice(head * width, (head + 1) * width)
         state |= {f"h.q{head}.weight": whole["q"][rows], f"h.o{head}.weight": whole["o"][:, rows]}
-    weights = Weights(state, precision)
+    weights = Weights(state, Precisions.of(precision))
     norm = weights.parameter(g, f"{name}.q_norm.weight")
     routes = head_router(g, weights, f"{name}.head_router", config, "x", "")
     someone = g.op("Greater", g.op("ReduceMax", routes.selected, g.int64(0), keepdims=0), g.scalar(0.0))

@@ -193,7 +193,7 @@ def _season(model: Transformer, seed: int) -> None:
 
 def _compare(source: Source, folder: Path, tokens: int, decoded: int) -> tuple[Comparison, Comparison, str]:
     folder.mkdir()
-    session = Session(folder, write_files(source, folder, "fp32"), device="cpu", threads=1, verify=False)
+    session = Session(folder, write_files(source, folder), device="cpu", threads=1, verify=False)
     ids = source.heldout_ids(tokens)
     texts = list(ids[:, : ids.shape[1] // PROMPT * PROMPT].view(-1, 1, PROMPT))
     limits = _busy(source, torch.cat(texts[:8]))

@@ -13,3 +13,8 @@ TOKENIZER = "tokenizer.json"
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"  # the only file that the graph may point to
+
+
+def target_files(target: str) -> tuple[str, str]:
+    """Return the file of a target's graph, and the only file that this graph may point to."""
+    return (GRAPH, WEIGHTS) if target == "portable" else (f"model.{target}.onnx", f"model.{target}.onnx.data")

@@ -1,33 +1,80 @@
 """Cost of one token in each part of the model: FLOPs (a multiply-add is 2) and bytes of weights and cache read."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..runtime.format.manifest import Costs, CostTable, LayerCosts
+from ..runtime.format.manifest import KV, Costs, CostTable, LayerCosts, Precision, Precisions
+from ..runtime.ops.layout import packed_bytes
 from ..train.model.config import ModelConfig
-from .graph.weights import Precision
 from .model.heads import execution_of
+from .model.signature import cache_width
 
 FP32_BYTES = 4
+CACHE_BYTES: dict[KV, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Bytes of an element of the cache."""
 COPE_PER_KEY = 8.0
 """FLOPs of one head for the contextual position of one key: sigmoid, sum, min, floor, fraction, product, two sums."""
 Cost = Callable[[int, int], float]
 """Cost of a matrix (inputs, outputs) for one token."""
 
 
-def costs(config: ModelConfig, precision: Precision) -> Costs:
-    """Return the manifest's two tables, from the shapes of the matrices; norms and activations are negligible."""
-    layers = range(config.num_layers)
-    matrix = {"fp32": _fp32_bytes, "int8": _int8_bytes}[precision]
-    sliced = config.heads.routing != "all" and execution_of(config, precision) == "sliced"
-    flops = CostTable(
-        lm_head=_flops(config.dim, config.vocab_size),
-        layers=[_layer(config, i, sliced, _flops, _flops, None) for i in layers],
+@dataclass(frozen=True)
+class _Count:
+    """The unit of a table, FLOPs or bytes, and how a graph spends it."""
+
+    experts: Cost
+    attention: Cost
+    lm_head: Cost
+    router: Cost
+    """Cost of a matrix that always stays fp32."""
+    head: float
+    """The slices of q and o of one head where only the chosen ones are multiplied; 0 where all are one product."""
+    key: float | None
+    """Bytes of the keys and values of one place; None where the table counts FLOPs."""
+    packed: bool = False
+    """Whether our operators run: heads that were not chosen do not attend either."""
+
+
+def costs(config: ModelConfig, precisions: Precisions) -> Costs:
+    """Return the two tables of the portable graph, from the shapes of the matrices; norms and activations are small."""
+    dim, width = config.dim, config.resolved_head_dim
+    sliced = config.heads.routing != "all" and execution_of(config, precisions.attention) == "sliced"
+    matrix = _portable_bytes(precisions.attention)
+    read = _Count(
+        _portable_bytes(precisions.experts),
+        matrix,
+        _portable_bytes(precisions.head),
+        _fp32_bytes,
+        head=matrix(dim, width) + matrix(width, dim) if sliced else 0.0,
+        key=2.0 * config.num_kv_heads * width * FP32_BYTES,
     )
-    read = CostTable(
-        lm_head=matrix(config.dim, config.vocab_size),
-        layers=[_layer(config, i, sliced, matrix, _fp32_bytes, FP32_BYTES) for i in layers],
+    return Costs(flops=_table(config, _flop_count(config, sliced)), weight_bytes=_table(config, read))
+
+
+def packed_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
+    """Return the two tables of the graph of our operators; bytes are those of the packed matrices, with their padding.
+
+    The bytes of a head are an equal share of q and o, which is exact where a head is a multiple of 64 wide.
+    """
+    dim, heads, width = config.dim, config.num_heads, config.resolved_head_dim
+    sliced = config.heads.routing != "all"
+    matrix = _packed_bytes(precisions.attention)
+    read = _Count(
+        _packed_bytes(precisions.experts),
+        matrix,
+        _packed_bytes(precisions.head),
+        _fp32_bytes,
+        head=(matrix(dim, heads * width) + matrix(heads * width, dim)) / heads if sliced else 0.0,
+        key=2.0 * config.num_kv_heads * cache_width(config, kv) * CACHE_BYTES[kv],
+        packed=True,
     )
-    return Costs(flops=flops, weight_bytes=read)
+    flops = _flop_count(config, sliced, packed=True)
+    return Costs(flops=_table(config, flops), weight_bytes=_table(config, read))
+
+
+def _flop_count(config: ModelConfig, sliced: bool, *, packed: bool = False) -> _Count:
+    head = 2 * _flops(config.dim, config.resolved_head_dim) if sliced else 0.0
+    return _Count(_flops, _flops, _flops, _flops, head, key=None, packed=packed)
 
 
 def _flops(inputs: int, outputs: int) -> float:
@@ -42,45 +89,65 @@ def _int8_bytes(inputs: int, outputs: int) -> float:
     return float(inputs * outputs + FP32_BYTES * outputs)  # with one scale per output
 
 
-def _layer(
-    config: ModelConfig, layer: int, sliced: bool, matrix: Cost, router: Cost, cache_bytes: int | None
-) -> LayerCosts:
-    """Return the costs of one layer.
+def _portable_bytes(precision: Precision) -> Cost:
+    """Return the bytes of a matrix of the portable graph, which widens bf16 to fp32 and stores int4 as int8."""
+    return _fp32_bytes if precision in ("fp32", "bf16") else _int8_bytes
 
-    Args:
-        config: The model.
-        layer: Number of the layer, from 0.
-        sliced: Whether routed heads multiply only the slices of q and o that a token chose. All heads attend even then,
-            since they share the keys that must be read.
-        matrix: Cost of a matrix that int8 quantises.
-        router: Cost of a matrix that always stays fp32.
-        cache_bytes: Bytes of a number in the cache; None where the cost is FLOPs.
-    """
-    dim, ffn, heads, width = config.dim, config.ffn, config.num_heads, config.resolved_head_dim
-    queries, keys = heads * width, config.num_kv_heads * width
+
+def _packed_bytes(precision: Precision) -> Cost:
+    return lambda inputs, outputs: float(packed_bytes(precision, outputs, inputs))
+
+
+def _table(config: ModelConfig, count: _Count) -> CostTable:
+    layers = [_layer(config, i, count) for i in range(config.num_layers)]
+    return CostTable(lm_head=count.lm_head(config.dim, config.vocab_size), layers=layers)
+
+
+def _layer(config: ModelConfig, layer: int, count: _Count) -> LayerCosts:
+    """Return the costs of one layer."""
+    dim, ffn = config.dim, config.ffn
+    queries, keys = config.num_heads * config.resolved_head_dim, config.num_kv_heads * config.resolved_head_dim
     hidden = ffn.dim if ffn.routing == "dense" else ffn.expert_dim
     shared = ffn.shared_expert_dim if ffn.routing != "dense" else 0
-    keys_and_values = matrix(dim, 2 * keys)
-    attention, per_key = keys_and_values, 2.0 * keys * cache_bytes if cache_bytes else 4.0 * queries
-    if not sliced:
-        attention += matrix(dim, queries) + matrix(queries, dim)
-    if config.positions_of(layer) == "cope":
-        positions = 2 * router(width, config.attention.max_positions)  # embeddings, and the steps between them
-        attention += positions if cache_bytes else heads * positions
-        counted = cache_bytes if cache_bytes and config.counts_cells(layer) else 0
-        per_key += counted if cache_bytes else COPE_PER_KEY * heads
-    exit_check = router(dim, 1) if config.depth.exit_criterion == "router" else matrix(dim, config.vocab_size)
+    keys_and_values = count.attention(dim, 2 * keys)
+    attention = keys_and_values + _positions(config, layer, count)
+    if not count.head:
+        attention += count.attention(dim, queries) + count.attention(queries, dim)
+    learned = config.depth.exit_criterion == "router"
+    exit_check = count.router(dim, 1) if learned else count.lm_head(dim, config.vocab_size)
+    per_key, per_head_and_key = _keys(config, layer, count)
     return LayerCosts(
         attention=attention,
         attention_per_key=per_key,
-        router=_routers(config, layer, router),
-        expert=matrix(dim, 2 * hidden) + matrix(hidden, dim),
-        shared_expert=matrix(dim, 2 * shared) + matrix(shared, dim) if shared else 0.0,
-        depth_router=(1 + config.depth.per_token) * router(dim, 1) if config.has_depth_router(layer) else 0.0,
+        router=_routers(config, layer, count.router),
+        expert=count.experts(dim, 2 * hidden) + count.experts(hidden, dim),
+        shared_expert=count.experts(dim, 2 * shared) + count.experts(shared, dim) if shared else 0.0,
+        depth_router=(1 + config.depth.per_token) * count.router(dim, 1) if config.has_depth_router(layer) else 0.0,
         exit_check=exit_check if layer in config.depth.exit_layers else 0.0,
         skipped_kv=keys_and_values if config.depth.skipped_kv == "project" else 0.0,
-        head=matrix(dim, width) + matrix(width, dim) if sliced else 0.0,
+        head=count.head,
+        head_per_key=per_head_and_key,
     )
+
+
+def _positions(config: ModelConfig, layer: int, count: _Count) -> float:
+    """Return what contextual positions cost before any key: their embeddings, in the portable graph also the steps."""
+    if config.positions_of(layer) != "cope":
+        return 0.0
+    table = count.router(config.resolved_head_dim, config.attention.max_positions) * (1 if count.packed else 2)
+    return table if count.key is not None else config.num_heads * table
+
+
+def _keys(config: ModelConfig, layer: int, count: _Count) -> tuple[float, float]:
+    """Return what each visible key costs: for a token, and for each head that it chose.
+
+    The portable graph lets all heads attend, since they share the keys that must be read.
+    """
+    cope = config.positions_of(layer) == "cope"
+    if count.key is not None:
+        return count.key + FP32_BYTES * config.counts_cells(layer), 0.0
+    per_head = 4.0 * config.resolved_head_dim + COPE_PER_KEY * cope
+    return (0.0, per_head) if count.packed and count.head else (config.num_heads * per_head, 0.0)
 
 
 def _routers(config: ModelConfig, layer: int, router: Cost) -> float:

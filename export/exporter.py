@@ -1,6 +1,6 @@
 """Export a checkpoint as a checked ONNX model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 from ..contract.errors import UserError
 from ..contract.file_names import WEIGHTS
 from ..runtime.execution.session import Session, usable_cores
-from .graph.weights import Precision
+from ..runtime.format.manifest import KV, Precisions
+from .graph.weights import FP32
 from .package import replacing, write_files
 from .proof.check import check, only_ties, points
 from .proof.skipping import prove
@@ -31,8 +32,10 @@ class Exported:
 def run_export(
     name: str | None,
     out: Path | None = None,
-    precision: Precision = "fp32",
+    precisions: Precisions = FP32,
     *,
+    targets: Sequence[str] = ("cpu",),
+    kv: KV = "fp32",
     threads: int | None = None,
     checkpoint: str = "last",
     log: Callable[[str], None] = lambda line: None,
@@ -42,7 +45,9 @@ def run_export(
     Args:
         name: Name or path of a run, or path of a checkpoint; None takes the newest run.
         out: Folder to write; None takes the folder `model` in the run.
-        precision: Precision of the weights.
+        precisions: Precision of each part.
+        targets: Graphs to write besides the portable one.
+        kv: Precision of the cache in the graph of the target `cpu`.
         threads: Threads for the check; None takes one per core.
         checkpoint: Which checkpoint of a run: `best`, `last` (the newest undamaged one), or a step.
         log: Called with each line for the user.
@@ -54,9 +59,9 @@ def run_export(
     source = read(find(name, checkpoint))
     target = out or source.checkpoint.run / "model"
     parameters = sum(p.numel() for p in source.model.parameters())
-    log(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precision}")
+    log(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precisions.narrowest}")
     with replacing(target) as folder:
-        manifest = write_files(source, folder, precision)
+        manifest = write_files(source, folder, precisions, targets, kv)
         # several threads, although a small model runs on one: the check must notice a race between threads
         session = Session(folder, manifest, device="cpu", threads=threads or usable_cores(), verify=False)
         outcome = check(source, session, log)

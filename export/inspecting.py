@@ -33,6 +33,6 @@ def inspect_checkpoint(
     with tempfile.TemporaryDirectory(prefix="adaptive-inspect-") as folder:
         model = Path(folder) / "model"
         model.mkdir()
-        write_files(source, model, "fp32").write(model)
+        write_files(source, model).write(model)
         inspection = inspect_model(model, params, run=checkpoint.run, device=device, threads=threads, verify=False)
     return replace(inspection, model=f"{checkpoint.run} at step {checkpoint.step}")

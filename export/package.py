@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,20 +13,33 @@ import torch
 from onnx import helper
 
 from ..contract.errors import UserError
-from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS
-from ..contract.files import require_utf8_path
+from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
+from ..contract.files import require_utf8_path, write_whole
 from ..contract.messages import EOS
 from ..runtime.format.files import digest
-from ..runtime.format.manifest import FORMAT, FileInfo, Layer, Manifest, Model, Tensor, ThresholdLists
+from ..runtime.format.manifest import (
+    FORMAT,
+    KV,
+    FileInfo,
+    Layer,
+    Manifest,
+    Model,
+    Precisions,
+    Target,
+    Tensor,
+    ThresholdLists,
+)
+from ..runtime.ops.library import VERSION
 from ..train.data.tokenizers import vocabulary_size
-from .costs import costs
+from .costs import costs, packed_costs
+from .fused.mechanisms import mechanisms
+from .fused.transformer import build as build_fused
 from .graph.builder import IR_VERSION, OPSET
-from .graph.weights import Precision
-from .model.transformer import Signature, build, graph_inputs, graph_outputs
+from .graph.files import save
+from .graph.weights import FP32
+from .model.signature import Signature, graph_inputs, graph_outputs
+from .model.transformer import build
 from .source import Source, dial
-
-SMALL = 1024
-"""Constants of up to this many bytes stay in the graph's own file."""
 
 
 @contextlib.contextmanager
@@ -74,26 +87,39 @@ def _replaceable(out: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
-    """Write graph, weights and tokenizer into `folder`; return the manifest, without the report of the check."""
-    proto = build(source.config, source.weights(), precision)
-    onnx.save_model(
-        proto,
-        folder / GRAPH,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=WEIGHTS,
-        size_threshold=SMALL,
-    )
-    onnx.checker.check_model(folder / GRAPH)
-    (folder / TOKENIZER).write_text(source.tokenizer_json, encoding="utf-8")
-    names = [name for name in (GRAPH, WEIGHTS, TOKENIZER) if (folder / name).exists()]
-    for name in names:
-        # onnx makes its data file readable by its owner only; give it the permissions of the other files
-        shutil.copymode(folder / TOKENIZER, folder / name)
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    config, thresholds = source.config, source.thresholds()
+def write_files(
+    source: Source, folder: Path, precisions: Precisions = FP32, targets: Sequence[str] = (), kv: KV = "fp32"
+) -> Manifest:
+    """Write graphs, weights and tokenizer into `folder`; return the manifest, without the report of the check.
+
+    Args:
+        source: The checkpoint.
+        folder: An empty folder.
+        precisions: Precision of each part.
+        targets: The targets besides `portable`, which is always written.
+        kv: Precision of the cache in the graph of the target `cpu`.
+    """
+    config, thresholds, state = source.config, source.thresholds(), source.weights()
+    files = save(build(config, state, precisions), folder / GRAPH, folder / WEIGHTS)
+    extra: dict[str, Target] = {}
+    if "cpu" in targets:
+        graph, data = target_files("cpu")
+        files += save(build_fused(config, state, precisions, kv), folder / graph, folder / data)
+        extra["cpu"] = Target(
+            graph=graph,
+            data=data,
+            precisions=precisions,
+            kv=kv,
+            operators=VERSION,
+            costs=packed_costs(config, precisions, kv),
+            mechanisms=mechanisms(config),
+        )
+    for file in files:
+        if file.suffix == ".onnx":
+            onnx.checker.check_model(file)
+    tokenizer = folder / TOKENIZER
+    write_whole(tokenizer, source.tokenizer_json.encode())
+    files.append(tokenizer)
     return Manifest(
         created_by={
             "adaptive_lm": version("adaptive-lm"),
@@ -104,18 +130,19 @@ def write_files(source: Source, folder: Path, precision: Precision) -> Manifest:
             "run": source.checkpoint.run.name,
             "step": source.checkpoint.step,
         },
-        model=_model(source, precision),
+        model=_model(source, precisions),
         chat_template=source.chat_template,
         inputs=_tensors(graph_inputs(config)),
         outputs=_tensors(graph_outputs(config)),
         thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds._asdict().items()}),
         dial=dial(source),
-        costs=costs(config, precision),
-        files={name: FileInfo(bytes=(folder / name).stat().st_size, sha256=digest(folder / name)) for name in names},
+        costs=costs(config, precisions),
+        targets=extra,
+        files={file.name: FileInfo(bytes=file.stat().st_size, sha256=digest(file)) for file in files},
     )
 
 
-def _model(source: Source, precision: Precision) -> Model:
+def _model(source: Source, precisions: Precisions) -> Model:
     config = source.config
     layers = [
         Layer(
@@ -141,7 +168,8 @@ def _model(source: Source, precision: Precision) -> Model:
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.resolved_head_dim,
-        precision=precision,
+        precision=precisions.narrowest,
+        precisions=precisions,
         skipped_kv=config.depth.skipped_kv,
         eos_id=_eos_id(source),
         num_experts=config.num_experts,

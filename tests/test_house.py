@@ -61,7 +61,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("exporter", "inspecting"),
         ("package",),
         ("proof",),
-        ("source", "costs"),
+        ("fused", "source", "costs"),
         ("model",),
         ("graph",),
     ),

@@ -56,12 +56,13 @@ def export(
     Without an argument the newest run under ./runs is exported, from its newest undamaged checkpoint.
     """
     del as_onnx  # ONNX is the only format; a second one would give the flag a meaning
+    from ...runtime.format.manifest import Precisions
     from ..exporter import run_export
 
     result = run_export(
         source,
         out,
-        "int8" if quantize == "int8" else "fp32",
+        Precisions.of("int8" if quantize == "int8" else "fp32"),
         threads=threads,
         checkpoint=checkpoint,
         log=lambda line: click.echo(line, err=True),

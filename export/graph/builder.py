@@ -49,13 +49,23 @@ class Graph:
         self.nodes.append(helper.make_node(op_type, inputs, results, name=node, **attributes))
         return results
 
-    def weight(self, name: str, value: Array) -> str:
-        """Add an initializer under its name in the checkpoint; every weight is written once."""
+    def weight(self, name: str, value: Array, dtype: int | None = None) -> str:
+        """Add an initializer under its name in the checkpoint; every weight is written once.
+
+        Args:
+            name: Name of the initializer.
+            value: Its content.
+            dtype: Element type of the bytes of `value` where numpy has none, as for bfloat16.
+        """
         for graph in self.lineage():
             if name in graph.initializers:
                 raise AssertionError(f"weight {name} is written twice")
         # order="C", since ascontiguousarray would make a 0-d constant 1-d
-        self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        value = np.asarray(value, order="C")
+        if dtype is None:
+            self.initializers[name] = numpy_helper.from_array(value, name)
+        else:
+            self.initializers[name] = helper.make_tensor(name, dtype, value.shape, value.tobytes(), raw=True)
         return name
 
     def int64(self, *values: int) -> str:
@@ -127,6 +137,6 @@ class _Scope:
 
 
 FLOAT, INT64, BOOL, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8
-INT32, DOUBLE = TensorProto.INT32, TensorProto.DOUBLE
+INT32, DOUBLE, BFLOAT16 = TensorProto.INT32, TensorProto.DOUBLE, TensorProto.BFLOAT16
 INT64_ZERO = helper.make_tensor("zero", INT64, [1], [0])
 """The fill of a ConstantOfShape; its default is a float."""

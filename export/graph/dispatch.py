@@ -23,11 +23,13 @@ class Dispatch:
     def matmul(self, x: str, name: str, weight: Array, gather: bool) -> str:
         """Multiply x by the matrix of each part: x (N, I), or (R, I) without `gather`, weight (E, I, O) -> (R, O)."""
         g, scope = self.g, name.removesuffix(".weight").rsplit(".", 1)[1]
-        if self.weights.precision == "fp32":
-            rows = self._rows(x, gather)
+        if not self.weights.in_integers(name):
+            rows, precision = self._rows(x, gather), self.weights.precision_of(name)
+            matrices = [
+                self.weights.floats(g, f"{name}.{e}", weight[e], precision) for e in range(self.num_parts)
+            ]  # (I, O) each
             return self._concat([
-                g.op("MatMul", rows[e], g.weight(f"{name}.{e}", weight[e]), name=f"{scope}.{e}")
-                for e in range(self.num_parts)
+                g.op("MatMul", rows[e], matrices[e], name=f"{scope}.{e}") for e in range(self.num_parts)
             ])  # fmt: skip
         quantized, column_scale = quantize_columns(weight)  # (E, I, O), (E, O)
         x, row_scale = quantize_rows(g, x)

@@ -1,27 +1,49 @@
-"""The weights of a checkpoint, each given to the graph once, in fp32 or int8. N rows, I inputs, O outputs."""
+"""The weights of a checkpoint, each given to the graph once. N rows, I inputs, O outputs.
+
+In the portable graph bf16 weights are widened to float32 when ONNX Runtime loads it, which takes the speed and the
+memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute a
+token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0025).
+"""
 
 from typing import Literal
 
 import numpy as np
 
-from .builder import Array, Graph
+from ...runtime.format.manifest import Precision, Precisions
+from ...runtime.ops.layout import rounded, to_bfloat16
+from .builder import BFLOAT16, FLOAT, Array, Graph
 
-Precision = Literal["fp32", "int8"]
+FP32 = Precisions.of("fp32")
 ZERO_POINT = np.uint8(128)
+Part = Literal["experts", "attention", "embedding", "head"]
+
+
+def part_of(name: str) -> Part:
+    """Return the part of the model that a matrix of the checkpoint belongs to."""
+    if name == "embedding.weight":
+        return "embedding"
+    if name == "head.weight":
+        return "head"
+    return "attention" if ".attention." in name else "experts"
 
 
 class Weights:
     """Arrays by name, with a record of those taken, so that none is left out of the graph or written twice."""
 
-    def __init__(self, state: dict[str, Array], precision: Precision) -> None:
+    def __init__(self, state: dict[str, Array], precisions: Precisions = FP32) -> None:
         self.state = {name: np.asarray(value, np.float32) for name, value in state.items()}
-        self.precision = precision
+        self.precisions = precisions
         self.taken: set[str] = set()
 
     def take(self, name: str) -> Array:
         """Return an array as float32; each can be taken once."""
         if name in self.taken:
             raise AssertionError(f"weight {name} is taken twice")
+        self.taken.add(name)
+        return self.state[name]
+
+    def read(self, name: str) -> Array:
+        """Return an array as float32; it may be read again."""
         self.taken.add(name)
         return self.state[name]
 
@@ -33,12 +55,35 @@ class Weights:
         """Add a weight that stays fp32 in every precision, as those of norms and routers do."""
         return g.weight(name, self.take(name))
 
+    def precision_of(self, name: str) -> Precision:
+        """Return the precision of a matrix."""
+        precision: Precision = getattr(self.precisions, part_of(name))
+        return precision
+
+    def in_integers(self, name: str) -> bool:
+        """Return whether the portable graph multiplies by a matrix in int8."""
+        return self.precision_of(name) in ("int8", "int4")
+
+    def matrix(self, name: str) -> Array:
+        """Take a matrix (O, I), or experts (E, I, O), rounded to int4 where that is its precision."""
+        weight = self.take(name)
+        if self.precision_of(name) != "int4":
+            return weight
+        return rounded(weight, "int4") if weight.ndim == 2 else rounded(weight.swapaxes(1, 2), "int4").swapaxes(1, 2)
+
+    def floats(self, g: Graph, name: str, value: Array, precision: Precision) -> str:
+        """Add a matrix in fp32 or bf16 and return it as float32."""
+        if precision == "fp32":
+            return g.weight(name, value)
+        return g.op("Cast", g.weight(f"{name}.bf16", to_bfloat16(value), BFLOAT16), to=FLOAT, name="widen")
+
     def linear(self, g: Graph, x: str, name: str) -> str:
         """Multiply x by a weight: x (N, I) @ weight (O, I)^T -> (N, O)."""
         scope = name.rsplit(".", 2)[-2]
-        if self.precision == "fp32":
-            return g.op("Gemm", x, g.weight(name, self.take(name)), name=scope, transB=1)
-        quantized, scale = quantize_columns(self.take(name).T)
+        weight = self.matrix(name)
+        if not self.in_integers(name):
+            return g.op("Gemm", x, self.floats(g, name, weight, self.precision_of(name)), name=scope, transB=1)
+        quantized, scale = quantize_columns(weight.T)
         rows, row_scale = quantize_rows(g, x)
         product = integer_matmul(g, rows, g.weight(f"{name}.int8", quantized), scope)
         return dequantize(g, product, row_scale, g.weight(f"{name}.scale", scale))

@@ -136,11 +136,11 @@ class Attention:
     def _mix(self, g: Graph, q: str, present: Cache, seen: str, ring: Ring | None, cells: Cells) -> str:
         """Compute softmax(q k^T / sqrt(W) + position) v: q (B, H, S, W) -> (B, H, S, W).
 
-        int8 adds a spare row of queries and drops it afterwards. ONNX Runtime multiplies a single row by another kernel
-        than two or more, which rounds the last bit differently, and the next quantisation may turn that bit into a
-        whole step. With at least two rows, a single token is computed bit for bit as in a prompt.
+        int8 anywhere adds a spare row of queries and drops it afterwards. ONNX Runtime multiplies a single row by
+        another kernel than two or more, which rounds the last bit differently, and the next quantisation may turn that
+        bit into a whole step. With at least two rows, a single token is computed bit for bit as in a prompt.
         """
-        spare = self.weights.precision != "fp32"
+        spare = needs_spare_row(self.weights)
         if spare:
             q = g.op("Pad", q, g.int64(0, 1), "", g.int64(2), name="spare_row")  # (B, H, S + 1, W)
         if self.positions == "cope":
@@ -219,8 +219,13 @@ class Attention:
         return g.op("TensorScatter", past, update, lengths, axis=2, name=name, result=result, **mode)
 
 
+def needs_spare_row(weights: Weights) -> bool:
+    """Return whether a part of the model quantises its inputs, which a last bit could move by a whole step."""
+    return weights.precisions.quantised
+
+
 def spare_row(g: Graph, weights: Weights, seen: str) -> str:
     """Add to seen (B, 1, S, C), under int8, a row that sees everything."""
-    if weights.precision == "fp32":
+    if not needs_spare_row(weights):
         return seen
     return g.op("Pad", seen, g.int64(0, 1), g.scalar(True), g.int64(2), name="spare_row")

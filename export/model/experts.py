@@ -16,8 +16,8 @@ def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str,
     """
     dispatch = Dispatch(g, weights, num_experts, routes.selected)
     gate_up, down = f"{name}.gate_up", f"{name}.down"  # (E, D, 2F), (E, F, D)
-    hidden = dispatch.matmul(x, gate_up, weights.take(gate_up), gather=True)  # (R, 2F)
+    hidden = dispatch.matmul(x, gate_up, weights.matrix(gate_up), gather=True)  # (R, 2F)
     gate, up = g.ops("Split", hidden, outputs=2, axis=-1, num_outputs=2)
     inner = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)  # (R, F)
-    out = dispatch.matmul(inner, down, weights.take(down), gather=False)  # (R, D)
+    out = dispatch.matmul(inner, down, weights.matrix(down), gather=False)  # (R, D)
     return g.op("Add", residual, dispatch.combine(out, routes.routing_weights))

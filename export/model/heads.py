@@ -7,21 +7,28 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ...runtime.format.manifest import Precision
 from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.dispatch import Dispatch
-from ..graph.weights import Precision, Weights
+from ..graph.weights import Weights
 from .thresholded_router import limit, linear
 
 Execution = Literal["masked", "sliced"]
-SLICED_FROM: dict[Precision, int] = {"fp32": 2**16, "int8": 2**18}
-"""Number of weights of one head (its rows of q and columns of o) from which `sliced` is faster; measured, see
-docs/decisions/0010."""
+SLICED_FROM = {"fp32": 2**16, "int8": 2**18}
+"""Number of weights of one head (its rows of q and columns of o) from which `sliced` is faster, with products in fp32
+(also of bf16 weights) or in int8 (also of int4 weights); measured, see docs/decisions/0010."""
 
 
 def execution_of(config: ModelConfig, precision: Precision) -> Execution:
-    """Choose how routed heads run: `masked` computes all of them, `sliced` only the chosen ones."""
-    return "sliced" if 2 * config.dim * config.resolved_head_dim >= SLICED_FROM[precision] else "masked"
+    """Choose how routed heads run: `masked` computes all of them, `sliced` only the chosen ones.
+
+    Args:
+        config: The model.
+        precision: Precision of attention.
+    """
+    products = "fp32" if precision in ("fp32", "bf16") else "int8"
+    return "sliced" if 2 * config.dim * config.resolved_head_dim >= SLICED_FROM[products] else "masked"
 
 
 class HeadRoutes(NamedTuple):
@@ -96,14 +103,14 @@ class Slices:
     def queries(self, x: str) -> str:
         """Compute queries: x (N, D) -> (N, H, W). Those of heads that a token did not choose are never read."""
         config, name = self.config, f"{self.name}.q.weight"
-        stack = self.weights.take(name).reshape(config.num_heads, config.resolved_head_dim, config.dim)
+        stack = self.weights.matrix(name).reshape(config.num_heads, config.resolved_head_dim, config.dim)
         return self.dispatch.spread(self.dispatch.matmul(x, name, stack.transpose(0, 2, 1), gather=True))
 
     def outputs(self, mixed: str) -> str:
         """Compute the sum over the chosen heads of weight_i head_i W_o,i: mixed (N, H, W) -> (N, D)."""
         g, config, name = self.g, self.config, f"{self.name}.o.weight"
         heads = config.num_heads
-        stack = self.weights.take(name).T.reshape(heads, config.resolved_head_dim, config.dim)
+        stack = self.weights.matrix(name).T.reshape(heads, config.resolved_head_dim, config.dim)
         flat = g.op("Reshape", mixed, g.int64(-1, config.resolved_head_dim))  # (N*H, W)
         place = g.op("Add", g.op("Mul", self.dispatch.token, g.scalar(heads)), self.dispatch.part)  # (R,)
         rows = self.dispatch.matmul(g.op("Gather", flat, place, axis=0), name, stack, gather=False)

@@ -10,14 +10,17 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from ...runtime.format.manifest import Precisions
+from ...runtime.ops.layout import to_bfloat16
 from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
-from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
-from ..graph.weights import Precision, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
+from ..graph.builder import BFLOAT16, BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
+from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
 from .heads import Execution, execution_of
+from .signature import graph_inputs, graph_outputs
 from .thresholded_router import EVERYTHING
 from .window import Tables
 
@@ -26,22 +29,22 @@ FIRST = 1e-20
 
 
 def build(
-    config: ModelConfig, state: dict[str, Array], precision: Precision = "fp32", heads: Execution | None = None
+    config: ModelConfig, state: dict[str, Array], precisions: Precisions = FP32, heads: Execution | None = None
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of standard operators.
 
     Args:
         config: The model.
         state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
-        precision: Precision of the weights.
+        precisions: Precision of each part.
         heads: How routed heads run; None takes the faster way for their size.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used exactly once.
     """
-    weights = Weights(state, precision)
+    weights = Weights(state, precisions)
     g = Graph("adaptive")
-    _Transformer(g, weights, config, heads or execution_of(config, precision)).write()
+    _Transformer(g, weights, config, heads or execution_of(config, precisions.attention)).write()
     if weights.untaken():
         raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
     inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config).items()]
@@ -50,55 +53,6 @@ def build(
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="adaptive-lm"
     )
-
-
-Signature = dict[str, tuple[int, list[str | int]]]
-
-
-def graph_inputs(config: ModelConfig) -> Signature:
-    """Return the element type and shape of each input, by name."""
-    layers = config.num_layers
-    signature: Signature = {
-        "ids": (INT64, ["B", "T"]),
-        "positions": (INT64, ["B", "T"]),
-        "lengths": (INT64, [layers, "B"]),
-        "router_top_p": (FLOAT, [layers, "B"]),
-        "depth_threshold": (FLOAT, [layers, "B"]),
-        "exit_threshold": (FLOAT, [layers, "B"]),
-        "num_logits": (INT64, []),
-    }
-    if config.heads.routing in ("top_p", "adaptive"):
-        signature["head_top_p"] = (FLOAT, [layers, "B"])
-    return signature | _caches(config, "past")
-
-
-def graph_outputs(config: ModelConfig) -> Signature:
-    """Return the element type and shape of each output, by name."""
-    layers = config.num_layers
-    signature: Signature = {
-        "logits": (FLOAT, ["B", "num_logits", config.vocab_size]),
-        "selected_experts": (BOOL, [layers, "B", "T", config.num_experts]),
-        "layers_run": (BOOL, [layers, "B", "T"]),
-        "exit_layer": (INT64, ["B", "T"]),
-        "new_lengths": (INT64, [layers, "B"]),
-    }
-    if config.heads.routing != "all":
-        signature["selected_heads"] = (BOOL, [layers, "B", "T", config.num_heads])
-    if config.has_windows:
-        signature["windows"] = (INT64, [layers, "B", "T"])
-    return signature | _caches(config, "present")
-
-
-def _caches(config: ModelConfig, when: str) -> Signature:
-    """Return the caches; a layer with a window has its own capacity, since its cache is a ring."""
-    signature: Signature = {}
-    for i in range(config.num_layers):
-        capacity = f"C.{i}" if config.window_of(i) else "C"
-        for part in ("key", "value"):
-            signature[f"{when}_{part}.{i}"] = (FLOAT, ["B", config.num_kv_heads, capacity, config.resolved_head_dim])
-        if config.counts_cells(i):
-            signature[f"{when}_counted.{i}"] = (FLOAT, ["B", 1, capacity, 1])
-    return signature
 
 
 class _Transformer:
@@ -225,26 +179,35 @@ class _Transformer:
 
     def _read_embedding(self) -> None:
         """Read the tables of embedding and output head, one table where they are tied."""
-        g, weights = self.g, self.weights
-        if weights.precision == "fp32":
-            self.embedding = weights.parameter(g, "embedding.weight")
-            tied = self.config.tie_embeddings
-            self.head = self.embedding if tied else weights.parameter(g, "head.weight")
+        g, weights, tied = self.g, self.weights, self.config.tie_embeddings
+        name = "embedding.weight" if tied else "head.weight"
+        head, precision = weights.matrix(name), weights.precision_of(name)
+        if weights.in_integers(name):
+            codes, scale = quantize_columns(head.T)  # (D, V), one scale a word
+            self.head, self.head_scale = g.weight(f"{name}.int8", codes), g.weight(f"{name}.scale", scale)
+        else:
+            self.head = weights.floats(g, name, head, precision)
+        if tied:
+            self.embedding = name if precision == "fp32" else f"{name}.{'bf16' if precision == 'bf16' else 'int8'}"
             return
-        name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
-        head, scale = quantize_columns(weights.take(name).T)  # (D, V), one scale a word
-        self.head, self.head_scale = g.weight(f"{name}.int8", head), g.weight(f"{name}.scale", scale)
-        if not self.config.tie_embeddings:
-            embedding, scale = quantize_columns(weights.take("embedding.weight").T)
-            self.embedding = g.weight("embedding.weight.int8", embedding.T)  # (V, D)
-            self.embedding_scale = g.weight("embedding.weight.scale", scale)
+        name = "embedding.weight"
+        embedding, precision = weights.matrix(name), weights.precision_of(name)
+        if weights.in_integers(name):
+            codes, scale = quantize_columns(embedding.T)
+            self.embedding = g.weight(f"{name}.int8", codes.T)  # (V, D)
+            self.embedding_scale = g.weight(f"{name}.scale", scale)
+        elif precision == "bf16":
+            self.embedding = g.weight(f"{name}.bf16", to_bfloat16(embedding), BFLOAT16)
+        else:
+            self.embedding = g.weight(name, embedding)
 
     def _embed(self) -> str:
         """Embed the ids (B, T) -> (N, D)."""
         g = self.g
         ids = g.op("Reshape", "ids", g.int64(-1))
-        if self.weights.precision == "fp32":
-            return g.op("Gather", self.embedding, ids, axis=0, name="embedding")
+        if not self.weights.in_integers("embedding.weight"):
+            rows = g.op("Gather", self.embedding, ids, axis=0, name="embedding")
+            return rows if self.weights.precision_of("embedding.weight") == "fp32" else g.op("Cast", rows, to=FLOAT)
         if self.config.tie_embeddings:
             rows = g.op("Transpose", g.op("Gather", self.head, ids, axis=1, name="embedding"), perm=[1, 0])
             scale = self.head_scale
@@ -262,7 +225,7 @@ class _Transformer:
     def _logits(self, normed: str) -> str:
         """Apply the output head: (n, D) -> (n, V)."""
         g = self.g
-        if self.weights.precision == "fp32":
+        if not self.weights.in_integers("head.weight"):
             return g.op("Gemm", normed, self.head, transB=1, name="head")
         rows, row_scale = quantize_rows(g, normed)
         return dequantize(g, integer_matmul(g, rows, self.head, "head"), row_scale, self.head_scale)

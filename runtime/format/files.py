@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...contract.errors import UserError
-from ...contract.file_names import GRAPH, WEIGHTS
 from ...contract.files import cannot_write, write_whole
 from ...contract.text_compression import refuse_pointer
 from .external_data import Reference, external_data
@@ -22,8 +21,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: bool) -> None:
-    """Check the files that a manifest lists, then the places of the weights in the graph.
+def check_files(folder: Path, files: Mapping[str, tuple[int, str]], graphs: Mapping[str, str], *, verify: bool) -> None:
+    """Check the files that a manifest lists, then the places of the weights of each graph.
 
     A file must have a plain name and be a regular file without a second name: a symbolic or hard link could lead the
     loader to a file that does not belong to the model.
@@ -31,6 +30,7 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: b
     Args:
         folder: The folder of the model.
         files: Name -> size in bytes and SHA-256.
+        graphs: Name of each graph -> the only file that its weights may be in.
         verify: Whether to compare the digests too.
 
     Raises:
@@ -48,7 +48,9 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, verify: b
             raise UserError(
                 f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again"
             )
-    check_external_data(folder, {name: size for name, (size, _) in files.items()})
+    sizes = {name: size for name, (size, _) in files.items()}
+    for graph, weights in graphs.items():
+        check_external_data(folder / graph, weights, sizes)
 
 
 def contained(folder: Path, name: str) -> Path:
@@ -78,28 +80,27 @@ def contained(folder: Path, name: str) -> Path:
     return path
 
 
-def check_external_data(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Check that every weight outside the graph is stored inside `model.onnx.data`.
+def check_external_data(graph: Path, weights: str, sizes: Mapping[str, int]) -> None:
+    """Check that every weight outside the file of the graph is inside the file `weights`.
 
     Raises:
         UserError: a weight is stored elsewhere.
     """
-    path = folder / GRAPH
-    for reference in set(external_data(path)):
-        problem = _problem(reference, sizes)
+    for reference in set(external_data(graph)):
+        problem = _problem(reference, weights, sizes)
         if problem:
-            raise UserError(f"{path}: {problem}; do not use this model")
+            raise UserError(f"{graph}: {problem}; do not use this model")
 
 
-def _problem(reference: Reference, sizes: Mapping[str, int]) -> str | None:
-    if reference.location != WEIGHTS:
-        return f"its weights point to {reference.location!r}, expected {WEIGHTS!r}"
-    if WEIGHTS not in sizes:
-        return f"its weights are in {WEIGHTS}, which the manifest does not list"
-    if reference.offset < 0 or reference.length < 0 or reference.offset + reference.length > sizes[WEIGHTS]:
+def _problem(reference: Reference, weights: str, sizes: Mapping[str, int]) -> str | None:
+    if reference.location != weights:
+        return f"its weights point to {reference.location!r}, expected {weights!r}"
+    if weights not in sizes:
+        return f"its weights are in {weights}, which the manifest does not list"
+    if reference.offset < 0 or reference.length < 0 or reference.offset + reference.length > sizes[weights]:
         return (
-            f"a weight points to bytes {reference.offset} to {reference.offset + reference.length} of {WEIGHTS}, "
-            f"which has {sizes[WEIGHTS]}"
+            f"a weight points to bytes {reference.offset} to {reference.offset + reference.length} of {weights}, "
+            f"which has {sizes[weights]}"
         )
     return None
 

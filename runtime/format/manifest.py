@@ -12,16 +12,18 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ...contract.errors import UserError
-from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER
+from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
 from ...contract.text_compression import refuse_pointer
 from .files import check_files, write_output
 from .schema import (
+    KV,
     Costs,
     CostTable,
     Curve,
     CurvePoint,
     DialTable,
     DialTarget,
+    Executor,
     ExitAgreement,
     FileInfo,
     Layer,
@@ -29,18 +31,23 @@ from .schema import (
     Milliseconds,
     Model,
     Part,
+    Precision,
+    Precisions,
+    Target,
     Tensor,
     ThresholdLists,
 )
 from .upgrade import FORMAT_VERSION, upgrade
 
 __all__ = [
+    "KV",
     "CostTable",
     "Costs",
     "Curve",
     "CurvePoint",
     "DialTable",
     "DialTarget",
+    "Executor",
     "ExitAgreement",
     "FileInfo",
     "Layer",
@@ -48,6 +55,9 @@ __all__ = [
     "Manifest",
     "Milliseconds",
     "Model",
+    "Precision",
+    "Precisions",
+    "Target",
     "Tensor",
     "ThresholdLists",
 ]
@@ -78,7 +88,9 @@ class Manifest(Part):
     dial: DialTable
     """Thresholds for an average number of experts, heads or layers."""
     costs: Costs
-    """Cost of each part of the model."""
+    """Cost of each part of the model, in the portable graph."""
+    targets: dict[str, Target] = Field(default_factory=dict)
+    """The graphs other than the portable one, by target; a reader that does not know one ignores it."""
     curve: Curve | None = None
     """Thresholds for a share of the compute; written by `adaptive calibrate`."""
     parity: dict[str, Any] = Field(default_factory=dict)
@@ -96,6 +108,11 @@ class Manifest(Part):
             ("costs.flops.layers", self.costs.flops.layers),
             ("costs.weight_bytes.layers", self.costs.weight_bytes.layers),
         ]
+        for name, target in self.targets.items():
+            tables = (("flops", target.costs.flops), ("weight_bytes", target.costs.weight_bytes))
+            lists += [(f"targets.{name}.costs.{unit}.layers", table.layers) for unit, table in tables]
+            if name == "portable" or (target.graph, target.data) != target_files(name):
+                raise ValueError(f"targets.{name} is in {target.graph} and {target.data}, which are not its files")
         points = self.curve.points if self.curve else []
         sets = {"thresholds": self.thresholds} | {
             f"curve.points.{i}.thresholds": point.thresholds for i, point in enumerate(points)
@@ -128,7 +145,8 @@ class Manifest(Part):
         try:
             manifest = cls._parse(folder)
             files = {name: (info.bytes, info.sha256) for name, info in manifest.files.items()}
-            check_files(folder, files, verify=verify)
+            graphs = {GRAPH: WEIGHTS} | {target.graph: target.data for target in manifest.targets.values()}
+            check_files(folder, files, graphs, verify=verify)
         except OSError as error:
             raise UserError(
                 f"cannot read {error.filename}: {error.strerror}; make it readable or copy the model"
@@ -175,7 +193,8 @@ class Manifest(Part):
             where = ".".join(str(part) for part in first["loc"]) or "manifest"
             more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
             raise UserError(f"{path} is damaged: {where}: {first['msg']}{more}; export the model again") from error
-        missing = [name for name in REQUIRED_FILES if name not in manifest.files]
+        required = (*REQUIRED_FILES, *(target.graph for target in manifest.targets.values()))
+        missing = [name for name in required if name not in manifest.files]
         if missing:
             raise UserError(f"{path} lists no {', '.join(missing)}; export the model again")
         return manifest

@@ -11,12 +11,46 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Precision = Literal["fp32", "bf16", "int8", "int4"]
+KV = Literal["fp32", "fp16", "int8"]
+"""Precisions of keys and values in the cache; the portable graph has fp32."""
+Executor = Literal["our operators", "standard operators"]
 
 
 class Part(BaseModel):
     """Base of every section: immutable; unknown fields of a later writer are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Precisions(Part):
+    """Precision of the weights of each part; those of routers, norms and positions are float32 in every graph."""
+
+    experts: Precision
+    """Experts, the shared expert, or the dense FFN."""
+    attention: Precision
+    """Queries, keys, values and output."""
+    embedding: Precision
+    """Equal to `head` where the two are one matrix."""
+    head: Precision
+    """The output head, which exits share."""
+
+    @classmethod
+    def of(cls, precision: Precision) -> Self:
+        """Return the precisions of a model that is quantised to one; int4 leaves embedding and head in int8."""
+        ends: Precision = "int8" if precision == "int4" else precision
+        return cls(experts=precision, attention=precision, embedding=ends, head=ends)
+
+    @property
+    def narrowest(self) -> Precision:
+        """The precision of the fewest bits."""
+        order: tuple[Precision, ...] = ("int4", "int8", "bf16", "fp32")
+        return min((self.experts, self.attention, self.embedding, self.head), key=order.index)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether a part is in int8 or int4."""
+        return self.narrowest in ("int8", "int4")
 
 
 class Layer(Part):
@@ -63,7 +97,10 @@ class Model(Part):
     num_kv_heads: Positive
     """Key/value heads of a layer."""
     head_dim: Positive
-    precision: Literal["fp32", "int8"]
+    precision: Precision
+    """The narrowest precision of the portable graph's weights."""
+    precisions: Precisions | None = None
+    """The precision of each part of the portable graph; None: every part has `precision`."""
     skipped_kv: Literal["none", "project"]
     """Keys and values of a token that skips a layer: absent from its cache, or projected from the frozen state."""
     eos_id: Count
@@ -199,6 +236,24 @@ class Costs(Part):
 
     flops: CostTable
     weight_bytes: CostTable
+
+
+class Target(Part):
+    """A second graph of the same model, for one kind of machine: the same inputs and outputs, other operators."""
+
+    graph: str
+    """Name of its file."""
+    data: str
+    """Name of the file with its weights, the only one that it points to."""
+    precisions: Precisions
+    kv: KV
+    """Precision of the keys and values in its cache."""
+    operators: Positive
+    """Version of our operators that it needs."""
+    costs: Costs
+    """Costs of its operators; bytes include the padding of packed weights."""
+    mechanisms: dict[str, Executor]
+    """For each mechanism of the model, which operators run it."""
 
 
 class Milliseconds(Part):

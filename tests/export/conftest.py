@@ -12,6 +12,7 @@ from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.proof import check
 from adaptive_lm.export.source import Source, read
+from adaptive_lm.runtime.format.manifest import Precisions
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,7 +43,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="session")
 def exported_int8(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return run_export(str(run), tmp_path_factory.mktemp("int8") / "model", "int8", threads=1)
+    return run_export(str(run), tmp_path_factory.mktemp("int8") / "model", Precisions.of("int8"), threads=1)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from support.runs import write_run
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
-from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model import transformer
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import check as check_module
@@ -23,7 +22,7 @@ from adaptive_lm.export.proof.parity import EPSILON, TOLERANCE
 from adaptive_lm.export.proof.skipping import Proof
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.session import Session
-from adaptive_lm.runtime.format.manifest import Manifest
+from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 
 Content = Callable[[Path], dict[str, bytes]]
 COMPARISON = {
@@ -34,7 +33,7 @@ COMPARISON = {
 
 def graph_of(source: Source, folder: Path, precision: Precision = "fp32") -> Session:
     folder.mkdir(exist_ok=True)
-    return Session(folder, write_files(source, folder, precision), device="cpu", threads=1, verify=False)
+    return Session(folder, write_files(source, folder, Precisions.of(precision)), device="cpu", threads=1, verify=False)
 
 
 def test_the_report_of_fp32_stands_in_the_manifest(exported: Exported) -> None:
@@ -163,8 +162,9 @@ def later(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.mark.slow
 def test_a_model_with_every_mechanism_is_exported_in_both_precisions(tmp_path: Path, later: Source) -> None:
-    for precision, compared in (("fp32", 5), ("int8", 2)):
-        out = run_export(str(later.checkpoint.run), tmp_path / precision, precision, threads=1)  # type: ignore[arg-type]
+    cases: list[tuple[Precision, int]] = [("fp32", 5), ("int8", 2)]
+    for precision, compared in cases:
+        out = run_export(str(later.checkpoint.run), tmp_path / precision, Precisions.of(precision), threads=1)
         assert out.report["passed"] is True
         assert sum("passed" in part for part in out.report.values() if isinstance(part, dict)) >= compared
         model = Manifest.read(out.folder).model
@@ -235,7 +235,7 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
     files = content(here)
     monkeypatch.setattr(check_module, "MAX_WORSE", -0.5)
     with pytest.raises(UserError, match="int8 changes this model too much, so runs/tiny/model was not") as caught:
-        run_export("tiny", precision="int8", threads=1)
+        run_export("tiny", precisions=Precisions.of("int8"), threads=1)
     assert "limit -50.0%" in str(caught.value)
     assert str(caught.value).endswith("Train it longer, or export without --quantize")
     assert content(here) == files
@@ -260,7 +260,7 @@ def test_a_proof_of_skipping_that_fails_stops_the_export_and_int8_is_not_blamed(
     monkeypatch.setattr(exporter, "prove", lambda *arguments: broken)
     for precision in ("fp32", "int8"):
         with pytest.raises(UserError, match=r"the model reports.*\n.*fault in the export"):
-            run_export("tiny", precision=precision, threads=1)  # type: ignore[arg-type]
+            run_export("tiny", precisions=Precisions.of(precision), threads=1)
     assert not (here / "runs" / "tiny" / "model").exists()
 
 

@@ -18,7 +18,8 @@ from support.bare_graph import (
 )
 from support.models import busy_thresholds, judge, tiny_ids, variant
 
-from adaptive_lm.export.model.transformer import build, graph_inputs
+from adaptive_lm.export.model.signature import graph_inputs
+from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import Transformer
 

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from support.bare_graph import MODELS, initializers, proto_of
 from support.runs import write_run
 
+from adaptive_lm.contract.file_names import GRAPH, WEIGHTS
 from adaptive_lm.export.costs import costs
-from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.check import points
@@ -24,8 +24,7 @@ from adaptive_lm.runtime.dial.dial import Thresholds
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.kv_cache import Cache
 from adaptive_lm.runtime.execution.session import Session
-from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
-from adaptive_lm.runtime.format.manifest import CostTable, LayerCosts, Manifest
+from adaptive_lm.runtime.format.manifest import CostTable, LayerCosts, Manifest, Precision, Precisions
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
@@ -98,7 +97,7 @@ def test_executed_flops_are_those_of_the_matrix_products_that_ran(
     source = read(write_run(tmp_path / "runs" / kind, **KINDS[kind]))
     folder = tmp_path / "model"
     folder.mkdir()
-    manifest = write_files(source, folder, precision)
+    manifest = write_files(source, folder, Precisions.of(precision))
     ids, at = source.heldout_ids(6)[0].tolist(), points(source)
     session = Session(folder, manifest, device="cpu", threads=1, verify=False)
     assert set(at) == {"trained", "everything", "little"}
@@ -125,7 +124,7 @@ def test_executed_flops_are_those_of_the_matrix_products_that_ran(
 @pytest.mark.parametrize("name", MODELS)
 def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision: Precision) -> None:
     config = MODELS[name]
-    table = costs(config, precision).weight_bytes
+    table = costs(config, Precisions.of(precision)).weight_bytes
     every = sum(
         layer.attention + layer.router + layer.expert * config.num_experts + layer.shared_expert + layer.depth_router
         for layer in table.layers
@@ -142,7 +141,7 @@ def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision
 def test_each_part_of_a_layer_costs_what_its_matrices_say() -> None:
     """By hand: width 32, 4 heads and 2 key/value heads of 8, 4 experts of 12, vocabulary 29; a multiply-add is 2."""
     config = MODELS["both_project"]
-    flops, read = costs(config, "fp32").flops, costs(config, "fp32").weight_bytes
+    flops, read = costs(config, Precisions.of("fp32")).flops, costs(config, Precisions.of("fp32")).weight_bytes
     matrices = {
         "attention": 32 * 32 + 32 * 32 + 32 * 32,  # q, keys and values, o
         "router": 32 * 4,
@@ -162,7 +161,7 @@ def test_each_part_of_a_layer_costs_what_its_matrices_say() -> None:
 
 def test_int8_reads_a_byte_a_weight_and_a_scale_an_output_but_routers_and_cache_are_fp32() -> None:
     config = MODELS["shared_expert"]
-    fp32, int8 = costs(config, "fp32"), costs(config, "int8")
+    fp32, int8 = costs(config, Precisions.of("fp32")), costs(config, Precisions.of("int8"))
     assert int8.flops == fp32.flops
     one, other = int8.weight_bytes.layers[1], fp32.weight_bytes.layers[1]
     assert one.attention == other.attention / 4 + 4 * (32 + 32 + 32)
@@ -175,7 +174,8 @@ def test_int8_reads_a_byte_a_weight_and_a_scale_an_output_but_routers_and_cache_
 def test_there_is_a_cost_for_every_layer_and_none_is_negative(name: str) -> None:
     tables: Counter[str] = Counter()
     for precision in ("fp32", "int8"):
-        for table in (costs(MODELS[name], precision).flops, costs(MODELS[name], precision).weight_bytes):
+        both = costs(MODELS[name], Precisions.of(precision))
+        for table in (both.flops, both.weight_bytes):
             assert isinstance(table, CostTable)
             assert len(table.layers) == MODELS[name].num_layers
             assert min(min(layer.model_dump().values()) for layer in table.layers) >= 0
@@ -191,7 +191,7 @@ def test_the_weights_of_int8_take_a_quarter_of_the_file(tmp_path: Path) -> None:
     for precision in ("fp32", "int8"):
         folder = tmp_path / precision
         folder.mkdir()
-        manifest = write_files(source, folder, precision)  # type: ignore[arg-type]
+        manifest = write_files(source, folder, Precisions.of(precision))  # type: ignore[arg-type]
         sizes[precision] = manifest.files[WEIGHTS].bytes
         read_bytes = manifest.costs.weight_bytes
         matrices = read_bytes.lm_head + sum(x.attention + x.router + 4 * x.expert for x in read_bytes.layers)
@@ -201,5 +201,5 @@ def test_the_weights_of_int8_take_a_quarter_of_the_file(tmp_path: Path) -> None:
 
 def test_the_checker_reads_the_graph_with_its_weights_outside(tmp_path: Path) -> None:
     source = read(write_run(tmp_path / "runs" / "tiny"))
-    write_files(source, tmp_path, "fp32")
+    write_files(source, tmp_path, Precisions.of("fp32"))
     onnx.checker.check_model(tmp_path / GRAPH, full_check=True)

@@ -6,8 +6,8 @@ import pytest
 from support.bare_graph import MODELS, Graph, Sequences, everything_on, graph_of, model_of, nodes, proto_of, weights_of
 from support.models import busy_thresholds, season, tiny_ids, variant
 
-from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model.transformer import build
+from adaptive_lm.runtime.format.manifest import Precision
 from adaptive_lm.train.model import Transformer
 
 

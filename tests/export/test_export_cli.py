@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from adaptive_lm.contract.file_names import WEIGHTS
 from adaptive_lm.export.proof import check
 from adaptive_lm.runtime import load
-from adaptive_lm.runtime.format.files import WEIGHTS
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.serve.cli import group
 

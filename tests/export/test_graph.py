@@ -9,8 +9,9 @@ from onnx import numpy_helper
 from support.bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
 
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, Graph
-from adaptive_lm.export.graph.weights import Precision, Weights
+from adaptive_lm.export.graph.weights import Weights
 from adaptive_lm.export.model.transformer import build
+from adaptive_lm.runtime.format.manifest import Precision, Precisions
 
 SMALL = 512  # bytes: of the matrices of these tiny models, in either precision, all are larger
 TABLES = ("rotary.cos", "rotary.sin")
@@ -116,7 +117,7 @@ def test_a_weight_that_is_missing_is_a_defect() -> None:
 
 
 def test_a_weight_that_is_taken_or_written_twice_is_a_defect() -> None:
-    weights = Weights({"w": np.ones((2, 2), np.float32)}, "fp32")
+    weights = Weights({"w": np.ones((2, 2), np.float32)}, Precisions.of("fp32"))
     root = Graph("root")
     weights.parameter(root, "w")
     with pytest.raises(AssertionError, match="w is taken twice"):

@@ -14,11 +14,11 @@ import onnx
 import pytest
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.contract.file_names import GRAPH, WEIGHTS, target_files
 from adaptive_lm.export import package
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.package import replacing
 from adaptive_lm.runtime.format.external_data import external_data
-from adaptive_lm.runtime.format.files import GRAPH, WEIGHTS
 from adaptive_lm.runtime.format.manifest import Manifest
 
 Content = Callable[[Path], dict[str, bytes]]
@@ -166,11 +166,11 @@ def test_a_disk_that_fills_while_the_weights_are_written(here: Path, content: Co
 def test_a_disk_that_is_full_when_the_weights_are_written(
     here: Path, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(proto: onnx.ModelProto, path: Path, **more: object) -> None:
-        path.write_bytes(b"half")
+    def full(proto: onnx.ModelProto, graph: Path, weights: Path) -> None:
+        weights.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(package.onnx, "save_model", full)
+    monkeypatch.setattr(package, "save", full)
     before = content(here)
     with pytest.raises(UserError, match="No space left on device; nothing was exported"):
         run_export("tiny", threads=1)
@@ -215,7 +215,7 @@ def test_an_export_that_is_killed_leaves_no_manifest_and_the_next_one_works(here
 
 def test_the_folder_holds_what_the_manifest_lists_and_nothing_else(exported: Exported) -> None:
     names = sorted(path.name for path in exported.folder.iterdir())
-    assert names == ["manifest.json", GRAPH, WEIGHTS, "tokenizer.json"]
+    assert names == ["manifest.json", *target_files("cpu"), GRAPH, WEIGHTS, "tokenizer.json"]
     manifest = Manifest.read(exported.folder, verify=True)
     assert sorted(manifest.files) == names[1:]
 

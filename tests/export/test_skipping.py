@@ -12,8 +12,8 @@ import pytest
 from support.bare_graph import everything_on
 from support.runs import write_run
 
+from adaptive_lm.contract.file_names import GRAPH
 from adaptive_lm.export.exporter import Exported
-from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import skipping
@@ -22,8 +22,7 @@ from adaptive_lm.export.proof.skipping import Executed, Proof, prove, read_profi
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.dial.dial import Thresholds
 from adaptive_lm.runtime.execution.session import Session
-from adaptive_lm.runtime.format.files import GRAPH
-from adaptive_lm.runtime.format.manifest import Manifest
+from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 
 TOKENS = 9
 KINDS: dict[str, dict[str, Any]] = {
@@ -46,7 +45,7 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     source = read(write_run(tmp_path / "runs" / kind, **KINDS[kind]))
     folder = tmp_path / "model"
     folder.mkdir()
-    manifest = write_files(source, folder, precision)
+    manifest = write_files(source, folder, Precisions.of(precision))
     ids, limits = source.heldout_ids(TOKENS)[0].tolist(), list(points(source).values())
     proof = prove(folder, manifest, ids, limits)
     assert proof.failures == []

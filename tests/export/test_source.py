@@ -256,7 +256,7 @@ def test_levels_and_what_controllers_hold_stay_out_of_the_graph_but_the_windows_
     assert len({round(float(level), 4) for level in held.router_top_p}) == 3
     assert (held.head_top_p == held.head_top_p[0]).all()
     (tmp_path / "model").mkdir()
-    written = write_files(source, tmp_path / "model", "fp32").thresholds
+    written = write_files(source, tmp_path / "model").thresholds
     for name, values in held._asdict().items():
         np.testing.assert_array_equal(np.float32(getattr(written, name)), values.numpy())
 

@@ -31,6 +31,7 @@ from adaptive_lm.export.graph.weights import Weights, quantize_columns, quantize
 from adaptive_lm.export.model import transformer
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import TOLERANCE
+from adaptive_lm.runtime.format.manifest import Precisions
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 
 OUTLIER = 28
@@ -65,7 +66,7 @@ def test_a_product_is_that_of_the_rounded_numbers(rows: int) -> None:
     if rows:
         x[-1] = 0
     g = Builder("root")
-    output = Weights({"layer.w.weight": weight}, "int8").linear(g, "x", "layer.w.weight")
+    output = Weights({"layer.w.weight": weight}, Precisions.of("int8")).linear(g, "x", "layer.w.weight")
     found = run_one(g, output, x)
 
     scale = np.maximum(np.abs(x).max(-1, keepdims=True, initial=0) / np.float32(127), np.float32(1e-30))
@@ -80,7 +81,7 @@ def test_a_product_is_that_of_the_rounded_numbers(rows: int) -> None:
 def test_an_input_is_rounded_once_for_all_its_readers() -> None:
     g = Builder("root")
     state = {f"layer.{name}.weight": np.ones((4, 4), np.float32) for name in ("q", "kv")}
-    taken = Weights(state, "int8")
+    taken = Weights(state, Precisions.of("int8"))
     for name in state:
         taken.linear(g, "x", name)
     assert [node.op_type for node in g.nodes].count("QuantizeLinear") == 1
@@ -88,7 +89,7 @@ def test_an_input_is_rounded_once_for_all_its_readers() -> None:
 
 def test_a_matrix_with_a_negative_only_row_keeps_its_sign() -> None:
     g = Builder("root")
-    output = Weights({"a.w.weight": np.eye(3, dtype=np.float32)}, "int8").linear(g, "x", "a.w.weight")
+    output = Weights({"a.w.weight": np.eye(3, dtype=np.float32)}, Precisions.of("int8")).linear(g, "x", "a.w.weight")
     x = np.array([[-1.0, -0.5, 0.0]], np.float32)
     np.testing.assert_allclose(run_one(g, output, x), x, atol=0.5 / 127)
 
@@ -145,7 +146,7 @@ def test_int8_of_a_deep_model_decodes_bit_for_bit_as_its_prompt() -> None:
     config = variant(dim=128, num_layers=10, context_length=96, ffn={"num_experts": 4, "expert_dim": 64})
     model = Transformer(config)
     season(model, seed=0)
-    graph = Graph(build(config, weights_of(model), "int8"), config)
+    graph = Graph(build(config, weights_of(model), Precisions.of("int8")), config)
     limits, ids = busy_thresholds(config), tiny_ids(2, batch=1, time=96).numpy()
     prompt = Sequences(graph, capacity=96).run(ids, limits)
     alone = Sequences(graph, capacity=96).steps(ids, limits)
@@ -158,7 +159,7 @@ def outlier_model(name: str) -> tuple[Graph, ThresholdTensors]:
     state = weights_of(model_of(name))
     embedding = 0.1 * state["embedding.weight"]
     embedding[OUTLIER, 3] = 60.0
-    proto = build(MODELS[name], state | {"embedding.weight": embedding}, "int8")
+    proto = build(MODELS[name], state | {"embedding.weight": embedding}, Precisions.of("int8"))
     return Graph(proto, MODELS[name]), busy_thresholds(MODELS[name])
 
 
@@ -205,7 +206,7 @@ def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
 
 
 def test_routers_norms_and_rotary_tables_stay_fp32() -> None:
-    proto = build(MODELS["both_none"], weights_of(model_of("both_none")), "int8")
+    proto = build(MODELS["both_none"], weights_of(model_of("both_none")), Precisions.of("int8"))
     kept = {t.name for t in initializers(proto) if t.data_type == onnx.TensorProto.FLOAT and ":" not in t.name}
     matrices = {name for name in kept if not name.endswith(".scale")}
     assert matrices == {name for name in weights_of(model_of("both_none")) if "router" in name or "norm" in name} | {

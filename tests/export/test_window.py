@@ -21,10 +21,10 @@ from support.models import HAS_WINDOWS, busy_thresholds, decisions, judge, tiny_
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET
 from adaptive_lm.export.graph.builder import Graph as Builder
-from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.model.window import behind_the_seam, ring_of, seen_in_ring
 from adaptive_lm.export.proof.parity import TOLERANCE
+from adaptive_lm.runtime.format.manifest import Precision
 
 T = 30  # windows are 4 to 14: a ring of single tokens turns up to seven times
 FP32 = TOLERANCE["fp32"]

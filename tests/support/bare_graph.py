@@ -15,10 +15,11 @@ import onnx
 import onnxruntime
 import torch
 
-from adaptive_lm.export.graph.weights import Precision
 from adaptive_lm.export.model.heads import Execution
-from adaptive_lm.export.model.transformer import build, graph_inputs
+from adaptive_lm.export.model.signature import graph_inputs
+from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.source import weights_of
+from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 from support.models import CONFIGS, season, tiny_model, variant
 
@@ -47,7 +48,7 @@ def model_of(name: str) -> Transformer:
 
 @cache
 def proto_of(name: str, precision: Precision = "fp32", heads: Execution | None = None) -> onnx.ModelProto:
-    return build(MODELS[name], weights_of(model_of(name)), precision, heads)
+    return build(MODELS[name], weights_of(model_of(name)), Precisions.of(precision), heads)
 
 
 @cache

@@ -1,0 +1,123 @@
+"""Attention in up to three nodes: head router, windows, attention. Mirrors `export/model/attention.py`.
+
+B batch, T time, N = B*T tokens, D width, H query heads, W width of a head, L layers.
+"""
+
+from typing import NamedTuple
+
+from ...train.model.attention import rotary_tables
+from ...train.model.config import ModelConfig
+from ...train.model.window import window_by_length, window_levels
+from ..graph.builder import Graph
+from ..graph.weights import Weights
+from .packed import matrix, number, ours, parameter, predictor, table
+
+POLICIES = {"none": 1, "project": 2}
+"""The attribute `policy` of a layer that tokens can skip; 0 where every token runs it."""
+HEAD_ROUTINGS = ("top_k", "top_p", "adaptive")
+
+
+class Attended(NamedTuple):
+    """The output of attention and its decisions; "" where there was nothing to decide."""
+
+    h: str  # (N, D)
+    selected_heads: str  # (N, H) bool
+    windows: str  # (N,) int64, where the tokens of the layer differ
+
+
+def policy_of(config: ModelConfig, layer: int) -> int:
+    """Return the attribute `policy` of a layer."""
+    return POLICIES[config.depth.skipped_kv] if config.can_skip(layer) else 0
+
+
+def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str) -> Attended:
+    """Write the attention of a layer, with the norm before it and the residual after it.
+
+    Args:
+        g: The graph.
+        weights: The checkpoint.
+        config: The model.
+        layer: Number of the layer.
+        x: (N, D).
+        runs: (N, 1) bool, the tokens that run the layer; "" for all.
+    """
+    name, precision = f"layers.{layer}.attention", number(weights.precisions.attention)
+    norm = parameter(g, weights, f"layers.{layer}.attention_norm.weight")
+    selected, head_weights = _head_router(g, weights, config, layer, x, runs, norm)
+    windows = _windows(g, weights, config, layer, x, runs, norm)
+    positions = config.positions_of(layer)
+    cos, sin = rotary(g, config) if positions == "rope" else ("", "")
+    cope = parameter(g, weights, f"{name}.position_embedding") if positions == "cope" else ""
+    parts = ("key", "value", "counted") if config.counts_cells(layer) else ("key", "value")
+    past = [f"past_{part}.{layer}" for part in parts]
+    h, *_ = ours(
+        g, "Attention", x, runs, "positions", "lengths", windows, head_weights, norm,
+        matrix(g, weights, f"{name}.q.weight"),
+        matrix(g, weights, f"{name}.kv.weight"),
+        matrix(g, weights, f"{name}.o.weight"),
+        parameter(g, weights, f"{name}.q_norm.weight"),
+        parameter(g, weights, f"{name}.k_norm.weight"),
+        cos, sin, cope, *past, *[""] * (3 - len(past)),
+        outputs=1 + len(parts), results=["", *(f"present_{part}.{layer}" for part in parts)],
+        layer=layer, eps=config.norm_eps, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
+        head_dim=config.resolved_head_dim, policy=policy_of(config, layer), window=window_of(weights, config, layer),
+        precision_q=precision, precision_kv=precision, precision_o=precision,
+        cope=int(positions == "cope"),
+    )  # fmt: skip
+    return Attended(h, selected, windows)
+
+
+def rotary(g: Graph, config: ModelConfig) -> tuple[str, str]:
+    """Add the tables of RoPE, (context_length, W / 2) each, once for all layers."""
+    if "rotary.cos" not in g.initializers:
+        for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(config), strict=True):
+            g.weight(name, values.numpy())
+    return "rotary.cos", "rotary.sin"
+
+
+def _head_router(
+    g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: str
+) -> tuple[str, str]:
+    """Choose heads: (N, H) bool and their weights (N, H) float32, 0 where not chosen."""
+    heads, name = config.heads, f"layers.{layer}.attention.head_router"
+    if heads.routing == "all":
+        return "", ""
+    shifts = heads.routing != "adaptive" and heads.per_token
+    selected, head_weights = ours(
+        g, "HeadRouter", x, runs, norm, "head_top_p" if heads.routing != "top_k" else "",
+        parameter(g, weights, f"{name}.weight"),
+        parameter(g, weights, f"{name}.balance") if heads.shared_heads else "",
+        *predictor(g, weights, f"{name}.per_token", shifts or heads.routing == "adaptive"),
+        outputs=2, layer=layer, eps=config.norm_eps, routing=HEAD_ROUTINGS.index(heads.routing),
+        shared_heads=heads.shared_heads, heads_per_token=float(config.heads_per_token),
+        least_heads=config.least_heads, most_heads=config.most_heads,
+        reach=float(heads.per_token_reach) if shifts else 0.0,
+    )  # fmt: skip
+    return selected, head_weights
+
+
+def by_token(config: ModelConfig) -> bool:
+    """Return whether the tokens of a layer may have different windows."""
+    return config.has_windows and config.attention.window_kind in ("length", "learned")
+
+
+def _windows(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: str) -> str:
+    """Choose the window of each token, (N,) int64; "" where they have one number."""
+    if not config.window_of(layer) or not by_token(config):
+        return ""
+    name, learned = f"layers.{layer}.attention", config.attention.window_kind == "learned"
+    values = (window_levels if learned else window_by_length)(config, layer)
+    numbers = table(g, f"{name}.window_levels" if learned else f"{name}.window_by_length", values)
+    (windows,) = ours(
+        g, "Windows", x, runs, "positions", "lengths", norm,
+        *predictor(g, weights, f"{name}.window_router", learned),
+        *((numbers, "") if learned else ("", numbers)),
+        layer=layer, eps=config.norm_eps, policy=policy_of(config, layer),
+    )  # fmt: skip
+    return windows
+
+
+def window_of(weights: Weights, config: ModelConfig, layer: int) -> int:
+    """Return the window of a layer, the largest where tokens choose; 0 without one."""
+    name = f"layers.{layer}.attention.window_controller.window"
+    return int(weights.read(name)) if name in weights.state else config.window_of(layer)

@@ -1,0 +1,55 @@
+"""Nodes of our operators, and the weights that they read: packed matrices and float32 vectors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...runtime.format.manifest import Precision
+from ...runtime.ops.layout import PRECISIONS, pack
+from ...runtime.ops.probe import DOMAIN
+from ..graph.builder import Array, Graph
+from ..graph.weights import Weights
+
+
+def ours(
+    g: Graph, op_type: str, *inputs: str, outputs: int = 1, results: Sequence[str] = (), **attributes: Any
+) -> tuple[str, ...]:
+    """Add a node of our domain and return its outputs; an input that the model has not is an empty name."""
+    return g.ops(op_type, *inputs, outputs=outputs, results=results, domain=DOMAIN, **attributes)
+
+
+def number(precision: Precision) -> int:
+    """Return the number by which an attribute states a precision."""
+    return PRECISIONS.index(precision)
+
+
+def matrix(g: Graph, weights: Weights, name: str) -> str:
+    """Pack a matrix (O, I), or experts (E, I, O), in the precision of its part, once for all its readers."""
+    packed = f"{name}.packed"
+    if packed in g.initializers:
+        return packed
+    weight = weights.take(name)
+    return g.weight(packed, pack(weight if weight.ndim == 2 else weight.swapaxes(1, 2), weights.precision_of(name)))
+
+
+def parameter(g: Graph, weights: Weights, name: str) -> str:
+    """Add a float32 vector or a router under its own name, once for all its readers; a scalar as a vector of one."""
+    if name in g.initializers:
+        return name
+    return g.weight(name, np.atleast_1d(weights.take(name)))
+
+
+def predictor(g: Graph, weights: Weights, name: str, present: bool) -> tuple[str, str]:
+    """Add weight and bias of a predictor with one output; without it, two absent inputs."""
+    if not present:
+        return "", ""
+    return parameter(g, weights, f"{name}.weight"), parameter(g, weights, f"{name}.bias")
+
+
+def table(g: Graph, name: str, values: Array) -> str:
+    """Add a table of integers; equal ones are written once."""
+    for other in g.initializers.values():
+        if other.raw_data == values.tobytes() and list(other.dims) == list(values.shape):
+            return str(other.name)
+    return g.weight(name, values)

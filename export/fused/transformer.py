@@ -1,0 +1,165 @@
+"""The whole graph of the target `cpu`. Mirrors `export/model/transformer.py`.
+
+B batch, T time, N = B*T tokens, D width, L layers, E experts, H heads, V vocabulary. Rows that do not run a layer pass
+through its operators, so there is no `If`; an operator in which no row runs reads no weights.
+"""
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from ...runtime.format.manifest import KV, Precisions
+from ...runtime.ops.library import VERSION
+from ...runtime.ops.probe import DOMAIN
+from ...train.model.config import ModelConfig
+from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph
+from ..graph.weights import Weights
+from ..model.signature import graph_inputs, graph_outputs
+from .attention import attention, by_token, window_of
+from .feed_forward import feed_forward
+from .packed import matrix, number, ours, parameter, predictor
+
+CRITERIA = ("top_prob", "margin", "entropy", "router")
+
+
+def build(config: ModelConfig, state: dict[str, Array], precisions: Precisions, kv: KV = "fp32") -> onnx.ModelProto:
+    """Build the model as one ONNX graph of our operators.
+
+    Args:
+        config: The model.
+        state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
+        precisions: Precision of each part.
+        kv: Precision of keys and values in the cache.
+
+    Raises:
+        AssertionError: A weight of the checkpoint is not used.
+    """
+    weights = Weights(state, precisions)
+    g = Graph("adaptive.cpu")
+    _Transformer(g, weights, config).write()
+    if weights.untaken():
+        raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
+    inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config, kv).items()]
+    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_outputs(config, kv).items()]
+    graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adaptive-lm")
+
+
+class _Transformer:
+    def __init__(self, g: Graph, weights: Weights, config: ModelConfig) -> None:
+        self.g, self.weights, self.config = g, weights, config
+
+    def write(self) -> None:
+        g, config = self.g, self.config
+        x, alive, exit_layer = self._embed(), "", ""
+        runs_of: list[str] = []
+        selected: list[str] = []
+        heads: list[str] = []
+        windows: list[str] = []
+        for i in range(config.num_layers):
+            with g.scope(f"layers.{i}"):
+                runs, gate = self._depth_router(i, x, alive) if config.has_depth_router(i) else (alive, "")
+                attended = attention(g, self.weights, config, i, x, runs)
+                x, chosen = feed_forward(g, self.weights, config, i, attended.h, x, runs, gate)
+                runs_of.append(runs)
+                selected.append(chosen)
+                heads.append(attended.selected_heads)
+                windows.append(attended.windows)
+            if i in config.depth.exit_layers:
+                with g.scope(f"exit.{i}"):
+                    alive, exit_layer = self._exit(i, x, alive, exit_layer)
+        self._report(runs_of, selected, heads, windows, exit_layer)
+        ours(
+            g, "Logits", x, parameter(g, self.weights, "norm.weight"), self._head(), "num_logits", "ids",
+            results=["logits"], eps=config.norm_eps, vocab=config.vocab_size,
+            precision=number(self.weights.precisions.head),
+        )  # fmt: skip
+
+    def _embed(self) -> str:
+        """Embed the ids (B, T) -> (N, D)."""
+        precision = self.weights.precisions.embedding
+        table = matrix(self.g, self.weights, "embedding.weight")
+        sizes = {"dim": self.config.dim, "vocab": self.config.vocab_size}
+        return ours(self.g, "Embedding", "ids", table, precision=number(precision), **sizes)[0]
+
+    def _head(self) -> str:
+        """Return the output head, which is the embedding where they are tied."""
+        name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
+        return matrix(self.g, self.weights, name)
+
+    def _depth_router(self, layer: int, x: str, alive: str) -> tuple[str, str]:
+        """Choose the tokens that run the layer, (N, 1) bool, and the factor of its update, (N, 1) float32."""
+        depth, name = self.config.depth, f"layers.{layer}.depth_router"
+        runs, gate = ours(
+            self.g, "DepthRouter", x, alive, "depth_threshold",
+            *predictor(self.g, self.weights, name, True),
+            *predictor(self.g, self.weights, f"{name}.per_token", depth.per_token),
+            outputs=2, layer=layer, eps=self.config.norm_eps,
+            reach=float(depth.per_token_reach) if depth.per_token else 0.0,
+        )  # fmt: skip
+        return runs, gate
+
+    def _exit(self, layer: int, x: str, alive: str, exit_layer: str) -> tuple[str, str]:
+        """Let tokens leave after a layer: who is still alive, (N, 1) bool, and after which layer each left, (N, 1)."""
+        criterion = self.config.depth.exit_criterion
+        learned = criterion == "router"
+        still, left = ours(
+            self.g, "Exit", x, alive, exit_layer, "exit_threshold", parameter(self.g, self.weights, "norm.weight"),
+            *predictor(self.g, self.weights, f"exit_routers.{layer}", learned),
+            "" if learned else self._head(),
+            outputs=2, layer=layer, eps=self.config.norm_eps, criterion=CRITERIA.index(criterion),
+            vocab=self.config.vocab_size, precision=number(self.weights.precisions.head),
+        )  # fmt: skip
+        return still, left
+
+    def _report(
+        self, runs_of: list[str], selected: list[str], heads: list[str], windows: list[str], exit_layer: str
+    ) -> None:
+        """Write what each token used as outputs; the lists have one value per layer."""
+        g, config = self.g, self.config
+        with g.scope("report"):
+            grid = g.op("Shape", "ids")  # (B, T)
+            per_layer = g.op("Concat", g.int64(config.num_layers), grid, axis=0)  # (L, B, T)
+            if any(runs_of):
+                everyone = "" if all(runs_of) else self._everyone(grid)
+                stacked = g.op("Concat", *(runs or everyone for runs in runs_of), axis=0)
+                layers_run = g.op("Reshape", stacked, per_layer, result="layers_run")
+            else:
+                layers_run = g.op("Expand", g.scalar(True), per_layer, result="layers_run")
+            self._stack(selected, per_layer, config.num_experts, "selected_experts")
+            if config.heads.routing != "all":
+                self._stack(heads, per_layer, config.num_heads, "selected_heads")
+            if by_token(config):
+                self._stack([one or self._no_windows(grid) for one in windows], per_layer, 0, "windows")
+            elif config.has_windows:  # one number a layer
+                sizes = [window_of(self.weights, config, i) for i in range(config.num_layers)]
+                column = g.constant(np.array(sizes, np.int64).reshape(-1, 1, 1))
+                g.op("Mul", g.op("Cast", layers_run, to=INT64), column, result="windows")
+            if exit_layer:
+                g.op("Reshape", exit_layer, grid, result="exit_layer")
+            else:
+                g.op("Expand", g.scalar(-1), grid, result="exit_layer")
+            gained = g.op("Shape", "ids", start=1)  # (1,): T
+            if any(runs_of) and config.depth.skipped_kv == "none":
+                gained = g.op("ReduceSum", g.op("Cast", layers_run, to=INT64), g.int64(2), keepdims=0)  # (L, B)
+            g.op("Add", "lengths", gained, result="new_lengths")
+
+    def _stack(self, parts: list[str], per_layer: str, columns: int, result: str) -> None:
+        """Stack (N, columns) of each layer to (L, B, T, columns); without columns (N,) to (L, B, T)."""
+        g = self.g
+        shape = g.op("Concat", per_layer, g.int64(columns), axis=0) if columns else per_layer
+        g.op("Reshape", g.op("Concat", *parts, axis=0), shape, result=result)
+
+    def _everyone(self, grid: str) -> str:
+        """Return (N, 1) bool, all true."""
+        g = self.g
+        tokens = g.op("ReduceProd", grid, keepdims=1)
+        return g.op("Expand", g.scalar(True), g.op("Concat", tokens, g.int64(1), axis=0))
+
+    def _no_windows(self, grid: str) -> str:
+        """Return (N,) int64, all 0, once for all layers without a window."""
+        g = self.g
+        if ("no_windows", grid) not in g.derived:
+            g.derived["no_windows", grid] = (g.op("Expand", g.scalar(0), g.op("ReduceProd", grid, keepdims=1)),)
+        return g.derived["no_windows", grid][0]
