@@ -1,7 +1,7 @@
 """The draw of a token with numpy, where the compiled one (`runtime/ops/src/sampling`) was not built: the same tokens.
 
-n tokens stand in a table, row by row. A draw picks a column by its sum, then a row of it. All is float32; only sums over
-columns or rows are float64.
+n tokens stand in a table, row by row. A draw picks a column by its sum, then a row of it. All is float32; only sums
+over columns or rows are float64.
 """
 
 import numpy as np
@@ -70,7 +70,7 @@ class PortableDraw:
             weights[weights < self._min_p] = 0
             sums = self._weights.sum(axis=0)
         token = self._draw(sums)
-        # The nucleus holds a token if those that rank before it have less than `mass`; else the next draw is among those.
+        # The nucleus holds a token if those that rank before it have less than `mass`; else draw among those.
         while self._top_p < 1:
             weights[:token] *= scores[:token] >= scores[token]
             weights[token:] *= scores[token:] > scores[token]

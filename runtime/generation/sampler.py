@@ -111,6 +111,11 @@ class Sampler:
         self._seen = Seen(vocab_size, prompt if sampling.repetition_penalty != 1 else [])
         self._draw = find_draw(sampling, vocab_size, self.seed, compiled=compiled)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled draw is in use."""
+        return isinstance(self._draw, CompiledDraw)
+
     def choose(self, logits: Scores) -> int:
         """Return the next token from logits (V,).
 

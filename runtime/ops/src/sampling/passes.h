@@ -47,15 +47,22 @@ PASS void count(float* scores, int64_t n, const float* bounds, int64_t* counts) 
   }
 }
 
+// Return whether any number is not 0.
+PASS bool any(Ints x) {
+  uint64_t parts[N / 2];
+  std::memcpy(parts, &x, sizeof parts);
+  uint64_t all = 0;
+  for (int i = 0; i < N / 2; ++i) all |= parts[i];
+  return all != 0;
+}
+
 // Copy the scores from `low` to below `top` to `into`, which has room for n; return their number.
 PASS int64_t gather(float* scores, int64_t n, float low, float top, float* into) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; i += 16) {
     Ints some = {};
     for (int64_t j = 0; j < 16; j += N) some |= (at(scores, i + j) >= low) & (at(scores, i + j) < top);
-    int32_t any = 0;
-    for (int l = 0; l < N; ++l) any |= some[l];
-    if (!any) continue;
+    if (!any(some)) continue;
     for (int64_t j = i; j < i + 16; ++j) {
       into[count] = scores[j];
       count += scores[j] >= low && scores[j] < top;
@@ -64,12 +71,13 @@ PASS int64_t gather(float* scores, int64_t n, float low, float top, float* into)
   return count;
 }
 
-// weights = 2 ** ((scores - best) * rate); below 2 ** -126 they are 0.
-PASS void exponential(float* scores, float* weights, int64_t n, float best, float rate) {
+// weights = 2 ** ((scores - best) * rate); 0 for scores below `low`, or if it would be below 2 ** -126.
+PASS void exponential(float* scores, float* weights, int64_t n, float best, float rate, float low) {
   const Floats round = all(12582912.0f);  // 1.5 * 2 ** 23: adding it rounds to the nearest whole number
   const Floats least = all(-150.0f);
   for (int64_t i = 0; i < n; i += N) {
-    Floats z = (at(scores, i) - best) * rate;
+    const Floats x = at(scores, i);
+    Floats z = (x - best) * rate;
     z = z > least ? z : least;
     const Floats whole = (z + round) - round;
     const Floats r = z - whole;
@@ -82,13 +90,8 @@ PASS void exponential(float* scores, float* weights, int64_t n, float best, floa
     p = p + 1.0f;
     Ints exponent = (bits(z + round) - bits(round)) + 127;
     exponent = exponent > 0 ? exponent : Ints{};
-    at(weights, i) = p * floats(exponent << 23);
+    at(weights, i) = x >= low ? p * floats(exponent << 23) : Floats{};
   }
-}
-
-// Set scores below `least` to -infinity.
-PASS void keep_scores(float* scores, int64_t n, float least) {
-  for (int64_t i = 0; i < n; i += N) at(scores, i) = at(scores, i) >= least ? at(scores, i) : all(-kInfinity);
 }
 
 // Set weights below `least` to 0.
@@ -163,13 +166,10 @@ PASS Place kth_largest(float* scores, int64_t n, int64_t k, Range range, float* 
   }
 }
 
-// Set the scores that rank after the k-th to -infinity; of equal ones the first are kept.
-PASS void keep_top_k(Settings& s, int64_t n, Range range) {
-  const Place last = kth_largest(s.scores, n, s.top_k, range, s.weights);
-  keep_scores(s.scores, n, last.score);
-  int64_t surplus = last.reach - s.top_k;
+// Set the weights of the last `surplus` tokens to 0 that have this score.
+PASS void drop_last(Settings& s, int64_t n, float score, int64_t surplus) {
   for (int64_t i = n - 1; surplus > 0; --i) {
-    if (s.scores[i] == last.score) s.scores[i] = -kInfinity, --surplus;
+    if (s.scores[i] == score) s.weights[i] = 0.0f, --surplus;
   }
 }
 
@@ -178,8 +178,10 @@ PASS int64_t sample(Settings& s, const float* logits) {
   copy_logits(s, logits, n);
   const Range range = find_range(s.scores, n);
   if (!(range.best > -kInfinity && range.best < kInfinity)) return -1;
-  if (s.top_k < s.tokens) keep_top_k(s, n, range);
-  exponential(s.scores, s.weights, n, range.best, s.rate);
+  Place last{-kInfinity, s.top_k};  // of those that `top_k` keeps
+  if (s.top_k < s.tokens) last = kth_largest(s.scores, n, s.top_k, range, s.weights);
+  exponential(s.scores, s.weights, n, range.best, s.rate, last.score);
+  drop_last(s, n, last.score, last.reach - s.top_k);
   const double mass = s.top_p * sum_columns(s.weights, s.sums, n, s.columns);
   if (s.top_p < 1.0 && mass <= 1.0) return best_token(s.scores, range.best);  // its weight of 1 is enough
   if (s.min_p > 0.0f) {
