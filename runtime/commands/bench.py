@@ -45,8 +45,8 @@ Example: adaptive bench --compare quickstart:cpu --compare quickstart:portable""
 @model_options
 def bench(
     model: str | None, plot_path: Path | None, text: Path | None, as_json: bool, device: str, target: str,
-    threads: int | None, verify: bool, compared: tuple[str, ...], prompt_tokens: int, new_tokens: int, repeats: int, seed: int, walk: bool, text_tokens: int,
-    **dial: float | None,
+    threads: int | None, verify: bool, compared: tuple[str, ...], prompt_tokens: int, new_tokens: int, repeats: int,
+    seed: int, walk: bool, text_tokens: int, **dial: float | None,
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 

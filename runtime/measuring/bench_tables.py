@@ -75,8 +75,8 @@ def show_comparison(result: Figures) -> None:
     out = console(stderr=False)
     machine, settings = result["machine"], result["settings"]
     out.print(f"machine  {machine['cpu']} · {machine['cores']} cores · {machine['device']}", markup=False)
-    out.print(f"tokens   {settings['prompt_tokens']} and {settings['new_tokens']} new ones, {settings['repeats']} rounds"
-              f" · from {settings['tokens_from']}", markup=False)  # fmt: skip
+    tokens = f"{settings['prompt_tokens']} and {settings['new_tokens']} new ones from {settings['tokens_from']}"
+    out.print(f"tokens   {tokens} · {settings['repeats']} rounds", markup=False)
     for phase, unit in (("decode", "ms per token"), ("prefill", "ms per prompt")):
         out.print()
         out.print(comparison_table(result["models"], phase, unit), soft_wrap=False)

@@ -1,4 +1,4 @@
-"""`adaptive bench --compare`: the time of several models, or of several graphs of one, in alternating rounds of one run.
+"""`adaptive bench --compare`: the time of several models or graphs, in alternating rounds of one run.
 
 Ratios are those of one round, whose measurements are close in time; of these the median and the spread over the rounds.
 """
@@ -123,8 +123,8 @@ def tokens_for(engines: Sequence[Engine], folder: Path, params: BenchParams) -> 
     if not one_tokenizer:
         if params.text is not None:
             raise UserError(
-                f"found --text {params.text} for models with different tokenizers, expected one tokenizer; leave --text "
-                "out to compare them on random ids that all of them have"
+                f"found --text {params.text} for models with different tokenizers, expected one tokenizer; "
+                "leave --text out to compare them on random ids that all of them have"
             )
         size = min(engine.manifest.model.tokenizer_size for engine in engines)
         random = np.random.default_rng(params.seed)
