@@ -127,7 +127,7 @@ def build(size: Size) -> Transformer:
             nn.init.normal_(parameter, std=ROUTER_STD)
         elif parameter.ndim > 1:
             # of (outputs, inputs) and (experts, inputs, outputs) the inputs are axis 1
-            std = 1.0 if name == "embedding.weight" and not size.tied else parameter.shape[1] ** -0.5
+            std = 1.0 if name == "embedding.weight" else parameter.shape[1] ** -0.5
             writes = name.endswith(("down", "down.weight", "o.weight"))
             nn.init.normal_(parameter, std=std * (2 * size.layers) ** -0.5 if writes else std)
     return model
