@@ -27,7 +27,7 @@ import psutil
 import torch
 from decode_files import Files
 from decode_models import DEFAULT_EXPERTS, VOCABULARY, Precision, Size, thresholds_of
-from decode_peers import PACKAGES, GenAI, LlamaCpp, Ours, Participant, Transformers, has_targets, missing
+from decode_peers import PACKAGES, GenAI, LlamaCpp, Ours, Participant, Transformers, missing, targets_of
 from gguf_file import bytes_per_token
 
 from adaptive_lm.runtime.dial import Thresholds
@@ -106,11 +106,10 @@ class Lane(NamedTuple):
 def entrants(files: Files, precision: Precision, threads: int) -> list[Entrant]:
     """List those that have this model in this precision."""
     size, absent = files.size, missing()
-    found: list[Entrant] = []
+    entered: list[Entrant] = []
     export = files.export(precision)
-    for target in ("portable", "cpu") if has_targets() else ("portable",):
-        if export is not None and not (target == "portable" and precision == "int4"):
-            found.append(_ours(files, export, target, precision, threads))
+    if export is not None:
+        entered += [_ours(files, export, target, precision, threads) for target in targets_of(export)]
     if "llama.cpp" not in absent:
         path = files.gguf(precision)
 
@@ -118,9 +117,9 @@ def entrants(files: Files, precision: Precision, threads: int) -> list[Entrant]:
             return bytes_per_token(path, setting.experts) + _cache_bytes(size, context, 2)
 
         open_llama = lambda s: LlamaCpp(path, size, s.experts, threads, s.capacity, s.batch)  # noqa: E731
-        found.append(Entrant("llama.cpp", open_llama, llama_bytes, most_batch=64, sets_experts=True))
+        entered.append(Entrant("llama.cpp", open_llama, llama_bytes, most_batch=64, sets_experts=True))
     if "genai" not in absent and (folder := files.genai(precision)) is not None:
-        found.append(Entrant("genai", lambda s: GenAI(folder, threads, s.capacity), lambda *_: None))
+        entered.append(Entrant("genai", lambda s: GenAI(folder, threads, s.capacity), lambda *_: None))
     if "transformers" not in absent and precision == "fp32":
 
         def float_bytes(setting: Setting, _: Participant, context: float) -> float:
@@ -128,8 +127,8 @@ def entrants(files: Files, precision: Precision, threads: int) -> list[Entrant]:
 
         hf = files.hf()
         open_hf = lambda s: Transformers(hf, s.experts if size.experts > 1 else 1, threads, s.batch)  # noqa: E731
-        found.append(Entrant("transformers", open_hf, float_bytes, most_batch=64))
-    return found
+        entered.append(Entrant("transformers", open_hf, float_bytes, most_batch=64))
+    return entered
 
 
 def _ours(files: Files, export: Path, target: str, precision: Precision, threads: int) -> Entrant:
@@ -330,7 +329,9 @@ def alone(spec: Spec, name: str) -> Row:
     first = time.perf_counter()
     for token in tokens(16):
         participant.step(token)
+    session = participant.session if isinstance(participant, Ours) else None
     return {
+        "kernel": getattr(session, "kernel", None),
         "load_seconds": loaded - begin,
         "first_token_seconds": first - begin,
         "memory_bytes": max(peak_memory() - before, 0),

@@ -6,12 +6,13 @@ to token. A level of (k - 1/2) / E then keeps exactly k experts, and the same k 
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
+from adaptive_lm.export.graph.weights import Precision as ExportPrecision
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial import Thresholds
@@ -148,9 +149,9 @@ def export(run: Path, folder: Path, precision: Precision) -> bool:
     The weights are random: what matters is that they are the same as those of the peers, and the benchmark compares its
     logits with torch.
     """
-    if precision == "int4":
-        return False  # only the target `cpu` has it
+    if precision not in get_args(ExportPrecision):
+        return False
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_files(read(run), folder, precision).write(folder)
+    write_files(read(run), folder, cast(ExportPrecision, precision)).write(folder)
     return True

@@ -6,9 +6,9 @@ A participant holds B sequences. `begin` reads the prompt in all of them, `step`
 
 import ctypes
 import importlib.util
-import inspect
 import os
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.execution.session import Session, Step
+from adaptive_lm.runtime.format.manifest import Manifest
 
 Floats = NDArray[np.float32]
 CHUNK = 512
@@ -59,7 +60,7 @@ class Ours:
     """A session of our runtime, for one sequence."""
 
     def __init__(self, folder: Path, target: str, threads: int, capacity: int, thresholds: Thresholds) -> None:
-        options: dict[str, Any] = {"target": target} if has_targets() else {}
+        options: dict[str, Any] = {"target": target} if "target" in signature(Session.__init__).parameters else {}
         self.session = Session(folder, device="cpu", threads=threads, capacity=capacity, verify=False, **options)
         self.session.set_thresholds(thresholds)
         self.capacity = capacity
@@ -89,9 +90,9 @@ class Ours:
         del self.session, self.last
 
 
-def has_targets() -> bool:
-    """Return whether the runtime has more than one graph per model."""
-    return "target" in inspect.signature(Session.__init__).parameters
+def targets_of(folder: Path) -> list[str]:
+    """Name the graphs of an exported model."""
+    return ["portable", *getattr(Manifest.read(folder, verify=False), "targets", {})]
 
 
 class LlamaCpp:
