@@ -3,9 +3,9 @@
     python benchmarks/decode.py --quick
 
 Peers that are not installed are left out, with a line that says how to install them. Each cell (model, precision,
-threads) runs in a process of its own, in which everyone is open and takes turns (decode_cell.py). Memory and loading are
-measured in one more process per participant. A whole run replaces the section of docs/benchmarks.md and its plot; a
-quick or partial one only prints.
+threads) runs in a process of its own, in which everyone is open and takes turns (decode_race.py). Memory and loading
+are measured in processes of their own. A whole run replaces the section of docs/benchmarks.md and its plot; a quick or
+partial one only prints.
 """
 
 import importlib.metadata
@@ -19,13 +19,14 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import click
-from decode_cell import Spec
 from decode_files import Files
 from decode_models import SIZES, Precision
 from decode_peers import missing, targets_of
+from decode_race import Spec
 from decode_report import draw, markdown, replace_section
 
 from adaptive_lm.runtime.execution.session import usable_cores
@@ -46,7 +47,7 @@ Result = dict[str, Any]
 @click.option("--quick", is_flag=True, help="Only moe-57m and one thread, in fewer rounds: a few minutes.")
 @click.option("--only", multiple=True, metavar="CELL", help="Only these cells, as MODEL, MODEL/PRECISION or "
               "MODEL/PRECISION/THREADS; may be repeated.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=2), default=12, show_default=True, help="Rounds of turns.")
+@click.option("--rounds", type=click.IntRange(2, 24), default=12, show_default=True, help="Rounds of turns.")
 @click.option("--core", type=click.IntRange(min=0), help="Core to pin the cells of one thread to; by default none.")
 @click.option("--resume", is_flag=True, help="Keep the cells that an interrupted run has finished.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=ROOT / "runs" / "bench-decode",
@@ -78,7 +79,7 @@ def main(
         result = _run(spec)
         if spec.threads == 1:
             first = next(iter(result["decode"].values()))
-            result["alone"] = {name: _run(spec, name) for name in first}
+            result["alone"] = {name: _alone(spec, name) for name in first}
             result["nodes"] = _nodes(spec.files, spec.precision)
         saved.parent.mkdir(parents=True, exist_ok=True)
         saved.write_text(json.dumps(result), encoding="utf-8")
@@ -136,6 +137,13 @@ def _run(spec: Spec, alone: str | None = None) -> Result:
             click.echo(f"  took {time.perf_counter() - begin:.0f} s", err=True)
         result: Result = json.loads(done.stdout.splitlines()[-1])
         return result
+
+
+def _alone(spec: Spec, name: str) -> Result:
+    """Return the medians of three processes of one participant."""
+    runs = [_run(spec, name) for _ in range(3)]
+    figures = ("load_seconds", "first_token_seconds", "memory_bytes")
+    return {"kernel": runs[0]["kernel"], **{figure: median(run[figure] for run in runs) for figure in figures}}
 
 
 def _nodes(files: Files, precision: Precision) -> dict[str, int | None]:

@@ -65,7 +65,7 @@ class Files:
         return self._once("hf", lambda path: hf_folder.write_hf(path, self.model, byte_tokenizer().to_str()))
 
     def genai(self, precision: Precision) -> Path | None:
-        """Return the folder for GenAI; None where it must be built first and transformers, which builds it, is missing."""
+        """Return the folder for GenAI; None where it is not built yet and transformers, needed for that, is missing."""
         name = f"genai-{precision}"
         if not (self.folder / name).exists() and importlib.util.find_spec("transformers") is None:
             return None

@@ -1,10 +1,9 @@
-"""Who takes part in the decode benchmark: our runtime, llama.cpp, ONNX Runtime GenAI and transformers, on one interface.
+"""The participants of the decode benchmark on one interface: our runtime, llama.cpp, ONNX Runtime GenAI, transformers.
 
 A participant holds B sequences. `begin` reads the prompt in all of them, `step` computes one more token of each, and
 `logits` returns what the last of them predicts. T tokens, V vocabulary.
 """
 
-import ctypes
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from decode_models import VOCABULARY, Size
-from gguf_file import architecture
+from gguf_file import architecture, silence
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime.dial import Thresholds
@@ -78,7 +77,8 @@ class Ours:
     def logits(self) -> Floats:
         """Return the logits (V,) after the last token."""
         assert self.last is not None
-        return self.last.logits[-1]
+        result: Floats = self.last.logits[-1]
+        return result
 
     def bytes_per_token(self) -> float:
         """Return the bytes of weights and cache that the last token needed, by the manifest."""
@@ -102,8 +102,7 @@ class LlamaCpp:
         import llama_cpp
 
         self.api: Any = llama_cpp
-        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        silence()
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
         overrides = (llama_cpp.llama_model_kv_override * 2)()  # ends with an empty key

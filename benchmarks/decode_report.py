@@ -17,8 +17,15 @@ from adaptive_lm.runtime.measuring.timing import Distribution
 NAMES = ("cpu", "portable", "llama.cpp", "genai", "transformers")
 """Participants, in the order of the columns."""
 TITLES = {"cpu": "ours, `cpu`", "portable": "ours, `portable`", "llama.cpp": "llama.cpp", "genai": "GenAI"}
+OURS = ("cpu", "portable")
 PEER = "llama.cpp"
 BEGIN, END = "<!-- decode: begin -->", "<!-- decode: end -->"
+NOTES = """\
+Everyone runs the same random weights, vocabulary 32,000, and takes turns in one process. One thread: CPU time of that
+thread. More: wall clock. Medians and, in brackets, the 5th to 95th percentile over the rounds. The share of the floor
+is the time in which the bytes that the choices need, in a participant's own format, can be read, over the time taken; a
+model that fits into the cache is compared with the cache. llama.cpp's types are f32, q8_0 and q4_0 as its own tool
+makes them (output head in q6_K); its keys and values are float16. GenAI builds the mixture of experts as LFM2-MoE."""
 Cell = Mapping[str, Any]
 
 
@@ -57,12 +64,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Measured {machine['date']}, {machine['cores']} cores of {machine['cpu']}. {versions}.\n"
         f"{machine['versions'].get('llama.cpp features', '')}".strip(),
         "```sh\nmake bench-decode\n```",
-        "Everyone runs the same random weights, vocabulary 32,000, and takes turns in one process. One thread: CPU time "
-        "of that thread.\nMore: wall clock. Medians and 5th to 95th percentile over the rounds. The share of the floor "
-        "is the time in which the bytes\nthat the choices need, in a participant's own format, can be read, over the "
-        "time taken; a model that fits into the cache is\ncompared with the cache. llama.cpp's types are f32, q8_0 and "
-        "q4_0 as its own tool makes them (output head in q6_K), and its\nkeys and values are float16. GenAI builds the "
-        "mixture of experts as LFM2-MoE.",
+        NOTES,
         _sizes(cells),
     ]
     for threads in sorted({cell["spec"]["threads"] for cell in cells}):
@@ -88,16 +90,13 @@ def _sizes(cells: Iterable[Cell]) -> str:
 def _decode_table(cells: list[Cell]) -> str:
     names = _present(cells)
     head = ["model", "precision", "context", *(f"{_title(name)}, ms (of floor)" for name in names)]
-    head += [f"{_title(name)} / llama.cpp" for name in names if name in ("cpu", "portable")]
+    head += [f"{_title(name)} / llama.cpp" for name in names if name in OURS]
     rows = []
     for cell in cells:
         for context, by_name in cell["decode"].items():
             row = [cell["spec"]["model"], cell["spec"]["precision"], context]
-            for name in names:
-                row.append(_time(cell, by_name[name]) if name in by_name else "-")
-            for name in names:
-                if name in ("cpu", "portable"):
-                    row.append(_ratio(cell, by_name, name, PEER))
+            row += [_time(cell, by_name[name]) if name in by_name else "-" for name in names]
+            row += [_ratio(cell, by_name, name, PEER) for name in names if name in OURS]
             rows.append(row)
     return _table(head, rows)
 
@@ -106,7 +105,7 @@ def _time(cell: Cell, row: Mapping[str, Any]) -> str:
     times = _times(cell, row)
     share = ""
     if row.get("bytes"):
-        share = f" ({row['bytes'] / cell['bandwidth'] / np.median(times):.0%})"
+        share = f" ({np.median(row['bytes'] / np.asarray(row['rates']) / times):.0%})"
     return f"{1000 * np.median(times):.2f}{share}"
 
 
@@ -123,13 +122,13 @@ def _more(cells: list[Cell]) -> list[str]:
 def _prefill_table(cells: list[Cell]) -> str:
     names = _present(cells)
     head = ["model", "precision", "prompt", *(f"{_title(name)}, ms" for name in names)]
-    head += [f"{_title(name)} / llama.cpp" for name in names if name in ("cpu", "portable")]
+    head += [f"{_title(name)} / llama.cpp" for name in names if name in OURS]
     rows = []
     for cell in cells:
         for count, by_name in cell["prefill"].items():
             row = [cell["spec"]["model"], cell["spec"]["precision"], count]
             row += [f"{1000 * np.median(_times(cell, by_name[n])):.1f}" if n in by_name else "-" for n in names]
-            row += [_ratio(cell, by_name, name, PEER) for name in names if name in ("cpu", "portable")]
+            row += [_ratio(cell, by_name, name, PEER) for name in names if name in OURS]
             rows.append(row)
     return "**Prompts:**\n\n" + _table(head, rows) if rows else ""
 

@@ -1,9 +1,11 @@
 """Our models as GGUF files, for llama.cpp: the same weights, in f32 or as llama.cpp's own tool quantises them.
 
-The architectures are qwen3 and qwen3moe: pre-norm, QK-norm, rotary positions that pair the two halves of a head, SwiGLU,
-and experts whose weights are divided by their sum. Needs the packages gguf and llama-cpp-python.
+The architectures are qwen3 and qwen3moe: pre-norm, QK-norm, rotary positions that pair the two halves of a head,
+SwiGLU, and experts whose weights are divided by their sum. Needs the packages gguf and llama-cpp-python.
 """
 
+import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +102,7 @@ def quantize(source: Path, path: Path, precision: Precision) -> None:
     """
     import llama_cpp
 
+    silence()
     params: Any = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[NAMES[precision]]
     writing = path.with_name(f".{path.name}.writing-{os.getpid()}")
@@ -109,6 +112,17 @@ def quantize(source: Path, path: Path, precision: Precision) -> None:
     writing.replace(path)
 
 
+@functools.cache
+def silence() -> Any:
+    """Silence llama.cpp's log; the cache keeps the callback alive."""
+    import llama_cpp
+
+    callback = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
+
+
+@functools.cache
 def bytes_per_token(path: Path, experts_used: int) -> int:
     """Count the bytes of the weights that a token reads from a file, with this number of experts per layer."""
     import gguf

@@ -1,8 +1,8 @@
 """Our models as folders of the transformers library, and as ONNX Runtime GenAI builds them from those.
 
-transformers has our form as Qwen3 and Qwen3-MoE, with the same weights. GenAI builds Qwen3, but no mixture of experts of
-that form: the nearest that it builds is LFM2-MoE with attention in all layers, whose router has a sigmoid in place of the
-softmax. Its weights and its work are the same, and with routers near zero its logits nearly so.
+transformers has our form as Qwen3 and Qwen3-MoE, with the same weights. GenAI builds Qwen3, but no mixture of experts
+of that form: the nearest that it builds is LFM2-MoE with attention in all layers, whose router has a sigmoid in place
+of the softmax. Its weights and its work are the same, and with routers near zero its logits nearly so.
 """
 
 import os
