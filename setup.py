@@ -20,7 +20,7 @@ SOURCES = Path("runtime/ops/src")
 TABLE = SOURCES / "kernels/table.cpp"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 # No processor is assumed (-march) and no result may differ between instruction sets (-ffast-math, contraction to fma).
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-exceptions", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden"]
 FLAGS += ["-fno-math-errno", "-ffp-contract=off"]
 # The intrinsics of GCC 12 for AVX-512 start from values that are undefined on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -28,7 +28,7 @@ AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -
 # `table.cpp` is compiled once for each of these; `dispatch.cpp` picks one when it runs.
 INSTRUCTION_SETS = {
     "x86_64": {"avx512vnni": AVX512.split(), "avx2": ["-mavx2", "-mfma", "-mf16c"], "plain": []},
-    "aarch64": {"neon": [], "plain": []},
+    "aarch64": {"neondot": ["-march=armv8.2-a+dotprod"], "neon": [], "plain": []},
 }
 
 
@@ -92,8 +92,8 @@ def run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(f"{command[0]} did not start: {error}") from None
+    sys.stderr.write(done.stderr)
     if done.returncode != 0:
-        sys.stderr.write(done.stderr)
         lines = (
             [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
         )
@@ -101,13 +101,13 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def compile_library(library: Path, objects: Path, force: bool = False) -> None:
-    """Compile all sources into `library`; object files are kept in `objects` and reused while they are newer."""
+def compile_library(library: Path, objects: Path, force: bool = False, below: Path = SOURCES) -> None:
+    """Compile the sources below a folder into `library`; object files in `objects` are reused while they are newer."""
     compiler = [*find_compiler(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
     machine = run([*compiler, "-dumpmachine"]).strip()
     architecture = machine.split("-")[0].replace("arm64", "aarch64").replace("amd64", "x86_64")
     instruction_sets = INSTRUCTION_SETS.get(architecture, {"plain": []})
-    sources = sorted((ROOT / SOURCES).rglob("*.cpp"))
+    sources = sorted((ROOT / below).rglob("*.cpp"))
     newest_header = max(header.stat().st_mtime for header in [*(ROOT / SOURCES).rglob("*.h"), Path(__file__)])
     objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def compile_library(library: Path, objects: Path, force: bool = False) -> None:
         name = "_".join(source.relative_to(ROOT / SOURCES).with_suffix("").parts)
         if source == ROOT / TABLE:
             for isa, flags in instruction_sets.items():
-                jobs.append((source, objects / f"{name}_{isa}.o", [f"-DADAPTIVE_ISA_{isa}", *flags]))
+                jobs.append((source, objects / f"{name}_{isa}.o", [f"-DADAPTIVE_ISA_{isa}", "-fno-exceptions", *flags]))
         else:
             jobs.append((source, objects / f"{name}.o", []))
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 @model_options
 def inspect(
     folder: str | None, checkpoint: str | None, model: str | None, data: Path | None, tokens: int, frequent: int,
-    dead_below: float, plot_path: Path | None, html_path: Path | None, as_json: bool, device: str, threads: int | None,
-    verify: bool, **dial: float | None,
+    dead_below: float, plot_path: Path | None, html_path: Path | None, as_json: bool, device: str, target: str,
+    threads: int | None, verify: bool, **dial: float | None,
 ) -> None:  # fmt: skip
     """Show which experts, heads and layers a model uses for which tokens.
 
@@ -66,7 +66,8 @@ def inspect(
     with option_names():
         params = InspectParams(data=data, tokens=tokens, frequent=frequent, dead_below=dead_below,
                                dial=Dial(**dial))  # fmt: skip
-    inspection = inspect_named(folder, checkpoint, model, params, device=device, threads=threads, verify=verify)
+    inspection = inspect_named(folder, checkpoint, model, params, device=device, target=target, threads=threads,
+                               verify=verify)  # fmt: skip
     for line in inspection.warnings:
         click.echo(f"note: {line}", err=True)
     if plot_path:
@@ -102,6 +103,7 @@ def inspect_named(
     from ..inspecting import inspect_checkpoint
 
     options.pop("verify")
+    options.pop("target")  # the graph made here is portable
     return inspect_checkpoint(folder, which or "last", params, **options)
 
 

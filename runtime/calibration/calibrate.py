@@ -91,8 +91,8 @@ class Calibrated:
 
 
 def calibrate(
-    folder: Path, params: CalibrateParams, progress: Progress, *, device: str = "auto", threads: int | None = None,
-    verify: bool = True,
+    folder: Path, params: CalibrateParams, progress: Progress, *, device: str = "auto", target: str = "auto",
+    threads: int | None = None, verify: bool = True,
 ) -> Calibrated:  # fmt: skip
     """Measure the curve of the model in `folder` and write it into the manifest, whole or not at all.
 
@@ -100,7 +100,7 @@ def calibrate(
         UserError: the model cannot be loaded (see `load`) or has nothing to adapt, the text is too short, or the curve
             is not monotone. The manifest stays unchanged.
     """
-    engine = load(folder, device=device, threads=threads, verify=verify)
+    engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     check_adapts(engine.manifest)
     choosing, reporting, name = halves(engine, folder, params)
     progress.log(f"{sum(len(one.ids) for one in choosing)} tokens of {name} to choose on, "

@@ -9,7 +9,11 @@ import click
 from .options import PATH, check_plot, dial_options, model_options, option_names
 
 
-@click.command(epilog="\b\nExample: adaptive bench --sweep --plot dial.svg")
+@click.command(
+    epilog="""\b
+Example: adaptive bench --sweep --plot dial.svg
+Example: adaptive bench --compare quickstart:cpu --compare quickstart:portable"""
+)
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Length of the prompt, at least 1.")
 @click.option(
     "--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after the prompt, at least 1."
@@ -25,6 +29,8 @@ from .options import PATH, check_plot, dial_options, model_options, option_names
     help="Seed of the prompt's place in the text and of the sampling, at least 0.",
 )
 @click.option("--sweep", "walk", is_flag=True, help="Measure quality and time at several points of the dial.")
+@click.option("--compare", "compared", multiple=True, metavar="MODEL[:TARGET]",
+              help="Compare the speed of several models or targets in one run; repeat for each.")  # fmt: skip
 @click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of --sweep: a .png, .svg or .pdf file.")
 @click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
 @click.option(
@@ -38,9 +44,9 @@ from .options import PATH, check_plot, dial_options, model_options, option_names
 @dial_options
 @model_options
 def bench(
-    model: str | None, plot_path: Path | None, text: Path | None, as_json: bool, device: str, threads: int | None,
-    verify: bool, prompt_tokens: int, new_tokens: int, repeats: int, seed: int, walk: bool, text_tokens: int,
-    **dial: float | None,
+    model: str | None, plot_path: Path | None, text: Path | None, as_json: bool, device: str, target: str,
+    threads: int | None, verify: bool, compared: tuple[str, ...], prompt_tokens: int, new_tokens: int, repeats: int,
+    seed: int, walk: bool, text_tokens: int, **dial: float | None,
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 
@@ -53,7 +59,15 @@ def bench(
     (all FLOPs, including output head, routers, exit checks and keys of skipped layers, over all FLOPs of the dense
     pass) and measured (time, over that of the point `all`), and the bits per byte on held-out text. The plot is drawn
     beside the model's folder, or to --plot.
+
+    --compare measures two or more models in alternating rounds, and shows the ratio of each time to that of the first
+    one: paired by round, with its median, its 5th and 95th percentile, and beside the clock the CPU time. MODEL is a
+    folder or the name of a run. Models with different tokenizers read the same random ids.
     """
+    if compared and (model or walk):
+        raise click.UsageError(
+            f"--compare names its models itself and measures no sweep; leave {'--model' if model else '--sweep'} out"
+        )
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")
     check_plot(plot_path)
@@ -65,8 +79,18 @@ def bench(
     with option_names():
         params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
                              text=text, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
+    if compared:
+        from ..measuring.bench_tables import show_comparison
+        from ..measuring.compare import compare, entries
+
+        comparison = compare(entries(compared, target), params, device=device, threads=threads, verify=verify)
+        if as_json:
+            click.echo(json_module.dumps(comparison))
+        else:
+            show_comparison(comparison)
+        return
     folder = find_model(model)
-    result = measure(folder, params, device=device, threads=threads, verify=verify)
+    result = measure(folder, params, device=device, target=target, threads=threads, verify=verify)
     if walk and result["sweep"][0]["bits_per_byte"] is None:
         click.echo("note: no held-out text beside the model, so no bits per byte; give one with --text FILE", err=True)
     if as_json:

@@ -45,7 +45,7 @@ from .options import PATH, check_plot, model_options, option_names
 def calibrate(
     ctx: click.Context, folder: str | None, model: str | None, data: Path | None, tokens: int,
     agreement: tuple[float, ...], prompt_tokens: int, new_tokens: int, repeats: int, seed: int, plot_path: Path | None,
-    as_json: bool, device: str, threads: int | None, verify: bool,
+    as_json: bool, device: str, target: str, threads: int | None, verify: bool,
 ) -> None:  # fmt: skip
     """Find the thresholds of least loss for each share of the compute, and write them into the model's manifest.
 
@@ -74,7 +74,7 @@ def calibrate(
     place = find_model(folder or model)
     try:
         with Progress() as progress:
-            result = measure(place, params, progress, device=device, threads=threads, verify=verify)
+            result = measure(place, params, progress, device=device, target=target, threads=threads, verify=verify)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; {place} is unchanged", err=True)
         ctx.exit(EXIT_INTERRUPTED)

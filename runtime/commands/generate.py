@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def generate(
     ctx: click.Context, /, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
-    threads: int | None, verify: bool, **params: Any,
+    target: str, threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
 
@@ -90,7 +90,7 @@ def generate(
     from ..format.locate import find_model
     from ..generation.engine import load
 
-    engine = load(find_model(model), device=device, threads=threads, verify=verify)
+    engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
     generation = begin(engine, text, parameters, is_chat=is_chat)
     warn(engine, parameters)

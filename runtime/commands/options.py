@@ -59,12 +59,14 @@ def dial_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """Add the options that set the model, its device and its threads."""
+    """Add the options that set the model, its device, its target and its threads."""
     return _apply(command, (
         click.option("--model", metavar="MODEL",
                      help="Folder of an exported model, or name of its run; by default the newest under runs/."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                      help="auto takes CUDA if it works."),
+        click.option("--target", type=click.Choice(["auto", "portable", "cpu", "cuda"]), default="auto",
+                     show_default=True, help="Graph of the model to run; auto takes the fastest that works here."),
         click.option("--threads", type=int, metavar="N",
                      help="Threads of one operator, at least 1; by default one per core, or one for a small model."),
         click.option("--verify/--no-verify", default=True, show_default=True,

@@ -4,12 +4,12 @@ L layers, B sequences, T tokens, K key/value heads, C capacity, W width of a hea
 Runtime and Python read and write the same memory.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..format.manifest import Manifest, Model
+from ..format.manifest import KV, Manifest, Model
 
 BATCH = 1
 """Sequences of one session. The graph takes more at T = 1."""
@@ -17,8 +17,6 @@ ROUND_CAPACITY = 32
 """Tokens to which a capacity is rounded up, so that generations of similar length reuse the memory."""
 THRESHOLDS = ("router_top_p", "depth_threshold", "exit_threshold")
 """Inputs that every graph has."""
-KV = Literal["fp32", "fp16", "int8"]
-"""Precisions of keys and values. The portable graph has fp32."""
 DTYPE: dict[KV, Any] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 SCALE_BYTES = 4
 """Bytes of the scale of an int8 key or value."""

@@ -1,13 +1,12 @@
-"""Choose the graph of a model that this machine runs: that of our own operators where they work, else the portable one."""
+"""Choose the graph of a model that this machine runs: that of our operators where they work, else the portable one."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import GRAPH
-from ..format.manifest import Costs, Manifest
+from ..format.manifest import KV, Costs, Manifest
 from ..ops.library import VERSION, Library, NoLibraryError, load_library
-from .kv_cache import KV
 
 TargetName = Literal["auto", "portable", "cpu", "cuda"]
 

@@ -206,13 +206,19 @@ def _fitting(prompt: int, wanted: int | None, context: int) -> int:
 
 
 def load(
-    folder: str | os.PathLike[str], *, device: str = "auto", threads: int | None = None, verify: bool = True
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    target: str = "auto",
+    threads: int | None = None,
+    verify: bool = True,
 ) -> Engine:
     """Open the exported model in `folder`.
 
     Args:
         folder: The folder that `adaptive export` wrote.
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
+        target: The graph to run: "auto" (the fastest that works here), "portable", "cpu" or "cuda".
         threads: Threads of one operator; None takes one per core, or one for a small model.
         verify: Compare the files with their digests.
 
@@ -225,4 +231,5 @@ def load(
     tokenizer = Tokenizer(folder / TOKENIZER, size=model.tokenizer_size, eos_id=model.eos_id)
     # Little room at first: each generation makes the room that it needs.
     room = min(64, model.context_length)
-    return Engine(Session(folder, manifest, device=device, threads=threads, capacity=room), tokenizer)
+    session = Session(folder, manifest, device=device, target=target, threads=threads, capacity=room)
+    return Engine(session, tokenizer)

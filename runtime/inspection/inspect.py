@@ -122,6 +122,7 @@ def inspect_model(
     *,
     run: Path | None = None,
     device: str = "auto",
+    target: str = "auto",
     threads: int | None = None,
     verify: bool = True,
 ) -> Inspection:
@@ -132,6 +133,7 @@ def inspect_model(
         params: The text, and how to count.
         run: The folder of the run of the model; None takes the parent of `folder`.
         device: See `load`.
+        target: See `load`.
         threads: See `load`.
         verify: See `load`.
 
@@ -139,7 +141,7 @@ def inspect_model(
         UserError: the model cannot be loaded or chooses nothing, or there is no text.
     """
     run = run or folder / ".."
-    engine = load(folder, device=device, threads=threads, verify=verify)
+    engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     check_chooses(engine.manifest.model)
     thresholds = resolve(engine.manifest, params.dial)
     text, name = read_text(engine, params.data, run, "--data")

@@ -14,6 +14,7 @@ from ..generation.engine import Engine, load
 from .given_text import read_text
 from .machine import describe, peak_memory
 from .memory_bound import floor_seconds, read_bandwidth
+from .nodes import nodes_per_token
 from .perplexity import Text
 from .sweep import points, sweep
 from .timing import Distribution, Timed, time_points
@@ -53,8 +54,9 @@ class BenchParams:
 
 
 def bench(
-    folder: Path, params: BenchParams, *, device: str = "auto", threads: int | None = None, verify: bool = True
-) -> dict[str, Any]:
+    folder: Path, params: BenchParams, *, device: str = "auto", target: str = "auto", threads: int | None = None,
+    verify: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the model in `folder`; return all figures under the keys of `bench --json`.
 
     Raises:
@@ -64,14 +66,9 @@ def bench(
     import onnxruntime  # noqa: F401 - its import should not count as loading
 
     begin = time.perf_counter()
-    engine = load(folder, device=device, threads=threads, verify=verify)
+    engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     load_seconds = time.perf_counter() - begin
-    context = engine.manifest.model.context_length
-    if params.prompt_tokens + params.new_tokens > context:
-        raise UserError(
-            f"found {params.prompt_tokens} prompt tokens and {params.new_tokens} new ones; "
-            f"this model's context is {context} tokens; lower --prompt-tokens or --new-tokens"
-        )
+    check_fits(engine, params)
     text, run = None, folder / ".."
     if params.text is not None or (run / HELDOUT).is_file():
         text, _ = read_text(engine, params.text, run, "--text", least=2)  # the first token is not scored
@@ -80,20 +77,23 @@ def bench(
 
     point = resolve(engine.manifest, params.dial)
     timed = time_points(engine, [point], prompt, answer, repeats=params.repeats, seed=params.seed)[0]
-    memory = peak_memory()  # before the floor, whose buffer would count
+    memory = peak_memory()  # before the nodes and the floor, which would count
+    nodes = nodes_per_token(engine, folder)
     model = engine.manifest.model
     result: dict[str, Any] = {
         "machine": describe(engine.session),
         "model": {
             "folder": str(folder),
             "precision": model.precision,
+            "target": engine.session.target,
+            "kernel": engine.session.kernel,
             "num_layers": model.num_layers,
             "dim": model.dim,
             "num_experts": model.num_experts,
             "num_heads": model.num_heads,
             "routes_heads": model.routes_heads,
             "vocab_size": model.vocab_size,
-            "context_length": context,
+            "context_length": model.context_length,
             "file_bytes": sum(info.bytes for info in engine.manifest.files.values()),
             "load_seconds": round(load_seconds, 4),
             "peak_memory_bytes": memory,
@@ -102,7 +102,7 @@ def bench(
         "settings": {"prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens, "repeats": params.repeats,
                      "seed": params.seed, "tokens_from": origin},
         "prefill": prefill_json(timed, params.prompt_tokens),
-        "decode": decode_json(engine, timed),
+        "decode": decode_json(engine, timed) | {"nodes_per_token": nodes},
     }  # fmt: skip
     if params.walk:
         walked = points(engine.manifest, params.dial)
@@ -119,6 +119,16 @@ def bench(
     return result
 
 
+def check_fits(engine: Engine, params: BenchParams) -> None:
+    """Raise UserError unless prompt and new tokens fit into the context of the model."""
+    context = engine.manifest.model.context_length
+    if params.prompt_tokens + params.new_tokens > context:
+        raise UserError(
+            f"found {params.prompt_tokens} prompt tokens and {params.new_tokens} new ones; "
+            f"this model's context is {context} tokens; lower --prompt-tokens or --new-tokens"
+        )
+
+
 def prefill_json(timed: Timed, tokens: int) -> dict[str, Any]:
     """Return the figures of computing the prompt in one pass."""
     milliseconds = Distribution.of(1000 * np.array(timed.prefill))
@@ -126,6 +136,7 @@ def prefill_json(timed: Timed, tokens: int) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_per_second": round(1000 * tokens / milliseconds.median, 2),
         "milliseconds": {name: round(value, 4) for name, value in asdict(milliseconds).items()},
+        "cpu_milliseconds": round(1000 * float(np.median(timed.prefill_cpu)), 4),
     }
 
 
@@ -147,6 +158,7 @@ def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
     return {
         "tokens_per_second": round(1000 / milliseconds.median, 2),
         "milliseconds_per_token": {name: round(value, 5) for name, value in asdict(milliseconds).items()},
+        "cpu_milliseconds_per_token": round(1000 * float(np.median(timed.rounds_cpu)), 5),
         "spread": round(timed.spread, 4),
         "experts_per_token": round(tally.experts / tally.layers, 4),
         "heads_per_token": round(tally.heads / tally.layers, 4),

@@ -34,7 +34,15 @@ def lines(result: Figures) -> list[str]:
     rate, cores = bandwidth["bytes_per_second"] / 1e9, f"{machine['threads']} of {machine['cores']} cores"
     parts = (
         ("machine", machine["cpu"], cores, machine["device"], f"onnxruntime {machine['onnxruntime']}"),
-        ("model", model["folder"], model["precision"], experts, _megabytes(model["file_bytes"]), memory),
+        (
+            "model",
+            model["folder"],
+            model["precision"],
+            graph_name(model),
+            experts,
+            _megabytes(model["file_bytes"]),
+            memory,
+        ),
         (
             "prefill",
             f"{prefill['tokens_per_second']:.0f} tokens/s",
@@ -46,6 +54,7 @@ def lines(result: Figures) -> list[str]:
             f"{speed['median']:.3f} ms per token ({_range(speed)})",
             f"spread of {settings['repeats']} rounds {decode['spread']:.1%}",
             f"{used}, {decode['executed_flops_share']:.1%} of dense FLOPs",
+            f"{decode['nodes_per_token']} nodes",
         ),
         (
             "floor",
@@ -54,6 +63,46 @@ def lines(result: Figures) -> list[str]:
         ),
     )
     return [f"{name:8} {' · '.join(rest)}" for name, *rest in parts]
+
+
+def graph_name(model: Figures) -> str:
+    """Name the target that ran, and its kernels."""
+    return f"target {model['target']}" + (f" ({model['kernel']})" if model["kernel"] else "")
+
+
+def show_comparison(result: Figures) -> None:
+    """Print the figures of a comparison on stdout."""
+    out = console(stderr=False)
+    machine, settings = result["machine"], result["settings"]
+    out.print(f"machine  {machine['cpu']} · {machine['cores']} cores · {machine['device']}", markup=False)
+    tokens = f"{settings['prompt_tokens']} and {settings['new_tokens']} new ones from {settings['tokens_from']}"
+    out.print(f"tokens   {tokens} · {settings['repeats']} rounds", markup=False)
+    for phase, unit in (("decode", "ms per token"), ("prefill", "ms per prompt")):
+        out.print()
+        out.print(comparison_table(result["models"], phase, unit), soft_wrap=False)
+
+
+def comparison_table(models: list[Figures], phase: str, unit: str) -> Table:
+    """Build a table with a row per model; its ratios are to the first one."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column(phase, no_wrap=True)
+    table.add_column("graph", no_wrap=True)
+    for name in (unit, "p5 to p95", "CPU ms", "ratio", "p5 to p95", "CPU ratio", "nodes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in models:
+        wall, ratio, cpu_ratio = model[phase]["milliseconds"], model["ratio"][phase], model["ratio"][f"{phase}_cpu"]
+        table.add_row(
+            model["name"],
+            f"{model['precision']}, {graph_name(model)}",
+            f"{wall['median']:.3f}",
+            f"{wall['p5']:.3f} - {wall['p95']:.3f}",
+            f"{model[phase]['cpu_milliseconds']['median']:.3f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['p5']:.2f} - {ratio['p95']:.2f}",
+            f"{cpu_ratio['median']:.2f}",
+            str(model["nodes_per_token"]) if phase == "decode" else "",
+        )
+    return table
 
 
 def sweep_table(points: list[Figures], *, heads: bool) -> Table:

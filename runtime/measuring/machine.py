@@ -18,6 +18,8 @@ def describe(session: Session) -> dict[str, Any]:
         "cores": usable_cores(),
         "threads": session.threads,
         "device": session.device.name,
+        "target": session.target,
+        "kernel": session.kernel,
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

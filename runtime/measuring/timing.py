@@ -73,6 +73,10 @@ class Timed:
     """Seconds of each prefill."""
     rounds: list[list[float]] = field(default_factory=list)
     """Seconds of each decoded token, by round."""
+    prefill_cpu: list[float] = field(default_factory=list)
+    """CPU seconds of each prefill, of all threads of the session."""
+    rounds_cpu: list[list[float]] = field(default_factory=list)
+    """CPU seconds of each decoded token, by round."""
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -117,7 +121,7 @@ def time_engines(
     repeats: int,
     seed: int,
 ) -> list[Timed]:
-    """Do the same for points of several models with one tokenizer, all of which take part in every round."""
+    """Do the same for points of several models, all of which have these tokens and take part in every round."""
     results = [Timed() for _ in points]
     order = np.random.default_rng(seed)
     # The first round warms up, and counts usage, which is the same in every round.
@@ -139,18 +143,23 @@ def _round(
     session.reset(len(prompt) + len(answer))
     session.set_thresholds(point)
     sampler = Sampler(Sampling(seed=seed), engine.manifest.model.tokenizer_size, list(prompt))
-    begin = time.perf_counter()
+    # The clock of this thread alone, unless others compute too.
+    cpu_time = time.thread_time if session.threads == 1 else time.process_time
+    cpu, begin = cpu_time(), time.perf_counter()
     step = session.prefill(prompt)
     timed.prefill.append(time.perf_counter() - begin)
-    seconds = []
+    timed.prefill_cpu.append(cpu_time() - cpu)
+    seconds, cpu_seconds = [], []
     for token in answer:
-        begin = time.perf_counter()
+        cpu, begin = cpu_time(), time.perf_counter()
         step = session.step(token)
         sampler.choose(step.logits[-1])
         seconds.append(time.perf_counter() - begin)
+        cpu_seconds.append(cpu_time() - cpu)
         if tally is not None:
             tally.add(engine, step.routes)
     timed.rounds.append(seconds)
+    timed.rounds_cpu.append(cpu_seconds)
 
 
 @contextmanager

@@ -138,7 +138,9 @@ def _stream(blocks: Blocks, precision: Precision) -> Bytes:
         moved = np.ascontiguousarray(values.reshape(groups, GROUP, number).transpose(0, 2, 1))
         return moved.view(np.uint8).reshape(groups, number, -1)
 
-    codes = blocks.codes.reshape(groups, GROUP, number, BLOCK // 4, 4).transpose(0, 2, 3, 1, 4)  # (g, b, 8, 64, 4)
+    codes: Array = blocks.codes.reshape(groups, GROUP, number, BLOCK // 4, 4).transpose(
+        0, 2, 3, 1, 4
+    )  # (g, b, 8, 64, 4)
     parts = [by_group(blocks.scales)]
     if precision == "int4":
         assert blocks.zeros is not None

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime import UserError
-from adaptive_lm.runtime.generation.sampler import Sampler, Sampling, nucleus
+from adaptive_lm.runtime.generation.sampler import Sampler, Sampling
 
 V = 50
 LOGITS = np.random.default_rng(3).normal(scale=2, size=V).astype(np.float32)
@@ -21,12 +21,6 @@ def drawn(count: int = 4000, logits: NDArray[np.float32] = LOGITS, size: int = V
     return np.bincount([sampler.choose(logits) for _ in range(count)], minlength=V)
 
 
-def probabilities(logits: NDArray[Any], keep: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-    mass = np.exp(logits.astype(np.float64) - logits.max())
-    mass = mass if keep is None else np.where(keep, mass, 0)
-    return np.asarray(mass / mass.sum())
-
-
 def far(counts: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
     """Largest distance in standard deviations of a count."""
     total = counts.sum()
@@ -34,12 +28,12 @@ def far(counts: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
 
 
 def test_sampling_follows_the_softmax() -> None:
-    assert far(drawn(), probabilities(LOGITS)) < 4
+    assert far(drawn(), by_definition(LOGITS)) < 4
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_divides_the_logits(temperature: float) -> None:
-    assert far(drawn(temperature=temperature), probabilities(LOGITS / temperature)) < 4
+    assert far(drawn(temperature=temperature), by_definition(LOGITS / np.float32(temperature))) < 4
 
 
 @pytest.mark.parametrize(
@@ -50,47 +44,86 @@ def test_settings_that_leave_one_token_take_the_most_probable(settings: dict[str
     assert (drawn(20, **settings) > 0).sum() == 1
 
 
-def test_top_k_keeps_the_k_most_probable() -> None:
-    keep = np.argsort(-LOGITS).argsort() < 5
-    assert far(drawn(top_k=5), probabilities(LOGITS, keep)) < 4
-    assert far(drawn(top_k=V + 10), probabilities(LOGITS)) < 4
+def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
+    assert far(drawn(top_k=V + 10), by_definition(LOGITS)) < 4
 
 
-def by_definition(mass: NDArray[np.float64], top_p: float) -> list[int]:
-    indices: list[int] = []
-    held = 0.0
-    for token in np.argsort(-mass, kind="stable"):
-        indices.append(int(token))
-        held += mass[token]
-        if held >= top_p * mass.sum():
-            break
-    return sorted(indices)
+def by_definition(
+    logits: NDArray[np.float32], top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0
+) -> NDArray[np.float64]:
+    """Return the probability of each token, in float64, with a sort."""
+    mass = np.exp(logits.astype(np.float64) - logits.max())
+    order = np.argsort(-logits, kind="stable")
+    mass[order[top_k:] if top_k else []] = 0
+    if top_p < 1:
+        before = mass[order].cumsum() - mass[order]
+        mass[order[before >= top_p * mass.sum()]] = 0
+    mass[mass < min_p] = 0  # the largest is 1
+    return np.asarray(mass / mass.sum())
 
 
-@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999999, 1.0])
+def chi_square_bound(freedom: int) -> float:
+    """Return the value that chi-square exceeds once in a million times (Wilson and Hilferty 1931)."""
+    spread = 2 / (9 * freedom)
+    return freedom * float(1 - spread + 4.7534 * math.sqrt(spread)) ** 3
+
+
+@pytest.mark.parametrize("top_k", [None, 20])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("min_p", [0.0, 0.02])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0], ids=["peaked", "flat", "equal"])
+def test_every_combination_of_filters_gives_each_token_its_share(
+    scale: float, penalty: float, min_p: float, top_p: float, top_k: int | None
+) -> None:
+    logits = LOGITS * np.float32(scale)
+    settings = Sampling(temperature=1, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=2)
+    sampler = Sampler(settings, V, list(range(V)))  # all are seen, so that the penalty stays the same
+    penalised = np.where(logits > 0, logits / np.float32(penalty), logits * np.float32(penalty))
+    wanted = by_definition(penalised, top_k, top_p, min_p)
+    counts = np.bincount([sampler.choose(logits) for _ in range(4000)], minlength=V)
+    assert counts[wanted == 0].sum() == 0
+    kept = 4000 * wanted[wanted > 0]
+    if len(kept) > 1:
+        assert ((counts[wanted > 0] - kept) ** 2 / kept).sum() < chi_square_bound(len(kept) - 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0], ids=["peaked", "flat", "equal"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 3000}, {"top_p": 0.9}, {"top_p": 0.1}, {"top_k": 3000, "top_p": 0.5}]
+)
+def test_a_large_vocabulary_is_drawn_from_by_its_shares(scale: float, settings: dict[str, Any]) -> None:
+    """In the order of their ranks, the tokens fall into 20 groups of equal share."""
+    logits = (np.random.default_rng(4).normal(size=32000) * scale).astype(np.float32)
+    wanted = by_definition(logits, **settings)
+    order = np.argsort(-logits, kind="stable")
+    cumulative = wanted[order].cumsum()
+    group = np.empty(32000, np.int64)
+    group[order] = np.minimum((cumulative * 20).astype(np.int64), 19)
+    shares = np.bincount(group, weights=wanted, minlength=20)
+    sampler = Sampler(Sampling(temperature=1, seed=3, **settings), 32000, [])
+    tokens = np.array([sampler.choose(logits) for _ in range(1000)])
+    assert wanted[tokens].min() > 0
+    counts = np.bincount(group[tokens], minlength=20)
+    assert ((counts - 1000 * shares) ** 2 / (1000 * shares)).sum() < chi_square_bound(19)
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.01, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("size", [1, 50, 300, 5000])
-@pytest.mark.parametrize("flat", [False, True])
-def test_the_nucleus_is_the_fewest_that_hold_the_mass(size: int, top_p: float, flat: bool) -> None:
-    mass = np.random.default_rng(size).dirichlet(np.full(size, 1000.0 if flat else 0.05))
-    assert nucleus(mass, top_p).tolist() == by_definition(mass, top_p)
+@pytest.mark.parametrize("scale", [5.0, 1e-2, 0.0], ids=["peaked", "flat", "equal"])
+def test_the_nucleus_is_the_fewest_that_hold_the_mass(size: int, top_p: float, scale: float) -> None:
+    """All of them and no other are drawn, where each has a share that is drawn."""
+    logits = (np.random.default_rng(size).normal(size=size) * scale).astype(np.float32)
+    wanted = by_definition(logits, top_p=top_p)
+    sampler = Sampler(Sampling(temperature=1, top_p=top_p, seed=1), size, [])
+    tokens = {sampler.choose(logits) for _ in range(1000)}
+    assert tokens <= set(np.flatnonzero(wanted))
+    assert tokens >= set(np.flatnonzero(wanted > 0.02))
 
 
-def test_top_p_draws_from_the_nucleus() -> None:
-    keep = np.isin(np.arange(V), by_definition(probabilities(LOGITS), 0.7))
-    assert far(drawn(top_p=0.7), probabilities(LOGITS, keep)) < 4
-
-
-def test_min_p_drops_what_is_much_rarer_than_the_first() -> None:
-    mass = probabilities(LOGITS)
-    assert far(drawn(min_p=0.1), probabilities(LOGITS, mass >= 0.1 * mass.max())) < 4
-
-
-def test_the_filters_act_one_on_what_the_other_left() -> None:
-    mass = probabilities(LOGITS)
-    keep = np.argsort(-LOGITS).argsort() < 10
-    keep[[token for token in range(V) if token not in by_definition(np.where(keep, mass, 0), 0.8)]] = False
-    keep &= mass >= 0.2 * mass.max()
-    assert far(drawn(top_k=10, top_p=0.8, min_p=0.2), probabilities(LOGITS, keep)) < 4
+@pytest.mark.parametrize("count", [1, 2, 49])
+def test_of_equal_logits_top_k_keeps_the_lower_ids(count: int) -> None:
+    assert set(np.flatnonzero(drawn(1000, np.zeros(V, np.float32), top_k=count))) == set(range(count))
 
 
 def test_a_repetition_penalty_lowers_seen_tokens_whatever_their_sign() -> None:

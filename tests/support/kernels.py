@@ -18,7 +18,7 @@ SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 # `make sanitize` names a library that is built with checks; nothing but these tests reads the variable.
 GIVEN = os.environ.get("ADAPTIVE_TEST_LIBRARY")
 LIBRARY = Path(GIVEN) if GIVEN else Path(layout.__file__).with_name("adaptive_ops" + SUFFIX)
-NAMES = ("avx512vnni", "avx2", "neon", "plain")
+NAMES = ("avx512vnni", "avx2", "neondot", "neon", "plain")
 
 
 class Row:

@@ -43,7 +43,7 @@ class HeadRouter {
         scale_(attributes.real("heads_per_token", 0, kMostWidth) - static_cast<float>(shared_)),
         least_(attributes.integer("least_heads", 0, kMostWidth)),
         most_(attributes.integer("most_heads", least_, kMostWidth)),
-        reach_(attributes.real("reach", 0, kMostReach, 0)) {
+        reach_(attributes.real("reach", 0, kMostReach)) {
     if (routing_ == Routing::adaptive && shared_ != 0) {
       throw Failure(attributes.where() + ": shared_heads is " + std::to_string(shared_) +
                     ", expected 0 where routing is adaptive");

@@ -31,7 +31,8 @@ Places places_of(const Call& call, const PlaceInputs& inputs, int64_t rows, int6
     int64_t place = lengths.data[layer * places.batch + b];
     if (place < 0 || place > kMostPlaces) {
       call.fail_input(inputs.lengths, "is " + std::to_string(place) + " for layer " + std::to_string(layer) +
-                                          " and sequence " + std::to_string(b) + ", expected 0 or more");
+                                          " and sequence " + std::to_string(b) + ", expected 0 to " +
+                                          std::to_string(kMostPlaces));
     }
     for (int64_t t = 0; t < places.time; ++t) {
       const int64_t row = b * places.time + t;

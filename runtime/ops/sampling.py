@@ -1,0 +1,112 @@
+"""The compiled choice of a token: the function of `src/sampling/sample.cpp`, which needs no ONNX Runtime.
+
+n tokens.
+"""
+
+import ctypes
+import functools
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
+PATH = Path(__file__).with_name(f"adaptive_ops.{SUFFIX}")
+PATH_VARIABLE = "ADAPTIVE_OPS_LIBRARY"
+"""Environment variable with the path of another build, for tests of it."""
+NOT_FINITE = -1
+OTHER_VERSION = -2
+PROBE = (58, 63, 56, 62, 53, 55, 56, 40)
+"""Tokens that the library must draw when it is loaded."""
+
+
+class Settings(ctypes.Structure):
+    """The struct of the same name in `sample.cpp`, which says what the fields are."""
+
+    _fields_ = (
+        ("size", ctypes.c_int64),
+        ("tokens", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_float),
+        ("rate", ctypes.c_float),
+        ("penalty", ctypes.c_float),
+        ("num_seen", ctypes.c_int32),
+        ("seen", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("state", ctypes.c_uint64),
+    )
+
+
+def table_shape(n: int) -> tuple[int, int]:
+    """Return rows and columns of the table in which the tokens stand: about 128 rows, columns a multiple of 16."""
+    columns = 16 * max(math.ceil(n / 2048), 1)
+    return math.ceil(n / columns), columns
+
+
+class CompiledDraw:
+    """Draws tokens with the compiled function.
+
+    Args:
+        function: `adaptive_ops_sample`.
+        n: The number of tokens.
+        rate: log2(e) / temperature.
+        top_k: 1 to n; n keeps all.
+        top_p: As in `Sampling`, like the next two.
+        min_p: 0 keeps all.
+        penalty: Applies to the tokens seen.
+        seed: State of the random numbers.
+    """
+
+    def __init__(
+        self, function: Any, n: int, *, rate: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
+    ) -> None:
+        rows, columns = table_shape(n)
+        self._n = n
+        self._space = [np.empty(size, np.float32) for size in (rows * columns, rows * columns, columns)]
+        self._settings = Settings(
+            size=ctypes.sizeof(Settings), tokens=n, columns=columns, top_k=top_k, top_p=top_p, min_p=min_p, rate=rate,
+            penalty=penalty, state=seed,
+        )  # fmt: skip
+        settings = self._settings
+        settings.scores, settings.weights, settings.sums = (array.ctypes.data for array in self._space)
+        self._function, self._address = function, ctypes.addressof(settings)
+
+    def __call__(self, logits: NDArray[np.float32], seen: NDArray[np.int32]) -> int | None:
+        """Return the next token from logits (n,), None if they are not finite numbers.
+
+        Args:
+            logits: Of each token.
+            seen: Ids to which the penalty applies, each once.
+        """
+        logits = np.ascontiguousarray(logits, np.float32)
+        if len(logits) != self._n:
+            raise ValueError(f"found {len(logits)} logits, expected {self._n}")
+        if self._settings.penalty != 1:
+            seen = np.ascontiguousarray(seen, np.int32)
+            self._settings.seen, self._settings.num_seen = seen.ctypes.data, len(seen)
+        token = int(self._function(self._address, logits.ctypes.data))
+        return None if token == NOT_FINITE else token
+
+
+@functools.cache
+def compiled_function() -> Any | None:
+    """Return the function of the library beside this file; None where there is none that works.
+
+    The library does not come from a model, and the portable draw gives the same tokens, so nothing is lost but time.
+    """
+    try:
+        function = ctypes.CDLL(str(os.environ.get(PATH_VARIABLE, PATH))).adaptive_ops_sample
+    except (OSError, AttributeError):
+        return None
+    function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_void_p)
+    probe = CompiledDraw(function, 65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
+    logits, seen = np.arange(65, dtype=np.float32) / 8, np.arange(60, 62, dtype=np.int32)
+    return function if all(probe(logits, seen) == token for token in PROBE) else None

@@ -1,0 +1,351 @@
+"""The operator Attention against plain numpy; prompt, tokens, batch and threads give the same bits."""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from support.kernels import LIBRARY, open_library, tables
+
+from adaptive_lm.runtime.ops.layout import Precision, pack, packed_bytes
+
+if not LIBRARY.is_file():
+    pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
+
+from support.attention_formulas import attention
+from support.attention_layer import CacheType, Operator, Setting, Text
+
+Array = NDArray[Any]
+
+# A key or value, or an int8 input of a product, that rounds the other way moves an output by up to a part of a step.
+CACHE_TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "int8": 1e-2}
+PRECISION_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-5, "int8": 2e-2, "int4": 2e-2}
+
+
+def name(setting: Setting) -> str:
+    """Name a setting by what differs from the default."""
+    plain = Setting()
+    fields = {key: value for key, value in vars(setting).items() if value != getattr(plain, key)}
+    return "-".join(f"{key}={value}" for key, value in fields.items()) or "plain"
+
+
+MECHANISMS = [
+    Setting(positions=positions, window=window, by_token=by_token, policy=policy, routed=routed)
+    for positions, (window, by_token), policy, routed in product(
+        ("none", "rope", "cope"), ((0, False), (6, False), (9, True)), ("every", "none", "project"), (False, True)
+    )
+]
+SHAPES = [
+    Setting(head_dim=head_dim, capacity=capacity, cache=cache, positions=positions, window=window, num_heads=6)
+    for (head_dim, positions), (capacity, window), cache in product(
+        ((5, "none"), (8, "rope"), (12, "cope"), (64, "cope"), (80, "rope")),
+        ((7, 0), (16, 0), (33, 0), (7, 5), (16, 4), (33, 20)),
+        ("float32", "float16", "int8"),
+    )
+]
+each_mechanism = pytest.mark.parametrize("setting", MECHANISMS, ids=name)
+each_shape = pytest.mark.parametrize("setting", SHAPES, ids=name)
+
+
+def close(found: Array, expected: Array, setting: Setting) -> None:
+    tolerance = max(CACHE_TOLERANCE[setting.cache], PRECISION_TOLERANCE[setting.precision])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < tolerance / 4 * scale
+
+
+def in_passes(operator: Operator, text: Text, *lengths: int) -> Array:
+    """Compute a text in passes of these lengths."""
+    parts, begin = [text.x[:, :0]], 0
+    for length in lengths:
+        parts.append(operator(text.part(slice(None), slice(begin, begin + length))))
+        begin += length
+    return np.concatenate(parts, axis=1)
+
+
+def passes(setting: Setting, time: int) -> list[int]:
+    """Return the lengths of the longest passes that a ring takes."""
+    longest = setting.capacity - setting.window + 1 if setting.window else time
+    return [longest] * (time // longest) + [time % longest] * (time % longest > 0)
+
+
+def tokens_of(setting: Setting) -> int:
+    return 2 * setting.capacity + 3 if setting.window else setting.capacity
+
+
+@each_mechanism
+def test_a_prompt_is_what_plain_numpy_computes(setting: Setting) -> None:
+    text = Text.draw(setting, 1, 28)
+    close(in_passes(Operator(setting, 1), text, *passes(setting, 28)), attention(setting, text), setting)
+
+
+@each_shape
+def test_every_shape_is_what_plain_numpy_computes(setting: Setting) -> None:
+    time = tokens_of(setting)
+    text = Text.draw(setting, 1, time)
+    close(in_passes(Operator(setting, 1), text, *passes(setting, time)), attention(setting, text), setting)
+
+
+@pytest.mark.parametrize("setting", MECHANISMS + SHAPES, ids=name)
+def test_tokens_one_by_one_have_the_bits_of_a_prompt(setting: Setting) -> None:
+    time = tokens_of(setting)
+    text = Text.draw(setting, 1, time)
+    prompt = in_passes(Operator(setting, 1), text, *passes(setting, time))
+    np.testing.assert_array_equal(in_passes(Operator(setting, 1), text, *[1] * time), prompt)
+
+
+@each_mechanism
+@pytest.mark.parametrize("cache", ["float32", "int8"])
+def test_a_batch_of_texts_of_different_lengths_has_the_bits_of_each_alone(setting: Setting, cache: CacheType) -> None:
+    setting = replace(setting, cache=cache)
+    text, batch = Text.draw(setting, 4, 20), Operator(setting, 4)
+    alone = []
+    for b, length in enumerate((3, 0, 17, 8)):
+        operator = Operator(setting, 1)
+        in_passes(operator, text.part(slice(b, b + 1), slice(0, length)), *[1] * length)
+        for key, array in operator.caches.items():
+            batch.caches[key][b] = array[0]
+        batch.lengths[:, b], batch.seen[b] = operator.lengths[:, 0], operator.seen[0]
+        alone.append(operator(text.part(slice(b, b + 1), slice(17, 20)))[0])
+    for t in range(17, 20):
+        np.testing.assert_array_equal(batch(text.part(slice(None), slice(t, t + 1)))[:, 0], np.stack(alone)[:, t - 17])
+
+
+@each_mechanism
+def test_a_batch_of_prompts_has_the_bits_of_each_alone(setting: Setting) -> None:
+    text = Text.draw(setting, 3, 15)
+    alone = [Operator(setting, 1)(text.part(slice(b, b + 1), slice(None))) for b in range(3)]
+    np.testing.assert_array_equal(Operator(setting, 3)(text), np.concatenate(alone))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("routed", [False, True])
+def test_every_precision_is_what_plain_numpy_computes(precision: Precision, routed: bool) -> None:
+    setting = Setting(dim=80, head_dim=32, precision=precision, routed=routed)
+    text = Text.draw(setting, 1, 20)
+    prompt = Operator(setting, 1)(text)
+    close(prompt, attention(setting, text), setting)
+    np.testing.assert_array_equal(in_passes(Operator(setting, 1), text, *[1] * 20), prompt)
+
+
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("mechanism", ["rope", "cope", "routed"])
+def test_two_threads_have_the_bits_of_one(cache: CacheType, mechanism: str) -> None:
+    setting = Setting(dim=256, num_heads=8, num_kv_heads=4, head_dim=64, capacity=150, cache=cache)
+    setting = replace(setting, routed=True) if mechanism == "routed" else replace(setting, positions=mechanism)
+    text = Text.draw(setting, 2, 130)
+    one, two = Operator(setting, 2), Operator(setting, 2, threads=2)
+    for times in (slice(0, 129), slice(129, 130)):
+        part = text.part(slice(None), times)
+        np.testing.assert_array_equal(two(part), one(part))
+    assert {key: array.tobytes() for key, array in one.caches.items()} == {
+        key: array.tobytes() for key, array in two.caches.items()
+    }
+
+
+def digest() -> str:
+    """Return a digest of what the chosen kernels compute."""
+    result = hashlib.sha256()
+    for setting in (*MECHANISMS, *SHAPES):
+        time = tokens_of(setting)
+        result.update(in_passes(Operator(setting, 1), Text.draw(setting, 1, time), *passes(setting, time)).tobytes())
+    return result.hexdigest()
+
+
+def test_every_instruction_set_has_the_same_bits() -> None:
+    names = [table.name for table in tables(open_library())]
+    code = "import test_attention; print(test_attention.digest())"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    digests = {
+        name: subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"ADAPTIVE_KERNEL": name, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for name in names
+    }
+    assert len(names) > 1
+    assert len(set(digests.values())) == 1, digests
+
+
+@pytest.mark.parametrize("policy", ["none", "project"])
+def test_where_no_token_runs_x_passes_through(policy: Any) -> None:
+    setting = Setting(policy=policy, positions="cope")
+    text = Text.draw(setting, 1, 6)
+    operator, nobody = Operator(setting, 1), replace(text, runs=np.zeros_like(text.runs))
+    np.testing.assert_array_equal(operator(nobody), text.x)
+    empty = Operator(setting, 1).caches
+    if policy == "none":
+        assert all(operator.caches[key].tobytes() == array.tobytes() for key, array in empty.items())
+    else:  # their keys are seen by later tokens
+        np.testing.assert_array_equal(operator.caches["counted"][0, 0, :6, 0], np.zeros(6))
+        close(operator(text)[0], attention(setting, joined(nobody, text))[0, 6:], setting)
+
+
+def joined(first: Text, second: Text) -> Text:
+    pairs = zip(vars(first).values(), vars(second).values(), strict=True)
+    return Text(*(np.concatenate(pair, axis=1) for pair in pairs))
+
+
+@each_mechanism
+def test_no_tokens_are_no_rows(setting: Setting) -> None:
+    operator = Operator(setting, 1)
+    before = {key: array.tobytes() for key, array in operator.caches.items()}
+    assert operator(Text.draw(setting, 1, 0)).shape == (1, 0, setting.dim)
+    assert before == {key: array.tobytes() for key, array in operator.caches.items()}
+
+
+@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("policy", ["every", "none", "project"])
+def test_a_cache_that_is_not_written_in_place_is_copied_first(policy: Any, cache: CacheType) -> None:
+    setting = Setting(policy=policy, positions="cope", cache=cache)
+    text = Text.draw(setting, 2, 9)
+    shared, copied = Operator(setting, 2), Operator(setting, 2, in_place=False)
+    past = copied.caches
+    empty = {key: array.tobytes() for key, array in past.items()}
+    for times in (slice(0, 5), slice(5, 9)):
+        part = text.part(slice(None), times)
+        np.testing.assert_array_equal(copied(part), shared(part))
+    assert {key: array.tobytes() for key, array in past.items()} == empty
+    for key, array in shared.caches.items():
+        assert copied.caches[key].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+def test_weights_of_heads_that_are_not_chosen_are_not_read(head_dim: int) -> None:
+    setting = Setting(num_heads=8, num_kv_heads=4, head_dim=head_dim, routed=True)
+    text = Text.draw(setting, 1, 1)
+    text.head_weights[:] = [0, 0, 0, 0, 0.5, 0, 1.5, 0]
+    expected = Operator(setting, 1)(text)
+    close(expected, attention(setting, text), setting)
+    weights = setting.weights()
+    # a group of 64 outputs of q and a block of 32 inputs of o are read whole
+    read, used = (
+        {head for head in range(8) if any(head // together == chosen // together for chosen in (4, 6))}
+        for together in (max(64 // head_dim, 1), max(32 // head_dim, 1))
+    )
+    q, o = weights["q"].reshape(8, head_dim, -1), weights["o"].reshape(-1, 8, head_dim)
+    q[[head for head in range(8) if head not in read]] = np.nan
+    o[:, [head for head in range(8) if head not in used]] = np.nan
+    changes = {"q": pack(weights["q"], "fp32"), "o": pack(weights["o"], "fp32")}
+    library = open_library()
+    library.adaptive_ops_bytes_read.restype = ctypes.c_int64
+    before = library.adaptive_ops_bytes_read()
+    np.testing.assert_array_equal(Operator(setting, 1)(text, **changes), expected)
+    of_q = packed_bytes("fp32", len(read) * head_dim, setting.dim)
+    of_o = packed_bytes("fp32", setting.dim, len(used) * head_dim)
+    of_kv = packed_bytes("fp32", 8 * head_dim, setting.dim)
+    assert library.adaptive_ops_bytes_read() - before == of_q + of_o + of_kv
+
+
+def test_int8_caches_hold_a_scale_of_each_key_and_value() -> None:
+    setting, wide = Setting(cache="int8", positions="none", capacity=20), Setting(positions="none", capacity=20)
+    text = Text.draw(setting, 1, 20)
+    operator, exact = Operator(setting, 1), Operator(wide, 1)
+    operator(text), exact(text)
+    codes, scales = operator.caches["value"][..., :16], operator.caches["value"][..., 16:].copy().view(np.float32)
+    values = exact.caches["value"]
+    np.testing.assert_allclose(scales[..., 0], np.abs(values).max(-1) / 127, rtol=1e-6)
+    np.testing.assert_allclose(codes * scales, values, atol=scales.max() * 0.51)
+    # keys: a block of 16 cells and one of 4, components outermost, the scales of a block behind it
+    bytes_, floats = operator.caches["key"].reshape(2, -1), exact.caches["key"].reshape(2, -1)
+    for begin, cells in ((0, 16), (16, 4)):
+        block = bytes_[:, begin * 20 : (begin + cells) * 20]
+        keys = floats[:, begin * 16 : (begin + cells) * 16].reshape(2, 16, cells)
+        scale = np.ascontiguousarray(block[:, 16 * cells :]).view(np.float32)
+        codes = block[:, : 16 * cells].reshape(2, 16, cells)
+        np.testing.assert_allclose(codes * scale[:, None], keys, atol=scale.max() * 0.51)
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes", "message"),
+    [
+        (Setting(), {"x": (4, 47)}, "norm has shape"),
+        (Setting(), {"positions": (2, 3)}, "input positions has 6 tokens, but x has 4 rows"),
+        (Setting(), {"lengths": (1, 1)}, "lengths has 1 layers, expected more than 1"),
+        (Setting(), {"lengths": (3, 2)}, "lengths has shape"),
+        (Setting(policy="none"), {"runs": (4, 2)}, "runs has shape"),
+        (Setting(routed=True), {"head_weights": (4, 5)}, "head_weights has shape"),
+        (Setting(window=5, by_token=True), {"windows": (5,)}, "windows has shape"),
+        (Setting(), {"q": (100,)}, "q has 100 bytes, expected a vector of"),
+        (Setting(), {"kv": (100,)}, "kv has 100 bytes"),
+        (Setting(), {"o": (100,)}, "o has 100 bytes"),
+        (Setting(), {"q_norm": (15,)}, "q_norm has shape"),
+        (Setting(), {"cos": (160, 7)}, "cos has shape"),
+        (Setting(), {"sin": (150, 8)}, "sin"),
+        (Setting(positions="cope"), {"position_embedding": (9, 15)}, "position_embedding has shape"),
+        (Setting(positions="cope"), {"position_embedding": (0, 16)}, "position_embedding has no positions"),
+        (Setting(), {"past_key": (1, 3, 33, 16)}, "past_key has shape"),
+        (Setting(), {"past_key": (1, 2, 33, 17)}, "past_key has 17 elements of a cell, expected 16 of float32"),
+        (
+            Setting(cache="int8"),
+            {"past_key": (1, 2, 33, 16)},
+            "past_key has 16 elements of a cell, expected 20",
+        ),
+        (Setting(), {"past_value": (1, 2, 32, 16)}, "past_value has shape"),
+        (Setting(), {"past_key": (1, 2, 0, 16), "past_value": (1, 2, 0, 16)}, "past_key has no cells"),
+        (Setting(policy="project", positions="cope"), {"past_counted": (1, 1, 32, 1)}, "past_counted has shape"),
+    ],
+)
+def test_wrong_shapes_are_refused(setting: Setting, changes: dict[str, tuple[int, ...]], message: str) -> None:
+    operator, text = Operator(setting, 1, in_place=False), Text.draw(setting, 1, 4)
+    arrays = operator.inputs(text)
+    wrong = {key: np.zeros(shape, arrays[key].dtype) for key, shape in changes.items()}
+    with pytest.raises(RuntimeError, match=message):
+        operator(text, **wrong)
+    assert operator(text).shape == text.x.shape
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes", "message"),
+    [
+        (Setting(capacity=3), {}, "past_key has 3 cells, expected at least 4"),
+        (Setting(), {"lengths": np.full((3, 1), 30)}, "past_key has 33 cells, expected at least 34"),
+        (Setting(), {"lengths": np.full((3, 1), -1)}, "lengths is -1 for layer 1 and sequence 0"),
+        (Setting(), {"lengths": np.full((3, 1), 2**62)}, "lengths is 4611686018427387904"),
+        (Setting(), {"positions": np.array([[0, 1, 160, 2]])}, "positions is 160 for row 2, expected 0 to 159"),
+        (Setting(), {"positions": np.array([[0, -1, 2, 3]])}, "positions is -1 for row 1"),
+        (Setting(window=9, capacity=9), {"lengths": np.full((3, 1), 20)}, "past_key has 9 cells, expected at least 12"),
+        (
+            Setting(window=9, by_token=True),
+            {"windows": np.array([3, 0, 3, 3])},
+            "windows is 0 for row 1, expected at least 1",
+        ),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_is_written(
+    setting: Setting, changes: dict[str, Array], message: str
+) -> None:
+    operator, text = Operator(setting, 1), Text.draw(setting, 1, 4)
+    with pytest.raises(RuntimeError, match=message):
+        operator(text, **changes)
+    assert operator.caches["key"].tobytes() == Operator(setting, 1).caches["key"].tobytes()
+
+
+def test_caches_of_other_types_are_refused() -> None:
+    operator, text = Operator(Setting(cache="float64"), 1), Text.draw(Setting(), 1, 2)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="past_key holds float64, expected float32, float16 or int8"):
+        operator(text)
+
+
+def test_heads_that_are_no_multiple_of_the_key_heads_are_refused() -> None:
+    with pytest.raises(RuntimeException, match="num_heads is 4, expected a multiple of num_kv_heads, 3"):
+        Operator(Setting(num_kv_heads=3), 1)(Text.draw(Setting(), 1, 2))
+
+
+def test_a_skipped_token_that_the_same_pass_overwrites_leaves_no_key() -> None:
+    setting = Setting(policy="project", window=4, capacity=8)
+    text = Text.draw(setting, 1, 21)
+    text.runs[:] = np.arange(21) == 20  # the prompt is longer than the ring, and only its last token looks back
+    close(Operator(setting, 1)(text), attention(setting, text), setting)

@@ -1,0 +1,90 @@
+"""One layer's attention in plain numpy and float64, one token at a time.
+
+D width, H query heads, K key/value heads, W width of a head, P contextual positions.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from reference_routing import rms_norm, sigmoid, softmax
+
+from .attention_layer import EPS, CacheType, Setting, Text
+from .operator_formulas import product
+
+Array = NDArray[Any]
+
+
+class Sequence:
+    """The tokens of one text, and the keys and values that they leave, oldest first."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.weights = setting, setting.weights()
+        self.keys: list[Array] = []  # (K, W) each
+        self.values: list[Array] = []
+        self.ran: list[bool] = []
+        self.position = 0
+
+    def step(self, x: Array, runs: bool, window: int, head_weights: Array) -> Array:
+        """Compute h (D,) of the next token x (D,)."""
+        s, weights, position = self.setting, self.weights, self.position
+        self.position += 1
+        normed = rms_norm(x.astype(np.float64), EPS, weights["norm"])
+        if runs or s.policy != "none":
+            keys, values = product(weights["kv"], normed, s.precision).reshape(2, s.num_kv_heads, s.head_dim)
+            turned = [self.turned(key, "k_norm", position) for key in keys]
+            self.keys.append(np.stack([stored(key, s.cache) for key in turned]))
+            self.values.append(np.stack([stored(value, s.cache) for value in values]))
+            self.ran.append(runs)
+        if not runs:
+            return x.astype(np.float64)
+        seen = slice(max(len(self.keys) - (window or len(self.keys)), 0), None)
+        queries = product(weights["q"], normed, s.precision).reshape(s.num_heads, s.head_dim)
+        mixed = np.zeros((s.num_heads, s.head_dim))
+        for head in np.flatnonzero(head_weights):
+            group = head // (s.num_heads // s.num_kv_heads)
+            query = self.turned(queries[head], "q_norm", position)
+            scores = np.array([key[group] @ query for key in self.keys[seen]]) / np.sqrt(s.head_dim)
+            if s.positions == "cope":
+                scores = scores + self.contextual(query, scores, self.ran[seen])
+            shares = softmax(scores)
+            mixed[head] = head_weights[head] * (shares @ np.stack([value[group] for value in self.values[seen]]))
+        return x + product(weights["o"], mixed.reshape(-1), s.precision)
+
+    def turned(self, head: Array, norm: str, position: int) -> Array:
+        """Normalise a head, and rotate it under RoPE."""
+        head = rms_norm(head, EPS, self.weights[norm])
+        if self.setting.positions != "rope":
+            return head
+        cos, sin = (self.weights[name][position].astype(np.float64) for name in ("cos", "sin"))
+        first, second = np.split(head, 2)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin])
+
+    def contextual(self, query: Array, scores: Array, ran: list[bool]) -> Array:
+        """Compute the contextual bias: the sum of gates from each cell to the last one is its position."""
+        logits = self.weights["position_embedding"].astype(np.float64) @ query  # (P,)
+        gates = np.where(ran if self.setting.counts else True, sigmoid(scores), 0.0)
+        positions = np.minimum(np.cumsum(gates[::-1])[::-1], len(logits) - 1)
+        return np.interp(positions, np.arange(len(logits)), logits)
+
+
+def stored(head: Array, cache: CacheType) -> Array:
+    """Return what a cache keeps of a key or a value (W,)."""
+    if cache == "float32":
+        return head
+    if cache == "float16":
+        return head.astype(np.float32).astype(np.float16).astype(np.float64)
+    step = np.abs(head).max() / 127
+    return np.asarray(np.rint(head / step) * step)
+
+
+def attention(setting: Setting, text: Text) -> Array:
+    """Compute h (B, T, D) of whole texts."""
+    batch, time = text.runs.shape
+    h = np.empty(text.x.shape)
+    for b in range(batch):
+        sequence = Sequence(setting)
+        for t in range(time):
+            window = int(text.windows[b, t]) if setting.by_token else setting.window
+            h[b, t] = sequence.step(text.x[b, t], bool(text.runs[b, t]), window, text.head_weights[b, t])
+    return h
