@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.errors import UserError
-from ..contract.file_names import WEIGHTS
 from ..runtime.execution.session import Session, usable_cores
-from ..runtime.format.manifest import KV, Precisions
+from ..runtime.format.manifest import KV, Manifest, Precisions
+from ..runtime.ops.library import NoLibraryError, load_library
 from .graph.weights import FP32
 from .package import replacing, write_files
-from .proof.check import check, only_ties, points
+from .proof.bytes_read import prove_bytes
+from .proof.check import check, only_ties
+from .proof.judge import Judge
 from .proof.skipping import prove
-from .source import find, read
+from .source import Source, find, read
+from .summary import executors, quantisation_table, sizes
 
 PROFILED = 12
 """Number of decoded tokens whose profile must show that skipped work was not executed."""
@@ -56,46 +59,114 @@ def run_export(
         UserError: There is nothing to export, the folder cannot be written, or the graph failed its check. No model is
             written then.
     """
+    require_known(targets)
     source = read(find(name, checkpoint))
+    require_fitting(source, precisions)
     target = out or source.checkpoint.run / "model"
     parameters = sum(p.numel() for p in source.model.parameters())
     log(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precisions.narrowest}")
     with replacing(target) as folder:
         manifest = write_files(source, folder, precisions, targets, kv)
-        # several threads, although a small model runs on one: the check must notice a race between threads
-        session = Session(folder, manifest, device="cpu", threads=threads or usable_cores(), verify=False)
-        outcome = check(source, session, log)
-        thresholds = list(points(source).values())
-        profiled = source.heldout_ids(min(PROFILED, source.config.context_length))
-        proof = prove(folder, manifest, profiled[0].tolist(), thresholds)
-        lines = [*outcome.lines, proof.line(source.config.num_layers)]
-        failures = [*outcome.failures, *proof.failures[:1]]
-        for line in lines:
-            log(f"  {line}")
-        report = outcome.report | {"skipping": proof.report()}
+        report, failures = _check(source, folder, manifest, threads or usable_cores(), log)
         if failures:
             raise UserError(
-                f"{_refusal(report)}, so {target} was not written:\n  " + "\n  ".join(failures) + f"\n{_advice(report)}"
+                f"{_refusal(report, manifest)}, so {target} was not written:\n  "
+                + "\n  ".join(failures)
+                + f"\n{_advice(report)}"
             )
         manifest.model_copy(update={"parity": report}).write(folder)
-    megabytes = sum(f.bytes for f in manifest.files.values()) / 2**20
-    log(f"wrote {target} ({megabytes:.1f} MiB, weights {manifest.files[WEIGHTS].bytes / 2**20:.1f} MiB)")
+    for line in quantisation_table(manifest, sum(value.nbytes for value in source.weights().values()), report):
+        log(f"  {line}")
+    for name, one in manifest.targets.items():
+        log(f"target {name}: {executors(one)}")
+    log(f"wrote {target} ({', '.join(f'{name} {size / 2**20:.1f} MiB' for name, size in sizes(manifest).items())})")
     log(f'next: adaptive generate "..." --model {target}')
     return Exported(target, report)
 
 
-def _refusal(report: dict[str, Any]) -> str:
-    if not report.get("quantisation", {"passed": True})["passed"]:
-        return "int8 changes this model too much"
-    if only_ties(report):
+def require_known(targets: Sequence[str]) -> None:
+    """Refuse a target that cannot be written.
+
+    Raises:
+        UserError: One of the targets has no graph yet.
+    """
+    unknown = [name for name in targets if name != "cpu"]
+    if unknown:
+        raise UserError(
+            f"there is no graph for the target {unknown[0]} yet, only portable and cpu; leave --target {unknown[0]} "
+            "out: the portable graph runs on CUDA too"
+        )
+
+
+def require_fitting(source: Source, precisions: Precisions) -> None:
+    """Refuse two precisions for a matrix that is both embedding and output head.
+
+    Raises:
+        UserError: They differ, and the model ties the two.
+    """
+    if source.config.tie_embeddings and precisions.embedding != precisions.head:
+        raise UserError(
+            "embedding and output head are one matrix in this model (tie_embeddings), found "
+            f"{precisions.embedding} and {precisions.head}; give both one precision: "
+            f"--quantize embedding={precisions.head} --quantize head={precisions.head}"
+        )
+
+
+def _check(
+    source: Source, folder: Path, manifest: Manifest, threads: int, log: Callable[[str], None]
+) -> tuple[dict[str, Any], list[str]]:
+    """Check the graph of every target; return the report and the failures."""
+    judge = Judge(source)
+    thresholds = list(judge.points.values())
+    profiled = source.heldout_ids(min(PROFILED, source.config.context_length))[0].tolist()
+
+    def open_session(target: str) -> Session:
+        # several threads, although a small model runs on one: the check must notice a race between threads
+        return Session(folder, manifest, device="cpu", target=target, threads=threads, verify=False)
+
+    outcome = check(source, open_session("portable"), log, judge)
+    proof = prove(folder, manifest, profiled, thresholds)
+    report = outcome.report | {"skipping": proof.report()}
+    lines, failures = [*outcome.lines, proof.line(source.config.num_layers)], [*outcome.failures, *proof.failures[:1]]
+    for line in lines:
+        log(f"  {line}")
+    if "cpu" not in manifest.targets:
+        return report, failures
+    try:
+        library = load_library()
+    except NoLibraryError as reason:
+        log(f"  the graph of the target cpu was written, but not checked here: {reason}")
+        return report | {"targets": {"cpu": {"checked": False, "reason": str(reason)}}}, failures
+    session = open_session("cpu")
+    own = check(source, session, log, judge, outcome.passes)
+    read = prove_bytes(session, library, source.config, profiled, thresholds)
+    for line in [*own.lines, read.line()]:
+        log(f"  {line}")
+    ours = own.report | {"checked": True, "kernel": library.kernel, "skipping": read.report()}
+    return report | {"targets": {"cpu": ours}}, [*failures, *own.failures, *read.failures[:1]]
+
+
+def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the report of each target that was checked."""
+    return [report, *(part for part in report.get("targets", {}).values() if part["checked"])]
+
+
+def _too_coarse(report: dict[str, Any]) -> bool:
+    return any(not part.get("quantisation", {"passed": True})["passed"] for part in _parts(report))
+
+
+def _refusal(report: dict[str, Any], manifest: Manifest) -> str:
+    if _too_coarse(report):
+        return f"{manifest.model.precision} changes this model too much"
+    if only_ties(_parts(report)):
         return "too many routing scores of this model are within rounding error of their thresholds"
     return "the exported graph does not match the model"
 
 
 def _advice(report: dict[str, Any]) -> str:
-    if not report.get("quantisation", {"passed": True})["passed"]:
+    if _too_coarse(report):
         return "Train it longer, or export without --quantize"
-    if only_ties(report):
+    if only_ties(_parts(report)):
         return (
             "The routers have saturated: their scores crowd at the thresholds, where rounding would decide. Train with "
             "a lower optimizer.adamw_lr, or with higher losses.head_z_loss and losses.router_z_loss"

@@ -59,7 +59,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "export": (
         ("commands",),
         ("exporter", "inspecting"),
-        ("package",),
+        ("package", "summary"),
         ("proof",),
         ("fused", "source", "costs"),
         ("model",),

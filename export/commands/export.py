@@ -1,20 +1,67 @@
 """The command `adaptive export`. Only click and the standard library are imported at the top: help is quick."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...runtime.commands.options import PATH
 
+if TYPE_CHECKING:
+    from ...runtime.format.manifest import Precisions
+
 EPILOG = """\b
-The folder contains manifest.json, model.onnx with its weights in model.onnx.data, and tokenizer.json: all that
-generate and bench need. It is written only if the graph makes the same decisions as the torch model and
-computes the same logits.
+The folder contains manifest.json, tokenizer.json, and two graphs with their weights: model.onnx of standard
+operators, which runs everywhere, and model.cpu.onnx of our own operators, which runs where they were built. It is
+written only if the graphs make the same decisions as the torch model and compute the same logits.
 
 \b
 Example: adaptive export demo --onnx
 """
+WHOLE = ("int8", "int4", "bf16", "none")
+OF_A_PART = ("fp32", "bf16", "int8", "int4")
+PARTS = ("experts", "attention", "embedding", "head")
+EVERYTHING = ""
+"""Stands for the whole model in place of a part."""
+
+
+class Quantize(click.ParamType):
+    """A precision, or PART=PRECISION, as a pair (part or EVERYTHING, precision)."""
+
+    name = "int8|int4|bf16|PART=PRECISION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Split what the user typed."""
+        part, equals, precision = str(value).rpartition("=")
+        if not equals and precision in WHOLE:
+            return EVERYTHING, "fp32" if precision == "none" else precision
+        if part in PARTS and precision in OF_A_PART:
+            return part, precision
+        return self.fail(
+            f"found {value!r}, expected int8, int4 or bf16, or a part and its precision, such as experts=int4; parts "
+            f"are {', '.join(PARTS)}, their precisions {', '.join(OF_A_PART)}",
+            param,
+            ctx,
+        )
+
+
+def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
+    """Return the precision of each part: that of the whole model, then those of single parts.
+
+    Raises:
+        UsageError: The whole model or a part has two precisions.
+    """
+    from ...runtime.format.manifest import Precisions
+
+    chosen: dict[str, str] = {}
+    for part, precision in choices:
+        if chosen.setdefault(part, precision) != precision:
+            what = f"{part}=" if part else ""
+            raise click.UsageError(f"found --quantize {what}{chosen[part]} and {what}{precision}; give one of them")
+    whole = Precisions.of(chosen.pop(EVERYTHING, "fp32"))  # type: ignore[arg-type]  # `convert` checked it
+    return Precisions.model_validate(whole.model_dump() | chosen)
 
 
 @click.command(epilog=EPILOG)
@@ -29,11 +76,27 @@ Example: adaptive export demo --onnx
 @click.option("--out", type=PATH, metavar="FOLDER", help="Folder to write; by default the folder model in the run.")
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX: the default, and so far the only format.")
 @click.option(
-    "--quantize",
-    type=click.Choice(["none", "int8"]),
-    default="none",
+    "--target",
+    "targets",
+    type=click.Choice(["portable", "cpu", "cuda"]),
+    multiple=True,
+    default=("portable", "cpu"),
     show_default=True,
-    help="int8: weights and activations in 8 bits with a scale per row; routers and norms stay fp32.",
+    help="Graph to write; repeat it for several. The portable one is always written.",
+)
+@click.option(
+    "--quantize",
+    type=Quantize(),
+    multiple=True,
+    help="int8, int4 or bf16 for the whole model (int4 leaves embedding and head in int8), or PART=PRECISION with one "
+    "of the parts experts, attention, embedding, head; repeat it for several. Routers and norms stay fp32.",
+)
+@click.option(
+    "--kv",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of keys and values in the cache of the target cpu.",
 )
 @click.option(
     "--threads",
@@ -43,26 +106,23 @@ Example: adaptive export demo --onnx
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
-    source: str | None,
-    checkpoint: str,
-    out: Path | None,
-    as_onnx: bool,
-    quantize: str,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+    source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, targets: tuple[str, ...],
+    quantize: tuple[tuple[str, str], ...], kv: str, threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
     """Export a run or a checkpoint as one portable ONNX model, and check that it equals the torch model.
 
     Without an argument the newest run under ./runs is exported, from its newest undamaged checkpoint.
     """
     del as_onnx  # ONNX is the only format; a second one would give the flag a meaning
-    from ...runtime.format.manifest import Precisions
+    precisions = precisions_of(quantize)
     from ..exporter import run_export
 
     result = run_export(
         source,
         out,
-        Precisions.of("int8" if quantize == "int8" else "fp32"),
+        precisions,
+        targets=[name for name in targets if name != "portable"],
+        kv=kv,  # type: ignore[arg-type]  # click checked it
         threads=threads,
         checkpoint=checkpoint,
         log=lambda line: click.echo(line, err=True),

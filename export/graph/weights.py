@@ -27,6 +27,14 @@ def part_of(name: str) -> Part:
     return "attention" if ".attention." in name else "experts"
 
 
+def is_matrix(name: str, dimensions: int) -> bool:
+    """Return whether a parameter of the checkpoint is a matrix whose precision can be chosen.
+
+    Routers and positions stay float32.
+    """
+    return dimensions > 1 and "router" not in name and not name.endswith("position_embedding")
+
+
 class Weights:
     """Arrays by name, with a record of those taken, so that none is left out of the graph or written twice."""
 

@@ -1,7 +1,7 @@
 """The check at the end of an export. A model that fails it is not written."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,32 +9,24 @@ import numpy as np
 import torch
 
 from ...runtime.execution.session import Session
-from ...train.model import ThresholdTensors
+from ...runtime.format.manifest import KV, Precision, Precisions
 from ..graph.builder import Array
+from ..graph.weights import FP32
 from ..source import Source
-from .parity import (
-    TOLERANCE,
-    Comparison,
-    Pass,
-    compare,
-    continue_greedily,
-    prompt_pass,
-    token_pass,
-    torch_pass,
-)
+from .judge import Judge
+from .parity import TOLERANCE, Comparison, Pass, compare, continue_greedily, prompt_pass, token_pass, torch_pass
 
-WINDOW = 256
-"""Tokens of one prompt that is compared with torch."""
-TOKENS = 1024
-"""Tokens compared with torch in all, at each set of thresholds."""
 DECODED = 96
 """Tokens read one at a time and compared with the same tokens as a prompt."""
 GREEDY = 200
 """Tokens of the greedy continuation."""
 PROMPT = 16
 """Tokens of the prompt that is continued."""
-MAX_WORSE = 0.005
-"""Share by which the bits per byte of an int8 model may exceed those of the torch model."""
+MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "int8": 0.005, "int4": 0.03}
+"""Share by which bits per byte may exceed those of the torch model, by the narrowest precision of the weights; that of
+fp32 is for weights in fp32 with a narrower cache."""
+MAX_ROUNDED_WORSE = 0.005
+"""The same share, compared with torch with the rounded weights: what rounding of activations and cache may cost."""
 SETTINGS = {"trained": "trained thresholds", "everything": "everything on", "little": "low compute"}
 """The thresholds to compare at, as the user reads them."""
 
@@ -49,73 +41,96 @@ class Check:
     """One line per comparison, for the user."""
     failures: list[str]
     """The lines of the comparisons that failed, with details; empty where all is well."""
+    passes: dict[str, list[Pass]]
+    """What the graph gave for each window of the judge, by the thresholds."""
 
 
-def only_ties(report: dict[str, Any]) -> bool:
+def only_ties(reports: Iterable[dict[str, Any]]) -> bool:
     """Return whether every failed comparison failed only by too many near ties, which are no fault of the graph."""
-    failed = [part for part in report.values() if isinstance(part, dict) and not part.get("passed", True)]
+    parts = [part for report in reports for part in report.values()]
+    failed = [part for part in parts if isinstance(part, dict) and not part.get("passed", True)]
     return bool(failed) and all(
         part.get("wrong_decisions") == 0 and part["largest_logit_difference"] <= part["tolerance"] for part in failed
     )
 
 
-def points(source: Source) -> dict[str, ThresholdTensors]:
-    """Return the thresholds to compare at, by the names in SETTINGS."""
-    trained = source.thresholds()
-    ones, zeros = torch.ones_like(trained.router_top_p), torch.zeros_like(trained.router_top_p)
-    thresholds = {"trained": trained, "everything": ThresholdTensors(ones, zeros, ones, ones)}
-    config = source.config
-    if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
-        depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
-        thresholds["little"] = ThresholdTensors(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
-    return thresholds
+def check(
+    source: Source,
+    session: Session,
+    log: Callable[[str], None],
+    judge: Judge | None = None,
+    portable: dict[str, list[Pass]] | None = None,
+) -> Check:
+    """Compare the graph in `session` with the torch model on held-out text.
 
-
-def check(source: Source, session: Session, log: Callable[[str], None]) -> Check:
-    """Compare the graph in `session` with the torch model on held-out text; `log` is called with what runs now."""
-    precision = session.manifest.model.precision
-    tolerance = TOLERANCE[precision]
-    ids = source.heldout_ids(TOKENS)
-    length = min(WINDOW, source.config.context_length, ids.shape[1])
-    windows = list(ids[:, : ids.shape[1] // length * length].view(-1, 1, length))
-    report: dict[str, Any] = {"precision": precision}
+    Args:
+        source: The checkpoint.
+        session: The graph of one target.
+        log: Called with what runs now.
+        judge: Keeps the passes of torch for another graph; None computes them.
+        portable: The passes of the portable graph, to compare those of another target with.
+    """
+    judge = judge or Judge(source)
+    graph = _Graph(session)
+    report: dict[str, Any] = {"precision": graph.precisions.narrowest}
     lines: list[str] = []
     failures: list[str] = []
 
-    passes: dict[str, list[tuple[Pass, Pass]]] = {}
-    for name, thresholds in points(source).items():
-        log(f"comparing with torch: {SETTINGS[name]}")
-        passes[name] = [
-            (torch_pass(source.model, window, thresholds), prompt_pass(session, window, thresholds))
-            for window in windows
-        ]
+    passes: dict[str, list[Pass]] = {}
+    for name, thresholds in judge.points.items():
+        log(f"comparing {graph.label} with torch: {SETTINGS[name]}")
+        passes[name] = [prompt_pass(session, window, thresholds) for window in judge.windows]
+        if not graph.exact:
+            continue
+        expected = judge.passes(graph.target, graph.precisions, name)
+        comparison = _compare(zip(expected, passes[name], strict=True))
+        report[f"torch_thresholds_{name}"] = comparison.report(graph.tolerance)
+        _note(f"{graph.label} vs torch, {SETTINGS[name]}", comparison, graph.tolerance, lines, failures)
+        if portable is not None:
+            known = [replace(one, margins=own.margins) for one, own in zip(portable[name], expected, strict=True)]
+            comparison = _compare(zip(known, passes[name], strict=True), capped=False)
+            report[f"portable_thresholds_{name}"] = comparison.report(graph.tolerance)
+            _note(f"{graph.label} vs portable, {SETTINGS[name]}", comparison, graph.tolerance, lines, failures)
+    if graph.rounds:
+        _quantisation(judge, graph, passes["trained"], report, lines, failures)
 
-    if precision == "fp32":
-        for name, pairs in passes.items():
-            comparison = _compare(pairs)
-            report[f"torch_thresholds_{name}"] = comparison.report(tolerance)
-            _note(f"graph vs torch, {SETTINGS[name]}", comparison, tolerance, lines, failures)
-    else:
-        _quantisation(passes["trained"], windows, source, report, lines, failures)
-
-    log("comparing a prompt with the same tokens one at a time")
-    short = windows[0][:, :DECODED]
+    log(f"comparing a prompt with the same tokens one at a time in the {graph.label}")
+    short = judge.windows[0][:, :DECODED]
     decoded = []
-    for name, thresholds in points(source).items():
+    for name, thresholds in judge.points.items():
         prompt = prompt_pass(session, short, thresholds)
-        if precision == "fp32":  # torch knows the margins of these numbers
-            prompt = replace(prompt, margins=passes[name][0][0].margins[: short.shape[1]])
+        if graph.exact and not graph.repeats:  # torch knows the margins of these numbers
+            margins = judge.passes(graph.target, graph.precisions, name)[0].margins
+            prompt = replace(prompt, margins=margins[: short.shape[1]])
         decoded.append((prompt, token_pass(session, short, thresholds)))
     comparison = _compare(decoded, capped=False)
+    tolerance = 0.0 if graph.repeats else graph.tolerance
     report["prompt_against_single_tokens"] = comparison.report(tolerance)
-    _note("one token at a time vs one prompt", comparison, tolerance, lines, failures)
+    _note(f"{graph.label}, one token at a time vs one prompt", comparison, tolerance, lines, failures)
 
     log(f"continuing a prompt by {GREEDY} tokens")
-    _continuation(source, session, windows[0], tolerance, report, lines, failures)
-    return Check(report | {"passed": not failures}, lines, failures)
+    _continuation(judge, session, graph, report, lines, failures)
+    return Check(report | {"passed": not failures}, lines, failures, passes)
 
 
-def _compare(pairs: list[tuple[Pass, Pass]], *, capped: bool = True) -> Comparison:
+class _Graph:
+    """What is known of the graph in a session."""
+
+    def __init__(self, session: Session) -> None:
+        target = session.manifest.targets.get(session.target)
+        self.target = session.target
+        self.label = "graph" if self.target == "portable" else f"{self.target} graph"
+        self.precisions: Precisions = (target.precisions if target else session.manifest.model.precisions) or FP32
+        self.kv: KV = target.kv if target else "fp32"
+        self.rounds = self.precisions != FP32 or self.kv != "fp32"
+        self.exact = not self.precisions.quantised and self.kv == "fp32"
+        """Whether it computes what torch does with the same weights: activations and cache are not quantised."""
+        self.repeats = self.target == "cpu"
+        """Whether a token has the same bits alone and in a prompt."""
+        self.tolerance = TOLERANCE[self.precisions.narrowest]
+
+
+def _compare(pairs: Iterable[tuple[Pass, Pass]], *, capped: bool = True) -> Comparison:
     comparison = Comparison(capped=capped)
     for expected, actual in pairs:
         compare(comparison, expected, actual)
@@ -135,70 +150,86 @@ def _note(name: str, comparison: Comparison, tolerance: float, lines: list[str],
 
 
 def _continuation(
-    source: Source,
-    session: Session,
-    window: torch.Tensor,
-    tolerance: float,
-    report: dict[str, Any],
-    lines: list[str],
-    failures: list[str],
+    judge: Judge, session: Session, graph: _Graph, report: dict[str, Any], lines: list[str], failures: list[str]
 ) -> None:
     """Continue a prompt greedily with the graph, and check that a judge chooses the same tokens.
 
     The judge reads the whole text at once. Since both are causal, that equals generating with the judge token by token.
-    The judge is torch for fp32. For int8, which rounds differently from torch, it is the graph itself with the whole
-    text as one prompt. Where two tokens are equally good within the tolerance, either may be chosen; such ties are
-    counted.
+    The judge is torch with the graph's weights where the graph is exact. For int8 and int4, whose activations are
+    rounded too, it is the graph itself with the whole text as one prompt. Where two tokens are equally good within the
+    tolerance, either may be chosen; such ties are counted.
     """
-    thresholds, against_torch = source.thresholds(), session.manifest.model.precision == "fp32"
-    prompt = window[0, : min(PROMPT, source.config.context_length // 2)].tolist()
-    number = min(GREEDY, source.config.context_length - len(prompt))
+    thresholds, window = judge.points["trained"], judge.windows[0]
+    context = judge.source.config.context_length
+    prompt = window[0, : min(PROMPT, context // 2)].tolist()
+    number = min(GREEDY, context - len(prompt))
     ids = continue_greedily(session, prompt, number, thresholds)
     text = torch.tensor([ids])
-    judge = torch_pass(source.model, text, thresholds) if against_torch else prompt_pass(session, text, thresholds)
-    logits = judge.logits[len(prompt) - 1 : -1]  # (number, V)
+    if graph.exact:
+        expected = torch_pass(judge.model(graph.target, graph.precisions), text, thresholds)
+    else:
+        expected = prompt_pass(session, text, thresholds)
+    logits = expected.logits[len(prompt) - 1 : -1]  # (number, V)
     behind = logits.max(-1) - logits[np.arange(number), ids[len(prompt) :]]
+    tolerance = 0.0 if graph.repeats and not graph.exact else graph.tolerance
     same, ties = int((behind == 0).sum()), int(((behind > 0) & (behind <= tolerance)).sum())
-    name = "torch" if against_torch else "one prompt"
+    name = "torch" if graph.exact else "one prompt"
     passed = same + ties == number
     report["continuation"] = {"tokens": number, "equal": same, "near_ties": ties, "judge": name, "passed": passed}
     tied = f", {ties} within {tolerance:.0e} of the best" if ties else ""
-    lines.append(f"greedy continuation vs {name}: {same} of {number} tokens equal{tied}")
+    who = "" if graph.target == "portable" else f"{graph.label}, "
+    lines.append(f"{who}greedy continuation vs {name}: {same} of {number} tokens equal{tied}")
     if not passed:
         failures.append(lines[-1])
 
 
 def _quantisation(
-    pairs: list[tuple[Pass, Pass]],
-    windows: Sequence[torch.Tensor],
-    source: Source,
+    judge: Judge,
+    graph: _Graph,
+    actual: list[Pass],
     report: dict[str, Any],
     lines: list[str],
     failures: list[str],
 ) -> None:
-    """Measure what int8 costs: bits per byte compared with torch, and the share of routing decisions that differ."""
-    bits = [sum(_bits(side, w) for side, w in zip(s, windows, strict=True)) for s in zip(*pairs, strict=True)]
-    num_bytes = sum(len(source.tokenizer.decode(w[0, 1:].tolist()).encode()) for w in windows)
-    torch_bits, int8_bits = (total / num_bytes for total in bits)
-    routed = ("selected_experts", "selected_heads", "layers_run")
-    decisions = sum(getattr(expected, name).size for expected, _ in pairs for name in routed)
-    flips = sum(
-        int((getattr(expected, name) != getattr(actual, name)).sum()) for expected, actual in pairs for name in routed
-    )
-    worse = int8_bits / torch_bits - 1
+    """Measure what rounding costs: bits per byte, and the share of routing decisions that differ.
+
+    Compared with torch in fp32, and with torch with the rounded weights, which leaves the rounding of activations.
+    """
+    exact = judge.passes(graph.target, FP32, "trained")
+    rounded = judge.passes(graph.target, graph.precisions, "trained")
+    own, torch_bits, rounded_bits = (_bits_per_byte(judge, passes) for passes in (actual, exact, rounded))
+    limit, worse, rounded_worse = MAX_WORSE[graph.precisions.narrowest], own / torch_bits - 1, own / rounded_bits - 1
+    flips = _flips(exact, actual)
+    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE
     report["quantisation"] = {
-        "bits_per_byte": int8_bits,
+        "bits_per_byte": own,
         "bits_per_byte_torch": torch_bits,
+        "bits_per_byte_rounded": rounded_bits,
         "worse_share": worse,
-        "flipped_decisions_share": flips / decisions,
-        "passed": worse <= MAX_WORSE,
+        "flipped_decisions_share": flips,
+        "flipped_against_rounded_share": _flips(rounded, actual),
+        "passed": passed,
     }
+    who = "" if graph.target == "portable" else f"{graph.label}, "
+    cache = "" if graph.kv == "fp32" else f" with a cache in {graph.kv}"
     lines.append(
-        f"int8: {int8_bits:.4f} bits per byte, torch {torch_bits:.4f} ({worse:+.2%}, limit {MAX_WORSE:+.1%}); "
-        f"{flips / decisions:.2%} of the routing decisions differ"
+        f"{who}{graph.precisions.narrowest}{cache}: {own:.4f} bits per byte, torch {torch_bits:.4f} "
+        f"({worse:+.2%}, limit {limit:+.1%}), with the rounded weights {rounded_bits:.4f}; "
+        f"{flips:.2%} of the routing decisions differ"
     )
-    if not worse <= MAX_WORSE:
+    if not passed:
         failures.append(lines[-1])
+
+
+def _flips(expected: list[Pass], actual: list[Pass]) -> float:
+    """Return the share of routing decisions that differ."""
+    routed = ("selected_experts", "selected_heads", "layers_run")
+    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(expected, actual, strict=True) for name in routed]
+    return sum(int((a != b).sum()) for a, b in pairs) / sum(a.size for a, _ in pairs)
+
+
+def _bits_per_byte(judge: Judge, passes: list[Pass]) -> float:
+    return sum(_bits(one, window) for one, window in zip(passes, judge.windows, strict=True)) / judge.num_bytes()
 
 
 def _bits(one: Pass, window: torch.Tensor) -> float:

@@ -29,7 +29,7 @@ EPSILON = 1e-5
 """Margin below which a decision is a near tie."""
 NEAR_TIES = 0.01
 """Largest share of near ties."""
-TOLERANCE = {"fp32": 1e-4, "int8": 1e-4}
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "int8": 1e-4, "int4": 1e-4}
 """Largest difference of a logit. int8 is compared with itself, a prompt with its single tokens: they are equal to the
 last bit (docs/decisions/0006), since one that differed would soon move an activation by one of its 255 steps."""
 

@@ -10,7 +10,7 @@ from support.runs import write_run
 
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
-from adaptive_lm.export.proof import check
+from adaptive_lm.export.proof import check, judge
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.format.manifest import Precisions
 
@@ -57,8 +57,10 @@ def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the check use fewer tokens."""
-    for name, value in (("TOKENS", 128), ("WINDOW", 128), ("DECODED", 8), ("GREEDY", 8)):
-        monkeypatch.setattr(check, name, value)
+    for name in ("TOKENS", "WINDOW"):
+        monkeypatch.setattr(judge, name, 128)
+    for name in ("DECODED", "GREEDY"):
+        monkeypatch.setattr(check, name, 8)
     monkeypatch.setattr(exporter, "PROFILED", 3)
 
 

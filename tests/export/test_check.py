@@ -17,7 +17,8 @@ from adaptive_lm.export.model import transformer
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import check as check_module
 from adaptive_lm.export.proof import parity
-from adaptive_lm.export.proof.check import check, points
+from adaptive_lm.export.proof.check import check
+from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.proof.parity import EPSILON, TOLERANCE
 from adaptive_lm.export.proof.skipping import Proof
 from adaptive_lm.export.source import Source, read
@@ -63,7 +64,7 @@ def test_the_report_of_int8_tells_what_it_cost(exported_int8: Exported) -> None:
     found = report["quantisation"]
     assert set(found) == {"bits_per_byte", "bits_per_byte_torch", "worse_share", "flipped_decisions_share", "passed"}
     assert found["worse_share"] == pytest.approx(found["bits_per_byte"] / found["bits_per_byte_torch"] - 1)
-    assert found["worse_share"] <= check_module.MAX_WORSE == 0.005
+    assert found["worse_share"] <= check_module.MAX_WORSE["int8"] == 0.005
     assert 0 < found["flipped_decisions_share"] < 0.05
     assert report["continuation"]["judge"] == "one prompt"
     assert report["continuation"]["tokens"] == 200
@@ -233,7 +234,7 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
     here: Path, monkeypatch: pytest.MonkeyPatch, content: Content
 ) -> None:
     files = content(here)
-    monkeypatch.setattr(check_module, "MAX_WORSE", -0.5)
+    monkeypatch.setitem(check_module.MAX_WORSE, "int8", -0.5)
     with pytest.raises(UserError, match="int8 changes this model too much, so runs/tiny/model was not") as caught:
         run_export("tiny", precisions=Precisions.of("int8"), threads=1)
     assert "limit -50.0%" in str(caught.value)

@@ -18,7 +18,7 @@ from adaptive_lm.contract.file_names import GRAPH, WEIGHTS
 from adaptive_lm.export.costs import costs
 from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.proof.check import points
+from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial.dial import Thresholds
 from adaptive_lm.runtime.execution.binding import Pass

@@ -132,13 +132,13 @@ def test_a_mistake_gets_words_and_exit_code_1(
 def test_an_int8_model_that_lost_too_much_ends_with_1_and_what_to_do(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "MAX_WORSE", -0.5)
+    monkeypatch.setitem(check.MAX_WORSE, "int8", -0.5)
     done = adaptive("tiny", "--quantize", "int8")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.endswith("Train it longer, or export without --quantize\n")
 
 
-@pytest.mark.parametrize("arguments", [["--quantize", "int4"], ["--threads", "0"], ["a", "b"]])
+@pytest.mark.parametrize("arguments", [["--quantize", "int3"], ["--threads", "0"], ["a", "b"]])
 def test_wrong_usage_ends_with_2(here: Path, arguments: list[str]) -> None:
     assert adaptive(*arguments).exit_code == 2
 

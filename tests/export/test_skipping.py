@@ -17,7 +17,7 @@ from adaptive_lm.export.exporter import Exported
 from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import skipping
-from adaptive_lm.export.proof.check import points
+from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.proof.skipping import Executed, Proof, prove, read_profile
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.dial.dial import Thresholds

@@ -20,12 +20,14 @@ from adaptive_lm.export.model.signature import graph_inputs
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.source import weights_of
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
+from adaptive_lm.runtime.ops.library import load_library
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 from support.models import CONFIGS, season, tiny_model, variant
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
 AXIS = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1, "selected_heads": 2, "windows": 2}
 """Axis of the tokens in each output."""
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 EVERYTHING: dict[str, Any] = {"depth": {"layers_share": 0.5, "exit_layers": (0, 2), "skipped_kv": "project"}}
 MODELS = CONFIGS | {
     "one_layer": variant(num_layers=1),
@@ -78,6 +80,8 @@ class Graph:
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        if any(entry.domain for entry in proto.opset_import):  # operators of our own
+            load_library().register(options)
         self.session = onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -102,10 +106,12 @@ class Sequences:
                 shapes[f"{kind}.{layer}"] = (batch, config.num_kv_heads, cells, config.resolved_head_dim)
             if config.counts_cells(layer):
                 shapes[f"counted.{layer}"] = (batch, 1, cells, 1)
-        self.caches = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, fill, np.float32), "cpu", 0)
-            for name, shape in shapes.items()
-        }
+        own = {entry.name: entry for entry in graph.session.get_inputs()}
+        self.caches = {}
+        for name, shape in shapes.items():
+            width, dtype = own[f"past_{name}"].shape[-1], DTYPES[own[f"past_{name}"].type]
+            content = np.full((*shape[:-1], width), fill, dtype)
+            self.caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(content, "cpu", 0)
 
     def run(self, ids: np.ndarray, *thresholds: ThresholdTensors, num_logits: int | None = None) -> GraphOutputs:
         """Read ids (B, T) at the thresholds of each sequence, with logits of all T by default; appends T tokens."""

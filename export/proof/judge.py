@@ -1,0 +1,90 @@
+"""The torch model that judges a graph, with its own weights or with those that the graph multiplies by."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...runtime.format.manifest import Precision, Precisions
+from ...runtime.ops.layout import rounded
+from ...train.model import ThresholdTensors, Transformer
+from ..graph.builder import Array
+from ..graph.weights import FP32, is_matrix, part_of, quantize_columns
+from ..source import Source
+from .parity import Pass, torch_pass
+
+WINDOW = 256
+"""Tokens of one prompt that is compared with torch."""
+TOKENS = 1024
+"""Tokens compared with torch in all, at each set of thresholds."""
+
+
+def points(source: Source) -> dict[str, ThresholdTensors]:
+    """Return the thresholds to compare at: the trained ones, everything on, and low compute."""
+    trained = source.thresholds()
+    ones, zeros = torch.ones_like(trained.router_top_p), torch.zeros_like(trained.router_top_p)
+    thresholds = {"trained": trained, "everything": ThresholdTensors(ones, zeros, ones, ones)}
+    config = source.config
+    if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
+        depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
+        thresholds["little"] = ThresholdTensors(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
+    return thresholds
+
+
+class Judge:
+    """Passes of torch over held-out text, each computed once for all the graphs that are compared with it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.points = points(source)
+        ids = source.heldout_ids(TOKENS)
+        length = min(WINDOW, source.config.context_length, ids.shape[1])
+        self.windows = list(ids[:, : ids.shape[1] // length * length].view(-1, 1, length))
+        """Prompts (1, T) of the held-out text."""
+        self._models: dict[tuple[str, Precisions], Transformer] = {}
+        self._passes: dict[tuple[str, Precisions, str], list[Pass]] = {}
+
+    def model(self, target: str, precisions: Precisions) -> Transformer:
+        """Return the torch model with the weights that the graph of `target` multiplies by."""
+        if precisions == FP32:
+            return self.source.model
+        key = (target, precisions)
+        if key not in self._models:
+            self._models[key] = rounded_model(self.source.model, target, precisions)
+        return self._models[key]
+
+    def passes(self, target: str, precisions: Precisions, name: str) -> list[Pass]:
+        """Return the pass of each window at the thresholds `name`."""
+        key = ("" if precisions == FP32 else target, precisions, name)
+        if key not in self._passes:
+            model = self.model(target, precisions)
+            self._passes[key] = [torch_pass(model, window, self.points[name]) for window in self.windows]
+        return self._passes[key]
+
+    def num_bytes(self) -> int:
+        """Return the bytes of text that the windows code after their first tokens."""
+        return sum(len(self.source.tokenizer.decode(w[0, 1:].tolist()).encode()) for w in self.windows)
+
+
+@torch.no_grad()
+def rounded_model(model: Transformer, target: str, precisions: Precisions) -> Transformer:
+    """Return a copy of `model` with its matrices rounded as the graph of `target` holds them."""
+    other = copy.deepcopy(model)
+    for name, parameter in other.named_parameters():
+        if is_matrix(name, parameter.ndim):
+            matrix: Tensor = parameter if parameter.ndim == 2 else parameter.mT  # (..., O, I)
+            precision: Precision = getattr(precisions, part_of(name))
+            matrix.copy_(torch.from_numpy(rounded_matrix(matrix.numpy(), target, precision)))
+    return other
+
+
+def rounded_matrix(matrix: Array, target: str, precision: Precision) -> Array:
+    """Return a matrix (..., O, I) as the graph of `target` holds it.
+
+    The portable graph has one scale per output in int8, and stores int4 in such an int8.
+    """
+    if target != "portable" or precision in ("fp32", "bf16"):
+        return rounded(matrix, precision)
+    codes, scale = quantize_columns((rounded(matrix, "int4") if precision == "int4" else matrix).swapaxes(-1, -2))
+    return np.ascontiguousarray((codes * scale[..., None, :]).swapaxes(-1, -2))
