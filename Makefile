@@ -14,7 +14,7 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo check test lint style types fast docs format clean bench-mechanisms bench-train
+.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train
 .DELETE_ON_ERROR:
 
 help:
@@ -22,13 +22,14 @@ help:
 	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
 	@echo 'make test    lint, types, all tests and the documentation, in about seven minutes on two cores'
 	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
+	@echo 'make sanitize  the operators in C++ built with AddressSanitizer and UBSan, and their tests run on that build'
 	@echo 'make format  let ruff format the code'
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
 	@echo 'make bench-mechanisms  each way to adapt, compared at equal time: half an hour per text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard runtime/ops/src/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  found=$$($(PYTHON) --version 2>&1) || found='no command at all'; \
 	  echo "error: '$(PYTHON)' is $$found; expected Python 3.11 or later; type: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -65,6 +66,13 @@ bench-train: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Python itself is built without the checks, so their library is loaded before it; its own leaks are not ours.
+sanitize: $(STAMP)
+	CXXFLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=all' \
+	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  ADAPTIVE_TEST_LIBRARY=build/sanitize/adaptive_lm/runtime/ops/adaptive_ops.so $(BIN)/python -m pytest -q tests/runtime/ops
 
 lint: style types
 

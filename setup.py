@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -19,22 +20,15 @@ SOURCES = Path("runtime/ops/src")
 TABLE = SOURCES / "kernels/table.cpp"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 # No processor is assumed (-march) and no result may differ between instruction sets (-ffast-math, contraction to fma).
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-    "-pthread",
-]
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden"]
+FLAGS += ["-fno-math-errno", "-ffp-contract=off"]
 # The intrinsics of GCC 12 for AVX-512 start from values that are undefined on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c"
 # `table.cpp` is compiled once for each of these; `dispatch.cpp` picks one when it runs.
 INSTRUCTION_SETS = {
     "x86_64": {"avx512vnni": AVX512.split(), "avx2": ["-mavx2", "-mfma", "-mf16c"], "plain": []},
-    "aarch64": {"neon": [], "plain": []},
+    "aarch64": {"neondot": ["-march=armv8.2-a+dotprod"], "neon": [], "plain": []},
 }
 
 
@@ -54,15 +48,14 @@ class BuildOperators(build_ext):
         library = Path(self.get_ext_fullpath(ext.name))
         try:
             compile_library(library, Path(self.build_temp), force=bool(self.force))
-        except BuildError as failure:
+        except BuildError as error:
             library.unlink(missing_ok=True)  # one that an earlier build left would no longer fit the sources
-            print(f"adaptive: operators in C++ not built, the portable graph runs instead: {failure}", file=sys.stderr)
+            print(f"adaptive: operators in C++ not built, the portable graph runs instead: {error}", file=sys.stderr)
 
     def copy_extensions_to_source(self) -> None:
-        """Copy the library beside its sources, for an editable installation, and remove one that no longer fits."""
+        """Replace the library beside its sources, for an editable installation."""
         for ext in self.extensions:
-            if not Path(self.get_ext_fullpath(ext.name)).exists():
-                (ROOT / "runtime/ops/adaptive_ops").with_suffix(SUFFIX).unlink(missing_ok=True)
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 
     def get_outputs(self) -> list[str]:
@@ -70,8 +63,16 @@ class BuildOperators(build_ext):
         return [output for output in super().get_outputs() if Path(output).exists()]
 
 
+class BuildWheel(bdist_wheel):
+    """Name a wheel after its platform alone: the library does not depend on the version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags of Python, of its ABI and of the platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 def find_compiler() -> list[str]:
-    """Return the command of the C++ compiler: $CXX, or the first on the PATH that is known to work."""
+    """Return the command of the C++ compiler: $CXX, or the first on the PATH of those that are known to work."""
     if os.environ.get("CXX"):
         command = shlex.split(os.environ["CXX"])
         if shutil.which(command[0]) is None:
@@ -91,8 +92,8 @@ def run(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(f"{command[0]} did not start: {error}") from None
+    sys.stderr.write(done.stderr)
     if done.returncode != 0:
-        sys.stderr.write(done.stderr)
         lines = (
             [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
         )
@@ -100,13 +101,13 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def compile_library(library: Path, objects: Path, force: bool = False, extra: tuple[str, ...] = ()) -> None:
-    """Compile all sources into `library`; object files are kept in `objects` and reused while they are newer."""
-    compiler = find_compiler()
+def compile_library(library: Path, objects: Path, force: bool = False, below: Path = SOURCES) -> None:
+    """Compile the sources below a folder into `library`; object files in `objects` are reused while they are newer."""
+    compiler = [*find_compiler(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
     machine = run([*compiler, "-dumpmachine"]).strip()
     architecture = machine.split("-")[0].replace("arm64", "aarch64").replace("amd64", "x86_64")
     instruction_sets = INSTRUCTION_SETS.get(architecture, {"plain": []})
-    sources = sorted((ROOT / SOURCES).rglob("*.cpp"))
+    sources = sorted((ROOT / below).rglob("*.cpp"))
     newest_header = max(header.stat().st_mtime for header in [*(ROOT / SOURCES).rglob("*.h"), Path(__file__)])
     objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -123,12 +124,12 @@ def compile_library(library: Path, objects: Path, force: bool = False, extra: tu
         source, target, flags = job
         fresh = target.exists() and target.stat().st_mtime > max(source.stat().st_mtime, newest_header)
         if force or not fresh:
-            run([*compiler, *FLAGS, *WARNINGS, *extra, *flags, "-c", str(source), "-o", str(target)])
+            run([*compiler, *FLAGS, *WARNINGS, *flags, "-c", str(source), "-o", str(target)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, jobs))
     partial = library.with_name(library.name + ".partial")  # a library that is loaded now keeps its file
-    run([*compiler, *FLAGS, *extra, "-shared", *(str(target) for _, target, _ in jobs), "-o", str(partial)])
+    run([*compiler, *FLAGS, "-shared", *(str(target) for _, target, _ in jobs), "-o", str(partial)])
     partial.replace(library)
 
 
@@ -139,4 +140,4 @@ if __name__ == "__main__":
         depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / SOURCES).rglob("*.h")),
         optional=True,
     )
-    setup(ext_modules=[operators], cmdclass={"build_ext": BuildOperators})
+    setup(ext_modules=[operators], cmdclass={"build_ext": BuildOperators, "bdist_wheel": BuildWheel})

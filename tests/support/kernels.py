@@ -16,8 +16,9 @@ Floats = NDArray[np.float32]
 
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 # `make sanitize` names a library that is built with checks; nothing but these tests reads the variable.
-LIBRARY = Path(os.environ.get("ADAPTIVE_TEST_LIBRARY", Path(layout.__file__).with_name("adaptive_ops" + SUFFIX)))
-NAMES = ("avx512vnni", "avx2", "neon", "plain")
+GIVEN = os.environ.get("ADAPTIVE_TEST_LIBRARY")
+LIBRARY = Path(GIVEN) if GIVEN else Path(layout.__file__).with_name("adaptive_ops" + SUFFIX)
+NAMES = ("avx512vnni", "avx2", "neondot", "neon", "plain")
 
 
 class Row:

@@ -3,6 +3,9 @@
 #include <cstring>
 
 #include "kernels.h"
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace adaptive {
 
@@ -11,10 +14,20 @@ extern const Kernels kernels_plain;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx512vnni, kernels_avx2;
 #elif defined(__aarch64__)
-extern const Kernels kernels_neon;
+extern const Kernels kernels_neondot, kernels_neon;
 #endif
 
 namespace {
+
+#if defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & 1 << 20;  // HWCAP_ASIMDDP, which old headers lack
+#else
+  return true;  // every arm64 processor of Apple
+#endif
+}
+#endif
 
 // Call `accept` with each table that this processor runs, the fastest first, until it returns true.
 template <class Accept>
@@ -26,6 +39,7 @@ const Kernels* first_table(Accept accept) {
     return &kernels_avx512vnni;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && accept(kernels_avx2)) return &kernels_avx2;
 #elif defined(__aarch64__)
+  if (has_dotprod() && accept(kernels_neondot)) return &kernels_neondot;
   if (accept(kernels_neon)) return &kernels_neon;
 #endif
   return accept(kernels_plain) ? &kernels_plain : nullptr;

@@ -16,6 +16,8 @@ namespace adaptive {
 ADAPTIVE_TABLE(avx512vnni);
 #elif defined(ADAPTIVE_ISA_avx2)
 ADAPTIVE_TABLE(avx2);
+#elif defined(ADAPTIVE_ISA_neondot)
+ADAPTIVE_TABLE(neondot);
 #elif defined(ADAPTIVE_ISA_neon)
 ADAPTIVE_TABLE(neon);
 #else

@@ -146,7 +146,7 @@ class Call {
   size_t num_inputs_ = 0, num_outputs_ = 0;
 };
 
-constexpr int64_t kPartCost = 1 << 16;  // bytes that a part reads at least: some 3 us of one core
+constexpr int64_t kPartCost = 96 << 10;  // bytes that a part reads at least: some 3 us of one core, 10 times what handing it out takes
 constexpr int64_t kMostParts = 64;
 
 template <class Work>

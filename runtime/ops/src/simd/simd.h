@@ -23,7 +23,7 @@
 #include "avx512.h"
 #elif defined(ADAPTIVE_ISA_avx2)
 #include "avx2.h"
-#elif defined(ADAPTIVE_ISA_neon)
+#elif defined(ADAPTIVE_ISA_neon) || defined(ADAPTIVE_ISA_neondot)
 #include "neon.h"
 #elif defined(ADAPTIVE_ISA_plain)
 #include "plain.h"
