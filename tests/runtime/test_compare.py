@@ -38,7 +38,7 @@ def test_the_ratios_of_each_model_are_to_the_first(runs: Path) -> None:
     result = compare("--compare", "first", "--compare", "second:portable", "--compare", str(runs / "first"), "--json")
     assert result.exit_code == 0, result.stderr
     content = json.loads(result.stdout)
-    first, second, third = content["models"]
+    first, second, _ = content["models"]
     assert [one["name"] for one in content["models"]] == ["first", "second:portable", str(runs / "first")]
     for one in content["models"]:
         assert (one["target"], one["kernel"], one["precision"]) == ("portable", None, "fp32")
