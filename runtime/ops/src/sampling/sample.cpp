@@ -92,8 +92,8 @@ int64_t best_token(const float* scores, float best) {
 }
 
 constexpr float kUsualRange = 32.0f;  // of the logits that matter
-constexpr int kEvenPasses = 6;
-constexpr int64_t kFew = 512;
+constexpr int kEvenPasses = 8;
+constexpr int64_t kFew = 64;
 
 struct Place {
   float score;    // the k-th largest
