@@ -141,9 +141,9 @@ using Sample = int64_t (*)(Settings&, const float*);
 
 // Choose the passes for this processor, or those that ADAPTIVE_KERNEL names, as for the kernels of the operators.
 Sample choose() {
+#if defined(__x86_64__)
   const char* forced = std::getenv("ADAPTIVE_KERNEL");
   const auto may = [&](const char* name) { return forced == nullptr || std::strcmp(forced, name) == 0; };
-#if defined(__x86_64__)
   if (may("avx512vnni") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return avx512::sample;
