@@ -20,7 +20,7 @@ SOURCES = Path("runtime/ops/src")
 TABLE = SOURCES / "kernels/table.cpp"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 # No processor is assumed (-march) and no result may differ between instruction sets (-ffast-math, contraction to fma).
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-exceptions", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden"]
 FLAGS += ["-fno-math-errno", "-ffp-contract=off"]
 # The intrinsics of GCC 12 for AVX-512 start from values that are undefined on purpose.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -116,7 +116,7 @@ def compile_library(library: Path, objects: Path, force: bool = False, below: Pa
         name = "_".join(source.relative_to(ROOT / SOURCES).with_suffix("").parts)
         if source == ROOT / TABLE:
             for isa, flags in instruction_sets.items():
-                jobs.append((source, objects / f"{name}_{isa}.o", [f"-DADAPTIVE_ISA_{isa}", *flags]))
+                jobs.append((source, objects / f"{name}_{isa}.o", [f"-DADAPTIVE_ISA_{isa}", "-fno-exceptions", *flags]))
         else:
             jobs.append((source, objects / f"{name}.o", []))
 
