@@ -238,7 +238,7 @@ struct Description : OrtCustomOp {
   }
 };
 
-// The operators of the library, in no order.
+// The operators of the library, in any order.
 std::vector<const OrtCustomOp*>& operators();
 
 template <class Operator>
