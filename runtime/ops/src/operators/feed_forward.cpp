@@ -7,9 +7,9 @@
 // Mirrors `export/model/moe.py`, `router.py` and `experts.py`.
 //
 // Attributes: layer, the row of router_top_p; eps, added to the mean square; num_experts E; hidden and shared_hidden,
-// the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k; renormalize, whether routing
-// weights are divided by their sum; reach, the most that a token moves its threshold, in logits; precision_experts and
-// precision_shared.
+// the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k; renormalize, whether
+// routing weights are divided by their sum; reach, the most that a token moves its threshold, in logits;
+// precision_experts and precision_shared.
 
 #include "experts.h"
 #include "levels.h"
