@@ -115,7 +115,7 @@ class Call {
     const Tensor<const void> tensor = value(index, element_of<T>());
     return {static_cast<const T*>(tensor.data), tensor.shape, tensor.rank, tensor.type, tensor.present};
   }
-  // Allocate an output; it is absent if the node does not name it.
+  // Allocate an output; one that the node does not name is an empty tensor if the operator declares it optional.
   template <class T>
   Tensor<T> output(size_t index, std::initializer_list<int64_t> shape) const {
     const Tensor<void> tensor = result(index, shape);
