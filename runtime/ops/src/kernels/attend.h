@@ -213,6 +213,16 @@ ALWAYS_INLINE void mix_places(F16 (&sums)[ROWS][CHUNKS], const CacheHead& cache,
   }
 }
 
+// The same for one query. Not inlined: it is called for the few places that a tile does not share.
+template <CacheType type, int CHUNKS, bool PARTIAL>
+__attribute__((noinline)) void mix_alone(F16 (&sums)[CHUNKS], const CacheHead& cache, const uint8_t* column,
+                                         int64_t tail, const float* shares, int64_t base, int64_t first, int64_t last) {
+  F16 own[1][CHUNKS];
+  for (int c = 0; c < CHUNKS; c++) own[0][c] = sums[c];
+  mix_places<type, 1, CHUNKS, PARTIAL>(own, cache, column, tail, &shares, base, first, last);
+  for (int c = 0; c < CHUNKS; c++) sums[c] = own[0][c];
+}
+
 // One query of a tile, whose shares are those of the places from `base` on.
 struct TileRow {
   const Query* query;
@@ -237,25 +247,23 @@ ALWAYS_INLINE void mix_tile(const CacheHead& cache, const TileRow* rows, int64_t
   for (int r = 0; r < ROWS; r++)
     for (int c = 0; c < CHUNKS; c++) sums[r][c] = zero();
   for (int r = 0; r < ROWS; r++) {
-    if (rows[r].query->first >= first) continue;
-    F16 own[1][CHUNKS];
-    for (int c = 0; c < CHUNKS; c++) own[0][c] = sums[r][c];
-    const int64_t end = first - 1 < rows[r].query->last ? first - 1 : rows[r].query->last;
-    mix_places<type, 1, CHUNKS, PARTIAL>(own, cache, column, tail, shares + r, base, rows[r].query->first, end);
-    for (int c = 0; c < CHUNKS; c++) sums[r][c] = own[0][c];
+    const Query& query = *rows[r].query;
+    if (query.first >= first) continue;
+    const int64_t end = first - 1 < query.last ? first - 1 : query.last;
+    mix_alone<type, CHUNKS, PARTIAL>(sums[r], cache, column, tail, shares[r], base, query.first, end);
   }
   mix_places<type, ROWS, CHUNKS, PARTIAL>(sums, cache, column, tail, shares, base, first, last);
   for (int r = 0; r < ROWS; r++) {
-    const int64_t begin = last + 1 > rows[r].query->first ? last + 1 : rows[r].query->first;
-    F16 own[1][CHUNKS];
-    for (int c = 0; c < CHUNKS; c++) own[0][c] = sums[r][c];
-    mix_places<type, 1, CHUNKS, PARTIAL>(own, cache, column, tail, shares + r, base, begin, rows[r].query->last);
+    const Query& query = *rows[r].query;
+    const int64_t begin = last + 1 > query.first ? last + 1 : query.first;
+    if (begin <= query.last)
+      mix_alone<type, CHUNKS, PARTIAL>(sums[r], cache, column, tail, shares[r], base, begin, query.last);
     for (int c = 0; c < CHUNKS; c++) {
-      const F16 out = own[0][c] * all(rows[r].factor);
+      const F16 out = sums[r][c] * all(rows[r].factor);
       if (PARTIAL)
-        store_first(rows[r].query->out + w, out, tail);
+        store_first(query.out + w, out, tail);
       else
-        store(rows[r].query->out + w + 16 * c, out);
+        store(query.out + w + 16 * c, out);
     }
   }
 }
