@@ -23,9 +23,8 @@ from statistics import median
 from typing import Any, get_args
 
 import click
-from decode_files import Files
 from decode_models import SIZES, Precision
-from decode_peers import missing, targets_of
+from decode_peers import missing
 from decode_race import Spec
 from decode_report import draw, markdown, replace_section
 
@@ -80,7 +79,6 @@ def main(
         if spec.threads == 1:
             first = next(iter(result["decode"].values()))
             result["alone"] = {name: _alone(spec, name) for name in first}
-            result["nodes"] = _nodes(spec.files, spec.precision)
         saved.parent.mkdir(parents=True, exist_ok=True)
         saved.write_text(json.dumps(result), encoding="utf-8")
         results.append(json.loads(json.dumps(result)))
@@ -143,32 +141,7 @@ def _alone(spec: Spec, name: str) -> Result:
     """Return the medians of three processes of one participant."""
     runs = [_run(spec, name) for _ in range(3)]
     figures = ("load_seconds", "first_token_seconds", "memory_bytes")
-    return {"kernel": runs[0]["kernel"], **{figure: median(run[figure] for run in runs) for figure in figures}}
-
-
-def _nodes(files: Files, precision: Precision) -> dict[str, int | None]:
-    """Return the nodes that each of our targets runs per token, as `adaptive bench` counts them."""
-    export = files.export(precision)
-    nodes: dict[str, int | None] = {}
-    for target in [] if export is None else targets_of(export):
-        command = [
-            sys.executable,
-            "-m",
-            "adaptive_lm.serve",
-            "bench",
-            "--model",
-            str(export),
-            "--threads",
-            "1",
-            "--json",
-        ]
-        command += ["--prompt-tokens", "8", "--new-tokens", "8", "--repeats", "1"]
-        command += [] if target == "portable" else ["--target", target]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise click.ClickException(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
-        nodes[target] = json.loads(done.stdout).get("nodes_per_token")
-    return nodes
+    return {**runs[0], **{figure: median(run[figure] for run in runs) for figure in figures}}
 
 
 def _machine() -> Result:

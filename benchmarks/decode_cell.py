@@ -20,6 +20,9 @@ from decode_entrants import Setting, entrants
 from decode_peers import PACKAGES, Ours
 from decode_race import PROMPT, Lane, Race, Row, Spec, tokens
 
+from adaptive_lm.runtime.generation.engine import load
+from adaptive_lm.runtime.measuring.nodes import nodes_per_token
+
 
 def measure(spec: Spec) -> Row:
     """Measure everything of a cell."""
@@ -82,13 +85,17 @@ def alone(spec: Spec, name: str) -> Row:
     first = time.perf_counter()
     for token in tokens(16):
         participant.step(token)
-    session = participant.session if isinstance(participant, Ours) else None
-    return {
-        "kernel": getattr(session, "kernel", None),
+    result: Row = {
         "load_seconds": loaded - begin,
         "first_token_seconds": first - begin,
         "memory_bytes": _resident("VmHWM") - before,
     }
+    if isinstance(participant, Ours):
+        kernel, folder, target = participant.session.kernel, participant.folder, participant.session.target
+        participant.close()
+        engine = load(folder, device="cpu", target=target, threads=1, verify=False)
+        result |= {"kernel": kernel, "nodes": nodes_per_token(engine, folder)}
+    return result
 
 
 def _resident(field: str) -> int:

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from decode_files import Files
-from decode_models import Precision, Size, thresholds_of
-from decode_peers import GenAI, LlamaCpp, Ours, Participant, Transformers, missing, targets_of
+from decode_models import SKIPPING, Precision, Size, thresholds_of
+from decode_peers import GenAI, LlamaCpp, Ours, Participant, Transformers, missing
 from gguf_file import bytes_per_token
+
+from adaptive_lm.runtime.format.manifest import Manifest
 
 
 class Setting(NamedTuple):
@@ -37,10 +38,9 @@ class Entrant(NamedTuple):
 def entrants(files: Files, precision: Precision, threads: int) -> list[Entrant]:
     """List those that have this model in this precision."""
     absent = missing()
-    entered: list[Entrant] = []
     export = files.export(precision)
-    if export is not None:
-        entered += [_ours(files, export, target, precision, threads) for target in targets_of(export)]
+    targets = ("portable", *Manifest.read(export, verify=False).targets)
+    entered = [_ours(files, target, precision, threads) for target in targets]
     for name, peer in (("llama.cpp", _llama), ("genai", _genai), ("transformers", _transformers)):
         if name in absent:
             continue
@@ -86,20 +86,17 @@ def _transformers(files: Files, precision: Precision, threads: int) -> Entrant |
     return Entrant("transformers", open_, bytes_, most_batch=64)
 
 
-def _ours(files: Files, export: Path, target: str, precision: Precision, threads: int) -> Entrant:
-    skipping = files.export(precision, skipping=True)
-
+def _ours(files: Files, target: str, precision: Precision, threads: int) -> Entrant:
     def open_(setting: Setting) -> Participant:
         thresholds = thresholds_of(files.size, setting.experts, setting.skipped or 0)
-        folder = export if setting.skipped is None else skipping
-        assert folder is not None
+        folder = files.export(precision, skipping=setting.skipped is not None)
         return Ours(folder, target, threads, setting.capacity, thresholds)
 
     def bytes_(_: Setting, participant: Participant, __: float) -> float:
         assert isinstance(participant, Ours)
         return participant.bytes_per_token()
 
-    return Entrant(target, open_, bytes_, sets_experts=True, skips_layers=skipping is not None)
+    return Entrant(target, open_, bytes_, sets_experts=True, skips_layers=files.name in SKIPPING)
 
 
 def _cache_bytes(size: Size, context: float, width: int) -> float:

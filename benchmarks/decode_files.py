@@ -11,8 +11,9 @@ from pathlib import Path
 import decode_models
 import gguf_file
 import hf_folder
-from decode_models import SIZES, SKIPPING, Precision, Size, build, write_run
+from decode_models import SIZES, SKIPPING, Precision, build, export, write_run
 
+from adaptive_lm.contract.file_names import HELDOUT
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Transformer
 
@@ -35,22 +36,19 @@ class Files:
             self._model = build(self.size)
         return self._model
 
-    def export(self, precision: Precision, skipping: bool = False) -> Path | None:
-        """Return our exported model; None where we do not have the precision yet."""
-        kind = "-skipping" if skipping else ""
-        folder = self.folder / f"ours-{precision}{kind}"
-        return folder if (folder / "manifest.json").exists() else None
+    def export(self, precision: Precision, skipping: bool = False) -> Path:
+        """Return the folder of our exported model."""
+        return self.folder / f"ours-{precision}{'-skipping' if skipping else ''}"
 
     def write_exports(self, precision: Precision) -> None:
         """Write our exported models anew."""
-        sizes: dict[str, Size] = {"": self.size}
-        if self.name in SKIPPING:
-            sizes["-skipping"] = SKIPPING[self.name]
-        for kind, size in sizes.items():
-            run = self.folder / f"run{kind}"
-            if not (run / "heldout.txt").exists():
+        for skipping, size in ((False, self.size), (True, SKIPPING.get(self.name))):
+            if size is None:
+                continue
+            run = self.folder / f"run{'-skipping' if skipping else ''}"
+            if not (run / HELDOUT).exists():
                 write_run(run, size)
-            decode_models.export(run, self.folder / f"ours-{precision}{kind}", precision)
+            export(run, self.export(precision, skipping), precision)
 
     def gguf(self, precision: Precision) -> Path:
         """Return the file for llama.cpp."""

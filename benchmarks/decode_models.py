@@ -6,16 +6,16 @@ to token. A level of (k - 1/2) / E then keeps exactly k experts, and the same k 
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from adaptive_lm.export.graph.weights import Precision as ExportPrecision
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial import Thresholds
+from adaptive_lm.runtime.format.manifest import Precisions
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Transformer
@@ -143,15 +143,12 @@ def write_run(folder: Path, size: Size) -> None:
     (folder / "heldout.txt").write_text("The sun rises over the river, and the stone sleeps.\n" * 20, encoding="utf-8")
 
 
-def export(run: Path, folder: Path, precision: Precision) -> bool:
-    """Export a run without the check, which takes longer than all the rest; return False where we lack the precision.
+def export(run: Path, folder: Path, precision: Precision) -> None:
+    """Export a run without the check, which takes longer than all the rest.
 
     The weights are random: what matters is that they are the same as those of the peers, and the benchmark compares its
     logits with torch.
     """
-    if precision not in get_args(ExportPrecision):
-        return False
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_files(read(run), folder, cast(ExportPrecision, precision)).write(folder)
-    return True
+    write_files(read(run), folder, Precisions.of(precision), ("cpu",)).write(folder)

@@ -7,7 +7,6 @@ A participant holds B sequences. `begin` reads the prompt in all of them, `step`
 import importlib.util
 import os
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.execution.session import Session, Step
-from adaptive_lm.runtime.format.manifest import Manifest
 
 Floats = NDArray[np.float32]
 CHUNK = 512
@@ -59,8 +57,8 @@ class Ours:
     """A session of our runtime, for one sequence."""
 
     def __init__(self, folder: Path, target: str, threads: int, capacity: int, thresholds: Thresholds) -> None:
-        options: dict[str, Any] = {"target": target} if "target" in signature(Session.__init__).parameters else {}
-        self.session = Session(folder, device="cpu", threads=threads, capacity=capacity, verify=False, **options)
+        self.folder = folder
+        self.session = Session(folder, device="cpu", target=target, threads=threads, capacity=capacity, verify=False)
         self.session.set_thresholds(thresholds)
         self.capacity = capacity
         self.last: Step | None = None
@@ -90,11 +88,6 @@ class Ours:
         del self.session, self.last
 
 
-def targets_of(folder: Path) -> list[str]:
-    """Name the graphs of an exported model."""
-    return ["portable", *getattr(Manifest.read(folder, verify=False), "targets", {})]
-
-
 class LlamaCpp:
     """A context of llama.cpp with B sequences, through its C API: without the Python of its class Llama."""
 
@@ -109,7 +102,8 @@ class LlamaCpp:
         if size.experts > 1:
             overrides[0].key = f"{architecture(size.experts)}.expert_used_count".encode()
             overrides[0].tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT
-            overrides[0].value.val_i64 = experts
+            value: Any = overrides[0].value  # a union, whose type in the library depends on its version
+            value.val_i64 = experts
             model_params.kv_overrides = overrides
         self.model: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self.model:

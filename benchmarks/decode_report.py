@@ -199,10 +199,10 @@ def _alone_table(cells: Iterable[Cell]) -> str:
     for cell in cells:
         for name in NAMES:
             if name in cell.get("alone", {}):
-                one, nodes = cell["alone"][name], cell["nodes"].get(name)
+                one = cell["alone"][name]
                 row = [cell["spec"]["model"], cell["spec"]["precision"], _title(name)]
                 row += [f"{one['load_seconds']:.2f}", f"{one['first_token_seconds']:.2f}"]
-                row += [f"{one['memory_bytes'] / 2**20:.0f}", "-" if nodes is None else str(nodes)]
+                row += [f"{one['memory_bytes'] / 2**20:.0f}", str(one.get("nodes", "-"))]
                 rows.append(row)
     if not rows:
         return ""

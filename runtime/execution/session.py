@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.files import require_utf8_path
 from ..dial import Dial, Thresholds, resolve
-from ..format.manifest import Manifest
+from ..format.files import check_digest, checking_digests
+from ..format.manifest import Costs, Manifest
 from .binding import Pass, expected_names
 from .cost import Meter, Usage
 from .kv_cache import ROUND_CAPACITY, Cache
@@ -58,7 +59,7 @@ class Session:
             "cuda".
         threads: Threads of one operator, at least 1; None takes `suitable_threads`.
         capacity: Tokens that the caches hold at first; None takes the whole context.
-        verify: Whether to compare the files with their digests when the manifest is read.
+        verify: Whether to compare the graph and its weights with their digests.
 
     Raises:
         UserError: the model is missing, damaged, or does not fit its manifest; or CUDA or a target is requested and
@@ -81,16 +82,24 @@ class Session:
         if threads is not None and threads < 1:
             raise WrongUsageError(f"found threads {threads}, expected at least 1")
         folder = Path(folder)
-        self.manifest = manifest or Manifest.read(folder, verify=verify)
+        self.manifest = manifest or Manifest.read(folder, verify=False)
         self.device = choose_device(device)
         self.threads = threads or suitable_threads(self.manifest)
         self._ort = onnxruntime
         self._target = choose_target(self.manifest, target, self.device.name)
-        self._session = self._open(folder / self._target.graph)
+        self._session = self._verified(folder) if verify else self._open(folder / self._target.graph)
         self._meter = Meter(self.manifest, self._target.costs)
         self._position = 0
         self.reset(capacity)
         self.set_thresholds(resolve(self.manifest, Dial()))
+
+    def _verified(self, folder: Path) -> Any:
+        """Open the graph, whose digest is compared before, and that of its weights meanwhile: they can be large."""
+        digests = {folder / name: info.sha256 for name, info in self.manifest.files.items()}
+        graph, data = folder / self._target.graph, folder / self._target.data
+        check_digest(graph, digests[graph])
+        with checking_digests({data: digests[data]} if data in digests else {}):
+            return self._open(graph)
 
     def _open(self, path: Path) -> Any:
         require_utf8_path(path)
@@ -135,6 +144,11 @@ class Session:
     def kernel(self) -> str | None:
         """The instruction set of our operators; None where ONNX Runtime's own operators run."""
         return self._target.kernel
+
+    @property
+    def costs(self) -> Costs:
+        """Costs of the graph that runs."""
+        return self._target.costs
 
     @property
     def note(self) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...contract.errors import UserError, WrongUsageError
-from ...contract.file_names import GRAPH
+from ...contract.file_names import GRAPH, WEIGHTS
 from ..format.manifest import KV, Costs, Manifest
 from ..ops.library import VERSION, Library, NoLibraryError, load_library
 
@@ -18,6 +18,8 @@ class ChosenTarget:
     name: Literal["portable", "cpu", "cuda"]
     graph: str
     """Name of the file of the graph."""
+    data: str
+    """Name of the file of its weights."""
     costs: Costs
     kv: KV = "fp32"
     """Precision of the KV cache."""
@@ -46,7 +48,7 @@ def choose_target(manifest: Manifest, wanted: str, device: Literal["cpu", "cuda"
     """
     if wanted not in ("auto", "portable", "cpu", "cuda"):
         raise WrongUsageError(f"found target {wanted!r}, expected auto, portable, cpu or cuda")
-    portable = ChosenTarget("portable", GRAPH, manifest.costs)
+    portable = ChosenTarget("portable", GRAPH, WEIGHTS, manifest.costs)
     if wanted == "portable":
         return portable
     name: Literal["cpu", "cuda"] = device if wanted == "auto" else "cpu" if wanted == "cpu" else "cuda"
@@ -66,8 +68,10 @@ def choose_target(manifest: Manifest, wanted: str, device: Literal["cpu", "cuda"
         except NoLibraryError as reason:
             if wanted == "cpu":
                 raise UserError(f"our operators cannot be used here: {reason}; use --target portable") from reason
-            return ChosenTarget("portable", GRAPH, manifest.costs, note=f"running the portable graph: {reason}")
-    return ChosenTarget(name, target.graph, target.costs, target.kv, library)
+            return ChosenTarget(
+                "portable", GRAPH, WEIGHTS, manifest.costs, note=f"running the portable graph: {reason}"
+            )
+    return ChosenTarget(name, target.graph, target.data, target.costs, target.kv, library)
 
 
 def _library(version: int) -> Library:

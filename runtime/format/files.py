@@ -6,7 +6,9 @@ write into its folder while it loads.
 
 import hashlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...contract.errors import UserError
@@ -44,13 +46,41 @@ def check_files(folder: Path, files: Mapping[str, tuple[int, str]], graphs: Mapp
             raise UserError(
                 f"{path} is damaged: found {actual_size} bytes, the manifest says {size}; export the model again"
             )
-        if verify and (actual := digest(path)) != sha256:
-            raise UserError(
-                f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again"
-            )
+        if verify:
+            check_digest(path, sha256)
     sizes = {name: size for name, (size, _) in files.items()}
     for graph, weights in graphs.items():
         check_external_data(folder / graph, weights, sizes)
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """Compare a file with its digest.
+
+    Raises:
+        UserError: it is another file, or cannot be read.
+    """
+    try:
+        actual = digest(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable or copy the model") from error
+    if actual != sha256:
+        raise UserError(f"{path} is damaged: found sha256 {actual}, the manifest says {sha256}; export the model again")
+
+
+@contextmanager
+def checking_digests(digests: Mapping[Path, str]) -> Iterator[None]:
+    """Compare files with their digests on another thread while the block runs, and wait for the outcome at its end.
+
+    Raises:
+        UserError: a file is damaged; where the block fails too, this is the reason that counts.
+    """
+    with ThreadPoolExecutor(1, "digest") as pool:
+        pending = [pool.submit(check_digest, path, sha256) for path, sha256 in digests.items()]
+        try:
+            yield
+        finally:
+            for check in pending:
+                check.result()
 
 
 def contained(folder: Path, name: str) -> Path:

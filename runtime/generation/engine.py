@@ -15,6 +15,7 @@ from ..dial.thresholds import Thresholds
 from ..execution.cost import Meter, Usage
 from ..execution.routes import Routes, at
 from ..execution.session import Session, Step
+from ..format.files import check_digest
 from ..format.manifest import Manifest
 from .chat import prompt_turns
 from .sampler import Sampler, Sampling, TokenChooser, check_whole
@@ -220,16 +221,18 @@ def load(
         device: "auto" (CUDA if it loads), "cpu" or "cuda".
         target: The graph to run: "auto" (the fastest that works here), "portable", "cpu" or "cuda".
         threads: Threads of one operator; None takes one per core, or one for a small model.
-        verify: Compare the files with their digests.
+        verify: Compare the files that are used with their digests.
 
     Raises:
         UserError: The model is missing, damaged, of another version, or its parts do not belong together.
     """
     folder = Path(folder)
-    manifest = Manifest.read(folder, verify=verify)
+    manifest = Manifest.read(folder, verify=False)  # the session compares the digests of the graph that it runs
     model = manifest.model
+    if verify:
+        check_digest(folder / TOKENIZER, manifest.files[TOKENIZER].sha256)
     tokenizer = Tokenizer(folder / TOKENIZER, size=model.tokenizer_size, eos_id=model.eos_id)
     # Little room at first: each generation makes the room that it needs.
     room = min(64, model.context_length)
-    session = Session(folder, manifest, device=device, target=target, threads=threads, capacity=room)
+    session = Session(folder, manifest, device=device, target=target, threads=threads, capacity=room, verify=verify)
     return Engine(session, tokenizer)

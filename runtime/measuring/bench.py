@@ -143,7 +143,7 @@ def prefill_json(timed: Timed, tokens: int) -> dict[str, Any]:
 def decode_json(engine: Engine, timed: Timed) -> dict[str, Any]:
     """Return the figures of decoding token by token, with the memory floor of what it executed."""
     milliseconds, tally = timed.milliseconds, timed.tally
-    costs = engine.manifest.costs.weight_bytes
+    costs = engine.session.costs.weight_bytes
     size = costs.lm_head + sum(
         layer.attention
         + layer.head * engine.manifest.model.num_heads

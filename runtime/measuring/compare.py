@@ -50,11 +50,22 @@ def entries(given: Sequence[str], target: str) -> list[Entry]:
             f"found one --compare, expected two or more; type: adaptive bench --compare {given[0]} --compare OTHER, "
             f"or, to compare two graphs of one model: adaptive bench --compare {other}:cpu --compare {other}:portable"
         )
-    split = []
-    for name in given:
-        model, colon, own = name.rpartition(":")
-        split.append((name, model, own) if colon and own in TARGETS else (name, name, target))
-    return [Entry(name, find_model(model), own) for name, model, own in split]
+    return [_entry(name, target) for name in given]
+
+
+def _entry(name: str, target: str) -> Entry:
+    model, colon, own = name.rpartition(":")
+    if colon and own in TARGETS:
+        return Entry(name, find_model(model), own)
+    try:
+        return Entry(name, find_model(name), target)
+    except UserError:
+        if not colon:
+            raise
+        find_model(model)  # if there is no such model either, its own message says more
+        raise WrongUsageError(
+            f"found target {own!r} in --compare {name}, expected {', '.join(TARGETS)}; type: --compare {model}:portable"
+        ) from None
 
 
 def compare(

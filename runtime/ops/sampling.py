@@ -108,5 +108,5 @@ def compiled_function() -> Any | None:
         return None
     function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_void_p)
     probe = CompiledDraw(function, 65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
-    logits, seen = np.arange(65, dtype=np.float32) / 8, np.arange(60, 62, dtype=np.int32)
+    logits, seen = np.arange(65, dtype=np.float32) / np.float32(8), np.arange(60, 62, dtype=np.int32)
     return function if all(probe(logits, seen) == token for token in PROBE) else None

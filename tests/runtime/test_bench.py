@@ -58,6 +58,10 @@ def test_json_has_the_keys_that_others_rely_on(bench: Callable[..., Result]) -> 
     assert content["model"]["peak_memory_bytes"] > 2**20
     assert content["settings"]["tokens_from"] == "text"
     assert content["machine"]["threads"] == 1
+    assert (content["model"]["target"], content["model"]["kernel"]) == ("portable", None)
+    assert decode["nodes_per_token"] > 10
+    assert decode["cpu_milliseconds_per_token"] > 0
+    assert content["prefill"]["cpu_milliseconds"] > 0
 
 
 def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Result], copy: Path) -> None:
@@ -96,6 +100,8 @@ def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: P
     result = bench("--sweep", "--plot", str(tmp_path / "dial.svg"))
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["machine", "model", "prefill", "decode", "floor"]
+    assert "target portable" in lines[1]
+    assert lines[3].endswith(" nodes")
     assert "bits/byte" in lines[6]
     assert (tmp_path / "dial.svg").read_text().startswith("<?xml")
     assert "dial.svg" in result.stderr

@@ -23,6 +23,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
     ),
     "Exit": ("x", "alive", "exit_layer", "exit_threshold", "norm", "weight", "bias", "head"),
     "Logits": ("x", "norm", "head", "num_logits", "ids"),
+    "HeadRouter": ("x", "runs", "norm", "head_top_p", "weight", "balance", *PER_TOKEN),
+    "Windows": ("x", "runs", "positions", "lengths", "norm", "weight", "bias", "levels", "by_place"),
 }
 """The inputs of each operator, in order."""
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -31,6 +33,8 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "FeedForward": {"out": np.float32, "selected": np.bool_},
     "Exit": {"alive": np.bool_, "exit_layer": np.int64},
     "Logits": {"logits": np.float32},
+    "HeadRouter": {"selected": np.bool_, "head_weights": np.float32},
+    "Windows": {"windows": np.int64},
 }
 """The outputs of each operator and their element types, in order."""
 

@@ -350,21 +350,23 @@ ALWAYS_INLINE void scatter(const T* key, int64_t head_dim, T* into, int64_t cell
   for (int64_t w = 0; w < head_dim; w++) into[w * cells] = key[w];
 }
 
+// Load 16 floats, or fewer with zeros behind them.
+ALWAYS_INLINE F16 load_floats(const float* x, int64_t number) { return number < 16 ? load_first(x, number) : load(x); }
+
 // Quantise n numbers to -127..127 in steps of the float that is returned.
 ALWAYS_INLINE float quantize_head(const float* x, int64_t n, int8_t* into) {
-  float most = 0;
-  for (int64_t w = 0; w < n; w++) {
-    const float size = __builtin_fabsf(x[w]);
-    most = size > most ? size : most;
-  }
+  F16 sizes = zero();
+  for (int64_t w = 0; w < n; w += 16) sizes = max(abs(load_floats(x + w, n - w)), sizes);
+  const float most = max_lane(sizes);
   if (!(most > 1e-30f)) {  // 127 / most could be infinite
     __builtin_memset(into, 0, static_cast<size_t>(n));
     return 0;
   }
-  const float steps = 127.0f / most, round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  for (int64_t w = 0; w < n; w++) {
-    const float code = x[w] * steps + round - round;
-    into[w] = static_cast<int8_t>(code == code ? code : 0.0f);
+  const F16 steps = all(127.0f / most);
+  for (int64_t w = 0; w < n; w += 16) {
+    int8_t codes[16];
+    store_bytes(codes, to_int(load_floats(x + w, n - w) * steps));
+    __builtin_memcpy(into + w, codes, static_cast<size_t>(n - w < 16 ? n - w : 16));
   }
   return most / 127.0f;
 }
@@ -383,9 +385,9 @@ void write_cell(const CacheHead& cache, int64_t cell, const float* key, const fl
     for (int64_t w = 0; w < head_dim; w += 16) {
       const int64_t number = head_dim - w < 16 ? head_dim - w : 16;
       uint16_t halves[16];
-      store_half(halves, load_some<CacheType::fp32>(reinterpret_cast<const uint8_t*>(key + w), number));
+      store_half(halves, load_floats(key + w, number));
       scatter(halves, number, reinterpret_cast<uint16_t*>(block) + w * cells + lane, cells);
-      store_half(halves, load_some<CacheType::fp32>(reinterpret_cast<const uint8_t*>(value + w), number));
+      store_half(halves, load_floats(value + w, number));
       __builtin_memcpy(row + 2 * w, halves, static_cast<size_t>(2 * number));
     }
   } else {
