@@ -1,13 +1,17 @@
 """The operator FeedForward against plain numpy; rows, threads and neighbours do not change a bit of a result."""
 
 import math
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from reference_routing import rms_norm, softmax
-from support.kernels import LIBRARY
+from support.kernels import LIBRARY, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, packed_bytes
 
@@ -213,6 +217,23 @@ def test_several_runs_of_one_session_at_once_do_not_meet() -> None:
     with ThreadPoolExecutor(4) as pool:
         for out, alone in zip(pool.map(lambda batch: operator(batch)[0], batches), expected, strict=True):
             np.testing.assert_array_equal(out, alone)
+
+
+def test_every_instruction_set_gives_the_same_bits() -> None:
+    code = f"""
+import hashlib, runpy
+test = runpy.run_path({__file__!r})
+for precision in test["PRECISIONS"]:
+    for part in test["Layer"](precision, test["TOP_P"], 72, 100, experts=5, shared=33, tokens=9).run():
+        print(hashlib.sha256(part.tobytes()).hexdigest())
+"""
+    results = {}
+    for table in tables(open_library()):
+        environment = os.environ | {"ADAPTIVE_KERNEL": table.name, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        results[table.name] = done.stdout.split()
+    assert len(results["plain"]) == 2 * len(PRECISIONS)
+    assert all(result == results["plain"] for result in results.values()), results
 
 
 @each_precision
