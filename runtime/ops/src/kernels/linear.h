@@ -4,8 +4,8 @@
 // chain of additions over the inputs in rising order, so its bits depend on nothing else in the tile.
 //
 // A matrix streams from memory. The processor fetches the next lines of a stream by itself, if they are read in order,
-// scales first (int8 takes 1.3 times as long where they are not). It stops at the end of each 4 KiB page, so one line of
-// each page is touched far ahead, which probably saves the wait for the page's translation: a single row then takes
+// scales first (int8 takes 1.3 times as long where they are not). It stops at the end of each 4 KiB page, so one line
+// of each page is touched far ahead, which probably saves the wait for the page's translation: a single row then takes
 // 0.70 (fp32) to 0.82 (int8) of the time. Fetching every line ahead was slower, and several groups at once no faster.
 #pragma once
 #include "../simd/simd.h"
