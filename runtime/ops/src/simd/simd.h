@@ -4,7 +4,7 @@
 // or rounded once, fused operations are fused everywhere (`fma`) or nowhere, and the sum over lanes has one order, so a
 // kernel gives the same bits with each of them. (Only the bits of a NaN may differ.)
 //
-// F16           16 floats: + - * /, `fma(a, b, c)` = a b + c rounded once, `min` and `max` (b where a is NaN), abs, sqrt
+// F16           16 floats: + - * /, `fma(a, b, c)` (a b + c, rounded once), `min`, `max` (b where a is NaN), abs, sqrt
 // I16           16 int32: + - (wrapping), `max`, `shift_left<n>`
 // load_first    reads n < 16 values, zeros behind them; `store_first` writes n values
 // load_half     16 float16 or, `load_bf16`, bfloat16 as floats; `store_half` rounds to nearest even
