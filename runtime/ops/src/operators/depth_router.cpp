@@ -1,6 +1,8 @@
 // The choice of the layers that a token runs.
 //
 // B batch, N = B*T tokens, D width, L layers. Mirrors `export/model/depth.py`.
+// Attributes: layer, the row of depth_threshold; eps, added to the mean square; reach, the most that a token moves its
+// threshold, in logits.
 
 #include "levels.h"
 
