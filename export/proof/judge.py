@@ -49,14 +49,14 @@ class Judge:
         """Return the torch model with the weights that the graph of `target` multiplies by."""
         if precisions == FP32:
             return self.source.model
-        key = (target, precisions)
+        key = _key(target, precisions)
         if key not in self._models:
             self._models[key] = rounded_model(self.source.model, target, precisions)
         return self._models[key]
 
     def passes(self, target: str, precisions: Precisions, name: str) -> list[Pass]:
         """Return the pass of each window at the thresholds `name`."""
-        key = ("" if precisions == FP32 else target, precisions, name)
+        key = (*_key(target, precisions), name)
         if key not in self._passes:
             model = self.model(target, precisions)
             self._passes[key] = [torch_pass(model, window, self.points[name]) for window in self.windows]
@@ -65,6 +65,11 @@ class Judge:
     def num_bytes(self) -> int:
         """Return the bytes of text that the windows code after their first tokens."""
         return sum(len(self.source.tokenizer.decode(w[0, 1:].tolist()).encode()) for w in self.windows)
+
+
+def _key(target: str, precisions: Precisions) -> tuple[str, Precisions]:
+    """Return what decides the rounded weights: bf16 is the same in every graph, int8 and int4 are not."""
+    return (target if precisions.quantised else "", precisions)
 
 
 @torch.no_grad()
