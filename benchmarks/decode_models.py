@@ -18,7 +18,7 @@ from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.format.manifest import Precisions
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
-from adaptive_lm.train.model import Transformer
+from adaptive_lm.train.model import ThresholdTensors, Transformer
 from adaptive_lm.train.run.checkpoint import save_checkpoint
 
 Precision = Literal["fp32", "int8", "int4"]
@@ -90,6 +90,11 @@ def thresholds_of(size: Size, experts: int, skipped: int = 0) -> Thresholds:
     depth[np.linspace(1, size.layers - 2, skipped).round().astype(int)] = 1.0
     top_p = np.full(size.layers, level_of(experts, size), np.float32)
     return Thresholds(top_p, depth, everything.exit_threshold, everything.head_top_p)
+
+
+def for_torch(thresholds: Thresholds) -> ThresholdTensors:
+    """Return thresholds as the model in torch takes them."""
+    return ThresholdTensors(**{name: torch.from_numpy(values) for name, values in vars(thresholds).items()})
 
 
 def config_of(size: Size) -> RunConfig:

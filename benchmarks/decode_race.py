@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from decode_entrants import Entrant, Setting
 from decode_files import Files
-from decode_models import DEFAULT_EXPERTS, VOCABULARY, Precision, thresholds_of
+from decode_models import DEFAULT_EXPERTS, VOCABULARY, Precision, for_torch, thresholds_of
 from decode_peers import Participant
 from numpy.typing import NDArray
 
-from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.measuring.memory_bound import LARGEST, REDUCTIONS, SMALLEST
 from adaptive_lm.runtime.measuring.timing import no_collection
-from adaptive_lm.train.model import ThresholdTensors, Transformer
+from adaptive_lm.train.model import Transformer
 
 FP32_TOLERANCE = 0.01
 """Largest relative difference of float32 logits from torch's at which two models count as the same. llama.cpp keeps
@@ -183,7 +182,7 @@ class Race:
         """Return how far the logits are from torch's in float32: root mean square over their deviation."""
         if lane.setting.skipped is not None or lane.setting.batch > 1 or len(prompt) > 2 * PROMPT:
             return None  # another model, another token, or too long a prompt for a check in every cell
-        thresholds = _tensors(thresholds_of(self.spec.files.size, lane.setting.experts))
+        thresholds = for_torch(thresholds_of(self.spec.files.size, lane.setting.experts))
         expected = self.reference(torch.tensor([list(prompt)]), thresholds).logits[0, -1].numpy()
         difference = float((participant.logits() - expected).std() / expected.std())
         if self.spec.precision == "fp32" and not difference <= FP32_TOLERANCE:
@@ -192,20 +191,6 @@ class Race:
                 f"the logits, expected at most {FP32_TOLERANCE}: it does not compute the same model"
             )
         return difference
-
-
-def _tensors(thresholds: Thresholds) -> ThresholdTensors:
-    return ThresholdTensors(
-        *(
-            torch.from_numpy(values)
-            for values in (
-                thresholds.router_top_p,
-                thresholds.depth_threshold,
-                thresholds.exit_threshold,
-                thresholds.head_top_p,
-            )
-        )
-    )
 
 
 def _cpu_clock(threads: int) -> Callable[[], float]:

@@ -7,17 +7,13 @@ import ctypes
 import functools
 import math
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
-PATH = Path(__file__).with_name(f"adaptive_ops.{SUFFIX}")
-PATH_VARIABLE = "ADAPTIVE_OPS_LIBRARY"
-"""Environment variable with the path of another build, for tests of it."""
+from .library import PATH, PATH_VARIABLE
+
 NOT_FINITE = -1
 OTHER_VERSION = -2
 PROBE = (58, 63, 56, 62, 53, 55, 56, 40)

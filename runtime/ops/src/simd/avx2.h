@@ -113,7 +113,7 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
   return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
-constexpr int kFloatRows = 6, kFloatLanes = 1, kIntRows = 3, kIntLanes = 1;
+constexpr int kFloatRows = 6, kFloatLanes = 1, kIntRows = 6, kIntLanes = 1;
 
 ALWAYS_INLINE __m256i four(const int8_t* p) {
   int32_t word;

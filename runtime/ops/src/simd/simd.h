@@ -17,10 +17,11 @@
 //
 // kFloatRows, kFloatLanes, kIntRows, kIntLanes are the shape of a tile that the registers hold, in rows and F16.
 #pragma once
-#include <stddef.h>
 #include <stdint.h>
 
+#ifndef ALWAYS_INLINE
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
 
 #if defined(ADAPTIVE_ISA_avx512vnni)
 #include "avx512.h"
