@@ -9,6 +9,7 @@ from ..contract.errors import UserError
 from ..runtime.execution.session import Session, usable_cores
 from ..runtime.format.manifest import KV, Manifest, Precisions
 from ..runtime.ops.library import NoLibraryError, load_library
+from .calibration import calibrate
 from .graph.weights import FP32
 from .package import replacing, write_files
 from .proof.bytes_read import prove_bytes
@@ -39,6 +40,7 @@ def run_export(
     *,
     targets: Sequence[str] = ("cpu",),
     kv: KV = "fp32",
+    calibrate_text: Path | None = None,
     threads: int | None = None,
     checkpoint: str = "last",
     log: Callable[[str], None] = lambda line: None,
@@ -51,6 +53,7 @@ def run_export(
         precisions: Precision of each part.
         targets: Graphs to write besides the portable one.
         kv: Precision of the cache in the graph of the target `cpu`.
+        calibrate_text: A text by which the scales of int8 and int4 are chosen; None takes the ranges of the weights.
         threads: Threads for the check; None takes one per core.
         checkpoint: Which checkpoint of a run: `best`, `last` (the newest undamaged one), or a step.
         log: Called with each line for the user.
@@ -65,9 +68,15 @@ def run_export(
     target = out or source.checkpoint.run / "model"
     parameters = sum(p.numel() for p in source.model.parameters())
     log(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precisions.narrowest}")
+    calibration = calibrate(source, calibrate_text, precisions) if calibrate_text else None
+    for line in calibration.lines() if calibration else ():
+        log(f"  {line}")
+    scales = calibration.scales if calibration else {}
     with replacing(target) as folder:
-        manifest = write_files(source, folder, precisions, targets, kv)
-        report, failures = _check(source, folder, manifest, threads or usable_cores(), log)
+        manifest = write_files(source, folder, precisions, targets, kv, scales)
+        report, failures = _check(Judge(source, scales), folder, manifest, threads or usable_cores(), log)
+        if calibration:
+            report["calibration"] = calibration.report()
         if failures:
             raise UserError(
                 f"{_refusal(report, manifest)}, so {target} was not written:\n  "
@@ -113,10 +122,10 @@ def require_fitting(source: Source, precisions: Precisions) -> None:
 
 
 def _check(
-    source: Source, folder: Path, manifest: Manifest, threads: int, log: Callable[[str], None]
+    judge: Judge, folder: Path, manifest: Manifest, threads: int, log: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[str]]:
     """Check the graph of every target; return the report and the failures."""
-    judge = Judge(source)
+    source = judge.source
     thresholds = list(judge.points.values())
     profiled = source.heldout_ids(min(PROFILED, source.config.context_length))[0].tolist()
 

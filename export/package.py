@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from ..train.data.tokenizers import vocabulary_size
 from .costs import costs, packed_costs
 from .fused.mechanisms import mechanisms
 from .fused.transformer import build as build_fused
-from .graph.builder import IR_VERSION, OPSET
+from .graph.builder import IR_VERSION, OPSET, Array
 from .graph.files import save
 from .graph.weights import FP32
 from .model.signature import Signature, graph_inputs, graph_outputs
@@ -88,7 +88,12 @@ def _replaceable(out: Path) -> bool:
 
 
 def write_files(
-    source: Source, folder: Path, precisions: Precisions = FP32, targets: Sequence[str] = (), kv: KV = "fp32"
+    source: Source,
+    folder: Path,
+    precisions: Precisions = FP32,
+    targets: Sequence[str] = (),
+    kv: KV = "fp32",
+    scales: Mapping[str, Array] | None = None,
 ) -> Manifest:
     """Write graphs, weights and tokenizer into `folder`; return the manifest, without the report of the check.
 
@@ -98,13 +103,14 @@ def write_files(
         precisions: Precision of each part.
         targets: The targets besides `portable`, which is always written.
         kv: Precision of the cache in the graph of the target `cpu`.
+        scales: Factors of the scales of blocks by matrix, from a calibration.
     """
     config, thresholds, state = source.config, source.thresholds(), source.weights()
-    files = save(build(config, state, precisions), folder / GRAPH, folder / WEIGHTS)
+    files = save(build(config, state, precisions, scales=scales), folder / GRAPH, folder / WEIGHTS)
     extra: dict[str, Target] = {}
     if "cpu" in targets:
         graph, data = target_files("cpu")
-        files += save(build_fused(config, state, precisions, kv), folder / graph, folder / data)
+        files += save(build_fused(config, state, precisions, kv, scales), folder / graph, folder / data)
         extra["cpu"] = Target(
             graph=graph,
             data=data,

@@ -59,7 +59,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "export": (
         ("commands",),
         ("exporter", "inspecting"),
-        ("package", "summary"),
+        ("package", "summary", "calibration"),
         ("proof",),
         ("fused", "source", "costs"),
         ("model",),

@@ -93,6 +93,12 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
     help="Precision of keys and values in the cache of the target cpu.",
 )
 @click.option(
+    "--calibrate-text",
+    type=PATH,
+    metavar="FILE",
+    help="Choose the scales of blocks in int8 and int4 by the activations on this text, not the held-out one.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
@@ -101,7 +107,8 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
     source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, targets: tuple[str, ...],
-    quantize: tuple[tuple[str, str], ...], kv: str, threads: int | None, as_json: bool,
+    quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, threads: int | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Export a run or a checkpoint as one portable ONNX model, and check that it equals the torch model.
 
@@ -109,6 +116,8 @@ def export(
     """
     del as_onnx  # ONNX is the only format; a second one would give the flag a meaning
     precisions = precisions_of(quantize)
+    if calibrate_text and not precisions.quantised:
+        raise click.UsageError("--calibrate-text chooses scales of int8 and int4; add --quantize int8 or int4")
     from ..exporter import run_export
 
     result = run_export(
@@ -117,6 +126,7 @@ def export(
         precisions,
         targets=[name for name in targets if name != "portable"],
         kv=kv,  # type: ignore[arg-type]  # click checked it
+        calibrate_text=calibrate_text,
         threads=threads,
         checkpoint=checkpoint,
         log=lambda line: click.echo(line, err=True),

@@ -30,7 +30,8 @@ def matrix(g: Graph, weights: Weights, name: str) -> str:
     if packed in g.initializers:
         return packed
     weight = weights.take(name)
-    return g.weight(packed, pack(weight if weight.ndim == 2 else weight.swapaxes(1, 2), weights.precision_of(name)))
+    rows = weight if weight.ndim == 2 else weight.swapaxes(1, 2)
+    return g.weight(packed, pack(rows, weights.precision_of(name), weights.scales.get(name)))
 
 
 def parameter(g: Graph, weights: Weights, name: str) -> str:

@@ -4,6 +4,8 @@ B batch, T time, N = B*T tokens, D width, L layers, E experts, H heads, V vocabu
 through its operators, so there is no `If`; an operator in which no row runs reads no weights.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -22,7 +24,13 @@ from .packed import matrix, number, ours, parameter, predictor
 CRITERIA = ("top_prob", "margin", "entropy", "router")
 
 
-def build(config: ModelConfig, state: dict[str, Array], precisions: Precisions, kv: KV = "fp32") -> onnx.ModelProto:
+def build(
+    config: ModelConfig,
+    state: dict[str, Array],
+    precisions: Precisions,
+    kv: KV = "fp32",
+    scales: Mapping[str, Array] | None = None,
+) -> onnx.ModelProto:
     """Build the model as one ONNX graph of our operators.
 
     Args:
@@ -30,11 +38,12 @@ def build(config: ModelConfig, state: dict[str, Array], precisions: Precisions, 
         state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
         precisions: Precision of each part.
         kv: Precision of keys and values in the cache.
+        scales: Factors of the scales of blocks by matrix, from a calibration.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used.
     """
-    weights = Weights(state, precisions)
+    weights = Weights(state, precisions, scales)
     g = Graph("adaptive.cpu")
     _Transformer(g, weights, config).write()
     if weights.untaken():

@@ -5,6 +5,7 @@ memory of fp32. int4 weights are rounded to int4 and stored as int8: standard op
 token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0025).
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -38,9 +39,13 @@ def is_matrix(name: str, dimensions: int) -> bool:
 class Weights:
     """Arrays by name, with a record of those taken, so that none is left out of the graph or written twice."""
 
-    def __init__(self, state: dict[str, Array], precisions: Precisions = FP32) -> None:
+    def __init__(
+        self, state: dict[str, Array], precisions: Precisions = FP32, scales: Mapping[str, Array] | None = None
+    ) -> None:
         self.state = {name: np.asarray(value, np.float32) for name, value in state.items()}
         self.precisions = precisions
+        self.scales = scales or {}
+        """Factors of the scales of blocks, by matrix, as `layout.quantize` takes them; others are 1."""
         self.taken: set[str] = set()
 
     def take(self, name: str) -> Array:
@@ -77,7 +82,9 @@ class Weights:
         weight = self.take(name)
         if self.precision_of(name) != "int4":
             return weight
-        return rounded(weight, "int4") if weight.ndim == 2 else rounded(weight.swapaxes(1, 2), "int4").swapaxes(1, 2)
+        if weight.ndim == 2:
+            return rounded(weight, "int4", self.scales.get(name))
+        return rounded(weight.swapaxes(1, 2), "int4", self.scales.get(name)).swapaxes(1, 2)
 
     def floats(self, g: Graph, name: str, value: Array, precision: Precision) -> str:
         """Add a matrix in fp32 or bf16 and return it as float32."""

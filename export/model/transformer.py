@@ -6,6 +6,8 @@ A prompt is one sequence (B = 1, any T); decoding is a batch of sequences at T =
 thresholds.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -29,7 +31,11 @@ FIRST = 1e-20
 
 
 def build(
-    config: ModelConfig, state: dict[str, Array], precisions: Precisions = FP32, heads: Execution | None = None
+    config: ModelConfig,
+    state: dict[str, Array],
+    precisions: Precisions = FP32,
+    heads: Execution | None = None,
+    scales: Mapping[str, Array] | None = None,
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of standard operators.
 
@@ -38,11 +44,12 @@ def build(
         state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
         precisions: Precision of each part.
         heads: How routed heads run; None takes the faster way for their size.
+        scales: Factors of the scales of blocks in int4 by matrix, from a calibration.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used exactly once.
     """
-    weights = Weights(state, precisions)
+    weights = Weights(state, precisions, scales)
     g = Graph("adaptive")
     _Transformer(g, weights, config, heads or execution_of(config, precisions.attention)).write()
     if weights.untaken():

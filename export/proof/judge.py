@@ -1,6 +1,7 @@
 """The torch model that judges a graph, with its own weights or with those that the graph multiplies by."""
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -35,8 +36,9 @@ def points(source: Source) -> dict[str, ThresholdTensors]:
 class Judge:
     """Passes of torch over held-out text, each computed once for all the graphs that are compared with it."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, scales: Mapping[str, Array] | None = None) -> None:
         self.source = source
+        self.scales = scales or {}
         self.points = points(source)
         ids = source.heldout_ids(TOKENS)
         length = min(WINDOW, source.config.context_length, ids.shape[1])
@@ -49,14 +51,14 @@ class Judge:
         """Return the torch model with the weights that the graph of `target` multiplies by."""
         if precisions == FP32:
             return self.source.model
-        key = (target, precisions)
+        key = _key(target, precisions)
         if key not in self._models:
-            self._models[key] = rounded_model(self.source.model, target, precisions)
+            self._models[key] = rounded_model(self.source.model, target, precisions, self.scales)
         return self._models[key]
 
     def passes(self, target: str, precisions: Precisions, name: str) -> list[Pass]:
         """Return the pass of each window at the thresholds `name`."""
-        key = ("" if precisions == FP32 else target, precisions, name)
+        key = (*_key(target, precisions), name)
         if key not in self._passes:
             model = self.model(target, precisions)
             self._passes[key] = [torch_pass(model, window, self.points[name]) for window in self.windows]
@@ -67,24 +69,33 @@ class Judge:
         return sum(len(self.source.tokenizer.decode(w[0, 1:].tolist()).encode()) for w in self.windows)
 
 
+def _key(target: str, precisions: Precisions) -> tuple[str, Precisions]:
+    """Return what decides the rounded weights: bf16 is the same in every graph, int8 and int4 are not."""
+    return (target if precisions.quantised else "", precisions)
+
+
 @torch.no_grad()
-def rounded_model(model: Transformer, target: str, precisions: Precisions) -> Transformer:
+def rounded_model(
+    model: Transformer, target: str, precisions: Precisions, scales: Mapping[str, Array] | None = None
+) -> Transformer:
     """Return a copy of `model` with its matrices rounded as the graph of `target` holds them."""
     other = copy.deepcopy(model)
     for name, parameter in other.named_parameters():
         if is_matrix(name, parameter.ndim):
             matrix: Tensor = parameter if parameter.ndim == 2 else parameter.mT  # (..., O, I)
             precision: Precision = getattr(precisions, part_of(name))
-            matrix.copy_(torch.from_numpy(rounded_matrix(matrix.numpy(), target, precision)))
+            own = (scales or {}).get(name)
+            matrix.copy_(torch.from_numpy(rounded_matrix(matrix.numpy(), target, precision, own)))
     return other
 
 
-def rounded_matrix(matrix: Array, target: str, precision: Precision) -> Array:
+def rounded_matrix(matrix: Array, target: str, precision: Precision, scales: Array | None = None) -> Array:
     """Return a matrix (..., O, I) as the graph of `target` holds it.
 
     The portable graph has one scale per output in int8, and stores int4 in such an int8.
     """
     if target != "portable" or precision in ("fp32", "bf16"):
-        return rounded(matrix, precision)
-    codes, scale = quantize_columns((rounded(matrix, "int4") if precision == "int4" else matrix).swapaxes(-1, -2))
+        return rounded(matrix, precision, scales)
+    matrix = rounded(matrix, "int4", scales) if precision == "int4" else matrix
+    codes, scale = quantize_columns(matrix.swapaxes(-1, -2))
     return np.ascontiguousarray((codes * scale[..., None, :]).swapaxes(-1, -2))

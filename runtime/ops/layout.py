@@ -58,10 +58,17 @@ def packed_bytes(precision: Precision, outputs: int, inputs: int) -> int:
     return rows // GROUP * (columns // BLOCK) * BLOCK_BYTES[precision]
 
 
-def pack(weight: Array, precision: Precision) -> Bytes:
-    """Pack a matrix, (N, K) or a stack of them (E, N, K), into a vector of bytes."""
+def pack(weight: Array, precision: Precision, scales: Array | None = None) -> Bytes:
+    """Pack a matrix, (N, K) or a stack of them (E, N, K), into a vector of bytes.
+
+    Args:
+        weight: The matrix.
+        precision: Precision to round to.
+        scales: As in `quantize`, (N, blocks) or (E, N, blocks), for int8 and int4.
+    """
     if weight.ndim == 3:
-        return np.concatenate([pack(matrix, precision) for matrix in weight])
+        each = [None] * len(weight) if scales is None else scales
+        return np.concatenate([pack(matrix, precision, own) for matrix, own in zip(weight, each, strict=True)])
     outputs, inputs = weight.shape
     rows, columns = padded(outputs, inputs)
     whole = np.zeros((rows, columns), np.float32)
@@ -71,7 +78,9 @@ def pack(weight: Array, precision: Precision) -> Bytes:
         values = whole if precision == "fp32" else to_bfloat16(whole)
         stream = values.reshape(groups, GROUP, blocks, BLOCK).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(stream).view(np.uint8).reshape(-1)
-    return _stream(quantize(whole, precision), precision)
+    if scales is not None:
+        scales = np.pad(scales, ((0, rows - outputs), (0, 0)), constant_values=1)
+    return _stream(quantize(whole, precision, scales), precision)
 
 
 def quantize(weight: Array, precision: Precision, scales: Array | None = None) -> Blocks:
@@ -106,8 +115,8 @@ def dequantize(blocks: Blocks) -> Floats:
     return np.asarray(values.reshape(len(values), -1), np.float32)
 
 
-def rounded(weight: Array, precision: Precision) -> Floats:
-    """Return the matrix (..., N, K) that a product really multiplies by: `weight` after packing."""
+def rounded(weight: Array, precision: Precision, scales: Array | None = None) -> Floats:
+    """Return the matrix (..., N, K) that a product really multiplies by: `weight` after packing with `scales`."""
     if precision == "fp32":
         return np.asarray(weight, np.float32)
     if precision == "bf16":
@@ -115,7 +124,8 @@ def rounded(weight: Array, precision: Precision) -> Floats:
     flat = np.asarray(weight, np.float32).reshape(-1, weight.shape[-1])
     missing = -flat.shape[-1] % BLOCK
     whole = np.pad(flat, ((0, 0), (0, missing)))
-    return dequantize(quantize(whole, precision))[:, : flat.shape[-1]].reshape(weight.shape)
+    own = None if scales is None else scales.reshape(len(flat), -1)
+    return dequantize(quantize(whole, precision, own))[:, : flat.shape[-1]].reshape(weight.shape)
 
 
 def to_bfloat16(values: Floats) -> NDArray[np.uint16]:

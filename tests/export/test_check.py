@@ -42,7 +42,7 @@ def test_the_report_of_fp32_stands_in_the_manifest(exported: Exported) -> None:
     assert Manifest.read(exported.folder).parity == report
     against_torch = {f"torch_thresholds_{name}" for name in ("trained", "everything", "little")}
     compared = against_torch | {"prompt_against_single_tokens"}
-    assert set(report) == compared | {"precision", "continuation", "skipping", "passed"}
+    assert set(report) == compared | {"precision", "continuation", "skipping", "passed", "targets"}
     assert report["precision"] == "fp32"
     assert report["passed"] is True
     for name in compared:
@@ -59,10 +59,13 @@ def test_the_report_of_fp32_stands_in_the_manifest(exported: Exported) -> None:
 def test_the_report_of_int8_tells_what_it_cost(exported_int8: Exported) -> None:
     report = exported_int8.report
     assert set(report) == {
-        "precision", "quantisation", "prompt_against_single_tokens", "continuation", "skipping", "passed"
+        "precision", "quantisation", "prompt_against_single_tokens", "continuation", "skipping", "passed", "targets"
     }  # fmt: skip
     found = report["quantisation"]
-    assert set(found) == {"bits_per_byte", "bits_per_byte_torch", "worse_share", "flipped_decisions_share", "passed"}
+    assert set(found) == {
+        "bits_per_byte", "bits_per_byte_torch", "bits_per_byte_rounded", "worse_share", "flipped_decisions_share",
+        "flipped_against_rounded_share", "passed",
+    }  # fmt: skip
     assert found["worse_share"] == pytest.approx(found["bits_per_byte"] / found["bits_per_byte_torch"] - 1)
     assert found["worse_share"] <= check_module.MAX_WORSE["int8"] == 0.005
     assert 0 < found["flipped_decisions_share"] < 0.05
