@@ -76,7 +76,7 @@ sanitize: $(STAMP)
 	CXXFLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=all' \
 	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  ADAPTIVE_TEST_LIBRARY=build/sanitize/adaptive_lm/runtime/ops/adaptive_ops.so $(BIN)/python -m pytest -q tests/runtime/ops
+	  ADAPTIVE_TEST_LIBRARY=build/sanitize/adaptive_lm/runtime/ops/adaptive_ops.so $(BIN)/python -m pytest -q -m 'not slow' tests/runtime/ops
 
 lint: style types
 

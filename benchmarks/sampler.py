@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "temperature": {},
     "top_k=40": {"top_k": 40},
-    "top_k=5000": {"top_k": 5000},
+    "top_k=16000": {"top_k": 16000},
     "top_p=0.9": {"top_p": 0.9},
     "top_p=0.1": {"top_p": 0.1},
     "min_p=0.05": {"min_p": 0.05},

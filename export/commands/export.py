@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,24 +27,17 @@ EVERYTHING = ""
 """Stands for the whole model in place of a part."""
 
 
-class Quantize(click.ParamType):
-    """A precision, or PART=PRECISION, as a pair (part or EVERYTHING, precision)."""
-
-    name = "int8|int4|bf16|PART=PRECISION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Split what the user typed."""
-        part, equals, precision = str(value).rpartition("=")
-        if not equals and precision in WHOLE:
-            return EVERYTHING, "fp32" if precision == "none" else precision
-        if part in PARTS and precision in OF_A_PART:
-            return part, precision
-        return self.fail(
-            f"found {value!r}, expected int8, int4 or bf16, or a part and its precision, such as experts=int4; parts "
-            f"are {', '.join(PARTS)}, their precisions {', '.join(OF_A_PART)}",
-            param,
-            ctx,
-        )
+def choice(text: str) -> tuple[str, str]:
+    """Split what the user typed, a precision or PART=PRECISION, into the part or EVERYTHING, and the precision."""
+    part, equals, precision = text.rpartition("=")
+    if not equals and precision in WHOLE:
+        return EVERYTHING, "fp32" if precision == "none" else precision
+    if part in PARTS and precision in OF_A_PART:
+        return part, precision
+    raise click.BadParameter(
+        f"found {text!r}, expected int8, int4 or bf16, or a part and its precision, such as experts=int4; parts are "
+        f"{', '.join(PARTS)}, their precisions {', '.join(OF_A_PART)}"
+    )
 
 
 def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
@@ -60,7 +53,7 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
         if chosen.setdefault(part, precision) != precision:
             what = f"{part}=" if part else ""
             raise click.UsageError(f"found --quantize {what}{chosen[part]} and {what}{precision}; give one of them")
-    whole = Precisions.of(chosen.pop(EVERYTHING, "fp32"))  # type: ignore[arg-type]  # `convert` checked it
+    whole = Precisions.of(chosen.pop(EVERYTHING, "fp32"))  # type: ignore[arg-type]  # `choice` checked it
     return Precisions.model_validate(whole.model_dump() | chosen)
 
 
@@ -86,8 +79,9 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 )
 @click.option(
     "--quantize",
-    type=Quantize(),
+    type=choice,
     multiple=True,
+    metavar="int8|int4|bf16|PART=PRECISION",
     help="int8, int4 or bf16 for the whole model (int4 leaves embedding and head in int8), or PART=PRECISION with one "
     "of the parts experts, attention, embedding, head; repeat it for several. Routers and norms stay fp32.",
 )

@@ -80,8 +80,11 @@ class _Transformer:
         """Embed the ids (B, T) -> (N, D)."""
         precision = self.weights.precisions.embedding
         table = matrix(self.g, self.weights, "embedding.weight")
-        sizes = {"dim": self.config.dim, "vocab": self.config.vocab_size}
-        return ours(self.g, "Embedding", "ids", table, precision=number(precision), **sizes)[0]
+        (x,) = ours(
+            self.g, "Embedding", "ids", table,
+            dim=self.config.dim, vocab=self.config.vocab_size, precision=number(precision),
+        )  # fmt: skip
+        return x
 
     def _head(self) -> str:
         """Return the output head, which is the embedding where they are tied."""

@@ -224,8 +224,12 @@ def _quantisation(
 def _flips(expected: list[Pass], actual: list[Pass]) -> float:
     """Return the share of routing decisions that differ."""
     routed = ("selected_experts", "selected_heads", "layers_run")
-    pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(expected, actual, strict=True) for name in routed]
-    return sum(int((a != b).sum()) for a, b in pairs) / sum(a.size for a, _ in pairs)
+    flips = decisions = 0
+    for one, other in zip(expected, actual, strict=True):
+        for name in routed:
+            flips += int((getattr(one, name) != getattr(other, name)).sum())
+            decisions += getattr(one, name).size
+    return flips / decisions
 
 
 def _bits_per_byte(judge: Judge, passes: list[Pass]) -> float:

@@ -12,8 +12,9 @@ from .options import PATH, check_plot, dial_options, model_options, option_names
 @click.command(
     epilog="""\b
 Example: adaptive bench --sweep --plot dial.svg
-Example: adaptive bench --compare quickstart:cpu --compare quickstart:portable"""
+Example: adaptive bench --compare quickstart:cpu quickstart:portable"""
 )
+@click.argument("models", nargs=-1, metavar="[--compare MODEL[:TARGET] MODEL[:TARGET]...]")
 @click.option("--prompt-tokens", type=int, default=64, show_default=True, help="Length of the prompt, at least 1.")
 @click.option(
     "--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after the prompt, at least 1."
@@ -29,8 +30,7 @@ Example: adaptive bench --compare quickstart:cpu --compare quickstart:portable""
     help="Seed of the prompt's place in the text and of the sampling, at least 0.",
 )
 @click.option("--sweep", "walk", is_flag=True, help="Measure quality and time at several points of the dial.")
-@click.option("--compare", "compared", multiple=True, metavar="MODEL[:TARGET]",
-              help="Compare the speed of several models or targets in one run; repeat for each.")  # fmt: skip
+@click.option("--compare", is_flag=True, help="Compare the speed of the models or targets given, in one run.")
 @click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of --sweep: a .png, .svg or .pdf file.")
 @click.option("--text", type=PATH, metavar="FILE", help="Text to read and to score; by default heldout.txt of the run.")
 @click.option(
@@ -45,8 +45,8 @@ Example: adaptive bench --compare quickstart:cpu --compare quickstart:portable""
 @model_options
 def bench(
     model: str | None, plot_path: Path | None, text: Path | None, as_json: bool, device: str, target: str,
-    threads: int | None, verify: bool, compared: tuple[str, ...], prompt_tokens: int, new_tokens: int, repeats: int,
-    seed: int, walk: bool, text_tokens: int, **dial: float | None,
+    threads: int | None, verify: bool, models: tuple[str, ...], compare: bool, prompt_tokens: int, new_tokens: int,
+    repeats: int, seed: int, walk: bool, text_tokens: int, **dial: float | None,
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 
@@ -64,7 +64,9 @@ def bench(
     one: paired by round, with its median, its 5th and 95th percentile, and beside the clock the CPU time. MODEL is a
     folder or the name of a run. Models with different tokenizers read the same random ids.
     """
-    if compared and (model or walk):
+    if models and not compare:
+        raise click.UsageError(f"found {models[0]!r}; to measure one model, type: adaptive bench --model {models[0]}")
+    if compare and (model or walk):
         raise click.UsageError(
             f"--compare names its models itself and measures no sweep; leave {'--model' if model else '--sweep'} out"
         )
@@ -79,11 +81,11 @@ def bench(
     with option_names():
         params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
                              text=text, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
-    if compared:
+    if compare:
         from ..measuring.bench_tables import show_comparison
-        from ..measuring.compare import compare, entries
+        from ..measuring.compare import compare_models, entries
 
-        comparison = compare(entries(compared, target), params, device=device, threads=threads, verify=verify)
+        comparison = compare_models(entries(models, target), params, device=device, threads=threads, verify=verify)
         if as_json:
             click.echo(json_module.dumps(comparison))
         else:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..format.manifest import Manifest, Model
 from .kv_cache import BATCH, THRESHOLDS, Cache, cache_shapes
+from .routes import Bools, Ints, Routes
 
 
 class Pass:
@@ -32,6 +33,9 @@ class Pass:
         self.new_lengths = np.zeros((L, BATCH), np.int64)
         self.selected_heads = np.zeros((L, BATCH, T, model.num_heads), np.bool_)
         self.windows = np.zeros((L, BATCH, T), np.int64)
+        self._heads, self._windows = model.routes_heads, model.has_windows
+        # Under `none` a skipped token is absent from the layer's cache, under `project` every token is present.
+        self._gained = np.arange(1, T + 1) if model.skipped_kv == "project" else None
         self._session = session
         self._binding = session.io_binding()
         self.rebinds = next(iter(cache.values.values())).device_name() != "cpu"
@@ -54,6 +58,27 @@ class Pass:
         if self.rebinds:
             self.bind_inputs()  # on CUDA, binding copies the inputs to the device
         self._session.run_with_iobinding(self._binding)
+
+    def routes(self, before: Ints, exits_open: Bools) -> Routes:
+        """Return the routes of the last run.
+
+        Args:
+            before: Tokens that the cache of each layer held before it, (L,).
+            exits_open: Whether the exit check of each layer was made, (L,).
+        """
+        layers_run = self.layers_run[:, 0].copy()  # (L, T)
+        keys = before[:, None] + (layers_run.cumsum(axis=1) if self._gained is None else self._gained)
+        windows = self.windows[:, 0].copy() if self._windows else None
+        return Routes(
+            selected_experts=self.selected_experts[:, 0].copy(),
+            layers_run=layers_run,
+            exit_layer=self.exit_layer[0].copy(),
+            keys=keys if windows is None else np.where(windows > 0, np.minimum(keys, windows), keys),
+            positions=self.positions[0].copy(),
+            exits_open=exits_open,
+            selected_heads=self.selected_heads[:, 0].copy() if self._heads else None,
+            windows=windows,
+        )
 
     def bind_inputs(self) -> None:
         """Bind the input arrays to the graph."""

@@ -193,6 +193,7 @@ class Session:
         self.cache.depth_threshold[:] = thresholds.depth_threshold[:, None]
         self.cache.exit_threshold[:] = thresholds.exit_threshold[:, None]
         self.cache.head_top_p[:] = thresholds.head_top_p[:, None]
+        self._exits_open = thresholds.exit_threshold < 1
 
     def prefill(self, ids: Sequence[int], num_logits: int = 1) -> Step:
         """Compute `ids` after the tokens in the caches.
@@ -259,26 +260,8 @@ class Session:
         graph.run()
         self.cache.lengths[:] = graph.new_lengths
         self._position += T
-        routes = self._routes(graph, before)
+        routes = graph.routes(before, self._exits_open)
         return Step(graph.logits[0].copy() if again else graph.logits[0], routes, self._meter)
-
-    def _routes(self, graph: Pass, before: NDArray[np.int64]) -> Routes:
-        layers_run = graph.layers_run[:, 0].copy()  # (L, T)
-        model = self.manifest.model
-        # Under `none` a skipped token is absent from the layer's cache, under `project` every token is present.
-        present = layers_run if model.skipped_kv == "none" else np.ones_like(layers_run)
-        keys = before[:, None] + present.cumsum(axis=1)
-        windows = graph.windows[:, 0].copy() if model.has_windows else None
-        return Routes(
-            selected_experts=graph.selected_experts[:, 0].copy(),
-            layers_run=layers_run,
-            exit_layer=graph.exit_layer[0].copy(),
-            keys=keys if windows is None else np.where(windows > 0, np.minimum(keys, windows), keys),
-            positions=graph.positions[0].copy(),
-            exits_open=self.cache.exit_threshold[:, 0] < 1,
-            selected_heads=graph.selected_heads[:, 0].copy() if model.routes_heads else None,
-            windows=windows,
-        )
 
     @property
     def meter(self) -> Meter:

@@ -119,7 +119,7 @@ def exponential(scores: Floats, best: np.float32, rate: np.float32) -> Floats:
     np.maximum(z, LEAST_EXPONENT, out=z)
     rounded = z + ROUND
     z -= rounded - ROUND
-    power = z * POLYNOMIAL[0]
+    power: Floats = z * POLYNOMIAL[0]
     for coefficient in POLYNOMIAL[1:]:
         power += coefficient
         power *= z

@@ -94,8 +94,9 @@ class Sampler:
     sorting: draw from all tokens; if a filter has removed that one, draw from those that rank before it, and so on. No
     token that the filters keep is ever left out, so each has its exact share.
 
-    Probabilities are float32, relative to that of the best token: of a token that has the share w of it, the relative
-    error is at most 1e-5 + 2e-7 log2(1 / w). A share below 2 ** -126 counts as 0.
+    Weights are float32: the probability of a token that has the share w of the best one's is exact to a factor of
+    1 +- (1e-5 + 2e-7 log2(1 / w)), the whole distribution to 1e-7 in total variation, as measured; a share below
+    2 ** -126 counts as 0. Just as exact is the mass at which `top_p` ends.
 
     Args:
         sampling: Settings of the choice.

@@ -45,10 +45,11 @@ def entries(given: Sequence[str], target: str) -> list[Entry]:
         WrongUsageError: There are fewer than two.
     """
     if len(given) < 2:
-        other = given[0].rpartition(":")[0] if given[0].endswith(tuple(f":{name}" for name in TARGETS)) else given[0]
+        name = given[0] if given else "MODEL"
+        model = name.rpartition(":")[0] if name.endswith(tuple(f":{target}" for target in TARGETS)) else name
         raise WrongUsageError(
-            f"found one --compare, expected two or more; type: adaptive bench --compare {given[0]} --compare OTHER, "
-            f"or, to compare two graphs of one model: adaptive bench --compare {other}:cpu --compare {other}:portable"
+            f"found {len(given)} models to compare, expected two or more; type: adaptive bench --compare {name} OTHER, "
+            f"or, to compare two graphs of one model: adaptive bench --compare {model}:cpu {model}:portable"
         )
     return [_entry(name, target) for name in given]
 
@@ -64,11 +65,11 @@ def _entry(name: str, target: str) -> Entry:
             raise
         find_model(model)  # if there is no such model either, its own message says more
         raise WrongUsageError(
-            f"found target {own!r} in --compare {name}, expected {', '.join(TARGETS)}; type: --compare {model}:portable"
+            f"found target {own!r} in {name}, expected {', '.join(TARGETS)}; type: {model}:portable"
         ) from None
 
 
-def compare(
+def compare_models(
     given: Sequence[Entry], params: BenchParams, *, device: str = "auto", threads: int | None = None,
     verify: bool = True,
 ) -> dict[str, Any]:  # fmt: skip

@@ -7,17 +7,13 @@ import ctypes
 import functools
 import math
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
-PATH = Path(__file__).with_name(f"adaptive_ops.{SUFFIX}")
-PATH_VARIABLE = "ADAPTIVE_OPS_LIBRARY"
-"""Environment variable with the path of another build, for tests of it."""
+from .library import PATH, PATH_VARIABLE
+
 NOT_FINITE = -1
 OTHER_VERSION = -2
 PROBE = (58, 63, 56, 62, 53, 55, 56, 40)
@@ -108,5 +104,5 @@ def compiled_function() -> Any | None:
         return None
     function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_void_p)
     probe = CompiledDraw(function, 65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
-    logits, seen = np.arange(65, dtype=np.float32) / 8, np.arange(60, 62, dtype=np.int32)
+    logits, seen = np.arange(65, dtype=np.float32) / np.float32(8), np.arange(60, 62, dtype=np.int32)
     return function if all(probe(logits, seen) == token for token in PROBE) else None

@@ -11,11 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from support.bare_graph import MODELS, initializers, proto_of
+from support.bare_graph import MODELS, initializers, model_of, proto_of, weights_of
 from support.runs import write_run
 
 from adaptive_lm.contract.file_names import GRAPH, WEIGHTS
-from adaptive_lm.export.costs import costs
+from adaptive_lm.export.costs import costs, packed_costs
+from adaptive_lm.export.fused.transformer import build as build_fused
 from adaptive_lm.export.model import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.judge import points
@@ -24,7 +25,7 @@ from adaptive_lm.runtime.dial.dial import Thresholds
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.kv_cache import Cache
 from adaptive_lm.runtime.execution.session import Session
-from adaptive_lm.runtime.format.manifest import CostTable, LayerCosts, Manifest, Precision, Precisions
+from adaptive_lm.runtime.format.manifest import KV, CostTable, LayerCosts, Manifest, Precision, Precisions
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
@@ -203,3 +204,54 @@ def test_the_checker_reads_the_graph_with_its_weights_outside(tmp_path: Path) ->
     source = read(write_run(tmp_path / "runs" / "tiny"))
     write_files(source, tmp_path, Precisions.of("fp32"))
     onnx.checker.check_model(tmp_path / GRAPH, full_check=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_bytes_are_those_of_the_matrices_in_the_file_with_their_padding(name: str, precision: Precision) -> None:
+    config = MODELS[name]
+    precisions = Precisions.of(precision)
+    table = packed_costs(config, precisions, "fp32").weight_bytes
+    proto = build_fused(config, weights_of(model_of(name)), precisions)
+    sizes = {t.name: len(numpy_helper.to_array(t)) for t in initializers(proto) if t.name.endswith(".packed")}
+    head = "embedding.weight.packed" if config.tie_embeddings else "head.weight.packed"
+    assert table.lm_head == sizes[head]
+    for i, layer in enumerate(table.layers):
+        own = {part: size for part, size in sizes.items() if part.startswith(f"layers.{i}.")}
+        attention = sum(own[f"layers.{i}.attention.{part}.weight.packed"] for part in ("q", "kv", "o"))
+        cope = 4 * config.resolved_head_dim * config.attention.max_positions * (config.positions_of(i) == "cope")
+        assert layer.attention + layer.head * config.num_heads == attention + cope
+        shared = sum(size for part, size in own.items() if ".shared." in part)
+        assert layer.shared_expert == shared
+        assert layer.expert * config.num_experts == sum(own.values()) - attention - shared
+        assert layer.skipped_kv in (0, own[f"layers.{i}.attention.kv.weight.packed"])
+        assert bool(layer.skipped_kv) is (config.depth.skipped_kv == "project")
+
+
+@pytest.mark.parametrize(("kv", "key"), [("fp32", 4 * 2 * 8), ("fp16", 2 * 2 * 8), ("int8", 2 * (8 + 4))])
+def test_a_key_and_a_value_cost_what_the_cache_holds_of_them(kv: KV, key: int) -> None:
+    """Two heads of 8: int8 adds a float32 scale to each."""
+    table = packed_costs(MODELS["both_project"], Precisions.of("int8"), kv).weight_bytes
+    assert [layer.attention_per_key for layer in table.layers] == [2 * key] * 4
+    counted = packed_costs(MODELS["cope_project"], Precisions.of("int8"), kv).weight_bytes
+    assert [layer.attention_per_key for layer in counted.layers] == [2 * key, 2 * key + 4, 2 * key + 4, 2 * key + 4]
+
+
+def test_heads_that_were_not_chosen_cost_our_operators_nothing() -> None:
+    """In the portable graph all heads of this size are one product, and all attend."""
+    config = MODELS["heads_top_p"]
+    portable = costs(config, Precisions.of("fp32")).flops
+    own = packed_costs(config, Precisions.of("fp32"), "fp32").flops
+    for one, other in zip(portable.layers, own.layers, strict=True):
+        assert (one.head, one.head_per_key) == (0, 0)
+        assert (other.head, other.head_per_key, other.attention_per_key) == (2 * 2 * 32 * 8, 4 * 8, 0)
+        assert other.attention + 4 * other.head == one.attention
+        assert 4 * other.head_per_key == one.attention_per_key
+    dense = packed_costs(MODELS["top_p"], Precisions.of("fp32"), "fp32").flops
+    assert dense == costs(MODELS["top_p"], Precisions.of("fp32")).flops
+
+
+def test_bf16_and_int4_of_the_portable_graph_read_what_they_are_held_as() -> None:
+    config = MODELS["shared_expert"]
+    assert costs(config, Precisions.of("bf16")) == costs(config, Precisions.of("fp32"))
+    assert costs(config, Precisions.of("int4")) == costs(config, Precisions.of("int8"))

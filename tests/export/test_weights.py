@@ -1,7 +1,6 @@
 """int8: rounding of weights and activations, and that a token's result does not depend on its neighbours."""
 
-import copy
-import functools
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,20 +17,24 @@ from support.bare_graph import (
     initializers,
     joined,
     model_of,
+    nodes,
     row,
     same_decisions,
     weights_of,
 )
-from support.models import busy_thresholds, season, tiny_ids, variant
+from support.bare_graph import proto_of as graph_proto
+from support.models import busy_thresholds, judge, season, tiny_ids, variant
 
 from adaptive_lm.export.graph import dispatch, weights
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, UINT8
 from adaptive_lm.export.graph.builder import Graph as Builder
-from adaptive_lm.export.graph.weights import Weights, quantize_columns, quantize_rows
+from adaptive_lm.export.graph.weights import Weights, is_matrix, part_of, quantize_columns, quantize_rows
 from adaptive_lm.export.model import transformer
 from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.proof.judge import rounded_matrix, rounded_model
 from adaptive_lm.export.proof.parity import TOLERANCE
-from adaptive_lm.runtime.format.manifest import Precisions
+from adaptive_lm.runtime.format.manifest import Precision, Precisions
+from adaptive_lm.runtime.ops.layout import rounded as layout_rounded
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 
 OUTLIER = 28
@@ -94,19 +97,6 @@ def test_a_matrix_with_a_negative_only_row_keeps_its_sign() -> None:
     np.testing.assert_allclose(run_one(g, output, x), x, atol=0.5 / 127)
 
 
-@functools.cache
-def rounded(name: str) -> Transformer:
-    """Build the torch model with its weights rounded as int8 rounds them; activations stay as they are."""
-    model = copy.deepcopy(model_of(name))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "router" not in key and "position" not in key:
-                matrix = parameter.mT if parameter.ndim == 2 else parameter  # (..., I, O)
-                steps, scale = quantize_columns(matrix.numpy())
-                matrix.copy_(torch.from_numpy(steps * scale[..., None, :]))
-    return model
-
-
 def can_tip(config: ModelConfig) -> bool:
     """Return whether a token still has a choice where everything is on: its best heads, its window."""
     best = config.heads.routing == "top_k" or (config.heads.routing == "adaptive" and config.most_heads < 4)
@@ -122,8 +112,9 @@ def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
     limits, ids = everything_on(MODELS[name]), tiny_ids(2, batch=1, time=24)
     graph_out = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
     with torch.no_grad():
-        judge = rounded(name)(ids, limits).logits.numpy()
-    error = np.sqrt(((graph_out.logits - judge) ** 2).mean(-1) / (judge**2).mean())  # (1, T)
+        model = rounded_model(model_of(name), "portable", Precisions.of("int8"))
+        expected = model(ids, limits).logits.numpy()
+    error = np.sqrt(((graph_out.logits - expected) ** 2).mean(-1) / (expected**2).mean())  # (1, T)
     assert 1e-4 < np.median(error) < 0.05
 
 
@@ -203,6 +194,73 @@ def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
     """With one scale for all rows the same models fail by far, so the tests above can fail."""
     in_prompt, in_batch = neighbours_change(*outlier_model(name))
     assert min(in_prompt, in_batch) > 100 * TOLERANCE["int8"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bf16_decides_and_says_what_torch_does_with_the_rounded_weights(name: str) -> None:
+    model = rounded_model(model_of(name), "portable", Precisions.of("bf16"))
+    limits, ids = busy_thresholds(MODELS[name]), tiny_ids(4, batch=1, time=24)
+    plain = judge(model, ids, limits)
+    assert not plain.near_ties().any(), "choose another seed: these decisions may fall either way"
+    graph_out = Sequences(graph_of(name, "bf16")).run(ids.numpy(), limits)
+    same_decisions(graph_out, plain)
+    np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=TOLERANCE["bf16"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bf16_stores_matrices_in_two_bytes_and_widens_them_once(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime does so when it loads the graph: what it runs then has no such Cast."""
+    proto, state = graph_proto(name, "bf16"), weights_of(model_of(name))
+    stored = [t for t in initializers(proto) if t.data_type == onnx.TensorProto.BFLOAT16]
+    assert {t.name.removesuffix(".bf16").rstrip("0123456789").rstrip(".") for t in stored} >= {
+        weight.rstrip("0123456789").rstrip(".") for weight, value in state.items() if is_matrix(weight, value.ndim)
+    }
+    optimised = Graph(proto, MODELS[name]).optimised(tmp_path / "optimised.onnx")
+    assert not [node.name for node in nodes(optimised) if "widen" in node.name]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["top_p", "both_none", "everything_project"])
+def test_int4_is_stored_as_int8_of_the_numbers_rounded_to_int4(name: str, precision: Precision) -> None:
+    """So it says what torch says with these numbers, but for the rounding of activations."""
+    state = weights_of(model_of(name))
+    written = {t.name: onnx.numpy_helper.to_array(t) for t in initializers(graph_proto(name, precision))}
+    for weight in (weight for weight, value in state.items() if is_matrix(weight, value.ndim)):
+        own = getattr(Precisions.of(precision), part_of(weight))
+        matrix = state[weight] if state[weight].ndim == 2 else state[weight].swapaxes(1, 2)  # (..., O, I)
+        parts = [""] if matrix.ndim == 2 else [f".{e}" for e in range(len(matrix))]
+        codes = np.stack([written[f"{weight}{part}.int8"] for part in parts])  # (E or 1, I, O)
+        scales = written[f"{weight}.scale"].reshape(len(parts), -1)
+        if weight == "embedding.weight" and not MODELS[name].tie_embeddings:
+            codes = codes.swapaxes(1, 2)  # rows are looked up
+        held = (codes * scales[:, None, :]).swapaxes(1, 2).reshape(matrix.shape)
+        np.testing.assert_array_equal(held, rounded_matrix(matrix, "portable", own), err_msg=weight)
+        assert np.abs(held - layout_rounded(matrix, own)).max() <= np.abs(matrix).max() / 127
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int4_gives_a_token_the_same_alone_and_in_a_prompt(name: str) -> None:
+    limits, ids = busy_thresholds(MODELS[name]), tiny_ids(2, batch=1, time=24).numpy()
+    graph = graph_of(name, "int4")
+    alone, prompt = Sequences(graph).steps(ids, limits), Sequences(graph).run(ids, limits)
+    same_decisions(prompt, alone)
+    np.testing.assert_array_equal(prompt.logits, alone.logits)
+
+
+def test_a_part_alone_can_be_quantised() -> None:
+    """Wherever an input is rounded to int8, a last bit could move it by a step, so tokens stay equal to prompts."""
+    state, limits = weights_of(model_of("everything_none")), busy_thresholds(MODELS["everything_none"])
+    ids = tiny_ids(2, batch=1, time=24).numpy()
+    for part in ("experts", "attention", "embedding", "head"):
+        precisions = Precisions.of("fp32").model_copy(update={part: "int8"})
+        proto = build(MODELS["everything_none"], state, precisions)
+        integers = {t.name for t in initializers(proto) if t.name.endswith(".int8")}
+        assert integers
+        assert {part_of(name.removesuffix(".int8")) for name in integers} == {part}
+        graph = Graph(proto, MODELS["everything_none"])
+        alone, prompt = Sequences(graph).steps(ids, limits), Sequences(graph).run(ids, limits)
+        same_decisions(prompt, alone)
+        np.testing.assert_array_equal(prompt.logits, alone.logits)
 
 
 def test_routers_norms_and_rotary_tables_stay_fp32() -> None:

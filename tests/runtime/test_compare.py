@@ -35,7 +35,7 @@ def compare(*args: str) -> Result:
 
 
 def test_the_ratios_of_each_model_are_to_the_first(runs: Path) -> None:
-    result = compare("--compare", "first", "--compare", "second:portable", "--compare", str(runs / "first"), "--json")
+    result = compare("--compare", "first", "second:portable", str(runs / "first"), "--json")
     assert result.exit_code == 0, result.stderr
     content = json.loads(result.stdout)
     first, second, _ = content["models"]
@@ -69,7 +69,7 @@ def test_ratios_are_paired_by_round() -> None:
 
 
 def test_people_read_a_table_of_decoding_and_one_of_prompts(runs: Path) -> None:
-    result = compare("--compare", "first", "--compare", "second")
+    result = compare("--compare", "first", "second")
     assert result.exit_code == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines() if line]
     assert [line[0] for line in lines] == [
@@ -89,16 +89,18 @@ def test_people_read_a_table_of_decoding_and_one_of_prompts(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["--compare", "first"], 2, "adaptive bench --compare first:cpu --compare first:portable"),
-        (["--compare", "first:cpu"], 2, "adaptive bench --compare first:cpu --compare first:portable"),
-        (["--compare", "first", "--compare", "third"], 1, "exported runs here: first, second"),
-        (["--compare", "first", "--compare", "second:gpu"], 2, "type: --compare second:portable"),
-        (["--compare", "first", "--compare", "third:gpu"], 1, "no exported model at third"),
-        (["--compare", "first", "--compare", "second", "--model", "first"], 2, "leave --model out"),
-        (["--compare", "first", "--compare", "second", "--sweep"], 2, "leave --sweep out"),
-        (["--compare", "first", "--compare", "second", "--new-tokens", "100"], 1, "this model's context is 96"),
-        (["--compare", "first", "--compare", "second:cpu"], 1, "no graph for the target cpu"),
-        (["--compare", "first", "--compare", "second", "--target", "cpu"], 1, "no graph for the target cpu"),
+        (["--compare", "first"], 2, "adaptive bench --compare first:cpu first:portable"),
+        (["--compare", "first:cpu"], 2, "adaptive bench --compare first:cpu first:portable"),
+        (["first", "second"], 2, "type: adaptive bench --model first"),
+        (["--compare"], 2, "found 0 models to compare"),
+        (["--compare", "first", "third"], 1, "exported runs here: first, second"),
+        (["--compare", "first", "second:gpu"], 2, "type: second:portable"),
+        (["--compare", "first", "third:gpu"], 1, "no exported model at third"),
+        (["--compare", "first", "second", "--model", "first"], 2, "leave --model out"),
+        (["--compare", "first", "second", "--sweep"], 2, "leave --sweep out"),
+        (["--compare", "first", "second", "--new-tokens", "100"], 1, "this model's context is 96"),
+        (["--compare", "first", "second:cpu"], 1, "no graph for the target cpu"),
+        (["--compare", "first", "second", "--target", "cpu"], 1, "no graph for the target cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -122,10 +124,10 @@ def other_tokenizer(runs: Path) -> None:
 
 @pytest.mark.usefixtures("other_tokenizer")
 def test_models_with_different_tokenizers_read_random_ids() -> None:
-    result = compare("--compare", "first", "--compare", "second", "--json")
+    result = compare("--compare", "first", "second", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["settings"]["tokens_from"] == "random ids, since tokenizers differ"
-    refused = compare("--compare", "first", "--compare", "second", "--text", "runs/first/heldout.txt")
+    refused = compare("--compare", "first", "second", "--text", "runs/first/heldout.txt")
     assert refused.exit_code == 1
     assert "leave --text out" in refused.stderr
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,16 @@ class Graph:
         options.log_severity_level = 3
         if any(entry.domain for entry in proto.opset_import):  # operators of our own
             load_library().register(options)
+        self.options = options
         self.session = onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+
+    def optimised(self, path: Path) -> onnx.ModelProto:
+        """Return the graph that ONNX Runtime made of it when it was loaded."""
+        self.options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(self.proto.SerializeToString(), self.options, providers=["CPUExecutionProvider"])
+        return onnx.load(path)
 
 
 class Sequences:

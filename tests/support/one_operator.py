@@ -1,5 +1,6 @@
 """One operator of ours in ONNX Runtime: a model of one node, built from the inputs that it is to run on."""
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
-from .kernels import LIBRARY
+from .kernels import LIBRARY, open_library
 
 Array = NDArray[Any]
 
@@ -79,6 +80,13 @@ def options(threads: int = 1) -> ort.SessionOptions:
 def run(name: str, inputs: Mapping[str, Array], threads: int = 1, **attributes: Any) -> tuple[Array, ...]:
     """Run an operator once."""
     return Operator(name, inputs, threads, **attributes)(inputs)
+
+
+def bytes_read() -> int:
+    """Return the bytes of packed weights that products have read since the library was loaded."""
+    counter = open_library().adaptive_ops_bytes_read
+    counter.restype = ctypes.c_int64
+    return int(counter())
 
 
 def rows(inputs: Mapping[str, Array], names: Sequence[str], part: slice) -> dict[str, Array]:

@@ -13,6 +13,8 @@ from adaptive_lm.runtime.ops.layout import BLOCK, Precision, rounded
 
 Array = NDArray[Any]
 EDGE = 1e-6
+# an int8 value that rounds the other way moves an output by up to one step of the row times a weight
+TOLERANCE = {"fp32": 2e-6, "bf16": 2e-6, "int8": 1e-2, "int4": 1e-2}
 
 
 class Experts(NamedTuple):
@@ -62,3 +64,16 @@ def feed_forward(
     probs = softmax(router @ z)
     total = probs[chosen].sum() if renormalize else 1.0
     return np.asarray(h + sum(probs[e] / total * run_expert(experts, e, z) for e in chosen))
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    """Return normal float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def close(result: Array, expected: Array, precision: Precision) -> None:
+    """Compare a result with the formula, as closely as the precision allows."""
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE[precision] * scale)
+    # one value may round the other way, not all of them
+    assert np.sqrt(np.mean((result - expected) ** 2)) < TOLERANCE[precision] / 4 * scale

@@ -18,6 +18,8 @@ float adaptive_ops_dot(const char*, const float*, const float*, int64_t);
 void adaptive_ops_add_scaled(const char*, float*, const float*, float, int64_t);
 void adaptive_ops_silu_product(const char*, const float*, const float*, float, float*, int64_t);
 float adaptive_ops_softmax(const char*, float*, int64_t);
+void adaptive_ops_attend(const char*, int64_t, int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*,
+                         const float*, const float*, int64_t, float*);
 }
 
 namespace {
@@ -107,6 +109,20 @@ void vectors(const char* name, int64_t n, float scale) {
   print("quantize_sums", n, 0, sums.data(), 4 * sums.size());
 }
 
+void attention(const char* name, int64_t type, int64_t head_dim, int64_t capacity, int64_t window, float scale) {
+  const int64_t tokens = 2 * capacity + 3, n = tokens * head_dim, positions = 9;
+  const std::vector<float> keys = random_floats(n, scale), values = random_floats(n, scale);
+  const std::vector<float> queries = random_floats(n, 1.0f), embedding = random_floats(positions * head_dim, 1.0f);
+  std::vector<float> out(n), counted(tokens);
+  for (float& one : counted) one = static_cast<float>(random_bits() % 2);
+  adaptive_ops_attend(name, type, head_dim, capacity, tokens, window, keys.data(), values.data(), queries.data(), nullptr,
+                      nullptr, 0, out.data());
+  print("attend", type, head_dim, out.data(), 4 * out.size());
+  adaptive_ops_attend(name, type, head_dim, capacity, tokens, window, keys.data(), values.data(), queries.data(),
+                      counted.data(), embedding.data(), positions, out.data());
+  print("attend_cope", type, head_dim, out.data(), 4 * out.size());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -120,4 +136,10 @@ int main(int argc, char** argv) {
     }
   for (int64_t n : {1, 15, 16, 17, 64, 100, 129, 512})
     for (float scale : {1.0f, 40.0f, 1e30f, 1e-38f}) vectors(argv[1], n, scale);
+  for (int64_t type = 0; type < 3; type++)
+    for (int64_t head_dim : {5, 16, 80})
+      for (float scale : {1.0f, 1e-3f, 1e4f}) {
+        attention(argv[1], type, head_dim, 7, 5, scale);
+        attention(argv[1], type, head_dim, 33, 33, scale);
+      }
 }

@@ -4,42 +4,28 @@ import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from support.kernels import LIBRARY
 
 ROOT = Path(__file__).resolve().parents[3]
 CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64"
 
-missing = [tool for tool in ("g++", CROSS, QEMU) if shutil.which(tool) is None]
+missing = [] if LIBRARY.is_file() else [LIBRARY.name]
+missing += [tool for tool in ("g++", CROSS, QEMU) if shutil.which(tool) is None]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
 ]
 
 
-@pytest.fixture(scope="module")
-def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adaptive_setup", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def driver(build: ModuleType, compiler: str, folder: Path) -> Path:
-    """Compile the kernels and the driver."""
-    library, program = folder / "kernels.so", folder / "driver"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", compiler)
-        build.compile_library(library, folder / "objects", below=build.SOURCES / "kernels")
-    source = Path(__file__).with_name("driver.cpp")
-    subprocess.run(
-        [compiler, "-std=c++17", "-O1", source, library, "-Wl,-rpath," + str(folder), "-o", program], check=True
-    )
-    return program
+def driver(compiler: str, library: Path, folder: Path) -> str:
+    """Compile the program that calls the kernels of a library."""
+    source, program = Path(__file__).with_name("driver.cpp"), folder / "driver"
+    link = [str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([compiler, "-std=c++17", "-O1", str(source), *link, "-o", str(program)], check=True)
+    return str(program)
 
 
 def lines(command: list[str]) -> list[str]:
@@ -47,13 +33,30 @@ def lines(command: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def expected(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return lines([str(driver(build, "g++", tmp_path_factory.mktemp("native"))), "plain"])
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return what plain C++ gives on this processor."""
+    return lines([driver("g++", LIBRARY, tmp_path_factory.mktemp("native")), "plain"])
 
 
 @pytest.fixture(scope="module")
-def arm64(build: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [QEMU, "-L", "/usr/aarch64-linux-gnu", str(driver(build, CROSS, tmp_path_factory.mktemp("arm64")))]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the cross-compiled library and its objects."""
+    spec = importlib.util.spec_from_file_location("adaptive_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    folder = tmp_path_factory.mktemp("arm64")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", CROSS)
+        build.compile_library(folder / "kernels.so", folder, below=build.SOURCES / "kernels")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arm64(folder: Path) -> list[str]:
+    """Return the command that calls the kernels on arm64."""
+    return [QEMU, "-L", "/usr/aarch64-linux-gnu", driver(CROSS, folder / "kernels.so", folder)]
 
 
 @pytest.mark.parametrize("name", ["neondot", "neon", "plain"])
@@ -61,6 +64,14 @@ def test_kernels_on_arm64_give_the_bits_of_plain_code_here(arm64: list[str], exp
     result = lines([*arm64, name])
     assert len(expected) > 300
     assert result == expected
+
+
+def test_code_for_one_instruction_set_defines_nothing_that_a_linker_could_merge(folder: Path) -> None:
+    objects = sorted(folder.glob("kernels_table_*.o"))
+    assert len(objects) == 3
+    for table in objects:
+        symbols = lines(["aarch64-linux-gnu-nm", "--defined-only", "--extern-only", str(table)])
+        assert len(symbols) == 1, f"{table.name} defines {symbols}"
 
 
 def test_arm64_has_no_kernels_for_x86(arm64: list[str]) -> None:

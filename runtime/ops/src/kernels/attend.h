@@ -3,7 +3,7 @@
 // The order of the sums of a query follows its own places only, so its result has the same bits alone, among others and
 // in any cache that holds the same tokens: a score is one fma chain over w, the softmax sums lanes j mod 16 of the
 // places j = 0, 1, ... that the query sees, and an output is one fma chain over them. Cells that a query does not see
-// may hold anything, NaN included: their scores are overwritten and their values never read.
+// may hold anything, NaN included: their scores are overwritten and their values not used.
 
 #pragma once
 
@@ -13,12 +13,18 @@
 namespace adaptive {
 namespace {
 
-// Sums that are kept in registers at a time, of 16 lanes each: more would not fit beside the operands.
+// Sums that are kept in registers at a time, of 16 lanes each (more would not fit beside the operands), and queries
+// that share what is loaded.
 #if defined(ADAPTIVE_ISA_avx512vnni)
-constexpr int kSums = 16;
+constexpr int kSums = 16, kRows = 8;
+#elif defined(ADAPTIVE_ISA_plain)
+constexpr int kSums = 1, kRows = 1;
 #else
-constexpr int kSums = 4;
+constexpr int kSums = 4, kRows = 4;
 #endif
+
+// Registers of a row that are computed together with those of other rows.
+constexpr int columns_of(int rows) { return rows >= kSums ? 1 : kSums / rows > 4 ? 4 : kSums / rows; }
 
 // --- The element types of a cache
 
@@ -90,7 +96,7 @@ ALWAYS_INLINE void score_tile(const float* queries, const uint8_t* keys, int64_t
 template <CacheType type, int ROWS>
 ALWAYS_INLINE void score_rows(const float* queries, const uint8_t* keys, int64_t blocks, int64_t head_dim, float* out,
                               int64_t stride) {
-  constexpr int TOGETHER = ROWS >= kSums ? 1 : kSums / ROWS > 4 ? 4 : kSums / ROWS;
+  constexpr int TOGETHER = columns_of(ROWS);
   const int64_t block = 16 * cell_bytes(type, head_dim);
   int64_t b = 0;
   for (; b + TOGETHER <= blocks; b += TOGETHER)
@@ -98,19 +104,14 @@ ALWAYS_INLINE void score_rows(const float* queries, const uint8_t* keys, int64_t
   for (; b < blocks; b++) score_tile<type, ROWS, 1>(queries, keys + b * block, head_dim, out + 16 * b, stride);
 }
 
-// Score queries with whole blocks of keys, as many rows at a time as there are registers for.
-template <CacheType type>
+// Score queries with whole blocks of keys, ROWS at a time and then half as many.
+template <CacheType type, int ROWS = kRows>
 void score(const float* queries, int64_t rows, const uint8_t* keys, int64_t blocks, int64_t head_dim, float* out,
            int64_t stride) {
-  int64_t r = 0;
-  if (kSums >= 16)
-    for (; r + 8 <= rows; r += 8)
-      score_rows<type, 8>(queries + r * head_dim, keys, blocks, head_dim, out + r * stride, stride);
-  for (; r + 4 <= rows; r += 4)
-    score_rows<type, 4>(queries + r * head_dim, keys, blocks, head_dim, out + r * stride, stride);
-  for (; r + 2 <= rows; r += 2)
-    score_rows<type, 2>(queries + r * head_dim, keys, blocks, head_dim, out + r * stride, stride);
-  if (r < rows) score_rows<type, 1>(queries + r * head_dim, keys, blocks, head_dim, out + r * stride, stride);
+  for (; rows >= ROWS; rows -= ROWS, queries += ROWS * head_dim, out += ROWS * stride)
+    score_rows<type, ROWS>(queries, keys, blocks, head_dim, out, stride);
+  if constexpr (ROWS > 1)
+    if (rows > 0) score<type, ROWS / 2>(queries, rows, keys, blocks, head_dim, out, stride);
 }
 
 // Copy the last block of a cache, of fewer than 16 cells, to a whole one whose other cells are zero.
@@ -213,6 +214,16 @@ ALWAYS_INLINE void mix_places(F16 (&sums)[ROWS][CHUNKS], const CacheHead& cache,
   }
 }
 
+// The same for one query. Not inlined: it is called for the few places that a tile does not share.
+template <CacheType type, int CHUNKS, bool PARTIAL>
+__attribute__((noinline)) void mix_alone(F16 (&sums)[CHUNKS], const CacheHead& cache, const uint8_t* column,
+                                         int64_t tail, const float* shares, int64_t base, int64_t first, int64_t last) {
+  F16 own[1][CHUNKS];
+  for (int c = 0; c < CHUNKS; c++) own[0][c] = sums[c];
+  mix_places<type, 1, CHUNKS, PARTIAL>(own, cache, column, tail, &shares, base, first, last);
+  for (int c = 0; c < CHUNKS; c++) sums[c] = own[0][c];
+}
+
 // One query of a tile, whose shares are those of the places from `base` on.
 struct TileRow {
   const Query* query;
@@ -237,37 +248,43 @@ ALWAYS_INLINE void mix_tile(const CacheHead& cache, const TileRow* rows, int64_t
   for (int r = 0; r < ROWS; r++)
     for (int c = 0; c < CHUNKS; c++) sums[r][c] = zero();
   for (int r = 0; r < ROWS; r++) {
-    if (rows[r].query->first >= first) continue;
-    F16 own[1][CHUNKS];
-    for (int c = 0; c < CHUNKS; c++) own[0][c] = sums[r][c];
-    const int64_t end = first - 1 < rows[r].query->last ? first - 1 : rows[r].query->last;
-    mix_places<type, 1, CHUNKS, PARTIAL>(own, cache, column, tail, shares + r, base, rows[r].query->first, end);
-    for (int c = 0; c < CHUNKS; c++) sums[r][c] = own[0][c];
+    const Query& query = *rows[r].query;
+    if (query.first >= first) continue;
+    const int64_t end = first - 1 < query.last ? first - 1 : query.last;
+    mix_alone<type, CHUNKS, PARTIAL>(sums[r], cache, column, tail, shares[r], base, query.first, end);
   }
   mix_places<type, ROWS, CHUNKS, PARTIAL>(sums, cache, column, tail, shares, base, first, last);
   for (int r = 0; r < ROWS; r++) {
-    const int64_t begin = last + 1 > rows[r].query->first ? last + 1 : rows[r].query->first;
-    F16 own[1][CHUNKS];
-    for (int c = 0; c < CHUNKS; c++) own[0][c] = sums[r][c];
-    mix_places<type, 1, CHUNKS, PARTIAL>(own, cache, column, tail, shares + r, base, begin, rows[r].query->last);
+    const Query& query = *rows[r].query;
+    const int64_t begin = last + 1 > query.first ? last + 1 : query.first;
+    if (begin <= query.last)
+      mix_alone<type, CHUNKS, PARTIAL>(sums[r], cache, column, tail, shares[r], base, begin, query.last);
     for (int c = 0; c < CHUNKS; c++) {
-      const F16 out = own[0][c] * all(rows[r].factor);
+      const F16 out = sums[r][c] * all(rows[r].factor);
       if (PARTIAL)
-        store_first(rows[r].query->out + w, out, tail);
+        store_first(query.out + w, out, tail);
       else
-        store(rows[r].query->out + w + 16 * c, out);
+        store(query.out + w + 16 * c, out);
     }
   }
 }
 
 template <CacheType type, int ROWS>
 ALWAYS_INLINE void mix_rows(const CacheHead& cache, const TileRow* rows, int64_t base) {
-  constexpr int TOGETHER = ROWS >= kSums ? 1 : kSums / ROWS > 4 ? 4 : kSums / ROWS;
+  constexpr int TOGETHER = columns_of(ROWS);
   int64_t w = 0;
   for (; w + 16 * TOGETHER <= cache.head_dim; w += 16 * TOGETHER)
     mix_tile<type, ROWS, TOGETHER, false>(cache, rows, base, w, 0);
   for (; w + 16 <= cache.head_dim; w += 16) mix_tile<type, ROWS, 1, false>(cache, rows, base, w, 0);
   if (w < cache.head_dim) mix_tile<type, ROWS, 1, true>(cache, rows, base, w, cache.head_dim - w);
+}
+
+// Write the outputs of a tile, ROWS queries at a time and then half as many.
+template <CacheType type, int ROWS = kRows>
+void mix(const CacheHead& cache, const TileRow* tile, int64_t rows, int64_t base) {
+  for (; rows >= ROWS; rows -= ROWS, tile += ROWS) mix_rows<type, ROWS>(cache, tile, base);
+  if constexpr (ROWS > 1)
+    if (rows > 0) mix<type, ROWS / 2>(cache, tile, rows, base);
 }
 
 // --- The task
@@ -281,11 +298,10 @@ void attend_tile(const AttendTask& task, const Query* queries, int64_t rows, con
   for (int64_t r = 1; r < rows; r++)
     if (queries[r].first < first) first = queries[r].first;
   const int64_t span = last - first + 1, stride = span + 3 * kKeyBlock;
-  float* scaled = scratch;                           // (rows, W)
-  float* logits = scaled + kMostQueries * head_dim;  // (rows, P)
-  float* scores =
-      logits + kMostQueries * padded_positions(task.num_positions) + kKeyBlock;  // (rows, stride), a block before it
   const int64_t positions = padded_positions(task.num_positions);
+  float* scaled = scratch;                                        // (rows, W)
+  float* logits = scaled + kMostQueries * head_dim;               // (rows, P)
+  float* scores = logits + kMostQueries * positions + kKeyBlock;  // (rows, stride), with a block before it
   for (int64_t r = 0; r < rows; r++)
     __builtin_memcpy(scaled + r * head_dim, queries[r].values, sizeof(float) * static_cast<size_t>(head_dim));
   if (task.position_embedding)
@@ -294,11 +310,9 @@ void attend_tile(const AttendTask& task, const Query* queries, int64_t rows, con
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(head_dim));
   for (int64_t i = 0; i < rows * head_dim; i++) scaled[i] *= scale;
 
-  const int64_t cell = first % cache.capacity;
-  const int64_t before =
-      span < cache.capacity - cell ? span : cache.capacity - cell;  // places before the ring wraps around
-  score_cells<type>(task, scaled, rows, cell, cell + before - 1, last_block, scores, stride);
-  if (before < span) score_cells<type>(task, scaled, rows, 0, span - before - 1, last_block, scores + before, stride);
+  const int64_t cell = first % cache.capacity, to_end = cache.capacity - cell;  // where the ring wraps around
+  score_cells<type>(task, scaled, rows, cell, cell + (span < to_end ? span : to_end) - 1, last_block, scores, stride);
+  if (span > to_end) score_cells<type>(task, scaled, rows, 0, span - to_end - 1, last_block, scores + to_end, stride);
   TileRow tile[kMostQueries];
   for (int64_t r = 0; r < rows; r++) {
     const int64_t n = queries[r].last - queries[r].first + 1;
@@ -306,12 +320,7 @@ void attend_tile(const AttendTask& task, const Query* queries, int64_t rows, con
     if (task.position_embedding) add_positions(task, own, queries[r].first, n, logits + r * positions);
     tile[r] = {queries + r, scores + r * stride, queries[r].weight / softmax_of(own, n)};
   }
-  int64_t r = 0;
-  if (kSums >= 16)
-    for (; r + 8 <= rows; r += 8) mix_rows<type, 8>(cache, tile + r, first);
-  for (; r + 4 <= rows; r += 4) mix_rows<type, 4>(cache, tile + r, first);
-  for (; r + 2 <= rows; r += 2) mix_rows<type, 2>(cache, tile + r, first);
-  if (r < rows) mix_rows<type, 1>(cache, tile + r, first);
+  mix<type>(cache, tile, rows, first);
 }
 
 template <CacheType type>

@@ -4,6 +4,10 @@
 #pragma once
 #include <cstdint>
 
+#ifndef ALWAYS_INLINE
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace adaptive {
 
 constexpr int64_t kGroup = 64;  // outputs of a group
@@ -17,9 +21,10 @@ struct Matrix {
   int64_t outputs, inputs;
   const uint8_t* data;
 
-  int64_t groups() const { return (outputs + kGroup - 1) / kGroup; }
-  int64_t blocks() const { return (inputs + kBlock - 1) / kBlock; }
-  int64_t block_bytes() const {
+  // Always inline: table.cpp may define nothing that the linker could merge with code for other processors.
+  ALWAYS_INLINE int64_t groups() const { return (outputs + kGroup - 1) / kGroup; }
+  ALWAYS_INLINE int64_t blocks() const { return (inputs + kBlock - 1) / kBlock; }
+  ALWAYS_INLINE int64_t block_bytes() const {
     switch (precision) {
       case Precision::fp32: return 4 * kBlock * kGroup;
       case Precision::bf16: return 2 * kBlock * kGroup;
@@ -28,7 +33,7 @@ struct Matrix {
     }
     return 0;
   }
-  int64_t bytes() const { return groups() * blocks() * block_bytes(); }
+  ALWAYS_INLINE int64_t bytes() const { return groups() * blocks() * block_bytes(); }
 };
 
 // One input vector. `quantize` fills what int8 and int4 matrices multiply by; fp32 and bf16 read only the values.

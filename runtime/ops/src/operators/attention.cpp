@@ -1,11 +1,11 @@
 // Attention of one layer, from its norm to its residual, with the cache that it writes.
 //
-// B batch, T time, N = B*T tokens, M of them run the layer, D width, H query heads, K key/value heads, W width of a
-// head, C capacity of the cache, R elements of a cell (attend_task.h), P contextual positions, L layers. Mirrors
-// `export/model/attention.py`, `cope.py` and `window.py`.
+// B batch, N tokens, M of them run the layer, D width, H query heads, K key/value heads, W width of a head, P
+// contextual positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
 
 #include <algorithm>
 
+#include "attention_ports.h"
 #include "cache.h"
 #include "chosen_heads.h"
 #include "places.h"
@@ -15,57 +15,11 @@ namespace adaptive {
 
 namespace {
 
-class Attention {
+class Attention : AttentionPorts {
  public:
   static constexpr const char* kName = "Attention";
-  enum Input {
-    x,
-    runs,
-    positions,
-    lengths,
-    windows,
-    head_weights,
-    norm,
-    q,
-    kv,
-    o,
-    q_norm,
-    k_norm,
-    cos,
-    sin,
-    position_embedding,
-    past_key,
-    past_value,
-    past_counted
-  };
-  static constexpr Port kInputs[] = {
-      {"x", Element::float32},                             // (N, D)
-      {"runs", Element::boolean, optional},                // (N, 1); absent: every token runs
-      {"positions", Element::int64},                       // (B, T), places in the text, which RoPE turns by
-      {"lengths", Element::int64},                         // (L, B), tokens that each layer's cache holds
-      {"windows", Element::int64, optional},               // (N,), tokens that each looks back at, itself included
-      {"head_weights", Element::float32, optional},        // (N, H), factors of the heads' outputs; 0: not chosen
-      {"norm", Element::float32},                          // (D,)
-      {"q", Element::uint8},                               // packed (H W, D)
-      {"kv", Element::uint8},                              // packed (2 K W, D), keys first
-      {"o", Element::uint8},                               // packed (D, H W)
-      {"q_norm", Element::float32},                        // (W,)
-      {"k_norm", Element::float32},                        // (W,)
-      {"cos", Element::float32, optional},                 // (context, W / 2), under RoPE
-      {"sin", Element::float32, optional},                 // (context, W / 2)
-      {"position_embedding", Element::float32, optional},  // (P, W), under CoPE
-      {"past_key", Element::any},                          // (B, K, C, R): float32, float16 or int8
-      {"past_value", Element::any},                        // (B, K, C, R)
-      {"past_counted", Element::float32, optional},        // (B, 1, C, 1): 1 where the token of a cell ran the layer
-  };
-  enum Output { h, present_key, present_value, present_counted };
-  static constexpr Port kOutputs[] = {
-      {"h", Element::float32},  // (N, D): x + attention, or x where the layer is skipped
-      {"present_key", Element::any, Presence::required, past_key},  // the cache; it is written in place where past and
-      {"present_value", Element::any, Presence::required, past_value},  // present are one buffer, else copied first
-      {"present_counted", Element::float32, optional},
-  };
-
+  using AttentionPorts::kInputs;
+  using AttentionPorts::kOutputs;
   static constexpr CachePorts kCachePorts{past_key,    past_value,    past_counted,
                                           present_key, present_value, present_counted};
 
@@ -261,7 +215,8 @@ class Attention {
       while (count < most && i + count < places.num_running && places.sequence(places.running[i + count]) == b) ++count;
       for (int64_t k = 0; k < num_kv_heads_; ++k) units[num_units++] = {i, count, b, k};
       const int64_t cells = places.place[places.running[i + count - 1]] - first[i] + 1;
-      cost += cells * 2 * num_kv_heads_ * cell_bytes(cache.type, head_dim_) * cost_of_rows(count * group);
+      // as many bytes as keys in float32 have: cells are in a near cache, and narrower ones take as long
+      cost += cells * num_kv_heads_ * head_dim_ * 4 * cost_of_rows(count * group);
       i += count;
     }
     const Tensor<const float>& embedding = weights.position_embedding;

@@ -1,6 +1,8 @@
 // The choice of the layers that a token runs.
 //
 // B batch, N = B*T tokens, D width, L layers. Mirrors `export/model/depth.py`.
+// Attributes: layer, the row of depth_threshold; eps, added to the mean square; reach, the most that a token moves its
+// threshold, in logits.
 
 #include "levels.h"
 
@@ -43,27 +45,31 @@ class DepthRouter {
     const auto runs_here = call.output<bool>(runs, {count, 1});
     const auto gates = call.output<float>(gate, {count, 1});
 
-    for (int64_t n = 0; n < count; ++n) {
-      if (here && !here.data[n]) {
-        runs_here.data[n] = false;
-        gates.data[n] = 0;
-        continue;
+    call.parallel(count, count * dim * kCostOfValue, [&](int64_t first, int64_t last) {
+      for (int64_t n = first; n < last; ++n) {
+        if (here && !here.data[n]) {
+          runs_here.data[n] = false;
+          gates.data[n] = 0;
+          continue;
+        }
+        const float* own = states.data + n * dim;
+        const float mean = kernels().dot(own, own, dim) / static_cast<float>(dim);
+        const float scale = 1.0f / std::sqrt(mean + eps_);  // w . rms(x) = scale (w . x)
+        const float score = sigmoid(scale * kernels().dot(own, scorer.data, dim) + *offset.data);
+        const float level = levels.of(n);
+        float limit = level;
+        if (shift.weight != nullptr && level > 0) {  // a level of 0 lets every token run
+          limit = shifted(level, scale * kernels().dot(own, shift.weight, dim) + *shift.bias, shift.reach);
+        }
+        runs_here.data[n] = level <= 0 || score >= limit;
+        gates.data[n] = 2 * score;
       }
-      const float* own = states.data + n * dim;
-      const float mean = kernels().dot(own, own, dim) / static_cast<float>(dim);
-      const float scale = 1.0f / std::sqrt(mean + eps_);  // w . rms(x) = scale (w . x)
-      const float score = sigmoid(scale * kernels().dot(own, scorer.data, dim) + *offset.data);
-      const float level = levels.of(n);
-      float limit = level;
-      if (shift.weight != nullptr && level > 0) {  // a level of 0 lets every token run
-        limit = shifted(level, scale * kernels().dot(own, shift.weight, dim) + *shift.bias, shift.reach);
-      }
-      runs_here.data[n] = level <= 0 || score >= limit;
-      gates.data[n] = 2 * score;
-    }
+    });
   }
 
  private:
+  static constexpr int64_t kCostOfValue = 4;  // a dot product reads it from the cache
+
   int64_t layer_;
   float eps_, reach_;
 };

@@ -1,6 +1,7 @@
 // The embedding of tokens: rows of a packed matrix, which may be that of the output head.
 //
 // B batch, T time, N = B*T tokens, D width, V vocabulary. Mirrors `_embed` in `export/model/transformer.py`.
+// Attributes: dim D; vocab V; precision.
 
 #include "product.h"
 

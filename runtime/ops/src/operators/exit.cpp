@@ -2,6 +2,8 @@
 //
 // B batch, N = B*T tokens, D width, V vocabulary, L layers. Mirrors `_exits` in `export/model/transformer.py` and
 // `export/model/exits.py`. Only tokens that are here, and whose threshold is below 1, compute a confidence.
+// Attributes: layer, the row of exit_threshold and what a leaving token reports; eps, added to the mean square;
+// criterion; vocab V and precision, of the head.
 
 #include "levels.h"
 #include "product.h"

@@ -11,9 +11,7 @@ constexpr int64_t kCostOfSilu = 16;        // bytes that could be read while one
 
 }  // namespace
 
-void Experts::add(const Matrix& gate_up, const Matrix& down, int64_t count) {
-  stacks_[num_stacks_++] = {gate_up, down, count};
-}
+void Experts::add(const Matrix& gate_up, const Matrix& down) { stacks_[num_stacks_++] = {gate_up, down}; }
 
 bool Experts::any_integer() const {
   return is_integer(stacks_[0].gate_up.precision) ||
@@ -30,7 +28,7 @@ Experts::Run Experts::expert(int64_t number, int64_t first, int64_t last) const 
   const bool shared = number == num_routed_;
   const Stack& stack = stacks_[shared ? 1 : 0];
   const int64_t within = shared ? 0 : number;
-  return {nth(stack.gate_up, within), nth(stack.down, within), first, last, 0};
+  return {nth(stack.gate_up, within), nth(stack.down, within), first, last, 0, nullptr};
 }
 
 void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, float* out) const {
@@ -75,19 +73,17 @@ void Experts::compute(const Rows& x, const int64_t* tokens, const Pair* pairs, R
   const int64_t num_pairs = runs[num_runs - 1].last;
   auto** rows = scratch.take<const Row*>(num_pairs);
   auto** hidden = scratch.take<float*>(num_pairs);  // (2F,)
-  auto** inner = scratch.take<Rows*>(num_pairs);
-  auto** inner_rows = scratch.take<const Row*>(num_pairs);
+  auto** inner = scratch.take<const Row*>(num_pairs);
   auto** sums = scratch.take<float*>(num_pairs);  // (D,)
   int64_t groups = 0, up_cost = 0, down_cost = 0, silu_cost = 0;
   for (int64_t r = 0; r < num_runs; ++r) {
     Run& run = runs[r];
     const int64_t width = run.down.inputs;
-    auto* own = new (scratch.take<Rows>(1)) Rows(scratch, run.size(), width, is_integer(run.down.precision));
+    run.inner = new (scratch.take<Rows>(1)) Rows(scratch, run.size(), width, is_integer(run.down.precision));
     for (int64_t p = run.first; p < run.last; ++p) {
       rows[p] = x.row(pairs[p].row);
       hidden[p] = scratch.take<float>(2 * width);
-      inner[p] = own;
-      inner_rows[p] = own->row(p - run.first);
+      inner[p] = run.inner->row(p - run.first);
       sums[p] = scratch.take<float>(dim_);
     }
     run.groups_before = groups;
@@ -109,16 +105,17 @@ void Experts::compute(const Rows& x, const int64_t* tokens, const Pair* pairs, R
     int64_t r = 0;
     for (int64_t p = first; p < last; ++p) {
       while (runs[r].last <= p) ++r;
-      const int64_t width = runs[r].down.inputs, own = p - runs[r].first;
-      kernels().silu_product(hidden[p], hidden[p] + width, pairs[p].weight, inner[p]->values(own), width);
-      inner[p]->quantize(own);
+      const Run& run = runs[r];
+      const int64_t width = run.down.inputs, own = p - run.first;
+      kernels().silu_product(hidden[p], hidden[p] + width, pairs[p].weight, run.inner->values(own), width);
+      run.inner->quantize(own);
     }
   });
   call_.parallel(runs[0].down.groups(), down_cost, [&](int64_t first, int64_t last) {
     const int64_t start = first * kGroup, width = std::min(last * kGroup, dim_) - start;
     for (int64_t r = 0; r < num_runs; ++r) {
       const Run& run = runs[r];
-      multiply(run.down, inner_rows + run.first, run.size(), sums + run.first, first, last);
+      multiply(run.down, inner + run.first, run.size(), sums + run.first, first, last);
       for (int64_t p = run.first; p < run.last; ++p) {
         kernels().add_scaled(out + tokens[pairs[p].row] * dim_ + start, sums[p] + start, 1.0f, width);
       }

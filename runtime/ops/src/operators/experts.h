@@ -18,7 +18,7 @@ class Experts {
   Experts(const Call& call, int64_t dim, int64_t num_routed) : call_(call), dim_(dim), num_routed_(num_routed) {}
 
   // Add a stack of experts: the routed ones first, then the shared one, which every token takes.
-  void add(const Matrix& gate_up, const Matrix& down, int64_t count);
+  void add(const Matrix& gate_up, const Matrix& down);
 
   bool any_integer() const;
 
@@ -30,7 +30,6 @@ class Experts {
  private:
   struct Stack {
     Matrix gate_up, down;
-    int64_t count;
   };
   struct Pair {
     int64_t row;  // of x
@@ -40,6 +39,7 @@ class Experts {
     Matrix gate_up, down;
     int64_t first, last;
     int64_t groups_before;  // groups of gate_up of the runs before this one
+    const Rows* inner;      // (last - first, F)
 
     int64_t size() const { return last - first; }
   };

@@ -5,6 +5,11 @@
 // and with a depth gate out = x + gate (that - x), x being the input of the layer. A token that skips the layer keeps
 // its state. N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token.
 // Mirrors `export/model/moe.py`, `router.py` and `experts.py`.
+//
+// Attributes: layer, the row of router_top_p; eps, added to the mean square; num_experts E; hidden and shared_hidden,
+// the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k; renormalize, whether
+// routing weights are divided by their sum; reach, the most that a token moves its threshold, in logits;
+// precision_experts and precision_shared.
 
 #include "experts.h"
 #include "levels.h"
@@ -70,10 +75,10 @@ class FeedForward {
     if (factor && !before) call.fail("with the input gate, x is needed too");
     Experts experts(call, dim, num_experts_);
     experts.add(matrix(call, gate_up, precision_, 2 * hidden_, dim, num_experts_),
-                matrix(call, down, precision_, dim, hidden_, num_experts_), num_experts_);
+                matrix(call, down, precision_, dim, hidden_, num_experts_));
     if (shared_hidden_ > 0) {
       experts.add(matrix(call, shared_gate_up, shared_precision_, 2 * shared_hidden_, dim),
-                  matrix(call, shared_down, shared_precision_, dim, shared_hidden_), 1);
+                  matrix(call, shared_down, shared_precision_, dim, shared_hidden_));
     }
     const auto result = call.output<float>(out, {count, dim});
     const auto chosen = call.output<bool>(selected, {count, num_experts_});

@@ -1,6 +1,7 @@
 // The logits of the last tokens of each sequence.
 //
 // B batch, T time, N = B*T tokens, D width, V vocabulary. Mirrors the end of `export/model/transformer.py`.
+// Attributes: eps, added to the mean square; vocab V; precision.
 
 #include "product.h"
 

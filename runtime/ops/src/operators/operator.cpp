@@ -121,7 +121,7 @@ Tensor<void> Call::result(size_t index, std::initializer_list<int64_t> shape) co
   Tensor<void> tensor;
   OrtValue* value = nullptr;
   if (index < num_outputs_) check(api().output(context_, index, shape.begin(), shape.size(), &value));
-  if (value == nullptr) return tensor;
+  if (value == nullptr) return tensor;  // only an optional one: ONNX Runtime refuses a node without the others
   check(api().data(value, &tensor.data));
   tensor.rank = shape.size();
   tensor.type = outputs_[index].type;

@@ -115,7 +115,7 @@ class Call {
     const Tensor<const void> tensor = value(index, element_of<T>());
     return {static_cast<const T*>(tensor.data), tensor.shape, tensor.rank, tensor.type, tensor.present};
   }
-  // Allocate an output; it is absent if the node does not name it.
+  // Allocate an output; one that the node does not name is an empty tensor if the operator declares it optional.
   template <class T>
   Tensor<T> output(size_t index, std::initializer_list<int64_t> shape) const {
     const Tensor<void> tensor = result(index, shape);
@@ -146,7 +146,7 @@ class Call {
   size_t num_inputs_ = 0, num_outputs_ = 0;
 };
 
-constexpr int64_t kPartCost = 96 << 10;  // bytes that a part reads at least: some 3 us of one core, 10 times what handing it out takes
+constexpr int64_t kPartCost = 96 << 10;  // bytes that a part reads at least: some 3 us of one core
 constexpr int64_t kMostParts = 64;
 
 template <class Work>
@@ -221,7 +221,8 @@ struct Description : OrtCustomOp {
     if (std::any_of(std::begin(Operator::kOutputs), std::end(Operator::kOutputs),
                     [](const Port& port) { return port.type == Element::any; })) {
       infer_output_shape = [](const OrtCustomOp*, OrtShapeInferContext* context) {
-        return guarded(Operator::kName, [&] { infer_types(Operator::kOutputs, std::size(Operator::kOutputs), context); });
+        return guarded(Operator::kName,
+                       [&] { infer_types(Operator::kOutputs, std::size(Operator::kOutputs), context); });
       };
     }
     create_kernel_v2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
@@ -238,7 +239,7 @@ struct Description : OrtCustomOp {
   }
 };
 
-// The operators of the library, in no order.
+// The operators of the library, in any order.
 std::vector<const OrtCustomOp*>& operators();
 
 template <class Operator>

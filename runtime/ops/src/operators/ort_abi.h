@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C ABI that our operators use, declared by ourselves.
 //
-// ONNX Runtime hands a library one table of function pointers, OrtApi. Entries are only ever appended to it, so an entry
-// is known by its position and signature. `Api` names those that are used. The table is asked for by the version in
-// which the newest of them appeared; a runtime that is older returns none, and the library is refused.
+// ONNX Runtime hands a library one table of function pointers, OrtApi. Entries are only ever appended to it, so an
+// entry is known by its position and signature. `Api` names those that are used. The table is asked for by the version
+// in which the newest of them appeared; a runtime that is older returns none, and the library is refused.
 #pragma once
 
 #include <cstddef>
@@ -113,9 +113,10 @@ class Api {
     return entry<90, OrtStatus*, const OrtKernelContext*, size_t, const OrtValue**>()(context, index, value);
   }
   // Allocate an output of the given shape, or take the buffer that the caller bound to it; null if it is not wanted.
-  OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank, OrtValue** value) const {
-    return entry<91, OrtStatus*, OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**>()(context, index, shape,
-                                                                                                rank, value);
+  OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank,
+                    OrtValue** value) const {
+    return entry<91, OrtStatus*, OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**>()(
+        context, index, shape, rank, value);
   }
   // Return the elements of a tensor.
   OrtStatus* data(OrtValue* value, void** data) const {
@@ -138,8 +139,8 @@ class Api {
         context, index, info);
   }
 
-  // Call work(data, i) for every i below `total` on the threads of the session. With `batches` 0 each i is handed out on
-  // its own; else the numbers are cut into that many contiguous parts. A session with one thread runs a plain loop.
+  // Call work(data, i) for every i below `total` on the threads of the session. With `batches` 0 each i is handed out
+  // on its own; else the numbers are cut into that many contiguous parts. A session with one thread runs a plain loop.
   OrtStatus* parallel_for(const OrtKernelContext* context, void (*work)(void*, size_t), size_t total, size_t batches,
                           void* data) const {
     return entry<274, OrtStatus*, const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*>()(

@@ -13,7 +13,7 @@ constexpr int64_t kMostExperts = int64_t{1} << 16;
 
 inline bool is_integer(Precision precision) { return precision == Precision::int8 || precision == Precision::int4; }
 
-// Read a `precision` attribute.
+// Read a `precision` attribute: 0 fp32, 1 bf16, 2 int8, 3 int4.
 Precision precision_of(const Attributes& attributes, const char* name);
 
 // Return the first of `count` equal packed matrices, which follow each other in the input `index`.

@@ -4,6 +4,7 @@
 // and given back when the scope ends. Once the arena has grown to what a pass needs, a pass allocates nothing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -23,9 +24,13 @@ class Arena {
   }
 
   void* take(int64_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    add(bytes);  // a block for each piece, so that AddressSanitizer sees where it ends
+#else
     bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    if (blocks_.empty() || used_ + bytes > capacity_) grow(bytes);
-    void* result = blocks_.back().data + used_;
+    if (blocks_.empty() || used_ + bytes > capacity_) add(std::max({bytes, 2 * capacity_, kLeast}));
+#endif
+    void* result = blocks_.back().get() + used_;
     used_ += bytes;
     return result;
   }
@@ -35,21 +40,13 @@ class Arena {
   static constexpr int64_t kLeast = 1 << 16;
   static constexpr int64_t kMost = 1 << 24;  // what a thread keeps between passes; a long prompt may take more
 
-  struct Block {
-    std::unique_ptr<uint8_t[]> memory;
-    uint8_t* data;  // aligned
+  struct Free {
+    void operator()(uint8_t* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
   };
 
-  void grow(int64_t bytes) {
-    const int64_t size = bytes > 2 * capacity_ ? bytes : 2 * capacity_;
-    add(size > kLeast ? size : kLeast);
-  }
-
   void add(int64_t size) {
-    std::unique_ptr<uint8_t[]> memory(new uint8_t[size + kAlignment]);
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    uint8_t* data = memory.get() + (kAlignment - address % kAlignment) % kAlignment;
-    blocks_.push_back({std::move(memory), data});
+    auto* memory = ::operator new(static_cast<size_t>(size), std::align_val_t(kAlignment));
+    blocks_.emplace_back(static_cast<uint8_t*>(memory));
     total_ += size;
     capacity_ = size;
     used_ = 0;
@@ -57,15 +54,15 @@ class Arena {
 
   // At the end of the outermost scope: join several blocks, so that the next pass finds one that is large enough.
   void settle() {
-    if (blocks_.size() > 1 || total_ > kMost) {
-      const int64_t total = total_ < kMost ? total_ : kMost;
-      blocks_.clear();
-      total_ = capacity_ = used_ = 0;
-      add(total);
-    }
+    used_ = 0;
+    if (blocks_.size() < 2 && total_ <= kMost) return;
+    const int64_t total = std::min(total_, kMost);
+    blocks_.clear();
+    total_ = capacity_ = 0;
+    add(total);
   }
 
-  std::vector<Block> blocks_;
+  std::vector<std::unique_ptr<uint8_t, Free>> blocks_;
   int64_t total_ = 0, capacity_ = 0, used_ = 0;  // bytes: of all blocks, of the last block, taken of the last block
   int depth_ = 0;
 };
@@ -78,12 +75,10 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() {
     if (arena_.blocks_.size() == blocks_) arena_.used_ = used_;  // else the older blocks stay full until the end
-    if (--arena_.depth_ == 0) {
-      arena_.used_ = 0;
-      try {
-        arena_.settle();
-      } catch (const std::bad_alloc&) {  // the next pass allocates what it needs
-      }
+    if (--arena_.depth_ > 0) return;
+    try {
+      arena_.settle();
+    } catch (const std::bad_alloc&) {  // the next pass allocates what it needs
     }
   }
 

@@ -92,8 +92,8 @@ int64_t best_token(const float* scores, float best) {
 }
 
 constexpr float kUsualRange = 32.0f;  // of the logits that matter
-constexpr int kEvenPasses = 6;
-constexpr int64_t kFew = 512;
+constexpr int kEvenPasses = 8;
+constexpr int64_t kFew = 64;
 
 struct Place {
   float score;    // the k-th largest
@@ -141,9 +141,9 @@ using Sample = int64_t (*)(Settings&, const float*);
 
 // Choose the passes for this processor, or those that ADAPTIVE_KERNEL names, as for the kernels of the operators.
 Sample choose() {
+#if defined(__x86_64__)
   const char* forced = std::getenv("ADAPTIVE_KERNEL");
   const auto may = [&](const char* name) { return forced == nullptr || std::strcmp(forced, name) == 0; };
-#if defined(__x86_64__)
   if (may("avx512vnni") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return avx512::sample;

@@ -113,19 +113,7 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
   return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
-// The instruction multiplies unsigned by signed bytes and adds pairs in 16 bits, where 255 * 127 * 2 does not fit. So it
-// gets |q| and the activation with the sign of q: 127 * 127 * 2 fits.
-struct Int8Weights {
-  __m256i low, high;  // q
-};
-using Int8Sum = I16;
-struct Int4Weights {
-  __m256i low[2], high[2];  // of the first and the last 8 lanes: the low halves, the high halves
-};
-// Sums in 16 bits: a block adds 8 pairs of products to one, each at most 15 * 127 * 2.
-struct Int4Sum {
-  __m256i low, high;
-};
+constexpr int kFloatRows = 6, kFloatLanes = 1, kIntRows = 6, kIntLanes = 1;
 
 ALWAYS_INLINE __m256i four(const int8_t* p) {
   int32_t word;
@@ -133,38 +121,53 @@ ALWAYS_INLINE __m256i four(const int8_t* p) {
   return _mm256_set1_epi32(word);
 }
 
-ALWAYS_INLINE Int8Weights load_int8(const uint8_t* p) {
-  const __m256i offset = _mm256_set1_epi8(-128);
-  return {_mm256_xor_si256(load_256(p), offset), _mm256_xor_si256(load_256(p + 32), offset)};
-}
-ALWAYS_INLINE Int8Sum start_int8(int32_t) { return all_int(0); }
-ALWAYS_INLINE __m256i dot_bytes(__m256i q, __m256i x) {
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-ALWAYS_INLINE void dot(Int8Sum& sum, Int8Weights w, __m256i x) {
-  sum.low = _mm256_add_epi32(sum.low, dot_bytes(w.low, x));
-  sum.high = _mm256_add_epi32(sum.high, dot_bytes(w.high, x));
-}
-ALWAYS_INLINE F16 finish(Int8Sum sum) { return to_float(sum); }
+// The instruction multiplies unsigned by signed bytes and adds pairs in 16 bits, where 255 * 127 * 2 does not fit. So it
+// gets |q| and the activation with the sign of q: 127 * 127 * 2 fits.
+struct Int8Products {
+  struct Weights {
+    __m256i low, high;  // q
+  };
+  I16 sum;
 
-ALWAYS_INLINE Int4Weights load_int4(const uint8_t* p) {
-  const __m256i half = _mm256_set1_epi8(15), first = load_256(p), last = load_256(p + 32);
-  return {{_mm256_and_si256(first, half), _mm256_and_si256(last, half)},
-          {_mm256_and_si256(_mm256_srli_epi16(first, 4), half), _mm256_and_si256(_mm256_srli_epi16(last, 4), half)}};
-}
-ALWAYS_INLINE Int4Sum start_int4() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-ALWAYS_INLINE void dot(Int4Sum& sum, Int4Weights w, __m256i x_low, __m256i x_high) {
-  sum.low = _mm256_add_epi16(sum.low, _mm256_maddubs_epi16(w.low[0], x_low));
-  sum.low = _mm256_add_epi16(sum.low, _mm256_maddubs_epi16(w.high[0], x_high));
-  sum.high = _mm256_add_epi16(sum.high, _mm256_maddubs_epi16(w.low[1], x_low));
-  sum.high = _mm256_add_epi16(sum.high, _mm256_maddubs_epi16(w.high[1], x_high));
-}
-ALWAYS_INLINE F16 finish(Int4Sum sum, I16 zeros, int32_t activation_sum) {
-  const __m256i sixteen = _mm256_set1_epi16(16), minus = _mm256_set1_epi32(-activation_sum & 0xFFFF);
-  const I16 products{_mm256_madd_epi16(sum.low, sixteen), _mm256_madd_epi16(sum.high, sixteen)};
-  return to_float(products + I16{_mm256_madd_epi16(zeros.low, minus), _mm256_madd_epi16(zeros.high, minus)});
-}
+  static ALWAYS_INLINE Int8Products start(int32_t) { return {all_int(0)}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) {
+    const __m256i offset = _mm256_set1_epi8(-128);
+    return {_mm256_xor_si256(load_256(p), offset), _mm256_xor_si256(load_256(p + 32), offset)};
+  }
+  static ALWAYS_INLINE __m256i products(__m256i q, __m256i x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+  ALWAYS_INLINE void add(Weights w, __m256i x) { sum = sum + I16{products(w.low, x), products(w.high, x)}; }
+  ALWAYS_INLINE F16 finish() const { return to_float(sum); }
+};
+
+// Sums in 16 bits: a block adds 8 pairs of products to one, each at most 15 * 127 * 2.
+template <bool SHARED>
+struct Int4Products {
+  struct Weights {
+    __m256i low[2], high[2];  // the low and the high halves, of the first and of the last 8 lanes
+  };
+  __m256i first, last;
+
+  static ALWAYS_INLINE Int4Products start() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) {
+    const __m256i half = _mm256_set1_epi8(15), a = load_256(p), b = load_256(p + 32);
+    return {{_mm256_and_si256(a, half), _mm256_and_si256(b, half)},
+            {_mm256_and_si256(_mm256_srli_epi16(a, 4), half), _mm256_and_si256(_mm256_srli_epi16(b, 4), half)}};
+  }
+  ALWAYS_INLINE void add(Weights w, __m256i x_low, __m256i x_high) {
+    first = _mm256_add_epi16(first, _mm256_maddubs_epi16(w.low[0], x_low));
+    first = _mm256_add_epi16(first, _mm256_maddubs_epi16(w.high[0], x_high));
+    last = _mm256_add_epi16(last, _mm256_maddubs_epi16(w.low[1], x_low));
+    last = _mm256_add_epi16(last, _mm256_maddubs_epi16(w.high[1], x_high));
+  }
+  ALWAYS_INLINE F16 finish(I16 zeros, int32_t activation_sum) const {
+    const __m256i sixteen = _mm256_set1_epi16(16), minus = _mm256_set1_epi32(-activation_sum & 0xFFFF);
+    const I16 products{_mm256_madd_epi16(first, sixteen), _mm256_madd_epi16(last, sixteen)};
+    return to_float(products + I16{_mm256_madd_epi16(zeros.low, minus), _mm256_madd_epi16(zeros.high, minus)});
+  }
+};
 
 }  // namespace
 }  // namespace adaptive

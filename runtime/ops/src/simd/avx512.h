@@ -72,19 +72,7 @@ ALWAYS_INLINE int32_t sum(I16 a) { return _mm512_reduce_add_epi32(a.v); }
 ALWAYS_INLINE float max_lane(F16 a) { return _mm512_reduce_max_ps(a.v); }
 ALWAYS_INLINE int32_t max_lane(I16 a) { return _mm512_reduce_max_epi32(a.v); }
 
-// Unsigned weights times signed activations; the offset of 128 is taken off at the start.
-struct Int8Weights {
-  __m512i v;
-};
-struct Int8Sum {
-  __m512i v;
-};
-struct Int4Weights {
-  __m512i low, sixteen_high;
-};
-struct Int4Sum {
-  __m512i low, sixteen_high;
-};
+constexpr int kFloatRows = 6, kFloatLanes = 4, kIntRows = 4, kIntLanes = 4;
 
 ALWAYS_INLINE I16 four(const int8_t* p) {
   int32_t word;
@@ -92,26 +80,66 @@ ALWAYS_INLINE I16 four(const int8_t* p) {
   return all_int(word);
 }
 
-ALWAYS_INLINE Int8Weights load_int8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-ALWAYS_INLINE Int8Sum start_int8(int32_t activation_sum) { return {_mm512_set1_epi32(-128 * activation_sum)}; }
-ALWAYS_INLINE void dot(Int8Sum& sum, Int8Weights w, I16 x) { sum.v = _mm512_dpbusd_epi32(sum.v, w.v, x.v); }
-ALWAYS_INLINE F16 finish(Int8Sum sum) { return {_mm512_cvtepi32_ps(sum.v)}; }
+// Unsigned weights times signed activations; the offset of 128 is taken off at the start.
+struct Int8Products {
+  struct Weights {
+    __m512i v;
+  };
+  __m512i sum;
 
-// The high halves are multiplied where they are, as sixteen times their value, so nothing is shifted.
-ALWAYS_INLINE Int4Weights load_int4(const uint8_t* p) {
-  const __m512i v = _mm512_loadu_si512(p), low = _mm512_set1_epi8(15);
-  return {_mm512_and_si512(v, low), _mm512_andnot_si512(low, v)};
-}
-ALWAYS_INLINE Int4Sum start_int4() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
-ALWAYS_INLINE void dot(Int4Sum& sum, Int4Weights w, I16 x_low, I16 x_high) {
-  sum.low = _mm512_dpbusd_epi32(sum.low, w.low, x_low.v);
-  sum.sixteen_high = _mm512_dpbusd_epi32(sum.sixteen_high, w.sixteen_high, x_high.v);
-}
-ALWAYS_INLINE F16 finish(Int4Sum sum, I16 zeros, int32_t activation_sum) {
+  static ALWAYS_INLINE Int8Products start(int32_t activation_sum) { return {_mm512_set1_epi32(-128 * activation_sum)}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  ALWAYS_INLINE void add(Weights w, I16 x) { sum = _mm512_dpbusd_epi32(sum, w.v, x.v); }
+  ALWAYS_INLINE F16 finish() const { return {_mm512_cvtepi32_ps(sum)}; }
+};
+
+// 16 sum - zeros * activation_sum, as floats
+ALWAYS_INLINE F16 less_zeros(__m512i sixteen_sum, I16 zeros, int32_t activation_sum) {
   const __m512i minus = _mm512_set1_epi32(-activation_sum & 0xFFFF);
-  const __m512i high = _mm512_dpwssd_epi32(sum.sixteen_high, zeros.v, minus);
-  return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sum.low, 4), high))};
+  return {_mm512_cvtepi32_ps(_mm512_dpwssd_epi32(sixteen_sum, zeros.v, minus))};
 }
+
+template <bool SHARED>
+struct Int4Products {
+  struct Weights {
+    __m512i low, high;
+  };
+  __m512i sum;
+
+  static ALWAYS_INLINE Int4Products start() { return {_mm512_setzero_si512()}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) {
+    const __m512i v = _mm512_loadu_si512(p), half = _mm512_set1_epi8(15);
+    return {_mm512_and_si512(v, half), _mm512_and_si512(_mm512_srli_epi16(v, 4), half)};
+  }
+  ALWAYS_INLINE void add(Weights w, I16 x_low, I16 x_high) {
+    sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, w.low, x_low.v), w.high, x_high.v);
+  }
+  ALWAYS_INLINE F16 finish(I16 zeros, int32_t activation_sum) const {
+    return less_zeros(_mm512_slli_epi32(sum, 4), zeros, activation_sum);
+  }
+};
+
+// For one row: the high halves are multiplied where they are, as sixteen times their value, so no weight is shifted.
+template <>
+struct Int4Products<false> {
+  struct Weights {
+    __m512i low, sixteen_high;
+  };
+  __m512i low, sixteen_high;
+
+  static ALWAYS_INLINE Int4Products start() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) {
+    const __m512i v = _mm512_loadu_si512(p), half = _mm512_set1_epi8(15);
+    return {_mm512_and_si512(v, half), _mm512_andnot_si512(half, v)};
+  }
+  ALWAYS_INLINE void add(Weights w, I16 x_low, I16 x_high) {
+    low = _mm512_dpbusd_epi32(low, w.low, x_low.v);
+    sixteen_high = _mm512_dpbusd_epi32(sixteen_high, w.sixteen_high, x_high.v);
+  }
+  ALWAYS_INLINE F16 finish(I16 zeros, int32_t activation_sum) const {
+    return less_zeros(_mm512_add_epi32(_mm512_slli_epi32(low, 4), sixteen_high), zeros, activation_sum);
+  }
+};
 
 }  // namespace
 }  // namespace adaptive

@@ -147,14 +147,7 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
   return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
 }
 
-struct Int8Weights {
-  int8x16_t v[4];  // q
-};
-using Int8Sum = I16;
-struct Int4Weights {
-  int8x16_t low[4], high[4];
-};
-using Int4Sum = I16;
+constexpr int kFloatRows = 6, kFloatLanes = 1, kIntRows = 3, kIntLanes = 1;
 
 ALWAYS_INLINE int8x16_t four(const int8_t* p) {
   int32_t word;
@@ -162,7 +155,7 @@ ALWAYS_INLINE int8x16_t four(const int8_t* p) {
   return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
 
-// sum[i] += the products of bytes 4 i to 4 i + 3. Two products fit 16 bits: neither is -128 on both sides.
+// sum[i] += the products of bytes 4 i to 4 i + 3. Two products fit 16 bits, since no byte is -128.
 ALWAYS_INLINE int32x4_t dot_bytes(int32x4_t sum, int8x16_t w, int8x16_t x) {
 #if defined(__ARM_FEATURE_DOTPROD)
   return vdotq_s32(sum, w, x);
@@ -172,35 +165,50 @@ ALWAYS_INLINE int32x4_t dot_bytes(int32x4_t sum, int8x16_t w, int8x16_t x) {
 #endif
 }
 
-ALWAYS_INLINE Int8Weights load_int8(const uint8_t* p) {
-  const uint8x16_t offset = vdupq_n_u8(128);
-  Int8Weights w;
-  for (int i = 0; i < 4; i++) w.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 16 * i), offset));
-  return w;
-}
-ALWAYS_INLINE Int8Sum start_int8(int32_t) { return all_int(0); }
-ALWAYS_INLINE void dot(Int8Sum& sum, const Int8Weights& w, int8x16_t x) {
-  for (int i = 0; i < 4; i++) sum.v[i] = dot_bytes(sum.v[i], w.v[i], x);
-}
-ALWAYS_INLINE F16 finish(Int8Sum sum) { return to_float(sum); }
+struct Int8Products {
+  struct Weights {
+    int8x16_t v[4];  // q
+  };
+  I16 sum;
 
-ALWAYS_INLINE Int4Weights load_int4(const uint8_t* p) {
-  Int4Weights w;
-  for (int i = 0; i < 4; i++) {
-    const uint8x16_t v = vld1q_u8(p + 16 * i);
-    w.low[i] = vreinterpretq_s8_u8(vandq_u8(v, vdupq_n_u8(15)));
-    w.high[i] = vreinterpretq_s8_u8(vshrq_n_u8(v, 4));
+  static ALWAYS_INLINE Int8Products start(int32_t) { return {all_int(0)}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) {
+    const uint8x16_t offset = vdupq_n_u8(128);
+    Weights w;
+    for (int i = 0; i < 4; i++) w.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 16 * i), offset));
+    return w;
   }
-  return w;
-}
-ALWAYS_INLINE Int4Sum start_int4() { return all_int(0); }
-ALWAYS_INLINE void dot(Int4Sum& sum, const Int4Weights& w, int8x16_t x_low, int8x16_t x_high) {
-  for (int i = 0; i < 4; i++) sum.v[i] = dot_bytes(dot_bytes(sum.v[i], w.low[i], x_low), w.high[i], x_high);
-}
-ALWAYS_INLINE F16 finish(Int4Sum sum, I16 zeros, int32_t activation_sum) {
-  const int32x4_t minus = vdupq_n_s32(-activation_sum);
-  return each([&](int i) { return vcvtq_f32_s32(vmlaq_s32(vshlq_n_s32(sum.v[i], 4), zeros.v[i], minus)); });
-}
+  ALWAYS_INLINE void add(const Weights& w, int8x16_t x) {
+    for (int i = 0; i < 4; i++) sum.v[i] = dot_bytes(sum.v[i], w.v[i], x);
+  }
+  ALWAYS_INLINE F16 finish() const { return to_float(sum); }
+};
+
+template <bool SHARED>
+struct Int4Products {
+  struct Weights {
+    int8x16_t low[4], high[4];
+  };
+  I16 sum;
+
+  static ALWAYS_INLINE Int4Products start() { return {all_int(0)}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) {
+    Weights w;
+    for (int i = 0; i < 4; i++) {
+      const uint8x16_t v = vld1q_u8(p + 16 * i);
+      w.low[i] = vreinterpretq_s8_u8(vandq_u8(v, vdupq_n_u8(15)));
+      w.high[i] = vreinterpretq_s8_u8(vshrq_n_u8(v, 4));
+    }
+    return w;
+  }
+  ALWAYS_INLINE void add(const Weights& w, int8x16_t x_low, int8x16_t x_high) {
+    for (int i = 0; i < 4; i++) sum.v[i] = dot_bytes(dot_bytes(sum.v[i], w.low[i], x_low), w.high[i], x_high);
+  }
+  ALWAYS_INLINE F16 finish(I16 zeros, int32_t activation_sum) const {
+    const int32x4_t minus = vdupq_n_s32(-activation_sum);
+    return each([&](int i) { return vcvtq_f32_s32(vmlaq_s32(vshlq_n_s32(sum.v[i], 4), zeros.v[i], minus)); });
+  }
+};
 
 }  // namespace
 }  // namespace adaptive

@@ -174,37 +174,41 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
   return r;
 }
 
-struct Int8Weights {
-  const uint8_t* p;
-};
-using Int8Sum = I16;
-struct Int4Weights {
-  const uint8_t* p;
-};
-using Int4Sum = I16;
+constexpr int kFloatRows = 4, kFloatLanes = 1, kIntRows = 4, kIntLanes = 1;
+
 struct FourActivations {
   const int8_t* p;
 };
-
 ALWAYS_INLINE FourActivations four(const int8_t* p) { return {p}; }
 
-ALWAYS_INLINE Int8Weights load_int8(const uint8_t* p) { return {p}; }
-ALWAYS_INLINE Int8Sum start_int8(int32_t activation_sum) { return all_int(-128 * activation_sum); }
-ALWAYS_INLINE void dot(Int8Sum& sum, Int8Weights w, FourActivations x) {
-  for (int i = 0; i < 16; i++)
-    for (int t = 0; t < 4; t++) sum.v[i] += w.p[4 * i + t] * x.p[t];
-}
-ALWAYS_INLINE F16 finish(Int8Sum sum) { return to_float(sum); }
+struct Int8Products {
+  using Weights = const uint8_t*;
+  I16 sum;
 
-ALWAYS_INLINE Int4Weights load_int4(const uint8_t* p) { return {p}; }
-ALWAYS_INLINE Int4Sum start_int4() { return all_int(0); }
-ALWAYS_INLINE void dot(Int4Sum& sum, Int4Weights w, FourActivations low, FourActivations high) {
-  for (int i = 0; i < 16; i++)
-    for (int t = 0; t < 4; t++) sum.v[i] += (w.p[4 * i + t] & 15) * low.p[t] + (w.p[4 * i + t] >> 4) * high.p[t];
-}
-ALWAYS_INLINE F16 finish(Int4Sum sum, I16 zeros, int32_t activation_sum) {
-  return each([&](int i) { return static_cast<float>(16 * sum.v[i] - zeros.v[i] * activation_sum); });
-}
+  static ALWAYS_INLINE Int8Products start(int32_t activation_sum) { return {all_int(-128 * activation_sum)}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) { return p; }
+  ALWAYS_INLINE void add(Weights w, FourActivations x) {
+    for (int i = 0; i < 16; i++)
+      for (int t = 0; t < 4; t++) sum.v[i] += w[4 * i + t] * x.p[t];
+  }
+  ALWAYS_INLINE F16 finish() const { return to_float(sum); }
+};
+
+template <bool SHARED>
+struct Int4Products {
+  using Weights = const uint8_t*;
+  I16 sum;
+
+  static ALWAYS_INLINE Int4Products start() { return {all_int(0)}; }
+  static ALWAYS_INLINE Weights load(const uint8_t* p) { return p; }
+  ALWAYS_INLINE void add(Weights w, FourActivations low, FourActivations high) {
+    for (int i = 0; i < 16; i++)
+      for (int t = 0; t < 4; t++) sum.v[i] += (w[4 * i + t] & 15) * low.p[t] + (w[4 * i + t] >> 4) * high.p[t];
+  }
+  ALWAYS_INLINE F16 finish(I16 zeros, int32_t activation_sum) const {
+    return each([&](int i) { return static_cast<float>(16 * sum.v[i] - zeros.v[i] * activation_sum); });
+  }
+};
 
 }  // namespace
 }  // namespace adaptive

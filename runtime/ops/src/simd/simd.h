@@ -11,13 +11,17 @@
 // to_int        rounds to nearest even; |x| must be below 2^22
 // sum           lane i + lane i + 8, then + 4, + 2, + 1
 //
-// The products of quantised blocks: 64 bytes hold 4 inputs of each lane. `load_int8` and `load_int4` prepare weights once
-// for all rows, `four` repeats 4 activations in every lane, and `finish` gives the exact sum as floats.
+// The products of quantised blocks, of which each lane has 4 bytes of weights at a time: `four` repeats 4 activations in
+// every lane, and `Int8Products` and `Int4Products<SHARED>` (several rows share the weights) have
+//   start, load(weights), add(weights, activations), finish: the exact sum as floats, of int4 in sixteenths of a step
+//
+// kFloatRows, kFloatLanes, kIntRows, kIntLanes are the shape of a tile that the registers hold, in rows and F16.
 #pragma once
-#include <stddef.h>
 #include <stdint.h>
 
+#ifndef ALWAYS_INLINE
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
 
 #if defined(ADAPTIVE_ISA_avx512vnni)
 #include "avx512.h"
@@ -36,7 +40,11 @@ namespace {
 
 ALWAYS_INLINE F16 zero() { return all(0.0f); }
 
-ALWAYS_INLINE void prefetch(const void* address) { __builtin_prefetch(address); }
+// Keep the loads before this before those behind it.
+ALWAYS_INLINE void in_order() { __asm__ volatile("" ::: "memory"); }
+
+// Bring a line, and the translation of its page, near. The address may be outside of every allocation.
+ALWAYS_INLINE void touch(const uint8_t* address) { __builtin_prefetch(address); }
 
 // e^x to 2 units in the last place; infinite from 88.4 on, 0 below -87.7.
 ALWAYS_INLINE F16 exp(F16 x) {
