@@ -8,6 +8,7 @@
 //   Keys: blocks of 16 cells. Block b holds r = min(16, C - 16 b) of them and starts at element 16 R b; component w of
 //   its cell i is element w r + i, in int8 followed by the r scales. So one register holds a component of 16 keys.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 namespace adaptive {

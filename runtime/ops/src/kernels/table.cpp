@@ -6,6 +6,7 @@
 #include "attend.h"
 #include "elementwise.h"
 #include "linear.h"
+#include "write_cell.h"
 
 #define ADAPTIVE_TABLE(name) \
   extern const Kernels kernels_##name = {#name, quantize, multiply, matrix_row, rms_norm, rotate, dot, add_scaled, \
