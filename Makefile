@@ -73,7 +73,7 @@ docs: $(STAMP)
 
 # Python itself is built without the checks, so their library is loaded before it; its own leaks are not ours.
 sanitize: $(STAMP)
-	CXXFLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=all' \
+	ADAPTIVE_CXXFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all' \
 	  $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitize --build-temp build/sanitize/objects
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  ADAPTIVE_TEST_LIBRARY=build/sanitize/adaptive_lm/runtime/ops/adaptive_ops.so $(BIN)/python -m pytest -q -m 'not slow' tests/runtime/ops

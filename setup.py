@@ -103,7 +103,9 @@ def run(command: list[str]) -> str:
 
 def compile_library(library: Path, objects: Path, force: bool = False, below: Path = SOURCES) -> None:
     """Compile the sources below a folder into `library`; object files in `objects` are reused while they are newer."""
-    compiler = [*find_compiler(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    compiler = find_compiler()
+    # last, so that they win; CXXFLAGS is not read, since one -ffast-math in it would change results
+    extra = shlex.split(os.environ.get("ADAPTIVE_CXXFLAGS", ""))
     machine = run([*compiler, "-dumpmachine"]).strip()
     architecture = machine.split("-")[0].replace("arm64", "aarch64").replace("amd64", "x86_64")
     instruction_sets = INSTRUCTION_SETS.get(architecture, {"plain": []})
@@ -124,12 +126,12 @@ def compile_library(library: Path, objects: Path, force: bool = False, below: Pa
         source, target, flags = job
         fresh = target.exists() and target.stat().st_mtime > max(source.stat().st_mtime, newest_header)
         if force or not fresh:
-            run([*compiler, *FLAGS, *WARNINGS, *flags, "-c", str(source), "-o", str(target)])
+            run([*compiler, *FLAGS, *WARNINGS, *flags, *extra, "-c", str(source), "-o", str(target)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, jobs))
     partial = library.with_name(library.name + ".partial")  # a library that is loaded now keeps its file
-    run([*compiler, *FLAGS, "-shared", *(str(target) for _, target, _ in jobs), "-o", str(partial)])
+    run([*compiler, *FLAGS, *extra, "-shared", *(str(target) for _, target, _ in jobs), "-o", str(partial)])
     partial.replace(library)
 
 

@@ -25,7 +25,8 @@ Everyone runs the same random weights, vocabulary 32,000, and takes turns in one
 thread. More: wall clock. Medians and, in brackets, the 5th to 95th percentile over the rounds. The share of the floor
 is the time in which the bytes that the choices need, in a participant's own format, can be read, over the time taken; a
 model that fits into the cache is compared with the cache. llama.cpp's types are f32, q8_0 and q4_0 as its own tool
-makes them (output head in q6_K); its keys and values are float16. GenAI builds the mixture of experts as LFM2-MoE."""
+makes them (output head in q6_K); its keys and values are float16. GenAI builds the mixture of experts as LFM2-MoE.
+Peers that are not installed are left out; the command says how to install them."""
 Cell = Mapping[str, Any]
 
 

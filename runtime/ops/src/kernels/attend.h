@@ -86,7 +86,9 @@ ALWAYS_INLINE void score_tile(const float* queries, const uint8_t* keys, int64_t
   }
   for (int b = 0; b < BLOCKS; b++) {
     if (type == CacheType::int8) {
-      F16 scales = load(reinterpret_cast<const float*>(keys + b * block + 16 * head_dim));
+      float steps[16];  // their address may be odd
+      __builtin_memcpy(steps, keys + b * block + 16 * head_dim, sizeof(steps));
+      const F16 scales = load(steps);
       for (int r = 0; r < ROWS; r++) sums[r][b] = sums[r][b] * scales;
     }
     for (int r = 0; r < ROWS; r++) store(out + r * stride + 16 * b, sums[r][b]);

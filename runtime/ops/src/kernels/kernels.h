@@ -60,7 +60,7 @@ struct Kernels {
   // Quantise a row to int8: a block's scale is its greatest magnitude / 127, or 0 where that is below 2^-100.
   void (*quantize)(Row& row, int64_t inputs);
 
-  // out[r][n] = (W row_r)[n] for the groups [first, last) of 64 outputs; only n < outputs is written. `blocks` null: all.
+  // out[r][n] = (W row_r)[n] for groups [first, last) of 64 outputs; only n < outputs is written. `blocks` null: all.
   void (*multiply)(const Matrix& matrix, const Row* const* rows, int64_t num_rows, float* const* out, int64_t first,
                    int64_t last, const Blocks* blocks);
 

@@ -148,27 +148,28 @@ class Attention : AttentionPorts {
       if (heads.all()) {
         multiply(weights.q, runners, running, into_queries, first, end);
       } else {
-        for (int64_t group = first; group < end; ++group) {
-          multiply_group(weights.q, heads, runners, running, into_queries, group);
+        for (int64_t group = first, next; group < end; group = next) {
+          for (next = group + 1; next < end && heads.same_rows(group, next);) ++next;
+          multiply_groups(weights.q, heads, runners, running, into_queries, group, next);
         }
       }
       multiply(weights.kv, writers, writing, into_pairs, begin - of_q, last - of_q);
     });
   }
 
-  // Compute a group of q for the rows that chose one of its heads.
-  static void multiply_group(const Matrix& q, const ChosenHeads& heads, const Row* const* rows, int64_t count,
-                             float* const* into, int64_t group) {
+  // Compute groups of q for the rows that chose heads of them.
+  static void multiply_groups(const Matrix& q, const ChosenHeads& heads, const Row* const* rows, int64_t count,
+                              float* const* into, int64_t first, int64_t last) {
     Scratch scratch;
     auto** own = scratch.take<const Row*>(count);
     auto** own_into = scratch.take<float*>(count);
     int64_t number = 0;
     for (int64_t i = 0; i < count; ++i) {
-      if (!heads.needs(i, group)) continue;
+      if (!heads.needs(i, first)) continue;
       own[number] = rows[i];
       own_into[number++] = into[i];
     }
-    multiply(q, own, number, own_into, group, group + 1);
+    multiply(q, own, number, own_into, first, last);
   }
 
   // Normalise a head, and turn it by its position under RoPE.

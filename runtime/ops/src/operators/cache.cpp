@@ -1,7 +1,5 @@
 #include "cache.h"
 
-#include <algorithm>
-
 namespace adaptive {
 
 namespace {

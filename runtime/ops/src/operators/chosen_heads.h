@@ -3,6 +3,8 @@
 // M running rows, H heads, W width of a head.
 #pragma once
 
+#include <algorithm>
+
 #include "product.h"
 
 namespace adaptive {
@@ -24,6 +26,14 @@ class ChosenHeads {
       if (chosen(i, head)) return true;
     }
     return false;
+  }
+
+  // Return whether the same rows need two groups.
+  bool same_rows(int64_t a, int64_t b) const {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (needs(i, a) != needs(i, b)) return false;
+    }
+    return true;
   }
 
   // Running rows [first, first + count) of `order`, whose heads are in these blocks of 32 inputs of o; null: all

@@ -121,8 +121,8 @@ ALWAYS_INLINE __m256i four(const int8_t* p) {
   return _mm256_set1_epi32(word);
 }
 
-// The instruction multiplies unsigned by signed bytes and adds pairs in 16 bits, where 255 * 127 * 2 does not fit. So it
-// gets |q| and the activation with the sign of q: 127 * 127 * 2 fits.
+// The instruction multiplies unsigned by signed bytes and adds pairs in 16 bits, where 255 * 127 * 2 does not fit. So
+// it gets |q| and the activation with the sign of q: 127 * 127 * 2 fits.
 struct Int8Products {
   struct Weights {
     __m256i low, high;  // q

@@ -1,4 +1,4 @@
-// The lanes of simd.h in four 128-bit registers of arm64, with its byte products where the processor has them (dotprod).
+// The lanes of simd.h in four 128-bit registers of arm64, with its byte products where it has them (dotprod).
 #pragma once
 #include <arm_neon.h>
 

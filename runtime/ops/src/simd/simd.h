@@ -4,15 +4,15 @@
 // or rounded once, fused operations are fused everywhere (`fma`) or nowhere, and the sum over lanes has one order, so a
 // kernel gives the same bits with each of them. (Only the bits of a NaN may differ.)
 //
-// F16           16 floats: + - * /, `fma(a, b, c)` = a b + c rounded once, `min`, `max` (b where a is NaN), `abs`, `sqrt`
+// F16           16 floats: + - * /, `fma(a, b, c)` (a b + c, rounded once), `min`, `max` (b where a is NaN), abs, sqrt
 // I16           16 int32: + - (wrapping), `max`, `shift_left<n>`
 // load_first    reads n < 16 values, zeros behind them; `store_first` writes n values
 // load_half     16 float16 or, `load_bf16`, bfloat16 as floats; `store_half` rounds to nearest even
 // to_int        rounds to nearest even; |x| must be below 2^22
 // sum           lane i + lane i + 8, then + 4, + 2, + 1
 //
-// The products of quantised blocks, of which each lane has 4 bytes of weights at a time: `four` repeats 4 activations in
-// every lane, and `Int8Products` and `Int4Products<SHARED>` (several rows share the weights) have
+// The products of quantised blocks, of which each lane has 4 bytes of weights at a time: `four` repeats 4 activations
+// in every lane, and `Int8Products` and `Int4Products<SHARED>` (several rows share the weights) have
 //   start, load(weights), add(weights, activations), finish: the exact sum as floats, of int4 in sixteenths of a step
 //
 // kFloatRows, kFloatLanes, kIntRows, kIntLanes are the shape of a tile that the registers hold, in rows and F16.
