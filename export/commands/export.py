@@ -110,7 +110,7 @@ def export(
     quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, threads: int | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Export a run or a checkpoint as one portable ONNX model, and check that it equals the torch model.
+    """Export a run or a checkpoint as an ONNX model, and check that its graphs equal the torch model.
 
     Without an argument the newest run under ./runs is exported, from its newest undamaged checkpoint.
     """
