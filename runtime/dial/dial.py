@@ -147,11 +147,12 @@ def warnings_for(manifest: Manifest, dial: Dial, machine: dict[str, Any]) -> lis
     least = curve.points[0]
     if dial.compute is not None and dial.compute < least.compute:
         warnings.append(f"the least compute that this model was calibrated for is {least.compute:.3g}; it runs at that")
-    there_was = {"target": "portable"} | curve.machine  # curves of older versions do not name it
-    differs = [key for key in ("cpu", "threads", "device", "target") if there_was.get(key) != machine.get(key)]
+    # a curve of an older version names no target: there was only the portable one
+    measured, current = ({"target": "portable"} | described for described in (curve.machine, machine))
+    differs = [key for key in ("cpu", "threads", "device", "target") if measured.get(key) != current.get(key)]
     if dial.target_ms is not None and differs:
-        there = ", ".join(f"{key} {there_was.get(key)}" for key in differs)
-        here = ", ".join(f"{key} {machine.get(key)}" for key in differs)
+        there = ", ".join(f"{key} {measured.get(key)}" for key in differs)
+        here = ", ".join(f"{key} {current.get(key)}" for key in differs)
         warnings.append(
             f"the times were measured on another machine ({there}; here {here}); "
             "measure them here with: adaptive calibrate --model FOLDER"

@@ -114,6 +114,13 @@ def test_times_of_another_machine_are_told() -> None:
     assert not warnings_for(manifest(), Dial(compute=0.5), HERE | {"cpu": "another"})
 
 
+def test_times_of_another_target_are_reported() -> None:
+    """A curve of an older version names no target: it was measured on the portable graph, the only one then."""
+    messages = warnings_for(manifest(), Dial(target_ms=2), HERE | {"target": "cpu"})
+    assert len(messages) == 1
+    assert "(target portable; here target cpu)" in messages[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
