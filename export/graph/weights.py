@@ -2,7 +2,7 @@
 
 In the portable graph bf16 weights are widened to float32 when ONNX Runtime loads it, which takes the speed and the
 memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute a
-token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0025).
+token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0026).
 """
 
 from collections.abc import Mapping
