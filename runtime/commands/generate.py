@@ -138,7 +138,9 @@ def begin(engine: Engine, text: str, params: Params, *, is_chat: bool) -> Genera
 
 
 def warn(engine: Engine, dial: Dial) -> None:
-    """Warn on stderr if the requested point of a calibrated model differs from what the user may expect."""
+    """Warn on stderr if the graph or the point of a calibrated model differs from what the user may expect."""
+    if engine.session.note:
+        click.echo(f"note: {engine.session.note}", err=True)
     if not dial.calibrated:
         return
     from ..dial import warnings_for

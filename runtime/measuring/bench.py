@@ -87,6 +87,7 @@ def bench(
             "precision": model.precision,
             "target": engine.session.target,
             "kernel": engine.session.kernel,
+            "note": engine.session.note,
             "num_layers": model.num_layers,
             "dim": model.dim,
             "num_experts": model.num_experts,
