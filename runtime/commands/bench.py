@@ -93,8 +93,8 @@ def bench(
         return
     folder = find_model(model)
     result = measure(folder, params, device=device, target=target, threads=threads, verify=verify)
-    if result["model"]["note"]:
-        click.echo(f"note: {result['model']['note']}", err=True)
+    if result["note"]:
+        click.echo(f"note: {result['note']}", err=True)
     if walk and result["sweep"][0]["bits_per_byte"] is None:
         click.echo("note: no held-out text beside the model, so no bits per byte; give one with --text FILE", err=True)
     if as_json:

@@ -82,12 +82,13 @@ def bench(
     model = engine.manifest.model
     result: dict[str, Any] = {
         "machine": describe(engine.session),
+        "target": engine.session.target,
+        "kernel": engine.session.kernel,
+        "nodes_per_token": nodes,
+        "note": engine.session.note,
         "model": {
             "folder": str(folder),
             "precision": model.precision,
-            "target": engine.session.target,
-            "kernel": engine.session.kernel,
-            "note": engine.session.note,
             "num_layers": model.num_layers,
             "dim": model.dim,
             "num_experts": model.num_experts,
@@ -103,7 +104,7 @@ def bench(
         "settings": {"prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens, "repeats": params.repeats,
                      "seed": params.seed, "tokens_from": origin},
         "prefill": prefill_json(timed, params.prompt_tokens),
-        "decode": decode_json(engine, timed) | {"nodes_per_token": nodes},
+        "decode": decode_json(engine, timed),
     }  # fmt: skip
     if params.walk:
         walked = points(engine.manifest, params.dial)

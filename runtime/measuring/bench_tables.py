@@ -38,7 +38,7 @@ def lines(result: Figures) -> list[str]:
             "model",
             model["folder"],
             model["precision"],
-            graph_name(model),
+            graph_name(result),
             experts,
             _megabytes(model["file_bytes"]),
             memory,
@@ -54,7 +54,7 @@ def lines(result: Figures) -> list[str]:
             f"{speed['median']:.3f} ms per token ({_range(speed)})",
             f"spread of {settings['repeats']} rounds {decode['spread']:.1%}",
             f"{used}, {decode['executed_flops_share']:.1%} of dense FLOPs",
-            f"{decode['nodes_per_token']} nodes",
+            f"{result['nodes_per_token']} nodes",
         ),
         (
             "floor",

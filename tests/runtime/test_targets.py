@@ -71,7 +71,7 @@ def test_auto_takes_the_portable_graph_otherwise_and_says_why(
         None,
     )
     assert note in str(chosen.note)
-    with pytest.raises(UserError, match="our operators cannot be used here: .*; use --target portable"):
+    with pytest.raises(UserError, match=r"our operators cannot be used here: .*; use --target portable"):
         choose_target(model, "cpu", "cpu")
 
 
@@ -89,7 +89,7 @@ def test_on_cuda_the_graph_for_the_cpu_is_not_taken(library_of: Callable[[str | 
 
 
 def test_a_target_that_the_model_does_not_have_is_refused(model: Path) -> None:
-    with pytest.raises(UserError, match="no graph for the target cpu, only portable; .*adaptive export --target cpu"):
+    with pytest.raises(UserError, match=r"no graph for the target cpu, only portable; .*adaptive export --target cpu"):
         Session(model, device="cpu", target="cpu")
     with pytest.raises(WrongUsageError, match="found target 'fast', expected auto, portable, cpu or cuda"):
         Session(model, device="cpu", target="fast")
