@@ -5,11 +5,11 @@
 
 #include <algorithm>
 
-#include "attention_ports.h"
-#include "cache.h"
-#include "chosen_heads.h"
-#include "places.h"
-#include "product.h"
+#include "../parts/attention_ports.h"
+#include "../parts/cache.h"
+#include "../parts/chosen_heads.h"
+#include "../parts/places.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

@@ -4,7 +4,7 @@
 // Attributes: layer, the row of depth_threshold; eps, added to the mean square; reach, the most that a token moves its
 // threshold, in logits.
 
-#include "levels.h"
+#include "../parts/levels.h"
 
 namespace adaptive {
 

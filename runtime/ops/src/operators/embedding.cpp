@@ -3,7 +3,7 @@
 // B batch, T time, N = B*T tokens, D width, V vocabulary. Mirrors `_embed` in `export/model/transformer.py`.
 // Attributes: dim D; vocab V; precision.
 
-#include "product.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

@@ -5,8 +5,8 @@
 // Attributes: layer, the row of exit_threshold and what a leaving token reports; eps, added to the mean square;
 // criterion; vocab V and precision, of the head.
 
-#include "levels.h"
-#include "product.h"
+#include "../parts/levels.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

@@ -11,9 +11,9 @@
 // routing weights are divided by their sum; reach, the most that a token moves its threshold, in logits;
 // precision_experts and precision_shared.
 
-#include "experts.h"
-#include "levels.h"
-#include "product.h"
+#include "../parts/experts.h"
+#include "../parts/levels.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

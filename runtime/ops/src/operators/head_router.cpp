@@ -5,8 +5,8 @@
 
 #include <cmath>
 
-#include "levels.h"
-#include "product.h"
+#include "../parts/levels.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

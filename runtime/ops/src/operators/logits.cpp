@@ -3,7 +3,7 @@
 // B batch, T time, N = B*T tokens, D width, V vocabulary. Mirrors the end of `export/model/transformer.py`.
 // Attributes: eps, added to the mean square; vocab V; precision.
 
-#include "product.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

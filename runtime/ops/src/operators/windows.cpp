@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "places.h"
-#include "product.h"
-#include "router.h"
+#include "../parts/places.h"
+#include "../parts/product.h"
+#include "../parts/router.h"
 
 namespace adaptive {
 

@@ -1,7 +1,7 @@
 // The entry points of the library; `adaptive_ops_kernel`, the name of the kernels, is in kernels/dispatch.cpp.
 
 #include "operator.h"
-#include "product.h"
+#include "../parts/product.h"
 
 namespace adaptive {
 

@@ -4,7 +4,7 @@
 // before its own. Mirrors `_cells` in `export/model/block.py`.
 #pragma once
 
-#include "operator.h"
+#include "../binding/operator.h"
 
 namespace adaptive {
 

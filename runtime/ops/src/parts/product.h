@@ -4,7 +4,7 @@
 #include <atomic>
 
 #include "../kernels/kernels.h"
-#include "operator.h"
+#include "../binding/operator.h"
 
 namespace adaptive {
 

@@ -1,7 +1,7 @@
 // Inputs of routers: the level of each sequence, and the predictor of a token's shift from it.
 #pragma once
 
-#include "operator.h"
+#include "../binding/operator.h"
 #include "router.h"
 
 namespace adaptive {

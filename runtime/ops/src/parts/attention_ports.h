@@ -4,7 +4,7 @@
 // cache, R elements of a cell (attend_task.h), P contextual positions, L layers.
 #pragma once
 
-#include "operator.h"
+#include "../binding/operator.h"
 
 namespace adaptive {
 
