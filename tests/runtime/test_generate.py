@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from support.rich_graph import CURVE
 from support.tiny_graph import E, L, write_manifest
 
+from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.locate import find_model
 from adaptive_lm.runtime.generation.engine import Generation
 from adaptive_lm.serve.cli import group
@@ -39,6 +40,17 @@ def test_the_text_goes_to_stdout_and_the_summary_to_stderr(generate: Callable[..
     assert "tokens/s" in result.stderr
     assert f"of {E} experts" in result.stderr
     assert "% of dense FLOPs · seed 3" in result.stderr
+
+
+def test_generate_and_bench_say_why_a_faster_graph_does_not_run(
+    generate: Callable[..., Result], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "running the portable graph: there was no C++ compiler"
+    monkeypatch.setattr(Session, "note", property(lambda session: note))
+    assert f"note: {note}\n" in generate("hello", "--max-new-tokens", "1").stderr
+    short = ["--prompt-tokens", "2", "--new-tokens", "2", "--repeats", "1"]
+    result = CliRunner().invoke(group, ["bench", "--model", str(model), "--device", "cpu", "--threads", "1", *short])
+    assert f"note: {note}\n" in result.stderr
 
 
 def test_json_is_one_object_with_the_keys_that_others_rely_on(generate: Callable[..., Result]) -> None:
