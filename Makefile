@@ -38,6 +38,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard runtime/ops/src/*/*
 	@echo 'Installing into $(VENV), once; torch is large, so this can take minutes.' >&2
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs]'
+	@ls runtime/ops/adaptive_ops.* >/dev/null 2>&1 || echo 'note: the operators in C++ were not built, so the portable graph runs; for the reason, type: $(BIN)/python setup.py build_ext --inplace' >&2
 	@touch $@
 
 demo: $(STAMP)

@@ -15,7 +15,7 @@ from torch import nn
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial import Thresholds
-from adaptive_lm.runtime.format.manifest import Precisions
+from adaptive_lm.runtime.format.manifest import KV, Precisions
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import ThresholdTensors, Transformer
@@ -156,4 +156,6 @@ def export(run: Path, folder: Path, precision: Precision) -> None:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_files(read(run), folder, Precisions.of(precision), ("cpu",)).write(folder)
+    # keys and values as llama.cpp and GenAI have them, except in fp32, which is compared with torch closely
+    kv: KV = "fp32" if precision == "fp32" else "fp16"
+    write_files(read(run), folder, Precisions.of(precision), ("cpu",), kv).write(folder)
