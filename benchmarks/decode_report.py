@@ -19,14 +19,15 @@ NAMES = ("cpu", "portable", "llama.cpp", "genai", "transformers")
 TITLES = {"cpu": "ours, `cpu`", "portable": "ours, `portable`", "llama.cpp": "llama.cpp", "genai": "GenAI"}
 OURS = ("cpu", "portable")
 PEER = "llama.cpp"
+STYLES = {"fp32": "-", "int8": "--", "int4": ":"}
 BEGIN, END = "<!-- decode: begin -->", "<!-- decode: end -->"
 NOTES = """\
 Everyone runs the same random weights, vocabulary 32,000, and takes turns in one process. One thread: CPU time of that
 thread. More: wall clock. Medians and, in brackets, the 5th to 95th percentile over the rounds. The share of the floor
 is the time in which the bytes that the choices need, in a participant's own format, can be read, over the time taken; a
 model that fits into the cache is compared with the cache. llama.cpp's types are f32, q8_0 and q4_0 as its own tool
-makes them (output head in q6_K); its keys and values are float16. GenAI builds the mixture of experts as LFM2-MoE.
-Peers that are not installed are left out; the command says how to install them."""
+makes them (output head in q6_K); its keys and values are float16, ours too in int8 and int4. GenAI builds the mixture
+of experts as LFM2-MoE. Peers that are not installed are left out; the command says how to install them."""
 Cell = Mapping[str, Any]
 
 
@@ -60,11 +61,12 @@ def markdown(report: Mapping[str, Any]) -> str:
     """Return the section of docs/benchmarks.md."""
     machine, cells = report["machine"], report["cells"]
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items() if " " not in name)
+    rounds = cells[0]["spec"]["rounds"]
     parts = [
         "## How fast is a decoded token?",
         f"Measured {machine['date']}, {machine['cores']} cores of {machine['cpu']}. {versions}.\n"
         f"{machine['versions'].get('llama.cpp features', '')}".strip(),
-        "```sh\nmake bench-decode\n```",
+        f"```sh\nmake bench-decode BENCH_FLAGS='--rounds {rounds}'\n```",
         NOTES,
         _sizes(cells),
     ]
@@ -222,7 +224,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [name for name in _present(cells) if name != PEER]
-    labels = [f"{cell['spec']['model']}\n{cell['spec']['precision']}" for cell in cells]
+    labels = ["\n".join([*cell["spec"]["model"].split("-"), cell["spec"]["precision"]]) for cell in cells]
     for index, name in enumerate(names):
         places, heights, errors = [], [], []
         for number, cell in enumerate(cells):
@@ -251,8 +253,9 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             shares = [lanes[f"{name}/{count}"]["bytes"] / most["bytes"] for count in counts]
             times = [float(np.median(_times(cell, lanes[f"{name}/{n}"]) / _times(cell, most))) for n in counts]
             label = f"{_title(name).replace('`', '')}, {cell['spec']['precision']}"
-            right.plot(shares, times, marker="o", markersize=3, linewidth=1, label=label)
-    right.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
+            look: Any = {"color": f"C{NAMES.index(name)}", "linestyle": STYLES[cell["spec"]["precision"]]}
+            right.plot(shares, times, marker="o", markersize=3, linewidth=1, label=label, **look)
+    right.plot([0, 1], [0, 1], color="black", linewidth=0.5)
     right.set_xlabel("bytes read / bytes with 8 experts")
     right.set_ylabel("time / time with 8 experts")
     right.set_title("8, 4, 2 and 1 experts", fontsize=10)
