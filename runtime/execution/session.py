@@ -25,6 +25,8 @@ from .providers import choose_device
 from .routes import Routes, joined
 from .targets import choose_target
 
+SPIN_MICROSECONDS = 100
+"""Time for which a thread of our operators waits for work before it sleeps (docs/decisions/0025)."""
 SMALL_BYTES = 128 * 2**20
 """Weights up to which one thread decodes faster than two (docs/decisions/0005)."""
 
@@ -108,8 +110,11 @@ class Session:
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.enable_mem_pattern = False  # planned for fixed shapes; ours change with the prompt
         # A thread that spins while it waits takes the core from a thread that has work: on two busy cores that doubled
-        # the time of a token, on idle ones it gains little (docs/decisions).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # the time of a token of the portable graph (docs/decisions/0005). Ours wait for each other a few microseconds.
+        ours = self._target.library is not None
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if ours else "0")
+        if ours:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
         options.log_severity_level = 3  # errors; they come as exceptions too
         if self._target.library is not None:
             self._target.library.register(options)
