@@ -114,7 +114,7 @@ def cell(threads: int) -> dict[str, object]:
     experts = {f"cpu/{count}": rows["cpu"] | {"bytes": 1e6 * count} for count in (8, 4, 2, 1)}
     layers = {"cpu/0": rows["portable"], "cpu/4": rows["cpu"]}
     return {
-        "spec": {"model": "moe-57m", "precision": "int8", "threads": threads},
+        "spec": {"model": "moe-57m", "precision": "int8", "threads": threads, "rounds": 6},
         "decode": {"64": rows},
         "prefill": {"64": rows},
         "experts": experts,
