@@ -20,7 +20,7 @@ TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 help:
 	@echo 'make demo    train a small model on text that comes with it, export it, ask it something, measure it; replaces runs/$(NAME)'
 	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
-	@echo 'make test    lint, types, all tests and the documentation, in about seven minutes on two cores'
+	@echo 'make test    lint, types, all tests and the documentation, in about eight minutes on two cores'
 	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
 	@echo 'make sanitize  the operators in C++ built with AddressSanitizer and UBSan, and their tests run on that build'
 	@echo 'make format  let ruff format the code'
