@@ -25,6 +25,7 @@ from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.clock import Clock
+from adaptive_lm.train.loop.compilation import has_compiler
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.model.transformer import Transformer
@@ -100,6 +101,7 @@ ACTS: dict[str, dict[str, Any]] = {
 }
 """Monitors that act on the rate of a layer, on the batch, or on the losses that spread routers."""
 ONEDNN = {**SMOOTH, "trainer": {"steps": 3, "matmul": "onednn"}}
+COMPILED = {**RICH, "trainer": {"micro_batches": 2, "compile": True}}
 KINDS = ("replicate", "shard", "experts")
 
 
@@ -110,7 +112,7 @@ def over(sections: dict[str, Any], kind: str) -> dict[str, Any]:
 SAME: dict[str, dict[str, Any]] = {
     **{f"muon-{kind}": over({}, kind) for kind in KINDS},
     **{f"rich-{kind}": over(RICH, kind) for kind in KINDS},
-    "rich-compiled": over({**RICH, "trainer": {"micro_batches": 2, "compile": True}}, "shard"),
+    **({"rich-compiled": over(COMPILED, "shard")} if has_compiler() else {}),
     "lars-shard": over(LENGTHS, "shard"),
     "lars-experts": over(LENGTHS, "experts"),
     "sgd-shard": over(USUAL, "shard"),

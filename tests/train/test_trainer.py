@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.compiler import needs_compiler
 from torch import Tensor
 
 from adaptive_lm.contract.errors import UserError
@@ -293,6 +294,7 @@ def test_a_resumed_run_has_only_the_time_that_is_left(tiny_config: Make, folder:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself: deprecated parts, gradients of non-leaves
+@needs_compiler
 def test_a_compiled_model_trains_and_its_run_resumes_without_compiling(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:

@@ -34,8 +34,8 @@ def compile_model(
     Raises:
         UserError: The model computes on the CPU and there is no C++ compiler.
     """
-    compiler = os.environ.get("CXX")
-    if device.type == "cpu" and not any(which(name) for name in ((compiler,) if compiler else COMPILERS)):
+    if device.type == "cpu" and not has_compiler(which):
+        compiler = os.environ.get("CXX")
         searched = f"CXX={compiler}" if compiler else ", ".join(COMPILERS)
         raise UserError(
             f"trainer.compile needs a C++ compiler, and there is none (searched for {searched}); install g++, or train "
@@ -44,6 +44,12 @@ def compile_model(
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
     logging.getLogger(RECOMPUTING_LOG).addFilter(_is_news)
     model.compile_blocks()
+
+
+def has_compiler(which: Callable[[str], str | None] = shutil.which) -> bool:
+    """Return whether there is a C++ compiler: the one that CXX names, else one of the usual names."""
+    compiler = os.environ.get("CXX")
+    return any(which(name) for name in ((compiler,) if compiler else COMPILERS))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -179,14 +179,14 @@ def test_every_instruction_set_has_the_same_bits() -> None:
 def test_where_no_token_runs_x_passes_through(policy: Any) -> None:
     setting = Setting(policy=policy, positions="cope")
     text = Text.draw(setting, 1, 6)
-    operator, nobody = Operator(setting, 1), replace(text, runs=np.zeros_like(text.runs))
-    np.testing.assert_array_equal(operator(nobody), text.x)
+    operator, none_run = Operator(setting, 1), replace(text, runs=np.zeros_like(text.runs))
+    np.testing.assert_array_equal(operator(none_run), text.x)
     empty = Operator(setting, 1).caches
     if policy == "none":
         assert all(operator.caches[key].tobytes() == array.tobytes() for key, array in empty.items())
     else:  # their keys are seen by later tokens
         np.testing.assert_array_equal(operator.caches["counted"][0, 0, :6, 0], np.zeros(6))
-        close(operator(text)[0], attention(setting, joined(nobody, text))[0, 6:], setting)
+        close(operator(text)[0], attention(setting, joined(none_run, text))[0, 6:], setting)
 
 
 def joined(first: Text, second: Text) -> Text:

@@ -66,7 +66,7 @@ def test_without_a_compiler_on_the_path_the_build_names_what_to_install(tmp_path
 
 
 @pytest.mark.skipif(not LIBRARY.is_file(), reason=f"{LIBRARY.name} is not built")
-@pytest.mark.parametrize("name", [*NAMES, "of-nobody"])
+@pytest.mark.parametrize("name", [*NAMES, "unknown"])
 def test_the_environment_forces_kernels_that_this_processor_has(name: str) -> None:
     program = f"import ctypes; name = ctypes.CDLL({str(LIBRARY)!r}).adaptive_ops_kernel\n"
     program += "name.restype = ctypes.c_char_p; print(name().decode())"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from support.compiler import needs_compiler
 from support.counting import Counted
 from support.models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
 
@@ -86,6 +87,7 @@ def assert_the_same(one: ModelOutput, other: ModelOutput, tolerance: float) -> N
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_inductor_trains_as_torch_does_and_compiles_once() -> None:
     """Batches of other text have other routes and must not be compiled again; evaluation is not compiled at all.
 
@@ -104,6 +106,7 @@ def test_inductor_trains_as_torch_does_and_compiles_once() -> None:
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_inductor_trains_heads_positions_and_windows_as_torch_does() -> None:
     """Two layers of one kind that has them all: heads by mass with a predictor, contextual positions, a window."""
     model = Transformer(
@@ -131,6 +134,7 @@ def test_inductor_trains_heads_positions_and_windows_as_torch_does() -> None:
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_inductor_recomputes_activations_as_torch_keeps_them() -> None:
     """T38 with T39, in fp32: routes equal, logits and gradients within rounding, those of a model that keeps all."""
     model = Transformer(variant(num_layers=2))
@@ -250,6 +254,7 @@ def test_a_compiled_model_saves_the_same_names() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+@needs_compiler
 def test_inductor_takes_a_layer_of_onednn_in_one_piece() -> None:
     """With what surrounds it, and the gradients, as without inductor."""
     layer = Linear(12, 20)

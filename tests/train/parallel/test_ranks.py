@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support import ranks
+from support.compiler import needs_compiler
 from support.ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 
@@ -128,6 +129,7 @@ def test_all_ranks_end_with_the_same_weights_and_controllers(places: tuple[Path,
     assert digests[0] == digests[1]
 
 
+@needs_compiler
 def test_blocks_whose_weights_are_gathered_compile_whole(places: tuple[Path, Path]) -> None:
     """T39 over ranks: one graph for each of the two kinds of block, with and without a depth router.
 
