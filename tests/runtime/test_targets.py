@@ -156,6 +156,17 @@ def test_weights_that_changed_are_found_while_the_graph_opens(copy: Path) -> Non
     assert load(copy, device="cpu", verify=False)
 
 
+def test_a_graph_that_changed_is_found_before_onnx_runtime_reads_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "_open", lambda session, path: pytest.fail("the graph was opened"))
+    graph = copy / "model.onnx"
+    content = graph.read_bytes()
+    graph.write_bytes(content.replace(b"router_top_p", b"router_top_q"))
+    with pytest.raises(UserError, match=r"model\.onnx is damaged: found sha256"):
+        load(copy, device="cpu")
+
+
 def test_a_tokenizer_that_changed_is_found(copy: Path) -> None:
     path = copy / "tokenizer.json"
     path.write_bytes(b" " + path.read_bytes()[1:])
