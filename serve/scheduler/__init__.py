@@ -1,0 +1,1 @@
+"""Requests of many clients on the engines of the models: queue, fairness, deadlines, memory, cancellation."""

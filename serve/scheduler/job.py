@@ -1,0 +1,137 @@
+"""What the endpoints give to the scheduler, and what comes back: the seam between protocols and engines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ...runtime.generation.params import Params
+from ...runtime.generation.request import Token
+from ..errors import ServeError
+
+
+@dataclass(frozen=True)
+class AutoCompute:
+    """Let the server lower the dial while it is busy (`serve/control`)."""
+
+    least: float
+    """The lowest `compute` that the client accepts, above 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One text to generate for a client. A request with `n` texts is n jobs."""
+
+    prompt: tuple[int, ...]
+    """Token ids."""
+    params: Params
+    """Settings of sampling, the dial, and where the text ends."""
+    client: str
+    """Whom slots are shared out to: the name of the key, else the address."""
+    auto: AutoCompute | None = None
+    """None: the dial of `params` holds."""
+    timeout: float | None = None
+    """Seconds from submission to the last token; None takes the server's limit."""
+    prompt_logprobs: int | None = None
+    """Alternatives to report for each token of the prompt; None reports nothing."""
+    grammar: "Grammar | None" = None
+    """What the text must match (`serve/structured`); None: anything."""
+
+
+class Grammar(Protocol):
+    """A compiled grammar; each text that follows it has a mask of its own."""
+
+    def mask(self) -> object:
+        """Return the mask of a new text, as `runtime.generation` takes it."""
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One more token of the text."""
+
+    token: Token
+
+
+@dataclass(frozen=True)
+class PromptEvent:
+    """The prompt is computed; comes before the first token where `prompt_logprobs` were requested."""
+
+    logprobs: Sequence[float | None]
+    """Log-probability of each token of the prompt; None for the first."""
+    alternatives: Sequence[Mapping[int, float]]
+    """The most probable tokens at each place, by id."""
+
+
+@dataclass(frozen=True)
+class EndEvent:
+    """The text has ended; nothing follows."""
+
+    reason: str
+    """"eos", "stop", "length", "cancelled" or "error"."""
+    dial: float | None
+    """The `compute` in force at the end; None where thresholds were given or those of training hold."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were in memory already."""
+    drafted: int
+    accepted: int
+    queue_seconds: float
+    """Time that it waited for a slot."""
+    prompt_seconds: float
+    """Time from the slot to the first token."""
+    error: ServeError | None = None
+    """Why it ended, with the reason "error"."""
+
+
+Event = TokenEvent | PromptEvent | EndEvent
+
+
+class Stream(Protocol):
+    """The events of one job, in order; the last is an `EndEvent`. Leaving `async with` cancels what is not ended."""
+
+    def __aiter__(self) -> "Stream":
+        """Iterate over the events."""
+
+    async def __anext__(self) -> Event:
+        """Wait for the next event."""
+
+    async def __aenter__(self) -> "Stream":
+        """Enter a block at whose end the job is cancelled if it still runs."""
+
+    async def __aexit__(self, *_: object) -> None:
+        """Cancel the job if it still runs."""
+
+    def cancel(self) -> None:
+        """Free the slot, within one token; may be called again."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be requested."""
+
+    name: str
+    created: int
+    """Unix time at which the model was exported."""
+    context: int
+    dials: Sequence[float] = field(default_factory=tuple)
+    """Points of the dial that have names of their own, such as `demo@0.5`."""
+
+
+class Scheduler(Protocol):
+    """The models of a server and the jobs on them."""
+
+    async def submit(self, model: str, job: Job) -> Stream:
+        """Queue a job.
+
+        Args:
+            model: The name of a model, with or without `@` and a dial.
+            job: The job.
+
+        Raises:
+            QueueFullError: Too many jobs wait.
+            UnavailableError: The server loads or drains, or the job can never fit its memory.
+            NotFoundError: There is no such model.
+            BadRequestError: The model cannot do what the job asks for.
+        """
+
+    def models(self) -> Sequence[ModelInfo]:
+        """List the models, the default first."""
