@@ -91,8 +91,8 @@ class Sequence:
     def rewind(self, position: int) -> None:
         """Forget the tokens from `position` on, so that the next one is computed there.
 
-        It is possible at any distance where no layer has a ring or none has overwritten a cell, else by at least as
-        many tokens as a chunk of a prompt has; and always to position 0.
+        It is possible at any distance where no layer has a ring or none has overwritten a cell, else by at least
+        `CHUNK` tokens from the furthest one that was computed; and always to position 0.
 
         Raises:
             ValueError: There is no such position, or a ring no longer holds what is needed there.
