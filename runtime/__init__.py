@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..contract.errors import UserError
     from .dial import Dial, Thresholds
+    from .execution.batch import Batch
     from .execution.cost import Usage
-    from .execution.session import Session, Step
+    from .execution.sequence import Sequence
+    from .execution.session import Session
+    from .execution.step import Step, Work
     from .format.manifest import Manifest
-    from .generation.engine import Engine, Generation, Params, Token, load
+    from .generation.engine import Engine, Generation, load
+    from .generation.loop import Event, Loop
+    from .generation.many import Completion
+    from .generation.params import Params
+    from .generation.request import Request, Token
     from .generation.tokenizer import Tokenizer
 else:
     from ..contract.lazy import lazy_names
@@ -24,28 +31,41 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
+            "Batch": "execution.batch",
             "Dial": "dial",
+            "Completion": "generation.many",
             "Engine": "generation.engine",
+            "Event": "generation.loop",
             "Generation": "generation.engine",
+            "Loop": "generation.loop",
             "Manifest": "format.manifest",
-            "Params": "generation.engine",
+            "Params": "generation.params",
+            "Request": "generation.request",
+            "Sequence": "execution.sequence",
             "Session": "execution.session",
-            "Step": "execution.session",
+            "Step": "execution.step",
             "Thresholds": "dial",
-            "Token": "generation.engine",
+            "Token": "generation.request",
             "Tokenizer": "generation.tokenizer",
             "Usage": "execution.cost",
             "UserError": ".contract.errors",
+            "Work": "execution.step",
             "load": "generation.engine",
         },
     )
 
 __all__ = [
+    "Batch",
+    "Completion",
     "Dial",
     "Engine",
+    "Event",
     "Generation",
+    "Loop",
     "Manifest",
     "Params",
+    "Request",
+    "Sequence",
     "Session",
     "Step",
     "Thresholds",
@@ -53,5 +73,6 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "UserError",
+    "Work",
     "load",
 ]
