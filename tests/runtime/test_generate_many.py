@@ -129,7 +129,7 @@ def test_a_wrong_json_line_is_named(
     generate: Callable[..., Result], file: Callable[..., str], line: str, message: str
 ) -> None:
     good = '{"prompt": "hello"}'
-    result = generate("--prompts", file(good, line, good), "--max-new-tokens", "2", "--json")
+    result = generate("--prompts", file(good, line, good), "--max-new-tokens", "2", "--temperature", "0", "--json")
     assert result.exit_code == 1
     objects = [json.loads(text) for text in result.stdout.splitlines()]
     assert objects[1].keys() == {"line", "error"}
