@@ -49,12 +49,12 @@ class Completions(Iterator[Completion]):
     def __next__(self) -> Completion:
         while self._completions:
             first = self._completions[0]
+            if first.request is not None and first.request.cancelled:
+                raise RuntimeError("another generation of this engine began; an engine runs one at a time")
             if first.ended:
                 self._completions.pop(0)
                 return first
             self._submit(first.index)
-            if first.request is not None and first.request.cancelled:
-                raise RuntimeError("another generation of this engine began; an engine runs one at a time")
             for event in self._loop.step():
                 self._record(event)
         raise StopIteration
