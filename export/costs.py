@@ -90,8 +90,8 @@ def _int8_bytes(inputs: int, outputs: int) -> float:
 
 
 def _portable_bytes(precision: Precision) -> Cost:
-    """Return the bytes of a matrix of the portable graph, which widens bf16 to fp32 and stores int4 as int8."""
-    return _fp32_bytes if precision in ("fp32", "bf16") else _int8_bytes
+    """Return the bytes of a matrix of the portable graph, which widens bf16 and fp16 to fp32 and stores int4 as int8."""
+    return _int8_bytes if precision in ("int8", "int4") else _fp32_bytes
 
 
 def _packed_bytes(precision: Precision) -> Cost:

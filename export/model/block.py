@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, INT64_ZERO, Graph
 from ..graph.weights import Weights
-from .attention import Attention, Cache, Cells, Shared, spare_row
+from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
 from .moe import dense_ffn, moe
 
@@ -137,20 +137,32 @@ class Block:
         """Write h = x + attention(norm(x)); out = h + moe(norm(h)): (n, D) -> (n, D) and chosen (n, X) float32."""
         with g.scope("attention"):
             attended = self.attention.attend(g, normed, cells, cache, inputs.head_top_p)
-            h = g.op("Add", x, attended.out)
-        normed = self._norm(g, h, "ffn_norm")
+        return self._feed_forward(g, x, attended, inputs)
+
+    def _feed_forward(self, g: Graph, x: str, attended: Attended, inputs: LayerInputs) -> tuple[str, str]:
+        """Write what follows attention: the residual h = x + attention, and out = h + moe(norm(h))."""
+        h, normed = self._residual(g, x, attended.out)
         if self.config.ffn.routing == "dense":
             with g.scope("ffn"):
                 out = g.op("Add", h, dense_ffn(g, self.weights, f"{self.name}.ffn", normed))
                 selected = self._column(g, x, 1.0)
         else:
             with g.scope("moe"):
-                name, config = f"{self.name}.moe", self.config.ffn
-                out, selected = moe(g, self.weights, name, config, normed, inputs.router_top_p, residual=h)
+                out, selected = self._moe(g, normed, inputs.router_top_p, h)
         chosen = [selected, *attended.choices]
         if "windows" in reported(self.config) and not self.config.window_of(self.layer):
             chosen.append(self._column(g, x, 0.0))
         return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else selected
+
+    def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
+        """Compute h = x + attention, and its norm for the feed-forward part."""
+        with g.scope("attention"):
+            h = g.op("Add", x, attended)
+        return h, self._norm(g, h, "ffn_norm")
+
+    def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
+        """Compute h + moe(normed), (n, D), and the selected experts, (n, E) float32."""
+        return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
         """Build the grid of the rows that run: side by side in a prompt, one per sequence in a batch of tokens."""
