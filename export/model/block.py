@@ -93,12 +93,8 @@ class Block:
         places = g.op("NonZero", g.op("Reshape", runs, g.int64(-1)))  # (1, n)
         rows = g.op("Reshape", places, g.int64(-1), name="rows")  # (n,)
         someone = g.op("Greater", g.op("Size", rows), g.scalar(0), name="someone_runs")
-        if project:  # a skipped token computes its keys and values and nothing else
-            all_normed = self._norm(g, x, "attention_norm")
-            present = self.attention.write(g, all_normed, self.batch.cells, inputs.past, inputs.lengths, inputs.present)
-            if inputs.past.counted:
-                counted = self.attention.count(g, runs, self.batch.grid, inputs.past, inputs.lengths, inputs.present)
-                present = present._replace(counted=counted)
+        if project:
+            all_normed, present = self._project(g, x, runs, inputs)
 
         def run(b: Graph) -> Sequence[str]:
             own = b.op("Gather", x, rows, axis=0)  # (n, D)
@@ -128,8 +124,18 @@ class Block:
             out, chosen = g.branch(someone, "run", [FLOAT] * 2, run, skip)
         else:
             names = ("", "", inputs.present.key, inputs.present.value)
-            out, chosen, *_ = g.branch(someone, "run", [FLOAT] * 4, run, skip, results=names)
+            types = [FLOAT, FLOAT, *[self.attention.cache_type] * 2]
+            out, chosen, *_ = g.branch(someone, "run", types, run, skip, results=names)
         return LayerOutputs(out, runs, chosen)
+
+    def _project(self, g: Graph, x: str, runs: str, inputs: LayerInputs) -> tuple[str, Cache]:
+        """Write keys and values of every token; one that skips the layer computes nothing else. Return norm(x) too."""
+        normed = self._norm(g, x, "attention_norm")
+        present = self.attention.write(g, normed, self.batch.cells, inputs.past, inputs.lengths, inputs.present)
+        if inputs.past.counted:
+            counted = self.attention.count(g, runs, self.batch.grid, inputs.past, inputs.lengths, inputs.present)
+            present = present._replace(counted=counted)
+        return normed, present
 
     def _residuals(
         self, g: Graph, x: str, normed: str, cells: Cells, cache: Cache, inputs: LayerInputs
