@@ -12,7 +12,7 @@ from ..graph.weights import Weights
 from ..model.attention import Attention, Cache, Cells, Shared
 from ..model.signature import CACHE_TYPES
 from ..model.window import Ring
-from .half import half, product, wide
+from .half import half, wide
 
 MICROSOFT = "com.microsoft"
 """Domain of the operators that ONNX Runtime adds to the standard."""

@@ -3,7 +3,7 @@
 N tokens, D width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import onnx
 

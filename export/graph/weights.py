@@ -1,8 +1,8 @@
 """The weights of a checkpoint, each given to the graph once. N rows, I inputs, O outputs.
 
 In the portable graph bf16 and fp16 weights are widened to float32 when ONNX Runtime loads it, which takes the speed and
-the memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute a
-token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0026).
+the memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute
+a token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0026).
 """
 
 from collections.abc import Mapping

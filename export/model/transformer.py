@@ -102,6 +102,7 @@ class TransformerGraph:
         self._read_embedding()
 
     def write(self) -> None:
+        """Write every operator, up to the outputs of the graph."""
         g, layers = self.g, self.config.num_layers
         every_token = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))

@@ -57,7 +57,7 @@ class Session:
         self.device = choose_device(device)
         self.threads = threads or suitable_threads(self.manifest)
         self._ort = onnxruntime
-        self._target = choose_target(self.manifest, target, self.device.name)
+        self._target = choose_target(self.manifest, target, self.device.name, self.device.no_cuda)
         self.graph = self._verified(folder) if verify else self._open(folder / self._target.graph)
 
     def _verified(self, folder: Path) -> Graph:

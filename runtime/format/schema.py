@@ -19,6 +19,7 @@ Executor = Literal[
     "our operators",
     "standard operators",
     "contrib operators",
+    "contrib or standard operators by layer",
     "contrib operators (all computed)",
     "standard operators (all computed)",
     "standard operators (skipped where no token runs)",
