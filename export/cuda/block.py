@@ -8,7 +8,7 @@ the tokens that run would cost another wait. N tokens, D width, X columns that a
 from collections.abc import Sequence
 
 from ...train.model.config import ModelConfig
-from ..graph.builder import BOOL, FLOAT, INT32, Graph
+from ..graph.builder import FLOAT, Graph
 from ..model.attention import Attended
 from ..model.block import Batch, Block, LayerInputs, LayerOutputs
 from ..model.depth import DepthRoutes
@@ -39,6 +39,7 @@ class CudaBlock(Block):
         if self.config.depth.skipped_kv == "none":  # its cache leaves tokens out, so their places must be counted
             return super()._skippable(g, x, runs, depth, inputs)
         normed, present = self._project(g, x, runs, inputs)
+        nothing = self._nothing(g)
 
         def run(b: Graph) -> Sequence[str]:
             out, chosen = self._residuals(b, x, normed, self.batch.cells, present, inputs)
@@ -51,10 +52,16 @@ class CudaBlock(Block):
             ]
 
         def skip(b: Graph) -> Sequence[str]:
-            return [x, self._zeros(b)]
+            return [x, nothing]
 
         out, chosen = g.branch(someone(g, runs), "run", [FLOAT] * 2, run, skip)
         return LayerOutputs(out, runs, chosen)
+
+    def _nothing(self, g: Graph) -> str:
+        """Return the report of tokens that skip a layer, once for all layers: a branch would read its shape back."""
+        if ("nothing",) not in g.derived:
+            g.derived["nothing",] = (self._zeros(g),)
+        return g.derived["nothing",][0]
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
         weight = self.weights.parameter(g, f"{self.name}.ffn_norm.weight")
@@ -71,5 +78,6 @@ class CudaBlock(Block):
 
 
 def someone(g: Graph, tokens: str) -> str:
-    """Return whether any of tokens (N, 1) bool is set, () bool."""
-    return g.op("Cast", g.op("ReduceMax", g.op("Cast", tokens, to=INT32), keepdims=0), to=BOOL, name="someone_runs")
+    """Return whether any of tokens (N, 1) bool is set, () bool. A sum of float32 needs no cuDNN, a maximum would."""
+    number = g.op("ReduceSum", g.op("Cast", tokens, to=FLOAT), keepdims=0)
+    return g.op("Greater", number, g.scalar(0.0), name="someone_runs")

@@ -46,6 +46,10 @@ class CudaTransformerGraph(TransformerGraph):
     block = CudaBlock
     weights: HalfWeights
 
+    def _num_logits(self) -> str:
+        # Range and Shape leave the number in the memory of the host, where Slice and Reshape read it
+        return self.g.op("Shape", self.g.op("Range", self.g.scalar(0), "num_logits", self.g.scalar(1)))
+
     def _logits(self, g: Graph, normed: str) -> str:
         name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
         if not self.weights.in_half(name):

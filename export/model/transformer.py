@@ -270,11 +270,15 @@ class TransformerGraph:
         leaves = g.op("Greater", sure, g.op("Gather", exit_threshold, rows, axis=0))  # (n, 1)
         return g.op("ScatterND", g.op("And", asked, g.scalar(False)), g.op("Unsqueeze", rows, g.int64(1)), leaves)
 
+    def _num_logits(self) -> str:
+        """Return `num_logits` as a vector, (1,)."""
+        return self.g.op("Reshape", "num_logits", self.g.int64(1))
+
     def _last_logits(self, x: str) -> None:
         """Write the logits of the last `num_logits` tokens of each sequence: (N, D) -> (B, num_logits, V)."""
         g = self.g
         grid = g.op("Concat", self.size, self.time, g.int64(self.config.dim), axis=0)
-        wanted = g.op("Reshape", "num_logits", g.int64(1))
+        wanted = self._num_logits()
         last = g.op("Slice", g.op("Reshape", x, grid), g.op("Neg", wanted), g.int64(2**62), g.int64(1))
         logits = self._logits(g, self._normed(g, g.op("Reshape", last, g.int64(-1, self.config.dim))))
         shape = g.op("Concat", self.size, wanted, g.int64(self.config.vocab_size), axis=0)

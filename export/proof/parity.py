@@ -36,7 +36,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp16": 1e-4, "int8": 1e-4, "int4": 1e-
 last bit (docs/decisions/0006), since one that differed would soon move an activation by one of its 255 steps."""
 HALF_EPSILON = 5e-3
 """The margin of a near tie where products are in fp16, which has 11 bits."""
-HALF_TOLERANCE = 5e-2
+HALF_TOLERANCE = 1e-2
 """Largest difference of a logit there, between a prompt and its tokens: the last bit of a product may round apart."""
 
 

@@ -81,6 +81,8 @@ class Session:
         if ours:
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
         options.log_severity_level = 3  # errors; they come as exceptions too
+        if self.device.name == "cuda":
+            self._ort.set_default_logger_severity(3)  # its kernels warn there, about ScatterND for instance
         if self._target.library is not None:
             self._target.library.register(options)
         try:
