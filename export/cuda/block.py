@@ -51,7 +51,7 @@ class CudaBlock(Block):
                 b.op("Mul", chosen, b.op("Cast", runs, to=FLOAT), name="masked_report"),
             ]
 
-        def skip(b: Graph) -> Sequence[str]:
+        def skip(_: Graph) -> Sequence[str]:
             return [x, nothing]
 
         out, chosen = g.branch(someone(g, runs), "run", [FLOAT] * 2, run, skip)

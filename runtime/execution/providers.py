@@ -64,7 +64,7 @@ def find_cuda_problem() -> str | None:
 
     if CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime was built without it (the package onnxruntime-gpu has it)"
-    problem = _find_driver_problem()
+    problem = find_driver_problem()
     if problem is not None:
         return problem
     capi = Path(onnxruntime.__file__).parent / "capi"
@@ -76,8 +76,8 @@ def find_cuda_problem() -> str | None:
     return _find_library_problem(capi)
 
 
-def _find_driver_problem() -> str | None:
-    """Ask the driver for its devices. The driver's library comes with the driver, not with a package."""
+def find_driver_problem() -> str | None:
+    """Return why the NVIDIA driver gives no device, None if it does. Its library comes with it, not with a package."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
