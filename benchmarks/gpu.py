@@ -64,7 +64,7 @@ def main() -> int:
             left = total - (time.monotonic() - began)
             share = left if name == "text" else min(seconds[asked.quick], left)
             print(f"part {name}, {share:.0f} s", file=sys.stderr, flush=True)
-            report["parts"][name] = _run(python, name, asked, share, work)
+            report["parts"][name] = run_part(python, name, asked, share, work)
     report["seconds"] = time.monotonic() - began
     return _publish(report, asked)
 
@@ -133,7 +133,7 @@ def _machine(python: str) -> Result:
     return machine | {"date": time.strftime("%Y-%m-%d")}
 
 
-def _run(python: str, name: str, asked: argparse.Namespace, seconds: float, work: Path) -> Result:
+def run_part(python: str, name: str, asked: argparse.Namespace, seconds: float, work: Path) -> Result:
     """Run a part; return its results, and what went wrong under `failures`."""
     if seconds < 5:
         return {"rows": [], "facts": {}, "failures": ["no time was left"], "seconds": 0.0}

@@ -22,7 +22,7 @@ def markdown(report: Row) -> str:
     head = f"{where}{memory}; {versions}; {machine['date']}; {report.get('seconds', 0):.0f} s"
     head += "; quick" if report["quick"] else ""
     head += "; **tiny models, which say nothing about speed**" if report["small"] else ""
-    sections = [f"{head}. `make gpu{'-quick' if report['quick'] else ''}`", NOTE]
+    sections = ["## How fast is it on a GPU?", f"{head}. `make gpu{'-quick' if report['quick'] else ''}`", NOTE]
     for name, table in (("parity", _parity), ("decode", _decode), ("train", _train), ("text", _text)):
         part = parts.get(name)
         if part is None:

@@ -51,7 +51,7 @@ def main() -> None:
             part, "train", "--data", part.data, *tokenizer, "--name", NAME, "--overwrite", "--device", part.device,
             *([] if part.small else ["--compile"]), *limits, *sets,
         )  # fmt: skip
-        records = read_metrics(part.work / "runs" / NAME)
+        records = read_metrics(part.work / "runs" / NAME / "metrics.jsonl")
         last = records[-1]
         losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
         part.add(
@@ -67,7 +67,7 @@ def main() -> None:
     def generate() -> None:
         printed = adaptive(
             part, "generate", "A class template", "--model", f"runs/{NAME}/model", "--device", part.device,
-            "--target", "cuda", "--max-new-tokens", "64", "--temperature", "0", "--json",
+            "--target", "cuda", "--max-new-tokens", "32", "--temperature", "0", "--json",
         )  # fmt: skip
         answer = json.loads(printed)
         part.add(what="generate", text=answer.get("text"), usage=answer.get("usage"))
