@@ -142,7 +142,8 @@ def run_part(python: str, name: str, asked: argparse.Namespace, seconds: float, 
     if seconds < 5:
         return {"rows": [], "facts": {}, "failures": ["no time was left"], "seconds": 0.0}
     spec = {
-        "device": asked.device, "small": asked.small, "seconds": seconds, "work": str(work.resolve() / name), "data": asked.data
+        "device": asked.device, "small": asked.small, "seconds": seconds, "data": asked.data,
+        "work": str(work.resolve() / name),
     }  # fmt: skip
     command = [python, str(ROOT / "benchmarks" / f"gpu_{name}.py"), json.dumps(spec)]
     began, stopped = time.monotonic(), False

@@ -52,7 +52,8 @@ def write_run(folder: Path, **changes: Any) -> None:
     model = Transformer(config.model)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=1.0 if "router" in name else parameter.shape[1] ** -0.5)
+            scale = 2.0 if "router" in name else 1.0
+            nn.init.normal_(parameter, std=0.1 if "position" in name else scale * parameter.shape[1] ** -0.5)
     save_checkpoint(folder / "checkpoints", 0, config, model.state_dict(), {"slot": torch.ones(1)}, {})
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (folder / "tokenizer.json").write_text(byte_tokenizer().to_str(), encoding="utf-8")
