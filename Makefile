@@ -14,7 +14,7 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode
+.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
 	@echo 'make bench-mechanisms  each way to adapt, compared at equal time: half an hour per text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
+	@echo 'make gpu                on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 	@echo 'make bench-decode      decoding, prompts and memory beside the peers that are installed, on the same weights: about an hour on two cores; BENCH_FLAGS=--quick'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
@@ -68,6 +69,13 @@ bench-train: $(STAMP)
 
 bench-decode: $(STAMP)
 	$(BIN)/python benchmarks/decode.py $(BENCH_FLAGS)
+
+# No stamp: what they need depends on the GPU, and without one they install nothing.
+gpu:
+	@$(PYTHON) benchmarks/gpu.py $(BENCH_FLAGS)
+
+gpu-quick:
+	@$(PYTHON) benchmarks/gpu.py --quick $(BENCH_FLAGS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,11 +1,12 @@
 """Cost of one token in each part of the model: FLOPs (a multiply-add is 2) and bytes of weights and cache read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..runtime.format.manifest import KV, Costs, CostTable, LayerCosts, Precision, Precisions
 from ..runtime.ops.layout import packed_bytes
 from ..train.model.config import ModelConfig
+from .cuda.experts import is_fused
 from .model.heads import execution_of
 from .model.signature import cache_width
 
@@ -33,6 +34,8 @@ class _Count:
     """Bytes of the keys and values of one place; None where the table counts FLOPs."""
     packed: bool = False
     """Whether our operators run: heads that were not chosen do not attend either."""
+    all_experts: bool = False
+    """Whether every expert is computed for every token."""
 
 
 def costs(config: ModelConfig, precisions: Precisions) -> Costs:
@@ -72,6 +75,22 @@ def packed_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
     return Costs(flops=_table(config, flops), weight_bytes=_table(config, read))
 
 
+def cuda_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
+    """Return the two tables of the graph of the target `cuda`, where all heads are computed, and often all experts."""
+    every = is_fused(config) and config.ffn.routing == "top_p"
+    read = _Count(
+        _cuda_bytes(precisions.experts),
+        _cuda_bytes(precisions.attention),
+        _cuda_bytes(precisions.head),
+        _fp32_bytes,
+        head=0.0,
+        key=2.0 * config.num_kv_heads * config.resolved_head_dim * CACHE_BYTES[kv],
+        all_experts=every,
+    )
+    flops = replace(_flop_count(config, sliced=False), all_experts=every)
+    return Costs(flops=_table(config, flops), weight_bytes=_table(config, read))
+
+
 def _flop_count(config: ModelConfig, sliced: bool, *, packed: bool = False) -> _Count:
     head = 2 * _flops(config.dim, config.resolved_head_dim) if sliced else 0.0
     return _Count(_flops, _flops, _flops, _flops, head, key=None, packed=packed)
@@ -90,8 +109,14 @@ def _int8_bytes(inputs: int, outputs: int) -> float:
 
 
 def _portable_bytes(precision: Precision) -> Cost:
-    """Return the bytes of a matrix of the portable graph, which widens bf16 to fp32 and stores int4 as int8."""
-    return _fp32_bytes if precision in ("fp32", "bf16") else _int8_bytes
+    """Return the bytes of a matrix of the portable graph, which widens bf16 and fp16, and stores int4 as int8."""
+    return _int8_bytes if precision in ("int8", "int4") else _fp32_bytes
+
+
+def _cuda_bytes(precision: Precision) -> Cost:
+    """Return the bytes of a matrix of the graph for CUDA, which widens bf16 to fp32."""
+    width = 2 if precision == "fp16" else FP32_BYTES
+    return lambda inputs, outputs: float(width * inputs * outputs)
 
 
 def _packed_bytes(precision: Precision) -> Cost:
@@ -116,12 +141,16 @@ def _layer(config: ModelConfig, layer: int, count: _Count) -> LayerCosts:
     learned = config.depth.exit_criterion == "router"
     exit_check = count.router(dim, 1) if learned else count.lm_head(dim, config.vocab_size)
     per_key, per_head_and_key = _keys(config, layer, count)
+    expert = count.experts(dim, 2 * hidden) + count.experts(hidden, dim)
+    always = count.experts(dim, 2 * shared) + count.experts(shared, dim) if shared else 0.0
+    if count.all_experts:
+        expert, always = 0.0, always + config.num_experts * expert
     return LayerCosts(
         attention=attention,
         attention_per_key=per_key,
         router=_routers(config, layer, count.router),
-        expert=count.experts(dim, 2 * hidden) + count.experts(hidden, dim),
-        shared_expert=count.experts(dim, 2 * shared) + count.experts(shared, dim) if shared else 0.0,
+        expert=expert,
+        shared_expert=always,
         depth_router=(1 + config.depth.per_token) * count.router(dim, 1) if config.has_depth_router(layer) else 0.0,
         exit_check=exit_check if layer in config.depth.exit_layers else 0.0,
         skipped_kv=keys_and_values if config.depth.skipped_kv == "project" else 0.0,

@@ -62,7 +62,7 @@ def run_export(
         UserError: There is nothing to export, the folder cannot be written, or the graph failed its check. No model is
             written then.
     """
-    require_known(targets)
+    require_fitting_targets(precisions, targets)
     source = read(find(name, checkpoint))
     require_fitting(source, precisions)
     target = out or source.checkpoint.run / "model"
@@ -93,17 +93,23 @@ def run_export(
     return Exported(target, report)
 
 
-def require_known(targets: Sequence[str]) -> None:
-    """Refuse a target that cannot be written.
+def require_fitting_targets(precisions: Precisions, targets: Sequence[str]) -> None:
+    """Refuse a precision in which a target cannot compute.
 
     Raises:
-        UserError: One of the targets has no graph yet.
+        UserError: fp16 without the target `cuda` or with `cpu`, or int8 or int4 with `cuda`.
     """
-    unknown = [name for name in targets if name != "cpu"]
-    if unknown:
+    chosen = set(precisions.model_dump().values())
+    if "fp16" in chosen and ("cuda" not in targets or "cpu" in targets):
         raise UserError(
-            f"there is no graph for the target {unknown[0]} yet, only portable and cpu; leave --target {unknown[0]} "
-            "out: the portable graph runs on CUDA too"
+            f"fp16 is for the target cuda, found the targets {', '.join(['portable', *targets])}; give --target cuda "
+            "without --target cpu, or use --quantize bf16"
+        )
+    integers = sorted(chosen & {"int8", "int4"})
+    if integers and "cuda" in targets:
+        raise UserError(
+            f"the target cuda has fp32, bf16 and fp16, found {integers[0]}; use --quantize fp16, or leave "
+            "--target cuda out"
         )
 
 
@@ -139,20 +145,28 @@ def _check(
     lines, failures = [*outcome.lines, proof.line(source.config.num_layers)], [*outcome.failures, *proof.failures[:1]]
     for line in lines:
         log(f"  {line}")
-    if "cpu" not in manifest.targets:
-        return report, failures
-    try:
-        library = load_library()
-    except NoLibraryError as reason:
-        log(f"  the graph of the target cpu was written, but not checked here: {reason}")
-        return report | {"targets": {"cpu": {"checked": False, "reason": str(reason)}}}, failures
-    session = open_session("cpu")
-    own = check(source, session, log, judge, outcome.passes)
-    read = prove_bytes(session, library, source.config, profiled, thresholds)
-    for line in [*own.lines, read.line()]:
-        log(f"  {line}")
-    ours = own.report | {"checked": True, "kernel": library.kernel, "skipping": read.report()}
-    return report | {"targets": {"cpu": ours}}, [*failures, *own.failures, *read.failures[:1]]
+    targets: dict[str, Any] = {}
+    if "cpu" in manifest.targets:
+        try:
+            library = load_library()
+        except NoLibraryError as reason:
+            log(f"  the graph of the target cpu was written, but not checked here: {reason}")
+            targets["cpu"] = {"checked": False, "reason": str(reason)}
+        else:
+            session = open_session("cpu")
+            own = check(source, session, log, judge, outcome.passes)
+            read = prove_bytes(session, library, source.config, profiled, thresholds)
+            for line in [*own.lines, read.line()]:
+                log(f"  {line}")
+            targets["cpu"] = own.report | {"checked": True, "kernel": library.kernel, "skipping": read.report()}
+            failures += [*own.failures, *read.failures[:1]]
+    if "cuda" in manifest.targets:  # ONNX Runtime has all of its operators for the CPU too
+        own = check(source, open_session("cuda"), log, judge, outcome.passes)
+        for line in own.lines:
+            log(f"  {line}")
+        targets["cuda"] = own.report | {"checked": True, "kernel": None, "device": "cpu"}
+        failures += own.failures
+    return (report | {"targets": targets} if targets else report), failures
 
 
 def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -31,7 +31,10 @@ from ..runtime.format.manifest import (
 )
 from ..runtime.ops.library import VERSION
 from ..train.data.tokenizers import vocabulary_size
-from .costs import costs, packed_costs
+from .costs import costs, cuda_costs, packed_costs
+from .cuda.attention import kv_of
+from .cuda.mechanisms import mechanisms as cuda_mechanisms
+from .cuda.transformer import build as build_cuda
 from .fused.mechanisms import mechanisms
 from .fused.transformer import build as build_fused
 from .graph.builder import IR_VERSION, OPSET, Array
@@ -119,6 +122,18 @@ def write_files(
             operators=VERSION,
             costs=packed_costs(config, precisions, kv),
             mechanisms=mechanisms(config),
+        )
+    if "cuda" in targets:
+        graph, data = target_files("cuda")
+        files += save(build_cuda(config, state, precisions), folder / graph, folder / data)
+        extra["cuda"] = Target(
+            graph=graph,
+            data=data,
+            precisions=precisions,
+            kv=kv_of(precisions),
+            operators=0,
+            costs=cuda_costs(config, precisions, kv_of(precisions)),
+            mechanisms=cuda_mechanisms(config, precisions),
         )
     for file in files:
         if file.suffix == ".onnx":

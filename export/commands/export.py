@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 The folder contains manifest.json, tokenizer.json, and two graphs with their weights: model.onnx of standard
-operators, which runs everywhere, and model.cpu.onnx of our own operators, which runs where they were built. It is
-written only if the graphs make the same decisions as the torch model and compute the same logits.
+operators, which runs everywhere, and model.cpu.onnx of our own operators, which runs where they were built; with
+--target cuda also model.cuda.onnx, of the operators that suit a GPU. It is written only if the graphs make the same
+decisions as the torch model and compute the same logits.
 
 \b
 Example: adaptive export demo --onnx
 """
-WHOLE = ("int8", "int4", "bf16", "none")
-OF_A_PART = ("fp32", "bf16", "int8", "int4")
+WHOLE = ("int8", "int4", "bf16", "fp16", "none")
+OF_A_PART = ("fp32", "bf16", "fp16", "int8", "int4")
 PARTS = ("experts", "attention", "embedding", "head")
 EVERYTHING = ""
 """Stands for the whole model in place of a part."""
@@ -35,8 +36,8 @@ def choice(text: str) -> tuple[str, str]:
     if part in PARTS and precision in OF_A_PART:
         return part, precision
     raise click.BadParameter(
-        f"found {text!r}, expected int8, int4 or bf16, or a part and its precision, such as experts=int4; parts are "
-        f"{', '.join(PARTS)}, their precisions {', '.join(OF_A_PART)}"
+        f"found {text!r}, expected int8, int4, bf16 or fp16, or a part and its precision, such as experts=int4; parts "
+        f"are {', '.join(PARTS)}, their precisions {', '.join(OF_A_PART)}"
     )
 
 
@@ -81,9 +82,10 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
     "--quantize",
     type=choice,
     multiple=True,
-    metavar="int8|int4|bf16|PART=PRECISION",
-    help="int8, int4 or bf16 for the whole model (int4 leaves embedding and head in int8), or PART=PRECISION with one "
-    "of the parts experts, attention, embedding, head; repeat it for several. Routers and norms stay fp32.",
+    metavar="int8|int4|bf16|fp16|PART=PRECISION",
+    help="int8, int4, bf16 or, for --target cuda, fp16 for the whole model (int4 leaves embedding and head in int8), "
+    "or PART=PRECISION with one of the parts experts, attention, embedding, head; repeat it for several. Routers and "
+    "norms stay fp32.",
 )
 @click.option(
     "--kv",

@@ -40,14 +40,20 @@ class Graph:
         return self.ops(op_type, *inputs, outputs=1, name=name, results=[result], **attributes)[0]
 
     def ops(
-        self, op_type: str, *inputs: str, outputs: int, name: str = "", results: Sequence[str] = (), **attributes: Any
+        self,
+        op_type: str,
+        *inputs: str,
+        outputs: int,
+        name: str = "",
+        results: Sequence[str | None] = (),
+        **attributes: Any,
     ) -> tuple[str, ...]:
-        """Add a node with several outputs and return them; `results` gives them public names."""
+        """Add a node with several outputs and return them; `results` gives them public names, None leaves one out."""
         node = self._unique("/".join([*self._scope, name or op_type]))
         names = [*results, *[""] * (outputs - len(results))]
-        results = tuple(n or (node if outputs == 1 else f"{node}:{i}") for i, n in enumerate(names))
-        self.nodes.append(helper.make_node(op_type, inputs, results, name=node, **attributes))
-        return results
+        given = tuple("" if n is None else n or (node if outputs == 1 else f"{node}:{i}") for i, n in enumerate(names))
+        self.nodes.append(helper.make_node(op_type, inputs, given, name=node, **attributes))
+        return given
 
     def weight(self, name: str, value: Array, dtype: int | None = None) -> str:
         """Add an initializer under its name in the checkpoint; every weight is written once.

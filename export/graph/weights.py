@@ -1,8 +1,8 @@
 """The weights of a checkpoint, each given to the graph once. N rows, I inputs, O outputs.
 
-In the portable graph bf16 weights are widened to float32 when ONNX Runtime loads it, which takes the speed and the
-memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute a
-token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0026).
+In the portable graph bf16 and fp16 weights are widened to float32 when ONNX Runtime loads it, which takes the speed and
+the memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute
+a token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0026).
 """
 
 from collections.abc import Mapping
@@ -87,10 +87,17 @@ class Weights:
         return rounded(weight.swapaxes(1, 2), "int4", self.scales.get(name)).swapaxes(1, 2)
 
     def floats(self, g: Graph, name: str, value: Array, precision: Precision) -> str:
-        """Add a matrix in fp32 or bf16 and return it as float32."""
-        if precision == "fp32":
-            return g.weight(name, value)
-        return g.op("Cast", g.weight(f"{name}.bf16", to_bfloat16(value), BFLOAT16), to=FLOAT, name="widen")
+        """Add a matrix in fp32, bf16 or fp16 and return it as float32."""
+        stored = self.stored(g, name, value, precision)
+        return stored if precision == "fp32" else g.op("Cast", stored, to=FLOAT, name="widen")
+
+    def stored(self, g: Graph, name: str, value: Array, precision: Precision) -> str:
+        """Add a matrix as it is stored in fp32, bf16 or fp16."""
+        if precision == "bf16":
+            return g.weight(f"{name}.bf16", to_bfloat16(value), BFLOAT16)
+        if precision == "fp16":
+            return g.weight(f"{name}.fp16", value.astype(np.float16))
+        return g.weight(name, value)
 
     def linear(self, g: Graph, x: str, name: str) -> str:
         """Multiply x by a weight: x (N, I) @ weight (O, I)^T -> (N, O)."""

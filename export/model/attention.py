@@ -12,6 +12,7 @@ from ..graph.builder import FLOAT, INT64_ZERO, Graph
 from ..graph.weights import Weights
 from .cope import Order, attend_by_context
 from .heads import Execution, HeadRoutes, Slices, head_router
+from .signature import CACHE_TYPES
 from .window import Ring, behind_the_seam, learned_windows, ring_of, seen_in_ring
 
 
@@ -71,6 +72,8 @@ class Attention:
         self.name = f"layers.{layer}.attention"
         self.positions = config.positions_of(layer)
         self.mode = "circular" if config.window_of(layer) else "linear"
+        self.cache_type = CACHE_TYPES["fp32"]
+        """Element type of keys and values in the cache."""
 
     def write(self, g: Graph, x: str, cells: Cells, past: Cache, lengths: str, present: Cache) -> Cache:
         """Write keys and values of normed x (n, D) from place `lengths` (B,) on; return the cache, named `present`.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, INT64_ZERO, Graph
 from ..graph.weights import Weights
-from .attention import Attention, Cache, Cells, Shared, spare_row
+from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
 from .moe import dense_ffn, moe
 
@@ -93,12 +93,8 @@ class Block:
         places = g.op("NonZero", g.op("Reshape", runs, g.int64(-1)))  # (1, n)
         rows = g.op("Reshape", places, g.int64(-1), name="rows")  # (n,)
         someone = g.op("Greater", g.op("Size", rows), g.scalar(0), name="someone_runs")
-        if project:  # a skipped token computes its keys and values and nothing else
-            all_normed = self._norm(g, x, "attention_norm")
-            present = self.attention.write(g, all_normed, self.batch.cells, inputs.past, inputs.lengths, inputs.present)
-            if inputs.past.counted:
-                counted = self.attention.count(g, runs, self.batch.grid, inputs.past, inputs.lengths, inputs.present)
-                present = present._replace(counted=counted)
+        if project:
+            all_normed, present = self._project(g, x, runs, inputs)
 
         def run(b: Graph) -> Sequence[str]:
             own = b.op("Gather", x, rows, axis=0)  # (n, D)
@@ -128,8 +124,18 @@ class Block:
             out, chosen = g.branch(someone, "run", [FLOAT] * 2, run, skip)
         else:
             names = ("", "", inputs.present.key, inputs.present.value)
-            out, chosen, *_ = g.branch(someone, "run", [FLOAT] * 4, run, skip, results=names)
+            types = [FLOAT, FLOAT, *[self.attention.cache_type] * 2]
+            out, chosen, *_ = g.branch(someone, "run", types, run, skip, results=names)
         return LayerOutputs(out, runs, chosen)
+
+    def _project(self, g: Graph, x: str, runs: str, inputs: LayerInputs) -> tuple[str, Cache]:
+        """Write keys and values of every token; one that skips the layer computes nothing else. Return norm(x) too."""
+        normed = self._norm(g, x, "attention_norm")
+        present = self.attention.write(g, normed, self.batch.cells, inputs.past, inputs.lengths, inputs.present)
+        if inputs.past.counted:
+            counted = self.attention.count(g, runs, self.batch.grid, inputs.past, inputs.lengths, inputs.present)
+            present = present._replace(counted=counted)
+        return normed, present
 
     def _residuals(
         self, g: Graph, x: str, normed: str, cells: Cells, cache: Cache, inputs: LayerInputs
@@ -137,20 +143,32 @@ class Block:
         """Write h = x + attention(norm(x)); out = h + moe(norm(h)): (n, D) -> (n, D) and chosen (n, X) float32."""
         with g.scope("attention"):
             attended = self.attention.attend(g, normed, cells, cache, inputs.head_top_p)
-            h = g.op("Add", x, attended.out)
-        normed = self._norm(g, h, "ffn_norm")
+        return self._feed_forward(g, x, attended, inputs)
+
+    def _feed_forward(self, g: Graph, x: str, attended: Attended, inputs: LayerInputs) -> tuple[str, str]:
+        """Write what follows attention: the residual h = x + attention, and out = h + moe(norm(h))."""
+        h, normed = self._residual(g, x, attended.out)
         if self.config.ffn.routing == "dense":
             with g.scope("ffn"):
                 out = g.op("Add", h, dense_ffn(g, self.weights, f"{self.name}.ffn", normed))
                 selected = self._column(g, x, 1.0)
         else:
             with g.scope("moe"):
-                name, config = f"{self.name}.moe", self.config.ffn
-                out, selected = moe(g, self.weights, name, config, normed, inputs.router_top_p, residual=h)
+                out, selected = self._moe(g, normed, inputs.router_top_p, h)
         chosen = [selected, *attended.choices]
         if "windows" in reported(self.config) and not self.config.window_of(self.layer):
             chosen.append(self._column(g, x, 0.0))
         return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else selected
+
+    def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
+        """Compute h = x + attention, and its norm for the feed-forward part."""
+        with g.scope("attention"):
+            h = g.op("Add", x, attended)
+        return h, self._norm(g, h, "ffn_norm")
+
+    def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
+        """Compute h + moe(normed), (n, D), and the selected experts, (n, E) float32."""
+        return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
         """Build the grid of the rows that run: side by side in a prompt, one per sequence in a batch of tokens."""

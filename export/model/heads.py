@@ -17,7 +17,7 @@ from .thresholded_router import limit, linear
 Execution = Literal["masked", "sliced"]
 SLICED_FROM = {"fp32": 2**16, "int8": 2**18}
 """Number of weights of one head (its rows of q and columns of o) from which `sliced` is faster, with products in fp32
-(also of bf16 weights) or in int8 (also of int4 weights); measured, see docs/decisions/0010."""
+(also of bf16 and fp16 weights) or in int8 (also of int4 weights); measured, see docs/decisions/0010."""
 
 
 def execution_of(config: ModelConfig, precision: Precision) -> Execution:
@@ -27,7 +27,7 @@ def execution_of(config: ModelConfig, precision: Precision) -> Execution:
         config: The model.
         precision: Precision of attention.
     """
-    products = "fp32" if precision in ("fp32", "bf16") else "int8"
+    products = "int8" if precision in ("int8", "int4") else "fp32"
     return "sliced" if 2 * config.dim * config.resolved_head_dim >= SLICED_FROM[products] else "masked"
 
 

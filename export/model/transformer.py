@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ...runtime.format.manifest import Precisions
-from ...runtime.ops.layout import to_bfloat16
+from ...runtime.format.manifest import KV, Precisions
 from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
-from ..graph.builder import BFLOAT16, BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
+from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
 from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
@@ -51,18 +50,40 @@ def build(
     """
     weights = Weights(state, precisions, scales)
     g = Graph("adaptive")
-    _Transformer(g, weights, config, heads or execution_of(config, precisions.attention)).write()
+    TransformerGraph(g, weights, config, heads or execution_of(config, precisions.attention)).write()
+    return finished(g, weights, config)
+
+
+def finished(
+    g: Graph, weights: Weights, config: ModelConfig, kv: KV = "fp32", domains: Mapping[str, int] | None = None
+) -> onnx.ModelProto:
+    """Return the model of a graph that is complete.
+
+    Args:
+        g: The root graph.
+        weights: The weights that it was given.
+        config: The model.
+        kv: Precision of keys and values in the cache.
+        domains: Versions of the operator sets besides the standard one.
+
+    Raises:
+        AssertionError: A weight of the checkpoint is not used.
+    """
     if weights.untaken():
         raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
-    inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config).items()]
-    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_outputs(config).items()]
+    inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config, kv).items()]
+    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_outputs(config, kv).items()]
     graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="adaptive-lm"
-    )
+    opsets = [helper.make_opsetid(name, version) for name, version in ({"": OPSET} | dict(domains or {})).items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adaptive-lm")
 
 
-class _Transformer:
+class TransformerGraph:
+    """Writes the operators of the whole model. The graph of the target `cuda` replaces some of its methods."""
+
+    block: type[Block] = Block
+    """Writes one layer."""
+
     def __init__(self, g: Graph, weights: Weights, config: ModelConfig, heads: Execution) -> None:
         self.g, self.weights, self.config, self.heads = g, weights, config, heads
         with g.scope("batch"):
@@ -81,6 +102,7 @@ class _Transformer:
         self._read_embedding()
 
     def write(self) -> None:
+        """Write every operator, up to the outputs of the graph."""
         g, layers = self.g, self.config.num_layers
         every_token = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))
@@ -92,7 +114,7 @@ class _Transformer:
                 past, present = (Cache(*(f"{when}_{part}.{i}" for part in parts)) for when in ("past", "present"))
                 levels = (self.router_top_p[i], self.depth_threshold[i], self.head_top_p[i])
                 inputs = LayerInputs(past, present, self.lengths[i], *levels)
-                out = Block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
+                out = self.block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
                 x = out.x
                 chosen.append(out.chosen)
                 runs.append(out.runs or every_token)
@@ -195,7 +217,8 @@ class _Transformer:
         else:
             self.head = weights.floats(g, name, head, precision)
         if tied:
-            self.embedding = name if precision == "fp32" else f"{name}.{'bf16' if precision == 'bf16' else 'int8'}"
+            stored = "int8" if weights.in_integers(name) else precision
+            self.embedding = name if stored == "fp32" else f"{name}.{stored}"
             return
         name = "embedding.weight"
         embedding, precision = weights.matrix(name), weights.precision_of(name)
@@ -203,10 +226,8 @@ class _Transformer:
             codes, scale = quantize_columns(embedding.T)
             self.embedding = g.weight(f"{name}.int8", codes.T)  # (V, D)
             self.embedding_scale = g.weight(f"{name}.scale", scale)
-        elif precision == "bf16":
-            self.embedding = g.weight(f"{name}.bf16", to_bfloat16(embedding), BFLOAT16)
         else:
-            self.embedding = g.weight(name, embedding)
+            self.embedding = weights.stored(g, name, embedding, precision)
 
     def _embed(self) -> str:
         """Embed the ids (B, T) -> (N, D)."""
@@ -223,15 +244,14 @@ class _Transformer:
         scale = g.op("Unsqueeze", g.op("Gather", scale, ids, axis=0), g.int64(1))
         return g.op("Mul", g.op("Cast", rows, to=FLOAT), scale)
 
-    def _normed(self, x: str) -> str:
+    def _normed(self, g: Graph, x: str) -> str:
         """Apply the last norm, which exits share: (n, D) -> (n, D)."""
         if "norm.weight" not in self.weights.taken:
             self.weights.parameter(self.g, "norm.weight")
-        return self.g.op("RMSNormalization", x, "norm.weight", axis=-1, epsilon=self.config.norm_eps, name="norm")
+        return g.op("RMSNormalization", x, "norm.weight", axis=-1, epsilon=self.config.norm_eps, name="norm")
 
-    def _logits(self, normed: str) -> str:
+    def _logits(self, g: Graph, normed: str) -> str:
         """Apply the output head: (n, D) -> (n, V)."""
-        g = self.g
         if not self.weights.in_integers("head.weight"):
             return g.op("Gemm", normed, self.head, transB=1, name="head")
         rows, row_scale = quantize_rows(g, normed)
@@ -242,20 +262,24 @@ class _Transformer:
         g, criterion = self.g, self.config.depth.exit_criterion
         asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
         rows = g.op("Reshape", g.op("NonZero", g.op("Reshape", asked, g.int64(-1))), g.int64(-1))  # (n,)
-        normed = self._normed(g.op("Gather", x, rows, axis=0))
+        normed = self._normed(g, g.op("Gather", x, rows, axis=0))
         if criterion == "router":
             sure = exit_router(g, self.weights, f"exit_routers.{layer}", normed)
         else:
-            sure = confidence(g, criterion, self._logits(normed), self.config.vocab_size)
+            sure = confidence(g, criterion, self._logits(g, normed), self.config.vocab_size)
         leaves = g.op("Greater", sure, g.op("Gather", exit_threshold, rows, axis=0))  # (n, 1)
         return g.op("ScatterND", g.op("And", asked, g.scalar(False)), g.op("Unsqueeze", rows, g.int64(1)), leaves)
+
+    def _num_logits(self) -> str:
+        """Return `num_logits` as a vector, (1,)."""
+        return self.g.op("Reshape", "num_logits", self.g.int64(1))
 
     def _last_logits(self, x: str) -> None:
         """Write the logits of the last `num_logits` tokens of each sequence: (N, D) -> (B, num_logits, V)."""
         g = self.g
         grid = g.op("Concat", self.size, self.time, g.int64(self.config.dim), axis=0)
-        wanted = g.op("Reshape", "num_logits", g.int64(1))
+        wanted = self._num_logits()
         last = g.op("Slice", g.op("Reshape", x, grid), g.op("Neg", wanted), g.int64(2**62), g.int64(1))
-        logits = self._logits(self._normed(g.op("Reshape", last, g.int64(-1, self.config.dim))))
+        logits = self._logits(g, self._normed(g, g.op("Reshape", last, g.int64(-1, self.config.dim))))
         shape = g.op("Concat", self.size, wanted, g.int64(self.config.vocab_size), axis=0)
         g.op("Reshape", logits, shape, result="logits")

@@ -14,7 +14,19 @@ from ..graph.builder import Array
 from ..graph.weights import FP32
 from ..source import Source
 from .judge import Judge
-from .parity import TOLERANCE, Comparison, Pass, compare, continue_greedily, prompt_pass, token_pass, torch_pass
+from .parity import (
+    EPSILON,
+    HALF_EPSILON,
+    HALF_TOLERANCE,
+    TOLERANCE,
+    Comparison,
+    Pass,
+    compare,
+    continue_greedily,
+    prompt_pass,
+    token_pass,
+    torch_pass,
+)
 
 DECODED = 96
 """Tokens read one at a time and compared with the same tokens as a prompt."""
@@ -22,7 +34,7 @@ GREEDY = 200
 """Tokens of the greedy continuation."""
 PROMPT = 16
 """Tokens of the prompt that is continued."""
-MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "int8": 0.005, "int4": 0.03}
+MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005, "int8": 0.005, "int4": 0.03}
 """Share by which bits per byte may exceed those of the torch model, by the narrowest precision of the weights; that of
 fp32 is for weights in fp32 with a narrower cache."""
 MAX_ROUNDED_WORSE = 0.005
@@ -101,11 +113,11 @@ def check(
     decoded = []
     for name, thresholds in judge.points.items():
         prompt = prompt_pass(session, short, thresholds)
-        if graph.exact and not graph.repeats:  # torch knows the margins of these numbers
+        if not graph.precisions.quantised and not graph.repeats:  # torch knows the margins of these numbers
             margins = judge.passes(graph.target, graph.precisions, name)[0].margins
             prompt = replace(prompt, margins=margins[: short.shape[1]])
         decoded.append((prompt, token_pass(session, short, thresholds)))
-    comparison = _compare(decoded, capped=False)
+    comparison = _compare(decoded, capped=False, epsilon=graph.epsilon)
     tolerance = 0.0 if graph.repeats else graph.tolerance
     report["prompt_against_single_tokens"] = comparison.report(tolerance)
     _note(f"{graph.label}, one token at a time vs one prompt", comparison, tolerance, lines, failures)
@@ -125,15 +137,17 @@ class _Graph:
         self.precisions: Precisions = (target.precisions if target else session.manifest.model.precisions) or FP32
         self.kv: KV = target.kv if target else "fp32"
         self.rounds = self.precisions != FP32 or self.kv != "fp32"
-        self.exact = not self.precisions.quantised and self.kv == "fp32"
-        """Whether it computes what torch does with the same weights: activations and cache are not quantised."""
+        in_half = self.target == "cuda" and "fp16" in self.precisions.model_dump().values()
+        self.exact = not self.precisions.quantised and self.kv == "fp32" and not in_half
+        """Whether it computes what torch does with the same weights: activations and cache are not rounded."""
         self.repeats = self.target == "cpu"
         """Whether a token has the same bits alone and in a prompt."""
-        self.tolerance = TOLERANCE[self.precisions.narrowest]
+        self.tolerance = HALF_TOLERANCE if in_half else TOLERANCE[self.precisions.narrowest]
+        self.epsilon = HALF_EPSILON if in_half else EPSILON
 
 
-def _compare(pairs: Iterable[tuple[Pass, Pass]], *, capped: bool = True) -> Comparison:
-    comparison = Comparison(capped=capped)
+def _compare(pairs: Iterable[tuple[Pass, Pass]], *, capped: bool = True, epsilon: float = EPSILON) -> Comparison:
+    comparison = Comparison(capped=capped, epsilon=epsilon)
     for expected, actual in pairs:
         compare(comparison, expected, actual)
     return comparison

@@ -70,7 +70,7 @@ class Judge:
 
 
 def _key(target: str, precisions: Precisions) -> tuple[str, Precisions]:
-    """Return what decides the rounded weights: bf16 is the same in every graph, int8 and int4 are not."""
+    """Return what decides the rounded weights: bf16 and fp16 are the same in every graph, int8 and int4 are not."""
     return (target if precisions.quantised else "", precisions)
 
 
@@ -94,7 +94,7 @@ def rounded_matrix(matrix: Array, target: str, precision: Precision, scales: Arr
 
     The portable graph has one scale per output in int8, and stores int4 in such an int8.
     """
-    if target != "portable" or precision in ("fp32", "bf16"):
+    if target != "portable" or precision not in ("int8", "int4"):
         return rounded(matrix, precision, scales)
     matrix = rounded(matrix, "int4", scales) if precision == "int4" else matrix
     codes, scale = quantize_columns(matrix.swapaxes(-1, -2))

@@ -31,15 +31,21 @@ EPSILON = 1e-5
 """Margin below which a decision is a near tie."""
 NEAR_TIES = 0.01
 """Largest share of near ties."""
-TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "int8": 1e-4, "int4": 1e-4}
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp16": 1e-4, "int8": 1e-4, "int4": 1e-4}
 """Largest difference of a logit. int8 is compared with itself, a prompt with its single tokens: they are equal to the
 last bit (docs/decisions/0006), since one that differed would soon move an activation by one of its 255 steps."""
+HALF_EPSILON = 5e-3
+"""The margin of a near tie where products are in fp16, which has 11 bits."""
+HALF_TOLERANCE = 1e-2
+"""Largest difference of a logit there, between a prompt and its tokens: the last bit of a product may round apart."""
 
 
 @dataclass
 class Comparison:
     """The comparison of two computations of the same tokens."""
 
+    epsilon: float = EPSILON
+    """Margin below which a decision is a near tie."""
     capped: bool = True
     """Whether too many near ties make it fail. False for tokens that another comparison also judges: a few hundred of
     them are too few to estimate a share of 1 %."""
@@ -103,7 +109,7 @@ class Pass:
 def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
     """Add a window to `into`. The margins are those of `expected`."""
     differs = expected.differs_from(actual)
-    tie = expected.margins < EPSILON
+    tie = expected.margins < into.epsilon
     end = len(differs)
     if differs.any():
         first = int(differs.argmax())

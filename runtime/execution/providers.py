@@ -19,6 +19,8 @@ from ...contract.errors import UserError, WrongUsageError
 DeviceName = Literal["auto", "cpu", "cuda"]
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+EXACT_FLOAT32 = {"use_tf32": "0"}
+"""Products of float32 keep 24 bits. TensorFloat32, ONNX Runtime's default, keeps 11 and would change decisions."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,10 @@ class Device:
     """A device, and how to request it."""
 
     name: Literal["cpu", "cuda"]
-    providers: tuple[str, ...]
-    """Execution providers of ONNX Runtime, in order of preference."""
+    providers: tuple[str | tuple[str, dict[str, str]], ...]
+    """Execution providers of ONNX Runtime, in order of preference, some with options."""
+    no_cuda: str | None = None
+    """Why `auto` did not take CUDA; None where it did, or was not asked."""
 
 
 def choose_device(name: str, why_no_cuda: Callable[[], str | None] | None = None) -> Device:
@@ -46,9 +50,10 @@ def choose_device(name: str, why_no_cuda: Callable[[], str | None] | None = None
     if name != "cpu":
         problem = (why_no_cuda or find_cuda_problem)()
         if problem is None:
-            return Device("cuda", (CUDA, CPU))
+            return Device("cuda", ((CUDA, EXACT_FLOAT32), CPU))
         if name == "cuda":
             raise UserError(f"CUDA does not load here: {problem}; use --device cpu, or --device auto")
+        return Device("cpu", (CPU,), problem)
     return Device("cpu", (CPU,))
 
 
@@ -59,7 +64,7 @@ def find_cuda_problem() -> str | None:
 
     if CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime was built without it (the package onnxruntime-gpu has it)"
-    problem = _find_driver_problem()
+    problem = find_driver_problem()
     if problem is not None:
         return problem
     capi = Path(onnxruntime.__file__).parent / "capi"
@@ -71,8 +76,8 @@ def find_cuda_problem() -> str | None:
     return _find_library_problem(capi)
 
 
-def _find_driver_problem() -> str | None:
-    """Ask the driver for its devices. The driver's library comes with the driver, not with a package."""
+def find_driver_problem() -> str | None:
+    """Return why the NVIDIA driver gives no device, None if it does. Its library comes with it, not with a package."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:

@@ -57,7 +57,7 @@ class Session:
         self.device = choose_device(device)
         self.threads = threads or suitable_threads(self.manifest)
         self._ort = onnxruntime
-        self._target = choose_target(self.manifest, target, self.device.name)
+        self._target = choose_target(self.manifest, target, self.device.name, self.device.no_cuda)
         self.graph = self._verified(folder) if verify else self._open(folder / self._target.graph)
 
     def _verified(self, folder: Path) -> Graph:
@@ -81,6 +81,8 @@ class Session:
         if ours:
             options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
         options.log_severity_level = 3  # errors; they come as exceptions too
+        if self.device.name == "cuda":
+            self._ort.set_default_logger_severity(3)  # its kernels warn there, about ScatterND for instance
         if self._target.library is not None:
             self._target.library.register(options)
         try:

@@ -1,6 +1,6 @@
 """Choose the graph of a model that this machine runs: that of our operators where they work, else the portable one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...contract.errors import UserError, WrongUsageError
@@ -34,13 +34,16 @@ class ChosenTarget:
         return None if self.library is None else self.library.kernel
 
 
-def choose_target(manifest: Manifest, wanted: str, device: Literal["cpu", "cuda"]) -> ChosenTarget:
+def choose_target(
+    manifest: Manifest, wanted: str, device: Literal["cpu", "cuda"], no_cuda: str | None = None
+) -> ChosenTarget:
     """Choose a target.
 
     Args:
         manifest: The model.
         wanted: "auto", "portable", "cpu" or "cuda".
         device: The device that the model runs on.
+        no_cuda: Why CUDA was not chosen as the device, where it was looked for.
 
     Raises:
         UserError: The target is not in the model, or cannot run here; the message says why.
@@ -55,11 +58,15 @@ def choose_target(manifest: Manifest, wanted: str, device: Literal["cpu", "cuda"
     target = manifest.targets.get(name)
     if target is None:
         if wanted == "auto":
-            return portable
+            return replace(portable, note=_no_cuda_note(manifest, no_cuda))
         there = ", ".join(["portable", *manifest.targets])
         raise UserError(f"this model has no graph for the target {name}, only {there}; make one with: "
                         f"adaptive export --target {name}")  # fmt: skip
-    if name != device:
+    if name == "cuda" and no_cuda is not None:
+        raise UserError(
+            f"CUDA does not load here: {no_cuda}; use --target portable, or --device cpu to run this graph on the CPU"
+        )
+    if name == "cpu" != device:
         raise UserError(f"the target {name} runs on the device {name}, found {device}; use --device {name}")
     library = None
     if name == "cpu":
@@ -68,10 +75,14 @@ def choose_target(manifest: Manifest, wanted: str, device: Literal["cpu", "cuda"
         except NoLibraryError as reason:
             if wanted == "cpu":
                 raise UserError(f"our operators cannot be used here: {reason}; use --target portable") from reason
-            return ChosenTarget(
-                "portable", GRAPH, WEIGHTS, manifest.costs, note=f"running the portable graph: {reason}"
-            )
-    return ChosenTarget(name, target.graph, target.data, target.costs, target.kv, library)
+            return replace(portable, note=f"running the portable graph: {reason}")
+    note = _no_cuda_note(manifest, no_cuda) if wanted == "auto" else None
+    return ChosenTarget(name, target.graph, target.data, target.costs, target.kv, library, note)
+
+
+def _no_cuda_note(manifest: Manifest, no_cuda: str | None) -> str | None:
+    """Say why the graph for CUDA does not run, where the model has one."""
+    return f"not running on CUDA: {no_cuda}" if no_cuda and "cuda" in manifest.targets else None
 
 
 def _library(version: int) -> Library:

@@ -11,10 +11,20 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Precision = Literal["fp32", "bf16", "int8", "int4"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+"""Precisions of weights. In the target `cuda`, fp16 is also that of the products; elsewhere products are in fp32."""
 KV = Literal["fp32", "fp16", "int8"]
 """Precisions of keys and values in the cache; the portable graph has fp32."""
-Executor = Literal["our operators", "standard operators"]
+Executor = Literal[
+    "our operators",
+    "standard operators",
+    "contrib operators",
+    "contrib or standard operators by layer",
+    "contrib operators (all computed)",
+    "standard operators (all computed)",
+    "standard operators (skipped where no token runs)",
+]
+"""The operators that run a mechanism: ours, those of the ONNX standard, or those that ONNX Runtime adds to it."""
 
 
 class Part(BaseModel):
@@ -44,7 +54,7 @@ class Precisions(Part):
     @property
     def narrowest(self) -> Precision:
         """The precision of the fewest bits."""
-        order: tuple[Precision, ...] = ("int4", "int8", "bf16", "fp32")
+        order: tuple[Precision, ...] = ("int4", "int8", "bf16", "fp16", "fp32")
         return min((self.experts, self.attention, self.embedding, self.head), key=order.index)
 
     @property
@@ -248,8 +258,8 @@ class Target(Part):
     precisions: Precisions
     kv: KV
     """Precision of the keys and values in its cache."""
-    operators: Positive
-    """Version of our operators that it needs."""
+    operators: Count
+    """Version of our operators that it needs; 0 for none."""
     costs: Costs
     """Costs of its operators; bytes include the padding of packed weights."""
     mechanisms: dict[str, Executor]

@@ -20,13 +20,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Precision = Literal["fp32", "bf16", "int8", "int4"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8", "int4")
-"""In the order of the number that an operator's attribute states."""
+"""In the order of the number that an operator's attribute states. Our operators have no fp16."""
 GROUP = 64
 """Outputs of a group."""
 BLOCK = 32
@@ -127,6 +127,8 @@ def rounded(weight: Array, precision: Precision, scales: Array | None = None) ->
     """Return the matrix (..., N, K) that a product really multiplies by: `weight` after packing with `scales`."""
     if precision == "fp32":
         return np.asarray(weight, np.float32)
+    if precision == "fp16":
+        return np.asarray(weight, np.float16).astype(np.float32)
     if precision == "bf16":
         return from_bfloat16(to_bfloat16(np.asarray(weight, np.float32)))
     flat = np.asarray(weight, np.float32).reshape(-1, weight.shape[-1])

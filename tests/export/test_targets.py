@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
@@ -12,7 +13,7 @@ from support.runs import write_run
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.file_names import GRAPH, MANIFEST, WEIGHTS, target_files
-from adaptive_lm.export import exporter
+from adaptive_lm.export import exporter, package
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.fused import transformer as fused_transformer
 from adaptive_lm.export.proof import check as check_module
@@ -184,10 +185,83 @@ def test_targets_are_chosen_and_the_portable_one_is_always_there(here: Path) -> 
         assert GRAPH in manifest.files
 
 
-def test_a_target_that_cannot_be_written_yet_is_refused_before_anything_is_read(here: Path) -> None:
-    done = adaptive("nothing", "--target", "cuda")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quantize", "fp16"], "fp16 is for the target cuda, found the targets portable, cpu; give --target cuda "),
+        (
+            ["--quantize", "experts=fp16", "--target", "cpu", "--target", "cuda"],
+            "found the targets portable, cpu, cuda",
+        ),
+        (["--quantize", "int8", "--target", "cuda"], "has fp32, bf16 and fp16, found int8; use --quantize fp16, or "),
+        (["--quantize", "head=int4", "--target", "cuda"], "has fp32, bf16 and fp16, found int4"),
+    ],
+    ids=["fp16 cpu", "fp16 cpu and cuda", "int8 cuda", "int4 head cuda"],
+)
+def test_a_precision_that_a_target_does_not_have_is_refused_before_anything_is_read(
+    here: Path, arguments: list[str], message: str
+) -> None:
+    done = adaptive("nothing", *arguments)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "there is no graph for the target cuda yet, only portable and cpu; leave --target cuda out" in done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("quantize", "precision", "kv"), [([], "fp32", "fp32"), (["--quantize", "fp16"], "fp16", "fp16")]
+)
+def test_the_target_cuda_is_written_checked_and_described(
+    here: Path, quantize: list[str], precision: Precision, kv: str
+) -> None:
+    done = adaptive("tiny", "--target", "cuda", *quantize)
+    assert done.exit_code == 0, done.output
+    manifest = Manifest.read("runs/tiny/model")
+    target = manifest.targets["cuda"]
+    assert list(manifest.targets) == ["cuda"]
+    assert (target.graph, target.data) == target_files("cuda")
+    assert (target.operators, target.kv, target.precisions) == (0, kv, Precisions.of(precision))
+    assert manifest.parity["targets"]["cuda"]["passed"] is True
+    assert manifest.parity["targets"]["cuda"]["device"] == "cpu"
+    assert target.mechanisms["experts"] == "contrib operators (all computed)"
+    assert target.mechanisms["depth routing"] == "standard operators (skipped where no token runs)"
+    assert "contrib operators (all computed) run experts" in done.stderr
+    layers = target.costs.weight_bytes.layers
+    assert {layer.expert for layer in layers} == {0}, "every expert is read whatever was chosen"
+    size = 4 if precision == "fp32" else 2
+    assert layers[0].shared_expert == size * 4 * 3 * manifest.model.dim * 16  # 4 experts of three matrices, 16 hidden
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("quantize", [[], ["--quantize", "fp16"]], ids=["fp32", "fp16"])
+def test_one_weight_of_the_graph_for_cuda_that_is_off_is_found(
+    here: Path, monkeypatch: pytest.MonkeyPatch, quantize: list[str]
+) -> None:
+    true = package.build_cuda
+
+    def changed(config: Any, state: dict[str, Any], *more: Any) -> onnx.ModelProto:
+        own = {name: value.copy() for name, value in state.items()}
+        own["layers.1.moe.down"][2] *= 3
+        proto: onnx.ModelProto = true(config, own, *more)
+        return proto
+
+    monkeypatch.setattr(package, "build_cuda", changed)
+    done = adaptive("tiny", "--target", "cuda", *quantize)
+    assert done.exit_code == 1
+    assert "cuda graph" in done.stderr
+    assert not Path("runs/tiny/model").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_session_on_the_cpu_runs_the_graph_for_cuda_where_it_is_told_to(here: Path) -> None:
+    assert adaptive("tiny", "--target", "cuda").exit_code == 0
+    text = list(range(3, 20))
+    steps = [
+        Session("runs/tiny/model", device="cpu", target=target, threads=1).sequence(capacity=64).prefill(text, 17)
+        for target in ("portable", "cuda")
+    ]
+    np.testing.assert_allclose(steps[1].logits, steps[0].logits, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(steps[1].routes.selected_experts, steps[0].routes.selected_experts)
+    assert Session("runs/tiny/model", device="cpu").target == "portable"
 
 
 @pytest.mark.usefixtures("quick")
@@ -222,7 +296,7 @@ def test_a_precision_is_for_all_or_for_a_part(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--quantize", "int3"], "found 'int3', expected int8, int4 or bf16, or a part and its precision"),
+        (["--quantize", "int3"], "found 'int3', expected int8, int4, bf16 or fp16, or a part and its precision"),
         (["--quantize", "router=int8"], "parts are experts, attention, embedding, head"),
         (["--quantize", "experts=none"], "found 'experts=none'"),
         (["--quantize", "int8", "--quantize", "int4"], "found --quantize int8 and int4; give one of them"),

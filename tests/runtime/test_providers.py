@@ -23,8 +23,9 @@ def test_the_cpu_is_taken_without_asking_for_cuda() -> None:
 
 
 def test_auto_takes_cuda_only_where_it_loads() -> None:
-    assert choose_device("auto", lambda: None).providers == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert choose_device("auto", lambda: "no driver").name == "cpu"
+    cuda, cpu = ("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"
+    assert choose_device("auto", lambda: None) == Device("cuda", (cuda, cpu))
+    assert choose_device("auto", lambda: "no driver") == Device("cpu", (cpu,), "no driver")
 
 
 def test_cuda_requested_in_vain_says_why() -> None:

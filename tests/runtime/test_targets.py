@@ -88,6 +88,41 @@ def test_on_cuda_the_graph_for_the_cpu_is_not_taken(library_of: Callable[[str | 
         choose_target(model, "cpu", "cuda")
 
 
+CUDA = {"graph": "model.cuda.onnx", "data": "model.cuda.onnx.data", "kv": "fp16", "costs": "dear", "operators": 0}
+NO_DRIVER = "no NVIDIA driver"
+
+
+def test_on_cuda_the_graph_for_cuda_is_taken() -> None:
+    model = manifest(cuda=CUDA)
+    for wanted in ("auto", "cuda"):
+        chosen = choose_target(model, wanted, "cuda")
+        assert (chosen.name, chosen.graph, chosen.kv, chosen.library, chosen.note) == (
+            "cuda",
+            "model.cuda.onnx",
+            "fp16",
+            None,
+            None,
+        )
+
+
+def test_a_model_with_a_graph_for_cuda_says_why_it_does_not_run_on_cuda(
+    library_of: Callable[[str | None], None],
+) -> None:
+    library_of(None)
+    both = manifest(cuda=CUDA, cpu=CPU | {"operators": VERSION})
+    for model, name in ((manifest(cuda=CUDA), "portable"), (both, "cpu")):
+        chosen = choose_target(model, "auto", "cpu", NO_DRIVER)
+        assert (chosen.name, chosen.note) == (name, f"not running on CUDA: {NO_DRIVER}")
+        assert choose_target(model, "auto", "cpu").note is None, "the CPU was asked for"
+    assert choose_target(manifest(cpu=CPU | {"operators": VERSION}), "auto", "cpu", NO_DRIVER).note is None
+
+
+def test_the_graph_for_cuda_runs_on_the_cpu_only_where_the_cpu_is_asked_for() -> None:
+    assert choose_target(manifest(cuda=CUDA), "cuda", "cpu").name == "cuda"
+    with pytest.raises(UserError, match="not load here: no NVIDIA driver; use --target portable, or --device cpu to"):
+        choose_target(manifest(cuda=CUDA), "cuda", "cpu", NO_DRIVER)
+
+
 def test_a_target_that_the_model_does_not_have_is_refused(model: Path) -> None:
     with pytest.raises(UserError, match=r"no graph for the target cpu, only portable; .*adaptive export --target cpu"):
         Session(model, device="cpu", target="cpu")

@@ -22,6 +22,7 @@ from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.source import weights_of
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.ops.library import load_library
+from adaptive_lm.runtime.ops.probe import DOMAIN
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 from support.models import CONFIGS, season, tiny_model, variant
 
@@ -81,7 +82,7 @@ class Graph:
         options.intra_op_num_threads = threads
         options.enable_mem_pattern = False
         options.log_severity_level = 3
-        if any(entry.domain for entry in proto.opset_import):  # operators of our own
+        if any(entry.domain == DOMAIN for entry in proto.opset_import):
             load_library().register(options)
         self.options = options
         self.session = onnxruntime.InferenceSession(

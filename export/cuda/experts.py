@@ -1,0 +1,73 @@
+"""The experts on a GPU: one MoE operator that computes every expert, and weighs those that were not chosen by 0.
+
+Choosing among them would mean to read back how many tokens chose each, which stops the GPU in every layer. N tokens,
+D width, E experts, F hidden.
+"""
+
+import numpy as np
+
+from ...train.model.config import ModelConfig
+from ...train.model.sections import FFNConfig
+from ..graph.builder import Array, Graph
+from ..model.moe import dense_ffn
+from ..model.router import router
+from .attention import MICROSOFT
+from .half import HalfWeights, half, wide
+
+MOST_EXPERTS = 16
+"""Most experts that are all computed; with more, zero-row dispatch computes the chosen ones."""
+ALIGNMENT = 8
+"""The width and the hidden size of an expert must be a multiple of this for the CUDA kernels."""
+LEAST_SIZE = 16
+"""Smallest width and hidden size of the CUDA kernels."""
+NOTHING = 1e-30
+"""Routing weight of an expert that was not chosen: its logarithm is finite, and its share of the sum is 0."""
+
+
+def is_fused(config: ModelConfig) -> bool:
+    """Return whether the MoE operator computes the experts of a model."""
+    ffn = config.ffn
+    sizes = (config.dim, ffn.expert_dim)
+    fits = all(size >= LEAST_SIZE and size % ALIGNMENT == 0 for size in sizes)
+    return ffn.routing != "dense" and fits and config.num_experts <= MOST_EXPERTS
+
+
+def fused_moe(
+    g: Graph, weights: HalfWeights, name: str, config: FFNConfig, x: str, router_top_p: str, residual: str
+) -> tuple[str, str]:
+    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
+
+    The operator chooses k experts by a softmax over its own input. The logarithm of our routing weights makes it choose
+    as our router did: under top-p k is E, and under top-k it is the number that every token has.
+    """
+    routes = router(g, weights, f"{name}.router", config, x, router_top_p)
+    scores = g.op("Log", g.op("Max", routes.routing_weights, g.scalar(NOTHING)), name="routing_scores")
+    gate_up, down = (weights.matrix(f"{name}.{part}") for part in ("gate_up", "down"))  # (E, D, 2F), (E, F, D)
+    precision = weights.precision_of(f"{name}.gate_up")
+    in_half = precision == "fp16"
+    store = weights.stored if in_half else weights.floats
+    out = g.op(
+        "MoE", *((half(g, x), half(g, scores)) if in_half else (x, scores)),
+        store(g, f"{name}.gate_up.rows", interleaved(gate_up), precision), "",
+        store(g, f"{name}.down.rows", down.swapaxes(1, 2), precision), "",
+        domain=MICROSOFT, name="experts",
+        k=int(config.experts_per_token) if config.routing == "top_k" else config.num_experts,
+        normalize_routing_weights=1, activation_type="swiglu", swiglu_fusion=1,
+        activation_alpha=1.0, activation_beta=0.0,
+    )  # fmt: skip
+    if in_half:
+        out = wide(g, out)
+    if not config.renormalize:  # the operator's weights add up to 1, those of this model to the mass that was chosen
+        out = g.op("Mul", out, g.op("ReduceSum", routes.routing_weights, g.int64(1), keepdims=1))
+    out = g.op("Add", residual, out)
+    if config.shared_expert_dim:
+        with g.scope("shared"):
+            out = g.op("Add", out, dense_ffn(g, weights, f"{name}.shared", x))
+    return out, routes.selected
+
+
+def interleaved(gate_up: Array) -> Array:
+    """Return gate and up of each hidden unit side by side, as MoE reads them: (E, D, 2F) -> (E, 2F, D)."""
+    experts, dim, both = gate_up.shape
+    halves = gate_up.reshape(experts, dim, 2, both // 2)  # (E, D, 2, F)
+    return np.ascontiguousarray(halves.transpose(0, 3, 2, 1)).reshape(experts, both, dim)

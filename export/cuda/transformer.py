@@ -1,0 +1,80 @@
+"""The whole graph of the target `cuda`. Mirrors `export/model/transformer.py`.
+
+N tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import onnx
+
+from ...runtime.format.manifest import Precisions
+from ...train.model.config import ModelConfig
+from ..graph.builder import BOOL, Array, Graph
+from ..graph.weights import FP32
+from ..model.exits import confidence, exit_router
+from ..model.signature import graph_outputs
+from ..model.transformer import TransformerGraph, finished
+from .attention import MICROSOFT, kv_of
+from .block import CudaBlock, someone
+from .half import HalfWeights, product
+from .prune import prune
+
+
+def build(config: ModelConfig, state: dict[str, Array], precisions: Precisions = FP32) -> onnx.ModelProto:
+    """Build the model as one ONNX graph of standard and contrib operators.
+
+    Args:
+        config: The model.
+        state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
+        precisions: Precision of each part: fp32, bf16 or fp16.
+
+    Raises:
+        AssertionError: A weight of the checkpoint is not used.
+    """
+    weights = HalfWeights(state, precisions)
+    g = Graph("adaptive.cuda")
+    # routed heads are masked: to compute only the chosen ones, the GPU would have to report how many tokens chose each
+    CudaTransformerGraph(g, weights, config, "masked").write()
+    kv = kv_of(precisions)
+    prune(g, set(graph_outputs(config, kv)))
+    return finished(g, weights, config, kv, {MICROSOFT: 1})
+
+
+class CudaTransformerGraph(TransformerGraph):
+    """Writes the operators of the whole model."""
+
+    block = CudaBlock
+    weights: HalfWeights
+
+    def _num_logits(self) -> str:
+        # Range and Shape leave the number in the memory of the host, where Slice and Reshape read it
+        return self.g.op("Shape", self.g.op("Range", self.g.scalar(0), "num_logits", self.g.scalar(1)))
+
+    def _logits(self, g: Graph, normed: str) -> str:
+        name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
+        if not self.weights.in_half(name):
+            return super()._logits(g, normed)
+        return product(g, normed, f"{name}.fp16", "head")
+
+    def _exits(self, layer: int, x: str, alive: str, exit_threshold: str) -> str:
+        """Return which tokens leave here, (N, 1) bool.
+
+        The output head is multiplied only if a token asks for it, then for all of them.
+        """
+        g, criterion = self.g, self.config.depth.exit_criterion
+        asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
+
+        def leaves(b: Graph, sure: str) -> str:
+            return b.op("And", asked, b.op("Greater", sure, exit_threshold), name="leaves")
+
+        if criterion == "router":
+            return leaves(g, exit_router(g, self.weights, f"exit_routers.{layer}", self._normed(g, x)))
+
+        def check(b: Graph) -> Sequence[str]:
+            logits = self._logits(b, self._normed(b, x))
+            return [leaves(b, confidence(b, criterion, logits, self.config.vocab_size))]
+
+        def stay(b: Graph) -> Sequence[str]:
+            return [b.op("And", asked, b.scalar(False))]
+
+        return g.branch(someone(g, asked), "check", [BOOL], check, stay)[0]
