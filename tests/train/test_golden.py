@@ -34,8 +34,9 @@ def test_twenty_steps_give_the_recorded_losses(
 ) -> None:
     """T42: fp32, one thread."""
     trainer = {"steps": 20, "eval_every": 100, "checkpoint_every": 100}
-    losses = {"load_balancing_loss": 0.01}  # the default of the day on which they were written down
-    config = tiny_config(trainer=trainer, losses=losses, optimizer={"lr": 0.003, "adamw_lr": 0.001})
+    losses = {"load_balancing_loss": 0.01}  # this and the turns: the defaults when the losses were recorded
+    optimizer = {"lr": 0.003, "adamw_lr": 0.001, "expert_turns": 1}
+    config = tiny_config(trainer=trainer, losses=losses, optimizer=optimizer)
     training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
     found = {key: [record[key] for record in records] for key in RTOL}

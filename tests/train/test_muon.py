@@ -7,6 +7,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz as orthogonalize_as_to
 
 from adaptive_lm.train.optim import muon
 from adaptive_lm.train.optim.muon import NEWTON_SCHULZ, Muon, orthogonalize
+from adaptive_lm.train.parallel.placement import Placement
 
 
 def weights(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
@@ -49,6 +50,76 @@ def test_muon_moves_a_stack_of_experts_as_each_matrix_alone(shape: tuple[int, in
     torch.testing.assert_close(stack.detach(), torch.stack([m.detach().t() for m in alone]), rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("turns", [2, 3, 6])
+@pytest.mark.parametrize("shape", [(4, 16, 48), (4, 48, 16)], ids=["gate_up", "down"])
+def test_experts_that_take_turns_move_as_matrices_of_torch_that_move_only_in_their_turn(
+    shape: tuple[int, int, int], turns: int
+) -> None:
+    """At a rate of 0, torch's Muon only adds the gradient to its momentum."""
+    (stack,) = weights(shape)
+    alone = [nn.Parameter(matrix.t().clone()) for matrix in stack.detach()]  # (out, in), as nn.Linear has it
+    ours = Muon([stack], 0.02, 0.1, turns=turns)
+    theirs = torch.optim.Muon([{"params": [matrix]} for matrix in alone], lr=0.0, weight_decay=0.1)
+    for step in range(7):
+        give_gradients([stack], step)
+        assert stack.grad is not None
+        for expert, (matrix, group) in enumerate(zip(alone, theirs.param_groups, strict=True)):
+            matrix.grad = stack.grad[expert].t().clone()
+            group["lr"] = 0.02 * turns if (expert + step) % turns == 0 else 0.0
+        before = stack.detach().clone()
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(stack.detach(), torch.stack([m.detach().t() for m in alone]), rtol=0, atol=2e-3)
+        still = [expert for expert in range(4) if (expert + step) % turns]
+        assert torch.equal(stack.detach()[still], before[still])
+
+
+def test_a_step_orthogonalises_every_matrix_and_only_the_experts_whose_turn_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+
+    def counting(x: Tensor, steps: int) -> Tensor:
+        seen.append(len(x))
+        return orthogonalize(x, steps)
+
+    monkeypatch.setattr(muon, "orthogonalize", counting)
+    plain, stack = weights((16, 16), (8, 16, 48))
+    optimizer = Muon([plain, stack], 0.02, 0.1, turns=4)
+    for step in range(4):
+        give_gradients([plain, stack], step)
+        optimizer.step()
+    assert seen == [1, 2] * 4
+
+
+class Rank(Placement):
+    """The placement of a rank that has the experts from `first` on."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(nn.Module())
+        self.first = first
+
+    def first_row(self, weight: nn.Parameter) -> int:
+        return self.first
+
+
+def test_ranks_that_share_the_experts_move_those_that_one_process_moves() -> None:
+    (stack,) = weights((5, 16, 48))
+    parts = [nn.Parameter(stack.detach()[at].clone()) for at in (slice(0, 2), slice(2, 5), slice(5, 5))]
+    whole = Muon([stack], 0.02, 0.1, turns=4)
+    ranks = [
+        Muon([part], 0.02, 0.1, placement=Rank(first), turns=4) for part, first in zip(parts, (0, 2, 5), strict=True)
+    ]
+    for step in range(5):
+        give_gradients([stack], step)
+        assert stack.grad is not None
+        for part, at in zip(parts, (slice(0, 2), slice(2, 5), slice(5, 5)), strict=True):
+            part.grad = stack.grad[at].clone()
+        for optimizer in (whole, *ranks):
+            optimizer.step()
+    torch.testing.assert_close(torch.cat([part.detach() for part in parts]), stack.detach(), rtol=0, atol=1e-6)
+
+
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 16, 40).bfloat16()).float())
@@ -84,15 +155,16 @@ def test_iterations_on_the_gram_matrix_are_no_further_from_exact_ones_than_torch
     assert not torch.equal(ours, theirs), "these are to take the way over the Gram matrix"
 
 
+@pytest.mark.parametrize("turns", [1, 2], ids=["all experts", "half of them"])
 @pytest.mark.parametrize("shape", [(5, 16, 48), (5, 48, 16)], ids=["gate_up", "down"])
 def test_a_stack_moves_alike_in_batches_of_any_size(
-    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int], turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = []
     for matrices in (1, 2, 5, 100):
         monkeypatch.setattr(muon, "BATCH", matrices * 16 * 48)
         stacks = weights(shape, shape)
-        optimizer = Muon(stacks, 0.02, 0.1)
+        optimizer = Muon(stacks, 0.02, 0.1, turns=turns)
         for step in range(2):
             give_gradients(stacks, step)
             optimizer.step()

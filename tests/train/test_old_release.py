@@ -34,6 +34,7 @@ def test_a_run_of_an_earlier_version_continues_as_that_version_would_have(
     The rates are high, so the tolerance allows for a token that is routed differently on another processor.
     """
     assert json.loads((old / "checkpoints" / "step-000006" / "complete.json").read_text())["format_version"] == 1
+    assert load_checkpoint(old).config.optimizer.expert_turns == 1, "that version had no such setting"
     assert training.resume(named_run("old"), display=display).complete
     found = [record["loss"] for record in read_metrics(old / "metrics.jsonl")]
     np.testing.assert_allclose(found, LOSSES, rtol=2e-2)

@@ -34,7 +34,11 @@ class Muon(torch.optim.Optimizer):
     run in bfloat16. Groups differ only in their rates: weights of all groups share the batches of one shape. The tests
     compare it with `torch.optim.Muon`, which takes 2-D weights one by one.
 
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    The experts of a stack can take turns: a step moves one in `turns` of them, `turns` times as far, and the momentum
+    of the others gathers their gradients. So a step orthogonalises about as many weights as a token uses.
+
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The turns are ours; Dion2
+    (arXiv 2512.16928) orthogonalises some rows of each matrix per step instead.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         placement: Placement | None = None,
         steps: int = NEWTON_SCHULZ_STEPS,
+        turns: int = 1,
     ) -> None:
         """Set up the groups of `params`.
 
@@ -56,8 +61,9 @@ class Muon(torch.optim.Optimizer):
             placement: where the weights are stored, if they are split over ranks. A split matrix is gathered and every
                 rank orthogonalises all of it; a stack is not, since each of its matrices is whole on one rank.
             steps: iterations of Newton-Schulz.
+            turns: steps after which every expert of a stack has moved once.
         """
-        self.placement, self.steps = placement, steps
+        self.placement, self.steps, self.turns = placement, steps, turns
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for weight in group["params"]:
@@ -72,10 +78,7 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                for move in _moves(weight, state["momentum_buffer"], group):
+                for move in self._moves(weight, group):
                     if self.placement is not None and self.placement.is_split(weight) and weight.ndim == 2:
                         # Now, and not in its batch: all ranks must gather in one order.
                         move = move._replace(whole=self.placement.whole(weight, move.update()[0])[None])
@@ -84,13 +87,34 @@ class Muon(torch.optim.Optimizer):
             for batch in _batches(moves):
                 self._apply(batch)
 
+    def _moves(self, weight: nn.Parameter, group: dict[str, Any]) -> Iterator[_Move]:
+        """Return the moves of a weight in this step; the momentum of experts whose turn it is not is updated here."""
+        assert weight.grad is not None
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        stack = (weight, weight.grad, state["momentum_buffer"])
+        if weight.ndim == 2:
+            yield from _split(weight, group, *(each[None] for each in stack))
+            return
+        step = int(state.get("turn", 0))
+        state["turn"] = torch.tensor(step + 1)
+        first = 0 if self.placement is None else self.placement.first_row(weight)
+        for turn in range(self.turns):
+            # Experts are counted over all ranks, so that ranks that share them move those that one process would.
+            experts = slice((turn - step - first) % self.turns, None, self.turns)
+            if turn == 0:
+                yield from _split(weight, group, *(each[experts] for each in stack), distance=self.turns)
+            else:
+                stack[2][experts].lerp_(stack[1][experts], 1 - group["momentum"])
+
     def _apply(self, batch: Sequence[_Move]) -> None:
         """Orthogonalise updates of one shape at once and take the step, each weight at its group's rate."""
         updates = [move.update() for move in batch]
         orthogonal = orthogonalize(torch.cat(updates) if len(updates) > 1 else updates[0], self.steps)
         parts = torch.split(orthogonal, [len(each) for each in updates])
         for move, part in zip(batch, parts, strict=True):
-            lr, (rows, columns) = move.group["lr"], part.shape[1:]
+            lr, (rows, columns) = move.group["lr"] * move.distance, part.shape[1:]
             wide, narrow = (rows, columns) if move.parameter.ndim == 2 else (columns, rows)
             if move.whole is not None:
                 assert self.placement is not None
@@ -107,6 +131,8 @@ class _Move(NamedTuple):
     weight: Tensor
     gradient: Tensor
     buffer: Tensor
+    distance: int = 1
+    """Steps that this one stands for: the rate is multiplied by it."""
     whole: Tensor | None = None
     """The update of all rows, if `weight` holds only some rows of a matrix."""
 
@@ -123,13 +149,12 @@ class _Move(NamedTuple):
         return self.gradient.lerp(self.buffer, momentum).bfloat16()
 
 
-def _moves(weight: nn.Parameter, buffer: Tensor, group: dict[str, Any]) -> Iterator[_Move]:
-    """Split a weight into moves of at most one batch."""
-    assert weight.grad is not None
-    stacks = [each.unsqueeze(0) if each.ndim == 2 else each for each in (weight, weight.grad, buffer)]
+def _split(weight: nn.Parameter, group: dict[str, Any], *stacks: Tensor, distance: int = 1) -> Iterator[_Move]:
+    """Split matrices, gradients and momenta of a weight, (M, rows, columns) each, into moves of at most one batch."""
     several = max(1, _numbers(weight) // weight.shape[-2:].numel())
     for parts in zip(*(torch.split(each, several) for each in stacks), strict=True):
-        yield _Move(weight, group, *parts)
+        if len(parts[0]):
+            yield _Move(weight, group, *parts, distance)
 
 
 def _batches(moves: Sequence[_Move]) -> Iterator[list[_Move]]:

@@ -57,7 +57,8 @@ class Optimizers:
         elif matrices:
             groups = self._groups(matrices, lr=config.lr)
             if config.kind == "muon":
-                self.all.append(Muon(groups, config.lr, decay, momentum, self.placed, config.newton_schulz_steps))
+                steps = config.newton_schulz_steps
+                self.all.append(Muon(groups, config.lr, decay, momentum, self.placed, steps, config.expert_turns))
             elif config.kind == "lars":
                 self.all.append(LARS(groups, config.lr, decay, momentum, config.eps, self.placed.norm_of_each))
             else:

@@ -47,6 +47,10 @@ class OptimizerConfig(Section):
     """Iterations of `muon` that equalise the singular values of an update, 1 to 20. Each quadruples the small ones. 5
     is the published number; 4 take a fifth less of Muon's time and learned 0.01 nats less in 300 steps
     (docs/decisions/0021)."""
+    expert_turns: int = Field(4, ge=1, le=1024)
+    """Steps in which `muon` moves each expert once, 1 to 1,024: a step moves one in `expert_turns` of the experts of a
+    layer, `expert_turns` times as far, and adds the gradients of the others to their momentum. 1 moves all experts in
+    every step, as runs before this setting do (docs/decisions/0032)."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay per step of AdamW's mean of the gradient, 0 to below 1."""
     beta2: float = Field(0.95, ge=0, lt=1)

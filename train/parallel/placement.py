@@ -57,6 +57,10 @@ class Placement:
         """Return whether other ranks have other rows of this weight."""
         return weight in self._splits
 
+    def first_row(self, weight: nn.Parameter) -> int:
+        """Return the number of this rank's first row of a weight, counted over all ranks."""
+        return self._splits[weight].mine.start if weight in self._splits else 0
+
     def count(self) -> int:
         """Count the numbers in all weights of all ranks."""
         pairs = ((weight, self._splits.get(weight)) for weight in self.weights.values())

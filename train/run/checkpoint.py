@@ -23,11 +23,13 @@ from torch import Tensor
 from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
 from ...contract.files import cannot_write, remove_temporary_files, sync_folder, user_path
-from ..config.run_config import RunConfig, make_config
+from ..config.run_config import RunConfig, make_config, merge
 from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
 from .tensor_file import write_tensors
 
 FORMAT_VERSION = 1
+BEFORE: Mapping[str, Mapping[str, Any]] = {"optimizer": {"expert_turns": 1}}
+"""Settings that a checkpoint of an earlier version does not have, with the values by which that version trained."""
 
 
 class DamagedCheckpoint(ValueError):  # noqa: N818  # it names a state, not an error
@@ -146,7 +148,7 @@ def read_checkpoint(path: Path, damaged: tuple[Path, ...] = ()) -> Checkpoint:
     verify(path)
     try:
         state = json.loads((path / "state.json").read_bytes())
-        config = make_config(state.pop("config"))
+        config = make_config(merge(BEFORE, state.pop("config")))
         model_state = load_file(path / "model.safetensors")
         optimizer_state = load_file(path / "optimizer.safetensors")
         step = int(state["step"])
