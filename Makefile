@@ -14,7 +14,7 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode
+.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make bench-mechanisms  each way to adapt, compared at equal time: half an hour per text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
 	@echo 'make bench-decode      decoding, prompts and memory beside the peers that are installed, on the same weights: about an hour on two cores; BENCH_FLAGS=--quick'
+	@echo 'make bench-pays        dense and adaptive models of 10 million weights per token, half an hour of training each: about three hours on two cores; stop and repeat as you like'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard runtime/ops/src/*/*)
@@ -68,6 +69,9 @@ bench-train: $(STAMP)
 
 bench-decode: $(STAMP)
 	$(BIN)/python benchmarks/decode.py $(BENCH_FLAGS)
+
+bench-pays: $(STAMP)
+	@$(BIN)/python benchmarks/pays.py $(BENCH_FLAGS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

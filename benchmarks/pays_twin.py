@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from command import adaptive
 from decode_models import export
 from pays_entrants import Size, span
 from pays_measure import means
@@ -18,6 +17,9 @@ from pays_measure import means
 from adaptive_lm.runtime import Dial, load
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.measuring.timing import time_engines
+from adaptive_lm.train.config.run_config import make_config, read_recipe
+from adaptive_lm.train.run.folder import Run
+from adaptive_lm.train.training import begin
 
 STEP = 32
 """Hidden widths are multiples of it, as the blocks of int8."""
@@ -50,7 +52,6 @@ def find(folder: Path, size: Size, adaptive_recipe: Path, dense: Mapping[int, Pa
         dense: The recipe of each candidate, by its hidden width.
         rounds: Rounds of alternation.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     models = [_untrained(folder, recipe) for recipe in (adaptive_recipe, *dense.values())]
     engines = [load(model, device="cpu", target="cpu", threads=1) for model in models]
     prompt, answer = span(size.context)
@@ -80,6 +81,7 @@ def _untrained(folder: Path, recipe: Path) -> Path:
     """Write a model with new weights in int8, once."""
     model = folder / "models" / recipe.stem
     if not (model / "manifest.json").exists():
-        adaptive("train", str(recipe), "--name", recipe.stem, "--steps", "0", "--overwrite", folder=folder)
-        export(folder / "runs" / recipe.stem, model, "int8")
+        run = Run(folder / "runs" / recipe.stem)
+        begin(make_config(read_recipe(str(recipe)), [{"trainer": {"steps": 0}}]), run, overwrite=True)
+        export(run.path, model, "int8")
     return model
