@@ -68,10 +68,11 @@ def measure(recipes: Mapping[str, Path], folder: Path, rounds: int) -> dict[str,
     finally:
         for child in children.values():
             child.close()
-    return {
-        name: Cost(*(float(np.percentile(values, share)) for share in (50, 5, 95)), experts[name])
-        for name, values in seconds.items()
-    }
+    costs = {}
+    for name, values in seconds.items():
+        low, middle, high = map(float, np.percentile(values, [5, 50, 95]))
+        costs[name] = Cost(middle, low, high, experts[name])
+    return costs
 
 
 class _Child:
