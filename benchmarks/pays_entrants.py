@@ -114,7 +114,7 @@ def recipe(entrant: str, size: Size, texts: Texts, equal_hidden: int | None = No
             "routing_snapshots": 0,
             "eval_every": 10**9,
             "eval_tokens": 4096,
-            "final_eval_tokens": 65536,
+            "final_eval_tokens": 4096,
             "checkpoint_every": 100,
             "keep_checkpoints": 1,
             "log_every": 50,

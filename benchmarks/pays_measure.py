@@ -15,7 +15,7 @@ from command import adaptive
 from numpy.typing import NDArray
 from pays_entrants import DIALED, EXITS, run_name, span
 from pays_text import Texts
-from pays_training import steps_of
+from pays_training import saved_step
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import Thresholds, resolve
@@ -106,7 +106,7 @@ def rows_of(folder: Path, entrant: str, seed: int, tokens: int) -> list[Row]:
         return [Row(**row) for row in json.loads(saved.read_text("utf-8"))]
     rows = []
     dial = points(folder, entrant, seed)
-    steps = steps_of(folder / "runs" / run_name(entrant, seed))
+    steps = saved_step(folder / "runs" / run_name(entrant, seed))
     for precision in PRECISIONS:
         engine = open_model(model_folder(folder, entrant, seed, precision))
         text = held_out(folder, entrant, seed, engine)

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
+
+from adaptive_lm.train.run.checkpoint_names import list_checkpoints, step_of
 
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0
@@ -41,29 +43,25 @@ class Interrupted(KeyboardInterrupt):
     """A signal stopped the benchmark."""
 
 
-def records_of(run: Path) -> list[dict[str, float | None]]:
-    """Return the records of a run; none if it has not begun."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break  # it is being written
-    return records
-
-
 def steps_of(run: Path) -> int:
-    """Return the newest recorded step of a run."""
-    records = records_of(run)
-    return int(records[-1]["step"] or 0) if records else 0
+    """Return the newest step of a run: that of its newest record or checkpoint."""
+    newest = saved_step(run)
+    path = run / "metrics.jsonl"
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):  # the last line may be half-written
+            newest = max(newest, int(json.loads(line)["step"]))
+    return newest
 
 
 def is_complete(run: Path, steps: int) -> bool:
-    """Return whether a run has taken all its steps: only then has the record of its last step a held-out loss."""
-    records = records_of(run)
-    return bool(records) and records[-1]["step"] == steps and records[-1].get("val_loss") is not None
+    """Return whether a run has saved its last step. Its own evaluation may be missing: the export is scored."""
+    return saved_step(run) == steps
+
+
+def saved_step(run: Path) -> int:
+    """Return the step of the newest checkpoint; 0 without one."""
+    checkpoints = list_checkpoints(run / "checkpoints")
+    return step_of(checkpoints[-1]) if checkpoints else 0
 
 
 def train_all(plans: Sequence[Plan], folder: Path, jobs: int, tell: Callable[[str], None]) -> None:
@@ -104,7 +102,7 @@ class _Running:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.run = plan, folder / "runs" / plan.name
-        self.first, self.began = steps_of(self.run), time.monotonic()
+        self.first, self.began = saved_step(self.run), time.monotonic()
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self.log = logs / f"{plan.name}.log"

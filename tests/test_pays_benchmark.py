@@ -144,6 +144,20 @@ def test_the_two_best_are_compared_seed_by_seed_within_a_round(benchmarks: None)
     assert lines == ["seed 0: top-p of 8 3.300 nats, dense 3.400; 0.50 (0.50 to 0.50) of its time"]
 
 
+def test_a_training_is_complete_when_its_last_step_is_saved_whether_or_not_it_was_evaluated(
+    benchmarks: None, tmp_path: Path
+) -> None:
+    training = script("pays_training")
+    assert training.steps_of(tmp_path) == 0
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "val_loss": null}\n{"step": 2', encoding="utf-8")
+    assert training.steps_of(tmp_path) == 10
+    (tmp_path / "checkpoints" / "step-000010").mkdir(parents=True)
+    assert not training.is_complete(tmp_path, 12)
+    (tmp_path / "checkpoints" / "step-000012").mkdir()
+    assert training.is_complete(tmp_path, 12)
+    assert training.steps_of(tmp_path) == 12
+
+
 def test_without_the_text_one_line_says_so(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "pays.py"), "--data", str(tmp_path / "none.jsonl"), "--work"]
     done = subprocess.run([*command, str(tmp_path / "work")], capture_output=True, text=True)
