@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,16 +177,18 @@ def compare(work: Work, minutes: float, seeds: int, chosen: tuple[str, ...], job
 
     def trained(pairs: list[tuple[str, int]]) -> list[Row]:
         train_all(plans(recipes, costs, minutes, pairs), work.folder, jobs, work.tell)
-        return scored(work, pairs, tokens)
+        return scored(work, pairs, tokens, jobs)
 
     def two_best() -> tuple[str, str] | None:
         work.tell("which two are the best?")
-        first = [row for row in rows if (row.point, row.precision) == (TRAINED, "int8")]
-        time_rows(work.folder, first, "int8", work.rounds)
-        return rivals(first)
+        trained_points = [row for row in rows if (row.point, row.precision) == (TRAINED, "int8")]
+        time_rows(work.folder, trained_points, "int8", work.rounds)
+        return rivals(trained_points)
 
-    rows = trained([(entrant, 0) for entrant in ENTRANTS if entrant in chosen])
-    best = work.kept("best", two_best, chosen=sorted(chosen), tokens=tokens)
+    first = [entrant for entrant in ENTRANTS if entrant in chosen]
+    rows = trained([(entrant, 0) for entrant in first])
+    # A name for each choice: some models may be compared first, and the others later in the same folder.
+    best = work.kept("best-" + "".join(str(ENTRANTS.index(entrant)) for entrant in first), two_best, tokens=tokens)
     if seeds > 1:
         rows += trained([(entrant, seed) for seed in range(1, seeds) for entrant in best or ()])
     for precision in PRECISIONS:
@@ -222,12 +225,15 @@ def publish(work: Work, report: dict[str, Any], rows: list[Row], whole: bool) ->
         replace_section(ROOT / "docs" / "benchmarks.md", section, BEGIN, END)
 
 
-def scored(work: Work, pairs: list[tuple[str, int]], tokens: int) -> list[Row]:
+def scored(work: Work, pairs: list[tuple[str, int]], tokens: int, jobs: int) -> list[Row]:
     """Export, calibrate and score trained models, at every point and in both precisions."""
+    work.tell(f"exporting and calibrating {len(pairs)} models")
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(export, work.folder, entrant, seed, work.texts) for entrant, seed in pairs]:
+            done.result()
     rows: list[Row] = []
     for entrant, seed in pairs:
-        work.tell(f"{run_name(entrant, seed)}: exporting and scoring")
-        export(work.folder, entrant, seed, work.texts)
+        work.tell(f"{run_name(entrant, seed)}: scoring")
         rows += rows_of(work.folder, entrant, seed, tokens)
     return rows
 
