@@ -15,6 +15,7 @@ DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
 .PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode gpu gpu-quick
+.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
 	@echo 'make gpu                on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 	@echo 'make bench-decode      decoding, prompts and memory beside the peers that are installed, on the same weights: about an hour on two cores; BENCH_FLAGS=--quick'
+	@echo 'make bench-pays        dense and adaptive models of 10 million weights per token, half an hour of training each: about three hours on two cores; stop and repeat as you like'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard runtime/ops/src/*/*)
@@ -76,6 +78,8 @@ gpu:
 
 gpu-quick:
 	@$(PYTHON) benchmarks/gpu.py --quick $(BENCH_FLAGS)
+bench-pays: $(STAMP)
+	@$(BIN)/python benchmarks/pays.py $(BENCH_FLAGS)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -265,10 +265,10 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def replace_section(page: Path, text: str) -> None:
+def replace_section(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what is between the markers of a page."""
     content = page.read_text(encoding="utf-8")
-    if BEGIN not in content or END not in content:
-        raise RuntimeError(f"{page} has no lines {BEGIN} and {END}; add both where the section belongs")
-    section = f"{BEGIN}\n\n{text}\n{END}"
-    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: section, content, flags=re.DOTALL), encoding="utf-8")
+    if begin not in content or end not in content:
+        raise RuntimeError(f"{page} has no lines {begin} and {end}; add both where the section belongs")
+    section = f"{begin}\n\n{text}\n{end}"
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: section, content, flags=re.DOTALL), encoding="utf-8")
