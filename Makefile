@@ -14,8 +14,7 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode gpu gpu-quick
-.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays
+.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
@@ -28,9 +27,9 @@ help:
 	@echo 'make clean   remove what tools leave behind; keeps $(VENV) and runs/'
 	@echo 'make bench-mechanisms  each way to adapt, compared at equal time: half an hour per text and seed on one core; TEXTS="..." BENCH_FLAGS="--seeds 2"'
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
-	@echo 'make gpu                on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 	@echo 'make bench-decode      decoding, prompts and memory beside the peers that are installed, on the same weights: about an hour on two cores; BENCH_FLAGS=--quick'
 	@echo 'make bench-pays        dense and adaptive models of 10 million weights per token, half an hour of training each: about three hours on two cores; stop and repeat as you like'
+	@echo 'make gpu               on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard runtime/ops/src/*/*)
@@ -78,6 +77,7 @@ gpu:
 
 gpu-quick:
 	@$(PYTHON) benchmarks/gpu.py --quick $(BENCH_FLAGS)
+
 bench-pays: $(STAMP)
 	@$(BIN)/python benchmarks/pays.py $(BENCH_FLAGS)
 

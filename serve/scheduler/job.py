@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from ...runtime.generation.params import Params
 from ...runtime.generation.request import Token
@@ -88,13 +88,13 @@ Event = TokenEvent | PromptEvent | EndEvent
 class Stream(Protocol):
     """The events of one job, in order; the last is an `EndEvent`. Leaving `async with` cancels what is not ended."""
 
-    def __aiter__(self) -> "Stream":
+    def __aiter__(self) -> Self:
         """Iterate over the events."""
 
     async def __anext__(self) -> Event:
         """Wait for the next event."""
 
-    async def __aenter__(self) -> "Stream":
+    async def __aenter__(self) -> Self:
         """Enter a block at whose end the job is cancelled if it still runs."""
 
     async def __aexit__(self, *_: object) -> None:
