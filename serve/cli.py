@@ -34,8 +34,10 @@ EXTRAS: Mapping[str, str] = {
     "torch": "train",
     "yaml": "train",
     "datasets": "hf",
-    "sse_starlette": "serve",
+    "llguidance": "structured",
+    "prometheus_client": "serve",
     "starlette": "serve",
+    "structlog": "serve",
     "uvicorn": "serve",
 }
 

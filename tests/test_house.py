@@ -67,7 +67,18 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("model",),
         ("graph",),
     ),
-    "serve": (("__main__",), ("cli",)),
+    "serve": (
+        ("__main__",),
+        ("cli",),
+        ("commands",),
+        ("replicas",),
+        ("application",),
+        ("page", "routes"),
+        ("protocols",),
+        ("scheduler",),
+        ("control", "structured", "observe"),
+        ("settings", "errors"),
+    ),
 }
 FORBIDDEN = {
     "contract": {"numpy", "click"},

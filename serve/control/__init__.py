@@ -1,0 +1,1 @@
+"""The dial under load: think less before anyone is refused."""

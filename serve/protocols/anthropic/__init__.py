@@ -1,0 +1,1 @@
+"""Anthropic's messages, converted to chat completions and back."""

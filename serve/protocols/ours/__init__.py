@@ -1,0 +1,1 @@
+"""Bodies of our own: the dial, per-token compute, tokenise, properties."""

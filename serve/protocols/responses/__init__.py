@@ -1,0 +1,1 @@
+"""OpenAI's responses, converted to chat completions and back."""
