@@ -13,7 +13,7 @@ from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from ...contract.streams import read_stdin
 from ...contract.text_file import decode
 from .generate_many import generate_many
-from .options import dial_options, model_options, option_names
+from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import read_prompts
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
 @click.argument("prompt", required=False)
-@click.option("--prompts", metavar="FILE",
+@click.option("--prompts", type=ExpandedPath(), metavar="FILE",
               help="Continue every prompt of FILE in place of PROMPT: one a line, or JSON lines with `prompt` and "
                    "settings such as `max_new_tokens`; `-` reads stdin.")  # fmt: skip
 @click.option(
