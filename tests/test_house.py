@@ -52,6 +52,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("inspection", "calibration"),
         ("measuring",),
         ("generation",),
+        ("speculation",),
         ("execution",),
         ("dial",),
         ("format", "terminal", "ops"),
