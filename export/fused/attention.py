@@ -1,10 +1,11 @@
 """Attention in up to three nodes: head router, windows, attention. Mirrors `export/model/attention.py`.
 
-B batch, T time, N = B*T tokens, D width, H query heads, W width of a head, L layers.
+N tokens, S slots, D width, H query heads, W width of a head, L layers.
 """
 
 from typing import NamedTuple
 
+from ...runtime.ops.layout import pack_positions
 from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
 from ...train.model.window import window_by_length, window_levels
@@ -21,6 +22,7 @@ class Attended(NamedTuple):
     """The output of attention and its decisions; "" where there was nothing to decide."""
 
     h: str  # (N, D)
+    new_lengths: str  # (1, S) int64, tokens that the cache of this layer holds after the pass
     selected_heads: str  # (N, H) bool
     windows: str  # (N,) int64, where the tokens of the layer differ
 
@@ -47,24 +49,29 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
     windows = _windows(g, weights, config, layer, x, runs, norm)
     positions = config.positions_of(layer)
     cos, sin = rotary(g, config) if positions == "rope" else ("", "")
-    cope = parameter(g, weights, f"{name}.position_embedding") if positions == "cope" else ""
+    cope = _contextual(g, weights, f"{name}.position_embedding") if positions == "cope" else ""
     parts = ("key", "value", "counted") if config.counts_cells(layer) else ("key", "value")
     past = [f"past_{part}.{layer}" for part in parts]
-    h, *_ = ours(
-        g, "Attention", x, runs, "positions", "lengths", windows, head_weights, norm,
+    h, new_lengths, *_ = ours(
+        g, "Attention", x, runs, "positions", "slots", "lengths", windows, head_weights, norm,
         matrix(g, weights, f"{name}.q.weight"),
         matrix(g, weights, f"{name}.kv.weight"),
         matrix(g, weights, f"{name}.o.weight"),
         parameter(g, weights, f"{name}.q_norm.weight"),
         parameter(g, weights, f"{name}.k_norm.weight"),
         cos, sin, cope, *past, *[""] * (3 - len(past)),
-        outputs=1 + len(parts), results=["", *(f"present_{part}.{layer}" for part in parts)],
+        outputs=2 + len(parts), results=["", "", *(f"present_{part}.{layer}" for part in parts)],
         layer=layer, eps=config.norm_eps, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
         head_dim=config.resolved_head_dim, policy=policy_of(config, layer), window=window_of(weights, config, layer),
         precision_q=precision, precision_kv=precision, precision_o=precision,
-        cope=int(positions == "cope"),
+        contextual_positions=config.attention.max_positions if cope else 0,
     )  # fmt: skip
-    return Attended(h, selected, windows)
+    return Attended(h, new_lengths, selected, windows)
+
+
+def _contextual(g: Graph, weights: Weights, name: str) -> str:
+    """Add the embedding (P, W) of contextual positions, in blocks like those of cached keys."""
+    return g.weight(f"{name}.packed", pack_positions(weights.take(name)))
 
 
 def rotary(g: Graph, config: ModelConfig) -> tuple[str, str]:
@@ -109,7 +116,7 @@ def _windows(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str
     values = (window_levels if learned else window_by_length)(config, layer)
     numbers = table(g, f"{name}.window_levels" if learned else f"{name}.window_by_length", values)
     (windows,) = ours(
-        g, "Windows", x, runs, "positions", "lengths", norm,
+        g, "Windows", x, runs, "slots", "lengths", norm,
         *predictor(g, weights, f"{name}.window_router", learned),
         *((numbers, "") if learned else ("", numbers)),
         layer=layer, eps=config.norm_eps, policy=policy_of(config, layer),

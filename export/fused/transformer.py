@@ -1,6 +1,7 @@
 """The whole graph of the target `cpu`. Mirrors `export/model/transformer.py`.
 
-B batch, T time, N = B*T tokens, D width, L layers, E experts, H heads, V vocabulary. Rows that do not run a layer pass
+B rows of ids, T time, N = B*T tokens, S slots, D width, L layers, E experts, H heads, V vocabulary. Tokens of several
+sequences are in one pass, each in the slot of its row (`signature.py`). Tokens that do not run a layer pass
 through its operators, so there is no `If`; an operator in which no row runs reads no weights.
 """
 
@@ -16,10 +17,10 @@ from ...runtime.ops.probe import DOMAIN
 from ...train.model.config import ModelConfig
 from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph
 from ..graph.weights import Weights
-from ..model.signature import graph_inputs, graph_outputs
 from .attention import attention, by_token, window_of
 from .feed_forward import feed_forward
 from .packed import matrix, number, ours, parameter, predictor
+from .signature import graph_inputs, graph_outputs
 
 CRITERIA = ("top_prob", "margin", "entropy", "router")
 
@@ -66,6 +67,7 @@ class _Transformer:
         selected: list[str] = []
         heads: list[str] = []
         windows: list[str] = []
+        lengths: list[str] = []
         for i in range(config.num_layers):
             with g.scope(f"layers.{i}"):
                 runs, gate = self._depth_router(i, x, alive) if config.has_depth_router(i) else (alive, "")
@@ -75,12 +77,14 @@ class _Transformer:
                 selected.append(chosen)
                 heads.append(attended.selected_heads)
                 windows.append(attended.windows)
+                lengths.append(attended.new_lengths)
             if i in config.depth.exit_layers:
                 with g.scope(f"exit.{i}"):
                     alive, exit_layer = self._exit(i, x, alive, exit_layer)
         self._report(runs_of, selected, heads, windows, exit_layer)
+        g.op("Concat", *lengths, axis=0, name="new_lengths", result="new_lengths")
         ours(
-            g, "Logits", x, parameter(g, self.weights, "norm.weight"), self._head(), "num_logits", "ids",
+            g, "Logits", x, parameter(g, self.weights, "norm.weight"), self._head(), "logit_rows",
             results=["logits"], eps=config.norm_eps, vocab=config.vocab_size,
             precision=number(self.weights.precisions.head),
         )  # fmt: skip
@@ -152,10 +156,6 @@ class _Transformer:
                 g.op("Reshape", exit_layer, grid, result="exit_layer")
             else:
                 g.op("Expand", g.scalar(-1), grid, result="exit_layer")
-            gained = g.op("Shape", "ids", start=1)  # (1,): T
-            if any(runs_of) and config.depth.skipped_kv == "none":
-                gained = g.op("ReduceSum", g.op("Cast", layers_run, to=INT64), g.int64(2), keepdims=0)  # (L, B)
-            g.op("Add", "lengths", gained, result="new_lengths")
 
     def _stack(self, parts: list[str], per_layer: str, columns: int, result: str) -> None:
         """Stack (N, columns) of each layer to (L, B, T, columns); without columns (N,) to (L, B, T)."""

@@ -123,7 +123,7 @@ class Session:
         except Exception as error:  # onnxruntime raises many classes without a common base
             raise UserError(f"{path} does not load: {error}; export the model again") from error
         names = ({x.name for x in session.get_inputs()}, {x.name for x in session.get_outputs()})
-        expected = expected_names(self.manifest)
+        expected = expected_names(self.manifest, slots=self._target.name == "cpu")
         if names != expected:
             odd = sorted((names[0] ^ expected[0]) | (names[1] ^ expected[1]))
             raise UserError(f"{path} does not fit its manifest: {', '.join(odd)}; export the model again")

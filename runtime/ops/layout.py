@@ -31,6 +31,8 @@ GROUP = 64
 """Outputs of a group."""
 BLOCK = 32
 """Inputs of a block, which share a scale in int8 and int4."""
+KEY_BLOCK = 16
+"""Keys of a block in the cache."""
 ALIGNMENT = 64
 """Bytes to which a packed matrix is aligned in its file."""
 BLOCK_BYTES: dict[Precision, int] = {"fp32": 8192, "bf16": 4096, "int8": 2176, "int4": 1216}
@@ -81,6 +83,12 @@ def pack(weight: Array, precision: Precision, scales: Array | None = None) -> By
     if scales is not None:
         scales = np.pad(scales, ((0, rows - outputs), (0, 0)), constant_values=1)
     return _stream(quantize(whole, precision, scales), precision)
+
+
+def pack_positions(embedding: Floats) -> Floats:
+    """Arrange contextual positions (P, W) as blocks (P / 16, W, 16) like those of cached keys, filled with zeros."""
+    whole = np.pad(np.asarray(embedding, np.float32), ((0, -len(embedding) % KEY_BLOCK), (0, 0)))
+    return np.ascontiguousarray(whole.reshape(-1, KEY_BLOCK, whole.shape[1]).swapaxes(1, 2))
 
 
 def quantize(weight: Array, precision: Precision, scales: Array | None = None) -> Blocks:

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .probe import probe_answer, probe_inputs, probe_model
+from .probe import VERSION, probe_answer, probe_inputs, probe_model
 
-VERSION = 1
-"""Version of the operators and of the layout of their weights; a library or a graph of another one is not used."""
 SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 PATH = Path(__file__).with_name(f"adaptive_ops.{SUFFIX}")
 OLDEST_ONNXRUNTIME = (1, 31)

@@ -14,6 +14,8 @@ from .layout import pack
 
 DOMAIN = "adaptive_lm"
 """Domain of our operators."""
+VERSION = 2
+"""Version of the operators and of the layout of their weights; a library or a graph of another one is not used."""
 DIM, VOCAB = 40, 70
 """Shape of the product: neither is a whole number of blocks or groups."""
 FLOAT, INT64, UINT8 = 1, 7, 2  # TensorProto.DataType
@@ -27,16 +29,15 @@ def probe_inputs() -> dict[str, NDArray[Any]]:
         "x": x,
         "norm": np.ones(DIM, np.float32),
         "head": pack(head, "fp32"),
-        "num_logits": np.asarray(1, np.int64),
-        "ids": np.zeros((1, 2), np.int64),
+        "logit_rows": np.asarray([1], np.int64),
     }
 
 
 def probe_answer() -> NDArray[np.float64]:
-    """Return the logits of the probe, (1, 1, VOCAB), by numpy."""
+    """Return the logits of the probe, (1, VOCAB), by numpy."""
     x = (np.arange(DIM, 2 * DIM, dtype=np.float64) % 7 - 3) / 4
     head = (np.arange(VOCAB * DIM, dtype=np.float64).reshape(VOCAB, DIM) % 11 - 5) / 8
-    return np.asarray((head @ (x / np.sqrt((x * x).mean() + 1e-5)))[None, None])
+    return np.asarray((head @ (x / np.sqrt((x * x).mean() + 1e-5)))[None])
 
 
 def probe_model() -> bytes:
@@ -47,8 +48,8 @@ def probe_model() -> bytes:
     types = {np.dtype(np.float32): FLOAT, np.dtype(np.int64): INT64, np.dtype(np.uint8): UINT8}
     graph = _message(1, node) + _text(2, "probe")
     graph += b"".join(_message(11, _value(n, types[a.dtype], a.shape)) for n, a in inputs.items())
-    graph += _message(12, _value("logits", FLOAT, (1, 1, VOCAB)))
-    opsets = _message(8, _text(1, "") + _number(2, 24)) + _message(8, _text(1, DOMAIN) + _number(2, 1))
+    graph += _message(12, _value("logits", FLOAT, (1, VOCAB)))
+    opsets = _message(8, _text(1, "") + _number(2, 24)) + _message(8, _text(1, DOMAIN) + _number(2, VERSION))
     return _number(1, 11) + _message(7, graph) + opsets
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, TypeProto, numpy_helper
 from support.bare_graph import MODELS, initializers, model_of, nodes, proto_of, weights_of
 from support.models import BOTH, BY_MASS_AND_SHARED, LEARNED, PER_TOKEN, variant
 from support.runs import write_run
@@ -22,7 +22,7 @@ from adaptive_lm.export.source import read
 from adaptive_lm.export.source import weights_of as exported_weights
 from adaptive_lm.runtime.format.manifest import KV, Manifest, Precision, Precisions
 from adaptive_lm.runtime.ops import layout
-from adaptive_lm.runtime.ops.layout import ALIGNMENT, pack
+from adaptive_lm.runtime.ops.layout import ALIGNMENT, pack, pack_positions
 from adaptive_lm.runtime.ops.library import VERSION
 from adaptive_lm.train.model import ModelConfig, Transformer
 
@@ -66,7 +66,7 @@ def test_every_node_is_ours_or_standard_and_none_is_a_branch(name: str, precisio
 
 def test_a_token_of_eight_plain_layers_takes_few_nodes() -> None:
     config = variant(num_layers=8)
-    assert len(build(config, state_of(config), FP32).graph.node) == 27
+    assert len(build(config, state_of(config), FP32).graph.node) == 26
 
 
 def test_a_token_of_eight_layers_with_every_mechanism_takes_at_most_eight_nodes_a_layer() -> None:
@@ -80,21 +80,35 @@ def test_a_token_of_eight_layers_with_every_mechanism_takes_at_most_eight_nodes_
 
 @pytest.mark.parametrize("kv", get_args(KV))
 @pytest.mark.parametrize("name", MODELS)
-def test_inputs_and_outputs_are_those_of_the_portable_graph_but_for_the_cache(name: str, kv: KV) -> None:
+def test_inputs_and_outputs_are_those_of_the_portable_graph_but_for_slots_and_caches(name: str, kv: KV) -> None:
     """An int8 key or value carries its float32 scale in four more bytes; what counts a cell stays a float."""
-    portable, proto, width = proto_of(name).graph, fused(name, "fp32", kv).graph, MODELS[name].resolved_head_dim
-    expected_type = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[kv]
+    config, kinds = MODELS[name], {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+    own: dict[str, list[str | int]] = {
+        "num_logits": ["R"],
+        "logits": ["R", config.vocab_size],
+        "lengths": [config.num_layers, "S"],
+        "new_lengths": [config.num_layers, "S"],
+    }
     for side in ("input", "output"):
-        expected, actual = ([*getattr(graph, side)] for graph in (portable, proto))
-        assert [value.name for value in actual] == [value.name for value in expected]
-        for one, other in zip(expected, actual, strict=True):
-            if one.name.startswith(("past_key", "past_value", "present_key", "present_value")):
-                tensor = other.type.tensor_type
-                assert tensor.elem_type == expected_type
-                assert tensor.shape.dim[3].dim_value == width + 4 * (kv == "int8")
-                assert tensor.shape.dim[2] == one.type.tensor_type.shape.dim[2]
-            else:
-                assert one == other
+        expected, actual = (
+            {value.name: value.type.tensor_type for value in getattr(graph, side)}
+            for graph in (proto_of(name).graph, fused(name, "fp32", kv).graph)
+        )
+        renamed = [one.replace("num_logits", "logit_rows") for one in expected]
+        assert [one for one in actual if one != "slots"] == renamed
+        for one, other in zip(expected, renamed, strict=True):
+            kind, shape = expected[one].elem_type, own.get(one, sizes(expected[one]))
+            if one.startswith(("past_", "present_")):
+                shape = ["S", *shape[1:]]
+                if "counted" not in one:
+                    kind, shape = kinds[kv], [*shape[:3], config.resolved_head_dim + 4 * (kv == "int8")]
+            assert (actual[other].elem_type, sizes(actual[other])) == (kind, shape), one
+        if side == "input":
+            assert (actual["slots"].elem_type, sizes(actual["slots"])) == (TensorProto.INT64, ["B"])
+
+
+def sizes(tensor: TypeProto.Tensor) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
 
 
 def packed_names(state: dict[str, np.ndarray]) -> set[str]:
@@ -117,6 +131,9 @@ def test_every_weight_is_written_once_packed_or_as_it_is(name: str, precision: P
     for weight, value in state.items():
         if weight.endswith("window_controller.window"):
             continue  # an attribute
+        if weight.endswith("position_embedding"):
+            np.testing.assert_array_equal(numpy_helper.to_array(written[f"{weight}.packed"]), pack_positions(value))
+            continue
         if weight not in matrices:
             np.testing.assert_array_equal(numpy_helper.to_array(written[weight]), np.atleast_1d(value), err_msg=weight)
             assert numpy_helper.to_array(written[weight]).dtype == np.float32

@@ -13,18 +13,20 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack
+from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, pack_positions
+from adaptive_lm.runtime.ops.probe import DOMAIN, VERSION
 
-from .one_operator import DOMAIN, options
+from .one_operator import options
 
 Array = NDArray[Any]
 CacheType = Literal["float32", "float16", "int8"]
 
 LAYER, NUM_LAYERS, CONTEXT, EPS = 1, 3, 160, 1e-5
+NUM_POSITIONS = 9
 POLICIES = ("every", "none", "project")
 INPUTS = (
-    *("x", "runs", "positions", "lengths", "windows", "head_weights", "norm", "q", "kv", "o", "q_norm", "k_norm"),
-    *("cos", "sin", "position_embedding", "past_key", "past_value", "past_counted"),
+    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights", "norm", "q", "kv", "o", "q_norm"),
+    *("k_norm", "cos", "sin", "position_embedding", "past_key", "past_value", "past_counted"),
 )
 CACHES = ("key", "value", "counted")
 KEYS_AND_VALUES = ("present_key", "present_value")
@@ -75,7 +77,7 @@ class Setting:
             angles = np.arange(CONTEXT)[:, None] * 10.0 ** (-4 * np.arange(W // 2) / W)
             weights |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
         if self.positions == "cope":
-            weights["position_embedding"] = normal(9, W, seed=7) / 2
+            weights["position_embedding"] = normal(NUM_POSITIONS, W, seed=7) / 2
         return weights
 
 
@@ -143,8 +145,11 @@ class Operator:
         inputs |= {
             "x": text.x.reshape(batch * time, s.dim),
             "positions": self.seen[:, None] + np.arange(time),
+            "slots": np.arange(batch),
             "lengths": self.lengths,
         }
+        if s.positions == "cope":
+            inputs["position_embedding"] = pack_positions(weights["position_embedding"])
         if s.skips:
             inputs["runs"] = text.runs.reshape(batch * time, 1)
         if s.by_token:
@@ -162,18 +167,20 @@ class Operator:
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_output("h")
+        binding.bind_output("new_lengths")
         for name in self.caches:
             if self.in_place:
                 binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
             else:
                 binding.bind_output(f"present_{name}")
         run.run_with_iobinding(binding)
-        h, *presents = [value.numpy().copy() for value in binding.get_outputs()]  # numpy() may refer to its memory
+        # numpy() may refer to its memory
+        h, new_lengths, *presents = [value.numpy().copy() for value in binding.get_outputs()]
         if not self.in_place:
             self.caches = dict(zip(self.caches, presents, strict=True))
         batch, time = text.runs.shape
         self.seen = self.seen + time
-        self.lengths[LAYER] += text.runs.sum(1) if self.setting.policy == "none" else time
+        self.lengths[LAYER] = new_lengths[0]
         return np.asarray(h.reshape(batch, time, self.setting.dim))
 
 
@@ -183,23 +190,25 @@ def session(setting: Setting, threads: int, inputs: frozenset[str]) -> ort.Infer
     s = setting
     element = helper.np_dtype_to_tensor_dtype(np.dtype(s.cache))
     types = dict.fromkeys(INPUTS, FLOAT) | {"past_key": element, "past_value": element, "runs": TensorProto.BOOL}
-    types |= dict.fromkeys(("positions", "lengths", "windows"), TensorProto.INT64)
+    types |= {"new_lengths": TensorProto.INT64} | dict.fromkeys(KEYS_AND_VALUES, element)
+    types |= dict.fromkeys(("positions", "slots", "lengths", "windows"), TensorProto.INT64)
     types |= dict.fromkeys(("q", "kv", "o"), TensorProto.UINT8)
     names = [name if name in inputs else "" for name in INPUTS]
-    outputs = ["h", *(f"present_{name}" for name in CACHES if f"past_{name}" in inputs)]
+    outputs = ["h", "new_lengths", *(f"present_{name}" for name in CACHES if f"past_{name}" in inputs)]
     code = PRECISIONS.index(s.precision)
     node = helper.make_node(
         "Attention", names, outputs, name="one_attention", domain=DOMAIN, layer=LAYER, eps=EPS, num_heads=s.num_heads,
         num_kv_heads=s.num_kv_heads, head_dim=s.head_dim, policy=POLICIES.index(s.policy), window=s.window,
-        precision_q=code, precision_kv=code, precision_o=code, cope=int(s.positions == "cope"),
+        precision_q=code, precision_kv=code, precision_o=code,
+        contextual_positions=NUM_POSITIONS if s.positions == "cope" else 0,
     )  # fmt: skip
     graph = helper.make_graph(
         [node],
         "attention",
         [helper.make_tensor_value_info(name, types[name], None) for name in names if name],
-        [helper.make_tensor_value_info(name, element if name in KEYS_AND_VALUES else FLOAT, None) for name in outputs],
+        [helper.make_tensor_value_info(name, types.get(name, FLOAT), None) for name in outputs],
     )
-    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
     return ort.InferenceSession(model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"])
 

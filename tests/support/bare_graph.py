@@ -129,8 +129,14 @@ class Sequences:
             "ids": np.asarray(ids, np.int64),
             "positions": self.positions[:, None] + np.arange(ids.shape[1]),
             "lengths": self.lengths,
-            "num_logits": np.asarray(number, np.int64),
         }
+        batch, time = ids.shape
+        with_slots = "slots" in {value.name for value in self.graph.session.get_inputs()}
+        if with_slots:
+            last = time * np.arange(batch)[:, None] + np.arange(time - number, time)
+            inputs |= {"slots": np.arange(batch), "logit_rows": last.reshape(-1)}
+        else:
+            inputs["num_logits"] = np.asarray(number, np.int64)
         for name in (field for field in ThresholdTensors._fields if field in graph_inputs(self.graph.config)):
             per_sequence = [getattr(limits, name).numpy() for limits in thresholds]
             inputs[name] = np.stack(per_sequence, 1).astype(np.float32)  # (L, B)
@@ -145,6 +151,8 @@ class Sequences:
             binding.bind_ortvalue_output(f"present_{name}", cache_)
         self.graph.session.run_with_iobinding(binding)
         arrays = dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=False))
+        if with_slots:
+            arrays["logits"] = arrays["logits"].reshape(batch, number, -1)
         graph_out = GraphOutputs(**{name: arrays[name].copy() for name in outputs})
         self.lengths = graph_out.new_lengths
         self.positions = self.positions + ids.shape[1]

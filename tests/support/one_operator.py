@@ -9,11 +9,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
+from adaptive_lm.runtime.ops.probe import DOMAIN, VERSION
+
 from .kernels import LIBRARY, open_library
 
 Array = NDArray[Any]
 
-DOMAIN = "adaptive_lm"
 PER_TOKEN = ("per_token_weight", "per_token_bias")
 INPUTS: dict[str, tuple[str, ...]] = {
     "Embedding": ("ids", "table"),
@@ -23,9 +24,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
         *("gate_up", "down", "shared_gate_up", "shared_down"),
     ),
     "Exit": ("x", "alive", "exit_layer", "exit_threshold", "norm", "weight", "bias", "head"),
-    "Logits": ("x", "norm", "head", "num_logits", "ids"),
+    "Logits": ("x", "norm", "head", "logit_rows"),
     "HeadRouter": ("x", "runs", "norm", "head_top_p", "weight", "balance", *PER_TOKEN),
-    "Windows": ("x", "runs", "positions", "lengths", "norm", "weight", "bias", "levels", "by_place"),
+    "Windows": ("x", "runs", "slots", "lengths", "norm", "weight", "bias", "levels", "by_place"),
 }
 """The inputs of each operator, in order."""
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,7 @@ class Operator:
             [_value(key, array.dtype) for key, array in inputs.items()],
             [_value(key, np.dtype(dtype)) for key, dtype in outputs.items()],
         )
-        opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
+        opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
         self.session = ort.InferenceSession(
             model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"]

@@ -112,7 +112,7 @@ void vectors(const char* name, int64_t n, float scale) {
 void attention(const char* name, int64_t type, int64_t head_dim, int64_t capacity, int64_t window, float scale) {
   const int64_t tokens = 2 * capacity + 3, n = tokens * head_dim, positions = 9;
   const std::vector<float> keys = random_floats(n, scale), values = random_floats(n, scale);
-  const std::vector<float> queries = random_floats(n, 1.0f), embedding = random_floats(positions * head_dim, 1.0f);
+  const std::vector<float> queries = random_floats(n, 1.0f), embedding = random_floats(16 * head_dim, 1.0f);
   std::vector<float> out(n), counted(tokens);
   for (float& one : counted) one = static_cast<float>(random_bits() % 2);
   adaptive_ops_attend(name, type, head_dim, capacity, tokens, window, keys.data(), values.data(), queries.data(), nullptr,

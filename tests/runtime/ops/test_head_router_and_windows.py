@@ -197,7 +197,7 @@ class Windows:
         self.inputs: dict[str, Array] = {
             "x": self.x.reshape(-1, D),
             "norm": 1 + normal(D, seed=2) / 4,
-            "positions": np.arange(9) + np.array([[20], [7]]),
+            "slots": np.arange(2),
             "lengths": np.array([[0, 0], [11, 5]]),
         }
         if learned:
@@ -253,8 +253,9 @@ def test_a_score_at_either_end_has_a_level(score: float, level: int) -> None:
         ({"by_place": np.arange(15)}, "by_place has 15 places, expected more than 15"),
         ({"levels": np.arange(15)}, "expected either the inputs weight, bias and levels, or by_place"),
         ({"lengths": np.array([[0, 0]])}, "lengths has 1 layers, expected more than 1"),
-        ({"lengths": np.array([[0], [0]])}, "lengths has shape"),
-        ({"positions": np.zeros((2, 8), np.int64)}, "positions has 16 tokens, but x has 18 rows"),
+        ({"lengths": np.array([[0], [0]])}, "slots is 1 for row 1, expected 0 to 0"),
+        ({"slots": np.array([0, -1])}, "slots is -1 for row 1, expected 0 to 1"),
+        ({"slots": np.zeros(4, np.int64)}, "slots has 4 rows, which 18 tokens cannot be divided into"),
         ({"runs": np.zeros((17, 1), bool)}, "runs has shape"),
         ({"norm": np.zeros(D + 1, np.float32)}, "norm has shape"),
     ],

@@ -96,8 +96,7 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "x": ones(TOKENS, DIM),
             "norm": ones(DIM),
             "head": packed(VOCAB, DIM),
-            "num_logits": np.array(1),
-            "ids": np.zeros((2, 2), np.int64),
+            "logit_rows": np.array([3, 0]),
         },
         {"eps": 1e-5, "vocab": VOCAB, "precision": 2},
     ),
@@ -160,9 +159,11 @@ MUTATIONS: tuple[Callable[[Array], Array], ...] = (
 
 
 def fits(name: str, input: str, array: Array) -> bool:
-    """Whether another shape is right, too: more ids, more layers, or what this criterion does not read."""
+    """Whether another shape is right, too: more ids, tokens or layers, or what this criterion does not read."""
     if name == "Exit" and input in ("weight", "bias"):
         return True
+    if name == "Logits" and input in ("x", "logit_rows"):
+        return array.shape == (TOKENS + 1, DIM) if input == "x" else array.ndim == 1
     layers = input.endswith(("threshold", "top_p")) and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
     return layers or (name == "Embedding" and input == "ids" and array.ndim == 2)
 
@@ -230,11 +231,11 @@ def test_a_token_outside_the_vocabulary_is_refused(id: int) -> None:
     assert f"input ids holds {id}, expected 0 to {VOCAB - 1}" in text
 
 
-@pytest.mark.parametrize("wanted", [-1, 3, 2**62, -(2**63)])
-def test_more_logits_than_tokens_are_refused(wanted: int) -> None:
+@pytest.mark.parametrize("wanted", [-1, TOKENS, 2**62, -(2**63)])
+def test_logits_of_a_token_that_is_not_there_are_refused(wanted: int) -> None:
     inputs, attributes = VALID["Logits"]
-    text = message("Logits", inputs | {"num_logits": np.array(wanted)}, **attributes)
-    assert f"input num_logits is {wanted}, expected 0 to 2" in text
+    text = message("Logits", inputs | {"logit_rows": np.array([0, wanted])}, **attributes)
+    assert f"input logit_rows holds {wanted}, expected 0 to {TOKENS - 1}" in text
 
 
 def test_routing_without_its_inputs_and_dense_routing_with_experts_are_refused() -> None:
@@ -292,7 +293,7 @@ def test_an_output_buffer_of_another_shape_is_refused() -> None:
     binding = operator.session.io_binding()
     for name, array in inputs.items():
         binding.bind_cpu_input(name, array)
-    binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(ones(2, 1, VOCAB + 1)))
+    binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(ones(2, VOCAB + 1)))
     with pytest.raises(Exception, match=r"\[ONNXRuntimeError\].*[Ss]hape"):
         operator.session.run_with_iobinding(binding)
 

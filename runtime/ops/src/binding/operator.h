@@ -26,6 +26,9 @@
 
 namespace adaptive {
 
+// Version of our domain. Changes with the layout of packed matrices and with the meaning of any operator.
+constexpr int kVersion = 2;
+
 class Failure : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -217,7 +220,7 @@ struct Description : OrtCustomOp {
     get_input_memory_type = [](const OrtCustomOp*, size_t) { return MemoryType::on_device; };
     get_variadic_input_least = get_variadic_input_homogeneous = [](const OrtCustomOp*) { return 0; };
     get_variadic_output_least = get_variadic_output_homogeneous = [](const OrtCustomOp*) { return 0; };
-    get_start_version = get_end_version = [](const OrtCustomOp*) { return 1; };
+    get_start_version = get_end_version = [](const OrtCustomOp*) { return kVersion; };
     if (std::any_of(std::begin(Operator::kOutputs), std::end(Operator::kOutputs),
                     [](const Port& port) { return port.type == Element::any; })) {
       infer_output_shape = [](const OrtCustomOp*, OrtShapeInferContext* context) {

@@ -9,9 +9,6 @@ namespace {
 
 Api table;
 
-// Changes with the layout of packed matrices and with the meaning of any operator.
-constexpr int kVersion = 1;
-
 constexpr const char* kDomain = "adaptive_lm";
 
 }  // namespace

@@ -40,7 +40,7 @@ struct AttendTask {
   const Query* queries;  // in order of `last`
   int64_t num_queries;
   const float* counted;             // (C): > 0 where a cell counts for contextual positions; nullptr: all
-  const float* position_embedding;  // contextual positions as blocks of keys (see `pack_positions`); nullptr: none
+  const float* position_embedding;  // contextual positions (P, W) as blocks of keys, filled with zeros; nullptr: none
   int64_t num_positions;
   float* scratch;  // attend_scratch(...) floats
 };
@@ -53,14 +53,6 @@ static inline int64_t padded_positions(int64_t number) { return (number + kKeyBl
 static inline int64_t attend_scratch(int64_t head_dim, int64_t span, int64_t num_positions) {
   int64_t row = span + 3 * kKeyBlock;  // a block before the first place, one after the last, and rounding
   return kMostQueries * (row + head_dim + padded_positions(num_positions)) + kKeyBlock * head_dim + 2 * kKeyBlock;
-}
-
-// Arrange an embedding (P, W) as blocks of 16 keys of float32, the last filled with zeros.
-static inline void pack_positions(const float* embedding, int64_t number, int64_t head_dim, float* into) {
-  for (int64_t p = 0; p < padded_positions(number); p++)
-    for (int64_t w = 0; w < head_dim; w++)
-      into[(p / kKeyBlock * head_dim + w) * kKeyBlock + p % kKeyBlock] =
-          p < number ? embedding[p * head_dim + w] : 0.0f;
 }
 
 }  // namespace adaptive

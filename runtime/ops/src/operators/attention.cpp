@@ -1,7 +1,7 @@
 // Attention of one layer, from its norm to its residual, with the cache that it writes.
 //
-// B batch, N tokens, M of them run the layer, D width, H query heads, K key/value heads, W width of a head, P
-// contextual positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
+// N tokens, M of them run the layer, S slots, D width, H query heads, K key/value heads, W width of a head, P contextual
+// positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
 
 #include <algorithm>
 
@@ -10,6 +10,7 @@
 #include "../parts/chosen_heads.h"
 #include "../parts/places.h"
 #include "../parts/product.h"
+#include "../parts/units.h"
 
 namespace adaptive {
 
@@ -34,7 +35,7 @@ class Attention : AttentionPorts {
         precision_q_(precision_of(attributes, "precision_q")),
         precision_kv_(precision_of(attributes, "precision_kv")),
         precision_o_(precision_of(attributes, "precision_o")),
-        cope_(attributes.integer("cope", 0, 1) == 1) {
+        num_positions_(attributes.integer("contextual_positions", 0, kMostWidth)) {
     if (num_heads_ % num_kv_heads_ != 0) {
       throw Failure(attributes.where() + ": num_heads is " + std::to_string(num_heads_) +
                     ", expected a multiple of num_kv_heads, " + std::to_string(num_kv_heads_));
@@ -45,14 +46,16 @@ class Attention : AttentionPorts {
     Scratch scratch;
     const auto states = call.input<float>(x, {any, any});
     const int64_t rows = states.shape[0], dim = states.shape[1];
-    const Places places = places_of(call, {runs, positions, lengths}, rows, layer_, policy_, scratch);
-    const Weights weights = read_weights(call, dim, places);
-    const Cache cache = read_cache(call, kCachePorts, places.batch, num_kv_heads_, head_dim_);
-    const int64_t* first = first_places(call, places, cache, scratch);
+    const Places places = places_of(call, {runs, slots, lengths}, rows, layer_, policy_, scratch);
+    const Weights weights = read_weights(call, rows, dim, places);
+    const Cache cache = read_cache(call, kCachePorts, places.num_slots, num_kv_heads_, head_dim_);
+    const int64_t* first = first_places(call, rows, places, cache, scratch);
     const auto factors = call.input<float>(head_weights, {rows, num_heads_});
     const ChosenHeads heads(factors.data, num_heads_, head_dim_, places.running, places.num_running);
 
     const auto out = call.output<float>(h, {rows, dim});
+    const auto held = call.output<int64_t>(new_lengths, {1, places.num_slots});
+    for (int64_t s = 0; s < places.num_slots; ++s) held.data[s] = places.newest[s] + 1;
     cache.count(places);
     if (places.num_running < rows) {
       for (int64_t row = 0, next = 0; row < rows; ++row) {
@@ -82,7 +85,7 @@ class Attention : AttentionPorts {
     const int64_t* positions;  // (N,)
   };
 
-  Weights read_weights(const Call& call, int64_t dim, const Places& places) const {
+  Weights read_weights(const Call& call, int64_t rows, int64_t dim, const Places& places) const {
     const int64_t inner = num_heads_ * head_dim_, half = head_dim_ / 2;
     Weights weights;
     weights.norm = call.input<float>(norm, {dim}).data;
@@ -93,8 +96,13 @@ class Attention : AttentionPorts {
     weights.o = matrix(call, o, precision_o_, dim, inner);
     weights.cos = call.input<float>(cos, {any, half});
     weights.sin = call.input<float>(sin, {any, half});
-    weights.position_embedding = call.input<float>(position_embedding, {any, head_dim_});
-    weights.positions = call.input<int64_t>(positions).data;
+    weights.position_embedding = call.input<float>(position_embedding, {padded_positions(num_positions_) / kKeyBlock, head_dim_, kKeyBlock});
+    const auto at = call.input<int64_t>(positions, {any, any});
+    if (at.size() != rows) {
+      call.fail_input(positions, "has " + std::to_string(at.size()) + " tokens, but x has " + std::to_string(rows) +
+                                     " rows");
+    }
+    weights.positions = at.data;
     if (bool(weights.cos) != bool(weights.sin) || (weights.cos && weights.cos.shape[0] != weights.sin.shape[0])) {
       call.fail_input(sin, "does not match input cos");
     }
@@ -108,10 +116,10 @@ class Attention : AttentionPorts {
                                        ", expected 0 to " + std::to_string(weights.cos.shape[0] - 1));
       }
     }
-    if (cope_ != bool(weights.position_embedding)) {
-      call.fail_input(position_embedding, cope_ ? "is missing: cope is 1" : "is given, but cope is 0");
+    if ((num_positions_ > 0) != bool(weights.position_embedding)) {
+      call.fail_input(position_embedding, (num_positions_ > 0 ? "is missing" : "is given") +
+                                              (", but contextual_positions is " + std::to_string(num_positions_)));
     }
-    if (cope_ && weights.position_embedding.shape[0] < 1) call.fail_input(position_embedding, "has no positions");
     return weights;
   }
 
@@ -185,22 +193,17 @@ class Attention : AttentionPorts {
     const int64_t width = num_kv_heads_ * head_dim_;
     call.parallel(places.num_writing, places.num_writing * width * 32, [&](int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j) {
-        const int64_t row = places.writing[j], place = places.place[row], b = places.sequence(row);
-        if (place + cache.capacity <= places.newest[b]) continue;  // a later token of this pass takes its cell
+        const int64_t row = places.writing[j], place = places.place[row], slot = places.slot(row);
+        if (place + cache.capacity <= places.newest[slot]) continue;  // a later token of this pass takes its cell
         float* pair = pairs + j * 2 * width;
         for (int64_t k = 0; k < num_kv_heads_; ++k, pair += head_dim_) {
           position(weights, weights.k_norm, row, pair);
-          kernels().write_cell(cache.head(b, k), place % cache.capacity, pair, pair + width);
+          kernels().write_cell(cache.head(slot, k), place % cache.capacity, pair, pair + width);
         }
       }
     });
   }
 
-  // Rows of one sequence, and a key/value head, whose queries are computed together.
-  struct Unit {
-    int64_t first, count;  // running rows
-    int64_t sequence, kv_head;
-  };
   static constexpr int64_t kUnitQueries = 64;
 
   // Mix the values for queries (M, H W), which are normalised and turned here, into rows (M, H W) of input for o.
@@ -208,31 +211,17 @@ class Attention : AttentionPorts {
               const int64_t* first, float* queries, const Rows& mixed) const {
     Scratch scratch;
     const int64_t group = num_heads_ / num_kv_heads_, most = std::max<int64_t>(kUnitQueries / group, 1);
-    auto* units = scratch.take<Unit>(places.num_running * num_kv_heads_);
-    int64_t num_units = 0, cost = 0;
-    for (int64_t i = 0; i < places.num_running;) {
-      const int64_t b = places.sequence(places.running[i]);
-      int64_t count = 1;
-      while (count < most && i + count < places.num_running && places.sequence(places.running[i + count]) == b) ++count;
-      for (int64_t k = 0; k < num_kv_heads_; ++k) units[num_units++] = {i, count, b, k};
-      const int64_t cells = places.place[places.running[i + count - 1]] - first[i] + 1;
-      // as many bytes as keys in float32 have: cells are in a near cache, and narrower ones take as long
-      cost += cells * num_kv_heads_ * head_dim_ * 4 * cost_of_rows(count * group);
-      i += count;
-    }
-    const Tensor<const float>& embedding = weights.position_embedding;
-    const int64_t num_positions = embedding ? embedding.shape[0] : 0;
-    float* packed = scratch.take<float>(padded_positions(num_positions) * head_dim_);
-    if (embedding) pack_positions(embedding.data, num_positions, head_dim_, packed);
-    call.parallel(num_units, cost, [&](int64_t begin, int64_t end) {
+    const Units units = units_of(places, cache, first, most, group, scratch);
+    const float* embedding = num_positions_ > 0 ? weights.position_embedding.data : nullptr;
+    call.parallel(units.count, units.cost, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         Scratch own;
-        const Unit& unit = units[u];
-        const CacheHead head = cache.head(unit.sequence, unit.kv_head);
+        const Unit& unit = units.list[u];
+        const CacheHead head = cache.head(unit.slot, unit.kv_head);
         auto* list = own.take<Query>(unit.count * group);
-        int64_t count = 0, oldest = first[unit.first];
-        for (int64_t i = unit.first; i < unit.first + unit.count; ++i) {
-          const int64_t row = places.running[i];
+        int64_t count = 0, oldest = first[units.order[unit.first]];
+        for (int64_t j = unit.first; j < unit.first + unit.count; ++j) {
+          const int64_t i = units.order[j], row = places.running[i];
           for (int64_t n = unit.kv_head * group; n < (unit.kv_head + 1) * group; ++n) {
             float* query = queries + (i * num_heads_ + n) * head_dim_;
             float* out = mixed.values(i) + n * head_dim_;
@@ -247,8 +236,8 @@ class Attention : AttentionPorts {
         }
         if (count == 0) continue;
         const int64_t span = list[count - 1].last - oldest + 1;
-        kernels().attend({&head, list, count, cache.counted(unit.sequence), embedding ? packed : nullptr, num_positions,
-                          own.take<float>(attend_scratch(head_dim_, span, num_positions))});
+        kernels().attend({&head, list, count, cache.counted(unit.slot), embedding, num_positions_,
+                          own.take<float>(attend_scratch(head_dim_, span, num_positions_))});
       }
     });
   }
@@ -284,10 +273,13 @@ class Attention : AttentionPorts {
 
   // Return the first place that each running row sees (M,), and check that the cache holds all that is seen and
   // written.
-  int64_t* first_places(const Call& call, const Places& places, const Cache& cache, Scratch& scratch) const {
-    const auto sizes = call.input<int64_t>(windows, {places.batch * places.time});
+  int64_t* first_places(const Call& call, int64_t rows, const Places& places, const Cache& cache, Scratch& scratch) const {
+    const auto sizes = call.input<int64_t>(windows, {rows});
     if (sizes && window_ == 0) call.fail_input(windows, "is given, but window is 0: the cache is no ring");
-    for (int64_t b = 0; window_ == 0 && b < places.batch; ++b) cache.check_holds(call, places.newest[b] + 1, past_key);
+    for (int64_t j = 0; window_ == 0 && j < places.num_writing; ++j) {
+      const int64_t slot = places.slot(places.writing[j]);
+      cache.check_holds(call, slot, places.newest[slot] + 1, past_key);
+    }
     auto* first = scratch.take<int64_t>(places.num_running);
     for (int64_t i = 0; i < places.num_running; ++i) {
       const int64_t row = places.running[i], place = places.place[row];
@@ -298,7 +290,8 @@ class Attention : AttentionPorts {
       }
       first[i] = window > place ? 0 : place - window + 1;
       // a later token of this pass must not have taken the cell of the first
-      cache.check_holds(call, places.newest[places.sequence(row)] - first[i] + 1, past_key);
+      const int64_t slot = places.slot(row);
+      cache.check_holds(call, slot, places.newest[slot] - first[i] + 1, past_key);
     }
     return first;
   }
@@ -309,7 +302,7 @@ class Attention : AttentionPorts {
   Policy policy_;
   int64_t window_;
   Precision precision_q_, precision_kv_, precision_o_;
-  bool cope_;
+  int64_t num_positions_;  // P; 0 without contextual positions
 };
 
 const Registration<Attention> registration;

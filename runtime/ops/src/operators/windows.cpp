@@ -1,6 +1,6 @@
 // The window of each token: the number of tokens that it looks back at, itself included.
 //
-// B batch, N = B*T tokens, D width, L layers. Mirrors `learned_windows` and `Tables` in `export/model/window.py`.
+// B batch, N = B*T tokens, S slots, D width, L layers. Mirrors `learned_windows` and `Tables` in `export/model/window.py`.
 
 #include <cmath>
 
@@ -17,12 +17,12 @@ constexpr int64_t kLevels = 15;  // sizes of a learned window, from its least to
 class Windows {
  public:
   static constexpr const char* kName = "Windows";
-  enum Input { x, runs, positions, lengths, norm, weight, bias, levels, by_place };
+  enum Input { x, runs, slots, lengths, norm, weight, bias, levels, by_place };
   static constexpr Port kInputs[] = {
       {"x", Element::float32},                 // (N, D)
       {"runs", Element::boolean, optional},    // (N, 1); absent: every token runs
-      {"positions", Element::int64},           // (B, T), for its shape
-      {"lengths", Element::int64},             // (L, B), tokens that each layer's cache holds
+      {"slots", Element::int64},               // (B,), the slot of each row of tokens
+      {"lengths", Element::int64},             // (L, S), tokens that each layer's cache holds
       {"norm", Element::float32},              // (D,)
       {"weight", Element::float32, optional},  // (D,), of the score of a learned window
       {"bias", Element::float32, optional},    // (1,)
@@ -41,7 +41,7 @@ class Windows {
     Scratch scratch;
     const auto states = call.input<float>(x, {any, any});
     const int64_t rows = states.shape[0], dim = states.shape[1];
-    const Places places = places_of(call, {runs, positions, lengths}, rows, layer_, policy_, scratch);
+    const Places places = places_of(call, {runs, slots, lengths}, rows, layer_, policy_, scratch);
     const auto scale = call.input<float>(norm, {dim});
     const auto scorer = call.input<float>(weight, {dim});
     const auto offset = call.input<float>(bias, {1});

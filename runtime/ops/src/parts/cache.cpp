@@ -26,8 +26,8 @@ uint8_t* present(const Call& call, size_t output, std::initializer_list<int64_t>
 
 }  // namespace
 
-Cache read_cache(const Call& call, const CachePorts& ports, int64_t batch, int64_t num_kv_heads, int64_t head_dim) {
-  const auto keys = call.input<void>(ports.past_key, {batch, num_kv_heads, any, any});
+Cache read_cache(const Call& call, const CachePorts& ports, int64_t num_slots, int64_t num_kv_heads, int64_t head_dim) {
+  const auto keys = call.input<void>(ports.past_key, {num_slots, num_kv_heads, any, any});
   Cache cache{
       type_of(call, ports.past_key, keys.type), num_kv_heads, head_dim, keys.shape[2], nullptr, nullptr, nullptr};
   const int64_t elements = cache.type == CacheType::int8 ? head_dim + 4 : head_dim;
@@ -36,27 +36,27 @@ Cache read_cache(const Call& call, const CachePorts& ports, int64_t batch, int64
                                         std::to_string(elements) + " of " + name_of(keys.type));
   }
   if (cache.capacity < 1) call.fail_input(ports.past_key, "has no cells, expected at least 1");
-  const auto values = call.input<void>(ports.past_value, {batch, num_kv_heads, cache.capacity, elements});
+  const auto values = call.input<void>(ports.past_value, {num_slots, num_kv_heads, cache.capacity, elements});
   if (values.type != keys.type) {
     call.fail_input(ports.past_value,
                     std::string("holds ") + name_of(values.type) + ", expected " + name_of(keys.type) + " as past_key");
   }
-  const auto ran = call.input<float>(ports.past_counted, {batch, 1, cache.capacity, 1});
-  const int64_t bytes = batch * num_kv_heads * cache.capacity * cell_bytes(cache.type, head_dim);
-  const std::initializer_list<int64_t> shape = {batch, num_kv_heads, cache.capacity, elements};
+  const auto ran = call.input<float>(ports.past_counted, {num_slots, 1, cache.capacity, 1});
+  const int64_t bytes = num_slots * num_kv_heads * cache.capacity * cell_bytes(cache.type, head_dim);
+  const std::initializer_list<int64_t> shape = {num_slots, num_kv_heads, cache.capacity, elements};
   cache.keys = present(call, ports.present_key, shape, keys.data, bytes);
   cache.values = present(call, ports.present_value, shape, values.data, bytes);
   if (ran) {
-    uint8_t* data = present(call, ports.present_counted, {batch, 1, cache.capacity, 1}, ran.data, ran.size() * 4);
+    uint8_t* data = present(call, ports.present_counted, {num_slots, 1, cache.capacity, 1}, ran.data, ran.size() * 4);
     cache.ran = reinterpret_cast<float*>(data);
   }
   return cache;
 }
 
-void Cache::check_holds(const Call& call, int64_t cells, size_t past_key) const {
+void Cache::check_holds(const Call& call, int64_t slot, int64_t cells, size_t past_key) const {
   if (cells <= capacity) return;
   call.fail_input(past_key, "has " + std::to_string(capacity) + " cells, expected at least " + std::to_string(cells) +
-                                " for the tokens that this pass writes and sees");
+                                " for the tokens that this pass writes and sees in slot " + std::to_string(slot));
 }
 
 void Cache::count(const Places& places) const {
@@ -65,7 +65,7 @@ void Cache::count(const Places& places) const {
     const int64_t row = places.writing[j];
     const bool running = i < places.num_running && places.running[i] == row;
     if (running) ++i;
-    ran[places.sequence(row) * capacity + places.place[row] % capacity] = running ? 1.0f : 0.0f;
+    ran[places.slot(row) * capacity + places.place[row] % capacity] = running ? 1.0f : 0.0f;
   }
 }
 
