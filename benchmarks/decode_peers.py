@@ -17,7 +17,8 @@ from gguf_file import architecture, silence
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime.dial import Thresholds
-from adaptive_lm.runtime.execution.session import Session, Step
+from adaptive_lm.runtime.execution.session import Session
+from adaptive_lm.runtime.execution.step import Step
 
 Floats = NDArray[np.float32]
 CHUNK = 512
@@ -58,19 +59,18 @@ class Ours:
 
     def __init__(self, folder: Path, target: str, threads: int, capacity: int, thresholds: Thresholds) -> None:
         self.folder = folder
-        self.session = Session(folder, device="cpu", target=target, threads=threads, capacity=capacity, verify=False)
-        self.session.set_thresholds(thresholds)
-        self.capacity = capacity
+        self.session = Session(folder, device="cpu", target=target, threads=threads, verify=False)
+        self.sequence = self.session.sequence(thresholds, capacity)
         self.last: Step | None = None
 
     def begin(self, ids: Sequence[int]) -> None:
         """Start a new sequence with `ids`."""
-        self.session.reset(self.capacity)
-        self.last = self.session.prefill(ids)
+        self.sequence.rewind(0)
+        self.last = self.sequence.prefill(ids)
 
     def step(self, token: int) -> None:
         """Compute one token."""
-        self.last = self.session.step(token)
+        self.last = self.sequence.step(token)
 
     def logits(self) -> Floats:
         """Return the logits (V,) after the last token."""
@@ -85,7 +85,7 @@ class Ours:
 
     def close(self) -> None:
         """Free the session."""
-        del self.session, self.last
+        del self.session, self.sequence, self.last
 
 
 class LlamaCpp:

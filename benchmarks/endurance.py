@@ -30,20 +30,21 @@ def main(model: Path, tokens: int, targets: tuple[str, str], as_json: bool) -> N
     """Generate with MODEL, the folder of an export that has both targets."""
     manifest = Manifest.read(model)
     sessions = [Session(model, manifest, device="cpu", target=target, threads=1, verify=False) for target in targets]
+    begun = [session.sequence() for session in sessions]
     random, process = np.random.default_rng(0), psutil.Process()
     length = manifest.model.context_length
     done = compared = sequences = flipped = other_tokens = 0
     memory: list[float] = []
     while done < tokens:
         prompt = random.integers(manifest.model.tokenizer_size, size=min(PROMPT, length - 1)).tolist()
-        for session in sessions:
-            session.reset(length)
-        steps = [session.prefill(prompt) for session in sessions]
+        for sequence in begun:
+            sequence.rewind(0)
+        steps = [sequence.prefill(prompt) for sequence in begun]
         equal = True
         sequences += 1
         for _ in range(length - len(prompt)):
             token = drawn(steps[0].logits[-1], manifest.model.tokenizer_size, random)
-            steps = [session.step(token) for session in sessions]
+            steps = [sequence.step(token) for sequence in begun]
             done += 1
             if equal:
                 compared += 1

@@ -114,11 +114,11 @@ def _time(folder: Path, tokens: int, rounds: int) -> None:
 
 
 def _decode(session: Session, tokens: int) -> float:
-    session.reset()
-    session.prefill([1, 2, 3])
+    sequence = session.sequence()
+    sequence.prefill([1, 2, 3])
     begin = time.perf_counter()
     for i in range(tokens):
-        session.step(4 + i % 900)
+        sequence.step(4 + i % 900)
     return time.perf_counter() - begin
 
 

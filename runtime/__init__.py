@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..contract.errors import UserError
     from .dial import Dial, Thresholds
+    from .execution.batch import Batch
     from .execution.cost import Usage
-    from .execution.session import Session, Step
+    from .execution.sequence import Sequence
+    from .execution.session import Session
+    from .execution.step import Step, Work
     from .format.manifest import Manifest
     from .generation.engine import Engine, Generation, Params, Token, load
     from .generation.tokenizer import Tokenizer
@@ -24,28 +27,33 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
+            "Batch": "execution.batch",
             "Dial": "dial",
             "Engine": "generation.engine",
             "Generation": "generation.engine",
             "Manifest": "format.manifest",
             "Params": "generation.engine",
+            "Sequence": "execution.sequence",
             "Session": "execution.session",
-            "Step": "execution.session",
+            "Step": "execution.step",
             "Thresholds": "dial",
             "Token": "generation.engine",
             "Tokenizer": "generation.tokenizer",
             "Usage": "execution.cost",
             "UserError": ".contract.errors",
+            "Work": "execution.step",
             "load": "generation.engine",
         },
     )
 
 __all__ = [
+    "Batch",
     "Dial",
     "Engine",
     "Generation",
     "Manifest",
     "Params",
+    "Sequence",
     "Session",
     "Step",
     "Thresholds",
@@ -53,5 +61,6 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "UserError",
+    "Work",
     "load",
 ]

@@ -55,13 +55,13 @@ def prove_bytes(
 ) -> BytesProof:
     """Decode `ids` one by one from an empty cache, with each of `thresholds` in turn, and count the bytes read."""
     target = session.manifest.targets[session.target]
-    session.reset(len(ids))
+    sequence = session.sequence(capacity=len(ids))
     read, failures = 0, []
     for position, token in enumerate(ids):
         at = thresholds[position % len(thresholds)]
-        session.set_thresholds(Thresholds(**{name: values.numpy() for name, values in at._asdict().items()}))
+        sequence.thresholds = Thresholds(**{name: values.numpy() for name, values in at._asdict().items()})
         before = library.bytes_read()
-        routes = session.step(token).routes
+        routes = sequence.step(token).routes
         counted, stated = library.bytes_read() - before, packed_bytes_of(target, config, routes)
         read += counted
         if counted != stated:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from ...runtime.dial import Thresholds
-from ...runtime.execution.session import Session, Step
+from ...runtime.execution.sequence import Sequence as Tokens
+from ...runtime.execution.session import Session
+from ...runtime.execution.step import Step
 from ...train.model import ModelOutput, ThresholdTensors, Transformer
 from ...train.model.block import LayerRouting
 from ...train.model.heads import HeadRoutes
@@ -196,30 +198,29 @@ def _rank_margin(probs: Tensor, selected: Tensor) -> Tensor:
 
 def prompt_pass(session: Session, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
     """Run the graph on all of ids (1, T) at once."""
-    _begin(session, thresholds, ids.shape[1])
-    return _as_pass([session.prefill(ids[0].tolist(), num_logits=ids.shape[1])], ids.shape[1])
+    sequence = _begin(session, thresholds, ids.shape[1])
+    return _as_pass([sequence.prefill(ids[0].tolist(), num_logits=ids.shape[1])], ids.shape[1])
 
 
 def token_pass(session: Session, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
     """Run the graph on ids (1, T), one token at a time."""
-    _begin(session, thresholds, ids.shape[1])
-    return _as_pass([session.step(token) for token in ids[0].tolist()], ids.shape[1])
+    sequence = _begin(session, thresholds, ids.shape[1])
+    return _as_pass([sequence.step(token) for token in ids[0].tolist()], ids.shape[1])
 
 
 def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thresholds: ThresholdTensors) -> list[int]:
     """Continue a prompt with the graph by the most probable ids; return prompt and continuation."""
-    _begin(session, thresholds, len(prompt) + new_tokens)
-    ids, step = list(prompt), session.prefill(prompt)
+    sequence = _begin(session, thresholds, len(prompt) + new_tokens)
+    ids, step = list(prompt), sequence.prefill(prompt)
     for _ in range(new_tokens):
         ids.append(int(step.logits[-1].argmax()))
         if len(ids) < len(prompt) + new_tokens:
-            step = session.step(ids[-1])
+            step = sequence.step(ids[-1])
     return ids
 
 
-def _begin(session: Session, thresholds: ThresholdTensors, capacity: int) -> None:
-    session.reset(capacity)
-    session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}))
+def _begin(session: Session, thresholds: ThresholdTensors, capacity: int) -> Tokens:
+    return session.sequence(Thresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}), capacity)
 
 
 def _as_pass(steps: list[Step], tokens: int) -> Pass:

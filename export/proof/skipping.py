@@ -14,8 +14,10 @@ import numpy as np
 import onnxruntime
 
 from ...contract.file_names import GRAPH
-from ...runtime.execution.binding import Pass
-from ...runtime.execution.kv_cache import Cache
+from ...runtime.dial import Thresholds
+from ...runtime.execution.batch import Batch
+from ...runtime.execution.cost import Meter
+from ...runtime.execution.graph import Graph
 from ...runtime.format.manifest import Manifest
 from ...train.model import ThresholdTensors
 from ..graph.builder import Array
@@ -84,17 +86,16 @@ def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequ
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
-    cache = Cache(onnxruntime, manifest, "cpu", len(ids))
-    decode = Pass(onnxruntime, session, manifest, cache, 1, 1)
+    graph = Graph(onnxruntime, session, manifest, Meter(manifest), "cpu", "fp32", mixes_sequences=False)
+    sequence = Batch(graph, capacity=len(ids)).join()
+    no_heads = np.zeros((model.num_layers, 1, model.num_heads), np.bool_)
     reported: list[tuple[Array, Array, Array]] = []
     for position, token in enumerate(ids):
-        for name, values in thresholds[position % len(thresholds)]._asdict().items():
-            getattr(cache, name)[:] = values.numpy()[:, None]
-        decode.ids[:], decode.positions[:] = token, position
-        decode.run()
-        cache.lengths[:] = decode.new_lengths
-        used = (decode.selected_experts, decode.selected_heads, decode.layers_run)
-        reported.append((used[0][:, 0, 0].copy(), used[1][:, 0, 0].copy(), used[2][:, 0, 0].copy()))
+        at = thresholds[position % len(thresholds)]
+        sequence.thresholds = Thresholds(**{name: values.numpy() for name, values in at._asdict().items()})
+        used = sequence.step(token).routes
+        heads = no_heads if used.selected_heads is None else used.selected_heads
+        reported.append((used.selected_experts[:, 0], heads[:, 0], used.layers_run[:, 0]))
     path = Path(session.end_profiling())
     try:
         executed = read_profile(json.loads(path.read_bytes()), model.num_layers, model.num_experts, model.num_heads)

@@ -1,129 +1,218 @@
-"""One call of the graph: its input and output arrays, bound once."""
+"""One call of the graph: its input and output arrays, bound once.
 
+L layers, N rows (tokens of a pass), R rows whose logits are computed, E experts, H query heads, V vocabulary.
+"""
+
+from collections.abc import Sequence as Works
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..format.manifest import Manifest, Model
-from .kv_cache import BATCH, THRESHOLDS, Cache, cache_shapes
-from .routes import Bools, Ints, Routes
+from .graph import Graph, reported, thresholds_of
+from .kv_cache import Cache
+from .routes import Ints, Routes, between
+from .step import Step, Work
+
+KEPT_BYTES = 32 * 2**20
+"""Most bytes of arrays that one cache keeps for passes of the shapes used last."""
 
 
 class Pass:
-    """One call of the graph: its arrays, and their binding.
+    """One call of the graph for a number of rows: its arrays, and their binding.
+
+    A graph that mixes sequences takes each row as (B = N, T = 1) with its slot; any other takes the rows of one
+    sequence as (B = 1, T = N).
 
     Args:
-        ort: The module onnxruntime.
-        session: The session of ONNX Runtime.
-        manifest: The model.
+        graph: The graph.
         cache: The caches that the call reads and writes.
-        T: Tokens of the call.
-        num_logits: Tokens, from the last backwards, whose logits are computed.
-
-    The graph of our operators takes each token as a row with its own slot and thresholds; here all are in slot 0.
+        rows: Tokens of the call.
+        num_logits: Rows whose logits are computed, at least one.
     """
 
-    def __init__(self, ort: Any, session: Any, manifest: Manifest, cache: Cache, T: int, num_logits: int) -> None:
-        model = manifest.model
+    def __init__(self, graph: Graph, cache: Cache, rows: int, num_logits: int) -> None:
+        model, mixes = graph.manifest.model, graph.mixes_sequences
         L = model.num_layers
-        self.ids = np.zeros((BATCH, T), np.int64)
-        self.positions = np.zeros((BATCH, T), np.int64)
-        self.logits = np.zeros((BATCH, num_logits, model.vocab_size), np.float32)
-        self.selected_experts = np.zeros((L, BATCH, T, model.num_experts), np.bool_)
-        self.layers_run = np.zeros((L, BATCH, T), np.bool_)
-        self.exit_layer = np.zeros((BATCH, T), np.int64)
-        self.new_lengths = np.zeros((L, BATCH), np.int64)
-        self.selected_heads = np.zeros((L, BATCH, T, model.num_heads), np.bool_)
-        self.windows = np.zeros((L, BATCH, T), np.int64)
+        self.rows = rows
+        self.ids = np.zeros(rows, np.int64)
+        self.positions = np.zeros(rows, np.int64)
+        self.slots = np.zeros(rows, np.int64)
+        self.logit_rows = np.zeros(num_logits, np.int64)
+        self.thresholds = np.zeros((4, L, rows if mixes else 1), np.float32)
+        self.logits = np.zeros((num_logits, model.vocab_size), np.float32)
+        self.selected_experts = np.zeros((L, rows, model.num_experts), np.bool_)
+        self.layers_run = np.zeros((L, rows), np.bool_)
+        self.exit_layer = np.zeros(rows, np.int64)
+        self.new_lengths = np.zeros_like(cache.lengths)
+        self.selected_heads = np.zeros((L, rows, model.num_heads), np.bool_)
+        self.windows = np.zeros((L, rows), np.int64)
+        self.cache = cache
+        self.reused = False
+        """Whether the arrays are written again by a later pass, so that results are copied."""
+        self._graph = graph
         self._heads, self._windows = model.routes_heads, model.has_windows
-        # Under `none` a skipped token is absent from the layer's cache, under `project` every token is present.
-        self._gained = np.arange(1, T + 1) if model.skipped_kv == "project" else None
-        self._session = session
-        self._binding = session.io_binding()
-        self.rebinds = next(iter(cache.values.values())).device_name() != "cpu"
-        """Whether the inputs are bound again before every run."""
-        inputs = {"ids": self.ids, "positions": self.positions, **cache.inputs()}
-        outputs = {name: getattr(self, name) for name in reported(model)}
-        # (L, T) of the rows, and (L, 1) of the cache
-        self._thresholds: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-        if "slots" in {value.name for value in session.get_inputs()}:
-            outputs = {name: _by_row(name, array) for name, array in outputs.items()}
-            thresholds = {name: array for name, array in cache.inputs().items() if name != "lengths"}
-            if T > 1:
-                self._thresholds = [(np.zeros((L, T), np.float32), array) for array in thresholds.values()]
-                inputs |= dict(zip(thresholds, (rows for rows, _ in self._thresholds), strict=True))
-            inputs |= {"ids": self.ids.reshape(T, 1), "positions": self.positions.reshape(T, 1)}
-            inputs |= {"slots": np.zeros(T, np.int64), "logit_rows": np.arange(T - num_logits, T)}
+        self._projects = model.skipped_kv == "project"
+        self._layout: list[tuple[int, int, int, int]] = []
+        self._in_force: list[Any] = []
+        self._binding = graph.session.io_binding()
+        grid = (rows, 1) if mixes else (1, rows)
+        inputs: dict[str, Any] = {
+            "ids": self.ids.reshape(grid),
+            "positions": self.positions.reshape(grid),
+            "lengths": cache.lengths,
+        }
+        inputs |= {name: self.thresholds[index] for index, name in enumerate(thresholds_of(model))}
+        if mixes:
+            inputs |= {"slots": self.slots, "logit_rows": self.logit_rows}
         else:
             inputs["num_logits"] = np.asarray(num_logits, np.int64)
+        value = graph.ort.OrtValue.ortvalue_from_numpy
         # An OrtValue made from an array on the CPU shares its memory, so the arrays are kept alive here.
-        self._inputs = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        self._keep = (inputs, outputs, cache)
+        self._arrays = inputs
+        self._inputs = {name: value(array) for name, array in inputs.items()}
         self.bind_inputs()
-        for name, array in outputs.items():
-            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for (kind, layer), value in cache.values.items():
-            self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", value)
-            self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", value)
+        shapes = {
+            "logits": self.logits.reshape((num_logits, -1) if mixes else (1, num_logits, -1)),
+            "selected_experts": self.selected_experts.reshape(L, *grid, -1),
+            "layers_run": self.layers_run.reshape(L, *grid),
+            "exit_layer": self.exit_layer.reshape(grid),
+            "new_lengths": self.new_lengths,
+            "selected_heads": self.selected_heads.reshape(L, *grid, -1),
+            "windows": self.windows.reshape(L, *grid),
+        }
+        for name in reported(model):
+            self._binding.bind_ortvalue_output(name, value(shapes[name]))
+        for (kind, layer), one in cache.values.items():
+            self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", one)
+            self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", one)
 
-    def run(self) -> None:
-        """Run the graph on the current content of the input arrays."""
-        for rows, one in self._thresholds:
-            rows[:] = one
-        if self.rebinds:
-            self.bind_inputs()  # on CUDA, binding copies the inputs to the device
-        self._session.run_with_iobinding(self._binding)
-
-    def routes(self, before: Ints, exits_open: Bools) -> Routes:
-        """Return the routes of the last run.
-
-        Args:
-            before: Tokens that the cache of each layer held before it, (L,).
-            exits_open: Whether the exit check of each layer was made, (L,).
-        """
-        layers_run = self.layers_run[:, 0].copy()  # (L, T)
-        keys = before[:, None] + (layers_run.cumsum(axis=1) if self._gained is None else self._gained)
-        windows = self.windows[:, 0].copy() if self._windows else None
-        return Routes(
-            selected_experts=self.selected_experts[:, 0].copy(),
-            layers_run=layers_run,
-            exit_layer=self.exit_layer[0].copy(),
-            keys=keys if windows is None else np.where(windows > 0, np.minimum(keys, windows), keys),
-            positions=self.positions[0].copy(),
-            exits_open=exits_open,
-            selected_heads=self.selected_heads[:, 0].copy() if self._heads else None,
-            windows=windows,
-        )
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arrays that grow with the rows."""
+        return self.logits.nbytes + self.selected_experts.nbytes + self.selected_heads.nbytes + self.thresholds.nbytes
 
     def bind_inputs(self) -> None:
         """Bind the input arrays to the graph."""
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
 
+    def execute(self) -> None:
+        """Run the graph on the current content of the input arrays."""
+        if self._graph.rebinds:
+            self.bind_inputs()
+        self._graph.session.run_with_iobinding(self._binding)
 
-def _by_row(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """View an output as the graph with slots gives it: (.., 1, T, ..) as (.., T, 1, ..), logits (1, R, V) as (R, V)."""
-    if name == "new_lengths":
-        return array
-    if name == "logits":
-        return array[0]
-    axis = 0 if name == "exit_layer" else 1
-    *before, one, T = array.shape[: axis + 2]
-    return array.reshape(*before, T, one, *array.shape[axis + 2 :])
+    def run(self, work: Works[Work]) -> list[Step]:
+        """Compute `work`, whose tokens are the rows of this pass, and record it in its sequences."""
+        self._fill(work)
+        lengths = self.cache.lengths
+        before = lengths.copy()
+        self.execute()
+        lengths[:] = self.new_lengths
+        routes, logits = self._routes(work, before), self.logits.copy() if self.reused else self.logits
+        meter = self._graph.meter
+        if len(work) == 1:
+            sequence, ids, num_logits = work[0]
+            sequence.extend(ids, routes.layers_run)
+            return [Step(logits[:num_logits], routes, meter)]
+        steps = []
+        row = logit = 0
+        for sequence, ids, num_logits in work:
+            one = between(routes, row, row := row + len(ids), sequence.exits_open)
+            sequence.extend(ids, one.layers_run)
+            steps.append(Step(logits[logit : (logit := logit + num_logits)], one, meter))
+        return steps
+
+    def _fill(self, work: Works[Work]) -> None:
+        """Write the inputs of `work`; slots, thresholds and rows of logits only where they differ from the last run."""
+        row, layout = 0, []
+        for sequence, ids, num_logits in work:
+            count, begin = len(ids), len(sequence.ids)
+            if count == 1:
+                self.ids[row] = ids[0]
+                self.positions[row] = begin
+            else:
+                self.ids[row : row + count] = ids
+                self.positions[row : row + count] = np.arange(begin, begin + count)
+            row += count
+            layout.append((sequence.slot, id(sequence.limits), count, num_logits))
+        if layout != self._layout:
+            self._lay_out(work)
+            self._layout = layout
+
+    def _lay_out(self, work: Works[Work]) -> None:
+        row = logit = 0
+        for sequence, ids, num_logits in work:
+            end = row + len(ids)
+            self.slots[row:end] = sequence.slot
+            columns = slice(row, end) if self._graph.mixes_sequences else slice(1)  # alone, all rows share one
+            self.thresholds[:, :, columns] = sequence.limits[:, :, None]
+            self.logit_rows[logit : logit + num_logits] = np.arange(end - num_logits, end)
+            row, logit = end, logit + num_logits
+        self._in_force = [one.sequence.limits for one in work]  # alive, so that no other array takes their identity
+
+    def _routes(self, work: Works[Work], before: Ints) -> Routes:
+        """Return the routes of all rows, as arrays that no later run writes."""
+        again = self.reused
+        heads = windows = None
+        if self._heads:
+            heads = self.selected_heads.copy() if again else self.selected_heads
+        keys = self._keys(work, before)
+        if self._windows:
+            windows = self.windows.copy() if again else self.windows
+            keys = np.where(windows > 0, np.minimum(keys, windows), keys)
+        return Routes(
+            selected_experts=self.selected_experts.copy() if again else self.selected_experts,
+            layers_run=self.layers_run.copy() if again else self.layers_run,
+            exit_layer=self.exit_layer.copy() if again else self.exit_layer,
+            keys=keys,
+            positions=self.positions.copy() if again else self.positions,
+            exits_open=work[0].sequence.exits_open,
+            selected_heads=heads,
+            windows=windows,
+        )
+
+    def _keys(self, work: Works[Work], before: Ints) -> Any:
+        """Count the tokens that each layer held for each row, itself among them, (L, N).
+
+        Under `none` a skipped token is absent from the layer's cache, under `project` every token is present.
+        """
+        if self.rows == 1:
+            return before[:, work[0].sequence.slot, None] + (1 if self._projects else self.layers_run)
+        if self._projects:
+            return (self.positions + 1)[None].repeat(len(before), 0)
+        if len(work) == self.rows:
+            return before[:, self.slots] + self.layers_run
+        keys = np.empty(self.layers_run.shape, np.int64)
+        row = 0
+        for sequence, ids, _ in work:
+            here = slice(row, row := row + len(ids))
+            np.cumsum(self.layers_run[:, here], axis=1, out=keys[:, here])
+            keys[:, here] += before[:, sequence.slot, None]
+        return keys
 
 
-def reported(model: Model) -> list[str]:
-    """Name the outputs of the graph other than caches."""
-    names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
-    return names + ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
+class Passes:
+    """The passes of one cache, each bound when its number of rows and logits is first used, the last used kept."""
 
+    def __init__(self, graph: Graph, cache: Cache) -> None:
+        self.cache = cache
+        self._graph = graph
+        self._passes: dict[tuple[int, int], Pass] = {}
+        self._bytes = 0
 
-def expected_names(manifest: Manifest, slots: bool) -> tuple[set[str], set[str]]:
-    """Name the inputs and outputs that the graph must have; `slots` for that of our operators."""
-    model = manifest.model
-    inputs = {"ids", "positions", "lengths", *THRESHOLDS, *["head_top_p"] * model.dials_heads}
-    inputs |= {"slots", "logit_rows"} if slots else {"num_logits"}
-    caches = cache_shapes(model, 1)
-    inputs |= {f"past_{kind}.{layer}" for kind, layer in caches}
-    return inputs, {*reported(model), *(f"present_{kind}.{layer}" for kind, layer in caches)}
+    def of(self, rows: int, num_logits: int) -> Pass:
+        """Return the pass for this number of rows and logits."""
+        shape = (rows, num_logits)
+        one = self._passes.get(shape)
+        if one is None:
+            one = Pass(self._graph, self.cache, rows, num_logits)
+            if one.bytes <= KEPT_BYTES // 4:
+                one.reused = True
+                self._passes[shape] = one
+                self._bytes += one.bytes
+                while self._bytes > KEPT_BYTES:
+                    self._bytes -= self._passes.pop(next(iter(self._passes))).bytes
+        elif len(self._passes) > 1:
+            self._passes[shape] = self._passes.pop(shape)  # to the end: the last used
+        return one

@@ -1,18 +1,17 @@
-"""The KV cache: the memory that a sequence and the graph share.
+"""The KV cache: the memory that sequences and the graph share.
 
-L layers, B sequences, T tokens, K key/value heads, C capacity, W width of a head. Every array is bound once; ONNX
+L layers, S slots (one sequence each), K key/value heads, C capacity, W width of a head. Every array is bound once; ONNX
 Runtime and Python read and write the same memory.
 """
 
+import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..format.manifest import KV, Manifest, Model
+from .routes import Ints
 
-BATCH = 1
-"""Sequences of one session. The graph takes more at T = 1."""
 ROUND_CAPACITY = 32
 """Tokens to which a capacity is rounded up, so that generations of similar length reuse the memory."""
 THRESHOLDS = ("router_top_p", "depth_threshold", "exit_threshold")
@@ -30,7 +29,7 @@ token would pass over 64 more cells that its window hides, in every layer.
 
 
 class Cache:
-    """Keys and values of every layer, the number of tokens that each holds, and the thresholds in force.
+    """Keys and values of every layer and slot, and the number of tokens that each holds.
 
     Past and present are one OrtValue: the graph writes new keys in place, and nothing is copied as the text grows.
     The cache of a layer with a window is a ring buffer of `ring` cells.
@@ -39,33 +38,29 @@ class Cache:
         ort: The module onnxruntime.
         manifest: The model.
         device: "cpu" or "cuda".
-        capacity: Tokens to hold, at most the context.
+        capacity: Tokens of a slot, at most the context.
         kv: Precision of keys and values.
+        slots: Sequences to hold.
     """
 
-    def __init__(self, ort: Any, manifest: Manifest, device: str, capacity: int, kv: KV = "fp32") -> None:
+    def __init__(
+        self, ort: Any, manifest: Manifest, device: str, capacity: int, kv: KV = "fp32", slots: int = 1
+    ) -> None:
         model = manifest.model
-        L = model.num_layers
         self.capacity = capacity
-        self.lengths = np.zeros((L, BATCH), np.int64)
-        self.router_top_p = np.ones((L, BATCH), np.float32)
-        self.depth_threshold = np.zeros((L, BATCH), np.float32)
-        self.exit_threshold = np.ones((L, BATCH), np.float32)
-        self.head_top_p = np.ones((L, BATCH), np.float32)
-        self._dials_heads = model.dials_heads
-        self._rings = [(layer.window, ring(layer.window, capacity)) for layer in model.layers if layer.window]
+        self.lengths = np.zeros((model.num_layers, slots), np.int64)
+        """(L, S): cells in use, an input of the graph."""
+        self._written = np.zeros_like(self.lengths)  # most cells that were in use before a cut
+        self._rings = [
+            (index, layer.window, ring(layer.window, capacity))
+            for index, layer in enumerate(model.layers)
+            if 0 < ring(layer.window, capacity) < capacity
+        ]
         # Zeros, not uninitialised memory: a masked position still counts as 0 * value, and 0 * nan is nan.
-        self.values = {
-            name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros(shape, np.float32 if name[0] == "counted" else DTYPE[kv]), device, 0
-            )
-            for name, shape in cache_shapes(model, capacity, kv).items()
-        }
-
-    def inputs(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that are inputs of the graph, by name: lengths and thresholds, each (L, B)."""
-        names = (*THRESHOLDS, "head_top_p") if self._dials_heads else THRESHOLDS
-        return {name: getattr(self, name) for name in ("lengths", *names)}
+        self._arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in _arrays(model, capacity, kv, slots)}
+        self._on_device = device != "cpu"
+        # On the CPU an OrtValue shares the memory of its array.
+        self.values = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in self._arrays.items()}
 
     def longest_pass(self, begin: int, end: int) -> int:
         """Return how many of the tokens at positions `begin` to `end` one pass may compute.
@@ -73,7 +68,56 @@ class Cache:
         When the last of them is written, a ring must still hold everything that the first looks back at.
         """
         T = end - begin
-        return T if all(cells >= min(end, window + T - 1) for window, cells in self._rings) else min(T, CHUNK)
+        return T if all(cells >= min(end, window + T - 1) for _, window, cells in self._rings) else min(T, CHUNK)
+
+    def begin(self, slot: int) -> None:
+        """Empty a slot. What its cells contain is written over as the next sequence grows."""
+        self.lengths[:, slot] = self._written[:, slot] = 0
+
+    def holds(self, slot: int, lengths: Ints) -> bool:
+        """Return whether `slot` still holds all that a token after its first `lengths` (L,) cells looks back at.
+
+        A ring has overwritten its oldest cells.
+        """
+        for index, window, cells in self._rings:
+            length = int(lengths[index])
+            overwritten = max(int(self.lengths[index, slot]), int(self._written[index, slot])) - cells
+            if length > 0 and max(0, length - window + 1) < overwritten:
+                return False
+        return True
+
+    def cut(self, slot: int, lengths: Ints) -> None:
+        """Shorten every layer of a slot to `lengths` (L,), which it `holds`."""
+        np.maximum(self._written[:, slot], self.lengths[:, slot], out=self._written[:, slot])
+        self.lengths[:, slot] = lengths
+
+    def copy(self, source: "Cache", from_slot: int, slot: int, lengths: Ints) -> None:
+        """Copy the first `lengths` (L,) cells of a slot of `source`, which holds them and may be this cache."""
+        for name, array in self._arrays.items():
+            origin, length = source._arrays[name], int(lengths[name[1]])
+            cells, own = origin.shape[2], array.shape[2]
+            index: Any = slice(0, length)
+            if length > min(cells, own):  # a ring that has turned: the cells that both can hold
+                index = np.arange(length - min(cells, own), length)
+            places = (index, index) if isinstance(index, slice) else (index % own, index % cells)
+            if self._on_device:
+                whole = self.values[name].numpy()
+                whole[slot][:, places[0]] = source.values[name].numpy()[from_slot][:, places[1]]
+                self.values[name].update_inplace(whole)
+            else:
+                array[slot][:, places[0]] = origin[from_slot][:, places[1]]
+        self._written[:, slot] = np.maximum(source.lengths[:, from_slot], source._written[:, from_slot])
+        self.lengths[:, slot] = lengths
+
+    def clear(self, slot: int) -> None:
+        """Overwrite the cells of a slot with zeros, after a sequence that wrote numbers that are not finite."""
+        for name, array in self._arrays.items():
+            if self._on_device:
+                whole = self.values[name].numpy()
+                whole[slot] = 0
+                self.values[name].update_inplace(whole)
+            else:
+                array[slot] = 0
 
 
 def ring(window: int, capacity: int) -> int:
@@ -82,8 +126,10 @@ def ring(window: int, capacity: int) -> int:
     return min(capacity, needed) if window else capacity
 
 
-def cache_shapes(model: Model, capacity: int, kv: KV = "fp32") -> dict[tuple[str, int], tuple[int, int, int, int]]:
-    """Map (kind, layer) of every cache to its shape: keys and values (B, K, C, W), counted (B, 1, C, 1).
+def cache_shapes(
+    model: Model, capacity: int, kv: KV = "fp32", slots: int = 1
+) -> dict[tuple[str, int], tuple[int, int, int, int]]:
+    """Map (kind, layer) of every cache to its shape: keys and values (S, K, C, W), counted (S, 1, C, 1).
 
     In int8 each key and value has a float32 scale behind its W numbers.
     """
@@ -92,7 +138,17 @@ def cache_shapes(model: Model, capacity: int, kv: KV = "fp32") -> dict[tuple[str
     for index, layer in enumerate(model.layers):
         cells = ring(layer.window, capacity)
         for kind in ("key", "value"):
-            shapes[kind, index] = (BATCH, model.num_kv_heads, cells, width)
+            shapes[kind, index] = (slots, model.num_kv_heads, cells, width)
         if model.counts_cells(index):
-            shapes["counted", index] = (BATCH, 1, cells, 1)
+            shapes["counted", index] = (slots, 1, cells, 1)
     return shapes
+
+
+def cache_bytes(model: Model, capacity: int, kv: KV = "fp32", slots: int = 1) -> int:
+    """Return the bytes of a cache."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, (shape, dtype) in _arrays(model, capacity, kv, slots))
+
+
+def _arrays(model: Model, capacity: int, kv: KV, slots: int) -> list[tuple[tuple[str, int], tuple[Any, Any]]]:
+    shapes = cache_shapes(model, capacity, kv, slots)
+    return [(name, (shape, np.float32 if name[0] == "counted" else DTYPE[kv])) for name, shape in shapes.items()]

@@ -54,6 +54,21 @@ def at(routes: Routes, token: int) -> Routes:
     )
 
 
+def between(routes: Routes, begin: int, end: int, exits_open: Bools) -> Routes:
+    """Return the routes of some consecutive tokens, as views."""
+    here = slice(begin, end)
+    return Routes(
+        selected_experts=routes.selected_experts[:, here],
+        layers_run=routes.layers_run[:, here],
+        exit_layer=routes.exit_layer[here],
+        keys=routes.keys[:, here],
+        positions=routes.positions[here],
+        exits_open=exits_open,
+        selected_heads=None if routes.selected_heads is None else routes.selected_heads[:, here],
+        windows=None if routes.windows is None else routes.windows[:, here],
+    )
+
+
 def joined(parts: Sequence[Routes]) -> Routes:
     """Join the routes of consecutive passes that ran at the same thresholds."""
 

@@ -1,28 +1,18 @@
-"""One ONNX Runtime session of one model, and the sequence that it computes.
-
-L layers, T tokens, E experts, V vocabulary.
-"""
+"""One ONNX Runtime session of one model: its graph, opened and checked."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.files import require_utf8_path
-from ..dial import Dial, Thresholds, resolve
+from ..dial import Thresholds
 from ..format.files import check_digest, checking_digests
 from ..format.manifest import Costs, Manifest
-from .binding import Pass, expected_names
-from .cost import Meter, Usage
-from .kv_cache import ROUND_CAPACITY, Cache
+from .batch import Batch
+from .cost import Meter
+from .graph import Graph, expected_names
 from .providers import choose_device
-from .routes import Routes, joined
+from .sequence import Sequence
 from .targets import choose_target
 
 SPIN_MICROSECONDS = 100
@@ -31,27 +21,8 @@ SMALL_BYTES = 128 * 2**20
 """Weights up to which one thread decodes faster than two (docs/decisions/0005)."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """The result of one pass."""
-
-    logits: NDArray[np.float32]
-    """(num_logits, V): logits of the last tokens. The array is not written again."""
-    routes: Routes
-    """The experts, heads and layers that every token of the pass used."""
-    meter: Meter
-    """Computes the cost of `routes`."""
-
-    @cached_property
-    def usage(self) -> Usage:
-        """Usage of the last token, from which the next is chosen. Computed on first access."""
-        return self.meter.usage(self.routes)
-
-
 class Session:
-    """Runs the graph: `prefill` the prompt, `step` token by token, then `reset` for the next sequence.
-
-    Buffers are allocated and bound when a sequence begins, for its capacity, and stay while it grows.
+    """An opened graph. It holds no text: `batch` or `sequence` makes room for some.
 
     Args:
         folder: The folder of the exported model.
@@ -60,7 +31,6 @@ class Session:
         target: Which graph of the model to run: "auto" (that of our operators where they work), "portable", "cpu" or
             "cuda".
         threads: Threads of one operator, at least 1; None takes `suitable_threads`.
-        capacity: Tokens that the caches hold at first; None takes the whole context.
         verify: Whether to compare the graph and its weights with their digests.
 
     Raises:
@@ -76,7 +46,6 @@ class Session:
         device: str = "auto",
         target: str = "auto",
         threads: int | None = None,
-        capacity: int | None = None,
         verify: bool = True,
     ) -> None:
         import onnxruntime  # takes 90 ms, which `--help` should not pay
@@ -89,13 +58,9 @@ class Session:
         self.threads = threads or suitable_threads(self.manifest)
         self._ort = onnxruntime
         self._target = choose_target(self.manifest, target, self.device.name)
-        self._session = self._verified(folder) if verify else self._open(folder / self._target.graph)
-        self._meter = Meter(self.manifest, self._target.costs)
-        self._position = 0
-        self.reset(capacity)
-        self.set_thresholds(resolve(self.manifest, Dial()))
+        self.graph = self._verified(folder) if verify else self._open(folder / self._target.graph)
 
-    def _verified(self, folder: Path) -> Any:
+    def _verified(self, folder: Path) -> Graph:
         """Open the graph, whose digest is compared before, and that of its weights meanwhile: they can be large."""
         digests = {folder / name: info.sha256 for name, info in self.manifest.files.items()}
         graph, data = folder / self._target.graph, folder / self._target.data
@@ -103,7 +68,7 @@ class Session:
         with checking_digests({data: digests[data]} if data in digests else {}):
             return self._open(graph)
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Path) -> Graph:
         require_utf8_path(path)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -123,7 +88,8 @@ class Session:
         except Exception as error:  # onnxruntime raises many classes without a common base
             raise UserError(f"{path} does not load: {error}; export the model again") from error
         names = ({x.name for x in session.get_inputs()}, {x.name for x in session.get_outputs()})
-        expected = expected_names(self.manifest, slots=self._target.name == "cpu")
+        mixes_sequences = "slots" in names[0]
+        expected = expected_names(self.manifest.model, mixes_sequences=mixes_sequences)
         if names != expected:
             odd = sorted((names[0] ^ expected[0]) | (names[1] ^ expected[1]))
             raise UserError(f"{path} does not fit its manifest: {', '.join(odd)}; export the model again")
@@ -133,7 +99,10 @@ class Session:
                 f"{path} gives logits for a vocabulary of {logits}, its manifest says "
                 f"{self.manifest.model.vocab_size}; export the model again"
             )
-        return session
+        meter = Meter(self.manifest, self._target.costs)
+        device, kv = self.device.name, self._target.kv
+        rebinds = device != "cpu"
+        return Graph(self._ort, session, self.manifest, meter, device, kv, mixes_sequences, rebinds)
 
     @property
     def onnxruntime_version(self) -> str:
@@ -161,117 +130,21 @@ class Session:
         return self._target.note
 
     @property
-    def position(self) -> int:
-        """Tokens computed so far."""
-        return self._position
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that the caches can hold."""
-        return self.cache.capacity
-
-    def reset(self, capacity: int | None = None) -> None:
-        """Begin a new sequence with room for `capacity` tokens (None: the whole context). Thresholds stay.
-
-        Raises:
-            UserError: the capacity is larger than the model's context.
-        """
-        context = self.manifest.model.context_length
-        wanted = context if capacity is None else capacity
-        if not 1 <= wanted <= context:
-            raise UserError(f"found {wanted} tokens, this model holds 1 to {context}; shorten the text")
-        room = min(-(-wanted // ROUND_CAPACITY) * ROUND_CAPACITY, context)
-        cache: Cache | None = getattr(self, "cache", None)
-        if cache is None or cache.capacity != room:
-            fresh = Cache(self._ort, self.manifest, self.device.name, room, self._target.kv)
-            if cache is not None:
-                for name, array in fresh.inputs().items():
-                    array[:] = cache.inputs()[name]
-            self.cache = fresh
-            self.decode = Pass(self._ort, self._session, self.manifest, fresh, 1, 1)
-        self.cache.lengths[:] = 0
-        self._position = 0
-
-    def set_thresholds(self, thresholds: Thresholds) -> None:
-        """Use these thresholds from the next pass on."""
-        self.cache.router_top_p[:] = thresholds.router_top_p[:, None]
-        self.cache.depth_threshold[:] = thresholds.depth_threshold[:, None]
-        self.cache.exit_threshold[:] = thresholds.exit_threshold[:, None]
-        self.cache.head_top_p[:] = thresholds.head_top_p[:, None]
-        self._exits_open = thresholds.exit_threshold < 1
-
-    def prefill(self, ids: Sequence[int], num_logits: int = 1) -> Step:
-        """Compute `ids` after the tokens in the caches.
-
-        This takes one pass, or several where the cache of a layer with a window is too small for one; the result is the
-        same.
-
-        Args:
-            ids: Token ids, at least one.
-            num_logits: Tokens, from the last backwards, whose logits are returned; 1 to len(ids).
-
-        Raises:
-            UserError: there are no ids, an id is outside the vocabulary, or the caches have too little room.
-        """
-        self._check(ids)
-        if not 1 <= num_logits <= len(ids):
-            raise ValueError(f"found num_logits {num_logits}, expected 1 to {len(ids)}")
-        if len(ids) == 1:
-            return self._run(self.decode, ids)
-        longest = self.cache.longest_pass(self._position, self._position + len(ids))
-        parts: list[Step] = []
-        graphs: dict[tuple[int, int], Pass] = {}
-        for begin in range(0, len(ids), longest):
-            part = ids[begin : begin + longest]
-            wanted = begin + len(part) - (len(ids) - num_logits)  # tokens so far whose logits are returned
-            shape = (len(part), min(max(wanted, 1), len(part)))  # the graph gives the logits of at least one token
-            if shape not in graphs:
-                graphs[shape] = Pass(self._ort, self._session, self.manifest, self.cache, *shape)
-            step = self._run(graphs[shape], part, again=len(ids) > longest)
-            parts.append(step if wanted > 0 else replace(step, logits=step.logits[:0]))
-        return parts[0] if len(parts) == 1 else self._joined(parts)
-
-    def _joined(self, parts: Sequence[Step]) -> Step:
-        logits = np.concatenate([part.logits for part in parts])
-        return Step(logits, joined([part.routes for part in parts]), self._meter)
-
-    def step(self, token: int) -> Step:
-        """Compute one token; its logits, (1, V), choose the next one.
-
-        Raises:
-            UserError: as in `prefill`.
-        """
-        self._check((token,))
-        return self._run(self.decode, (token,))
-
-    def _check(self, ids: Sequence[int]) -> None:
-        if not len(ids):
-            raise UserError("found no tokens to compute, expected at least one; give a text")
-        if min(ids) < 0 or max(ids) >= self.manifest.model.vocab_size:
-            wrong = next(i for i in ids if not 0 <= i < self.manifest.model.vocab_size)
-            raise UserError(f"found token {wrong}, this model has 0 to {self.manifest.model.vocab_size - 1}")
-        if self._position + len(ids) > self.capacity:
-            raise UserError(
-                f"found {self._position + len(ids)} tokens, there is room for {self.capacity}; "
-                "call reset() with more capacity"
-            )
-
-    def _run(self, graph: Pass, ids: Sequence[int], *, again: bool = True) -> Step:
-        """Run `graph` on `ids`. With `again` its arrays will be reused, so the logits are copied."""
-        T = len(ids)
-        graph.ids[0] = ids
-        graph.positions[0] = np.arange(self._position, self._position + T)
-        before = self.cache.lengths[:, 0].copy()  # (L,)
-        graph.run()
-        self.cache.lengths[:] = graph.new_lengths
-        self._position += T
-        routes = graph.routes(before, self._exits_open)
-        return Step(graph.logits[0].copy() if again else graph.logits[0], routes, self._meter)
-
-    @property
     def meter(self) -> Meter:
         """Computes costs by the tables of this model."""
-        return self._meter
+        return self.graph.meter
+
+    def batch(self, slots: int = 1, capacity: int | None = None) -> Batch:
+        """Make room for `slots` sequences at a time, of up to `capacity` tokens each; None takes the whole context.
+
+        Raises:
+            UserError: The capacity exceeds the model's context, or the caches do not fit the free memory.
+        """
+        return Batch(self.graph, slots, capacity)
+
+    def sequence(self, thresholds: Thresholds | None = None, capacity: int | None = None) -> Sequence:
+        """Begin one sequence, in a batch of its own; see `Batch.join`."""
+        return self.batch(1, capacity).join(thresholds)
 
 
 def suitable_threads(manifest: Manifest, cores: int | None = None) -> int:

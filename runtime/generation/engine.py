@@ -11,10 +11,9 @@ from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
 from ..dial.dial import Dial, resolve
-from ..dial.thresholds import Thresholds
 from ..execution.cost import Meter, Usage
 from ..execution.routes import Routes, at
-from ..execution.session import Session, Step
+from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from .chat import prompt_turns
@@ -103,9 +102,9 @@ class Generation(Iterator[Token]):
     def _generate(self, prompt: list[int]) -> Iterator[Token]:
         """Run the prompt, then a pass for each token, until one ends the text."""
         begin = time.perf_counter()
-        step = prefill(self._session, prompt, self.thresholds, self.max_new_tokens)
+        sequence = self._session.sequence(self.thresholds, len(prompt) + self.max_new_tokens)
+        step = sequence.prefill(prompt)
         for left in reversed(range(self.max_new_tokens)):
-            position = self._session.position
             token = self._sampler.choose(step.logits[-1])
             seconds = time.perf_counter() - begin
             text, self.finish_reason = self._text.add(token, last=left == 0)
@@ -113,25 +112,7 @@ class Generation(Iterator[Token]):
             if self.finish_reason is not None:
                 return
             begin = time.perf_counter()
-            step = decode_one_token(self._session, token, position)
-
-
-def prefill(session: Session, prompt: list[int], thresholds: Thresholds, max_new_tokens: int) -> Step:
-    """Empty the cache, make room for the whole generation, and run the prompt in one pass."""
-    session.reset(len(prompt) + max_new_tokens)
-    session.set_thresholds(thresholds)
-    return session.prefill(prompt)
-
-
-def decode_one_token(session: Session, token: int, position: int) -> Step:
-    """Run one pass for `token` at `position`.
-
-    Raises:
-        RuntimeError: The cache holds another generation.
-    """
-    if session.position != position:
-        raise RuntimeError("another generation of this engine began; an engine runs one at a time")
-    return session.step(token)
+            step = sequence.step(token)
 
 
 class VisibleText:
@@ -232,7 +213,5 @@ def load(
     if verify:
         check_digest(folder / TOKENIZER, manifest.files[TOKENIZER].sha256)
     tokenizer = Tokenizer(folder / TOKENIZER, size=model.tokenizer_size, eos_id=model.eos_id)
-    # Little room at first: each generation makes the room that it needs.
-    room = min(64, model.context_length)
-    session = Session(folder, manifest, device=device, target=target, threads=threads, capacity=room, verify=verify)
+    session = Session(folder, manifest, device=device, target=target, threads=threads, verify=verify)
     return Engine(session, tokenizer)

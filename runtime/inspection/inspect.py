@@ -189,13 +189,13 @@ def check_chooses(model: Model) -> None:
 
 def read(engine: Engine, thresholds: Thresholds, ids: Sequence[int]) -> Routes:
     """Return the routes of all ids; every piece of the context's length is read from an empty cache."""
-    session, context = engine.session, engine.manifest.model.context_length
-    session.set_thresholds(thresholds)
+    context = engine.manifest.model.context_length
+    sequence = engine.session.sequence(thresholds, min(len(ids), context))
     passes = []
     for begin in range(0, len(ids), context):
         piece = ids[begin : begin + context]
-        session.reset(len(piece))
-        passes.append(session.prefill(piece).routes)
+        sequence.rewind(0)
+        passes.append(sequence.prefill(piece).routes)
     return joined(passes)
 
 

@@ -2,17 +2,18 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...contract.file_names import GRAPH
-from ..execution.binding import Pass
+from ..execution.batch import Batch
 from ..generation.engine import Engine
 from ..ops.library import load_library
 
 
 def nodes_per_token(engine: Engine, folder: Path) -> int:
-    """Count the nodes of one decode step at the thresholds that are set; the sequence of `engine` ends with it.
+    """Count the nodes of one decode step at the thresholds of training.
 
     Nodes in the branches that run count, and so does each `If` itself. Loading the graph again takes most of the time.
 
@@ -33,9 +34,7 @@ def nodes_per_token(engine: Engine, folder: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="adaptive-profile-") as place:
         options.profile_file_prefix = str(Path(place) / "token")
         profiled = onnxruntime.InferenceSession(str(folder / graph), options, providers=list(session.device.providers))
-        session.reset(1)
-        one = Pass(onnxruntime, profiled, manifest, session.cache, 1, 1)
-        one.run()
+        Batch(replace(session.graph, session=profiled), capacity=1).join().step(0)
         profile = Path(profiled.end_profiling())
         return count(json.loads(profile.read_bytes()))
 

@@ -83,12 +83,12 @@ class Score:
 
 def score(engine: Engine, point: Thresholds, texts: Sequence[Window], *, logits: bool = True) -> Score:
     """Read every window at `point`. Without `logits` only usage is counted, which costs less."""
-    session, size = engine.session, engine.manifest.model.tokenizer_size
-    session.set_thresholds(point)
+    size = engine.manifest.model.tokenizer_size
     total = Score()
+    sequence = engine.session.sequence(point, max((len(one.ids) for one in texts), default=1))
     for one in texts:
-        session.reset(len(one.ids))
-        step = session.prefill(one.ids, num_logits=len(one.ids) if logits else 1)
+        sequence.rewind(0)
+        step = sequence.prefill(one.ids, num_logits=len(one.ids) if logits else 1)
         total.tally.add(engine, step.routes)
         if logits:
             total.nats -= float(log_probabilities(step.logits, one.targets).sum())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..dial import Thresholds
 from ..execution.routes import Routes
+from ..execution.sequence import Sequence as Tokens
 from ..generation.engine import Engine
 from ..generation.sampler import Sampler, Sampling
 
@@ -124,35 +125,37 @@ def time_engines(
     """Do the same for points of several models, all of which have these tokens and take part in every round."""
     results = [Timed() for _ in points]
     order = np.random.default_rng(seed)
+    # One for the points of a model, so that every round after the first finds its memory in place.
+    room = len(prompt) + len(answer)
+    sequences = {engine: engine.session.sequence(point, room) for engine, point in points}
     # The first round warms up, and counts usage, which is the same in every round.
     for (engine, point), result in zip(points, results, strict=True):
-        _round(engine, point, prompt, answer, seed, Timed(), result.tally)
+        _round(engine, sequences[engine], point, prompt, answer, seed, Timed(), result.tally)
     with no_collection():
         for _ in range(repeats):
             for index in order.permutation(len(points)):
                 engine, point = points[index]
-                _round(engine, point, prompt, answer, seed, results[index], None)
+                _round(engine, sequences[engine], point, prompt, answer, seed, results[index], None)
     return results
 
 
 def _round(
-    engine: Engine, point: Thresholds, prompt: Sequence[int], answer: Sequence[int], seed: int, timed: Timed,
-    tally: Tally | None,
+    engine: Engine, sequence: Tokens, point: Thresholds, prompt: Sequence[int], answer: Sequence[int], seed: int,
+    timed: Timed, tally: Tally | None,
 ) -> None:  # fmt: skip
-    session = engine.session
-    session.reset(len(prompt) + len(answer))
-    session.set_thresholds(point)
+    sequence.rewind(0)
+    sequence.thresholds = point
     sampler = Sampler(Sampling(seed=seed), engine.manifest.model.tokenizer_size, list(prompt))
     # The clock of this thread alone, unless others compute too.
-    cpu_time = time.thread_time if session.threads == 1 else time.process_time
+    cpu_time = time.thread_time if engine.session.threads == 1 else time.process_time
     cpu, begin = cpu_time(), time.perf_counter()
-    step = session.prefill(prompt)
+    step = sequence.prefill(prompt)
     timed.prefill.append(time.perf_counter() - begin)
     timed.prefill_cpu.append(cpu_time() - cpu)
     seconds, cpu_seconds = [], []
     for token in answer:
         cpu, begin = cpu_time(), time.perf_counter()
-        step = session.step(token)
+        step = sequence.step(token)
         sampler.choose(step.logits[-1])
         seconds.append(time.perf_counter() - begin)
         cpu_seconds.append(cpu_time() - cpu)

@@ -22,6 +22,7 @@ from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.proof.parity import EPSILON, TOLERANCE
 from adaptive_lm.export.proof.skipping import Proof
 from adaptive_lm.export.source import Source, read
+from adaptive_lm.runtime.execution.sequence import Sequence
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 
@@ -292,15 +293,15 @@ def test_a_graph_whose_cache_is_off_differs_between_prompt_and_single_tokens(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = graph_of(source, tmp_path / "model")
-    true = Session.step
+    true = Sequence.step
 
-    def forgetful(self: Session, token: int) -> Any:
+    def forgetful(self: Sequence, token: int) -> Any:
         step = true(self, token)
         for value in self.cache.values.values():
             value.numpy()[:, :, 0] *= 1.01
         return step
 
-    monkeypatch.setattr(Session, "step", forgetful)
+    monkeypatch.setattr(Sequence, "step", forgetful)
     outcome = check(source, session, lambda line: None)
     assert outcome.report["prompt_against_single_tokens"]["passed"] is False
     assert outcome.report["torch_thresholds_trained"]["passed"] is True

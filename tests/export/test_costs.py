@@ -22,8 +22,9 @@ from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial.dial import Thresholds
-from adaptive_lm.runtime.execution.binding import Pass
-from adaptive_lm.runtime.execution.kv_cache import Cache
+from adaptive_lm.runtime.execution.batch import Batch
+from adaptive_lm.runtime.execution.cost import Meter
+from adaptive_lm.runtime.execution.graph import Graph
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import KV, CostTable, LayerCosts, Manifest, Precision, Precisions
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors
@@ -33,20 +34,20 @@ ELSEWHERE = re.compile(r"/combine|/scores|/mixed")
 """Products counted in another way: sums over experts or heads not at all, those over keys by the keys seen."""
 
 
+def thresholds_of(limits: ThresholdTensors) -> Thresholds:
+    return Thresholds(**{name: values.numpy() for name, values in limits._asdict().items()})
+
+
 def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: ThresholdTensors) -> list[float]:
     """FLOPs of the matrix products that ONNX Runtime ran for each token of `ids`, one at a time."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_mem_pattern = 1, False
     options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
     session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
-    cache = Cache(onnxruntime, manifest, "cpu", len(ids))
-    one = Pass(onnxruntime, session, manifest, cache, 1, 1)
-    for name, values in limits._asdict().items():
-        getattr(cache, name)[:] = values.numpy()[:, None]
-    for position, token in enumerate(ids):
-        one.ids[:], one.positions[:] = token, position
-        one.run()
-        cache.lengths[:] = one.new_lengths
+    graph = Graph(onnxruntime, session, manifest, Meter(manifest), "cpu", "fp32", mixes_sequences=False)
+    sequence = Batch(graph, capacity=len(ids)).join(thresholds_of(limits))
+    for token in ids:
+        sequence.step(token)
     events = json.loads(Path(session.end_profiling()).read_bytes())
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
     found = [0.0] * len(ids)
@@ -104,10 +105,9 @@ def test_executed_flops_are_those_of_the_matrix_products_that_ran(
     assert set(at) == {"trained", "everything", "little"}
     assert any(layer.head for layer in manifest.costs.flops.layers) is (kind == "sliced")
     for limits in at.values():
-        session.reset()
-        session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in limits._asdict().items()}))
+        sequence = session.sequence(thresholds_of(limits))
         for found, token in zip(profiled_flops(folder, manifest, ids, limits), ids, strict=True):
-            step = session.step(token)
+            step = sequence.step(token)
             elsewhere = 0.0
             for i, layer in enumerate(manifest.costs.flops.layers):
                 if step.routes.layers_run[i, 0]:

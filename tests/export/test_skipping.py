@@ -52,10 +52,11 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     assert not list(folder.glob("profile*")), "the profile stays behind"
 
     session = Session(folder, manifest, device="cpu", threads=1, verify=False)
+    sequence = session.sequence()
     rows = layers = head_rows = 0
     for t, token in enumerate(ids):
-        session.set_thresholds(Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)]._asdict().items()}))
-        usage = session.step(token).usage
+        sequence.thresholds = Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)]._asdict().items()})
+        usage = sequence.step(token).usage
         layers += len(usage.layers_run)
         rows += 0 if kind == "dense" else sum(map(len, usage.experts))
         head_rows += sum(map(len, usage.heads)) if "heads" in KINDS[kind] else 0

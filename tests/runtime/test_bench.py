@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from support.rich_graph import CURVE
 from support.tiny_graph import TABLES, L, V, expected
 
-from adaptive_lm.runtime import Dial, Engine, Manifest
+from adaptive_lm.runtime import Dial, Engine, Manifest, Sequence
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.measuring.bench import tokens_to_read
 from adaptive_lm.runtime.measuring.memory_bound import read_bandwidth
@@ -202,13 +202,13 @@ def test_tokens_are_of_the_text_where_it_is_long_enough(engine: Engine) -> None:
 
 def test_every_point_reads_the_same_tokens_in_every_round(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, int]] = []
-    step = type(engine.session).step
+    step = Sequence.step
 
-    def spy(self: Any, token: int) -> Any:
-        seen.append((float(self.cache.router_top_p[0, 0]), token))
+    def spy(self: Sequence, token: int) -> Any:
+        seen.append((float(self.thresholds.router_top_p[0]), token))
         return step(self, token)
 
-    monkeypatch.setattr(type(engine.session), "step", spy)
+    monkeypatch.setattr(Sequence, "step", spy)
     walked = [resolve(engine.manifest, Dial(router_top_p=p)) for p in (0.2, 0.9)]
     timed = time_points(engine, walked, [1, 2, 3], [4, 5, 6], repeats=4, seed=0)
     assert [len(one.rounds) for one in timed] == [4, 4]

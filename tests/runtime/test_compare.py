@@ -142,7 +142,6 @@ def test_the_nodes_of_a_token_are_those_of_the_profile(engine: Engine, model: Pa
     assert count(events) == 2
     nodes = nodes_per_token(engine, model)
     assert nodes == nodes_per_token(engine, model) > 10
-    engine.session.reset()
 
 
 @pytest.mark.parametrize("command", ["generate", "bench", "calibrate", "inspect"])

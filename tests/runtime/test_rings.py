@@ -7,23 +7,22 @@ import pytest
 from support.rich_graph import CONTEXT, WIDEST, WINDOW, Expected, H, expected
 from support.tiny_graph import L
 
-from adaptive_lm.runtime import Dial, Engine, Session
+from adaptive_lm.runtime import Dial, Engine
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.kv_cache import CHUNK, cache_shapes, ring
-from adaptive_lm.runtime.execution.session import Step
+from adaptive_lm.runtime.execution.sequence import Sequence as Tokens
+from adaptive_lm.runtime.execution.step import Step, Work
 
 POINT = (0.6, 0.4, 0.8, 0.5)
 LONG = [int(token) for token in np.random.default_rng(5).integers(0, 257, size=300)]  # more than any ring holds
 
 
 @pytest.fixture
-def session(rich_engine: Engine) -> Session:
+def sequence(rich_engine: Engine) -> Tokens:
     top_p, depth, leave, heads = POINT
     dial = Dial(router_top_p=top_p, depth_threshold=depth, exit_threshold=leave, head_top_p=heads)
-    rich_engine.session.reset(len(LONG))
-    rich_engine.session.set_thresholds(resolve(rich_engine.manifest, dial))
-    return rich_engine.session
+    return rich_engine.session.sequence(resolve(rich_engine.manifest, dial), len(LONG))
 
 
 def check(step: Step, whole: Expected, tokens: Sequence[int]) -> None:
@@ -39,37 +38,37 @@ def check(step: Step, whole: Expected, tokens: Sequence[int]) -> None:
     np.testing.assert_array_equal(step.routes.positions, tokens)
 
 
-def test_a_prompt_longer_than_a_ring_gives_what_the_graph_means(session: Session) -> None:
+def test_a_prompt_longer_than_a_ring_gives_what_the_graph_means(sequence: Tokens) -> None:
     assert ring(WINDOW, len(LONG)) < len(LONG)
-    check(session.prefill(LONG, num_logits=len(LONG)), expected(LONG, *POINT), range(len(LONG)))
+    check(sequence.prefill(LONG, num_logits=len(LONG)), expected(LONG, *POINT), range(len(LONG)))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 50, 64, 65, 200, 299])
-def test_a_long_prompt_and_its_tokens_one_by_one_are_the_same(session: Session, cut: int) -> None:
+def test_a_long_prompt_and_its_tokens_one_by_one_are_the_same(sequence: Tokens, cut: int) -> None:
     whole = expected(LONG, *POINT)
     if cut:
-        check(session.prefill(LONG[:cut], num_logits=cut), whole, range(cut))
+        check(sequence.prefill(LONG[:cut], num_logits=cut), whole, range(cut))
     for t in range(cut, len(LONG)):
-        check(session.step(LONG[t]), whole, [t])
+        check(sequence.step(LONG[t]), whole, [t])
 
 
 @pytest.mark.parametrize("cut", [1, 70, 130])
-def test_a_prompt_in_two_parts_is_the_prompt(session: Session, cut: int) -> None:
-    session.prefill(LONG[:cut])
-    check(session.prefill(LONG[cut:], num_logits=len(LONG) - cut), expected(LONG, *POINT), range(cut, len(LONG)))
+def test_a_prompt_in_two_parts_is_the_prompt(sequence: Tokens, cut: int) -> None:
+    sequence.prefill(LONG[:cut])
+    check(sequence.prefill(LONG[cut:], num_logits=len(LONG) - cut), expected(LONG, *POINT), range(cut, len(LONG)))
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 44, 45, 130, 299])
-def test_the_wanted_logits_are_the_last_ones_over_any_number_of_chunks(session: Session, wanted: int) -> None:
-    step = session.prefill(LONG, num_logits=wanted)
+def test_the_wanted_logits_are_the_last_ones_over_any_number_of_chunks(sequence: Tokens, wanted: int) -> None:
+    step = sequence.prefill(LONG, num_logits=wanted)
     np.testing.assert_allclose(step.logits, expected(LONG, *POINT).logits[-wanted:], rtol=1e-5, atol=1e-4)
     assert step.routes.layers_run.shape == (L, len(LONG)), "the routes are of the whole prompt all the same"
 
 
-def test_a_new_sequence_sees_nothing_that_a_ring_still_holds(session: Session) -> None:
-    session.prefill([250] * len(LONG))
-    session.reset(len(LONG))
-    check(session.prefill(LONG[:100], num_logits=100), expected(LONG[:100], *POINT), range(100))
+def test_a_new_sequence_sees_nothing_that_a_ring_still_holds(sequence: Tokens) -> None:
+    sequence.prefill([250] * len(LONG))
+    sequence.rewind(0)
+    check(sequence.prefill(LONG[:100], num_logits=100), expected(LONG[:100], *POINT), range(100))
 
 
 def test_a_ring_holds_a_window_and_a_chunk_and_no_more_than_the_capacity(rich_engine: Engine) -> None:
@@ -84,19 +83,19 @@ def test_a_ring_holds_a_window_and_a_chunk_and_no_more_than_the_capacity(rich_en
 
 
 def test_a_prompt_that_a_ring_holds_is_one_pass_and_a_longer_one_as_few_as_it_can(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    sequence: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
     run = Pass.run
 
-    def spy(self: Pass) -> None:
-        passes.append(self.ids.shape[1])
-        run(self)
+    def spy(self: Pass, work: Sequence[Work]) -> list[Step]:
+        passes.append(self.rows)
+        return run(self, work)
 
     monkeypatch.setattr(Pass, "run", spy)
-    session.prefill(LONG[:80])
-    session.reset(len(LONG))
-    session.prefill(LONG)
+    sequence.prefill(LONG[:80])
+    sequence.rewind(0)
+    sequence.prefill(LONG)
     assert passes == [80, CHUNK, CHUNK, CHUNK, CHUNK, len(LONG) - 4 * CHUNK]
 
 
@@ -104,15 +103,14 @@ def test_a_model_without_windows_computes_every_prompt_in_one_pass(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    monkeypatch.setattr(Pass, "run", lambda self: passes.append(self.ids.shape[1]))
-    engine.session.reset(96)
-    engine.session.prefill([1] * 96)
+    execute = Pass.execute
+    monkeypatch.setattr(Pass, "execute", lambda self: (passes.append(self.rows), execute(self)))
+    engine.session.sequence(capacity=96).prefill([1] * 96)
     assert passes == [96]
-    assert engine.session.cache.inputs().keys() == {"lengths", "router_top_p", "depth_threshold", "exit_threshold"}
 
 
-def test_keys_are_those_inside_the_window(session: Session) -> None:
-    routes = session.prefill(LONG).routes
+def test_keys_are_those_inside_the_window(sequence: Tokens) -> None:
+    routes = sequence.prefill(LONG).routes
     place = np.arange(1, len(LONG) + 1)
     whole = expected(LONG, *POINT)
     np.testing.assert_array_equal(routes.keys[0], np.minimum(place, WINDOW))
@@ -121,10 +119,10 @@ def test_keys_are_those_inside_the_window(session: Session) -> None:
     np.testing.assert_array_equal(routes.keys[2], np.where(own > 0, np.minimum(place, own), place))
 
 
-def test_usage_names_the_heads_and_the_windows(session: Session) -> None:
+def test_usage_names_the_heads_and_the_windows(sequence: Tokens) -> None:
     whole = expected(LONG, *POINT)
     for t, token in enumerate(LONG[:40]):
-        usage = session.step(token).usage
+        usage = sequence.step(token).usage
         assert usage.heads == tuple(tuple(np.flatnonzero(whole.heads[i, t]).tolist()) for i in range(L))
         assert usage.windows == tuple(whole.windows[:, t].tolist())
         assert 0 < usage.heads_per_layer <= H

@@ -66,11 +66,10 @@ def by_hand(table: dict[str, Any], routes: Routes, t: int, *, dense: bool, num_h
 def test_costs_are_those_of_the_contract(engine: Engine, top_p: float, depth: float, leave: float) -> None:
     costs = different_costs()
     meter = Meter(Manifest.model_validate(manifest_content() | {"costs": costs}))
-    engine.session.reset(len(IDS))
-    engine.session.set_thresholds(
-        resolve(engine.manifest, Dial(router_top_p=top_p, depth_threshold=depth, exit_threshold=leave))
+    sequence = engine.session.sequence(
+        resolve(engine.manifest, Dial(router_top_p=top_p, depth_threshold=depth, exit_threshold=leave)), len(IDS)
     )
-    routes = engine.session.prefill(IDS).routes
+    routes = sequence.prefill(IDS).routes
     spent = meter.spent(routes)
     for t in range(len(IDS)):
         for row, table in enumerate(("flops", "weight_bytes")):
@@ -85,11 +84,11 @@ def test_costs_of_heads_and_windows_are_those_of_the_contract(rich_engine: Engin
     """Only the heads that were chosen, only the keys inside the window; a dense pass has every head and no window."""
     costs = different_costs()
     meter = Meter(rich_engine.manifest.model_copy(update={"costs": Costs.model_validate(costs)}))
-    rich_engine.session.reset(len(IDS))
-    rich_engine.session.set_thresholds(
-        resolve(rich_engine.manifest, Dial(router_top_p=0.5, depth_threshold=0.5, exit_threshold=0.6, head_top_p=0.5))
+    sequence = rich_engine.session.sequence(
+        resolve(rich_engine.manifest, Dial(router_top_p=0.5, depth_threshold=0.5, exit_threshold=0.6, head_top_p=0.5)),
+        len(IDS),
     )
-    routes = rich_engine.session.prefill(IDS).routes
+    routes = sequence.prefill(IDS).routes
     assert routes.windows is not None
     assert (routes.keys[0] == np.minimum(np.arange(len(IDS)) + 1, 8)).all()
     spent = meter.spent(routes)
@@ -100,21 +99,21 @@ def test_costs_of_heads_and_windows_are_those_of_the_contract(rich_engine: Engin
 
 
 def test_all_of_the_model_costs_what_the_dense_pass_costs(engine: Engine) -> None:
-    engine.session.reset(len(IDS))
-    engine.session.set_thresholds(resolve(engine.manifest, Dial(router_top_p=1, depth_threshold=0, exit_threshold=1)))
-    spent = engine.session.meter.spent(engine.session.prefill(IDS).routes)
+    sequence = engine.session.sequence(
+        resolve(engine.manifest, Dial(router_top_p=1, depth_threshold=0, exit_threshold=1)), len(IDS)
+    )
+    spent = engine.session.meter.spent(sequence.prefill(IDS).routes)
     np.testing.assert_array_equal(spent.executed, spent.dense)
     np.testing.assert_array_equal(spent.adaptive, spent.adaptive_dense)
 
 
 def test_usage_names_experts_heads_layers_and_exit(engine: Engine) -> None:
-    engine.session.reset(len(IDS))
-    engine.session.set_thresholds(
-        resolve(engine.manifest, Dial(router_top_p=0.6, depth_threshold=0.5, exit_threshold=0.6))
+    sequence = engine.session.sequence(
+        resolve(engine.manifest, Dial(router_top_p=0.6, depth_threshold=0.5, exit_threshold=0.6)), len(IDS)
     )
     _, selected, run, exits = expected(IDS, 0.6, 0.5, 0.6)
     for t, token in enumerate(IDS):
-        usage = engine.session.step(token).usage
+        usage = sequence.step(token).usage
         assert usage.experts == tuple(tuple(np.flatnonzero(selected[layer, t]).tolist()) for layer in range(L))
         assert usage.layers_run == tuple(np.flatnonzero(run[:, t]).tolist())
         assert usage.exit_layer == (None if exits[t] < 0 else exits[t])
@@ -129,8 +128,7 @@ def test_less_asked_for_is_never_more_flops(engine: Engine, name: str) -> None:
     values = np.linspace(1, E, 9) if name == "experts" else np.linspace(0, 1, 9)
     shares = []
     for value in values:
-        engine.session.reset(len(IDS))
-        engine.session.set_thresholds(resolve(engine.manifest, Dial(**{name: float(value)})))
-        shares.append(engine.session.meter.spent(engine.session.prefill(IDS).routes).adaptive[0].sum())
+        sequence = engine.session.sequence(resolve(engine.manifest, Dial(**{name: float(value)})), len(IDS))
+        shares.append(engine.session.meter.spent(sequence.prefill(IDS).routes).adaptive[0].sum())
     assert shares == sorted(shares)
     assert shares[0] < shares[-1]
