@@ -162,7 +162,7 @@ class DialDrafter:
         best = max(self._settings, key=lambda one: one.best_length(curve, 0)[0])
         return (
             f"drafts by the dial do not pay here and were switched off: the best of {len(self._settings)} settings "
-            f"({best.name}) takes {best.seconds / curve[1]:.2f} of a pass per token and guesses {best.share:.0%} right; "
+            f"({best.name}) takes {best.seconds / curve[1]:.2f} of a pass per token and is right for {best.share:.0%}; "
             f"checking two tokens takes {curve[2] / curve[1]:.2f} of a pass"
         )
 

@@ -7,6 +7,8 @@ MAX_ROWS = 32
 """Passes of more rows are not measured."""
 SAMPLES = 9
 """Newest times of each number of rows, of which the median counts: a few that were disturbed do not matter."""
+ENOUGH = 3
+"""Times that are believed; where there are fewer, estimates take the places of the others."""
 REFRESH_PASSES = 64
 """Passes after which the medians are computed again."""
 FORGET_PASSES = 1024
@@ -49,20 +51,31 @@ class PassCosts:
         return self._curve
 
     def _estimate(self) -> list[float]:
-        points = [(rows, median(samples)) for rows, samples in enumerate(self._seconds) if samples]
-        curve = [0.0] * (MAX_ROWS + 1)
+        points = self._points()
         if not points:
             return [typical_cost(rows) if rows else 0.0 for rows in range(MAX_ROWS + 1)]
-        first, last = points[0], points[-1]
-        following = iter(points)
-        low, high = first, next(following)
+        curve = [0.0] * (MAX_ROWS + 1)
+        low, high = points[0], points[0]
+        following = iter(points[1:])
         for rows in range(1, MAX_ROWS + 1):
-            while rows > high[0] and high is not last:
-                low, high = high, next(following)
+            if rows > high[0]:
+                low, high = high, next(following, high)
             if low[0] <= rows <= high[0] and low is not high:
                 seconds = low[1] + (high[1] - low[1]) * (rows - low[0]) / (high[0] - low[0])
-            else:
-                near = first if rows <= first[0] else last
-                seconds = near[1] * typical_cost(rows) / typical_cost(near[0])
+            else:  # before the first point, or after the last
+                seconds = high[1] * typical_cost(rows) / typical_cost(high[0])
             curve[rows] = max(seconds, curve[rows - 1])
         return curve
+
+    def _points(self) -> list[tuple[int, float]]:
+        """Return (rows, seconds) where something was measured."""
+        measured = [(rows, samples) for rows, samples in enumerate(self._seconds) if samples]
+        if not measured:
+            return []
+        anchor, samples = max(measured, key=lambda one: len(one[1]))
+        base = median(samples) / typical_cost(anchor)
+        points = []
+        for rows, samples in measured:
+            estimates = [base * typical_cost(rows)] * (ENOUGH - len(samples))
+            points.append((rows, median([*samples, *estimates])))
+        return points

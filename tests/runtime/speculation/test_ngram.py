@@ -8,7 +8,7 @@ import pytest
 from adaptive_lm.runtime.speculation.acceptance import TYPICAL, Acceptance
 from adaptive_lm.runtime.speculation.guard import FIRST_REST, MOST_LOST, Guard
 from adaptive_lm.runtime.speculation.ngram import MAX_DRAFT, NgramDrafter, Plan
-from adaptive_lm.runtime.speculation.pass_costs import MAX_ROWS, PassCosts
+from adaptive_lm.runtime.speculation.pass_costs import ENOUGH, MAX_ROWS, PassCosts
 
 Cost = Callable[[int], float]
 
@@ -70,7 +70,7 @@ def test_a_text_that_never_repeats_is_never_guessed() -> None:
 
 def test_the_shortest_period_is_continued_beyond_the_end_of_the_text() -> None:
     costs = PassCosts()
-    for rows in (1, MAX_ROWS):
+    for rows in (1, MAX_ROWS) * ENOUGH:
         costs.add(rows, cheap(rows))
     drafter = NgramDrafter(costs)
     assert drafter.draft([1, 2, 3] + [7, 8] * 10, 6) == [7, 8, 7, 8, 7, 8]

@@ -36,6 +36,15 @@ def test_a_few_disturbed_passes_do_not_count() -> None:
     assert costs.curve()[1] == 1.0
 
 
+@pytest.mark.parametrize("disturbed", [1, 2])
+def test_the_first_measurement_of_a_number_of_rows_may_be_wrong(disturbed: int) -> None:
+    costs = costs_of(r1=1.0)
+    costs.add(2, 30.0)
+    if disturbed == 2:
+        costs.add(2, 1.2)
+    assert costs.curve()[2] < 1.5
+
+
 def test_more_rows_than_are_measured_are_ignored() -> None:
     costs = costs_of(r1=1.0)
     costs.add(MAX_ROWS + 1, 1e9)
