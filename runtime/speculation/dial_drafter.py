@@ -114,11 +114,18 @@ class DialDrafter:
         settings: See `lower_settings`.
         costs: Times of passes, shared likewise.
         choose: Returns the token to draft from logits (V,).
+        clock: Returns seconds.
     """
 
     def __init__(
-        self, text: Text, settings: Sequence[Setting], costs: PassCosts, choose: Callable[[NDArray[np.float32]], int]
+        self,
+        text: Text,
+        settings: Sequence[Setting],
+        costs: PassCosts,
+        choose: Callable[[NDArray[np.float32]], int],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._clock = clock
         self._text, self._settings, self._costs, self._choose = text, settings, costs, choose
         self._used: Setting | None = None
         self._length = self._left = 0
@@ -136,14 +143,14 @@ class DialDrafter:
         position, thresholds = text.position, text.thresholds
         draft = [ids[-1]]
         text.thresholds = setting.thresholds
-        begin = time.perf_counter()
+        begin = self._clock()
         try:
             for _ in range(length):
                 draft.append(self._choose(text.step(draft[-1]).logits[-1]))
             text.rewind(position)
         finally:
             text.thresholds = thresholds
-        setting.times.append((time.perf_counter() - begin) / length)
+        setting.times.append((self._clock() - begin) / length)
         del setting.times[:-SAMPLES]
         return draft[1:]
 
