@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from .execution.session import Session
     from .execution.step import Step, Work
     from .format.manifest import Manifest
-    from .generation.engine import Engine, Generation, Params, Token, load
+    from .generation.engine import Engine, Generation, load
+    from .generation.loop import Event, Loop
+    from .generation.many import Completion
+    from .generation.params import Params
+    from .generation.request import Request, Token
     from .generation.tokenizer import Tokenizer
 else:
     from ..contract.lazy import lazy_names
@@ -29,15 +33,19 @@ else:
         {
             "Batch": "execution.batch",
             "Dial": "dial",
+            "Completion": "generation.many",
             "Engine": "generation.engine",
+            "Event": "generation.loop",
             "Generation": "generation.engine",
+            "Loop": "generation.loop",
             "Manifest": "format.manifest",
-            "Params": "generation.engine",
+            "Params": "generation.params",
+            "Request": "generation.request",
             "Sequence": "execution.sequence",
             "Session": "execution.session",
             "Step": "execution.step",
             "Thresholds": "dial",
-            "Token": "generation.engine",
+            "Token": "generation.request",
             "Tokenizer": "generation.tokenizer",
             "Usage": "execution.cost",
             "UserError": ".contract.errors",
@@ -48,11 +56,15 @@ else:
 
 __all__ = [
     "Batch",
+    "Completion",
     "Dial",
     "Engine",
+    "Event",
     "Generation",
+    "Loop",
     "Manifest",
     "Params",
+    "Request",
     "Sequence",
     "Session",
     "Step",

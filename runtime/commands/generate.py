@@ -16,7 +16,9 @@ from .options import dial_options, model_options, option_names
 
 if TYPE_CHECKING:
     from ..dial import Dial
-    from ..generation.engine import Engine, Generation, Params, Token
+    from ..generation.engine import Engine, Generation
+    from ..generation.params import Params
+    from ..generation.request import Token
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
@@ -83,7 +85,7 @@ def generate(
     and shows a table with the experts, layers, share of the dense FLOPs and time of each token.
     """
     text = read_prompt(prompt)
-    from ..generation.engine import Params
+    from ..generation.params import Params
 
     with option_names():
         parameters = Params(**params)  # before the model is opened, so that a wrong number is reported immediately
@@ -179,7 +181,7 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
     """Print the JSON object on stdout, or on stderr the summary that `usage` selects."""
     from ..generation.summary import summarise, token_json
 
-    summary = summarise(generation, tokens)
+    summary = summarise(generation.request, tokens)
     if as_json:
         content = {
             "text": "".join(token.text for token in tokens),

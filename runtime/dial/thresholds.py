@@ -35,6 +35,10 @@ class Thresholds:
         one = np.ones(num_layers, np.float32)
         return cls(one, np.zeros_like(one), one.copy(), one.copy())
 
+    def stacked(self) -> Floats:
+        """Copy all thresholds into one array (4, L), in the order of the fields."""
+        return np.stack([getattr(self, one.name) for one in fields(self)])
+
     def as_lists(self) -> dict[str, list[float]]:
         """Return lists for JSON, each number the shortest decimal that reads back as the same float32."""
         return {one.name: [float(str(value)) for value in getattr(self, one.name)] for one in fields(self)}

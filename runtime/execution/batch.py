@@ -101,6 +101,23 @@ class Batch:
         copy.copy_from(sequence, count)
         return copy
 
+    def resume(self, sequence: Sequence, position: int, capacity: int | None = None) -> Sequence:
+        """Go back to `position` and continue from there in the same slot, with room for `capacity` tokens.
+
+        Args:
+            sequence: A sequence that `can_rewind` to `position`. Its slot belongs to the one that is returned.
+            position: How many of its tokens to keep.
+            capacity: As in `join`; None takes that of `sequence`.
+        """
+        room = sequence.capacity if capacity is None else self._rounded(capacity, self.capacity)
+        if self.graph.mixes_sequences or room == sequence.capacity:
+            sequence.rewind(position)
+            return sequence
+        self.leave(sequence)
+        larger = self.join(sequence.thresholds, room)
+        larger.copy_from(sequence, position)  # its cells are as they were: the slot has a new cache
+        return larger
+
     def leave(self, sequence: Sequence, *, clear: bool = False) -> None:
         """Free the slot of a sequence; the others notice nothing.
 

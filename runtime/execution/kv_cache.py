@@ -28,6 +28,10 @@ token would pass over 64 more cells that its window hides, in every layer.
 """
 
 
+CELL_BLOCK = 16
+"""Cells whose keys our operators store together (`runtime/ops/src/kernels/attend_task.h`), so they are copied whole."""
+
+
 class Cache:
     """Keys and values of every layer and slot, and the number of tokens that each holds.
 
@@ -92,14 +96,18 @@ class Cache:
         self.lengths[:, slot] = lengths
 
     def copy(self, source: "Cache", from_slot: int, slot: int, lengths: Ints) -> None:
-        """Copy the first `lengths` (L,) cells of a slot of `source`, which holds them and may be this cache."""
+        """Copy the first `lengths` (L,) cells of a slot of `source`, which holds them and may be this cache.
+
+        Caches of our operators are copied at equal capacity only: their blocks of keys are those of one capacity.
+        """
         for name, array in self._arrays.items():
             origin, length = source._arrays[name], int(lengths[name[1]])
             cells, own = origin.shape[2], array.shape[2]
-            index: Any = slice(0, length)
-            if length > min(cells, own):  # a ring that has turned: the cells that both can hold
+            used = slice(0, min(-(-length // CELL_BLOCK) * CELL_BLOCK, cells, own))
+            places: tuple[Any, Any] = (used, used)
+            if length > min(cells, own) and cells != own:  # a ring that has turned: the cells that both can hold
                 index = np.arange(length - min(cells, own), length)
-            places = (index, index) if isinstance(index, slice) else (index % own, index % cells)
+                places = (index % own, index % cells)
             if self._on_device:
                 whole = self.values[name].numpy()
                 whole[slot][:, places[0]] = source.values[name].numpy()[from_slot][:, places[1]]

@@ -51,12 +51,11 @@ class Sequence:
     @property
     def thresholds(self) -> Thresholds:
         """The thresholds from the next pass on. They are copied when they are set."""
-        return Thresholds(*(values.copy() for values in self.limits))
+        return Thresholds(*self.limits.copy())
 
     @thresholds.setter
     def thresholds(self, thresholds: Thresholds) -> None:
-        one = thresholds
-        self.limits = np.stack([one.router_top_p, one.depth_threshold, one.exit_threshold, one.head_top_p])
+        self.limits = thresholds.stacked()
         """(4, L): thresholds of experts, depth, exits and heads. A new array whenever they change."""
         self.exits_open = self.limits[2] < 1
         """(L,): whether the exit check of each layer is made."""
@@ -91,8 +90,8 @@ class Sequence:
     def rewind(self, position: int) -> None:
         """Forget the tokens from `position` on, so that the next one is computed there.
 
-        It is possible at any distance where no layer has a ring or none has overwritten a cell, else by at least as
-        many tokens as a chunk of a prompt has; and always to position 0.
+        It is possible at any distance where no layer has a ring or none has overwritten a cell, else by at least
+        `CHUNK` tokens from the furthest one that was computed; and always to position 0.
 
         Raises:
             ValueError: There is no such position, or a ring no longer holds what is needed there.

@@ -1,146 +1,112 @@
 """Text generation: prompt in, tokens out, each with its text, usage and time."""
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
-from ..dial.dial import Dial, resolve
-from ..execution.cost import Meter, Usage
-from ..execution.routes import Routes, at
+from ..dial.thresholds import Thresholds
+from ..execution.kv_cache import cache_bytes
+from ..execution.memory import UNASKED_BYTES
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from .chat import prompt_turns
-from .sampler import Sampler, Sampling, TokenChooser, check_whole
-from .stop import StopWatch, checked_stops
+from .loop import Event, Loop
+from .many import Completion, Completions
+from .params import Params
+from .request import Request, Token
+from .sampler import TokenChooser
 from .tokenizer import Tokenizer
 
-DEFAULT_NEW_TOKENS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Params(Sampling, Dial):
-    """All that can be set for one generation; see `Sampling` and `Dial` for their part."""
-
-    max_new_tokens: int | None = None
-    """The most tokens to generate; None takes 128, or fewer where the context ends."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these."""
-
-    def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
-        Dial.__post_init__(self)
-        if self.max_new_tokens is not None:
-            check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
-        checked_stops(self.stop)
-
-
-@dataclass(frozen=True)
-class Token:
-    """One new token."""
-
-    id: int
-    text: str
-    """Text that became certain with this token, in whole characters; "" or the end of a character begun earlier."""
-    seconds: float
-    """Measured time of the pass and of the choice of the token; for the first token, that of the whole prompt."""
-    routes: Routes
-    """Routes of the last token of that pass."""
-    meter: Meter
-
-    @cached_property
-    def usage(self) -> Usage:
-        """The compute of the pass that it was chosen from, computed when first read."""
-        return self.meter.usage(self.routes)
+MANY_SLOTS = 8
+"""Texts that `generate_many` computes at a time."""
 
 
 class Generation(Iterator[Token]):
     """The tokens of one generation, each computed when it is requested."""
 
-    finish_reason: str | None
-    """None while it runs, then "eos", "stop" or "length"."""
-
-    def __init__(
-        self,
-        session: Session,
-        tokenizer: Tokenizer,
-        prompt: list[int],
-        params: Params,
-        sampler: TokenChooser | None = None,
-    ) -> None:
-        model = session.manifest.model
-        wrong = next((token for token in prompt if not 0 <= token < model.tokenizer_size), None)
-        if wrong is not None:
-            raise UserError(f"found token {wrong} in the prompt, this model has 0 to {model.tokenizer_size - 1}")
-        self.params = params
-        self.prompt_tokens = len(prompt)
-        self.max_new_tokens = _fitting(len(prompt), params.max_new_tokens, model.context_length)
-        self.thresholds = resolve(session.manifest, params)
-        self.finish_reason = None
-        self._session = session
-        self._sampler = sampler or Sampler(params, model.tokenizer_size, prompt)
-        self._text = VisibleText(tokenizer, prompt, params.stop)
-        self._tokens = self._generate(prompt)
+    def __init__(self, engine: "Engine", request: Request) -> None:
+        self.request = request
+        """Its settings and its state."""
+        self._engine = engine
+        self._loop: Loop | None = None
+        self._tokens: list[Token] = []  # computed and not returned yet, the next one last
 
     @property
-    def seed(self) -> int:
-        """The seed in use, drawn or given."""
-        return self._sampler.seed
+    def params(self) -> Params:
+        """Settings of the generation."""
+        return self.request.params
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds in use."""
+        return self.request.thresholds
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return self.request.prompt_tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens that it generates."""
+        return self.request.max_new_tokens
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None while it runs, then "eos", "stop", "length", "cancelled" or "error"."""
+        return None if self._tokens else self.request.finish_reason
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in use, drawn or given; a drawn one is None until the first token."""
+        return self.request.seed
 
     def __iter__(self) -> "Generation":
         return self
 
     def __next__(self) -> Token:
-        return next(self._tokens)
+        request = self.request
+        if self._loop is None and request.status == "waiting":
+            self._loop = self._engine.begin([request])
+        while not self._tokens:
+            if request.error is not None:
+                raise request.error
+            if request.status == "ended":
+                if request.finish_reason == "cancelled" and self._loop is not None:
+                    raise RuntimeError("another generation of this engine began; an engine runs one at a time")
+                raise StopIteration
+            assert self._loop is not None
+            self._tokens = [one.token for one in self._loop.step() if one.token is not None][::-1]
+        return self._tokens.pop()
 
-    def _generate(self, prompt: list[int]) -> Iterator[Token]:
-        """Run the prompt, then a pass for each token, until one ends the text."""
-        begin = time.perf_counter()
-        sequence = self._session.sequence(self.thresholds, len(prompt) + self.max_new_tokens)
-        step = sequence.prefill(prompt)
-        for left in reversed(range(self.max_new_tokens)):
-            token = self._sampler.choose(step.logits[-1])
-            seconds = time.perf_counter() - begin
-            text, self.finish_reason = self._text.add(token, last=left == 0)
-            yield Token(token, text, seconds, at(step.routes, -1), step.meter)
-            if self.finish_reason is not None:
-                return
-            begin = time.perf_counter()
-            step = sequence.step(token)
-
-
-class VisibleText:
-    """The text of a generation, held back where a character or a stop string is not complete."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...]) -> None:
-        self._eos_id = tokenizer.eos_id
-        self._stream = tokenizer.stream(prompt)
-        self._watch = StopWatch(stop)
-
-    def add(self, token: int, *, last: bool) -> tuple[str, str | None]:
-        """Return the text that can be shown after `token`, and the reason why it ends there: None if it continues."""
-        reason = "eos" if token == self._eos_id else "length" if last else None
-        text = "" if reason == "eos" else self._stream.push(token)
-        if reason is None:
-            text = self._watch.push(text)
-        else:
-            text = self._watch.push(text + self._stream.flush()) + self._watch.flush()
-        return text, "stop" if self._watch.stopped else reason
+    def close(self) -> None:
+        """End it, and free its slot."""
+        if self._loop is not None:
+            self._loop.cancel(self.request)
+        elif self.request.status == "waiting":
+            self.request.end("cancelled")
+        self._loop, self._tokens = None, []
 
 
 class Engine:
-    """A model ready to generate. One generation at a time: a new one ends the one before."""
+    """A model ready to generate. One call at a time: a new one ends the one before."""
 
     def __init__(self, session: Session, tokenizer: Tokenizer) -> None:
         self.session = session
         self.tokenizer = tokenizer
         self.manifest = session.manifest
+        self._loop: Loop | None = None
+
+    def request(
+        self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
+    ) -> Request:
+        """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        return Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
 
     def generate(
         self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
@@ -156,8 +122,67 @@ class Engine:
             UserError: The prompt is empty, the prompt and the new tokens exceed the context, or the model does not have
                 that dial.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        return Generation(self.session, self.tokenizer, ids, params or Params(), sampler)
+        return Generation(self, self.request(prompt, params, sampler=sampler))
+
+    def generate_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        slots: int = MANY_SLOTS,
+        watch: Callable[[Event], None] | None = None,
+    ) -> Completions:
+        """Iterate over the texts that follow `prompts`, in their order; each is that of `generate`.
+
+        A prompt that cannot be generated has an error in place of a text, and the others go on.
+
+        Args:
+            prompts: Texts, or ids.
+            params: Settings of all, or of each; None takes the defaults.
+            slots: The most texts to compute at a time.
+            watch: Is called with every new token and failure, as they come.
+
+        Raises:
+            UserError: The caches of so many texts do not fit the memory.
+            ValueError: There are not as many settings as prompts.
+        """
+        each = [params] * len(prompts) if params is None or isinstance(params, Params) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"found settings of {len(each)} texts for {len(prompts)} prompts, expected as many")
+        completions = []
+        for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                completions.append(Completion(index, self.request(prompt, settings)))
+            except UserError as error:
+                completions.append(Completion(index, None, error))
+        requests = [one.request for one in completions if one.request is not None]
+        loop = self.begin([], slots=min(slots, len(requests)), room=max([one.capacity for one in requests], default=1))
+        return Completions(loop, completions, watch)
+
+    def begin(self, requests: Sequence[Request], *, slots: int = 1, room: int = 1) -> Loop:
+        """End what was going on, and return a loop with these requests.
+
+        Args:
+            requests: What to compute.
+            slots: Texts to compute at a time, at least.
+            room: Tokens that a text may have, at least; more where one of `requests` needs more.
+        """
+        loop, room = self._loop, max([room, *(one.capacity for one in requests)])
+        for one in [] if loop is None else loop.requests:
+            assert loop is not None
+            loop.cancel(one)
+        if loop is None or loop.batch.slots < slots or loop.batch.capacity < room:
+            self._loop = None  # its memory is free before more is taken
+            loop = self._loop = Loop(self.session.batch(max(slots, 1), self._capacity(slots, room)))
+        for one in requests:
+            loop.submit(one)
+        return loop
+
+    def _capacity(self, slots: int, room: int) -> int:
+        """Return the whole context where that is small, so that a longer text finds the same memory, else `room`."""
+        graph, context = self.session.graph, self.manifest.model.context_length
+        whole = cache_bytes(self.manifest.model, context, graph.kv, max(slots, 1))
+        return context if whole <= UNASKED_BYTES else room
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a prompt that asks for the next answer, by the model's chat template.
@@ -173,18 +198,6 @@ class Engine:
         for turn in prompt_turns(self.manifest.chat_template, messages):
             ids += self.tokenizer.encode(turn.text) + [self.manifest.model.eos_id] * turn.eos
         return ids
-
-
-def _fitting(prompt: int, wanted: int | None, context: int) -> int:
-    if prompt == 0:
-        raise UserError("the prompt is empty, expected at least one token; type a text to continue")
-    new = wanted if wanted is not None else min(DEFAULT_NEW_TOKENS, max(context - prompt, 1))
-    if prompt + new > context:
-        raise UserError(
-            f"found {prompt} prompt tokens and {new} new ones, {prompt + new} together; "
-            f"this model's context is {context} tokens; shorten the prompt or lower --max-new-tokens"
-        )
-    return new
 
 
 def load(

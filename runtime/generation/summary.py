@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Generation, Token
+from .request import Request, Token
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Summary:
     """
 
     prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were in memory already."""
     new_tokens: int
     experts_per_token: float
     """Mean over the tokens and the layers that they ran."""
@@ -33,13 +35,14 @@ class Summary:
     """95th percentile, in milliseconds per token."""
     prompt_seconds: float
     """Seconds to the first token."""
-    seed: int
+    seed: int | None
     finish_reason: str
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as `generate --json` writes it."""
         return {
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "new_tokens": self.new_tokens,
             "experts_per_token": round(self.experts_per_token, 4),
             "heads_per_token": round(self.heads_per_token, 4),
@@ -53,8 +56,8 @@ class Summary:
         }
 
 
-def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
-    """Sum up the tokens so far; a generation that is not finished was interrupted."""
+def summarise(request: Request, tokens: Sequence[Token]) -> Summary:
+    """Sum up the tokens so far; a request that has not ended was interrupted."""
     layers = sum(len(token.usage.layers_run) for token in tokens)
     experts = sum(len(used) for token in tokens for used in token.usage.experts)
     heads = sum(len(used) for token in tokens for used in token.usage.heads)
@@ -63,7 +66,8 @@ def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
     seconds = np.array([token.seconds for token in (tokens[1:] or tokens)] or [float("nan")])
     count = len(tokens)
     return Summary(
-        prompt_tokens=generation.prompt_tokens,
+        prompt_tokens=request.prompt_tokens,
+        cached_tokens=request.cached_tokens,
         new_tokens=count,
         experts_per_token=experts / max(layers, 1),
         heads_per_token=heads / max(layers, 1),
@@ -73,8 +77,8 @@ def summarise(generation: Generation, tokens: Sequence[Token]) -> Summary:
         p50=float(np.median(seconds)) * 1000 if count else 0.0,
         p95=float(np.percentile(seconds, 95)) * 1000 if count else 0.0,
         prompt_seconds=tokens[0].seconds if tokens else 0.0,
-        seed=generation.seed,
-        finish_reason=generation.finish_reason or "interrupted",
+        seed=request.seed,
+        finish_reason=request.finish_reason or "interrupted",
     )
 
 

@@ -68,14 +68,14 @@ def test_time_passes_and_is_measured(engine: Engine) -> None:
 def test_the_speed_is_that_of_decoding_without_the_wait_for_the_prompt(engine: Engine) -> None:
     generation = engine.generate("hello", GREEDY)
     tokens = [replace(token, seconds=9.0 if i == 0 else 0.010 + 0.001 * i) for i, token in enumerate(generation)]
-    summary = summarise(generation, tokens)
+    summary = summarise(generation.request, tokens)
     assert summary.prompt_seconds == 9
     assert summary.p50 == pytest.approx(20)
     assert summary.p95 == pytest.approx(28.1)
     assert summary.tokens_per_second == pytest.approx(50)
-    alone = summarise(generation, tokens[:1])
+    alone = summarise(generation.request, tokens[:1])
     assert alone.tokens_per_second == pytest.approx(1 / 9)
-    assert summarise(generation, []).new_tokens == 0
+    assert summarise(generation.request, []).new_tokens == 0
 
 
 def test_characters_come_whole(engine: Engine) -> None:

@@ -1,0 +1,253 @@
+"""The generation loop: requests join a batch, are computed together pass by pass, and leave."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from ...contract.errors import UserError
+from ..execution.batch import Batch
+from ..execution.kv_cache import CHUNK
+from ..execution.sequence import Sequence
+from ..execution.step import Step, Work
+from .prefixes import ALONE_GRID, longest_prefix
+from .request import Request, Token
+
+PROMPT_TOKENS = 128
+"""Tokens of prompts in one pass beside sequences that decode, which wait for no more than this (decision 0028)."""
+IDLE_PROMPT_TOKENS = 512
+"""Tokens of prompts in one pass where no sequence decodes."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a pass did for a request: a new token, or an end without one."""
+
+    request: Request
+    token: Token | None
+    """None where the request failed; `request.error` says why."""
+
+
+class Loop:
+    """Generates the texts of many requests, as many at a time as a batch has slots.
+
+    `submit` and `cancel` may be called from any thread, `step` from one at a time. A request that fails ends alone. The
+    result of a request does not depend on the others.
+
+    Args:
+        batch: Where the requests are computed; nothing else may use it.
+        most_waiting: The most requests that wait for a slot; None sets no limit.
+    """
+
+    def __init__(self, batch: Batch, most_waiting: int | None = None) -> None:
+        self.batch = batch
+        self._most_waiting = most_waiting
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._ended: dict[Sequence, None] = {}  # in memory until their slot is needed, the oldest first
+        self._cancelled = False
+        self._lock = threading.Lock()
+
+    @property
+    def free(self) -> int:
+        """Slots in which no request runs."""
+        return self.batch.slots - len(self._running)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests that run or wait."""
+        return [*self._running, *self._waiting]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request runs or waits, so that `step` has something to do."""
+        return bool(self._running or self._waiting)
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait for a slot.
+
+        Raises:
+            UserError: It needs more room than a slot has, or too many wait already.
+        """
+        if request.capacity > self.batch.capacity:
+            raise UserError(
+                f"found {request.prompt_tokens} prompt tokens and {request.max_new_tokens} new ones, a sequence of "
+                f"this batch holds {self.batch.capacity}; shorten the prompt or lower --max-new-tokens"
+            )
+        if self._most_waiting is not None and len(self._waiting) >= self._most_waiting:
+            raise UserError(f"found {len(self._waiting)} requests that wait, expected fewer; try again later")
+        self._waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request with the reason "cancelled": at once, or before the next pass if one is running."""
+        request.cancelled = self._cancelled = True
+        if self._lock.acquire(blocking=False):
+            try:
+                self._remove_cancelled()
+            finally:
+                self._lock.release()
+
+    def step(self) -> list[Event]:
+        """Compute one pass, and return what it gave; nothing where no request runs or waits."""
+        with self._lock:
+            begin = time.perf_counter()
+            self._remove_cancelled()
+            events = self._admit()
+            work = self._plan(events)
+            before = time.perf_counter()
+            results = self._compute([one for _, one, _ in work])
+            pass_seconds = time.perf_counter() - before
+            rows = sum(len(one.ids) for _, one, _ in work)
+            for (request, _, draft), result in zip(work, results, strict=True):
+                try:
+                    if isinstance(result, Exception):
+                        raise result
+                    if len(result.logits):  # else the prompt goes on
+                        events += self._take(request, result, draft, begin, rows, pass_seconds)
+                except Exception as error:  # of one request: its sampler, its logits, its text
+                    events.append(self._fail(request, error))
+            spent = time.perf_counter() - begin
+            for request in self._running:
+                request.elapsed = 0.0 if request.served else request.elapsed + spent
+                request.served = False
+            return events
+
+    def _remove_cancelled(self) -> None:
+        if not self._cancelled:
+            return
+        self._cancelled = False
+        for request in [one for one in self.requests if one.cancelled]:
+            if request.status == "waiting":
+                self._waiting.remove(request)
+                request.end("cancelled")
+            else:
+                self._release(request, "cancelled")
+
+    def _admit(self) -> list[Event]:
+        """Give free slots to the requests that have waited longest."""
+        events = []
+        while self._waiting and self.free:
+            request = self._waiting.popleft()
+            self._running.append(request)
+            try:
+                request.begin(self._slot(request))
+            except Exception as error:
+                events.append(self._fail(request, error))
+        return events
+
+    def _slot(self, request: Request) -> Sequence:
+        """Return a sequence for a request: one that continues a prefix in memory, or an empty one."""
+        grid = 1 if self.batch.graph.mixes_sequences else ALONE_GRID
+        origin, count = longest_prefix(request.ids, request.thresholds, self.batch.sequences, grid)
+        if origin is None:
+            self._make_room()
+            return self.batch.join(request.thresholds, request.capacity)
+        # An ended sequence whose greater part is reused, or the only one that can give up its slot, is continued.
+        if origin in self._ended and not self.batch.free and (2 * count > len(origin.ids) or len(self._ended) == 1):
+            del self._ended[origin]
+            return self.batch.resume(origin, count, request.capacity)
+        if origin in self._ended:
+            self._ended[origin] = self._ended.pop(origin)  # the last used
+        self._make_room(keep=origin)
+        return self.batch.fork(origin, count, request.capacity)
+
+    def _make_room(self, keep: Sequence | None = None) -> None:
+        if not self.batch.free:
+            oldest = next(one for one in self._ended if one is not keep)
+            del self._ended[oldest]
+            self.batch.leave(oldest)
+
+    def _plan(self, events: list[Event]) -> list[tuple[Request, Work, list[int]]]:
+        """Choose the tokens of the next pass: one of each request that decodes and its draft, and parts of prompts."""
+        decoding = [one for one in self._running if not one.reading]
+        plan = self._prompts([one for one in self._running if one.reading], bool(decoding))
+        rows = sum(len(work.ids) for _, work, _ in plan) + len(decoding)
+        for request in decoding:
+            draft: list[int] = []
+            sequence = request.sequence
+            assert sequence is not None
+            if request.drafter is not None:
+                most = min(request.max_new_tokens - request.new_tokens - 1, CHUNK - 1)
+                try:
+                    draft = list(request.drafter.draft(request.ids, most, rows - 1))[:most] if most > 0 else []
+                except Exception as error:
+                    events.append(self._fail(request, error))
+                    continue
+                rows += len(draft)
+            plan.append((request, Work(sequence, [request.ids[-1], *draft], 1 + len(draft)), draft))
+        return plan
+
+    def _prompts(self, reading: list[Request], others_wait: bool) -> list[tuple[Request, Work, list[int]]]:
+        """Choose the parts of prompts for the next pass, of equal size where several are read."""
+        if reading and not self.batch.graph.mixes_sequences:
+            first = reading[0]  # alone, and the others first the next time
+            self._running.remove(first)
+            self._running.append(first)
+            assert first.sequence is not None
+            return [self._part(first, ALONE_GRID - len(first.sequence.ids) % ALONE_GRID)]
+        left = PROMPT_TOKENS if others_wait else IDLE_PROMPT_TOKENS
+        plan = []
+        for place, request in enumerate(sorted(reading, key=lambda one: one.reading)):
+            count = min(max(left // (len(reading) - place), 1), request.reading)  # what a short one leaves is shared
+            left -= count
+            plan.append(self._part(request, count))
+        return plan
+
+    def _part(self, request: Request, most: int) -> tuple[Request, Work, list[int]]:
+        assert request.sequence is not None
+        begin = len(request.sequence.ids)
+        end = min(begin + most, request.prompt_tokens)
+        return request, Work(request.sequence, request.ids[begin:end], int(end == request.prompt_tokens)), []
+
+    def _compute(self, work: list[Work]) -> list[Step] | list[Step | Exception]:
+        """Compute `work`; if that fails, compute each item alone, so that only the one at fault fails."""
+        if not work:
+            return []
+        try:
+            return self.batch.run(work)
+        except Exception as error:
+            if len(work) == 1:
+                return [error]
+        results: list[Step | Exception] = []
+        for one in work:
+            try:
+                results += self.batch.run([one])
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _take(
+        self, request: Request, step: Step, draft: list[int], begin: float, rows: int, pass_seconds: float
+    ) -> list[Event]:
+        """Let a request take its tokens from its part of a pass, and end it where the text ends."""
+        sequence = request.sequence
+        assert sequence is not None
+        was_prompt = request.new_tokens == 0
+        taken = request.take(step, draft)
+        right = sum(token == guess for (token, _, _), guess in zip(taken, draft, strict=False))
+        if right < len(draft):
+            sequence.rewind(len(sequence.ids) - len(draft) + right)
+        request.drafted += len(draft)
+        request.accepted += right
+        if request.drafter is not None and not was_prompt:
+            request.drafter.verified(len(draft), right, rows, pass_seconds)
+        seconds = (request.elapsed + time.perf_counter() - begin) / len(taken)
+        request.served = True
+        if request.finish_reason is not None:
+            self._release(request, request.finish_reason)
+        return [Event(request, Token(token, text, seconds, routes, step.meter)) for token, text, routes in taken]
+
+    def _fail(self, request: Request, error: Exception) -> Event:
+        sequence = request.sequence
+        self._running.remove(request)
+        if sequence is not None and sequence in self.batch.sequences:
+            self.batch.leave(sequence, clear=True)  # its cells may hold numbers that are not finite
+        request.end("error", error)
+        return Event(request, None)
+
+    def _release(self, request: Request, reason: str) -> None:
+        """End a request that runs. Its cells stay until the slot is needed, for a prompt that begins like its text."""
+        assert request.sequence is not None
+        self._running.remove(request)
+        self._ended[request.sequence] = None
+        request.end(reason)

@@ -1,0 +1,45 @@
+"""All that can be set for one generation."""
+
+from dataclasses import dataclass
+
+from ...contract.errors import UserError
+from ..dial.dial import Dial
+from .sampler import Sampling, check_whole
+from .stop import checked_stops
+
+DEFAULT_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(Sampling, Dial):
+    """All that can be set for one generation; see `Sampling` and `Dial` for their part."""
+
+    max_new_tokens: int | None = None
+    """The most tokens to generate; None takes 128, or fewer where the context ends."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+
+    def __post_init__(self) -> None:
+        Sampling.__post_init__(self)
+        Dial.__post_init__(self)
+        if self.max_new_tokens is not None:
+            check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
+        checked_stops(self.stop)
+
+
+def new_tokens_of(params: Params, prompt: int, context: int) -> int:
+    """Return how many new tokens to generate at most after `prompt` tokens.
+
+    Raises:
+        UserError: The prompt is empty, or prompt and new tokens exceed the context.
+    """
+    if prompt == 0:
+        raise UserError("the prompt is empty, expected at least one token; type a text to continue")
+    wanted = params.max_new_tokens
+    new = wanted if wanted is not None else min(DEFAULT_NEW_TOKENS, max(context - prompt, 1))
+    if prompt + new > context:
+        raise UserError(
+            f"found {prompt} prompt tokens and {new} new ones, {prompt + new} together; "
+            f"this model's context is {context} tokens; shorten the prompt or lower --max-new-tokens"
+        )
+    return new

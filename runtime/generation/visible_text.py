@@ -1,0 +1,23 @@
+"""The text of a generation as it can be shown: whole characters, up to a stop string."""
+
+from .stop import StopWatch
+from .tokenizer import Tokenizer
+
+
+class VisibleText:
+    """The text of a generation, held back where a character or a stop string is not complete."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...]) -> None:
+        self._eos_id = tokenizer.eos_id
+        self._stream = tokenizer.stream(prompt)
+        self._watch = StopWatch(stop)
+
+    def add(self, token: int, *, last: bool) -> tuple[str, str | None]:
+        """Return the text that can be shown after `token`, and the reason why it ends there: None if it continues."""
+        reason = "eos" if token == self._eos_id else "length" if last else None
+        text = "" if reason == "eos" else self._stream.push(token)
+        if reason is None:
+            text = self._watch.push(text)
+        else:
+            text = self._watch.push(text + self._stream.flush()) + self._watch.flush()
+        return text, "stop" if self._watch.stopped else reason
