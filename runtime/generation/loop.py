@@ -10,6 +10,7 @@ from ..execution.batch import Batch
 from ..execution.kv_cache import CHUNK
 from ..execution.sequence import Sequence
 from ..execution.step import Step, Work
+from ..speculation.pass_costs import PassCosts
 from .prefixes import ALONE_GRID, longest_prefix
 from .request import Request, Token
 
@@ -36,11 +37,13 @@ class Loop:
 
     Args:
         batch: Where the requests are computed; nothing else may use it.
+        costs: Where the times of passes are recorded for drafters; None records them nowhere.
         most_waiting: The most requests that wait for a slot; None sets no limit.
     """
 
-    def __init__(self, batch: Batch, most_waiting: int | None = None) -> None:
+    def __init__(self, batch: Batch, costs: PassCosts | None = None, most_waiting: int | None = None) -> None:
         self.batch = batch
+        self._costs = costs
         self._most_waiting = most_waiting
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -98,6 +101,8 @@ class Loop:
             results = self._compute([one for _, one, _ in work])
             pass_seconds = time.perf_counter() - before
             rows = sum(len(one.ids) for _, one, _ in work)
+            if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in work):  # else a prompt is read
+                self._costs.add(rows, pass_seconds)
             for (request, _, draft), result in zip(work, results, strict=True):
                 try:
                     if isinstance(result, Exception):

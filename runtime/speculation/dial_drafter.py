@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..dial import Thresholds
 from ..format.manifest import Manifest
-from .pass_costs import MAX_ROWS, SAMPLES, PassCosts
+from .pass_costs import MAX_ROWS, SAMPLES, PassCosts, quartile
 
 MIN_GAIN = 1.03
 """How much faster a draft must promise to be, as in `ngram`."""
@@ -61,8 +60,8 @@ class Setting:
 
     @property
     def seconds(self) -> float:
-        """Median time of a drafted token."""
-        return median(self.times) if self.times else 0.0
+        """Time of a drafted token, likewise the lower quartile."""
+        return quartile(self.times) if self.times else 0.0
 
     def observe(self, drafted: int, accepted: int) -> None:
         """Count a draft: the tokens that were right, and the first that was not."""
@@ -164,7 +163,7 @@ class DialDrafter:
         if not self._settings:
             return "this model has no lower setting to draft with: it has no exits and no routed experts"
         curve = self._costs.curve()
-        if any(one.trials < TRIALS or one.best_length(curve, 0)[0] >= MIN_GAIN for one in self._settings):
+        if not curve or any(one.trials < TRIALS or one.best_length(curve, 0)[0] >= MIN_GAIN for one in self._settings):
             return None
         best = max(self._settings, key=lambda one: one.best_length(curve, 0)[0])
         return (
@@ -183,6 +182,8 @@ class DialDrafter:
                 self._used, self._length, self._left = setting, 1, 1
                 return
         curve = self._costs.curve()
+        if not curve:
+            return
         gain, length, best = max(((*one.best_length(curve, others), one) for one in self._settings), key=itemgetter(0))
         if gain >= MIN_GAIN:
             self._used, self._length, self._left, self._rest = best, length, PLAN_PASSES, FIRST_REST

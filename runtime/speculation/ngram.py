@@ -11,10 +11,8 @@ MAX_DRAFT = 15
 """Tokens of a draft: with the one before them, a pass of 16 rows, as many as our operators block."""
 MIN_GAIN = 1.03
 """How much faster a pass with a draft must promise to be: less than the error of the estimate is no gain."""
-WORST_LOSS = 2.0
-"""Plain passes that one pass with a draft may count as lost; if it took longer, it was disturbed."""
-PLAN_PASSES = 64
-"""Passes after which the lengths of drafts are computed again from what was measured."""
+DISTURBED = 1.3
+"""A pass that took longer than the measured time of such passes by this factor was disturbed by other programs."""
 
 
 class NgramDrafter:
@@ -34,8 +32,7 @@ class NgramDrafter:
         self._index = NgramIndex()
         self._source, self._length = 0, 0  # where the predicted tokens are, and how many tokens agree before them
         self._plans: dict[int, Plan] = {}
-        self._plan = Plan(self._acceptance, costs.curve(), 0)
-        self._passes = 0
+        self._plan: Plan | None = None  # of the last draft
         self._guard = Guard()
 
     def draft(self, ids: Sequence[int], most: int, others: int = 0) -> list[int]:
@@ -45,9 +42,11 @@ class NgramDrafter:
         self._follow(ids)
         if not self._source:
             return []
-        plan = self._plans.get(others)
-        if plan is None:
-            plan = self._plans[others] = Plan(self._acceptance, self._costs.curve(), others)
+        plan, curve = self._plans.get(others), self._costs.curve()
+        if not curve:
+            return []  # what a plain pass takes is not known yet
+        if plan is None or plan.curve is not curve:
+            plan = self._plans[others] = Plan(self._acceptance, curve, others)
         self._plan = plan
         count = min(plan.length(CLASS_OF[self._length]), most)
         if count <= 0:
@@ -61,12 +60,15 @@ class NgramDrafter:
     def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
         """Take note of a pass, see `Drafter`."""
         plan, gain = self._plan, -WORTH_LOOKING * LOOK_SECONDS / seconds
-        if drafted and rows == plan.rows + drafted:  # else other texts drafted too, and the time is theirs as well
-            gain += max(1 + accepted / plan.rows - seconds / plan.seconds, -WORST_LOSS)
+        if (
+            drafted and plan and rows == plan.rows + drafted
+        ):  # else other texts drafted too, and the time is theirs as well
+            taken = min(seconds, DISTURBED * plan.curve[rows])
+            gain += 1 + accepted / plan.rows - taken / plan.seconds
         self._guard.count(gain)
-        self._passes += 1
-        if self._passes % PLAN_PASSES == 0:
-            self._plans.clear()
+
+    def verdict(self) -> None:
+        """Return None: where a text does not repeat, there is nothing to say."""
 
     def _follow(self, ids: Sequence[int]) -> None:
         """Add the new tokens, each of which shows whether it was predicted, and find what predicts the next."""
@@ -89,7 +91,7 @@ class Plan:
 
     Args:
         acceptance: Shares of right predictions.
-        curve: Seconds of a pass by rows.
+        curve: Seconds of a pass by rows. The plan is good while that is the newest.
         others: Rows of other sequences in the pass, each of which gives a token.
     """
 
@@ -98,7 +100,7 @@ class Plan:
         """Rows of a pass without a draft."""
         self.seconds = curve[min(self.rows, MAX_ROWS)]
         """Time of that pass."""
-        self._curve, self._acceptance = curve, acceptance
+        self.curve, self._acceptance = curve, acceptance
         self._lengths: list[int | None] = [None] * NUM_CLASSES
 
     def length(self, class_: int) -> int:
@@ -111,7 +113,7 @@ class Plan:
     def _best_length(self, match: int) -> int:
         best, length = MIN_GAIN * self.rows / self.seconds, 0
         tokens, probability = float(self.rows), 1.0
-        for drafted, seconds in enumerate(self._curve[self.rows + 1 : self.rows + 1 + MAX_DRAFT], 1):
+        for drafted, seconds in enumerate(self.curve[self.rows + 1 : self.rows + 1 + MAX_DRAFT], 1):
             probability *= self._acceptance.share(match + drafted - 1)
             tokens += probability
             if tokens > best * seconds:

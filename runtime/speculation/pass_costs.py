@@ -1,16 +1,16 @@
 """The time of a pass by its number of rows, measured while generating."""
 
 from collections import deque
-from statistics import median
+from collections.abc import Iterable
 
 MAX_ROWS = 32
 """Passes of more rows are not measured."""
 SAMPLES = 9
-"""Newest times of each number of rows, of which the median counts: a few that were disturbed do not matter."""
+"""Newest times of each number of rows. The lower quartile counts: other programs make passes slower, never faster."""
 ENOUGH = 3
 """Times that are believed; where there are fewer, estimates take the places of the others."""
 REFRESH_PASSES = 64
-"""Passes after which the medians are computed again."""
+"""Passes after which the curve is computed again."""
 FORGET_PASSES = 1024
 """Passes after which one old time of each number of rows is dropped, so that a wrong one is measured again."""
 
@@ -23,8 +23,14 @@ def typical_cost(rows: int) -> float:
     return 1 + 0.45 * float(rows - 1) ** 0.75
 
 
+def quartile(values: Iterable[float]) -> float:
+    """Return the lower quartile, one of the values; the median of three."""
+    ordered = sorted(values)
+    return ordered[min(max(len(ordered) // 4, 1), len(ordered) - 1)]
+
+
 class PassCosts:
-    """Medians of the seconds of passes, by rows; in between and beyond by `typical_cost`."""
+    """Lower quartiles of the seconds of passes, by rows; in between and beyond by `typical_cost`."""
 
     def __init__(self) -> None:
         self._seconds: list[deque[float]] = [deque(maxlen=SAMPLES) for _ in range(MAX_ROWS + 1)]
@@ -45,7 +51,10 @@ class PassCosts:
                     samples.popleft()
 
     def curve(self) -> list[float]:
-        """Return the seconds of a pass of 0, 1, ... `MAX_ROWS` rows, rising; those never measured are estimated."""
+        """Return the seconds of a pass of 0, 1, ... `MAX_ROWS` rows, rising; those never measured are estimated.
+
+        Empty where no pass was measured yet. It is the same list until it is computed again.
+        """
         if not self._curve:
             self._curve = self._estimate()
         return self._curve
@@ -53,7 +62,7 @@ class PassCosts:
     def _estimate(self) -> list[float]:
         points = self._points()
         if not points:
-            return [typical_cost(rows) if rows else 0.0 for rows in range(MAX_ROWS + 1)]
+            return []
         curve = [0.0] * (MAX_ROWS + 1)
         low, high = points[0], points[0]
         following = iter(points[1:])
@@ -73,9 +82,11 @@ class PassCosts:
         if not measured:
             return []
         anchor, samples = max(measured, key=lambda one: len(one[1]))
-        base = median(samples) / typical_cost(anchor)
+        scale = quartile(samples) / typical_cost(anchor)
         points = []
         for rows, samples in measured:
-            estimates = [base * typical_cost(rows)] * (ENOUGH - len(samples))
-            points.append((rows, median([*samples, *estimates])))
+            estimates = [scale * typical_cost(rows)] * (ENOUGH - len(samples))
+            points.append((rows, quartile([*samples, *estimates])))
+            if not estimates:
+                scale = points[-1][1] / typical_cost(rows)  # the next ones are estimated from this one
         return points

@@ -13,8 +13,12 @@ def costs_of(**seconds: float) -> PassCosts:
     return costs
 
 
-def test_without_a_measurement_the_curve_is_the_typical_one() -> None:
-    assert PassCosts().curve() == [0, *(typical_cost(rows) for rows in range(1, MAX_ROWS + 1))]
+def test_without_a_measurement_there_is_no_curve() -> None:
+    assert PassCosts().curve() == []
+
+
+def test_from_plain_passes_alone_the_curve_is_the_typical_one() -> None:
+    assert costs_of(r1=2.0).curve() == [0, *(2 * typical_cost(rows) for rows in range(1, MAX_ROWS + 1))]
 
 
 def test_what_was_not_measured_lies_between_its_neighbours_or_follows_the_typical_shape() -> None:
@@ -31,7 +35,7 @@ def test_the_curve_never_falls() -> None:
 
 def test_a_few_disturbed_passes_do_not_count() -> None:
     costs = costs_of(r1=1.0, r2=1.5)
-    for _ in range(4):
+    for _ in range(6):
         costs.add(1, 50.0)
     assert costs.curve()[1] == 1.0
 
