@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     default=None,
     help="Put the prompt into the chat template, or not; by default if the model was trained on conversations.",
 )
+@click.option(
+    "--speculate",
+    type=click.Choice(["ngram", "dial", "off"]),
+    help="How to guess tokens ahead, which changes the time and not the text: `ngram` by what followed the same words "
+    "before, `dial` by the model at a lower setting; by default ngram on the target cpu, else off.",
+)
 @click.option("--usage", type=click.Choice(["none", "summary", "tokens"]), default="summary", show_default=True,
               help="What to report about the compute, on stderr.")  # fmt: skip
 @click.option(
@@ -182,6 +188,8 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
     from ..generation.summary import summarise, token_json
 
     summary = summarise(generation.request, tokens)
+    if generation.request.drafting_verdict:
+        click.echo(f"note: {generation.request.drafting_verdict}", err=True)
     if as_json:
         content = {
             "text": "".join(token.text for token in tokens),
