@@ -55,8 +55,12 @@ class Completions(Iterator[Completion]):
             self._submit(first.index)
             if first.request is not None and first.request.cancelled:
                 raise RuntimeError("another generation of this engine began; an engine runs one at a time")
-            for event in self._loop.step():
+            events = self._loop.step()
+            for event in events:
                 self._record(event)
+            for event in events:  # after all of them: a pass may give a text several tokens
+                if event.request.status == "ended":
+                    self._by_request.pop(event.request, None)
         raise StopIteration
 
     def rest(self) -> list[Completion]:
@@ -88,7 +92,5 @@ class Completions(Iterator[Completion]):
         if event.token is not None:
             one.tokens.append(event.token)
         one.error = event.request.error
-        if event.request.status == "ended":
-            del self._by_request[event.request]
         if self._watch is not None:
             self._watch(event)
