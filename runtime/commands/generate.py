@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...contract.errors import EXIT_INTERRUPTED, UserError
+from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from ...contract.streams import read_stdin
 from ...contract.text_file import decode
+from .generate_many import generate_many
 from .options import dial_options, model_options, option_names
+from .prompt_file import read_prompts
 
 if TYPE_CHECKING:
     from ..dial import Dial
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option("--prompts", metavar="FILE",
+              help="Continue every prompt of FILE in place of PROMPT: one a line, or JSON lines with `prompt` and "
+                   "settings such as `max_new_tokens`; `-` reads stdin.")  # fmt: skip
+@click.option(
+    "--batch", type=int, metavar="N", help="Prompts of --prompts to compute at a time, at least 1; by default 8."
+)
 @click.option(
     "--max-new-tokens",
     type=int,
@@ -82,24 +90,36 @@ if TYPE_CHECKING:
 @model_options
 @click.pass_context
 def generate(
-    ctx: click.Context, /, prompt: str, model: str | None, chat: bool | None, usage: str, as_json: bool, device: str,
-    target: str, threads: int | None, verify: bool, **params: Any,
+    ctx: click.Context, /, prompt: str | None, prompts: str | None, batch: int | None, model: str | None,
+    chat: bool | None, usage: str, as_json: bool, device: str, target: str, threads: int | None, verify: bool,
+    **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
 
     The text goes to stdout as it is generated, its cost to stderr. `--usage tokens` also colours the text by compute
     and shows a table with the experts, layers, share of the dense FLOPs and time of each token.
+
+    With --prompts the texts come in the order of FILE, with --json as one object a line; a prompt that fails is named,
+    and the others go on.
     """
-    text = read_prompt(prompt)
+    check_usage(prompt, prompts, batch)
     from ..generation.params import Params
 
     with option_names():
         parameters = Params(**params)  # before the model is opened, so that a wrong number is reported immediately
+    lines = read_prompts(prompts) if prompts is not None else []
+    text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
     from ..generation.engine import load
 
     engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
+    if lines:
+        warn(engine, parameters)
+        slots = 8 if batch is None else batch
+        ctx.exit(generate_many(
+            engine, lines, parameters, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
+        ))  # fmt: skip
     generation = begin(engine, text, parameters, is_chat=is_chat)
     warn(engine, parameters)
     tokens: list[Token] = []
@@ -116,6 +136,17 @@ def generate(
     report(engine, generation, tokens, usage, as_json)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def check_usage(prompt: str | None, prompts: str | None, batch: int | None) -> None:
+    """Refuse options that exclude each other, before anything is opened."""
+    if (prompt is None) == (prompts is None):
+        which = "neither PROMPT nor" if prompt is None else "both PROMPT and"
+        raise WrongUsageError(f"found {which} --prompts, expected one of them; type a text, or --prompts FILE")
+    if batch is not None and prompts is None:
+        raise WrongUsageError("found --batch without --prompts, expected both; it sets how many prompts run at a time")
+    if batch is not None and batch < 1:
+        raise WrongUsageError(f"found --batch {batch}, expected at least 1; leave it out for 8")
 
 
 def read_prompt(prompt: str) -> str:
@@ -185,19 +216,12 @@ def stream(tokens: Iterable[Token], *, strip: bool) -> None:
 
 def report(engine: Engine, generation: Generation, tokens: list[Token], usage: str, as_json: bool) -> None:
     """Print the JSON object on stdout, or on stderr the summary that `usage` selects."""
-    from ..generation.summary import summarise, token_json
+    from ..generation.summary import generation_json, summarise
 
-    summary = summarise(generation.request, tokens)
     if generation.request.drafting_verdict:
         click.echo(f"note: {generation.request.drafting_verdict}", err=True)
     if as_json:
-        content = {
-            "text": "".join(token.text for token in tokens),
-            "tokens": [token_json(token) for token in tokens],
-            "usage": summary.as_json(),
-            "thresholds": generation.thresholds.as_lists(),
-        }
-        click.echo(json_module.dumps(content))
+        click.echo(json_module.dumps(generation_json(generation.request, tokens)))
         return
     if usage == "none":
         return
@@ -205,4 +229,4 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
 
     if usage == "tokens":
         show_tokens(tokens, engine.manifest)
-    show_summary(summary, engine.manifest)
+    show_summary(summarise(generation.request, tokens), engine.manifest)

@@ -3,13 +3,15 @@
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ...contract.errors import UserError
 from ..execution.batch import Batch
 from ..execution.kv_cache import CHUNK
-from ..execution.sequence import Sequence
+from ..execution.sequence import Sequence as Tokens
 from ..execution.step import Step, Work
+from ..speculation.drafter import Drafter
 from ..speculation.pass_costs import PassCosts
 from .prefixes import ALONE_GRID, longest_prefix
 from .request import Request, Token
@@ -20,13 +22,18 @@ IDLE_PROMPT_TOKENS = 512
 """Tokens of prompts in one pass where no sequence decodes."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """What a pass did for a request: a new token, or an end without one."""
 
     request: Request
     token: Token | None
     """None where the request failed; `request.error` says why."""
+    last: bool = True
+    """Whether the request ended with it. A pass with a draft may give several tokens."""
+
+
+Part = tuple[Request, Work, list[int]]
+"""Tokens of a pass for one request; the list is the draft at the end of them."""
 
 
 class Loop:
@@ -47,7 +54,7 @@ class Loop:
         self._most_waiting = most_waiting
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
-        self._ended: dict[Sequence, None] = {}  # in memory until their slot is needed, the oldest first
+        self._ended: dict[Tokens, None] = {}  # in memory until their slot is needed, the oldest first
         self._cancelled = False
         self._lock = threading.Lock()
 
@@ -86,7 +93,8 @@ class Loop:
         request.cancelled = self._cancelled = True
         if self._lock.acquire(blocking=False):
             try:
-                self._remove_cancelled()
+                if self._cancelled:  # else a pass that has just ended did it
+                    self._remove_cancelled()
             finally:
                 self._lock.release()
 
@@ -94,32 +102,36 @@ class Loop:
         """Compute one pass, and return what it gave; nothing where no request runs or waits."""
         with self._lock:
             begin = time.perf_counter()
-            self._remove_cancelled()
-            events = self._admit()
-            work = self._plan(events)
+            if self._cancelled:
+                self._remove_cancelled()
+            events = self._admit() if self._waiting else []
+            plan = self._plan(events)
             before = time.perf_counter()
-            results = self._compute([one for _, one, _ in work])
+            results = self._compute([work for _, work, _ in plan])
             pass_seconds = time.perf_counter() - before
-            rows = sum(len(one.ids) for _, one, _ in work)
-            if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in work):  # else a prompt is read
+            rows = sum(len(work.ids) for _, work, _ in plan)
+            if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
                 self._costs.add(rows, pass_seconds)
-            for (request, _, draft), result in zip(work, results, strict=True):
+            served = []
+            for (request, work, draft), result in zip(plan, results, strict=True):
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    if len(result.logits):  # else the prompt goes on
-                        events += self._take(request, result, draft, begin, rows, pass_seconds)
+                    if work.num_logits:  # else the prompt goes on
+                        drafter = request.drafter if request.new_tokens else None
+                        right = self._take(request, result, draft, begin, events)
+                        served.append(request)
+                        if drafter is not None:
+                            drafter.verified(len(draft), right, rows, pass_seconds)
                 except Exception as error:  # of one request: its sampler, its logits, its text
                     events.append(self._fail(request, error))
-            spent = time.perf_counter() - begin
-            for request in self._running:
-                request.elapsed = 0.0 if request.served else request.elapsed + spent
-                request.served = False
+            if len(served) < len(self._running):
+                spent = time.perf_counter() - begin
+                for request in self._running:
+                    request.elapsed += 0 if request in served else spent
             return events
 
     def _remove_cancelled(self) -> None:
-        if not self._cancelled:
-            return
         self._cancelled = False
         for request in [one for one in self.requests if one.cancelled]:
             if request.status == "waiting":
@@ -140,7 +152,7 @@ class Loop:
                 events.append(self._fail(request, error))
         return events
 
-    def _slot(self, request: Request) -> Sequence:
+    def _slot(self, request: Request) -> Tokens:
         """Return a sequence for a request: one that continues a prefix in memory, or an empty one."""
         grid = 1 if self.batch.graph.mixes_sequences else ALONE_GRID
         origin, count = longest_prefix(request.ids, request.thresholds, self.batch.sequences, grid)
@@ -156,35 +168,40 @@ class Loop:
         self._make_room(keep=origin)
         return self.batch.fork(origin, count, request.capacity)
 
-    def _make_room(self, keep: Sequence | None = None) -> None:
+    def _make_room(self, keep: Tokens | None = None) -> None:
         if not self.batch.free:
             oldest = next(one for one in self._ended if one is not keep)
             del self._ended[oldest]
             self.batch.leave(oldest)
 
-    def _plan(self, events: list[Event]) -> list[tuple[Request, Work, list[int]]]:
-        """Choose the tokens of the next pass: one of each request that decodes and its draft, and parts of prompts."""
+    def _plan(self, events: list[Event]) -> list[Part]:
+        """Choose the tokens of the next pass: one of each request that decodes, its draft, and parts of prompts."""
         decoding = [one for one in self._running if not one.reading]
-        plan = self._prompts([one for one in self._running if one.reading], bool(decoding))
-        rows = sum(len(work.ids) for _, work, _ in plan) + len(decoding)
+        plan: list[Part] = []
+        if len(decoding) < len(self._running):
+            plan = self._prompts([one for one in self._running if one.reading], bool(decoding))
+        rows = sum([len(work.ids) for _, work, _ in plan]) + len(decoding)
         for request in decoding:
-            draft: list[int] = []
-            sequence = request.sequence
+            sequence, ids = request.sequence, request.ids
             assert sequence is not None
+            draft: list[int] = []
             if request.drafter is not None:
-                most = min(request.max_new_tokens - request.new_tokens - 1, CHUNK - 1)
                 try:
-                    draft = list(request.drafter.draft(request.ids, most, rows - 1))[:most] if most > 0 else []
+                    draft = self._draft(request.drafter, request, rows - 1)
                 except Exception as error:
                     events.append(self._fail(request, error))
                     continue
                 rows += len(draft)
-            plan.append((request, Work(sequence, [request.ids[-1], *draft], 1 + len(draft)), draft))
+            plan.append((request, Work(sequence, [ids[-1], *draft], 1 + len(draft)), draft))
         return plan
 
-    def _prompts(self, reading: list[Request], others_wait: bool) -> list[tuple[Request, Work, list[int]]]:
+    def _draft(self, drafter: Drafter, request: Request, others: int) -> list[int]:
+        most = min(request.max_new_tokens - request.new_tokens - 1, CHUNK - 1)
+        return list(drafter.draft(request.ids, most, others))[:most] if most > 0 else []
+
+    def _prompts(self, reading: list[Request], others_wait: bool) -> list[Part]:
         """Choose the parts of prompts for the next pass, of equal size where several are read."""
-        if reading and not self.batch.graph.mixes_sequences:
+        if not self.batch.graph.mixes_sequences:
             first = reading[0]  # alone, and the others first the next time
             self._running.remove(first)
             self._running.append(first)
@@ -198,13 +215,13 @@ class Loop:
             plan.append(self._part(request, count))
         return plan
 
-    def _part(self, request: Request, most: int) -> tuple[Request, Work, list[int]]:
+    def _part(self, request: Request, most: int) -> Part:
         assert request.sequence is not None
         begin = len(request.sequence.ids)
         end = min(begin + most, request.prompt_tokens)
         return request, Work(request.sequence, request.ids[begin:end], int(end == request.prompt_tokens)), []
 
-    def _compute(self, work: list[Work]) -> list[Step] | list[Step | Exception]:
+    def _compute(self, work: list[Work]) -> Sequence[Step | Exception]:
         """Compute `work`; if that fails, compute each item alone, so that only the one at fault fails."""
         if not work:
             return []
@@ -221,26 +238,28 @@ class Loop:
                 results.append(error)
         return results
 
-    def _take(
-        self, request: Request, step: Step, draft: list[int], begin: float, rows: int, pass_seconds: float
-    ) -> list[Event]:
-        """Let a request take its tokens from its part of a pass, and end it where the text ends."""
-        sequence = request.sequence
-        assert sequence is not None
-        was_prompt = request.new_tokens == 0
-        taken = request.take(step, draft)
-        right = sum(token == guess for (token, _, _), guess in zip(taken, draft, strict=False))
-        if right < len(draft):
+    def _take(self, request: Request, step: Step, draft: list[int], begin: float, events: list[Event]) -> int:
+        """Let a request take its tokens from its part of a pass, and end it where the text ends.
+
+        Returns:
+            How many tokens of `draft` were right.
+        """
+        right, taken = 0, request.take(step, draft)
+        if draft:
+            right = sum(token == guess for (token, _, _), guess in zip(taken, draft, strict=False))
+            sequence = request.sequence
+            assert sequence is not None
             sequence.rewind(len(sequence.ids) - len(draft) + right)
-        request.drafted += len(draft)
-        request.accepted += right
-        if request.drafter is not None and not was_prompt:
-            request.drafter.verified(len(draft), right, rows, pass_seconds)
+            request.drafted += len(draft)
+            request.accepted += right
         seconds = (request.elapsed + time.perf_counter() - begin) / len(taken)
-        request.served = True
+        request.elapsed = 0.0
         if request.finish_reason is not None:
             self._release(request, request.finish_reason)
-        return [Event(request, Token(token, text, seconds, routes, step.meter)) for token, text, routes in taken]
+        for place, (token, text, routes) in enumerate(taken, 1):
+            last = place == len(taken) and request.status == "ended"
+            events.append(Event(request, Token(token, text, seconds, routes, step.meter), last))
+        return right
 
     def _fail(self, request: Request, error: Exception) -> Event:
         sequence = request.sequence

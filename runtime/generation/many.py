@@ -49,18 +49,14 @@ class Completions(Iterator[Completion]):
     def __next__(self) -> Completion:
         while self._completions:
             first = self._completions[0]
+            if first.request is not None and first.request.cancelled:
+                raise RuntimeError("another generation of this engine began; an engine runs one at a time")
             if first.ended:
                 self._completions.pop(0)
                 return first
             self._submit(first.index)
-            if first.request is not None and first.request.cancelled:
-                raise RuntimeError("another generation of this engine began; an engine runs one at a time")
-            events = self._loop.step()
-            for event in events:
+            for event in self._loop.step():
                 self._record(event)
-            for event in events:  # after all of them: a pass may give a text several tokens
-                if event.request.status == "ended":
-                    self._by_request.pop(event.request, None)
         raise StopIteration
 
     def rest(self) -> list[Completion]:
@@ -92,5 +88,7 @@ class Completions(Iterator[Completion]):
         if event.token is not None:
             one.tokens.append(event.token)
         one.error = event.request.error
+        if event.last:
+            del self._by_request[event.request]
         if self._watch is not None:
             self._watch(event)

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from ..format.manifest import Manifest
 from ..terminal.text import console, printable
-from .engine import Token
+from .request import Token
 from .summary import Summary
 
 # From little compute to much; legible on a light and a dark background, and in order for the colour-blind too.
@@ -21,7 +21,8 @@ def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
     model = manifest.model
     reason = summary.finish_reason
     ending = reason if reason == "interrupted" else f"ended by {reason}"
-    prompt = f"prompt of {summary.prompt_tokens} in {summary.prompt_seconds * 1000:.1f} ms"
+    reused = f", {summary.cached_tokens} of it in memory," if summary.cached_tokens else ""
+    prompt = f"prompt of {summary.prompt_tokens}{reused} in {summary.prompt_seconds * 1000:.1f} ms"
     speed = (
         f"{summary.new_tokens} tokens · {summary.tokens_per_second:.1f} tokens/s · {summary.p50:.2f} ms per token, "
         f"p95 {summary.p95:.2f} · {prompt} · {ending}"

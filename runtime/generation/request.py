@@ -98,8 +98,6 @@ class Request:
         self.drafter: Drafter | None = None
         self.elapsed = 0.0
         """Seconds of the passes since the last token."""
-        self.served = False
-        """Whether it took a token from the pass that runs."""
         self._tokenizer, self._size = tokenizer, model.tokenizer_size
         self._sampler = sampler
         self._text: VisibleText | None = None
@@ -117,7 +115,8 @@ class Request:
     @property
     def reading(self) -> int:
         """Tokens of the prompt that are not computed yet."""
-        return 0 if self.sequence is None else max(self.prompt_tokens - len(self.sequence.ids), 0)
+        left = 0 if self.sequence is None else self.prompt_tokens - len(self.sequence.ids)
+        return left if left > 0 else 0
 
     def begin(self, sequence: Sequence) -> None:
         """Start to run in `sequence`, which may hold the first tokens of the prompt."""
@@ -136,12 +135,12 @@ class Request:
         """
         assert self._sampler is not None
         assert self._text is not None
-        chosen = []
+        chosen, ids, end = [], self.ids, self.prompt_tokens + self.max_new_tokens
         rows = len(step.logits)
         for row in range(rows):
             token = self._sampler.choose(step.logits[row])
-            text, self.finish_reason = self._text.add(token, last=self.new_tokens + 1 == self.max_new_tokens)
-            self.ids.append(token)
+            ids.append(token)
+            text, self.finish_reason = self._text.add(token, last=len(ids) == end)
             chosen.append((token, text, at(step.routes, row - rows)))
             if self.finish_reason is not None or row == len(draft) or token != draft[row]:
                 break

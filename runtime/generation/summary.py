@@ -90,6 +90,16 @@ def summarise(request: Request, tokens: Sequence[Token]) -> Summary:
     )
 
 
+def generation_json(request: Request, tokens: Sequence[Token]) -> dict[str, Any]:
+    """Return a whole generation as `generate --json` writes it."""
+    return {
+        "text": "".join(token.text for token in tokens),
+        "tokens": [token_json(token) for token in tokens],
+        "usage": summarise(request, tokens).as_json(),
+        "thresholds": request.thresholds.as_lists(),
+    }
+
+
 def token_json(token: Token) -> dict[str, Any]:
     """Return one token as `generate --json` writes it."""
     usage = token.usage

@@ -1,0 +1,260 @@
+"""The generation loop: who is computed when, who ends how, and that nobody disturbs another."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from support.tiny_graph import CONTEXT
+
+from adaptive_lm.runtime import Engine, Event, Loop, Params, Request, Token, UserError
+from adaptive_lm.runtime.execution.batch import Batch
+from adaptive_lm.runtime.execution.binding import Pass
+from adaptive_lm.runtime.execution.step import Step, Work
+from adaptive_lm.runtime.generation import loop as loop_module
+
+GREEDY = Params(temperature=0, max_new_tokens=12)
+
+
+@pytest.fixture
+def loop(engine: Engine) -> Loop:
+    return Loop(engine.session.batch(2))
+
+
+def run(loop: Loop, *requests: Request) -> dict[Request, list[Token]]:
+    """Submit the requests and run the loop until it has nothing to do."""
+    tokens: dict[Request, list[Token]] = {one: [] for one in requests}
+    for one in requests:
+        loop.submit(one)
+    while loop.busy:
+        collect(loop.step(), tokens)
+    return tokens
+
+
+def collect(events: list[Event], tokens: dict[Request, list[Token]]) -> None:
+    for event in events:
+        if event.token is not None:
+            tokens.setdefault(event.request, []).append(event.token)
+
+
+def ids(tokens: Sequence[Token]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def alone(engine: Engine, prompt: str, params: Params = GREEDY) -> list[int]:
+    return ids(list(Engine(engine.session, engine.tokenizer).generate(prompt, params)))
+
+
+class Failing:
+    """A sampler that takes the best token a few times, then fails."""
+
+    seed = 0
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def choose(self, logits: Any) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise ZeroDivisionError("of this sampler")
+        return int(logits[:257].argmax())
+
+
+def test_a_request_whose_sampler_fails_ends_alone(engine: Engine, loop: Loop) -> None:
+    bad, good = engine.request("hello", GREEDY, sampler=Failing(3)), engine.request("moon", GREEDY)
+    third = engine.request("river", GREEDY)
+    tokens = run(loop, bad, good, third)
+    assert (bad.status, bad.finish_reason, str(bad.error)) == ("ended", "error", "of this sampler")
+    assert ids(tokens[bad]) == alone(engine, "hello")[:3]
+    assert ids(tokens[good]) == alone(engine, "moon")
+    assert ids(tokens[third]) == alone(engine, "river"), "the slot of the bad one serves the next"
+    assert loop.free == 2
+
+
+def test_logits_that_are_no_numbers_end_their_request_alone_and_leave_nothing_behind(
+    engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = engine.request("hello", GREEDY), engine.request("moon", GREEDY)
+    true = Batch.run
+
+    def poisoned(self: Batch, work: Sequence[Work]) -> list[Step]:
+        if bad.sequence is not None and bad.new_tokens == 4:
+            for value in bad.sequence.cache.values.values():
+                value.numpy()[:] = np.nan
+        return true(self, work)
+
+    monkeypatch.setattr(Batch, "run", poisoned)
+    tokens = run(loop, bad, good)
+    assert str(bad.error) == "the model gave logits that are not finite numbers"
+    assert len(tokens[bad]) == 4
+    assert ids(tokens[good]) == alone(engine, "moon")
+    again = run(loop, engine.request("hello", GREEDY), engine.request("hello", GREEDY))
+    assert [ids(one) for one in again.values()] == [alone(engine, "hello")] * 2
+
+
+def test_a_pass_that_fails_for_one_sequence_is_repeated_for_the_others(
+    engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = engine.request("hello", GREEDY), engine.request("moon", GREEDY)
+    execute = Pass.execute
+
+    def broken(self: Pass) -> None:
+        if bad.sequence is not None and bad.new_tokens == 2 and self.cache is bad.sequence.cache:
+            raise MemoryError("no room for the pass")
+        execute(self)
+
+    monkeypatch.setattr(Pass, "execute", broken)
+    tokens = run(loop, bad, good)
+    assert isinstance(bad.error, MemoryError)
+    assert ids(tokens[good]) == alone(engine, "moon")
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_a_cancelled_request_frees_its_slot_at_once(engine: Engine, loop: Loop, when: int) -> None:
+    first, other, third = (engine.request(text, GREEDY) for text in ("hello", "moon", "river"))
+    tokens: dict[Request, list[Token]] = {}
+    for one in (first, other, third):
+        loop.submit(one)
+    for _ in range(when):
+        collect(loop.step(), tokens)
+    loop.cancel(first)
+    assert (first.status, first.finish_reason, first.sequence) == ("ended", "cancelled", None)
+    assert loop.free == (1 if when else 2)
+    while loop.busy:
+        collect(loop.step(), tokens)
+    assert first not in tokens or len(tokens[first]) == when
+    assert ids(tokens[other]) == alone(engine, "moon")
+    assert ids(tokens[third]) == alone(engine, "river")
+
+
+def test_a_request_that_is_cancelled_during_a_pass_ends_before_the_next(engine: Engine, loop: Loop) -> None:
+    request = engine.request("hello", GREEDY)
+
+    class Cancelling(Failing):
+        def choose(self, logits: Any) -> int:
+            if self.left == 5:  # from another thread, as a server does
+                thread = threading.Thread(target=loop.cancel, args=(request,))
+                thread.start()
+                thread.join()
+            return super().choose(logits)
+
+    request = engine.request("hello", GREEDY, sampler=Cancelling(9))
+    tokens = run(loop, request)
+    assert request.finish_reason == "cancelled"
+    assert len(tokens[request]) == 5
+
+
+def test_those_who_decode_wait_for_no_more_than_a_chunk_of_a_prompt(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
+    loop = Loop(engine.session.batch(3))
+    decoding = engine.request("a", Params(temperature=0, max_new_tokens=30))
+    loop.submit(decoding)
+    loop.step()
+    rows: list[list[int]] = []
+    true = loop.batch.run
+    monkeypatch.setattr(loop.batch, "run", lambda work: (rows.append([len(one.ids) for one in work]), true(work))[1])
+    long, short = engine.request("x" * 80, GREEDY), engine.request("y" * 20, GREEDY)
+    loop.submit(long)
+    loop.submit(short)
+    passes_of_short = 0
+    while long.new_tokens == 0:
+        before = decoding.new_tokens
+        loop.step()
+        assert decoding.new_tokens == before + 1
+        passes_of_short += short.new_tokens == 0
+    assert all(sum(one) - one.count(1) <= 16 for one in rows)
+    assert passes_of_short < len(rows) / 2 + 2, "a short prompt does not wait for a long one"
+
+
+def test_a_request_that_does_not_fit_a_slot_is_refused_before_it_waits(engine: Engine) -> None:
+    loop = Loop(engine.session.batch(1, 32), most_waiting=1)
+    with pytest.raises(UserError, match="found 30 prompt tokens and 12 new ones, a sequence of this batch holds 32"):
+        loop.submit(engine.request("x" * 30, GREEDY))
+    assert not loop.busy
+    loop.submit(engine.request("x", GREEDY))
+    with pytest.raises(UserError, match="found 1 requests that wait"):
+        loop.submit(engine.request("y", GREEDY))
+    loop.step()
+    loop.submit(engine.request("y", GREEDY))
+
+
+def test_nothing_happens_without_requests(loop: Loop) -> None:
+    assert loop.step() == []
+    assert not loop.busy
+    assert loop.free == 2
+
+
+class Guessing:
+    """A drafter that knows the text, and is wrong at every third place."""
+
+    def __init__(self, text: list[int], right: int) -> None:
+        self.text, self.right = text, right
+        self.asked: list[tuple[int, int]] = []
+        self.verdicts: list[tuple[int, int, int]] = []
+
+    def draft(self, ids: Sequence[int], most: int, others: int = 0) -> list[int]:
+        self.asked.append((most, others))
+        guess = self.text[len(ids) : len(ids) + 4]
+        return [token if place < self.right else 256 - token for place, token in enumerate(guess)]
+
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+        assert seconds > 0
+        self.verdicts.append((drafted, accepted, rows))
+
+
+@pytest.mark.parametrize("right", [0, 2, 4])
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_a_draft_changes_how_many_passes_a_text_takes_and_not_the_text(
+    engine: Engine, loop: Loop, right: int, temperature: float
+) -> None:
+    params = Params(temperature=temperature, seed=4, max_new_tokens=21)
+    plain = list(Engine(engine.session, engine.tokenizer).generate("hello", params))
+    drafter = Guessing([*engine.tokenizer.encode("hello"), *ids(plain)], right)
+    request = Request(
+        engine.manifest, engine.tokenizer, engine.tokenizer.encode("hello"), params, None, lambda sequence: drafter
+    )
+    other = engine.request("moon", GREEDY)
+    tokens = run(loop, request, other)
+    assert ids(tokens[request]) == ids(plain)
+    assert [token.usage for token in tokens[request]] == [token.usage for token in plain]
+    assert ids(tokens[other]) == alone(engine, "moon")
+    assert request.drafted == sum(drafted for drafted, _, _ in drafter.verdicts)
+    assert request.accepted == sum(accepted for _, accepted, _ in drafter.verdicts)
+    assert all(accepted == min(right, drafted) for drafted, accepted, _ in drafter.verdicts)
+    assert len(drafter.verdicts) == -(-20 // (right + 1))
+    assert drafter.asked[0] == (19, 4), "the prompt of the other is read beside it"
+    assert drafter.verdicts[0][2] == 1 + 4 + 4
+
+
+def test_a_drafter_that_fails_ends_its_request_alone(engine: Engine, loop: Loop) -> None:
+    class Broken(Guessing):
+        def draft(self, ids: Sequence[int], most: int, others: int = 0) -> list[int]:
+            raise KeyError("nothing to guess")
+
+    request = Request(engine.manifest, engine.tokenizer, [1, 2], GREEDY, None, lambda sequence: Broken([], 0))
+    other = engine.request("moon", GREEDY)
+    tokens = run(loop, request, other)
+    assert isinstance(request.error, KeyError)
+    assert ids(tokens[other]) == alone(engine, "moon")
+
+
+def test_the_time_of_all_tokens_is_the_time_of_the_passes(engine: Engine, loop: Loop) -> None:
+    tokens = run(loop, engine.request("x" * 40, GREEDY), engine.request("moon", GREEDY))
+    for own in tokens.values():
+        assert all(token.seconds > 0 for token in own)
+
+
+def test_memory_stays_flat_over_many_requests(engine: Engine) -> None:
+    loop = Loop(engine.session.batch(4))
+    process = psutil.Process()
+    for turn in range(150):
+        run(loop, *(engine.request(f"{turn} {index} hello", Params(max_new_tokens=4, seed=turn)) for index in range(4)))
+        if turn == 30:
+            before = process.memory_info().rss
+    assert process.memory_info().rss - before < 8 * 2**20
+    assert len(loop.batch.sequences) == 4
+    assert max(sequence.position for sequence in loop.batch.sequences) < CONTEXT
