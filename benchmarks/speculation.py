@@ -123,7 +123,11 @@ def measured(plain: Engine, drafting: Engine, drafter: str, texts: Sequence[Text
                     if begin >= WARM_UP:
                         seconds[way] += time.thread_time() - took
         ratios.append(seconds[0] / seconds[1])
-        drafted, accepted, new = drafted + ways[1].drafted, accepted + ways[1].accepted, new + len(answer)
+        drafted, accepted, new = (
+            drafted + ways[1].request.drafted,
+            accepted + ways[1].request.accepted,
+            new + len(answer),
+        )
         if [token.id for token in written[1]] != answer:
             raise RuntimeError("the text with drafts is not the text that was given")
     return {"speed": vars(Distribution.of(ratios)), "tokens": new, "drafted": drafted, "accepted": accepted}
@@ -140,7 +144,7 @@ def compared(plain: Engine, drafting: Engine, drafter: str, tokens: int) -> dict
         for engine, way in ((plain, "off"), (drafting, drafter)):
             generation = engine.generate(prompt, Params(temperature=0, speculate=way, max_new_tokens=new))
             texts.append([(token.id, token.text, token.usage) for token in generation])
-            drafted, accepted = drafted + generation.drafted, accepted + generation.accepted
+            drafted, accepted = drafted + generation.request.drafted, accepted + generation.request.accepted
         equal += sum(one == other for one, other in zip(*texts, strict=True))
         done += len(texts[0])
     return {"tokens": done, "equal": equal, "drafted": drafted, "accepted": accepted}
