@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, get_args
 
@@ -74,8 +75,11 @@ def main(
                 results.append(compared(plain, drafting, drafter, equal) | {"model": folder.name})
             else:
                 kinds = TEXTS | {path.stem: pages_of(path) for path in more}
-                for name, texts in kinds.items():
-                    results.append(measured(plain, drafting, drafter, texts(count), tokens))
+                pairs = {name: [ids_of(plain, text, tokens) for text in make(count)] for name, make in kinds.items()}
+                if model:
+                    pairs["its own text"] = own_texts(plain, count, tokens)
+                for name, texts in pairs.items():
+                    results.append(measured(plain, drafting, drafter, texts))
                     results[-1] |= {"model": folder.name, "text": name}
                     if not as_json:
                         click.echo(line_of(results[-1]))
@@ -102,13 +106,28 @@ def exports(work: Path, size: str, precisions: Sequence[Precision]) -> Iterator[
         yield folder
 
 
-def measured(plain: Engine, drafting: Engine, drafter: str, texts: Sequence[Text], tokens: int) -> dict[str, Any]:
+def ids_of(engine: Engine, text: Text, tokens: int) -> tuple[list[int], list[int]]:
+    """Return the tokens of a text: the prompt, from its end as long as there is room, and the answer."""
+    context = engine.manifest.model.context_length
+    answer = engine.tokenizer.encode(text.answer)[: min(tokens, 3 * context // 4)]
+    return engine.tokenizer.encode(text.prompt)[-(context - len(answer)) :], answer
+
+
+def own_texts(engine: Engine, count: int, tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Return prompts, and what the model answers greedily."""
+    texts = []
+    for prompt, answer in (ids_of(engine, text, tokens) for text in TEXTS["documentation"](count)):
+        params = Params(temperature=0, speculate="off", max_new_tokens=len(answer))
+        texts.append((prompt, [token.id for token in engine.generate(prompt, params)]))
+    return texts
+
+
+def measured(
+    plain: Engine, drafting: Engine, drafter: str, texts: Sequence[tuple[list[int], list[int]]]
+) -> dict[str, Any]:
     """Decode each text both ways in turns."""
     ratios, drafted, accepted, new = [], 0, 0, 0
-    for text in texts:
-        context = plain.manifest.model.context_length
-        answer = plain.tokenizer.encode(text.answer)[:tokens]
-        prompt = plain.tokenizer.encode(text.prompt)[-(context - len(answer)) :]
+    for prompt, answer in texts:
         ways = [
             engine.generate(prompt, Params(speculate=way, max_new_tokens=len(answer)), sampler=Replay(answer))
             for engine, way in ((plain, "off"), (drafting, drafter))
@@ -136,10 +155,11 @@ def measured(plain: Engine, drafting: Engine, drafter: str, texts: Sequence[Text
 def compared(plain: Engine, drafting: Engine, drafter: str, tokens: int) -> dict[str, Any]:
     """Generate greedy texts both ways, and count the tokens that are equal and have equal usage."""
     equal = done = drafted = accepted = 0
-    starts = iter(text.prompt for make in TEXTS.values() for text in make(40))
+    starts = cycle(text.prompt for make in TEXTS.values() for text in make(40))
     while done < tokens:
-        prompt = plain.tokenizer.encode(next(starts))[-200:]
-        new = min(tokens - done, plain.manifest.model.context_length - len(prompt), 1000)
+        context = plain.manifest.model.context_length
+        prompt = plain.tokenizer.encode(next(starts))[-min(200, context // 4) :]
+        new = min(tokens - done, context - len(prompt), 1000)
         texts = []
         for engine, way in ((plain, "off"), (drafting, drafter)):
             generation = engine.generate(prompt, Params(temperature=0, speculate=way, max_new_tokens=new))

@@ -11,21 +11,26 @@ from numpy.typing import NDArray
 
 from ..dial import Thresholds
 from ..format.manifest import Manifest
+from .guard import Guard
 from .pass_costs import MAX_ROWS, SAMPLES, PassCosts, quartile
 
 MIN_GAIN = 1.03
 """How much faster a draft must promise to be, as in `ngram`."""
 MAX_DRAFT = 7
 """Tokens of a draft. Each costs a pass, so that long ones pay only where every token is right."""
-TRIALS = 6
-"""Drafts of one token by which each setting is judged before the best is used."""
+TRIALS = 4
+"""Drafts of one token by which each setting is judged; with half of them it may be used if it promises a gain."""
+TRIAL_PASSES = 48
+"""Passes from one trial to the next, so that trials cost at most 2 %."""
+PLAIN_PASSES = 2
+"""Passes without a draft after each plan: what drafts are compared with must be as new as they are."""
 INITIAL_SHARE, INITIAL_WEIGHT = 0.75, 2
 LONGEST_MEMORY = 40
 """Drafted tokens over which a share is averaged."""
 PLAN_PASSES = 16
 """Passes after which a plan that pays is made again."""
 FIRST_REST, LONGEST_REST = 256, 4096
-"""Passes between two probes where no setting pays; each rest is twice as long as the one before."""
+"""Passes between two trials where no setting pays; each rest is twice as long as the one before."""
 
 
 class Text(Protocol):
@@ -105,8 +110,8 @@ def lower_settings(manifest: Manifest, thresholds: Thresholds) -> list[Setting]:
 class DialDrafter:
     """Drafts with the model itself at a lower setting of its dial, in the slot of the text.
 
-    Each setting is tried a few times; then the one that promises most is used, at the length that promises most, and
-    none where plain decoding is faster. The settings and their measurements are shared by the texts of a session.
+    Each setting is tried a few times, now and then; the one that promises most is used, at the length that promises
+    most, and none where plain decoding is faster. The texts of a session share the settings and their measurements.
 
     Args:
         text: The sequence, which has computed all tokens but the last.
@@ -128,10 +133,13 @@ class DialDrafter:
         self._text, self._settings, self._costs, self._choose = text, settings, costs, choose
         self._used: Setting | None = None
         self._length = self._left = 0
-        self._rest, self._probing = FIRST_REST, False
+        self._pause, self._rest = PLAIN_PASSES, FIRST_REST
+        self._trial, self._guard, self._spent = False, Guard(), 0.0
 
     def draft(self, ids: Sequence[int], most: int, others: int = 0) -> list[int]:
         """Return the tokens that may follow, see `Drafter`."""
+        if self._guard.resting:
+            return []
         if self._left == 0:
             self._plan(others)
         self._left -= 1
@@ -149,48 +157,58 @@ class DialDrafter:
             text.rewind(position)
         finally:
             text.thresholds = thresholds
-        setting.times.append((self._clock() - begin) / length)
+        self._spent = self._clock() - begin
+        setting.times.append(self._spent / length)
         del setting.times[:-SAMPLES]
         return draft[1:]
 
     def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
         """Take note of a pass, see `Drafter`."""
+        gain, curve = 0.0, self._costs.curve()
         if drafted and self._used is not None:
             self._used.observe(drafted, accepted)
+            if rows == 1 + drafted and not self._trial:  # else other texts were in the pass
+                gain = 1 + accepted - (self._spent + seconds) / curve[1]
+        self._guard.count(gain)
 
     def verdict(self) -> str | None:
         """Return one line of why there are no drafts; None where they pay, or where that is not known yet."""
         if not self._settings:
             return "this model has no lower setting to draft with: it has no exits and no routed experts"
         curve = self._costs.curve()
-        if not curve or any(one.trials < TRIALS or one.best_length(curve, 0)[0] >= MIN_GAIN for one in self._settings):
+        if not curve or not any(one.trials for one in self._settings):
+            return None
+        if not self._guard.resting and any(one.best_length(curve, 0)[0] >= MIN_GAIN for one in self._settings):
             return None
         best = max(self._settings, key=lambda one: one.best_length(curve, 0)[0])
         return (
-            f"drafts by the dial do not pay here and were switched off: the best of {len(self._settings)} settings "
+            f"drafts by the dial do not pay here and are switched off: the best of {len(self._settings)} settings "
             f"({best.name}) takes {best.seconds / curve[1]:.2f} of a pass per token and is right for {best.share:.0%}; "
             f"checking two tokens takes {curve[2] / curve[1]:.2f} of a pass"
         )
 
     def _plan(self, others: int) -> None:
-        """Choose the setting and the length of the next drafts, and for how many passes they stay."""
-        self._used, self._length, self._left = None, 0, FIRST_REST
-        if not self._settings or others + 1 >= MAX_ROWS:
+        """Choose the setting and the length of the next drafts, or nothing, and for how many passes that holds."""
+        curve, used = self._costs.curve(), self._used
+        self._used, self._length, self._left = None, 0, 1
+        if not curve or not self._settings or others + 1 >= MAX_ROWS:
             return
-        for setting in self._settings:
-            if setting.trials < TRIALS:
-                self._used, self._length, self._left = setting, 1, 1
-                return
-        curve = self._costs.curve()
-        if not curve:
+        if used is not None:
+            self._left = self._pause
             return
-        gain, length, best = max(((*one.best_length(curve, others), one) for one in self._settings), key=itemgetter(0))
-        if gain >= MIN_GAIN:
-            self._used, self._length, self._left, self._rest = best, length, PLAN_PASSES, FIRST_REST
-        elif self._probing:
-            self._used, self._length, self._left, self._probing = best, 1, 1, False
+        tried = [one for one in self._settings if one.trials >= TRIALS // 2]
+        plans = [(*one.best_length(curve, others), one) for one in tried]
+        gain, length, best = max(plans, key=itemgetter(0), default=(0.0, 0, self._settings[0]))
+        self._trial = gain < MIN_GAIN
+        if not self._trial:
+            self._used, self._length, self._left = best, length, PLAN_PASSES
+            self._pause, self._rest = PLAIN_PASSES, FIRST_REST
+            return
+        least = min(self._settings, key=lambda one: one.trials)
+        if least.trials < TRIALS:
+            self._used, self._length, self._pause = least, 1, TRIAL_PASSES
         else:
-            self._left, self._probing = self._rest, True
+            self._used, self._length, self._pause = best, 1, self._rest
             self._rest = min(2 * self._rest, LONGEST_REST)
 
 
