@@ -70,6 +70,12 @@ def decoded(text: Counting, drafter: DialDrafter, costs: PassCosts, tokens: int)
     return text.clock[0], lengths
 
 
+def plain_pass() -> PassCosts:
+    costs = PassCosts()
+    costs.add(1, 1.0)
+    return costs
+
+
 def race(share: float, low_cost: float) -> tuple[DialDrafter, float, list[int]]:
     clock, costs = [0.0], PassCosts()
     text = Counting(clock, share, low_cost)
@@ -97,7 +103,7 @@ def test_a_setting_that_does_not_pay_is_switched_off_and_the_verdict_says_why(sh
 
 def test_without_room_nothing_is_drafted() -> None:
     text = Counting([0.0], 1.0, 0.1)
-    assert DialDrafter(text, [Setting("low", LOW)], PassCosts(), best).draft([1], 0) == []
+    assert DialDrafter(text, [Setting("low", LOW)], plain_pass(), best).draft([1], 0) == []
     assert text.steps == 0
 
 
@@ -108,13 +114,13 @@ def test_a_draft_that_fails_leaves_the_thresholds_as_they_were() -> None:
 
     text = Failing([0.0], 1.0, 0.1)
     with pytest.raises(MemoryError):
-        DialDrafter(text, [Setting("low", LOW)], PassCosts(), best).draft([1], 3)
+        DialDrafter(text, [Setting("low", LOW)], plain_pass(), best).draft([1], 3)
     assert text.thresholds is FULL
 
 
 def test_a_model_without_a_lower_setting_says_so() -> None:
     text: Text = Counting([0.0], 1.0, 0.1)
-    drafter = DialDrafter(text, [], PassCosts(), best)
+    drafter = DialDrafter(text, [], plain_pass(), best)
     assert drafter.draft([1], 5) == []
     verdict = drafter.verdict()
     assert verdict is not None
