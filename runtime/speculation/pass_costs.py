@@ -1,5 +1,6 @@
 """The time of a pass by its number of rows, measured while generating."""
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -20,7 +21,7 @@ def typical_cost(rows: int) -> float:
 
     Rows of one text share some of the experts, so the second costs more than the tenth.
     """
-    return 1 + 0.45 * float(rows - 1) ** 0.75
+    return 1 + 0.45 * math.pow(rows - 1, 0.75)
 
 
 def quartile(values: Iterable[float]) -> float:
