@@ -14,7 +14,7 @@ from ..format.manifest import Manifest
 from .guard import Guard
 from .pass_costs import MAX_ROWS, SAMPLES, PassCosts, quartile
 
-MIN_GAIN = 1.03
+MIN_GAIN = 1.05
 """How much faster a draft must promise to be, as in `ngram`."""
 MAX_DRAFT = 7
 """Tokens of a draft. Each costs a pass, so that long ones pay only where every token is right."""
