@@ -90,7 +90,7 @@ class NgramDrafter:
         for at in range(begin, end):
             if source:
                 right = ids[source] == ids[at]
-                self._acceptance.observe(length, right, surprise=self._surprises[source])
+                self._acceptance.observe(length, right, surprise=self._surprises[source] > 0)
                 self._surprises.append(not right)
                 # What agreed and one more token is the longest match again: a longer one would have been one before.
                 source, length = (source + 1, min(length + 1, MAX_MATCH)) if right else (0, 0)
