@@ -12,20 +12,19 @@ import click
 from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from ...contract.streams import read_stdin
 from ...contract.text_file import decode
-from .generate_many import generate_many
-from .options import dial_options, model_options, option_names
+from .generate_many import encode, generate_many
+from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import read_prompts
 
 if TYPE_CHECKING:
     from ..dial import Dial
     from ..generation.engine import Engine, Generation
-    from ..generation.params import Params
     from ..generation.request import Token
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
 @click.argument("prompt", required=False)
-@click.option("--prompts", metavar="FILE",
+@click.option("--prompts", type=ExpandedPath(), metavar="FILE",
               help="Continue every prompt of FILE in place of PROMPT: one a line, or JSON lines with `prompt` and "
                    "settings such as `max_new_tokens`; `-` reads stdin.")  # fmt: skip
 @click.option(
@@ -120,7 +119,7 @@ def generate(
         ctx.exit(generate_many(
             engine, lines, parameters, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
         ))  # fmt: skip
-    generation = begin(engine, text, parameters, is_chat=is_chat)
+    generation = engine.generate(encode(engine, text, is_chat=is_chat), parameters)
     warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False
@@ -163,17 +162,6 @@ def read_prompt(prompt: str) -> str:
     except UserError as error:  # its advice is a command for a file
         raise UserError(f"{error} (save the text that you sent to stdin as a file of that name first)") from error
     return text.removesuffix("\n").removesuffix("\r")
-
-
-def begin(engine: Engine, text: str, params: Params, *, is_chat: bool) -> Generation:
-    """Begin to generate; note on stderr how many tokens of the prompt are unknown to the tokenizer."""
-    if not text:
-        raise UserError("the prompt is empty, expected at least one character; type a text to continue")
-    ids = engine.chat([{"role": "user", "content": text}]) if is_chat else engine.tokenizer.encode(text)
-    unknown = engine.tokenizer.encode(text).count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
-    if unknown:
-        click.echo(f"note: {unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
-    return engine.generate(ids, params)
 
 
 def warn(engine: Engine, dial: Dial) -> None:

@@ -78,7 +78,10 @@ class Loop:
 
         Raises:
             UserError: It needs more room than a slot has, or too many wait already.
+            ValueError: It was submitted before.
         """
+        if request.status != "waiting" or request in self._waiting:
+            raise ValueError("found a request that was submitted before, expected a new one")
         if request.capacity > self.batch.capacity:
             raise UserError(
                 f"found {request.prompt_tokens} prompt tokens and {request.max_new_tokens} new ones, a sequence of "
@@ -145,6 +148,9 @@ class Loop:
         events = []
         while self._waiting and self.free:
             request = self._waiting.popleft()
+            if request.cancelled:  # before it was submitted
+                request.end("cancelled")
+                continue
             self._running.append(request)
             try:
                 request.begin(self._slot(request))
