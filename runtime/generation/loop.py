@@ -122,7 +122,7 @@ class Loop:
             if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
                 self._costs.add(rows, pass_seconds)
             served = []
-            for (request, work, draft), result in zip(plan, results, strict=True):
+            for (request, _, draft), result in zip(plan, results, strict=True):
                 try:
                     if isinstance(result, Exception):
                         raise result

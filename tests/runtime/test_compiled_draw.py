@@ -117,7 +117,8 @@ def test_it_draws_the_tokens_of_the_portable_draw(load: Any, kernel: str, kind: 
 def test_changes_hold_for_one_draw(load: Any) -> None:
     """The arrays of one call are not read in the next."""
     settings = DrawSettings(n=50, rate=1, top_k=50, top_p=1, min_p=0, penalty=1.5, seed=1)
-    changed, plain = CompiledDraw(load(), settings), CompiledDraw(load(), settings)
+    function = load()
+    changed, plain = CompiledDraw(function, settings), CompiledDraw(function, settings)
     logits = logits_of("peaked", 50)
     only = np.uint32([1 << 7, 0])
     assert changed(logits, NO_CHANGES._replace(seen=np.arange(50, dtype=np.int32), allowed=only)) == 7
