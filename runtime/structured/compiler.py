@@ -52,8 +52,7 @@ class Compiler:
             import llguidance
         except ImportError as error:
             raise UserError(
-                "llguidance is not installed, structured output needs it; type: "
-                'pip install "adaptive-lm[structured]"'
+                'llguidance is not installed, structured output needs it; type: pip install "adaptive-lm[structured]"'
             ) from error
         self._library = llguidance
         self._tokenizer = llguidance.LLTokenizer(Vocabulary(tokenizer))  # type: ignore[arg-type]
@@ -101,7 +100,10 @@ class Compiler:
         if error:
             raise unusable(constraint, error)
         matcher = library.LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=library.LLParserLimits(**LIMITS)  # type: ignore[arg-type]
+            self._tokenizer,
+            grammar,
+            log_level=0,
+            limits=library.LLParserLimits(**LIMITS),  # type: ignore[arg-type]
         )
         if not matcher.is_error():
             matcher.compute_bitmask()

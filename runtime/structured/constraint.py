@@ -53,7 +53,9 @@ class Constraint:
                 schema = json.loads(schema)
             source = json.dumps(schema, ensure_ascii=False, allow_nan=False)
         except RecursionError as error:
-            raise UserError("found a JSON schema that is nested too deeply, expected fewer levels; flatten it") from error
+            raise UserError(
+                "found a JSON schema that is nested too deeply, expected fewer levels; flatten it"
+            ) from error
         except (ValueError, TypeError) as error:
             raise UserError(f"found a JSON schema that is no JSON: {error}; correct it") from error
         if not isinstance(schema, dict | bool):
