@@ -221,6 +221,9 @@ class Guessing:
         assert seconds > 0
         self.verdicts.append((drafted, accepted, rows))
 
+    def verdict(self) -> str | None:
+        return None
+
 
 @pytest.mark.parametrize("right", [0, 2, 4])
 @pytest.mark.parametrize("temperature", [0, 0.9])
@@ -230,9 +233,8 @@ def test_a_draft_changes_how_many_passes_a_text_takes_and_not_the_text(
     params = Params(temperature=temperature, seed=4, max_new_tokens=21)
     plain = list(Engine(engine.session, engine.tokenizer).generate("hello", params))
     drafter = Guessing([*engine.tokenizer.encode("hello"), *ids(plain)], right)
-    request = Request(
-        engine.manifest, engine.tokenizer, engine.tokenizer.encode("hello"), params, None, lambda sequence: drafter
-    )
+    request = engine.request("hello", params)
+    request.make_drafter = lambda sequence: drafter
     other = engine.request("moon", GREEDY)
     tokens = run(loop, request, other)
     assert ids(tokens[request]) == ids(plain)
@@ -246,12 +248,15 @@ def test_a_draft_changes_how_many_passes_a_text_takes_and_not_the_text(
     assert drafter.verdicts[0][2] == 1 + 4 + 4
 
 
-def test_a_drafter_that_fails_ends_its_request_alone(engine: Engine, loop: Loop) -> None:
-    class Broken(Guessing):
-        def draft(self, ids: Sequence[int], most: int, others: int = 0) -> list[int]:
-            raise KeyError("nothing to guess")
+@pytest.mark.parametrize("call", ["draft", "verified", "verdict"])
+def test_a_drafter_that_fails_ends_its_request_alone(engine: Engine, loop: Loop, call: str) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("nothing to guess")
 
-    request = Request(engine.manifest, engine.tokenizer, [1, 2], GREEDY, None, lambda sequence: Broken([], 0))
+    drafter = Guessing([], 0)
+    setattr(drafter, call, fail)
+    request = engine.request([1, 2], GREEDY)
+    request.make_drafter = lambda sequence: drafter
     other = engine.request("moon", GREEDY)
     tokens = run(loop, request, other)
     assert isinstance(request.error, KeyError)
