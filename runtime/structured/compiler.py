@@ -84,8 +84,10 @@ class Compiler:
     def _compiled(self, constraint: Constraint) -> "llguidance.LLMatcher":
         library, source = self._library, constraint.source
         if constraint.kind == "json_schema":
+            if source == "false":
+                raise unusable(constraint, "it matches no text")
             if source == "true":
-                source = "{}"
+                source = "{}"  # llguidance puts our options into the schema
             try:
                 grammar = library.LLMatcher.grammar_from_json_schema(
                     source, overrides={"whitespace_pattern": WHITESPACE}

@@ -24,7 +24,7 @@ class Trial:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | None = None
         self._answers: Queue[str] = Queue()
 
     def error_of(self, grammar: str, limits: dict[str, Any]) -> str:
@@ -55,19 +55,19 @@ class Trial:
             self._stop()
 
     def _started(self) -> "subprocess.Popen[str]":
-        if self._process is not None and self._process.poll() is None:
-            return self._process
+        if self.process is not None and self.process.poll() is None:
+            return self.process
         self._stop()
         self._answers = Queue()
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, encoding="utf-8", start_new_session=True,
         )  # fmt: skip
-        threading.Thread(target=_forward, args=(self._process, self._answers), daemon=True).start()
+        threading.Thread(target=_forward, args=(self.process, self._answers), daemon=True).start()
         if self._answer(START_SECONDS) != "ready":
             self._stop()
             raise UserError("the process that compiles grammars did not start; see that llguidance can be imported")
-        return self._process
+        return self.process
 
     def _answer(self, seconds: float) -> str | None:
         """Return the next answer; None where the process ended or did not answer in time."""
@@ -78,15 +78,15 @@ class Trial:
         return str(json.loads(line)) if line else None
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdin is not None
             try:
-                self._process.stdin.close()
+                self.process.stdin.close()
             except OSError:  # what was not written has no reader
                 pass
-            self._process = None
+            self.process = None
 
 
 def _forward(process: "subprocess.Popen[str]", answers: "Queue[str]") -> None:
