@@ -309,7 +309,7 @@ def distribution_of(library: str) -> str:
     ("room", "extras"),
     [
         ("contract", []),
-        ("runtime", ["plot"]),
+        ("runtime", ["plot", "structured"]),
         ("serve", ["serve"]),
         ("train", ["train", "plot", "hf", "augment", "trackers"]),
         ("export", ["train"]),

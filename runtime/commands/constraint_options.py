@@ -23,7 +23,7 @@ def constraint_options(command: Command) -> Command:
     """Add the options that name a rule."""
     for option in reversed((
         click.option("--json-schema", metavar="FILE",
-                     help="Write JSON that is valid by the schema in FILE; needs the extra structured, as the next two."),
+                     help="Write JSON that is valid by the schema in FILE; needs the extra structured, as these two."),
         click.option("--regex", metavar="PATTERN",
                      help="Write a text that the regular expression matches from beginning to end."),
         click.option("--grammar", metavar="FILE",

@@ -149,6 +149,7 @@ def compiled_function() -> Any | None:
     settings = DrawSettings(n=65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
     probe = CompiledDraw(function, settings)
     ids = np.arange(56, 64, dtype=np.int32)
-    changes = Changes(ids[4:6], ids[::2], np.float32([1, -1, 0.5, -2]), np.uint32([0xFFFFFFFF, 0xFBFFFFFF, 1]))
+    shifts, allowed = np.array([1, -1, 0.5, -2], np.float32), np.array([0xFFFFFFFF, 0xFBFFFFFF, 1], np.uint32)
+    changes = Changes(ids[4:6], ids[::2], shifts, allowed)
     logits = np.arange(65, dtype=np.float32) / np.float32(8)
     return function if all(probe(logits, changes) == token for token in PROBE) else None

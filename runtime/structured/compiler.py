@@ -20,7 +20,7 @@ CACHED = 64
 """Grammars that are kept, those used last."""
 SECONDS = 3.0
 """Time that a grammar may take to compile."""
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 200_000,  # some 15 ms
     "step_max_items": 50_000,
@@ -82,36 +82,33 @@ class Compiler:
         self._trial.close()
 
     def _compiled(self, constraint: Constraint) -> "llguidance.LLMatcher":
-        library, source = self._library, constraint.source
-        if constraint.kind == "json_schema":
-            if source == "false":
-                raise unusable(constraint, "it matches no text")
-            if source == "true":
-                source = "{}"  # llguidance puts our options into the schema
-            try:
-                grammar = library.LLMatcher.grammar_from_json_schema(
-                    source, overrides={"whitespace_pattern": WHITESPACE}
-                )
-            except ValueError as error:
-                raise unusable(constraint, str(error)) from error
-        elif constraint.kind == "regex":
-            grammar = library.LLMatcher.grammar_from_regex(source)
-        else:
-            grammar = library.LLMatcher.grammar_from_lark(source)
-        error = self._trial.error_of(grammar, LIMITS)
-        if error:
-            raise unusable(constraint, error)
-        matcher = library.LLMatcher(
-            self._tokenizer,
-            grammar,
-            log_level=0,
-            limits=library.LLParserLimits(**LIMITS),  # type: ignore[arg-type]
-        )
+        library, grammar = self._library, self._grammar(constraint)
+        reason = self._trial.error_of(grammar, LIMITS)
+        if reason:
+            raise unusable(constraint, reason)
+        limits = library.LLParserLimits(**LIMITS)
+        matcher: llguidance.LLMatcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
             raise unusable(constraint, matcher.get_error())
         return matcher
+
+    def _grammar(self, constraint: Constraint) -> str:
+        """Return the constraint in the form that llguidance compiles."""
+        library, source = self._library.LLMatcher, constraint.source
+        if constraint.kind == "regex":
+            return library.grammar_from_regex(source)
+        if constraint.kind == "grammar":
+            return library.grammar_from_lark(source)
+        if source == "false":
+            raise unusable(constraint, "it matches no text")
+        if source == "true":
+            source = "{}"  # llguidance puts our options into the schema
+        try:
+            return library.grammar_from_json_schema(source, overrides={"whitespace_pattern": WHITESPACE})
+        except ValueError as error:
+            raise unusable(constraint, str(error)) from error
 
 
 class CompiledGrammar:

@@ -87,12 +87,12 @@ class Constraint:
         return cls("grammar", lark)
 
     @classmethod
-    def choice(cls, texts: Sequence[str]) -> Self:
+    def choice(cls, texts: Sequence[Any]) -> Self:
         """Require one of these texts.
 
         Raises:
             UserError: There is no text, or they are too large.
         """
-        if not texts or not all(isinstance(text, str) and text for text in texts):
+        if not texts or any(not isinstance(text, str) or not text for text in texts):
             raise UserError("found a choice without a text, expected one text or more that are not empty; add one")
         return cls("grammar", "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))

@@ -1,5 +1,6 @@
 """Compiles a grammar in another process first: one that would take for ever or end the process ends only that one."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ class Trial:
         self._seconds = seconds
         self._lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
+        """The process, while it runs."""
         self._answers: Queue[str] = Queue()
 
     def error_of(self, grammar: str, limits: dict[str, Any]) -> str:
@@ -82,10 +84,8 @@ class Trial:
             self.process.kill()
             self.process.wait()
             assert self.process.stdin is not None
-            try:
+            with contextlib.suppress(OSError):  # what was not written has no reader
                 self.process.stdin.close()
-            except OSError:  # what was not written has no reader
-                pass
             self.process = None
 
 

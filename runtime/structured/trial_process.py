@@ -1,16 +1,19 @@
 """Child process that compiles grammars one after the other; `trial.py` ends it where one takes too long.
 
-It is run as a file of its own, so it imports nothing of this package. Each line of stdin is a JSON object with `grammar`
-and `limits`; the answer is a line with the error as JSON, "" where there is none.
+It is run as a file of its own, so it imports nothing of this package. Each line of stdin is a JSON object with
+`grammar` and `limits`; the answer is a line with the error as JSON, "" where there is none.
 """
 
 import contextlib
 import json
+import signal
 import sys
 from typing import Any
 
 import llguidance
 
+MAX_SECONDS = 60
+"""After which it ends by itself, if what should end it is gone."""
 MAX_BYTES = 2 << 30
 """Memory of this process."""
 
@@ -37,8 +40,11 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     tokenizer = llguidance.LLTokenizer(Bytes())  # type: ignore[arg-type]
     print(json.dumps("ready"), flush=True)
+    alarm = getattr(signal, "alarm", int)  # Windows has none
     for line in sys.stdin:
+        alarm(MAX_SECONDS)
         print(json.dumps(answer(tokenizer, **json.loads(line))), flush=True)
+        alarm(0)
 
 
 def answer(tokenizer: llguidance.LLTokenizer, grammar: str, limits: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Vocabulary:
         check_joins(tokenizer, self.tokens)
 
     def __call__(self, text: str) -> list[int]:
-        """Return ids whose bytes are those of the text: its usual ones, else the longest that fit; [] if there are none.
+        """Return ids whose bytes are those of the text: its usual ones, else the longest that fit; [] for none.
 
         The usual ones differ where the tokenizer puts a space before a text, or does not know a character.
         """
@@ -57,7 +57,7 @@ class Vocabulary:
 def check_joins(tokenizer: Tokenizer, table: list[bytes]) -> None:
     """Raise UserError if the text of some pairs of tokens is not that of the first, then that of the second."""
     whole = [token for token, data in enumerate(table) if data and "\N{REPLACEMENT CHARACTER}" not in _text(data)]
-    choice = random.Random(0)  # noqa: S311 - no secret
+    choice = random.Random(0)
     pairs = [(choice.choice(whole), choice.choice(whole)) for _ in range(PAIRS if whole else 0)]
     for first, second in [*pairs, *((token, token) for token in whole[:PAIRS])]:
         stream = tokenizer.stream([token for token in tokenizer.encode("a") if table[token]])

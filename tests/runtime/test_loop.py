@@ -351,6 +351,6 @@ def test_tokens_have_log_probabilities_only_where_requested(engine: Engine) -> N
     assert ids(scored) == ids(plain)
     for token in scored:
         assert token.top_logprobs is not None
-        assert list(token.top_logprobs)[0] == token.id  # greedy
+        assert next(iter(token.top_logprobs)) == token.id  # greedy
         assert token.top_logprobs[token.id] == token.logprob
         assert len(token.top_logprobs) == 2

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny_graph import CONTEXT
 
@@ -147,7 +147,7 @@ def schemas() -> st.SearchStrategy[Any]:
                               "maximum": st.integers(1, 2000)}),
         st.fixed_dictionaries({"type": st.just("number"), "minimum": st.integers(-9, 0), "maximum": st.integers(1, 9)}),
         st.fixed_dictionaries({"type": st.just("string"), "maxLength": st.integers(0, 6)}),
-        st.fixed_dictionaries({"type": st.just("string"), "pattern": st.sampled_from(["^[a-c]{1,3}$", "^x?y$", "^é+$"])}),
+        st.sampled_from([{"type": "string", "pattern": text} for text in ("^[a-c]{1,3}$", "^x?y$", "^é+$")]),
         st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"const": {"a": [1, None]}}]),
         st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", 1, None, True, "é\n", 1.5]), min_size=1)}),
     )  # fmt: skip
@@ -162,24 +162,22 @@ def schemas() -> st.SearchStrategy[Any]:
                 },
                 st.dictionaries(names, inner, max_size=3), st.sets(names),
             ),
-            st.builds(lambda part, least, more: {"type": "array", "items": part, "minItems": least,
-                                                 "maxItems": least + more}, inner, st.integers(0, 2), st.integers(0, 2)),
+            st.builds(
+                lambda part, least, more: {"type": "array", "items": part, "minItems": least, "maxItems": least + more},
+                inner, st.integers(0, 2), st.integers(0, 2),
+            ),
             st.builds(lambda parts: {"anyOf": parts}, st.lists(inner, min_size=1, max_size=3)),
         )  # fmt: skip
 
     return st.recursive(leaves, nested, max_leaves=4)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(schema=schemas(), seed=st.integers(0, 1000))
 def test_whatever_the_model_says_a_finished_text_is_valid_by_its_schema(
     engine: Engine, compiler: Compiler, schema: dict[str, Any], seed: int
 ) -> None:
-    try:
-        grammar = compiler.compile(Constraint.json_schema(schema))
-    except UserError as error:
-        assert "matches no text" in str(error) or "Unsatisfiable" in str(error)
-        return
+    grammar = compiler.compile(Constraint.json_schema(schema))
     rng, mask, ids = np.random.default_rng(seed), grammar.mask(), []
     size = engine.tokenizer.size
     for _ in range(CONTEXT * 10):  # a model of random choices, which is faster than one that computes

@@ -1,4 +1,4 @@
-"""Every family of tokenizers: the text of the tokens that a grammar allows is the text that is shown, or it is refused."""
+"""Every family of tokenizers: the tokens that a grammar allows show the text that it allows, or it is refused."""
 
 from pathlib import Path
 
