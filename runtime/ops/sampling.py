@@ -121,10 +121,14 @@ class CompiledDraw:
     def _changed(self, logits: NDArray[np.float32], changes: Changes) -> Any:
         """Call the function with settings that point at the changes for as long as it runs."""
         settings = self._settings
-        seen, shifted = (np.ascontiguousarray(ids, np.int32) for ids in (changes.seen, changes.shifted))
-        shifts = np.ascontiguousarray(changes.shifts, np.float32)
-        settings.seen, settings.num_seen = seen.ctypes.data, len(seen)
-        settings.shifted, settings.shifts, settings.num_shifted = shifted.ctypes.data, shifts.ctypes.data, len(shifted)
+        if len(changes.seen):
+            seen = np.ascontiguousarray(changes.seen, np.int32)
+            settings.seen, settings.num_seen = seen.ctypes.data, len(seen)
+        if len(changes.shifted):
+            shifted = np.ascontiguousarray(changes.shifted, np.int32)
+            shifts = np.ascontiguousarray(changes.shifts, np.float32)
+            settings.shifted, settings.shifts = shifted.ctypes.data, shifts.ctypes.data
+            settings.num_shifted = len(shifted)
         if changes.allowed is not None:
             allowed = np.ascontiguousarray(changes.allowed, np.uint32)
             if 32 * len(allowed) < self._n:

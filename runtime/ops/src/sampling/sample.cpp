@@ -105,19 +105,8 @@ struct Place {
   int64_t reach;  // how many scores are at least as large
 };
 
-// Set the scores of tokens that are not allowed to -infinity.
-void mask_scores(Settings& s) {
-  for (int64_t begin = 0; begin < s.tokens; begin += 32) {
-    const uint32_t bits = s.allowed[begin / 32];
-    if (bits == 0xFFFFFFFFu) continue;
-    const int64_t count = s.tokens - begin < 32 ? s.tokens - begin : 32;
-    float* scores = s.scores + begin;
-    for (int64_t j = 0; j < count; ++j) scores[j] = (bits >> j) & 1u ? scores[j] : -kInfinity;
-  }
-}
-
-// Copy the logits and pad them with -infinity. Then divide (above 0) or multiply those of seen tokens by the penalty, add
-// the shifts, and apply the mask.
+// Copy the logits and pad them with -infinity. Then divide (above 0) or multiply those of seen tokens by the penalty, and
+// add the shifts.
 void change_logits(Settings& s, const float* logits, int64_t n) {
   std::memcpy(s.scores, logits, static_cast<size_t>(s.tokens) * sizeof(float));
   for (int64_t i = s.tokens; i < n; ++i) s.scores[i] = -kInfinity;
@@ -128,7 +117,6 @@ void change_logits(Settings& s, const float* logits, int64_t n) {
     }
   }
   for (int64_t i = 0; i < s.num_shifted; ++i) s.scores[s.shifted[i]] += s.shifts[i];
-  if (s.allowed != nullptr) mask_scores(s);
 }
 
 namespace plain {
