@@ -5,6 +5,8 @@ from collections import deque
 
 WINDOW = 5.0
 """Seconds over which `tokens_per_second` is measured."""
+BUCKET = 0.1
+"""Seconds of passes that are counted together."""
 SMOOTHING = 0.5
 """Time constant, in seconds, of the time per token."""
 LENGTHS = 0.1
@@ -23,25 +25,31 @@ class Pace:
         """New tokens of a text, smoothed; None until one has ended."""
         self.occupancy = 0.0
         """Share of the slots in use, smoothed."""
-        self._recent: deque[tuple[float, int]] = deque()  # (time, new tokens) of the last seconds
-        self._busy: deque[tuple[float, int]] = deque(maxlen=256)  # (seconds, new tokens) of the last passes
+        self._recent: deque[tuple[float, int]] = deque()  # (begin, new tokens) of each `BUCKET` of the last seconds
+        self._seconds = self._tokens = 0.0  # of passes, fading
 
-    def passed(self, now: float, seconds: float, new_tokens: int, *, decoded: bool, occupancy: float) -> None:
+    def passed(self, now: float, seconds: float, new_tokens: int, *, decoding: int, occupancy: float) -> None:
         """Record a pass.
 
         Args:
             now: The time at its end.
             seconds: How long it took, with all that goes with a pass.
             new_tokens: Tokens that it gave, of all texts.
-            decoded: Whether a text that had begun got a token.
+            decoding: Texts that had begun before it.
             occupancy: Share of the slots that were in use.
         """
-        self._busy.append((seconds, new_tokens))
-        if new_tokens:
+        fade = math.exp(-seconds / WINDOW)
+        self._seconds, self._tokens = self._seconds * fade + seconds, self._tokens * fade + new_tokens
+        if new_tokens and self._recent and now - self._recent[-1][0] < BUCKET:
+            self._recent[-1] = (self._recent[-1][0], self._recent[-1][1] + new_tokens)
+        elif new_tokens:
             self._recent.append((now, new_tokens))
             self._drop_old(now)
-        if decoded:
-            self.milliseconds_per_token = _smoothed(self.milliseconds_per_token, seconds * 1000, seconds / SMOOTHING)
+        if decoding:
+            milliseconds = (
+                1000 * seconds / max(new_tokens / decoding, 1.0)
+            )  # more than one each where drafts were right
+            self.milliseconds_per_token = _smoothed(self.milliseconds_per_token, milliseconds, seconds / SMOOTHING)
         self.occupancy = _smoothed(self.occupancy, occupancy, seconds / OCCUPANCY)
 
     def ended(self, new_tokens: int) -> None:
@@ -50,10 +58,10 @@ class Pace:
         self.mean_length = float(new_tokens) if old is None else old + LENGTHS * (new_tokens - old)
 
     def dial_moved(self, ratio: float) -> None:
-        """Scale the time per token to a dial that was moved, until it is measured there."""
+        """Scale the times to a dial that was moved, until they are measured there."""
+        self._seconds *= ratio
         if self.milliseconds_per_token is not None:
             self.milliseconds_per_token *= ratio
-        self._busy.clear()
 
     def tokens_per_second(self, now: float) -> float:
         """Return the new tokens of all texts over the last `WINDOW` seconds."""
@@ -66,12 +74,11 @@ class Pace:
 
     def wait(self, before: int) -> float | None:
         """Return in how many seconds `before` texts will have ended; None where nothing is measured."""
-        seconds, tokens = (sum(column) for column in zip(*self._busy, strict=True)) if self._busy else (0.0, 0)
         if before <= 0:
             return 0.0
-        if self.mean_length is None or not tokens:
+        if self.mean_length is None or not self._tokens:
             return None
-        return before * max(self.mean_length, 1.0) * seconds / tokens
+        return before * max(self.mean_length, 1.0) * self._seconds / self._tokens
 
     def _drop_old(self, now: float) -> None:
         while self._recent and self._recent[0][0] <= now - WINDOW:

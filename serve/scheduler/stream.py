@@ -14,11 +14,12 @@ class JobStream:
     A slow reader stops nobody: what it has not read waits here, at most one event for each token of the text.
 
     Args:
-        on_cancel: Is called when the reader cancels a job that has not ended.
+        on_cancel: Called when the reader cancels a job that has not ended.
+        on_end: Called when the last event comes.
     """
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
-        self._on_cancel = on_cancel
+    def __init__(self, on_cancel: Callable[[], None], on_end: Callable[[], None]) -> None:
+        self._on_cancel, self._on_end = on_cancel, on_end
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self.ended = False
@@ -30,7 +31,9 @@ class JobStream:
             if self.ended:
                 return
             self._events.append(event)
-            self.ended = isinstance(event, EndEvent)
+            if isinstance(event, EndEvent):
+                self.ended = True
+                self._on_end()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
