@@ -80,7 +80,7 @@ def generate_many(
 
     def watch(event: Event) -> None:
         totals.tokens += event.token is not None
-        totals.ended += event.request.status == "ended"
+        totals.ended += event.last
         now = time.perf_counter()
         if now - totals.shown >= SHOW_SECONDS:
             totals.shown = now
