@@ -172,7 +172,7 @@ class Scheduler(Protocol):
 
     @property
     def status(self) -> Status:
-        """ "ready", or why no job is accepted: models load, the server drains, or an engine stopped for good."""
+        """Whether jobs are accepted, and if not, why: models load, the server drains, or an engine stopped."""
 
     def load(self, model: str | None = None) -> Load:
         """Measure how busy the server is, or one of its models; cheap."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from ...contract.errors import UserError
@@ -10,6 +10,7 @@ from ...runtime.dial import Dial
 from ...runtime.dial.dial import wanted_compute
 from ...runtime.generation.params import DEFAULT_NEW_TOKENS
 from ..errors import BadRequestError, DeadlineError, NotFoundError, QueueFullError, ServeError, UnavailableError
+from ..observe.observer import Rejection
 from ..settings import Settings
 from .job import AutoCompute, Job, Load, ModelInfo, Status, Stream
 from .ticket import Ticket
@@ -19,6 +20,11 @@ CLIENT_SHARE = 4
 """A client may have this many jobs in the queue for each place that is free, so that some stay free for others."""
 LONGEST_RETRY = 60
 """Most seconds of a `Retry-After`."""
+REJECTIONS: Mapping[str, Rejection] = {
+    "queue_full": "queue_full", "out_of_memory": "memory", "loading": "loading", "draining": "draining",
+    "failed": "failed",
+}  # fmt: skip
+"""Code of an error -> what the observer is told."""
 DIAL_FIELDS = tuple(one.name for one in fields(Dial))
 
 
@@ -35,6 +41,7 @@ class LocalScheduler:
     def __init__(self, workers: Sequence[Worker], settings: Settings) -> None:
         self._workers = {worker.info.name: worker for worker in workers}
         self._settings = settings
+        self._observer = workers[0].observer
         self._draining = False
         self._changed: asyncio.Event | None = None
 
@@ -42,6 +49,7 @@ class LocalScheduler:
         """Begin to open the models, in threads of their own."""
         self._changed = asyncio.Event()
         for worker in self._workers.values():
+            worker.observer.model(worker.info.name, worker.info.manifest, worker.state)
             worker.start(asyncio.get_running_loop(), self._notice)
 
     async def ready(self) -> None:
@@ -100,7 +108,7 @@ class LocalScheduler:
 
     @property
     def status(self) -> Status:
-        """ "ready", or why no job is accepted: models load, the server drains, or an engine stopped for good."""
+        """Whether jobs are accepted, and if not, why: models load, the server drains, or an engine stopped."""
         if self._failure() is not None:
             return "failed"
         if self._draining:
@@ -121,15 +129,20 @@ class LocalScheduler:
         """Queue a job; see `Scheduler.submit`."""
         worker = self._workers.get(model)
         if worker is None:
+            self._observer.rejected(model, "unknown_model")
             names = ", ".join(self._workers)
             raise NotFoundError(
                 f"found model {model!r}, this server has {names}; name one of them",
                 code="model_not_found",
                 param="model",
             )
-        self._require_open(worker)
-        self._require_place(worker, job.client)
-        ticket = self._ticket(worker, self._with_dial(worker, job))
+        try:
+            self._require_open(worker)
+            self._require_place(worker, job.client)
+            ticket = self._ticket(worker, self._with_dial(worker, job))
+        except ServeError as error:
+            self._observer.rejected(model, REJECTIONS.get(error.code or "", "bad_request"))
+            raise
         seconds = self._settings.timeout if job.timeout is None else min(job.timeout, self._settings.timeout)
         ticket.timer = asyncio.get_running_loop().call_later(seconds, self._expire, worker, ticket, seconds)
         worker.add(ticket)

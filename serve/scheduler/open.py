@@ -11,6 +11,7 @@ from ...runtime.generation.engine import load
 from ...runtime.generation.loop import Loop
 from ...runtime.generation.tokenizer import Tokenizer
 from ..control.controller import Controller, Objective, points_of
+from ..observe.observer import Observer
 from ..settings import Settings
 from .job import ModelInfo
 from .local import LocalScheduler
@@ -18,8 +19,12 @@ from .memory import fit, share_of_memory
 from .worker import Opened, Worker
 
 
-def open_scheduler(settings: Settings) -> LocalScheduler:
+def open_scheduler(settings: Settings, observer: Observer | None = None) -> LocalScheduler:
     """Find the models and read what they say of themselves; `start` opens them.
+
+    Args:
+        settings: Those of the server.
+        observer: Hears of jobs and passes.
 
     Raises:
         UserError: A model is missing, two have one name, or `auto_compute` is set and none is calibrated.
@@ -40,7 +45,7 @@ def open_scheduler(settings: Settings) -> LocalScheduler:
         )
     budget = share_of_memory(settings.kv_memory, len(folders))
     workers = [
-        Worker(info, opener(folder, settings, budget), controller_of(info, settings), settings.max_queue)
+        Worker(info, opener(folder, settings, budget), controller_of(info, settings), settings.max_queue, observer)
         for info, folder in zip(infos, folders, strict=True)
     ]
     return LocalScheduler(workers, settings)
@@ -72,7 +77,7 @@ def opener(folder: Path, settings: Settings, budget: int) -> Callable[[], Opened
         engine = load(folder, device=settings.device, target=settings.target, threads=settings.threads)
         graph = engine.session.graph
         room = fit(engine.manifest.model, graph.kv, budget, settings.max_batch)
-        return Opened(engine, Loop(engine.session.batch(room.slots, room.capacity)))
+        return Opened(engine, Loop(engine.session.batch(room.slots, room.capacity)), room)
 
     return open_model
 

@@ -46,9 +46,7 @@ class Pace:
             self._recent.append((now, new_tokens))
             self._drop_old(now)
         if decoding:
-            milliseconds = (
-                1000 * seconds / max(new_tokens / decoding, 1.0)
-            )  # more than one each where drafts were right
+            milliseconds = 1000 * seconds / max(new_tokens / decoding, 1.0)  # drafts may add some
             self.milliseconds_per_token = _smoothed(self.milliseconds_per_token, milliseconds, seconds / SMOOTHING)
         self.occupancy = _smoothed(self.occupancy, occupancy, seconds / OCCUPANCY)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ...runtime.generation.request import Request
 from ..errors import ServeError
+from ..observe.observer import JobObserver
 from .job import EndEvent, Job
 from .stream import JobStream
 
@@ -16,6 +17,7 @@ class Ticket:
     job: Job
     request: Request
     stream: JobStream
+    watch: JobObserver
     submitted: float
     dial: float | None
     """The `compute` in force."""
@@ -27,11 +29,32 @@ class Ticket:
     """When its first token came."""
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     """Ends it at its deadline."""
+    _read: int | None = field(default=None, repr=False)
 
     @property
     def work(self) -> float:
         """Return what it counts for between clients: new tokens, and those of the prompt at a fraction."""
         return self.request.prompt_tokens * PROMPT_WEIGHT + self.expected
+
+    def read(self) -> int:
+        """Return the tokens of the prompt that were computed since the last call."""
+        request, sequence = self.request, self.request.sequence
+        if self._read == request.prompt_tokens or (sequence is None and not request.new_tokens):
+            return 0
+        before = request.cached_tokens if self._read is None else self._read
+        self._read = request.prompt_tokens if sequence is None else min(len(sequence.ids), request.prompt_tokens)
+        return self._read - before
+
+    def watch_end(self, reason: str) -> None:
+        """Report the end to the observer."""
+        request = self.request
+        self.watch.ended(
+            reason,
+            dial=self.dial,
+            cached_tokens=request.cached_tokens,
+            drafted=request.drafted,
+            accepted=request.accepted,
+        )
 
     def end(self, now: float, reason: str, error: ServeError | None = None) -> EndEvent:
         """Return the last event of its stream."""

@@ -6,16 +6,19 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ...contract.errors import UserError
 from ...runtime.dial import Dial, Thresholds, resolve
 from ...runtime.generation.engine import Engine
 from ...runtime.generation.loop import Event as PassEvent
 from ...runtime.generation.loop import Loop
 from ...runtime.generation.request import Request
 from ..control.controller import Controller, Measured
-from ..errors import ServeError
+from ..errors import DeadlineError, ServeError
+from ..observe.observer import ModelState, Observer
 from .failures import LOG, client_error
 from .fair_queue import FairQueue
 from .job import Event, Job, ModelInfo, TokenEvent
+from .memory import Room
 from .pace import Pace
 from .stream import JobStream
 from .ticket import Ticket
@@ -30,6 +33,7 @@ class Opened:
 
     engine: Engine
     loop: Loop
+    room: Room
 
 
 class Worker:
@@ -42,6 +46,7 @@ class Worker:
         open_model: Opens it; called in the thread.
         controller: Sets the dial of jobs that let the server choose; None where the model is not calibrated.
         max_queue: Jobs that may wait, all models together.
+        observer: Hears of jobs and passes.
         clock: Seconds.
     """
 
@@ -51,6 +56,7 @@ class Worker:
         open_model: Callable[[], Opened],
         controller: Controller | None = None,
         max_queue: int = 64,
+        observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
@@ -58,6 +64,7 @@ class Worker:
         self.pace = Pace()
         self.error: BaseException | None = None
         """Why its thread ended."""
+        self.observer = observer or Observer()
         self._open_model, self._max_queue, self._clock = open_model, max_queue, clock
         self._opened: Opened | None = None
         self._queue: FairQueue[Ticket] = FairQueue()
@@ -103,6 +110,17 @@ class Worker:
         """The `compute` of jobs that let the server choose."""
         return None if self.controller is None else self.controller.dial
 
+    def state(self) -> ModelState:
+        """Return how busy the model is, for metrics."""
+        opened = self._opened
+        used = limit = 0
+        if opened is not None:
+            limit, cells = opened.room.bytes, opened.room.slots * opened.room.capacity
+            used = limit * sum(len(sequence.ids) for sequence in opened.loop.batch.sequences) // cells
+        return ModelState(
+            running=self.running, waiting=self.waiting, slots=self.slots, kv_bytes=used, kv_limit=limit, dial=self.dial
+        )
+
     def tokens_per_second(self) -> float:
         """Return the new tokens of all jobs over the last seconds."""
         return self.pace.tokens_per_second(self._clock())
@@ -120,7 +138,8 @@ class Worker:
         expected = min(request.max_new_tokens, round(self.pace.mean_length or request.max_new_tokens))
         ticket: Ticket
         stream = JobStream(lambda: self.stop(ticket, "cancelled"), lambda: self._ended(ticket))
-        ticket = Ticket(job, request, stream, self._clock(), dial, max(expected, 1))
+        watch = self.observer.job(self.info.name, request.prompt_tokens)
+        ticket = Ticket(job, request, stream, watch, self._clock(), dial, max(expected, 1))
         return ticket
 
     def add(self, ticket: Ticket) -> None:
@@ -137,6 +156,7 @@ class Worker:
                 self._opened.loop.cancel(ticket.request)
             self._changed.notify()
         ticket.stream.push([ticket.end(self._clock(), reason, error)])
+        ticket.watch_end("deadline" if isinstance(error, DeadlineError) else reason)
 
     def stop_all(self, error: ServeError) -> None:
         """End all jobs with an error."""
@@ -171,6 +191,8 @@ class Worker:
             self._serve(self._opened.loop)
         except BaseException as error:
             self.error = error
+            if not isinstance(error, UserError):
+                LOG.critical("the engine of %s stopped", self.info.name, exc_info=error)
             self._call(self._on_change)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
@@ -190,15 +212,23 @@ class Worker:
                 if self._closing:
                     return
                 self._begin_jobs(loop)
-            begin = self._clock()
-            decoding = sum(1 for request in self._running if request.new_tokens)
-            events = loop.step()
-            now = self._clock()
-            self._deliver(events, now)
-            share = len(self._running) / loop.batch.slots
-            self.pace.passed(now, now - begin, len(events), decoding=decoding, occupancy=share)
-            if now >= self._next_look:
-                self._look(now)
+            self._step(loop)
+
+    def _step(self, loop: Loop) -> None:
+        """Compute a pass, send what it gave, and measure it."""
+        decoding = sum(1 for request in self._running if request.new_tokens)
+        begin = self._clock()
+        events = loop.step()
+        now = self._clock()
+        self._deliver(events, now)
+        reading = 0
+        if decoding < len(self._running):
+            reading = sum(ticket.read() for ticket in self._running.values())
+        share = len(self._running) / loop.batch.slots
+        self.pace.passed(now, now - begin, len(events), decoding=decoding, occupancy=share)
+        self.observer.pass_done(self.info.name, seconds=now - begin, decoding=decoding, reading=reading)
+        if now >= self._next_look:
+            self._look(now)
 
     def _begin_jobs(self, loop: Loop) -> None:
         """Give the free slots to the jobs that are next."""
@@ -206,6 +236,7 @@ class Worker:
             ticket = self._queue.take()
             assert ticket is not None
             ticket.begun = self._clock()
+            ticket.watch.started()
             if ticket.job.auto is not None:
                 self._set_dial(ticket)
             self._running[ticket.request] = ticket
@@ -214,18 +245,21 @@ class Worker:
     def _deliver(self, events: list[PassEvent], now: float) -> None:
         """Send what a pass gave to the event loop, in one call."""
         parcels: dict[Ticket, list[Event]] = {}
-        for request, token in events:
+        for event in events:
+            request, token = event.request, event.token
             ticket = self._running[request]
             if ticket.first_token is None:
                 ticket.first_token = now
             parcel = parcels.setdefault(ticket, [])
             if token is not None:
                 parcel.append(TokenEvent(token))
+                ticket.watch.token(token)
         for ticket, parcel in parcels.items():
             request = ticket.request
             if request.status == "ended":
                 error = None if request.error is None else client_error(request.error)
                 parcel.append(ticket.end(now, request.finish_reason or "error", error))
+                ticket.watch_end(request.finish_reason or "error")
         if parcels:
             self._call(_push, [(ticket.stream, parcel) for ticket, parcel in parcels.items()])
 
