@@ -169,7 +169,7 @@ class Scheduler(Protocol):
 
     @property
     def status(self) -> Status:
-        """ "ready", or why no job is accepted: models load, the server drains, or an engine stopped for good."""
+        """Return "ready", or why no job is accepted: models load, the server drains, or an engine stopped for good."""
 
     def load(self) -> Load:
         """Measure how busy the server is; cheap."""
