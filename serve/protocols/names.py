@@ -43,7 +43,9 @@ def read_dial(model: ModelInfo, text: str) -> float:
     except ValueError:
         dial = 0.0
     if not 0 < dial <= 1:
-        message = f"found the dial {text[:20]!r} in the model's name, expected a number above 0 to 1, as in {model.name}@0.5"
+        message = (
+            f"found the dial {text[:20]!r} in the model's name, expected a number above 0 to 1, as in {model.name}@0.5"
+        )
     elif model.manifest.curve is None:
         message = f"the model {model.name} is not calibrated, so it has no dial; ask for {model.name}"
     else:

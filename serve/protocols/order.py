@@ -62,7 +62,8 @@ def room_for(prompt: Sequence[int], wanted: int | None, model: ModelInfo, param:
     wrong = next((token for token in prompt if not 0 <= token < size), None)
     if wrong is not None:
         raise BadRequestError(
-            f"found token {wrong} in the prompt, this model has 0 to {size - 1}; send ids of POST /tokenize", param=param
+            f"found token {wrong} in the prompt, this model has 0 to {size - 1}; send ids of POST /tokenize",
+            param=param,
         )
     if len(prompt) >= context:
         raise BadRequestError(

@@ -10,7 +10,7 @@ from ..scheduler.job import Grammar, Job, ModelInfo
 from .names import find_model
 from .openai.chat import ChatBody
 from .openai.completions import DEFAULT_NEW_TOKENS, CompletionBody
-from .openai.format import GrammarFormat, ObjectFormat, RegexFormat, ResponseFormat, SchemaFormat, TextFormat
+from .openai.format import ResponseFormat, TextFormat
 from .openai.sampling import SamplingFields
 from .order import Caller, Order, checked_params, room_for, user_error
 
@@ -42,9 +42,7 @@ def prepare_completion(body: CompletionBody, caller: Caller) -> Order:
         prompts.append((ids, room_for(ids, wanted, model, "prompt")))
     scores = body.logprobs if body.echo else None
     jobs = jobs_of(body, model, dial, caller, prompts, body.logprobs, prompt_logprobs=scores)
-    return order_of(
-        body, model, jobs, logprobs=body.logprobs, echo=bool(body.echo), hides_text=body.max_tokens == 0
-    )
+    return order_of(body, model, jobs, logprobs=body.logprobs, echo=bool(body.echo), hides_text=body.max_tokens == 0)
 
 
 def conversation_ids(body: ChatBody, model: ModelInfo) -> list[int]:
@@ -83,7 +81,9 @@ def jobs_of(
     dial, auto = body.dial(named, caller.settings, model.manifest)
     n, most = body.n or 1, caller.settings.max_queue
     if len(prompts) * n > most:
-        raise BadRequestError(f"found {len(prompts) * n} texts in one request, this server takes {most}; send fewer at a time")
+        raise BadRequestError(
+            f"found {len(prompts) * n} texts in one request, this server takes {most}; send fewer at a time"
+        )
     fields: dict[str, Any] = {**body.sampling, **dial, "stop": body.stops}
     if logprobs is not None:
         fields["logprobs"] = logprobs

@@ -28,7 +28,9 @@ class ScoredToken:
         return self.data.decode(errors="replace")
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, token: int, logprob: float | None, top: Mapping[int, float] | None) -> "ScoredToken":
+    def of(
+        cls, tokenizer: Tokenizer, token: int, logprob: float | None, top: Mapping[int, float] | None
+    ) -> "ScoredToken":
         """Look up the bytes of a token and of its alternatives."""
         others = [(tokenizer.token_bytes(id), value) for id, value in (top or {}).items()]
         return cls(tokenizer.token_bytes(token), logprob, others)

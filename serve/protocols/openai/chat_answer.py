@@ -11,7 +11,7 @@ from ..text import Piece, ScoredToken, Text
 from .errors import error_body
 from .usage import Usage, usage_of
 
-FINISH: dict[str, Literal["stop", "length"]] = {"eos": "stop", "stop": "stop", "length": "length"}
+FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
 """Our reason for an end -> OpenAI's."""
 
 
@@ -87,7 +87,7 @@ class ChunkChoice(Body):
 
 
 class ChatChunk(Body):
-    """One event of a streamed answer; the last, without choices, holds the usage, if requested."""
+    """One event of a streamed answer; the last, without choices, holds the usage, if asked for."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -111,7 +111,7 @@ def chosen(one: ScoredToken) -> ChosenToken:
 
 
 def finite(logprob: float | None) -> float:
-    """Return a log-probability as OpenAI writes it: at least -9999."""
+    """Return a log-probability as OpenAI writes it: -9999 for a token that has none."""
     return -9999.0 if logprob is None else max(logprob, -9999.0)
 
 
@@ -137,7 +137,7 @@ class ChatAnswer:
             yield self._chunk(piece.index, Delta(), FINISH[piece.finish_reason])
 
     def finish(self, texts: Sequence[Text]) -> Iterable[bytes]:
-        """Return the chunk with the usage, if requested, and the mark of the end."""
+        """Return the chunk with the usage, if asked for, and the mark of the end."""
         if self.order.include_usage:
             yield frame(ChatChunk(**self._head, choices=[], usage=usage_of(texts)))
         yield b"data: [DONE]\n\n"

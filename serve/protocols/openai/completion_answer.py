@@ -73,7 +73,7 @@ class CompletionAnswer:
             yield self._chunk(index, "", FINISH[piece.finish_reason], None)
 
     def finish(self, texts: Sequence[Text]) -> Iterable[bytes]:
-        """Return the chunk with the usage, if requested, and the mark of the end."""
+        """Return the chunk with the usage, if asked for, and the mark of the end."""
         if self.order.include_usage:
             yield frame(Completion(**self._head, choices=[], usage=usage_of(texts)))
         yield b"data: [DONE]\n\n"

@@ -24,6 +24,8 @@ class EmbeddingBody(Body):
     )
     """A text, ids of tokens, or a list of either."""
     encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    """Only the width of the model."""
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:

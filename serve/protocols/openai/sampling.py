@@ -82,7 +82,15 @@ class SamplingFields(ComputeFields):
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields of `Params` that are set."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+        names = (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+        )
         fields = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.logit_bias:
             fields["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}

@@ -50,7 +50,9 @@ class ComputeFields(Body):
     compute_details: bool = False
     """Whether to report the compute of every token, under `choices[i].compute`."""
 
-    def dial(self, named: float | None, settings: Settings, manifest: Manifest) -> tuple[dict[str, Any], AutoCompute | None]:
+    def dial(
+        self, named: float | None, settings: Settings, manifest: Manifest
+    ) -> tuple[dict[str, Any], AutoCompute | None]:
         """Return the dial's fields of `Params`, and whether the server may lower it.
 
         Args:
@@ -144,7 +146,17 @@ class ComputeSum:
         """Return the sum of several texts."""
         total = cls()
         for one in sums:
-            for name in ("tokens", "layers", "experts", "heads", "executed", "dense", "first_seconds", "seconds", "firsts"):
+            for name in (
+                "tokens",
+                "layers",
+                "experts",
+                "heads",
+                "executed",
+                "dense",
+                "first_seconds",
+                "seconds",
+                "firsts",
+            ):
                 setattr(total, name, getattr(total, name) + getattr(one, name))
             total.ends += one.ends
         return total
