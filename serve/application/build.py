@@ -72,16 +72,16 @@ def build(
     return RequestId(app)
 
 
-async def raise_on(request: Request, error: Exception) -> Response:
+async def raise_on(_: Request, error: Exception) -> Response:
     """Leave the router's errors to `Errors`."""
     raise error
 
 
-async def document(request: Request) -> Response:
+async def document(_: Request) -> Response:
     """Return the OpenAPI document."""
     return JSONResponse(openapi())
 
 
-async def docs(request: Request) -> Response:
+async def docs(_: Request) -> Response:
     """Return a page that lists the endpoints."""
     return HTMLResponse(docs_page())

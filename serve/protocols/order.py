@@ -67,7 +67,7 @@ def room_for(prompt: Sequence[int], wanted: int | None, model: ModelInfo, param:
         )
     if len(prompt) >= context:
         raise BadRequestError(
-            f"found a prompt of {len(prompt)} tokens, this model's context is {context} tokens, at least one of them for "
+            f"found a prompt of {len(prompt)} tokens, this model's context is {context} tokens, one of them for "
             "the answer; shorten the prompt",
             code="context_length_exceeded",
             param=param,

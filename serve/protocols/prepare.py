@@ -50,7 +50,8 @@ def conversation_ids(body: ChatBody, model: ModelInfo) -> list[int]:
     template = model.manifest.chat_template
     if template is None:
         raise BadRequestError(
-            f"the model {model.name} has no chat template: it was not trained on conversations; use POST /v1/completions",
+            f"the model {model.name} has no chat template: it was not trained on conversations; "
+            "use POST /v1/completions",
             param="messages",
         )
     try:

@@ -32,7 +32,7 @@ class ScoredToken:
         cls, tokenizer: Tokenizer, token: int, logprob: float | None, top: Mapping[int, float] | None
     ) -> "ScoredToken":
         """Look up the bytes of a token and of its alternatives."""
-        others = [(tokenizer.token_bytes(id), value) for id, value in (top or {}).items()]
+        others = [(tokenizer.token_bytes(other), value) for other, value in (top or {}).items()]
         return cls(tokenizer.token_bytes(token), logprob, others)
 
 
@@ -123,8 +123,8 @@ class Text:
     def _prompt(self, event: PromptEvent) -> Piece:
         ids, tokenizer = self.order.jobs[self.index].prompt, self.order.model.tokenizer
         self.prompt = [
-            ScoredToken.of(tokenizer, id, logprob, top)
-            for id, logprob, top in zip(ids, event.logprobs, event.alternatives, strict=True)
+            ScoredToken.of(tokenizer, token, logprob, top)
+            for token, logprob, top in zip(ids, event.logprobs, event.alternatives, strict=True)
         ]
         return Piece(self.index, prompt=self.prompt)
 

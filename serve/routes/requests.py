@@ -61,9 +61,7 @@ async def read_body(request: Request, kind: type[Kind]) -> Kind:
     declared = request.headers.get("content-type", "")
     media = declared.partition(";")[0].strip().lower()
     if media != "application/json":
-        raise MediaTypeError(
-            f"found Content-Type {declared[:60]!r}, expected application/json; send the header Content-Type: application/json"
-        )
+        raise MediaTypeError(f"found Content-Type {declared[:60]!r}, expected application/json; send that header")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise MediaTypeError("found a compressed body, expected plain JSON; leave the header Content-Encoding out")
     try:

@@ -28,7 +28,7 @@ async def properties(request: Request) -> Response:
     return json_answer(props(scheduler_of(request), settings_of(request), version("adaptive-lm")))
 
 
-async def live(request: Request) -> Response:
+async def live(_: Request) -> Response:
     """Say that the process answers."""
     return json_answer(Health(status="live"))
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ...errors import ServeError
 from ..answer import frame, new_id, prompt_tokens
 from ..body import Body
@@ -24,7 +26,7 @@ class TextBlock(Body):
 
     type: Literal["text"]
     text: str
-    compute: list[dict[str, Any]] = []
+    compute: list[dict[str, Any]] = Field(default_factory=list)
     """Not of Anthropic: the compute of each token, with `compute_details`."""
 
 

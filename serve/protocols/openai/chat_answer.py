@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ...errors import ServeError
 from ..answer import frame, new_id, now
 from ..body import Body
@@ -54,7 +56,7 @@ class ChatChoice(Body):
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
     logprobs: ChatLogprobs | None
-    compute: list[dict[str, Any]] = []
+    compute: list[dict[str, Any]] = Field(default_factory=list)
     """Not of OpenAI: the compute of each token, with `compute_details`."""
 
 
@@ -83,7 +85,7 @@ class ChunkChoice(Body):
     delta: Delta
     finish_reason: Literal["stop", "length"] | None
     logprobs: ChatLogprobs | None
-    compute: list[dict[str, Any]] = []
+    compute: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class ChatChunk(Body):

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ...errors import ServeError
 from ..answer import frame, new_id, now
 from ..body import Body
@@ -31,7 +33,7 @@ class CompletionChoice(Body):
     text: str
     finish_reason: Literal["stop", "length"] | None
     logprobs: CompletionLogprobs | None
-    compute: list[dict[str, Any]] = []
+    compute: list[dict[str, Any]] = Field(default_factory=list)
     """Not of OpenAI: the compute of each new token, with `compute_details`."""
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ...errors import ServeError
 from ..answer import frame, new_id, now, prompt_tokens
 from ..body import Body
@@ -20,7 +22,7 @@ class OutputText(Body):
     text: str
     annotations: list[Any]
     logprobs: list[dict[str, Any]]
-    compute: list[dict[str, Any]] = []
+    compute: list[dict[str, Any]] = Field(default_factory=list)
     """Not of OpenAI: the compute of each token, with `compute_details`."""
 
 
@@ -156,7 +158,7 @@ class ResponsesAnswer:
         self, status: Literal["in_progress", "completed", "incomplete"], output: list[OutputMessage], text: Text | None
     ) -> Response:
         body = self.body
-        format = body.text.format if body.text else None
+        wanted = body.text.format if body.text else None
         return Response(
             id=self.id,
             object="response",
@@ -172,7 +174,7 @@ class ResponsesAnswer:
             parallel_tool_calls=False,
             previous_response_id=None,
             temperature=body.temperature,
-            text={"format": {"type": "text"} if format is None else format.model_dump(by_alias=True)},
+            text={"format": {"type": "text"} if wanted is None else wanted.model_dump(by_alias=True)},
             tool_choice="auto",
             tools=[],
             top_p=body.top_p,

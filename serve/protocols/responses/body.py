@@ -108,10 +108,10 @@ class ResponsesBody(ComputeFields):
         fields |= {name: getattr(self, name) for name in ComputeFields.model_fields}
         wants = "message.output_text.logprobs" in (self.include or [])
         logprobs = {"logprobs": True, "top_logprobs": self.top_logprobs or 0} if wants else {}
-        format = self.text.format if self.text else None
-        if isinstance(format, FlatSchemaFormat):
-            schema = {"name": format.name, "schema": format.schema_}
+        wanted = self.text.format if self.text else None
+        if isinstance(wanted, FlatSchemaFormat):
+            schema = {"name": wanted.name, "schema": wanted.schema_}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif format is not None:
-            fields["response_format"] = format.model_dump(exclude_unset=True)
+        elif wanted is not None:
+            fields["response_format"] = wanted.model_dump(exclude_unset=True)
         return chat_body({**fields, **logprobs, "messages": turns, "max_completion_tokens": self.max_output_tokens})
