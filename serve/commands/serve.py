@@ -26,7 +26,7 @@ DEFAULTS = Settings()
               help="File of keys, one a line, with a name before each: `alice KEY`. Left out: everyone may use the "
                    "server.")  # fmt: skip
 @click.option("--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
-              help="Origin whose pages may call the server, such as https://chat.example; repeat for several.")  # fmt: skip
+              help="Origin whose pages may call the server, such as https://chat.example; repeat.")  # fmt: skip
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=DEFAULTS.max_batch, show_default=True,
               help="Texts of one model to compute at a time.")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(0, 100_000), default=DEFAULTS.max_queue, show_default=True,
@@ -37,7 +37,7 @@ DEFAULTS = Settings()
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=DEFAULTS.timeout, show_default=True,
               metavar="SECONDS", help="Most time of a request, from its arrival to its last token.")  # fmt: skip
 @click.option("--shutdown-timeout", type=click.FloatRange(0), default=DEFAULTS.shutdown_timeout, show_default=True,
-              metavar="SECONDS", help="Time for requests to end after SIGTERM or Ctrl-C; 0 ends them at once.")  # fmt: skip
+              metavar="SECONDS", help="Time for requests to end after SIGTERM or Ctrl-C.")  # fmt: skip
 @click.option("--auto-compute", type=click.FloatRange(0, 1, min_open=True), metavar="LEAST",
               help="Lower the dial of requests that do not set it while the server is busy, to LEAST at most; for a "
                    "calibrated model.")  # fmt: skip
