@@ -13,6 +13,7 @@ from ..execution.memory import UNASKED_BYTES
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
+from ..speculation.speculation import Speculation
 from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
@@ -99,6 +100,7 @@ class Engine:
         self.session = session
         self.tokenizer = tokenizer
         self.manifest = session.manifest
+        self.speculation = Speculation(self.manifest, exact=session.graph.mixes_sequences)
         self._loop: Loop | None = None
 
     def request(
@@ -106,7 +108,9 @@ class Engine:
     ) -> Request:
         """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        return Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
+        request = Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
+        request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
+        return request
 
     def generate(
         self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
@@ -173,7 +177,9 @@ class Engine:
             loop.cancel(one)
         if loop is None or loop.batch.slots < slots or loop.batch.capacity < room:
             self._loop = None  # its memory is free before more is taken
-            loop = self._loop = Loop(self.session.batch(max(slots, 1), self._capacity(slots, room)))
+            loop = self._loop = Loop(
+                self.session.batch(max(slots, 1), self._capacity(slots, room)), self.speculation.costs
+            )
         for one in requests:
             loop.submit(one)
         return loop

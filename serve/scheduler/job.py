@@ -90,6 +90,9 @@ Event = TokenEvent | PromptEvent | EndEvent
 class Stream(Protocol):
     """The events of one job, in order; the last is an `EndEvent`. Leaving `async with` cancels what is not ended."""
 
+    async def take(self) -> list[Event]:
+        """Wait for at least one event and return all that there are; none after the end."""
+
     def __aiter__(self) -> Self:
         """Iterate over the events."""
 
@@ -169,7 +172,7 @@ class Scheduler(Protocol):
 
     @property
     def status(self) -> Status:
-        """Return "ready", or why no job is accepted: models load, the server drains, or an engine stopped for good."""
+        """Whether jobs are accepted, and if not, why: models load, the server drains, or an engine stopped."""
 
-    def load(self) -> Load:
-        """Measure how busy the server is; cheap."""
+    def load(self, model: str | None = None) -> Load:
+        """Measure how busy the server is, or one of its models; cheap."""
