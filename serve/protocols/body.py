@@ -19,7 +19,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 class Body(BaseModel):
     """Base of every body and of its parts.
 
-    Types are not converted (`"0.5"` is no number), numbers are finite, and a field that stands twice has the last value.
+    Types are not converted (`"0.5"` is no number), numbers are finite, a field that stands twice has its last value.
     Unknown fields are ignored, because clients send what other servers know; the answer's header names them.
     """
 
