@@ -14,7 +14,7 @@ from ..errors import ServeError
 from ..protocols.answer import Answer, json_bytes
 from ..protocols.order import Order, user_error
 from ..protocols.text import Text
-from ..scheduler.job import EndEvent, Scheduler, Stream
+from ..scheduler.job import Scheduler, Stream
 
 KEEP_ALIVE_SECONDS = 10.0
 """A stream without news for this long gets a comment, so that nothing on the way closes it."""
@@ -71,11 +71,9 @@ class OrderAnswer(Response):
         writer = StreamWriter(send, self.answer, ignored_header(self.order.ignored))
 
         async def pump(stream: Stream, text: Text) -> None:
-            async for event in stream:
-                frames = b"".join(self.answer.piece(text.add(event), text))
-                await writer.write(frames)
-                if isinstance(event, EndEvent):
-                    return
+            while events := await stream.take():
+                pieces = [text.add(event) for event in events]
+                await writer.write(b"".join(frame for piece in pieces for frame in self.answer.piece(piece, text)))
 
         beat = asyncio.create_task(writer.keep_alive(self.keep_alive))
         try:
@@ -129,10 +127,9 @@ class StreamWriter:
 
 async def follow(stream: Stream, text: Text) -> None:
     """Add all events of a stream to its text."""
-    async for event in stream:
-        text.add(event)
-        if isinstance(event, EndEvent):
-            return
+    while events := await stream.take():
+        for event in events:
+            text.add(event)
 
 
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -85,9 +85,7 @@ class ComputeFields(Body):
             return given, None
         if named is not None:
             return {"compute": named}, None
-        if settings.auto_compute is not None and manifest.curve is not None:
-            return {}, AutoCompute(settings.auto_compute)
-        return {}, None
+        return {}, None  # the scheduler puts in `settings.auto_compute`
 
 
 class ComputeUsage(Body):
