@@ -217,7 +217,7 @@ class LocalScheduler:
                 code="out_of_memory",
             )
         try:
-            request = engine.request(job.prompt, params)
+            request = engine.request(job.prompt, params, grammar=job.grammar, prompt_logprobs=job.prompt_logprobs)
             curve, dial = worker.info.manifest.curve, None
             if curve is not None and (params.compute, params.target_ms, params.target_loss) != (None, None, None):
                 dial = wanted_compute(curve, params)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from adaptive_lm.runtime import Engine, Params, UserError, load
 from adaptive_lm.runtime.execution.kv_cache import cache_bytes
@@ -22,7 +23,7 @@ from adaptive_lm.serve.errors import (
     ServeError,
     UnavailableError,
 )
-from adaptive_lm.serve.scheduler.job import AutoCompute, EndEvent, Event, Job, Stream, TokenEvent
+from adaptive_lm.serve.scheduler.job import AutoCompute, EndEvent, Event, Job, PromptEvent, Stream, TokenEvent
 from adaptive_lm.serve.scheduler.local import LocalScheduler
 from adaptive_lm.serve.scheduler.open import open_scheduler
 from adaptive_lm.serve.settings import Settings
@@ -497,6 +498,44 @@ def test_memory_stays_flat_over_many_jobs(demo: Path) -> None:
             finally:
                 tracemalloc.stop()
             assert growth < 100_000, f"{growth} bytes"
+
+    run(test())
+
+
+def test_log_probabilities_of_the_prompt_come_before_the_first_token(demo: Path) -> None:
+    async def test() -> None:
+        async with serving(demo) as scheduler:
+            stream = await scheduler.submit("demo", job(new=2, prompt_logprobs=3))
+            events = [event async for event in stream]
+            assert [type(event).__name__ for event in events] == ["PromptEvent", "TokenEvent", "TokenEvent", "EndEvent"]
+            assert isinstance(events[0], PromptEvent)
+            assert events[0].logprobs[0] is None
+            assert [len(one) for one in events[0].alternatives] == [0, 3, 3, 3, 3]
+
+    run(test())
+
+
+def test_a_text_follows_its_grammar_beside_texts_without_one(demo: Path) -> None:
+    class OnlyX:
+        def mask(self) -> "OnlyX":
+            return self
+
+        ended = False
+
+        def allowed(self) -> NDArray[np.uint32]:
+            bits = np.zeros(9, np.uint32)
+            bits[ord("x") // 32] = 1 << ord("x") % 32
+            return bits
+
+        def accept(self, token: int) -> None:
+            assert token == ord("x")
+
+    async def test() -> None:
+        async with serving(demo) as scheduler:
+            streams = [await scheduler.submit("demo", job(grammar=grammar)) for grammar in (None, OnlyX(), None)]
+            plain, held, again = [(await whole(stream))[0] for stream in streams]
+            assert held == [ord("x")] * 8
+            assert plain == again != held
 
     run(test())
 
