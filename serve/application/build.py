@@ -10,6 +10,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..protocols.grammars import Grammars
 from ..routes.stream import KEEP_ALIVE_SECONDS
 from ..scheduler.job import Scheduler
 from ..settings import Settings
@@ -77,11 +78,14 @@ class Endpoints:
 
     def __init__(self, router: Router, settings: Settings, scheduler: Scheduler, keep_alive: float) -> None:
         self.router, self.settings, self.scheduler, self.keep_alive = router, settings, scheduler, keep_alive
+        self.grammars = Grammars()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         scope["app"] = self
         await self.router(scope, receive, send)
+        if scope["type"] == "lifespan":
+            self.grammars.close()
 
 
 async def document(_: Request) -> Response:

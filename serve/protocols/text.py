@@ -32,8 +32,8 @@ class ScoredToken:
         cls, tokenizer: Tokenizer, token: int, logprob: float | None, top: Mapping[int, float] | None
     ) -> "ScoredToken":
         """Look up the bytes of a token and of its alternatives."""
-        others = [(tokenizer.token_bytes(other), value) for other, value in (top or {}).items()]
-        return cls(tokenizer.token_bytes(token), logprob, others)
+        others = [(tokenizer.bytes_of(other), value) for other, value in (top or {}).items()]
+        return cls(tokenizer.bytes_of(token), logprob, others)
 
 
 @dataclass(frozen=True)

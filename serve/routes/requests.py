@@ -49,6 +49,7 @@ def caller_of(request: Request) -> Caller:
         client=request.scope["state"]["client"],
         models=scheduler_of(request).models(),
         settings=settings_of(request),
+        grammars=request.app.grammars,
     )
 
 

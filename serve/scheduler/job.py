@@ -123,6 +123,8 @@ class ModelInfo:
     """Points of the dial that have names of their own, such as `demo@0.5`; () where the model is not calibrated."""
     embed: Embed | None = None
     """Computes embeddings; None where the model was exported without its hidden states."""
+    room: int | None = None
+    """The most tokens of one text that the memory of the server holds; None while the model is not open."""
 
     @property
     def context(self) -> int:

@@ -104,7 +104,10 @@ class LocalScheduler:
 
     def models(self) -> Sequence[ModelInfo]:
         """List the models, the default first."""
-        return [worker.info for worker in self._workers.values()]
+        return [
+            replace(worker.info, room=worker.opened.room.capacity) if worker.opened else worker.info
+            for worker in self._workers.values()
+        ]
 
     @property
     def status(self) -> Status:

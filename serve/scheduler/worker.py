@@ -251,7 +251,7 @@ class Worker:
             parcel = parcels.setdefault(ticket, [])
             if ticket.first_token is None:
                 ticket.first_token = now
-                if request.prompt_scores:
+                if token is not None and ticket.job.prompt_logprobs is not None:
                     scores = request.prompt_scores
                     parcel.append(PromptEvent([one.logprob for one in scores], [one.top_logprobs for one in scores]))
             if token is not None:

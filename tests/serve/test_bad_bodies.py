@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 USER = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
 POSTS = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
     "/v1/embeddings", "/tokenize", "/detokenize",
@@ -78,7 +79,7 @@ def test_text_that_is_not_utf_8_is_refused_s3(client: TestClient, body: bytes) -
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content"),
         ("/v1/responses", {"input": []}, "input"),
         ("/v1/responses", {"input": ""}, "input"),
     ],
@@ -112,7 +113,8 @@ NUMBERS = [
 ] + [("seed", value) for value in (-1, 2**64, 1.5, "1")] + [
     ("top_k", value) for value in (0, -1, 1.5)
 ] + [("stop", value) for value in ("", [""], ["a"] * 10_000, "a" * 5000, 5, [1], [["a"]])] + [
-    ("logit_bias", value) for value in ({"a": 1}, {"-1": 1}, {"1.5": 1}, {"1": 101}, {"1": "x"}, [], {"": 0}, {"٣": 1})
+    ("logit_bias", value) for value in ({"a": 1}, {"-1": 1}, {"1.5": 1}, {"1": 101}, {"1": "x"}, [], {"": 0}, {"٣": 1},
+                                       {"999999": 1})
 ] + [("compute", value) for value in (0, -1, 1.1, "half", "0.5", [], True)] + [
     ("target_ms", value) for value in (0, -1, "fast")
 ] + [("experts", 0), ("exit_threshold", 2), ("least_compute", 0.5), ("stream", "yes"), ("stream_options", 5)]  # fmt: skip
@@ -166,9 +168,9 @@ JSON_VALUES = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["prompt", "messages", "input", "content", "tokens", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stop",
-     "seed", "logit_bias", "logprobs", "top_logprobs", "stream", "stream_options", "echo", "compute", "target_ms", "model",
-     "response_format", "system", "instructions", "text", "include", "compute_details", "experts", "role"]
+    ["prompt", "messages", "input", "content", "tokens", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n",
+     "stop", "seed", "logit_bias", "logprobs", "top_logprobs", "stream", "stream_options", "echo", "compute", "model",
+     "target_ms", "response_format", "system", "instructions", "text", "include", "compute_details", "experts"]
 )  # fmt: skip
 BODIES = st.dictionaries(FIELDS, JSON_VALUES, max_size=5)
 
