@@ -14,7 +14,7 @@ from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from ..speculation.speculation import Speculation
-from .chat import prompt_turns
+from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
 from .mask import Grammar
@@ -222,10 +222,7 @@ class Engine:
         """
         if self.manifest.chat_template is None:
             raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
-        ids: list[int] = []
-        for turn in prompt_turns(self.manifest.chat_template, messages):
-            ids += self.tokenizer.encode(turn.text) + [self.manifest.model.eos_id] * turn.eos
-        return ids
+        return chat_ids(self.manifest.chat_template, self.tokenizer, messages)
 
 
 def load(
