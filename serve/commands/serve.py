@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ...contract.errors import WrongUsageError
 from ...runtime.commands.options import PATH
 from ..settings import Settings
 from .values import Bytes, read_keys
+
+if TYPE_CHECKING:
+    from ..observe.logs import Format, Level
 
 DEFAULTS = Settings()
 
@@ -50,6 +54,11 @@ DEFAULTS = Settings()
               help="Graph of the models to run; auto takes the fastest that works here.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="N",
               help="Threads of one operator; by default one per core, or one for a small model.")  # fmt: skip
+@click.option("--log-level", default="info", show_default=True,
+              type=click.Choice(["debug", "info", "warning", "error"]),
+              help="The least to log; debug logs the requests of probes too.")  # fmt: skip
+@click.option("--log-format", type=click.Choice(["auto", "json", "plain"]), default="auto", show_default=True,
+              help="auto takes plain lines on a terminal, else JSON.")  # fmt: skip
 @click.pass_context
 def serve(
     ctx: click.Context,
@@ -69,6 +78,8 @@ def serve(
     device: str,
     target: str,
     threads: int | None,
+    log_level: Level,
+    log_format: Format,
 ) -> None:
     """Answer requests over HTTP: the API of OpenAI, parts of Anthropic's, and a web page at /.
 
@@ -89,7 +100,9 @@ def serve(
     )  # fmt: skip
     import asyncio
 
+    from ..observe.logs import configure_logs
     from .process import listen, run
 
+    configure_logs(log_level, log_format)
     with listen(host, port) as listener:
         ctx.exit(asyncio.run(run(settings, listener)))

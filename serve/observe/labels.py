@@ -1,6 +1,6 @@
 """Labels of metrics that come from a request: few values, whatever a client sends (S42)."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 OTHER = "other"
@@ -13,23 +13,17 @@ def method_label(scope: Mapping[str, Any]) -> str:
     return method if method in METHODS else OTHER
 
 
-def route_label(scope: Mapping[str, Any]) -> str:
-    """Return the template of the route that serves the request, such as `/v1/models/{model}`, else "other".
+def route_label(scope: Mapping[str, Any], paths: Container[str] = ()) -> str:
+    """Return the template of the route that served the request, such as `/v1/models/{model}`, else "other".
 
-    A request that middleware answers, for a wrong key for example, was not routed: its path decides.
+    A request that middleware answered, for a wrong key for example, was not routed: its path decides, if it is one of
+    `paths`.
     """
-    route = scope.get("route")
-    if route is None:
-        path = scope.get("path", "")
-        routes = getattr(scope.get("app"), "routes", ())
-        route = next((each for each in routes if _matches(each, path)), None)
-    template = getattr(route, "path", None)
-    return template if isinstance(template, str) else OTHER
-
-
-def _matches(route: Any, path: str) -> bool:
-    pattern = getattr(route, "path_regex", None)
-    return pattern is not None and pattern.match(path) is not None
+    template = getattr(scope.get("route"), "path", None)
+    if isinstance(template, str):
+        return template
+    path = scope.get("path", "")
+    return path if path in paths else OTHER
 
 
 def status_label(status: int) -> str:

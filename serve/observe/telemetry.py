@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 
 import structlog
@@ -28,6 +28,7 @@ class Telemetry(Observer):
     """The observer of a server.
 
     Args:
+        paths: Of the endpoints, for the labels of requests that were answered before they reached one.
         environ: Where the variables of OpenTelemetry are read; the environment by default.
 
     Raises:
@@ -35,7 +36,8 @@ class Telemetry(Observer):
         ModuleNotFoundError: They ask for traces, and the extra `[otel]` is not installed.
     """
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, paths: Collection[str] = (), environ: Mapping[str, str] | None = None) -> None:
+        self.paths = frozenset(paths)
         release = version("adaptive-lm")
         self.metrics = Metrics(release)
         self.traces = Traces.from_environment(os.environ if environ is None else environ, release)
@@ -76,7 +78,7 @@ class Telemetry(Observer):
     @guarded
     def request_ended(self, record: RequestRecord, scope: Scope, status: int, error: BaseException | None) -> None:
         """Count a request, write its access line and export its spans."""
-        metrics, route = self.metrics, route_label(scope)
+        metrics, route = self.metrics, route_label(scope, self.paths)
         metrics.in_progress.dec()
         name = record.jobs[0].model if record.jobs else scope.get("state", {}).get("model")
         metrics.requests.labels(route, method_label(scope), status_label(status), self._model_label(name)).inc()

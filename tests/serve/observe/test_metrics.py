@@ -219,3 +219,13 @@ def test_a_token_costs_microseconds(telemetry: Telemetry, tokens: list[Token]) -
             job.token(tokens[1])
         times.append((time.perf_counter() - began) / FLUSH_EVERY)
     assert min(times) < 50e-6
+
+
+def test_a_request_that_was_not_routed_is_counted_by_its_path_if_that_is_an_endpoint(telemetry: Telemetry) -> None:
+    scope = {"method": "POST", "path": "/v1/completions", "state": {}}
+    telemetry.paths = frozenset({"/v1/completions"})
+    for path in ("/v1/completions", "/v1/nothing"):
+        telemetry.request_ended(telemetry.request_began(), scope | {"path": path}, 401, None)
+    read = samples(telemetry)
+    for route in ("/v1/completions", "other"):
+        assert value(read, "http_requests_total", route=route, method="POST", status="401", model="") == 1
