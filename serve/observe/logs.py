@@ -15,8 +15,8 @@ Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "plain"]
 LONGEST = 1000
 """Characters of one value; a longer one is cut."""
-QUIET = ("httpx", "httpcore", "asyncio", "multipart")
-"""Libraries that log at `info` what the access line already says."""
+QUIET = ("httpx", "httpcore", "asyncio", "multipart", "uvicorn.error")
+"""Libraries whose lines at `info` say nothing that ours do not."""
 
 
 def configure_logs(level: Level = "info", style: Format = "auto", stream: TextIO | None = None) -> None:
