@@ -59,6 +59,10 @@ DEFAULTS = Settings()
               help="The least to log; debug logs the requests of probes too.")  # fmt: skip
 @click.option("--log-format", type=click.Choice(["auto", "json", "plain"]), default="auto", show_default=True,
               help="auto takes plain lines on a terminal, else JSON.")  # fmt: skip
+@click.option("--ray", is_flag=True,
+              help="Run replicas on Ray Serve, on the cluster of RAY_ADDRESS or else here; extra [ray].")  # fmt: skip
+@click.option("--replicas", default="1", show_default=True, metavar="LEAST[:MOST]",
+              help="Replicas with --ray; Ray adds and removes them with the load.")  # fmt: skip
 @click.pass_context
 def serve(
     ctx: click.Context,
@@ -80,6 +84,8 @@ def serve(
     threads: int | None,
     log_level: Level,
     log_format: Format,
+    ray: bool,
+    replicas: str,
 ) -> None:
     """Answer requests over HTTP: the API of OpenAI, parts of Anthropic's, and a web page at /.
 
@@ -104,5 +110,15 @@ def serve(
     from .process import listen, run
 
     configure_logs(log_level, log_format)
+    if ray:
+        from ..replicas.amount import Replicas, parse_replicas
+
+        least, most = parse_replicas(replicas)
+        amount = Replicas(least=least, most=most, cpus=threads or 1, gpus=int(device == "cuda"))
+        from ..replicas.run import run as run_on_ray
+
+        ctx.exit(run_on_ray(settings, amount))
+    if replicas != "1":
+        raise WrongUsageError(f"found --replicas {replicas} without --ray, expected both; add --ray")
     with listen(host, port) as listener:
         ctx.exit(asyncio.run(run(settings, listener)))

@@ -9,15 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import yaml
+from click.testing import CliRunner
 from support.tiny_graph import write_model
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.serve.cli import group
 from adaptive_lm.serve.replicas.amount import Replicas, parse_replicas
 
+ROOT = Path(__file__).parents[3]
 BODY = {"prompt": "How do", "max_tokens": 30, "seed": 3, "logit_bias": {"256": -100}}
 PROGRAM = """
 import os, sys
@@ -35,11 +40,8 @@ def test_the_number_of_replicas_is_one_number_or_two(text: str, numbers: tuple[i
     assert parse_replicas(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "two", "2:", ":2", "1:2:3"])
+@pytest.mark.parametrize("text", ["", "two", ":2", "1:2:3"])
 def test_other_numbers_are_refused(text: str) -> None:
-    if text == "2:":
-        assert parse_replicas(text) == (2, 2)
-        return
     with pytest.raises(UserError, match="type: --replicas 2:10"):
         parse_replicas(text)
 
@@ -137,3 +139,23 @@ def test_a_replica_killed_under_load_loses_no_request_that_a_client_retries(
     while len(replicas_of(process) - before) < 1:  # Ray puts another in its place
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_replicas_without_ray_are_refused() -> None:
+    result = CliRunner().invoke(group, ["serve", "--replicas", "2"])
+    assert result.exit_code == 2
+    assert "found --replicas 2 without --ray, expected both; add --ray" in result.output
+
+
+def test_the_manifest_of_kuberay_gives_settings_that_exist(tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
+    from adaptive_lm.serve.commands.kuberay import application
+
+    manifest = yaml.safe_load((ROOT / "deploy/kubernetes/rayservice.yaml").read_text("utf-8"))
+    (entry,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    assert entry["import_path"] == f"{application.__module__}:{application.__name__}"
+    keys = tmp_path / "keys"
+    keys.write_text("alice a-key-for-tests\n")
+    application(entry["args"] | {"api_key_file": str(keys)})
+    with pytest.raises(UserError, match="found the setting 'ports', expected cpus, gpus, replicas, api_key_file or "):
+        application({"ports": 1})
