@@ -13,7 +13,7 @@ from ..text import Piece, ScoredToken, Text, token_name
 from .errors import error_body
 from .usage import Usage, usage_of
 
-FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+FINISH: dict[str, Literal["stop", "length"]] = {"eos": "stop", "stop": "stop", "length": "length"}
 """Our reason for an end -> OpenAI's."""
 
 
