@@ -290,7 +290,8 @@ class Loop:
 
     def _release(self, request: Request, reason: str) -> None:
         """End a request that runs. Its cells stay until the slot is needed, for a prompt that begins like its text."""
-        assert request.sequence is not None
+        sequence = request.sequence
+        assert sequence is not None
+        request.end(reason)  # first: where a drafter fails in it, the request still runs and fails alone
         self._running.remove(request)
-        self._ended[request.sequence] = None
-        request.end(reason)
+        self._ended[sequence] = None

@@ -200,6 +200,7 @@ class Request:
 
     def end(self, reason: str, error: Exception | None = None) -> None:
         """Stop to run, and drop what only a running request needs."""
+        if self.drafter is not None and error is None:
+            self.drafting_verdict = self.drafter.verdict()
         self.status, self.finish_reason, self.error = "ended", reason, error
-        self.drafting_verdict = None if self.drafter is None else self.drafter.verdict()
         self.sequence = self.drafter = self._sampler = self._mask = self._text = self.make_drafter = None

@@ -17,6 +17,8 @@ SETTLE = 0.25
 """Seconds before the dial is lowered again: a change takes as long to show in what is measured."""
 HOLD = 2.0
 """Seconds without pressure before the dial is raised by one point."""
+TRIAL = 30.0
+"""Seconds within which a try has failed if the dial has to be lowered again: a queue takes that long to form."""
 LONGEST_HOLD = 60.0
 """The same before a try, at most: it doubles with each try that failed."""
 
@@ -114,7 +116,7 @@ class Controller:
         self._calm_since = None
         if not self._at or now - self._lowered < SETTLE:
             return
-        if now - self._tried < 2 * self._hold:
+        if now - self._tried < TRIAL:
             self._hold = min(2 * self._hold, LONGEST_HOLD)
             self._tried = float("-inf")
         wanted = self.points[self._at].cost * AIM / pressure

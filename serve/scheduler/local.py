@@ -169,8 +169,10 @@ class LocalScheduler:
 
     def _require_place(self, worker: Worker, client: str) -> None:
         """Refuse a job where the queue is full, or where its client has its share of it."""
-        most = self._settings.max_queue + max(worker.slots - worker.running, 0)
-        waiting = sum(one.waiting for one in self._workers.values())
+        if worker.waiting < worker.slots - worker.running:
+            return  # a slot is free
+        most = self._settings.max_queue
+        waiting = sum(one.waiting - min(one.waiting, one.slots - one.running) for one in self._workers.values())
         own = sum(one.waiting_of(client) for one in self._workers.values())
         if waiting < most and own < CLIENT_SHARE * (most - waiting):
             return

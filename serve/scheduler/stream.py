@@ -34,6 +34,7 @@ class JobStream:
             if isinstance(event, EndEvent):
                 self.ended = True
                 self._on_end()
+                self._on_cancel = self._on_end = _nothing  # they hold the job, which holds this
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -70,3 +71,7 @@ class JobStream:
         """End the job with the reason "cancelled" and free its slot, within one token."""
         if not self.ended:
             self._on_cancel()
+
+
+def _nothing() -> None:
+    pass

@@ -39,7 +39,7 @@ CASES = [
     if isinstance(option, click.Option)
     and isinstance(option.type, click.types.FloatParamType | click.types.IntParamType)
     for phrase in [next((one for one in RANGES if one in (option.help or "").lower()), None)]
-    if option.name != "threads" and not (command != "generate" and option.name in DIAL)
+    if option.name not in ("threads", "batch") and not (command != "generate" and option.name in DIAL)
 ]
 
 
