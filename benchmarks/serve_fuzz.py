@@ -1,6 +1,6 @@
 """Send bodies made from the server's own OpenAPI document, and damaged ones; none may give a 500.
 
-    python benchmarks/serve_fuzz.py                      # 100,000 requests on a tiny model, some hours of one core (16 a second beside other work)
+    python benchmarks/serve_fuzz.py                      # 100,000 requests on a tiny model: hours (about 16 a second)
     python benchmarks/serve_fuzz.py --requests 2000      # a short form
     python benchmarks/serve_fuzz.py --model runs/demo/model
 
