@@ -192,7 +192,8 @@ class BodyLimit:
 
 def route_path(scope: Scope) -> str:
     """Return the path that the router sees."""
-    root, path = scope.get("root_path", ""), scope["path"]
+    root: str = scope.get("root_path", "")
+    path: str = scope["path"]
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 

@@ -47,6 +47,18 @@ def parse(kind: type[Kind], raw: bytes) -> Kind:
         raise refusal(error.errors(include_url=False, include_context=False)) from None
 
 
+def validated(kind: type[Kind], fields: dict[str, Any]) -> Kind:
+    """Return a body of fields that another body had.
+
+    Raises:
+        BadRequestError: A field is not what it should be.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise refusal(error.errors(include_url=False, include_context=False)) from None
+
+
 def refusal(errors: Sequence[Any]) -> BadRequestError:
     """Return the error for the first field at fault."""
     first = errors[0]

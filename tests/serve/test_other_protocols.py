@@ -128,3 +128,14 @@ def test_what_responses_cannot_do_is_refused(client: TestClient, field: dict[str
     response = client.post("/v1/responses", json={"input": "hi", **field})
     assert response.status_code == 400
     assert f"found {next(iter(field))}" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/v1/messages", {"stop_sequences": [""]}), ("/v1/messages", {"top_k": 0}), ("/v1/responses", {"top_p": 7})],
+)
+def test_a_setting_that_only_the_chat_refuses_is_refused_in_every_shape(
+    client: TestClient, path: str, fields: dict[str, object]
+) -> None:
+    response = client.post(path, json={"messages": MESSAGES, "input": "a", "max_tokens": 1, **fields})
+    assert response.status_code == 400, response.text

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from ....contract.messages import Message
-from ..body import Body
+from ..body import Body, validated
 from .sampling import SamplingFields
 
 MAX_MESSAGES = 4096
@@ -72,5 +72,9 @@ class ChatBody(SamplingFields):
 
 
 def chat_body(fields: dict[str, Any]) -> ChatBody:
-    """Return the body to which another protocol's was converted; its errors are those of pydantic."""
-    return ChatBody.model_validate({name: value for name, value in fields.items() if value is not None})
+    """Return the body to which another protocol's was converted.
+
+    Raises:
+        BadRequestError: A field is not what it should be.
+    """
+    return validated(ChatBody, {name: value for name, value in fields.items() if value is not None})

@@ -9,11 +9,11 @@ from ...errors import ServeError
 from ..answer import frame, new_id, now
 from ..body import Body
 from ..order import Order
-from ..text import Piece, ScoredToken, Text
+from ..text import Piece, ScoredToken, Text, token_name
 from .errors import error_body
 from .usage import Usage, usage_of
 
-FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+FINISH: dict[str, Literal["stop", "length"]] = {"eos": "stop", "stop": "stop", "length": "length"}
 """Our reason for an end -> OpenAI's."""
 
 
@@ -106,8 +106,7 @@ def chosen(one: ScoredToken) -> ChosenToken:
         logprob=finite(one.logprob),
         bytes=list(one.data),
         top_logprobs=[
-            Alternative(token=data.decode(errors="replace"), logprob=finite(logprob), bytes=list(data))
-            for data, logprob in one.top
+            Alternative(token=token_name(data), logprob=finite(logprob), bytes=list(data)) for data, logprob in one.top
         ],
     )
 

@@ -51,5 +51,5 @@ class CompletionBody(SamplingFields):
         if isinstance(value, str):
             return [value]
         if isinstance(value[0], int):
-            return [value]  # type: ignore[list-item]
-        return value  # type: ignore[return-value]
+            return [value]
+        return value

@@ -33,7 +33,7 @@ class EmbeddingBody(Body):
         value = self.input
         if isinstance(value, str):
             return [value]
-        return [value] if isinstance(value[0], int) else value  # type: ignore[list-item, return-value]
+        return [value] if isinstance(value[0], int) else value
 
 
 class Embedding(Body):
