@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "figures"
-WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PROMPT = "How do mountains form?"
 
 
@@ -62,8 +62,13 @@ def main() -> None:
 
         page = new(WIDE)
         shoot(page, "empty", options.out)
+        for _ in range(14):  # a line of the throughput
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            page.wait_for_timeout(60)
+        stub.pause = 0.1
         ask(page, tokens=55)
         shoot(page, "streaming", options.out)
+        stub.pause = 0.01
         page = new(WIDE)
         page.check("#compare")
         page.fill("#dial-b", "0.4")
@@ -71,6 +76,8 @@ def main() -> None:
         shoot(page, "two-dials", options.out)
         page = new(PHONE)
         ask(page, tokens=30, token=8)
+        page.click("#sheet")
+        page.wait_for_timeout(150)
         shoot(page, "phone", options.out)
         page = new(WIDE, "dark")
         ask(page, tokens=30, token=37)

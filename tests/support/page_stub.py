@@ -22,10 +22,11 @@ from adaptive_lm.serve.page.routes import page_routes
 
 LAYERS, EXPERTS, HEADS = 8, 8, 4
 STORY = (
-    "Mountains form where plates of the Earth's crust move against each other. When two continents collide, the rock has"
-    " nowhere to go: it folds, breaks and piles up, slowly, over tens of millions of years.\n\nThe Himalayas began to rise"
-    " when India met Asia, about fifty million years ago, and they still grow by a few millimetres a year. Other mountains"
-    " are volcanoes, built layer by layer from lava and ash.\n\nWhile they rise, wind, rain and ice wear them down."
+    "Mountains form where plates of the Earth's crust move against each other. When two continents collide, the rock"
+    " has nowhere to go: it folds, breaks and piles up, slowly, over tens of millions of years.\n\nThe Himalayas began"
+    " to rise when India met Asia, about fifty million years ago, and they still grow by a few millimetres a year."
+    " Other mountains are volcanoes, built layer by layer from lava and ash.\n\nWhile they rise, wind, rain and ice"
+    " wear them down."
 )
 
 
@@ -49,6 +50,8 @@ class Stub:
     """Tokens after which the connection breaks."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies, in order, with the path and the key."""
+    polls: int = 0
+    """Times that /props was asked for."""
     gone: int = 0
     """Streams that clients left."""
     address: str = ""
@@ -61,7 +64,8 @@ class Stub:
             {"name": "demo", **model, **self.model},
             {"name": "plain", **model, "chat": False, "calibrated": False},
         ]
-        load = {"running": 3, "max_batch": 8, "waiting": 1, "max_queue": 64, "tokens_per_second": 212.4, "dial": 0.8}
+        load = {"running": 3, "max_batch": 8, "waiting": 1, "max_queue": 64, "dial": 0.8}
+        load["tokens_per_second"] = 212.4 + 60 * math.sin(self.polls * 1.9)
         return {"version": "0.1.0", "status": "ready", "models": models, "auto": True, "load": load, **self.props}
 
 
@@ -113,6 +117,7 @@ def stub_app(stub: Stub) -> Starlette:
         return JSONResponse({"error": error}, 401)
 
     async def props(request: Request) -> Response:
+        stub.polls += 1
         return locked(request) or JSONResponse(stub.properties())
 
     async def generate(request: Request) -> Response:

@@ -17,7 +17,7 @@ export class Dials {
     const id = `dial-${name.toLowerCase()}`;
     const label = element("label", { for: id });
     const slider = element("input", { type: "range", id, min: LEAST, max: 1, step: 0.05, value, list: "dial-points" });
-    const output = element("output", { for: id });
+    const output = element("span", { class: "value", "aria-hidden": "true" });
     const auto = element("input", { type: "checkbox" });
     const autoLabel = element("label", { class: "check", title: "The server lowers the dial while it is busy" }, auto, " auto");
     const side = { name, label, slider, output, auto, autoLabel, node: element("div", { class: "dial" }, label, slider, output, autoLabel) };
@@ -47,6 +47,7 @@ export class Dials {
       side.auto.setAttribute("aria-label", both ? `Compute of ${side.name} is set by the server` : "Compute is set by the server");
       side.slider.disabled = fixed || this.isAuto(side);
       side.output.textContent = fixed ? "–" : this.isAuto(side) ? "auto" : side.slider.valueAsNumber.toFixed(2);
+      side.slider.setAttribute("aria-valuetext", side.output.textContent);
       if (fixed) side.slider.setAttribute("aria-describedby", "reason");
       else side.slider.removeAttribute("aria-describedby");
     }

@@ -66,6 +66,7 @@ export class Load {
     const rate = load.tokens_per_second;
     byId("throughput").textContent = typeof rate === "number" ? (rate < 10 ? rate.toFixed(1) : Math.round(rate).toLocaleString("en")) : "–";
     this.rates = [...this.rates, typeof rate === "number" ? rate : 0].slice(-POINTS);
+    if (this.rates.length < 5) return;
     const most = Math.max(1, ...this.rates);
     const points = this.rates.map((value, i) => `${(60 - (this.rates.length - 1 - i) * (60 / (POINTS - 1))).toFixed(1)},${(19 - (value / most) * 18).toFixed(1)}`);
     byId("spark").firstElementChild.setAttribute("points", points.join(" "));

@@ -76,7 +76,7 @@ byId("turns").addEventListener("keydown", (event) => {
 byId("sheet").addEventListener("click", () => {
   const open = byId("sheet").getAttribute("aria-expanded") === "false";
   byId("sheet").setAttribute("aria-expanded", String(open));
-  details.draw();
+  if (details.answer) details.select(details.answer, details.index, { reveal: true });
 });
 
 // Models, and the state of the server.
@@ -196,7 +196,7 @@ document.addEventListener("pointerdown", (event) => {
 
 // The key.
 
-let refused = false;
+let refused = false; // the person closed the question: it comes again with the button
 
 function askKey(wrong) {
   byId("key-button").hidden = false;
@@ -210,16 +210,18 @@ byId("key-button").addEventListener("click", () => {
   refused = false;
   askKey(false);
 });
-byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
-byId("key-dialog").addEventListener("close", () => {
-  refused = true; // do not ask again until the person presses "Key"
+byId("key-cancel").addEventListener("click", () => {
+  refused = true;
+  byId("key-dialog").close();
+});
+byId("key-dialog").addEventListener("cancel", () => {
+  refused = true;
 });
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setKey(byId("key").value);
   byId("key").value = "";
   byId("key-dialog").close();
-  refused = false;
   load.ask();
 });
 

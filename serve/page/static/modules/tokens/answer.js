@@ -16,7 +16,7 @@ export class Answer {
     this.side = side;
     this.model = model;
     this.number = number;
-    this.shape = { layers: shape.layers ?? 0, experts: shape.experts ?? 0, heads: shape.heads ?? 0 };
+    this.shape = { layers: shape.layers ?? 0, experts: shape.experts ?? 0, heads: shape.heads ?? 0, most: 1 };
     this.scale = scale;
     this.grew = grew;
     this.tokens = [];
@@ -53,6 +53,7 @@ export class Answer {
     if (!compute) return;
     const { shape } = this;
     const most = (lists) => (lists ?? []).reduce((high, ids) => ids.reduce((a, b) => Math.max(a, b + 1), high), 0);
+    shape.most = Math.max(shape.most, ...(compute.experts ?? []).map((ids) => ids.length));
     shape.layers = Math.max(shape.layers, compute.experts?.length ?? 0);
     shape.experts = Math.max(shape.experts, most(compute.experts));
     shape.heads = Math.max(shape.heads, most(compute.heads));

@@ -100,9 +100,10 @@ export class Details {
     const run = new Set(compute.layers_run ?? []);
     for (const [layer, row] of [...body.rows].entries()) {
       row.className = run.has(layer) ? "" : "skipped";
-      row.cells[0].textContent = compute.exit_layer === layer ? `${layer}, left after it` : run.has(layer) ? String(layer) : `${layer}, skipped`;
-      strip(row.cells[1], compute.experts?.[layer] ?? [], shape.experts);
-      strip(row.cells[2], compute.heads?.[layer] ?? [], shape.heads);
+      row.cells[0].textContent = compute.exit_layer === layer ? `${layer} exit` : String(layer);
+      const none = run.has(layer) ? "–" : "skipped";
+      strip(row.cells[1], compute.experts?.[layer] ?? [], shape.experts, none);
+      strip(row.cells[2], compute.heads?.[layer] ?? [], shape.heads, none);
       row.title = compute.windows?.[layer] ? `looks back at most ${compute.windows[layer]} tokens` : "";
     }
   }
@@ -127,8 +128,8 @@ function cell() {
   return element("td", {}, picture, element("span", { class: "ids" }));
 }
 
-/** Draw which of `count` experts or heads were used, and write their numbers. */
-function strip(td, used, count) {
+/** Draw which of `count` experts or heads were used, and write their numbers, or `none`. */
+function strip(td, used, count, none) {
   const [picture, ids] = td.children;
   const set = new Set(used);
   const draw = (wanted) => Array.from({ length: count }, (_, i) => (set.has(i) === wanted ? `M${i * CELL},0h${CELL - 1}v${CELL}h${1 - CELL}z` : "")).join("");
@@ -138,7 +139,7 @@ function strip(td, used, count) {
   picture.setAttribute("preserveAspectRatio", "none");
   picture.children[0].setAttribute("d", draw(false));
   picture.children[1].setAttribute("d", draw(true));
-  ids.textContent = used.length === 0 ? "–" : used.length === count && count > 3 ? `all ${count}` : used.length > 8 ? `${used.length} of ${count}` : used.join(" ");
+  ids.textContent = used.length === 0 ? none : used.length === count && count > 3 ? `all ${count}` : used.length > 8 ? `${used.length} of ${count}` : used.join(" ");
 }
 
 function facts(token, shape) {

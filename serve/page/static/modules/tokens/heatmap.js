@@ -4,7 +4,7 @@ import { element, framed } from "../dom.js";
 
 const GUTTER = 30; // pixels for the names of the rows
 const WIDEST = 12;
-const NARROWEST = 4;
+const NARROWEST = 3;
 const TALL = 230; // pixels that the rows of a map share
 
 export class Heatmap {

@@ -11,9 +11,9 @@ export class Maps {
   constructor(choose) {
     this.layer = element("select", { "aria-label": "Layer of the experts" });
     this.layer.addEventListener("change", () => this.units.draw());
-    this.layers = new Heatmap({ title: "Layers × tokens", view: layersView, choose });
+    this.layers = new Heatmap({ title: "Layers × tokens", view: layersView, choose, control: element("span", { class: "note" }, "strong: many experts, line: skipped") });
     this.units = new Heatmap({ title: "Experts × tokens", view: (answer) => expertsView(answer, this.chosen(answer)), choose, control: this.layer });
-    byId("maps").append(this.layers.node, element("p", { class: "quiet" }, "Layers: the stronger, the more of the layer's experts. A thin line: skipped."), this.units.node);
+    byId("maps").append(this.layers.node, this.units.node);
   }
 
   show(answer, index) {
@@ -42,10 +42,10 @@ export class Maps {
 
 /** A row for each layer: how much of it ran. */
 function layersView(answer) {
-  const { layers, experts } = answer.shape;
+  const { layers, experts, most } = answer.shape;
   const value = ({ compute }, row) => {
     if (!compute?.layers_run?.includes(row)) return null;
-    return experts === 0 ? 1 : Math.max(0.1, (compute.experts?.[row]?.length ?? 0) / experts);
+    return experts === 0 ? 1 : 0.15 + (0.85 * (compute.experts?.[row]?.length ?? 0)) / most;
   };
   const measured = () => answer.tokens.filter((token) => token.compute);
   const ran = (row) => measured().filter(({ compute }) => compute.layers_run.includes(row));
