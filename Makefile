@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ROOMS  := contract runtime train export serve
 NAME   := demo
-PYTEST_FLAGS ?= -n auto --dist worksteal
+# Whole files, in the order of tests/conftest.py: a fixture of a module is made once.
+PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
 # What `make check` runs: the rules of the house, the contract, the data, the config, the runtime, and one tiny export.
 FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/test_config.py tests/train/test_golden.py \
           tests/train/model/test_config.py tests/train/model/test_reference.py tests/export/test_export_cli.py \

@@ -6,22 +6,27 @@ logits are in the memory of the host. ONNX Runtime runs without CUDA graphs, whi
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from decode_models import DEFAULT_EXPERTS, SIZES, VOCABULARY, Size, build, for_torch, thresholds_of, write_run
 from gpu_part import Part
+from numpy.typing import NDArray
 
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.measuring.timing import Distribution
+from adaptive_lm.train.data.tokenizers import byte_tokenizer
 
+Floats = NDArray[np.float32]
 SMALL = Size(64, 2, 4, 2, 96, experts=8)
+TARGETS = ("portable", "cuda")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 TURN = 16
 """Tokens of a turn."""
@@ -32,7 +37,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 class Lane(Protocol):
     """A participant with an open model."""
 
-    def begin(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
+    def begin(self, ids: Sequence[int]) -> Floats:
         """Read a prompt from the start; return the logits (V,) after it."""
 
     def step(self, token: int) -> None:
@@ -46,10 +51,11 @@ class Ours:
         self.session = Session(folder, device=part.device, target=target, verify=False)
         self.sequence = self.session.sequence(thresholds_of(size, experts), capacity)
 
-    def begin(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
+    def begin(self, ids: Sequence[int]) -> Floats:
         """Read a prompt from the start."""
         self.sequence.rewind(0)
-        return self.sequence.prefill(ids).logits[-1]
+        logits: Floats = self.sequence.prefill(ids).logits[-1]
+        return logits
 
     def step(self, token: int) -> None:
         """Compute one token."""
@@ -67,7 +73,7 @@ class Transformers:
         self.model: Any = model.to(part.device).eval()
         self.cache: Any = None
 
-    def begin(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
+    def begin(self, ids: Sequence[int]) -> Floats:
         """Read a prompt from the start."""
         self.cache = None
         return self._run(list(ids))
@@ -77,11 +83,12 @@ class Transformers:
         self._run([token])
 
     @torch.no_grad()
-    def _run(self, ids: list[int]) -> "np.ndarray[Any, Any]":
+    def _run(self, ids: list[int]) -> Floats:
         inputs = torch.tensor([ids], device=self.part.device)
         out = self.model(inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.cache = out.past_key_values
-        return cast("np.ndarray[Any, Any]", out.logits[0, -1].float().cpu().numpy())  # waits for the GPU
+        logits: Floats = out.logits[0, -1].float().cpu().numpy()  # waits for the GPU
+        return logits
 
 
 class Race:
@@ -96,7 +103,7 @@ class Race:
             lane.begin(tokens(context))
             for token in tokens(3):  # the first passes choose kernels and allocate
                 lane.step(token)
-        return self._rounds(seconds, lambda lane: self._turn(lane))
+        return self._rounds(seconds, self._turn)
 
     def prefill(self, count: int, seconds: float) -> dict[str, list[float]]:
         """Return the seconds of a prompt, one for each round and participant."""
@@ -112,20 +119,26 @@ class Race:
 
         return self._timed(turn) / TURN
 
-    def _timed(self, work: Any) -> float:
+    def _timed(self, work: Callable[[], object]) -> float:
         self.part.synchronize()
         begin = time.perf_counter()
         work()
         self.part.synchronize()
         return time.perf_counter() - begin
 
-    def _rounds(self, seconds: float, time_of: Any) -> dict[str, list[float]]:
+    def _rounds(self, seconds: float, time_of: Callable[[Lane], float]) -> dict[str, list[float]]:
+        """Let everyone take turns until the time is over; who fails is left out of the result."""
         times: dict[str, list[float]] = {name: [] for name in self.lanes}
         end = time.monotonic() + seconds
         for number in range(MOST_ROUNDS):
-            names = list(self.lanes)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                times[name].append(time_of(self.lanes[name]))
+            names = list(times)
+            first = number % max(len(names), 1)
+            for name in names[first:] + names[:first]:
+                try:
+                    times[name].append(time_of(self.lanes[name]))
+                except Exception as error:
+                    self.part.failures.append(f"{name}: {type(error).__name__}: {error}"[:300])
+                    del times[name]
             if number >= 2 and time.monotonic() > end:
                 break
         return times
@@ -139,89 +152,91 @@ def tokens(count: int) -> list[int]:
 def report(part: Part, what: str, count: int, times: dict[str, list[float]]) -> None:
     """Add a row for each participant."""
     for name, values in times.items():
-        target, precision = name.split("/")[:2]
+        target, precision, experts = name.split("/")
         spread = Distribution.of(np.asarray(values) * 1e3)
-        peer = times.get(f"transformers/{precision}")
+        peer = times.get(f"transformers/{precision}/{experts}")
         ratio = None if peer is None else float(np.median(np.asarray(values) / np.asarray(peer)))
         part.add(
-            what=what, count=count, name=target, precision=precision, experts=int(name.split("/")[2:][0])
-            if name.count("/") > 1 else DEFAULT_EXPERTS, rounds=len(values),
+            what=what, count=count, name=target, precision=precision, experts=int(experts), rounds=len(values),
             ms=[spread.median, spread.p5, spread.p95], of_transformers=ratio,
         )  # fmt: skip
 
 
-def main() -> None:
-    """Time decoding at two contexts, prompts of two lengths, and all experts beside two."""
-    part = Part.from_arguments()
-    size = SMALL if part.small else SIZES["moe-57m"]
-    contexts, prompts = ((64,), (64,)) if part.small or part.seconds < 100 else ((64, 512), (64, 512))
-    run, lanes = part.work / "run", {}
-    room = max(*contexts, *prompts) + TURN * (MOST_ROUNDS + 1)
-    expected: Any = None
+class Benchmark:
+    """The files, the participants, and what is timed."""
 
-    def export() -> None:
-        nonlocal expected
-        write_run(run, size)
-        source = read(run)
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.size = SMALL if part.small else SIZES["moe-57m"]
+        self.lengths = (64,) if part.small or part.seconds < 100 else (64, 512)
+        self.room = max(self.lengths) + TURN * (MOST_ROUNDS + 1)
+        self.lanes: dict[str, Lane] = {}
+        self.expected: Floats = np.zeros(0, np.float32)
+        self.differences: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Time decoding after prompts of two lengths, these prompts, and all experts beside two."""
+        part, names = self.part, [(target, precision) for precision in PRECISIONS for target in TARGETS]
+        if not part.attempt("writing moe-57m", self.write):
+            return
+        for target, precision in names:
+            part.attempt(f"opening {target}, {precision}", partial(self.open, target, precision, DEFAULT_EXPERTS))
+        if importlib.util.find_spec("transformers") is None:
+            part.facts["transformers"] = "not installed"
+        else:
+            part.attempt("opening transformers", self.open_transformers)
+        for name in list(self.lanes):
+            if not part.attempt(f"the first prompt of {name}", partial(self.first, name)):
+                del self.lanes[name]
+        part.facts["difference"] = self.differences
+        share = 0.8 * part.left() / (2 * len(self.lengths) + 1)
+        for length in self.lengths:
+            part.attempt(f"decoding at {length}", partial(self.decode, length, share))
+            part.attempt(f"a prompt of {length}", partial(self.prefill, length, share))
+        self.lanes = {}
+        for target, precision in names:
+            part.attempt(f"opening {target}, {precision}", partial(self.open, target, precision, self.size.experts))
+        part.attempt("decoding with all experts", partial(self.decode, 64, min(share, part.left() / 2)))
+
+    def write(self) -> None:
+        """Write our models, and compute what torch says after the first prompt."""
+        write_run(self.part.work / "run", self.size)
+        source = read(self.part.work / "run")
         with torch.no_grad():
-            ids = torch.tensor([tokens(64)])
-            expected = source.model(ids, for_torch(thresholds_of(size, DEFAULT_EXPERTS))).logits[0, -1].numpy()
+            limits = for_torch(thresholds_of(self.size, DEFAULT_EXPERTS))
+            self.expected = source.model(torch.tensor([tokens(64)]), limits).logits[0, -1].numpy()
         for precision in PRECISIONS:
-            folder = part.work / precision
+            folder = self.part.work / precision
             folder.mkdir(exist_ok=True)
             write_files(source, folder, Precisions.of(precision), ("cuda",)).write(folder)
 
-    if not part.attempt("writing moe-57m", export):
-        return
-    for precision in PRECISIONS:
-        for target in ("portable", "cuda"):
+    def open(self, target: str, precision: Precision, experts: int) -> None:
+        """Open a graph of ours."""
+        lane = Ours(self.part, self.part.work / precision, target, self.size, experts, self.room)
+        self.lanes[f"{target}/{precision}/{experts}"] = lane
 
-            def open_ours(target: str = target, precision: str = precision, experts: int = DEFAULT_EXPERTS) -> None:
-                name = f"{target}/{precision}" + ("" if experts == DEFAULT_EXPERTS else f"/{experts}")
-                lanes[name] = Ours(part, part.work / precision, target, size, experts, room)
+    def open_transformers(self) -> None:
+        """Open the peer, with the same weights."""
+        from hf_folder import write_hf
 
-            part.attempt(f"opening {target}, {precision}", open_ours)
-    if importlib.util.find_spec("transformers") is None:
-        part.facts["transformers"] = "not installed"
-    else:
+        write_hf(self.part.work / "hf", build(self.size), byte_tokenizer().to_str())
+        for precision in PRECISIONS:
+            lane = Transformers(self.part, self.part.work / "hf", precision)
+            self.lanes[f"transformers/{precision}/{DEFAULT_EXPERTS}"] = lane
 
-        def open_peer() -> None:
-            from hf_folder import write_hf
+    def first(self, name: str) -> None:
+        """Compare the first logits with torch's."""
+        difference = np.abs(self.lanes[name].begin(tokens(64)) - self.expected).max() / self.expected.std()
+        self.differences[name.rsplit("/", 1)[0]] = float(difference)
 
-            from adaptive_lm.train.data.tokenizers import byte_tokenizer
+    def decode(self, context: int, seconds: float) -> None:
+        """Time decoding after a prompt."""
+        report(self.part, "decode", context, Race(self.part, self.lanes).decode(context, seconds))
 
-            write_hf(part.work / "hf", build(size), byte_tokenizer().to_str())
-            for precision in PRECISIONS:
-                lanes[f"transformers/{precision}"] = Transformers(part, part.work / "hf", precision)
-
-        part.attempt("opening transformers", open_peer)
-    differences = {}
-    for name in list(lanes):
-
-        def first(name: str = name) -> None:
-            differences[name] = float(np.abs(lanes[name].begin(tokens(64)) - expected).max() / expected.std())
-
-        if not part.attempt(f"the first prompt of {name}", first):
-            del lanes[name]
-    part.facts["difference"] = differences
-    race = Race(part, lanes)
-    share = 0.8 * part.left() / (len(contexts) + len(prompts) + 1)
-    for context in contexts:
-        part.attempt(f"decoding at {context}", lambda c=context: report(part, "decode", c, race.decode(c, share)))
-    for count in prompts:
-        part.attempt(f"a prompt of {count}", lambda c=count: report(part, "prefill", c, race.prefill(c, share)))
-
-    def all_experts() -> None:
-        every = {
-            f"{target}/{precision}/{size.experts}": Ours(part, part.work / precision, target, size, size.experts, room)
-            for precision in PRECISIONS
-            for target in ("portable", "cuda")
-            if f"{target}/{precision}" in lanes
-        }
-        report(part, "decode", 64, Race(part, cast("dict[str, Lane]", every)).decode(64, min(share, part.left() / 2)))
-
-    part.attempt("decoding with all experts", all_experts)
+    def prefill(self, count: int, seconds: float) -> None:
+        """Time a prompt."""
+        report(self.part, "prefill", count, Race(self.part, self.lanes).prefill(count, seconds))
 
 
 if __name__ == "__main__":
-    main()
+    Benchmark(Part.from_arguments()).run()

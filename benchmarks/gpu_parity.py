@@ -4,6 +4,7 @@ The same check as at the end of an export, but the graphs run on the CUDA provid
 its tokens, a greedy continuation.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def main() -> None:
         write_run(run, **changes)
         source = read(run)
         for precision in PRECISIONS:
-            part.attempt(f"{name}, {precision}", lambda source=source: compare(part, name, source, precision))  # noqa: B023 - called at once
+            part.attempt(f"{name}, {precision}", partial(compare, part, name, source, precision))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ the GPU has it. FLOPs are 6 a weight in use and token, and 6 L D T a token for c
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ PEAK = {
     "RTX 4090": 165.0, "RTX 3090": 71.0,
 }  # fmt: skip
 """Products of bf16 without sparsity, in TFLOP/s, from the makers' data sheets; the first name that fits counts."""
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "dense": {"routing": "dense", "dim": 2048},
     "top-p, 2 of 8": {"num_experts": 8, "experts_per_token": 2, "expert_dim": 1024},
 }
@@ -158,7 +159,7 @@ def main() -> None:
                 part.print()
             continue  # what is not compiled is measured only if there is time
         what = f"training {name}{', compiled' if compiled else ''}, {precision}"
-        part.attempt(what, lambda n=name, c=compiled, s=share: measure(part, n, precision, c, s))
+        part.attempt(what, partial(measure, part, name, precision, compiled, share))
         if part.device == "cuda":
             torch.cuda.empty_cache()
 

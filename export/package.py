@@ -29,7 +29,7 @@ from ..runtime.format.manifest import (
     Tensor,
     ThresholdLists,
 )
-from ..runtime.ops.library import VERSION
+from ..runtime.ops.probe import VERSION
 from ..train.data.tokenizers import vocabulary_size
 from .costs import costs, cuda_costs, packed_costs
 from .cuda.attention import kv_of

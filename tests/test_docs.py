@@ -73,7 +73,13 @@ for line in sys.stdin:
         output.seek(0)
         print(json.dumps([code, output.read().decode()]), flush=True)
 """
-"""Runs the command of each line in a fork of one process that imports everything once: a third of the time."""
+"""Runs the command of each line in a fork of one process that imports everything once: a third of the time.
+
+`adaptive` itself, as installed, is run by the commands with --nproc.
+"""
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="its commands are run in forks")
 
 
 def name_of(page: Path) -> str:
@@ -198,31 +204,37 @@ def test_the_architecture_has_a_row_for_each_package() -> None:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the README's commands in order, with less training, in a folder with `my-text.txt`."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with `my-text.txt`."""
     folder = tmp_path_factory.mktemp("docs")
     # no line twice: of a text that repeats itself, a decision that stands at its threshold stands there every time
     words = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "mind", "slings", "arrows", "fortune"]
     chosen = random.Random(1)
     text = "".join(" ".join(chosen.choices(words, k=9)).capitalize() + ".\n" for _ in range(400))
     (folder / "my-text.txt").write_text(text)
-    for arguments in typed(ROOT / "README.md"):
-        run([PROGRAM, *arguments], folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def forks(workshop: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start the process of FORKS in the workshop."""
+def forks(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the process of FORKS in the folder."""
     with subprocess.Popen(
         [sys.executable, "-c", FORKS],
-        cwd=workshop,
+        cwd=folder,
         env={**os.environ, "COLUMNS": "200"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def workshop(folder: Path, forks: subprocess.Popen[str]) -> Path:
+    """Run the README's commands in order, with less training."""
+    for arguments in typed(ROOT / "README.md"):
+        run_in_fork(forks, arguments)
+    return folder
 
 
 def run_in_fork(process: subprocess.Popen[str], arguments: list[str]) -> None:
@@ -250,7 +262,7 @@ def run(command_line: list[str], folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="its commands are run in forks")
+@needs_fork
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if commands(page)], ids=name_of)
 def test_the_commands_of_a_page_run_as_typed(page: Path, workshop: Path, forks: subprocess.Popen[str]) -> None:
     for arguments in typed(page):
@@ -261,6 +273,7 @@ def test_the_commands_of_a_page_run_as_typed(page: Path, workshop: Path, forks: 
 
 
 @pytest.mark.slow
+@needs_fork
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_the_python_of_a_page_runs_as_typed(page: Path, workshop: Path) -> None:
     for code in blocks(page, "python"):
@@ -268,6 +281,7 @@ def test_the_python_of_a_page_runs_as_typed(page: Path, workshop: Path) -> None:
 
 
 @pytest.mark.slow
+@needs_fork
 def test_the_page_of_the_exported_model_has_every_input_output_file_and_field(workshop: Path) -> None:
     manifest = json.loads((workshop / "runs/demo/model/manifest.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs/explanation/exported-model.md").read_text(encoding="utf-8")

@@ -12,8 +12,7 @@ import onnx
 from onnx import helper
 
 from ...runtime.format.manifest import KV, Precisions
-from ...runtime.ops.library import VERSION
-from ...runtime.ops.probe import DOMAIN
+from ...runtime.ops.probe import DOMAIN, VERSION
 from ...train.model.config import ModelConfig
 from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph
 from ..graph.weights import Weights

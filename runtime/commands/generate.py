@@ -12,20 +12,19 @@ import click
 from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from ...contract.streams import read_stdin
 from ...contract.text_file import decode
-from .generate_many import generate_many
-from .options import dial_options, model_options, option_names
+from .generate_many import encode, generate_many
+from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import read_prompts
 
 if TYPE_CHECKING:
     from ..dial import Dial
     from ..generation.engine import Engine, Generation
-    from ..generation.params import Params
     from ..generation.request import Token
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
 @click.argument("prompt", required=False)
-@click.option("--prompts", metavar="FILE",
+@click.option("--prompts", type=ExpandedPath(), metavar="FILE",
               help="Continue every prompt of FILE in place of PROMPT: one a line, or JSON lines with `prompt` and "
                    "settings such as `max_new_tokens`; `-` reads stdin.")  # fmt: skip
 @click.option(
@@ -75,6 +74,12 @@ if TYPE_CHECKING:
     default=None,
     help="Put the prompt into the chat template, or not; by default if the model was trained on conversations.",
 )
+@click.option(
+    "--speculate",
+    type=click.Choice(["ngram", "dial", "off"]),
+    help="How to guess tokens ahead, which changes the time and not the text: `ngram` by what followed the same words "
+    "before, `dial` by the model at a lower setting; by default ngram on the target cpu, else off.",
+)
 @click.option("--usage", type=click.Choice(["none", "summary", "tokens"]), default="summary", show_default=True,
               help="What to report about the compute, on stderr.")  # fmt: skip
 @click.option(
@@ -114,7 +119,7 @@ def generate(
         ctx.exit(generate_many(
             engine, lines, parameters, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
         ))  # fmt: skip
-    generation = begin(engine, text, parameters, is_chat=is_chat)
+    generation = engine.generate(encode(engine, text, is_chat=is_chat), parameters)
     warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False
@@ -159,17 +164,6 @@ def read_prompt(prompt: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def begin(engine: Engine, text: str, params: Params, *, is_chat: bool) -> Generation:
-    """Begin to generate; note on stderr how many tokens of the prompt are unknown to the tokenizer."""
-    if not text:
-        raise UserError("the prompt is empty, expected at least one character; type a text to continue")
-    ids = engine.chat([{"role": "user", "content": text}]) if is_chat else engine.tokenizer.encode(text)
-    unknown = engine.tokenizer.encode(text).count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
-    if unknown:
-        click.echo(f"note: {unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
-    return engine.generate(ids, params)
-
-
 def warn(engine: Engine, dial: Dial) -> None:
     """Warn on stderr if the graph or the point of a calibrated model differs from what the user may expect."""
     if engine.session.note:
@@ -212,6 +206,8 @@ def report(engine: Engine, generation: Generation, tokens: list[Token], usage: s
     """Print the JSON object on stdout, or on stderr the summary that `usage` selects."""
     from ..generation.summary import generation_json, summarise
 
+    if generation.request.drafting_verdict:
+        click.echo(f"note: {generation.request.drafting_verdict}", err=True)
     if as_json:
         click.echo(json_module.dumps(generation_json(generation.request, tokens)))
         return

@@ -68,7 +68,7 @@ def generate_many(
             if prompt.error is not None:
                 raise prompt.error
             own = prompt.params(base)
-            tokens = encode(engine, prompt, is_chat)
+            tokens = encode(engine, prompt.text, is_chat=is_chat, where=f"line {prompt.line}: ")
         except UserError as error:
             errors[place] = error
             continue
@@ -80,7 +80,7 @@ def generate_many(
 
     def watch(event: Event) -> None:
         totals.tokens += event.token is not None
-        totals.ended += event.request.status == "ended"
+        totals.ended += event.last
         now = time.perf_counter()
         if now - totals.shown >= SHOW_SECONDS:
             totals.shown = now
@@ -116,21 +116,25 @@ def generate_many(
     return EXIT_INTERRUPTED if interrupted else int(totals.failed > 0)
 
 
-def encode(engine: Engine, prompt: PromptLine, is_chat: bool) -> list[int]:
+def encode(engine: Engine, text: str, *, is_chat: bool, where: str = "") -> list[int]:
     """Return the ids of a prompt; note on stderr how many tokens are unknown to the tokenizer.
+
+    Args:
+        engine: The model.
+        text: The prompt.
+        is_chat: Whether to put it into the chat template.
+        where: What the note begins with.
 
     Raises:
         UserError: It is empty, or the model has no chat template.
     """
-    if not prompt.text:
+    if not text:
         raise UserError("the prompt is empty, expected at least one character; type a text to continue")
-    plain = engine.tokenizer.encode(prompt.text)
-    unknown = 0 if engine.tokenizer.unknown_id is None else plain.count(engine.tokenizer.unknown_id)
+    plain = engine.tokenizer.encode(text)
+    unknown = plain.count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
     if unknown:
-        click.echo(
-            f"note: line {prompt.line}: {unknown} tokens of the prompt are unknown to this model's tokenizer", err=True
-        )
-    return engine.chat([{"role": "user", "content": prompt.text}]) if is_chat else plain
+        click.echo(f"note: {where}{unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
+    return engine.chat([{"role": "user", "content": text}]) if is_chat else plain
 
 
 def print_one(

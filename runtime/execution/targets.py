@@ -6,7 +6,8 @@ from typing import Literal
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import GRAPH, WEIGHTS
 from ..format.manifest import KV, Costs, Manifest
-from ..ops.library import VERSION, Library, NoLibraryError, load_library
+from ..ops.library import Library, NoLibraryError, load_library
+from ..ops.probe import VERSION
 
 TargetName = Literal["auto", "portable", "cpu", "cuda"]
 

@@ -7,7 +7,7 @@ over columns or rows are float64.
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ops.sampling import table_shape
+from ..ops.sampling import DrawSettings, table_shape
 
 # Of 2 ** r for -0.5 <= r <= 0.5, with the least relative error, 2e-9; from r ** 6 down to r.
 POLYNOMIAL = np.array(
@@ -26,23 +26,15 @@ class PortableDraw:
     """Draws tokens with numpy.
 
     Args:
-        n: The number of tokens.
-        rate: log2(e) / temperature.
-        top_k: 1 to n; n keeps all.
-        top_p: As in `Sampling`, like the next two.
-        min_p: 0 keeps all.
-        penalty: Applies to the tokens seen.
-        seed: State of the random numbers.
+        settings: Number of tokens, filters and seed.
     """
 
-    def __init__(
-        self, n: int, *, rate: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
-    ) -> None:
-        self._rate, self._top_k, self._top_p = np.float32(rate), top_k, top_p
-        self._min_p, self._penalty = np.float32(min_p), penalty
-        self._state = seed
-        self._weights = np.zeros(table_shape(n), np.float32)
-        self._flat = self._weights.ravel()[:n]
+    def __init__(self, settings: DrawSettings) -> None:
+        self._rate, self._top_k, self._top_p = np.float32(settings.rate), settings.top_k, settings.top_p
+        self._min_p, self._penalty = np.float32(settings.min_p), settings.penalty
+        self._state = settings.seed
+        self._weights = np.zeros(table_shape(settings.n), np.float32)
+        self._flat = self._weights.ravel()[: settings.n]
 
     def __call__(self, logits: Floats, seen: NDArray[np.int32]) -> int | None:
         """Return the next token from logits (n,), None if they are not finite numbers.

@@ -13,7 +13,8 @@ from ..execution.memory import UNASKED_BYTES
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
-from .chat import prompt_turns
+from ..speculation.speculation import Speculation
+from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
 from .params import Params
@@ -99,6 +100,7 @@ class Engine:
         self.session = session
         self.tokenizer = tokenizer
         self.manifest = session.manifest
+        self.speculation = Speculation(self.manifest, exact=session.graph.mixes_sequences)
         self._loop: Loop | None = None
 
     def request(
@@ -106,7 +108,9 @@ class Engine:
     ) -> Request:
         """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        return Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
+        request = Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
+        request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
+        return request
 
     def generate(
         self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
@@ -173,7 +177,9 @@ class Engine:
             loop.cancel(one)
         if loop is None or loop.batch.slots < slots or loop.batch.capacity < room:
             self._loop = None  # its memory is free before more is taken
-            loop = self._loop = Loop(self.session.batch(max(slots, 1), self._capacity(slots, room)))
+            loop = self._loop = Loop(
+                self.session.batch(max(slots, 1), self._capacity(slots, room)), self.speculation.costs
+            )
         for one in requests:
             loop.submit(one)
         return loop
@@ -194,10 +200,7 @@ class Engine:
         """
         if self.manifest.chat_template is None:
             raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
-        ids: list[int] = []
-        for turn in prompt_turns(self.manifest.chat_template, messages):
-            ids += self.tokenizer.encode(turn.text) + [self.manifest.model.eos_id] * turn.eos
-        return ids
+        return chat_ids(self.manifest.chat_template, self.tokenizer, messages)
 
 
 def load(

@@ -12,6 +12,7 @@ from ..execution.kv_cache import CHUNK
 from ..execution.sequence import Sequence as Tokens
 from ..execution.step import Step, Work
 from ..speculation.drafter import Drafter
+from ..speculation.pass_costs import PassCosts
 from .prefixes import ALONE_GRID, longest_prefix
 from .request import Request, Token
 
@@ -27,6 +28,8 @@ class Event(NamedTuple):
     request: Request
     token: Token | None
     """None where the request failed; `request.error` says why."""
+    last: bool = True
+    """Whether the request ended with it. A pass with a draft may give several tokens."""
 
 
 Part = tuple[Request, Work, list[int]]
@@ -41,11 +44,13 @@ class Loop:
 
     Args:
         batch: Where the requests are computed; nothing else may use it.
+        costs: Where the times of passes are recorded for drafters; None records them nowhere.
         most_waiting: The most requests that wait for a slot; None sets no limit.
     """
 
-    def __init__(self, batch: Batch, most_waiting: int | None = None) -> None:
+    def __init__(self, batch: Batch, costs: PassCosts | None = None, most_waiting: int | None = None) -> None:
         self.batch = batch
+        self._costs = costs
         self._most_waiting = most_waiting
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
@@ -73,7 +78,10 @@ class Loop:
 
         Raises:
             UserError: It needs more room than a slot has, or too many wait already.
+            ValueError: It was submitted before.
         """
+        if request.status != "waiting" or request in self._waiting:
+            raise ValueError("found a request that was submitted before, expected a new one")
         if request.capacity > self.batch.capacity:
             raise UserError(
                 f"found {request.prompt_tokens} prompt tokens and {request.max_new_tokens} new ones, a sequence of "
@@ -104,6 +112,9 @@ class Loop:
             before = time.perf_counter()
             results = self._compute([work for _, work, _ in plan])
             pass_seconds = time.perf_counter() - before
+            rows = sum(len(work.ids) for _, work, _ in plan)
+            if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
+                self._costs.add(rows, pass_seconds)
             served = []
             for (request, work, draft), result in zip(plan, results, strict=True):
                 try:
@@ -114,7 +125,6 @@ class Loop:
                         right = self._take(request, result, draft, begin, events)
                         served.append(request)
                         if drafter is not None:
-                            rows = sum(len(one.ids) for _, one, _ in plan)
                             drafter.verified(len(draft), right, rows, pass_seconds)
                 except Exception as error:  # of one request: its sampler, its logits, its text
                     events.append(self._fail(request, error))
@@ -138,9 +148,14 @@ class Loop:
         events = []
         while self._waiting and self.free:
             request = self._waiting.popleft()
+            if request.cancelled:  # before it was submitted
+                request.end("cancelled")
+                continue
             self._running.append(request)
             try:
-                request.begin(self._slot(request))
+                sequence = self._slot(request)
+                sequence.thresholds = request.thresholds  # a prefix may be that of a text whose dial has moved since
+                request.begin(sequence)
             except Exception as error:
                 events.append(self._fail(request, error))
         return events
@@ -249,8 +264,9 @@ class Loop:
         request.elapsed = 0.0
         if request.finish_reason is not None:
             self._release(request, request.finish_reason)
-        for token, text, routes in taken:
-            events.append(Event(request, Token(token, text, seconds, routes, step.meter)))
+        for place, (token, text, routes) in enumerate(taken, 1):
+            last = place == len(taken) and request.status == "ended"
+            events.append(Event(request, Token(token, text, seconds, routes, step.meter), last))
         return right
 
     def _fail(self, request: Request, error: Exception) -> Event:

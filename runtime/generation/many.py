@@ -88,7 +88,7 @@ class Completions(Iterator[Completion]):
         if event.token is not None:
             one.tokens.append(event.token)
         one.error = event.request.error
-        if event.request.status == "ended":
+        if event.last:
             del self._by_request[event.request]
         if self._watch is not None:
             self._watch(event)

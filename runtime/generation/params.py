@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ...contract.errors import UserError
 from ..dial.dial import Dial
+from ..speculation.speculation import Speculate, checked_speculate
 from .sampler import Sampling, check_whole
 from .stop import checked_stops
 
@@ -18,6 +19,10 @@ class Params(Sampling, Dial):
     """The most tokens to generate; None takes 128, or fewer where the context ends."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
+    speculate: Speculate | None = None
+    """How to guess tokens ahead, so that one pass checks several; the text does not depend on it. "ngram" guesses what
+    followed the end of the text before, "dial" guesses with the model at a lower setting of its dial, "off" does not
+    guess. None takes "ngram" on the target cpu, else "off"."""
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)
@@ -25,6 +30,7 @@ class Params(Sampling, Dial):
         if self.max_new_tokens is not None:
             check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
         checked_stops(self.stop)
+        checked_speculate(self.speculate)
 
 
 def new_tokens_of(params: Params, prompt: int, context: int) -> int:

@@ -49,8 +49,6 @@ class Request:
         prompt: Token ids.
         params: Settings of the generation.
         sampler: Chooses each token in place of the sampler of `params`.
-        make_drafter: Returns what guesses tokens ahead in a sequence, None where nothing does; called when the
-            request begins to run.
 
     Raises:
         UserError: The prompt is empty, an id is outside the vocabulary, prompt and new tokens exceed the context, or
@@ -64,7 +62,6 @@ class Request:
         prompt: list[int],
         params: Params,
         sampler: TokenChooser | None = None,
-        make_drafter: Callable[[Sequence], Drafter | None] | None = None,
     ) -> None:
         model = manifest.model
         wrong = next((token for token in prompt if not 0 <= token < model.tokenizer_size), None)
@@ -90,15 +87,19 @@ class Request:
         """Tokens that were guessed ahead."""
         self.accepted = 0
         """How many of them were right."""
+        self.drafting_verdict: str | None = None
+        """When it has ended: why nothing was guessed any more, in one line; None where there is nothing to say."""
         self.cancelled = False
         """Whether `Loop.cancel` was called; the loop ends it between two passes."""
         self.sequence: Sequence | None = None
         """Its slot of the batch, while it runs."""
+        self.make_drafter: Callable[[Sequence], Drafter] | None = None
+        """Returns what guesses tokens ahead in a sequence; called when the request begins to run."""
         self.drafter: Drafter | None = None
         self.elapsed = 0.0
         """Seconds of the passes since the last token."""
         self._tokenizer, self._size = tokenizer, model.tokenizer_size
-        self._sampler, self._make_drafter = sampler, make_drafter
+        self._sampler = sampler
         self._text: VisibleText | None = None
 
     @property
@@ -124,7 +125,7 @@ class Request:
             self._sampler = Sampler(self.params, self._size, self.ids)
         self.seed = self._sampler.seed
         self._text = VisibleText(self._tokenizer, self.ids, self.params.stop)
-        self.drafter = None if self._make_drafter is None else self._make_drafter(sequence)
+        self.drafter = None if self.make_drafter is None else self.make_drafter(sequence)
 
     def take(self, step: Step, draft: list[int]) -> list[tuple[int, str, Routes]]:
         """Choose the tokens that follow from a pass over the last token and `draft`: each with its text and routes.
@@ -148,4 +149,5 @@ class Request:
     def end(self, reason: str, error: Exception | None = None) -> None:
         """Stop to run, and drop what only a running request needs."""
         self.status, self.finish_reason, self.error = "ended", reason, error
-        self.sequence = self.drafter = self._sampler = self._text = self._make_drafter = None
+        self.drafting_verdict = None if self.drafter is None else self.drafter.verdict()
+        self.sequence = self.drafter = self._sampler = self._text = self.make_drafter = None

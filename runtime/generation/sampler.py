@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract.errors import WrongUsageError
-from ..ops.sampling import CompiledDraw, compiled_function
+from ..ops.sampling import CompiledDraw, DrawSettings, compiled_function
 from .draw import PortableDraw, penalise
 
 MAX_TEMPERATURE = 1e6
@@ -159,16 +159,17 @@ def find_draw(sampling: Sampling, vocab_size: int, seed: int, *, compiled: bool)
     """Return the fastest function that draws a token with these settings."""
     if sampling.temperature == 0:
         return partial(take_best, penalty=sampling.repetition_penalty)
-    settings: dict[str, Any] = {
-        "rate": math.log2(math.e) / max(sampling.temperature, MIN_TEMPERATURE),
-        "top_k": vocab_size if sampling.top_k is None else min(sampling.top_k, vocab_size),
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "penalty": sampling.repetition_penalty,
-        "seed": seed,
-    }
+    settings = DrawSettings(
+        n=vocab_size,
+        rate=math.log2(math.e) / max(sampling.temperature, MIN_TEMPERATURE),
+        top_k=vocab_size if sampling.top_k is None else min(sampling.top_k, vocab_size),
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        penalty=sampling.repetition_penalty,
+        seed=seed,
+    )
     function = compiled_function() if compiled else None
-    return PortableDraw(vocab_size, **settings) if function is None else CompiledDraw(function, vocab_size, **settings)
+    return PortableDraw(settings) if function is None else CompiledDraw(function, settings)
 
 
 def take_best(logits: Scores, seen: NDArray[np.int32], *, penalty: float) -> int | None:

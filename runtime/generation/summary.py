@@ -35,6 +35,10 @@ class Summary:
     """95th percentile, in milliseconds per token."""
     prompt_seconds: float
     """Seconds to the first token."""
+    drafted: int
+    """Tokens that were guessed ahead."""
+    accepted: int
+    """How many of them were right."""
     seed: int | None
     finish_reason: str
 
@@ -51,6 +55,8 @@ class Summary:
             "tokens_per_second": round(self.tokens_per_second, 2),
             "milliseconds_per_token": {"p50": round(self.p50, 4), "p95": round(self.p95, 4)},
             "prompt_seconds": round(self.prompt_seconds, 6),
+            "drafted": self.drafted,
+            "accepted": self.accepted,
             "seed": self.seed,
             "finish_reason": self.finish_reason,
         }
@@ -77,6 +83,8 @@ def summarise(request: Request, tokens: Sequence[Token]) -> Summary:
         p50=float(np.median(seconds)) * 1000 if count else 0.0,
         p95=float(np.percentile(seconds, 95)) * 1000 if count else 0.0,
         prompt_seconds=tokens[0].seconds if tokens else 0.0,
+        drafted=request.drafted,
+        accepted=request.accepted,
         seed=request.seed,
         finish_reason=request.finish_reason or "interrupted",
     )

@@ -97,6 +97,16 @@ class Tokenizer:
         stream = self.stream([])
         return "".join([*map(stream.push, ids), stream.flush()])
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that `token` adds to a text, parts of characters included; b"" for a special token."""
+        if token in self._special or token == self.eos_id:
+            return b""
+        own = self._bytes_of.get(token)
+        if own is not None:
+            return own
+        one = self._decode_at_once([token])  # after another token, because decoders strip the first space of a text
+        return self._decode_at_once([token, token])[len(one) :].encode()
+
     def stream(self, before: Sequence[int]) -> TextStream:
         """Open a stream of the text that follows the ids `before`, such as a prompt; an empty list starts a text.
 

@@ -45,6 +45,12 @@ def peak_memory() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    # Linux lets a program inherit the `ru_maxrss` of the process that started it; VmHWM begins anew with the program.
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024  # kilobytes
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

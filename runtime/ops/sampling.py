@@ -7,6 +7,7 @@ import ctypes
 import functools
 import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,26 @@ NOT_FINITE = -1
 OTHER_VERSION = -2
 PROBE = (58, 63, 56, 62, 53, 55, 56, 40)
 """Tokens that the library must draw when it is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """Settings of a draw, compiled or portable."""
+
+    n: int
+    """The number of tokens."""
+    rate: float
+    """log2(e) / temperature."""
+    top_k: int
+    """1 to n; n keeps all."""
+    top_p: float
+    """The filter of `Sampling`; 1 keeps all."""
+    min_p: float
+    """The filter of `Sampling`; 0 keeps all."""
+    penalty: float
+    """The repetition penalty of `Sampling`; 1 changes nothing."""
+    seed: int
+    """First state of the random numbers."""
 
 
 class Settings(ctypes.Structure):
@@ -52,28 +73,20 @@ class CompiledDraw:
 
     Args:
         function: `adaptive_ops_sample`.
-        n: The number of tokens.
-        rate: log2(e) / temperature.
-        top_k: 1 to n; n keeps all.
-        top_p: As in `Sampling`, like the next two.
-        min_p: 0 keeps all.
-        penalty: Applies to the tokens seen.
-        seed: State of the random numbers.
+        settings: Number of tokens, filters and seed.
     """
 
-    def __init__(
-        self, function: Any, n: int, *, rate: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
-    ) -> None:
-        rows, columns = table_shape(n)
-        self._n = n
+    def __init__(self, function: Any, settings: DrawSettings) -> None:
+        rows, columns = table_shape(settings.n)
+        self._n = settings.n
         self._space = [np.empty(size, np.float32) for size in (rows * columns, rows * columns, columns)]
+        scores, weights, sums = (array.ctypes.data for array in self._space)
         self._settings = Settings(
-            size=ctypes.sizeof(Settings), tokens=n, columns=columns, top_k=top_k, top_p=top_p, min_p=min_p, rate=rate,
-            penalty=penalty, state=seed,
+            size=ctypes.sizeof(Settings), tokens=settings.n, columns=columns, top_k=settings.top_k,
+            top_p=settings.top_p, min_p=settings.min_p, rate=settings.rate, penalty=settings.penalty,
+            scores=scores, weights=weights, sums=sums, state=settings.seed,
         )  # fmt: skip
-        settings = self._settings
-        settings.scores, settings.weights, settings.sums = (array.ctypes.data for array in self._space)
-        self._function, self._address = function, ctypes.addressof(settings)
+        self._function, self._address = function, ctypes.addressof(self._settings)
 
     def __call__(self, logits: NDArray[np.float32], seen: NDArray[np.int32]) -> int | None:
         """Return the next token from logits (n,), None if they are not finite numbers.
@@ -103,6 +116,7 @@ def compiled_function() -> Any | None:
     except (OSError, AttributeError):
         return None
     function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_void_p)
-    probe = CompiledDraw(function, 65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
+    settings = DrawSettings(n=65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
+    probe = CompiledDraw(function, settings)
     logits, seen = np.arange(65, dtype=np.float32) / np.float32(8), np.arange(60, 62, dtype=np.int32)
     return function if all(probe(logits, seen) == token for token in PROBE) else None

@@ -25,3 +25,6 @@ class Drafter(Protocol):
             rows: Tokens of the whole pass.
             seconds: Time of the whole pass.
         """
+
+    def verdict(self) -> str | None:
+        """Return one line of why there are no drafts; None where they pay, or where there is nothing to say."""

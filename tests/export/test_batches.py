@@ -44,9 +44,7 @@ def at(session: Session, top_p: float) -> Thresholds:
     return resolve(session.manifest, Dial(router_top_p=top_p))
 
 
-@pytest.mark.parametrize(
-    ("precision", "kv"), [("fp32", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int4", "fp32"), ("int4", "int8")]
-)
+@pytest.mark.parametrize(("precision", "kv"), [("fp32", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int4", "int8")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
     tmp_path: Path, kind: str, precision: Precision, kv: KV, monkeypatch: pytest.MonkeyPatch
@@ -64,7 +62,7 @@ def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
     def ids(count: int) -> list[int]:
         return random.integers(session.manifest.model.tokenizer_size, size=count).tolist()  # type: ignore[no-any-return]
 
-    for _ in range(120):
+    for _ in range(70):
         action = random.random()
         if batch.free and action < 0.3:
             if twins and action < 0.15:

@@ -112,11 +112,7 @@ def test_saturation_stands_in_table_page_and_picture(inside: Path, tmp_path: Pat
     assert run("demo", "--checkpoint", "5", "--plot", str(plain)).exit_code == 0
 
 
-def test_nothing_is_left_behind(
-    inside: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Torch's own cache, which it makes where this test is the first to load its compiler.
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+def test_nothing_is_left_behind(inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = sorted(Path("runs/demo").rglob("*"))
     content("demo")

@@ -150,3 +150,28 @@ def test_half_of_a_text_before_is_the_longest_prefix() -> None:
     assert prefixes.shared([1, 2, 3], [1, 2, 3], 2) == 2
     assert prefixes.shared([1], [2], 1) == 0
     assert prefixes.shared([], [], 0) == 0
+
+
+@pytest.mark.parametrize("target", ["portable", pytest.param("cpu", marks=needs_library)])
+def test_cells_that_are_no_numbers_do_not_reach_the_next_text_of_their_slot(
+    folders: dict[str, Path], target: str
+) -> None:
+    """Of the portable graph a masked cell counts as 0 * value, and 0 * nan is nan."""
+    engine = opened(folders, target, "fp32")
+    loop = Loop(engine.session.batch(1))
+    params = Params(temperature=0, max_new_tokens=20)
+    bad = engine.request(engine.tokenizer.encode(WORDS), params)
+    loop.submit(bad)
+    loop.step()
+    assert bad.sequence is not None
+    for value in bad.sequence.cache.values.values():
+        value.numpy()[:] = np.nan
+    while loop.busy:
+        loop.step()
+    assert bad.finish_reason == "error"
+    good = engine.request(engine.tokenizer.encode("night falls"), Params(temperature=0, max_new_tokens=60))
+    loop.submit(good)
+    tokens: list[Token] = []
+    while loop.busy:
+        tokens += [event.token for event in loop.step() if event.token is not None]
+    assert seen(tokens) == cold(engine, "night falls", good.params)

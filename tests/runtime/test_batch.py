@@ -199,17 +199,6 @@ def test_a_copy_may_have_another_capacity_and_other_rings(rich_engine: Engine, c
         batch.fork(origin, 91)
 
 
-def test_cells_that_are_no_numbers_do_not_reach_the_next_sequence(engine: Engine) -> None:
-    """A masked cell still counts as 0 * value in the portable graph."""
-    batch = engine.session.batch(1)
-    bad = batch.join()
-    bad.prefill(SHORT)
-    for value in bad.cache.values.values():
-        value.numpy()[:] = np.nan
-    batch.leave(bad, clear=True)
-    assert np.isfinite(batch.join().prefill(SHORT[:3]).logits).all()
-
-
 def test_a_batch_that_does_not_fit_memory_is_refused_with_the_numbers(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from adaptive_lm.runtime.measuring.perplexity import Score, Window, score, windo
 from adaptive_lm.runtime.measuring.timing import Tally
 from adaptive_lm.serve.cli import group
 
-QUICK = ["--tokens", "1024", "--repeats", "1", "--new-tokens", "8"]
+QUICK = ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"]
 
 
 def run(folder: Path, *args: str) -> Result:
@@ -36,7 +36,7 @@ def calibrated(rich: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     place = tmp_path_factory.mktemp("calibrated")
     shutil.copy(rich.parent / "heldout.txt", place)
     folder = Path(shutil.copytree(rich, place / "model"))
-    return folder, run(folder, "--json")
+    return folder, run(folder, "--tokens", "1024", "--json")
 
 
 def test_the_points_rise_in_cost_and_each_threshold_moves_one_way(calibrated: tuple[Path, Result]) -> None:
@@ -66,7 +66,7 @@ def test_a_dial_that_bends_between_two_points_gets_a_third(
     rich_copy: Path, monkeypatch: pytest.MonkeyPatch, bent: float, least: int, most: int
 ) -> None:
     monkeypatch.setattr("adaptive_lm.runtime.calibration.curve_points.BENT", bent)
-    result = run(rich_copy, "--repeats", "0", "--json")
+    result = run(rich_copy, "--tokens", "1024", "--repeats", "0", "--json")
     points = json.loads(result.stdout)["curve"]["points"]
     assert least <= len(points) <= most
     asked = [one["compute"] for one in points]
@@ -177,7 +177,7 @@ def test_people_read_a_table(rich_copy: Path) -> None:
     assert lines[0].split()[:8] == ["compute", "executed", "loss", "bits/byte", "experts", "heads", "layers", "exit"]
     points = Manifest.read(rich_copy).curve.points  # type: ignore[union-attr]
     assert lines[len(points)].split()[:2] == ["1.000", f"{points[-1].executed_share:.1%}"]
-    assert "measured on 512 tokens of heldout.txt" in lines[len(points) + 1]
+    assert "measured on 256 tokens of heldout.txt" in lines[len(points) + 1]
     assert lines[-1].startswith("agreement 0.5 (confidence 0.95): leave above")
     assert max(map(len, lines)) <= 160
     assert (rich_copy.parent / "curve.svg").read_text().startswith("<?xml")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from adaptive_lm.runtime.generation.draw import PortableDraw
 from adaptive_lm.runtime.generation.sampler import Sampler, Sampling
 from adaptive_lm.runtime.ops import sampling
-from adaptive_lm.runtime.ops.sampling import CompiledDraw, Settings, compiled_function
+from adaptive_lm.runtime.ops.sampling import CompiledDraw, DrawSettings, Settings, compiled_function
 
 SOURCE = Path(sampling.__file__).parent / "src" / "sampling" / "sample.cpp"
 # The flags of setup.py that decide results.
@@ -79,9 +79,8 @@ def logits_of(kind: str, n: int) -> NDArray[np.float32]:
 def test_it_draws_the_tokens_of_the_portable_draw(load: Any, kernel: str, kind: str, n: int) -> None:
     function, logits, seen = load(kernel), logits_of(kind, n), np.arange(0, n, 7, dtype=np.int32)
     for top_k, top_p, min_p, penalty in itertools.product({1, 40, 1000, n}, (1, 0.9, 0.2, 1e-6), (0, 0.05), (1, 1.3)):
-        settings: dict[str, Any] = {"rate": 1.8, "top_k": min(top_k, n), "top_p": top_p, "min_p": min_p,
-                                    "penalty": penalty, "seed": 5}  # fmt: skip
-        compiled, portable = CompiledDraw(function, n, **settings), PortableDraw(n, **settings)
+        settings = DrawSettings(n=n, rate=1.8, top_k=min(top_k, n), top_p=top_p, min_p=min_p, penalty=penalty, seed=5)
+        compiled, portable = CompiledDraw(function, settings), PortableDraw(settings)
         for _ in range(2):
             assert compiled(logits, seen) == portable(logits, seen), settings
 
@@ -99,7 +98,7 @@ def test_a_sampler_takes_it_and_draws_the_same_tokens(load: Any) -> None:
 def test_logits_that_are_no_numbers_are_found(load: Any, bad: float) -> None:
     logits = logits_of("peaked", 50)
     logits[33] = bad
-    draw = CompiledDraw(load(), 50, rate=1, top_k=50, top_p=1, min_p=0, penalty=1, seed=0)
+    draw = CompiledDraw(load(), DrawSettings(n=50, rate=1, top_k=50, top_p=1, min_p=0, penalty=1, seed=0))
     assert draw(logits, np.zeros(0, np.int32)) is None
 
 

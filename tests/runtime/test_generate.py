@@ -42,6 +42,19 @@ def test_the_text_goes_to_stdout_and_the_summary_to_stderr(generate: Callable[..
     assert "% of dense FLOPs · seed 3" in result.stderr
 
 
+def test_guessing_ahead_is_said_in_the_usage_and_refused_where_it_could_change_the_text(
+    generate: Callable[..., Result],
+) -> None:
+    usage = json.loads(generate("hello", "--seed", "3", "--max-new-tokens", "4", "--json").stdout)["usage"]
+    assert (usage["drafted"], usage["accepted"]) == (0, 0)
+    assert generate("hello", "--max-new-tokens", "4", "--speculate", "off").exit_code == 0
+    refused = generate("hello", "--speculate", "ngram")
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
+    assert "found speculate ngram, which needs the target cpu" in refused.stderr
+    assert "leave out --speculate, or make that target with: adaptive export --target cpu" in refused.stderr
+
+
 def test_generate_and_bench_say_why_a_faster_graph_does_not_run(
     generate: Callable[..., Result], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

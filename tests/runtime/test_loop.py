@@ -182,6 +182,20 @@ def test_a_request_that_does_not_fit_a_slot_is_refused_before_it_waits(engine: E
     loop.submit(engine.request("y", GREEDY))
 
 
+def test_a_request_is_submitted_once_and_may_be_cancelled_before(engine: Engine, loop: Loop) -> None:
+    first, second = engine.request("hello", GREEDY), engine.request("moon", GREEDY)
+    loop.cancel(first)
+    loop.submit(first)
+    loop.submit(second)
+    with pytest.raises(ValueError, match="submitted before"):
+        loop.submit(second)
+    while loop.busy:
+        assert all(event.request is second for event in loop.step())
+    assert (first.finish_reason, second.finish_reason) == ("cancelled", "length")
+    with pytest.raises(ValueError, match="submitted before"):
+        loop.submit(second)
+
+
 def test_nothing_happens_without_requests(loop: Loop) -> None:
     assert loop.step() == []
     assert not loop.busy

@@ -61,6 +61,7 @@ BASE: dict[str, Any] = {
         "matmul": "torch",
         "device": "cpu",
         "tensorboard": False,
+        "routing_snapshots": 0,
     },
 }
 SMOOTH = {"optimizer": {"kind": "adamw", "adamw_lr": 3e-3}}
@@ -78,7 +79,7 @@ RICH: dict[str, Any] = {
         "depth": {"layers_share": 0.7, "controller": "pi", "layer_dropout": 0.3, "exit_layers": [0, 1]},
     },
     "losses": {"router_entropy_loss": 1e-3},
-    "trainer": {"micro_batches": 2},
+    "trainer": {"micro_batches": 2, "steps": 5, "routing_snapshots": 64},
     "data": {"pack": "documents"},
 }
 LENGTHS = {"optimizer": {"kind": "lars", "bidirectional": True, "clip": "agc"}, "trainer": {"steps": 6}}
@@ -101,7 +102,7 @@ ACTS: dict[str, dict[str, Any]] = {
 }
 """Monitors that act on the rate of a layer, on the batch, or on the losses that spread routers."""
 ONEDNN = {**SMOOTH, "trainer": {"steps": 3, "matmul": "onednn"}}
-COMPILED = {**RICH, "trainer": {"micro_batches": 2, "compile": True}}
+COMPILED = {**RICH, "trainer": {**RICH["trainer"], "compile": True}}
 KINDS = ("replicate", "shard", "experts")
 
 

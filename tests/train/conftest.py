@@ -70,6 +70,7 @@ def tiny(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             "matmul": "torch",  # what a clock finds must decide nothing
             "device": "cpu",
             "tensorboard": False,
+            "routing_snapshots": 0,  # a seventh of the time
         },
     }
 

@@ -342,7 +342,7 @@ main()
 
 @pytest.mark.slow
 def test_a_second_signal_while_a_save_is_waited_for_ends_at_once_with_every_file_intact(
-    tiny_config: Make, folder: Path
+    tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """T25, T28: the save takes longer than the user waits."""
     Path("tiny.yaml").write_text(tiny_config(trainer={**BACKGROUND, "steps": 10**6}).to_yaml())
@@ -357,6 +357,5 @@ def test_a_second_signal_while_a_save_is_waited_for_ends_at_once_with_every_file
     process.communicate(timeout=20)
     assert process.returncode == 143
     assert load_checkpoint("runs/a").step == 5
-    assert subprocess.run([sys.executable, "-m", "adaptive_lm.serve", "train", "--resume", "--name", "a",
-                           "--stop-at", "12"], capture_output=True, check=False).returncode == 0  # fmt: skip
+    training.resume(named_run("a"), stop_at=12, display=display)
     assert load_checkpoint("runs/a").step == 12

@@ -140,7 +140,7 @@ def test_a_run_that_ends_within_an_accumulation_repeats_that_step_from_its_first
 @pytest.mark.slow
 def test_200_steps_equal_100_and_a_resume_of_100(tiny_config: Make, folder: Path, display: Progress) -> None:
     """T13 at the length that the issue names."""
-    config = tiny_config(trainer={"steps": 200, "checkpoint_every": 30})
+    config = tiny_config(trainer={"steps": 200, "checkpoint_every": 30, "eval_every": 40})
     assert_same(trained(config, "whole", display), trained(config, "parts", display, (100,)))
 
 

@@ -6,13 +6,14 @@ import io
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from adaptive_lm.train import training
-from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.loop.routing_trace import RoutingTrace
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.run.checkpoint import load_checkpoint
@@ -20,6 +21,12 @@ from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def tiny_config(tiny: dict[str, Any]) -> Make:
+    """Make configs as the fixture of that name everywhere does, but with snapshots."""
+    return lambda **sections: make_config(tiny, [{"trainer": {"routing_snapshots": 64}}, sections])
 
 
 def steps(run: Path) -> list[int]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
@@ -155,10 +157,8 @@ def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make
 def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, folder: Path) -> None:
     """T26, through the command line; the printed command is then typed."""
     Path("tiny.yaml").write_text(tiny_config(trainer={"steps": 100_000, "log_every": 1}).to_yaml())
-    adaptive = [sys.executable, "-m", "adaptive_lm.serve"]
-    process = subprocess.Popen(
-        [*adaptive, "train", "tiny.yaml", "--name", "a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "adaptive_lm.serve", "train", "tiny.yaml", "--name", "a"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while not process.stderr.readline().startswith("step"):
         assert process.poll() is None
@@ -170,6 +170,6 @@ def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, fold
     typed = re.search(rf"saved at step {step}; resume with: adaptive (.*)", said)
     assert typed is not None, said
     assert out == "runs/a\n"
-    again = [*adaptive, *typed[1].split(), "--stop-at", str(step + 3)]
-    assert subprocess.run(again, capture_output=True, check=False).returncode == 0
+    again = CliRunner().invoke(group, [*typed[1].split(), "--stop-at", str(step + 3)])
+    assert again.exit_code == 0, again.output
     assert load_checkpoint("runs/a").step == step + 3

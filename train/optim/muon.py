@@ -152,9 +152,9 @@ class _Move(NamedTuple):
 def _split(weight: nn.Parameter, group: dict[str, Any], *stacks: Tensor, distance: int = 1) -> Iterator[_Move]:
     """Split matrices, gradients and momenta of a weight, (M, rows, columns) each, into moves of at most one batch."""
     several = max(1, _numbers(weight) // weight.shape[-2:].numel())
-    for parts in zip(*(torch.split(each, several) for each in stacks), strict=True):
-        if len(parts[0]):
-            yield _Move(weight, group, *parts, distance)
+    for matrices, gradients, momenta in zip(*(torch.split(each, several) for each in stacks), strict=True):
+        if len(matrices):
+            yield _Move(weight, group, matrices, gradients, momenta, distance)
 
 
 def _batches(moves: Sequence[_Move]) -> Iterator[list[_Move]]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CROSS = "aarch64-linux-gnu-g++"
 QEMU = "qemu-aarch64"
 
+fcntl = pytest.importorskip("fcntl", reason="the tools are those of Linux")
 missing = [] if LIBRARY.is_file() else [LIBRARY.name]
 missing += [tool for tool in ("g++", CROSS, QEMU) if shutil.which(tool) is None]
 pytestmark = [
@@ -39,24 +40,28 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the cross-compiled library and its objects."""
+def folder() -> Path:
+    """Return the folder of the cross-compiled library and its objects; what is newer than its sources is reused."""
     spec = importlib.util.spec_from_file_location("adaptive_setup", ROOT / "setup.py")
     assert spec is not None
     assert spec.loader is not None
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
-    folder = tmp_path_factory.mktemp("arm64")
-    with pytest.MonkeyPatch.context() as patch:
+    folder = ROOT / "build" / "arm64"
+    folder.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be compiling
         patch.setenv("CXX", CROSS)
+        patch.delenv("ADAPTIVE_CXXFLAGS", raising=False)  # what is reused has the usual flags
         build.compile_library(folder / "kernels.so", folder, below=build.SOURCES / "kernels")
     return folder
 
 
 @pytest.fixture(scope="module")
-def arm64(folder: Path) -> list[str]:
+def arm64(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the command that calls the kernels on arm64."""
-    return [QEMU, "-L", "/usr/aarch64-linux-gnu", driver(CROSS, folder / "kernels.so", folder)]
+    program = driver(CROSS, folder / "kernels.so", tmp_path_factory.mktemp("arm64"))
+    return [QEMU, "-L", "/usr/aarch64-linux-gnu", program]
 
 
 @pytest.mark.parametrize("name", ["neondot", "neon", "plain"])

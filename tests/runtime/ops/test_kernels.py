@@ -55,13 +55,15 @@ def same(a: Any, b: Any) -> bool:
 @each_table
 @each_precision
 @each_shape
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 7, 13])
-def test_a_product_is_that_of_numpy(table: Table, precision: Precision, outputs: int, inputs: int, rows: int) -> None:
-    weight, x = normal(outputs, inputs, seed=1), normal(rows, inputs, seed=2)
-    result = table.multiply(pack(weight, precision), precision, outputs, x)
-    expected, magnitude = product(weight, precision, x)
-    assert result.shape == expected.shape
-    assert (np.abs(result - expected) <= 2e-6 * magnitude).all()
+def test_a_product_is_that_of_numpy(table: Table, precision: Precision, outputs: int, inputs: int) -> None:
+    weight = normal(outputs, inputs, seed=1)
+    packed = pack(weight, precision)
+    for rows in (0, 1, 2, 3, 5, 7, 13):
+        x = normal(rows, inputs, seed=2)
+        result = table.multiply(packed, precision, outputs, x)
+        expected, magnitude = product(weight, precision, x)
+        assert result.shape == expected.shape
+        assert (np.abs(result - expected) <= 2e-6 * magnitude).all(), rows
 
 
 @each_table
@@ -94,16 +96,15 @@ def test_groups_in_parts_give_the_whole_and_write_nothing_else(table: Table, pre
 @each_table
 @each_precision
 @pytest.mark.parametrize("blocks", [[], [0], [4], [1, 3], [0, 1, 2, 3, 4]], ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_blocks_that_are_left_out_count_as_zero_inputs(
-    table: Table, precision: Precision, blocks: list[int], rows: int
-) -> None:
-    packed, x = pack(normal(70, 160), precision), normal(rows, 160, seed=5)
-    masked = np.zeros_like(x)
-    for b in blocks:
-        masked[:, b * BLOCK : (b + 1) * BLOCK] = x[:, b * BLOCK : (b + 1) * BLOCK]
-    result = table.multiply(packed, precision, 70, x, blocks)
-    assert same(result + 0.0, table.multiply(packed, precision, 70, masked) + 0.0)
+def test_blocks_that_are_left_out_count_as_zero_inputs(table: Table, precision: Precision, blocks: list[int]) -> None:
+    packed = pack(normal(70, 160), precision)
+    for rows in (1, 2, 7):
+        x = normal(rows, 160, seed=5)
+        masked = np.zeros_like(x)
+        for b in blocks:
+            masked[:, b * BLOCK : (b + 1) * BLOCK] = x[:, b * BLOCK : (b + 1) * BLOCK]
+        result = table.multiply(packed, precision, 70, x, blocks)
+        assert same(result + 0.0, table.multiply(packed, precision, 70, masked) + 0.0), rows
 
 
 @each_table
@@ -132,18 +133,18 @@ EXTREMES = {
 @each_table
 @each_precision
 @pytest.mark.parametrize("name", EXTREMES)
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_extreme_inputs_give_the_bits_of_plain_code(table: Table, precision: Precision, name: str, rows: int) -> None:
-    x = np.tile(EXTREMES[name].astype(np.float32), (rows, 1))
+def test_extreme_inputs_give_the_bits_of_plain_code(table: Table, precision: Precision, name: str) -> None:
     packed = pack(normal(70, 96), precision)
-    result = table.multiply(packed, precision, 70, x)
-    assert same(result, PLAIN.multiply(packed, precision, 70, x))
-    if name in ("infinite", "nan"):
-        assert not np.isfinite(result).any()
-    else:
-        expected, magnitude = product(normal(70, 96), precision, x)
-        smallest = 2.0**-149  # each of 96 additions rounds to a multiple of it
-        assert (np.abs(result - expected) <= 2e-6 * magnitude + 96 * smallest / 2).all()
+    for rows in (1, 2, 7):
+        x = np.tile(EXTREMES[name].astype(np.float32), (rows, 1))
+        result = table.multiply(packed, precision, 70, x)
+        assert same(result, PLAIN.multiply(packed, precision, 70, x)), rows
+        if name in ("infinite", "nan"):
+            assert not np.isfinite(result).any(), rows
+        else:
+            expected, magnitude = product(normal(70, 96), precision, x)
+            smallest = 2.0**-149  # each of 96 additions rounds to a multiple of it
+            assert (np.abs(result - expected) <= 2e-6 * magnitude + 96 * smallest / 2).all(), rows
 
 
 @each_table

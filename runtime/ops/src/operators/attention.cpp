@@ -1,11 +1,11 @@
 // Attention of one layer, from its norm to its residual, with the cache that it writes.
 //
-// N tokens, M of them run the layer, S slots, D width, H query heads, K key/value heads, W width of a head, P contextual
-// positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
+// N tokens, M of them run the layer, S slots, D width, H query heads, K key/value heads, W width of a head, P
+// contextual positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
 
 #include <algorithm>
 
-#include "../parts/attention_ports.h"
+#include "../parts/attention_weights.h"
 #include "../parts/cache.h"
 #include "../parts/chosen_heads.h"
 #include "../parts/places.h"
@@ -26,32 +26,20 @@ class Attention : AttentionPorts {
 
   explicit Attention(const Attributes& attributes)
       : layer_(attributes.integer("layer", 0, kMostWidth)),
-        eps_(attributes.real("eps", 0, 1)),
-        num_heads_(attributes.integer("num_heads", 1, kMostWidth)),
-        num_kv_heads_(attributes.integer("num_kv_heads", 1, num_heads_)),
-        head_dim_(attributes.integer("head_dim", 1, kMostWidth / num_heads_)),
+        shape_(attributes),
         policy_(static_cast<Policy>(attributes.integer("policy", 0, 2))),
-        window_(attributes.integer("window", 0, kMostWidth)),
-        precision_q_(precision_of(attributes, "precision_q")),
-        precision_kv_(precision_of(attributes, "precision_kv")),
-        precision_o_(precision_of(attributes, "precision_o")),
-        num_positions_(attributes.integer("contextual_positions", 0, kMostWidth)) {
-    if (num_heads_ % num_kv_heads_ != 0) {
-      throw Failure(attributes.where() + ": num_heads is " + std::to_string(num_heads_) +
-                    ", expected a multiple of num_kv_heads, " + std::to_string(num_kv_heads_));
-    }
-  }
+        window_(attributes.integer("window", 0, kMostWidth)) {}
 
   void run(Call& call) const {
     Scratch scratch;
     const auto states = call.input<float>(x, {any, any});
     const int64_t rows = states.shape[0], dim = states.shape[1];
     const Places places = places_of(call, {runs, slots, lengths}, rows, layer_, policy_, scratch);
-    const Weights weights = read_weights(call, rows, dim, places);
-    const Cache cache = read_cache(call, kCachePorts, places.num_slots, num_kv_heads_, head_dim_);
+    const AttentionWeights weights(call, shape_, rows, dim, places);
+    const Cache cache = read_cache(call, kCachePorts, places.num_slots, shape_.num_kv_heads, shape_.head_dim);
     const int64_t* first = first_places(call, rows, places, cache, scratch);
-    const auto factors = call.input<float>(head_weights, {rows, num_heads_});
-    const ChosenHeads heads(factors.data, num_heads_, head_dim_, places.running, places.num_running);
+    const auto factors = call.input<float>(head_weights, {rows, shape_.num_heads});
+    const ChosenHeads heads(factors.data, shape_.num_heads, shape_.head_dim, places.running, places.num_running);
 
     const auto out = call.output<float>(h, {rows, dim});
     const auto held = call.output<int64_t>(new_lengths, {1, places.num_slots});
@@ -67,71 +55,26 @@ class Attention : AttentionPorts {
       }
     }
     if (places.num_writing == 0) return;
-    float* queries = scratch.take<float>(places.num_running * num_heads_ * head_dim_);
-    float* pairs = scratch.take<float>(places.num_writing * 2 * num_kv_heads_ * head_dim_);
+    float* queries = scratch.take<float>(places.num_running * shape_.num_heads * shape_.head_dim);
+    float* pairs = scratch.take<float>(places.num_writing * 2 * shape_.num_kv_heads * shape_.head_dim);
     project(call, states, weights, places, heads, queries, pairs);
     write_cells(call, weights, places, cache, pairs);
     if (places.num_running == 0) return;
-    const Rows mixed(scratch, places.num_running, num_heads_ * head_dim_, is_integer(precision_o_));
+    const Rows mixed(scratch, places.num_running, shape_.num_heads * shape_.head_dim, is_integer(shape_.precision_o));
     attend(call, weights, places, cache, heads, first, queries, mixed);
     multiply_output(call, weights.o, states, places, heads, mixed, out.data);
   }
 
  private:
-  struct Weights {
-    const float *norm, *q_norm, *k_norm;
-    Matrix q, kv, o;
-    Tensor<const float> cos, sin, position_embedding;
-    const int64_t* positions;  // (N,)
-  };
-
-  Weights read_weights(const Call& call, int64_t rows, int64_t dim, const Places& places) const {
-    const int64_t inner = num_heads_ * head_dim_, half = head_dim_ / 2;
-    Weights weights;
-    weights.norm = call.input<float>(norm, {dim}).data;
-    weights.q_norm = call.input<float>(q_norm, {head_dim_}).data;
-    weights.k_norm = call.input<float>(k_norm, {head_dim_}).data;
-    weights.q = matrix(call, q, precision_q_, inner, dim);
-    weights.kv = matrix(call, kv, precision_kv_, 2 * num_kv_heads_ * head_dim_, dim);
-    weights.o = matrix(call, o, precision_o_, dim, inner);
-    weights.cos = call.input<float>(cos, {any, half});
-    weights.sin = call.input<float>(sin, {any, half});
-    weights.position_embedding = call.input<float>(position_embedding, {padded_positions(num_positions_) / kKeyBlock, head_dim_, kKeyBlock});
-    const auto at = call.input<int64_t>(positions, {any, any});
-    if (at.size() != rows) {
-      call.fail_input(positions, "has " + std::to_string(at.size()) + " tokens, but x has " + std::to_string(rows) +
-                                     " rows");
-    }
-    weights.positions = at.data;
-    if (bool(weights.cos) != bool(weights.sin) || (weights.cos && weights.cos.shape[0] != weights.sin.shape[0])) {
-      call.fail_input(sin, "does not match input cos");
-    }
-    if (weights.cos && head_dim_ % 2 != 0) {
-      call.fail_input(cos, "turns pairs of components, but head_dim is " + std::to_string(head_dim_));
-    }
-    for (int64_t j = 0; weights.cos && j < places.num_writing; ++j) {
-      const int64_t position = weights.positions[places.writing[j]];
-      if (position < 0 || position >= weights.cos.shape[0]) {
-        call.fail_input(positions, "is " + std::to_string(position) + " for row " + std::to_string(places.writing[j]) +
-                                       ", expected 0 to " + std::to_string(weights.cos.shape[0] - 1));
-      }
-    }
-    if ((num_positions_ > 0) != bool(weights.position_embedding)) {
-      call.fail_input(position_embedding, (num_positions_ > 0 ? "is missing" : "is given") +
-                                              (", but contextual_positions is " + std::to_string(num_positions_)));
-    }
-    return weights;
-  }
-
   // Normalise the rows, and compute queries (M, H W) of the chosen heads and key/value pairs (writing rows, 2 K W).
-  void project(Call& call, const Tensor<const float>& states, const Weights& weights, const Places& places,
+  void project(Call& call, const Tensor<const float>& states, const AttentionWeights& weights, const Places& places,
                const ChosenHeads& heads, float* queries, float* pairs) const {
     Scratch scratch;
     const int64_t dim = states.shape[1], writing = places.num_writing, running = places.num_running;
-    const Rows normed(scratch, writing, dim, is_integer(precision_q_) || is_integer(precision_kv_));
+    const Rows normed(scratch, writing, dim, is_integer(shape_.precision_q) || is_integer(shape_.precision_kv));
     call.parallel(writing, writing * dim * 16, [&](int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j) {
-        kernels().rms_norm(states.data + places.writing[j] * dim, weights.norm, eps_, normed.values(j), dim);
+        kernels().rms_norm(states.data + places.writing[j] * dim, weights.norm, shape_.eps, normed.values(j), dim);
         normed.quantize(j);
       }
     });
@@ -141,10 +84,10 @@ class Attention : AttentionPorts {
     auto** into_queries = scratch.take<float*>(running);
     for (int64_t j = 0, i = 0; j < writing; ++j) {
       writers[j] = normed.row(j);
-      into_pairs[j] = pairs + j * 2 * num_kv_heads_ * head_dim_;
+      into_pairs[j] = pairs + j * 2 * shape_.num_kv_heads * shape_.head_dim;
       if (i < running && places.running[i] == places.writing[j]) {
         runners[i] = normed.row(j);
-        into_queries[i] = queries + i * num_heads_ * head_dim_;
+        into_queries[i] = queries + i * shape_.num_heads * shape_.head_dim;
         ++i;
       }
     }
@@ -180,39 +123,32 @@ class Attention : AttentionPorts {
     multiply(q, own, number, own_into, first, last);
   }
 
-  // Normalise a head, and turn it by its position under RoPE.
-  void position(const Weights& weights, const float* norm, int64_t row, float* head) const {
-    kernels().rms_norm(head, norm, eps_, head, head_dim_);
-    if (!weights.cos) return;
-    const int64_t at = weights.positions[row] * (head_dim_ / 2);
-    kernels().rotate(head, weights.cos.data + at, weights.sin.data + at, head_dim_);
-  }
-
   // Write the cache from pairs (writing rows, 2 K W).
-  void write_cells(Call& call, const Weights& weights, const Places& places, const Cache& cache, float* pairs) const {
-    const int64_t width = num_kv_heads_ * head_dim_;
+  void write_cells(Call& call, const AttentionWeights& weights, const Places& places, const Cache& cache,
+                   float* pairs) const {
+    const int64_t width = shape_.num_kv_heads * shape_.head_dim;
     call.parallel(places.num_writing, places.num_writing * width * 32, [&](int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j) {
         const int64_t row = places.writing[j], place = places.place[row], slot = places.slot(row);
         if (place + cache.capacity <= places.newest[slot]) continue;  // a later token of this pass takes its cell
         float* pair = pairs + j * 2 * width;
-        for (int64_t k = 0; k < num_kv_heads_; ++k, pair += head_dim_) {
-          position(weights, weights.k_norm, row, pair);
+        for (int64_t k = 0; k < shape_.num_kv_heads; ++k, pair += shape_.head_dim) {
+          weights.turn(shape_, weights.k_norm, row, pair);
           kernels().write_cell(cache.head(slot, k), place % cache.capacity, pair, pair + width);
         }
       }
     });
   }
 
-  static constexpr int64_t kUnitQueries = 64;
+  static constexpr int64_t kUnitQueries = 64;  // queries of a unit at most
 
   // Mix the values for queries (M, H W), which are normalised and turned here, into rows (M, H W) of input for o.
-  void attend(Call& call, const Weights& weights, const Places& places, const Cache& cache, const ChosenHeads& heads,
-              const int64_t* first, float* queries, const Rows& mixed) const {
+  void attend(Call& call, const AttentionWeights& weights, const Places& places, const Cache& cache,
+              const ChosenHeads& heads, const int64_t* first, float* queries, const Rows& mixed) const {
     Scratch scratch;
-    const int64_t group = num_heads_ / num_kv_heads_, most = std::max<int64_t>(kUnitQueries / group, 1);
+    const int64_t group = shape_.num_heads / shape_.num_kv_heads, most = std::max<int64_t>(kUnitQueries / group, 1);
     const Units units = units_of(places, cache, first, most, group, scratch);
-    const float* embedding = num_positions_ > 0 ? weights.position_embedding.data : nullptr;
+    const float* embedding = shape_.num_positions > 0 ? weights.position_embedding.data : nullptr;
     call.parallel(units.count, units.cost, [&](int64_t begin, int64_t end) {
       for (int64_t u = begin; u < end; ++u) {
         Scratch own;
@@ -223,21 +159,21 @@ class Attention : AttentionPorts {
         for (int64_t j = unit.first; j < unit.first + unit.count; ++j) {
           const int64_t i = units.order[j], row = places.running[i];
           for (int64_t n = unit.kv_head * group; n < (unit.kv_head + 1) * group; ++n) {
-            float* query = queries + (i * num_heads_ + n) * head_dim_;
-            float* out = mixed.values(i) + n * head_dim_;
+            float* query = queries + (i * shape_.num_heads + n) * shape_.head_dim;
+            float* out = mixed.values(i) + n * shape_.head_dim;
             if (!heads.chosen(i, n)) {
-              std::fill_n(out, head_dim_, 0.0f);
+              std::fill_n(out, shape_.head_dim, 0.0f);
               continue;
             }
-            position(weights, weights.q_norm, row, query);
+            weights.turn(shape_, weights.q_norm, row, query);
             list[count++] = {query, out, heads.weight(i, n), first[i], places.place[row]};
             oldest = std::min(oldest, first[i]);
           }
         }
         if (count == 0) continue;
         const int64_t span = list[count - 1].last - oldest + 1;
-        kernels().attend({&head, list, count, cache.counted(unit.slot), embedding, num_positions_,
-                          own.take<float>(attend_scratch(head_dim_, span, num_positions_))});
+        kernels().attend({&head, list, count, cache.counted(unit.slot), embedding, shape_.num_positions,
+                          own.take<float>(attend_scratch(shape_.head_dim, span, shape_.num_positions))});
       }
     });
   }
@@ -247,7 +183,7 @@ class Attention : AttentionPorts {
                        const ChosenHeads& heads, const Rows& mixed, float* out) const {
     Scratch scratch;
     const int64_t dim = states.shape[1], count = places.num_running;
-    call.parallel(count, count * num_heads_ * head_dim_ * 16, [&](int64_t first, int64_t last) {
+    call.parallel(count, count * shape_.num_heads * shape_.head_dim * 16, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) mixed.quantize(i);
     });
     const ChosenHeads::Sets sets = heads.sets(scratch);
@@ -273,7 +209,8 @@ class Attention : AttentionPorts {
 
   // Return the first place that each running row sees (M,), and check that the cache holds all that is seen and
   // written.
-  int64_t* first_places(const Call& call, int64_t rows, const Places& places, const Cache& cache, Scratch& scratch) const {
+  int64_t* first_places(const Call& call, int64_t rows, const Places& places, const Cache& cache,
+                        Scratch& scratch) const {
     const auto sizes = call.input<int64_t>(windows, {rows});
     if (sizes && window_ == 0) call.fail_input(windows, "is given, but window is 0: the cache is no ring");
     for (int64_t j = 0; window_ == 0 && j < places.num_writing; ++j) {
@@ -297,12 +234,9 @@ class Attention : AttentionPorts {
   }
 
   int64_t layer_;
-  float eps_;
-  int64_t num_heads_, num_kv_heads_, head_dim_;
+  AttentionShape shape_;
   Policy policy_;
   int64_t window_;
-  Precision precision_q_, precision_kv_, precision_o_;
-  int64_t num_positions_;  // P; 0 without contextual positions
 };
 
 const Registration<Attention> registration;

@@ -114,6 +114,7 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
 }
 
 constexpr int kFloatRows = 6, kFloatLanes = 1, kIntRows = 6, kIntLanes = 1;
+constexpr int kInt4Rows = kIntRows;
 
 ALWAYS_INLINE __m256i four(const int8_t* p) {
   int32_t word;

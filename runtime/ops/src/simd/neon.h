@@ -148,6 +148,7 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
 }
 
 constexpr int kFloatRows = 6, kFloatLanes = 1, kIntRows = 3, kIntLanes = 1;
+constexpr int kInt4Rows = kIntRows;
 
 ALWAYS_INLINE int8x16_t four(const int8_t* p) {
   int32_t word;

@@ -175,6 +175,7 @@ ALWAYS_INLINE int32_t max_lane(I16 a) {
 }
 
 constexpr int kFloatRows = 4, kFloatLanes = 1, kIntRows = 4, kIntLanes = 1;
+constexpr int kInt4Rows = kIntRows;
 
 struct FourActivations {
   const int8_t* p;

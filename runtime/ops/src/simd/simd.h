@@ -15,7 +15,8 @@
 // in every lane, and `Int8Products` and `Int4Products<SHARED>` (several rows share the weights) have
 //   start, load(weights), add(weights, activations), finish: the exact sum as floats, of int4 in sixteenths of a step
 //
-// kFloatRows, kFloatLanes, kIntRows, kIntLanes are the shape of a tile that the registers hold, in rows and F16.
+// kFloatRows, kFloatLanes, kIntRows, kInt4Rows, kIntLanes are the shape of a tile that the registers hold, in rows and
+// F16.
 #pragma once
 #include <stdint.h>
 
