@@ -2,7 +2,7 @@
 
 import { byId, element } from "./dom.js";
 
-const LEAST = 0.05;
+const LEAST = 0.05; // where the server does not say from where the model was calibrated
 
 export class Dials {
   constructor() {
@@ -16,7 +16,7 @@ export class Dials {
   side(name, value) {
     const id = `dial-${name.toLowerCase()}`;
     const label = element("label", { for: id });
-    const slider = element("input", { type: "range", id, min: LEAST, max: 1, step: 0.05, value, list: "dial-points" });
+    const slider = element("input", { type: "range", id, min: LEAST, max: 1, step: 0.01, value });
     const output = element("span", { class: "value", "aria-hidden": "true" });
     const auto = element("input", { type: "checkbox" });
     const autoLabel = element("label", { class: "check", title: "The server lowers the dial while it is busy" }, auto, " auto");
@@ -31,6 +31,8 @@ export class Dials {
     const another = model?.name !== this.model?.name;
     this.model = model;
     this.offersAuto = Boolean(auto);
+    const least = Math.ceil((model?.dials?.[0] ?? LEAST) * 100) / 100;
+    for (const { slider } of this.sides) slider.min = String(least);
     if (another && typeof model?.dial === "number") this.sides[0].slider.value = String(model.dial);
     this.show();
   }

@@ -6,7 +6,7 @@ import { announce, byId } from "./dom.js";
 const EVERY = 2000;
 const LONGEST = 10000;
 const POINTS = 30;
-const STATES = { ready: "ready", loading: "loading", draining: "shutting down", away: "no answer", locked: "key needed", waiting: "connecting" };
+const STATES = { ready: "ready", loading: "loading", draining: "shutting down", failed: "failed", away: "no answer", locked: "key needed", waiting: "connecting" };
 
 export class Load {
   /** `changed(props)` is called with each answer; `locked()` where the server asks for a key. */
@@ -52,6 +52,7 @@ export class Load {
     const words = {
       away: "The server does not answer. This page tries again by itself; what is written here stays.",
       draining: "The server shuts down: it finishes what it has begun, and takes no new request.",
+      failed: "The engine of a model has failed. The server takes no request until it is started again; its log says why.",
       loading: "The server loads its models.",
     }[state];
     if (banner.textContent !== (words ?? "")) banner.textContent = words ?? "";
