@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,12 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support.page_stub import STORY, Stub, pieces, serve
+from support.page_stub import STORY, Stub, pieces, run, serve
+
+from adaptive_lm.serve.application.build import build
+from adaptive_lm.serve.page.routes import page_routes
+from adaptive_lm.serve.scheduler.open import open_scheduler
+from adaptive_lm.serve.settings import Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
@@ -110,6 +117,26 @@ def test_tokens_stream_in_and_each_is_shaded_by_its_compute(open_page: Open, stu
     assert body["messages"] == [{"role": "user", "content": "How?"}]
     assert (body["model"], body["stream"], body["compute_details"], body["logprobs"]) == ("demo", True, True, True)
     assert re.search(r"69 % of dense compute.*98 tokens", page.inner_text(".foot").replace("\n", " "))
+
+
+def test_text_that_was_held_back_belongs_to_the_last_token(open_page: Open, stub: Stub) -> None:
+    stub.texts["short"], stub.held = "a b", "</s"
+    page = open_page()
+    ask(page, "short")
+    assert page.locator(".t").all_text_contents() == ["a", " b</s"]
+
+
+def test_text_probabilities_and_compute_of_a_token_may_come_in_different_chunks(open_page: Open, stub: Stub) -> None:
+    stub.late = True
+    page = open_page()
+    page.get_by_text("Plain prompt").click()
+    ask(page)
+    assert written(page) == STORY
+    assert page.locator(".t").count() == len(pieces(STORY))
+    page.locator(".t").nth(2).click()
+    expect(page.locator("#token-text")).to_have_text("␣where")
+    expect(page.locator("#alternatives .taken code")).to_have_text("␣where")
+    assert "–" not in page.inner_text("#facts")
 
 
 def test_s59_text_is_text_wherever_it_stands(open_page: Open, stub: Stub) -> None:
@@ -291,6 +318,7 @@ def test_stop_ends_the_request_and_keeps_the_text(open_page: Open, stub: Stub) -
 
 
 def test_an_error_says_what_to_do_and_can_be_tried_again(open_page: Open, stub: Stub) -> None:
+    stub.texts["How?"] = "By folding."
     page = open_page()
     for status, headers, title, advice in (
         (429, {"Retry-After": "7"}, "The server is full", "room in 7 s"),
@@ -308,7 +336,7 @@ def test_an_error_says_what_to_do_and_can_be_tried_again(open_page: Open, stub: 
         page.get_by_text("Try again", exact=True).click()
         page.wait_for_selector("#send", state="visible")
         expect(page.locator(".fault")).to_have_count(0)
-        assert written(page) == STORY
+        assert written(page) == "By folding."
         page.click("#new")
 
 
@@ -453,3 +481,41 @@ def test_four_thousand_tokens_stay_fluid(open_page: Open, stub: Stub) -> None:
     page.locator(".t").nth(3999).click()
     expect(page.locator("#token-place")).to_have_text("4000 of 4000")
     assert time.monotonic() - started < 3
+
+
+def test_the_page_works_on_the_real_application(browser: Browser, folder: Path) -> None:
+    settings = Settings(models=(str(folder),), device="cpu", threads=1, api_keys=(("tests", "s3cret"),))
+    scheduler = open_scheduler(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        await scheduler.start()
+        await scheduler.ready()
+        yield
+        await scheduler.close()
+
+    complaints: list[str] = []
+    with run(build(settings, scheduler, pages=page_routes(), lifespan=lifespan)) as address:
+        page = browser.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#key-dialog[open]")
+        page.fill("#key", "s3cret")
+        page.press("#key", "Enter")
+        page.wait_for_selector("#status[data-state=ready]")
+        for plain in (False, True):
+            if plain:
+                page.get_by_text("Plain prompt").click()
+            page.click("#sampling summary")
+            page.fill("#max-tokens", "6")
+            ask(page, "ab")
+            assert page.locator(".fault").count() == 0
+            answer = page.locator(".answer").nth(int(plain))
+            assert 0 < answer.locator(".t").count() <= 6
+            answer.locator(".t").first.click()
+            rows = page.locator("#layers tbody tr")
+            expect(rows).to_have_count(scheduler.models()[0].manifest.model.num_layers)
+            expect(page.locator("#alternatives .taken")).to_have_count(1)
+            assert "of dense compute" in answer.inner_text()
+        page.close()
+    assert not complaints

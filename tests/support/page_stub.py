@@ -48,6 +48,10 @@ class Stub:
     """Status, message and headers of the next answer."""
     break_after: int | None = None
     """Tokens after which the connection breaks."""
+    late: bool = False
+    """Whether text and log-probabilities of two tokens come with the second, the compute of each at once."""
+    held: str = ""
+    """Text that comes after the last token, without one of its own, as the begin of a stop does."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies, in order, with the path and the key."""
     polls: int = 0
@@ -144,11 +148,21 @@ def stub_app(stub: Stub) -> Starlette:
                 if index == stub.break_after:
                     stub.break_after = None
                     raise ConnectionError("scripted")
-                yield event({"choices": [choice(one, index, chat)]})
+                own = choice(one, index, chat)
+                if stub.late and index % 2 == 0:
+                    own = {**own, "compute": [{**one, "text": ""}], "logprobs": None, "text": "", "delta": {}}
+                elif stub.late:
+                    both = choice(records[index - 1], index - 1, chat)
+                    text = both["text"] + own["text"]
+                    scores = {name: both["logprobs"][name] + own["logprobs"][name] for name in own["logprobs"]}
+                    own = {**own, "compute": [{**one, "text": text}], "logprobs": scores, "text": text}
+                yield event({"choices": [own]})
                 if stub.pause:
                     await asyncio.sleep(stub.pause)
                 elif index % 50 == 49:
                     await asyncio.sleep(0)
+            if stub.held:
+                yield event({"choices": [{"index": 0, "delta": {"content": stub.held}, "text": stub.held}]})
             yield event({"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "stop"}]})
             share = sum(one["executed_flops"] for one in records) / max(1, len(records)) / 1e6
             layers = sum(len(one["layers_run"]) for one in records)
@@ -186,19 +200,24 @@ def event(data: dict[str, Any]) -> bytes:
 
 @contextmanager
 def serve(stub: Stub, port: int = 0) -> Iterator[Stub]:
-    """Run the server in a thread, on a free port."""
+    """Run the scripted server, on a free port."""
+    with run(stub_app(stub), port) as stub.address:
+        yield stub
+
+
+@contextmanager
+def run(app: Any, port: int = 0) -> Iterator[str]:
+    """Run an application in a thread, on a free port; yield its address."""
     listener = socket.create_server(("127.0.0.1", port))
-    stub.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(stub_app(stub), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    end = time.monotonic() + 10
-    while not server.started and time.monotonic() < end:
+    end = time.monotonic() + 20
+    while not server.started and thread.is_alive() and time.monotonic() < end:
         time.sleep(0.01)
     assert server.started
     try:
-        yield stub
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         thread.join(10)

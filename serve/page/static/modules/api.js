@@ -93,10 +93,10 @@ export async function* events(response) {
 }
 
 /**
- * Stream a text. `onTokens` gets the tokens of each chunk.
+ * Stream a text. `onChoice` gets the choice of each chunk.
  * Returns why it ended, and the usage. Throws a ServerError, also where the stream breaks off.
  */
-export async function generate(path, body, signal, onTokens) {
+export async function generate(path, body, signal, onChoice) {
   const response = await call(path, { body, signal });
   const result = { finish: null, usage: null };
   let ended = false;
@@ -111,8 +111,7 @@ export async function generate(path, body, signal, onTokens) {
       result.usage = chunk.usage ?? result.usage;
       const choice = chunk.choices?.[0];
       if (!choice) continue;
-      const tokens = tokensOf(choice);
-      if (tokens.length) onTokens(tokens);
+      onChoice(choice);
       result.finish = choice.finish_reason ?? result.finish;
     }
   } catch (error) {
@@ -121,38 +120,6 @@ export async function generate(path, body, signal, onTokens) {
   }
   if (!ended && result.finish === null) throw new ServerError("The connection broke before the text ended.", { code: BROKEN });
   return result;
-}
-
-/** Join text, log-probabilities and compute of a choice, token by token. */
-export function tokensOf(choice) {
-  const text = choice.delta?.content ?? choice.text ?? "";
-  const records = [choice.compute ?? []].flat();
-  const chosen = logprobsOf(choice.logprobs);
-  const count = Math.max(records.length, chosen.length);
-  if (count === 0) return text === "" ? [] : [{ text, compute: null, logprob: null, alternatives: [] }];
-  const tokens = Array.from({ length: count }, (_, i) => ({
-    text: records[i]?.text ?? chosen[i]?.token ?? "",
-    compute: records[i] ?? null,
-    logprob: chosen[i]?.logprob ?? null,
-    alternatives: chosen[i]?.alternatives ?? [],
-  }));
-  if (tokens.map((token) => token.text).join("") !== text) {
-    // Part of the text waits for its next token, as where it may be the begin of a stop: the text is right.
-    for (const token of tokens) token.text = "";
-    tokens.at(-1).text = text;
-  }
-  return tokens;
-}
-
-function logprobsOf(logprobs) {
-  if (Array.isArray(logprobs?.content)) {
-    return logprobs.content.map((entry) => ({ token: entry.token, logprob: entry.logprob, alternatives: entry.top_logprobs ?? [] }));
-  }
-  return (logprobs?.tokens ?? []).map((token, i) => ({
-    token,
-    logprob: logprobs.token_logprobs?.[i] ?? null,
-    alternatives: Object.entries(logprobs.top_logprobs?.[i] ?? {}).map(([other, logprob]) => ({ token: other, logprob })),
-  }));
 }
 
 /** Say what went wrong and what to do. */

@@ -70,7 +70,7 @@ export class Conversation {
     };
     try {
       const [path, body] = this.request(turn, choice);
-      const { finish, usage } = await generate(path, body, run.abort.signal, (tokens) => answer.add(tokens));
+      const { finish, usage } = await generate(path, body, run.abort.signal, (choice) => answer.take(choice));
       answer.end(finish ?? "stop", usage);
       announce(`${answer.title} written${answer.share === null ? "" : `, ${Math.round(answer.share * 100)} % of the dense compute`}.`);
     } catch (error) {

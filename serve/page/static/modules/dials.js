@@ -3,10 +3,11 @@
 import { byId, element } from "./dom.js";
 
 const LEAST = 0.05; // where the server does not say from where the model was calibrated
+const HALF = 0.5; // where the dial stands at first: the full model would use all of itself for each token
 
 export class Dials {
   constructor() {
-    this.sides = [this.side("A", 1), this.side("B", 0.5)];
+    this.sides = [this.side("A", HALF), this.side("B", 1)];
     byId("dials").append(...this.sides.map((side) => side.node));
     this.compare = byId("compare");
     this.compare.addEventListener("change", () => this.show());
@@ -34,6 +35,7 @@ export class Dials {
     const least = Math.ceil((model?.dials?.[0] ?? LEAST) * 100) / 100;
     for (const { slider } of this.sides) slider.min = String(least);
     if (another && typeof model?.dial === "number") this.sides[0].slider.value = String(model.dial);
+    if (another && this.sides[0].slider.valueAsNumber > 0.75) this.sides[1].slider.value = String(HALF);
     this.show();
   }
 

@@ -40,7 +40,7 @@ export function framed(draw) {
   };
 }
 
-/** Write a token so that its spaces and line ends can be seen. */
+/** Write a text so that its spaces and line ends can be seen. */
 export function visible(text) {
-  return text === "" ? "(part of a character)" : text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +| +$/g, (run) => "␣".repeat(run.length));
+  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ +| +$/g, (run) => "␣".repeat(run.length));
 }

@@ -1,6 +1,7 @@
 // One answer: its tokens as shaded pieces of text, its figures, and what went wrong.
 
 import { element, framed } from "../dom.js";
+import { Joiner } from "./joiner.js";
 import { formatMilliseconds, share } from "./measures.js";
 
 const places = new WeakMap(); // span of a token -> [answer, index]
@@ -19,9 +20,9 @@ export class Answer {
     this.shape = { layers: shape.layers ?? 0, experts: shape.experts ?? 0, heads: shape.heads ?? 0, most: 1 };
     this.scale = scale;
     this.grew = grew;
-    this.tokens = [];
+    this.joiner = new Joiner();
     this.spans = [];
-    this.text = "";
+    this.changed = 0; // the first token whose span is not up to date
     this.busy = true;
     this.started = performance.now();
     this.first = null;
@@ -36,16 +37,24 @@ export class Answer {
     this.name();
   }
 
-  /** Take in tokens; they are shown with the next frame. */
-  add(tokens) {
-    this.last = performance.now();
+  /** Take in the choice of a chunk; it is shown with the next frame. */
+  take(choice) {
+    const before = this.tokens.length;
+    const first = this.joiner.take(choice);
+    if (first === this.tokens.length) return;
+    this.changed = Math.min(this.changed, first);
+    if (this.tokens.length > before) this.last = performance.now();
     this.first ??= this.last;
-    for (const token of tokens) {
-      this.tokens.push(token);
-      this.text += token.text;
-      this.stretch(token.compute);
-    }
+    for (const token of this.tokens.slice(first)) this.stretch(token.compute);
     this.shown();
+  }
+
+  get tokens() {
+    return this.joiner.tokens;
+  }
+
+  get text() {
+    return this.tokens.map((token) => token.text).join("");
   }
 
   /** Let a record be right where the properties of the model said less. */
@@ -60,9 +69,15 @@ export class Answer {
   }
 
   flush() {
+    const begin = this.changed;
+    if (begin === this.tokens.length) return;
+    this.changed = this.tokens.length;
     const scale = this.scale();
-    const begin = this.spans.length;
-    for (let i = begin; i < this.tokens.length; i++) {
+    for (let i = begin; i < this.spans.length; i++) {
+      this.spans[i].textContent = this.tokens[i].text;
+      this.paint(i, scale);
+    }
+    for (let i = this.spans.length; i < this.tokens.length; i++) {
       const span = document.createElement("span");
       const { text } = this.tokens[i];
       span.className = classes(text, scale.level(this.tokens[i]));
@@ -73,7 +88,6 @@ export class Answer {
       this.line.append(span);
       this.spans.push(span);
     }
-    if (begin === this.spans.length) return;
     this.name();
     this.figures();
     this.grew(this, begin);
@@ -82,10 +96,13 @@ export class Answer {
   /** Shade all tokens anew. */
   shade() {
     const scale = this.scale();
-    this.spans.forEach((span, i) => {
-      const marks = ["on", "differs"].filter((mark) => span.classList.contains(mark));
-      span.className = [classes(this.tokens[i].text, scale.level(this.tokens[i])), ...marks].join(" ");
-    });
+    for (let i = 0; i < this.spans.length; i++) this.paint(i, scale);
+  }
+
+  paint(i, scale) {
+    const span = this.spans[i];
+    const marks = ["on", "differs"].filter((mark) => span.classList.contains(mark));
+    span.className = [classes(this.tokens[i].text, scale.level(this.tokens[i])), ...marks].join(" ");
   }
 
   /** End the answer: `finish` says why, `usage` is the server's. */

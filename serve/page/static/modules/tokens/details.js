@@ -6,6 +6,10 @@ import { formatMilliseconds, milliseconds, share } from "./measures.js";
 const CELL = 10;
 const percent = (part) => (part >= 0.995 || part === 0 || part >= 0.1 ? `${Math.round(part * 100)} %` : part < 0.001 ? "< 0.1 %" : `${(part * 100).toFixed(1)} %`);
 
+const END = "(end of text)"; // a token without text of its own
+
+const nameOf = (token) => visible(token.text || token.token || "") || (token.token === "" ? END : "(part of a character)");
+
 export class Details {
   /** `changed(answer, index)` is called when another token is shown. */
   constructor(changed) {
@@ -70,14 +74,14 @@ export class Details {
     const { answer, index } = this;
     byId("token-none").hidden = answer !== null;
     byId("token-some").hidden = answer === null;
-    byId("sheet-text").textContent = answer ? `${visible(answer.tokens[index].text)}   ${summary(answer.tokens[index])}` : "Token details";
+    byId("sheet-text").textContent = answer ? `${nameOf(answer.tokens[index])}   ${summary(answer.tokens[index])}` : "Token details";
     if (!answer) return this.changed(null, 0);
     const token = answer.tokens[index];
     const scrubber = byId("scrubber");
     scrubber.max = String(answer.spans.length - 1);
     scrubber.value = String(index);
     scrubber.setAttribute("aria-valuetext", describe(answer, index));
-    byId("token-text").textContent = visible(token.text);
+    byId("token-text").textContent = nameOf(token);
     byId("token-place").textContent = `${index + 1} of ${answer.tokens.length}${answer.side ? ` in ${answer.side}` : ""}`;
     byId("unpin").hidden = !this.pinned;
     byId("facts").replaceChildren(...facts(token, answer.shape).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
@@ -109,15 +113,18 @@ export class Details {
   }
 
   alternatives(token) {
-    const list = token.alternatives.map((other) => ({ ...other, taken: other.token === token.text || Math.abs(other.logprob - token.logprob) < 1e-9 }));
-    if (list.length && token.logprob !== null && !list.some((other) => other.taken)) list.push({ token: token.text, logprob: token.logprob, taken: true });
+    const own = token.token ?? token.text;
+    const list = token.alternatives.map((other) => ({ ...other, taken: false }));
+    const taken = list.find((other) => other.token === own);
+    if (taken) taken.taken = true;
+    else if (list.length && token.logprob !== null) list.push({ token: own, logprob: token.logprob, taken: true });
     list.sort((a, b) => b.logprob - a.logprob);
     byId("alternatives-none").hidden = list.length > 0;
     byId("alternatives").replaceChildren(
       ...list.map(({ token: text, logprob, taken }) => {
         const bar = element("i", { "aria-hidden": "true" });
         bar.style.width = `${Math.max(0.5, Math.exp(logprob) * 100).toFixed(1)}%`;
-        return element("li", { class: taken ? "taken" : null }, element("code", { title: visible(text) }, visible(text)), bar, element("span", {}, percent(Math.exp(logprob)), taken ? element("span", { class: "hidden" }, ", taken") : ""));
+        return element("li", { class: taken ? "taken" : null }, element("code", { title: visible(text) || END }, visible(text) || END), bar, element("span", {}, percent(Math.exp(logprob)), taken ? element("span", { class: "hidden" }, ", taken") : ""));
       }),
     );
   }
@@ -169,7 +176,7 @@ function summary(token) {
 export function describe(answer, index) {
   const token = answer.tokens[index];
   const { compute } = token;
-  const parts = [`“${visible(token.text)}”`, `token ${index + 1} of ${answer.tokens.length}`];
+  const parts = [`“${nameOf(token)}”`, `token ${index + 1} of ${answer.tokens.length}`];
   if (summary(token)) parts.push(summary(token));
   if (compute?.exit_layer !== null && compute?.exit_layer !== undefined) parts.push(`left after layer ${compute.exit_layer}`);
   const used = (compute?.experts ?? []).reduce((sum, list) => sum + list.length, 0);

@@ -15,12 +15,13 @@ export const layersRun = (token) => token.compute?.layers_run?.length ?? null;
 export const milliseconds = (token) => (token.compute?.seconds === undefined || token.compute.seconds === null ? null : token.compute.seconds * 1000);
 
 export function formatMilliseconds(value) {
+  if (value === 0) return "0 ms";
   return `${value < 1 ? value.toFixed(2) : value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 }
 
-/** `step` is what the ends of the scale are rounded to; `skipsFirst`: the first token of an answer does not stretch it. */
+/** `step` is what the ends of the scale are rounded to, `most` its end; `skipsFirst`: the first token of an answer does not stretch it. */
 export const MEASURES = [
-  { id: "share", label: "compute", note: "of the dense FLOPs", value: share, format: percent, step: 0.05 },
+  { id: "share", label: "compute", note: "of the dense FLOPs", value: share, format: percent, step: 0.05, most: 1 },
   { id: "experts", label: "experts", note: "a layer", value: experts, format: (value) => value.toFixed(1), step: 0.5 },
   { id: "layers", label: "layers run", note: "layers", value: layersRun, format: (value) => String(Math.round(value)), step: 1 },
   { id: "milliseconds", label: "time", note: "a token; the first one waits for the prompt", value: milliseconds, format: formatMilliseconds, step: 1, skipsFirst: true },
@@ -39,9 +40,10 @@ export class Scale {
   add(token, index) {
     const value = this.measure.value(token);
     if (value === null || (this.measure.skipsFirst && index === 0)) return false;
-    const { step } = this.measure;
-    const low = Math.floor(value / step + 1e-9) * step;
-    const high = Math.max(Math.ceil(value / step - 1e-9) * step, low + step);
+    const { step, most = Infinity } = this.measure;
+    // Routers cost a little: a token that uses all of the model is a little over the dense one.
+    const low = Math.min(Math.floor(value / step + 1e-9) * step, most - step);
+    const high = Math.min(Math.max(Math.ceil(value / step - 1e-9) * step, low + step), most);
     if (this.low !== null && low >= this.low && high <= this.high) return false;
     this.low = this.low === null ? low : Math.min(this.low, low);
     this.high = this.high === null ? high : Math.max(this.high, high);
