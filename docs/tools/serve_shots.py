@@ -2,8 +2,8 @@
 
     .venv/bin/python docs/tools/serve_shots.py
 
-Needs `playwright`, `pillow` and a Chromium on the PATH (`chromium`, `chromium-browser` or `google-chrome`). With `--address` the
-pictures are those of a server that runs.
+Needs `playwright`, `pillow` and a Chromium on the PATH (`chromium`, `chromium-browser` or `google-chrome`). With
+`--address` the pictures are those of a server that runs.
 """
 
 import argparse
