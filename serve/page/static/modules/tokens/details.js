@@ -44,7 +44,7 @@ export class Details {
   /** Follow the newest token, unless one is pinned. */
   follow(answer) {
     if (!this.pinned && answer.spans.length) this.select(answer, answer.spans.length - 1);
-    else if (answer === this.answer) this.draw(); // the scrubber is longer now
+    if (answer === this.answer) this.show(); // in this frame; at least the scrubber is longer now
   }
 
   move(by, options = { reveal: true }) {
