@@ -17,6 +17,7 @@ from ..speculation.speculation import Speculation
 from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
+from .mask import Grammar
 from .params import Params
 from .request import Request, Token
 from .sampler import TokenChooser
@@ -104,16 +105,31 @@ class Engine:
         self._loop: Loop | None = None
 
     def request(
-        self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: Params | None = None,
+        *,
+        sampler: TokenChooser | None = None,
+        grammar: Grammar | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Request:
         """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        request = Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
+        request = Request(
+            self.manifest, self.tokenizer, ids, params or Params(), sampler, grammar=grammar,
+            prompt_logprobs=prompt_logprobs,
+        )  # fmt: skip
         request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
         return request
 
     def generate(
-        self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: Params | None = None,
+        *,
+        sampler: TokenChooser | None = None,
+        grammar: Grammar | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Generation:
         """Iterate over the new tokens after `prompt`; nothing is computed before the first is requested.
 
@@ -121,18 +137,23 @@ class Engine:
             prompt: A text, or ids.
             params: Settings of the generation; None takes the defaults.
             sampler: Chooses each token in place of the sampler of `params`.
+            grammar: What the text must match (`runtime/structured`); it ends where nothing can follow.
+            prompt_logprobs: How many alternatives to report for each token of the prompt, with its log-probability, in
+                `Request.prompt_scores`, 0 to 20; None reports neither.
 
         Raises:
             UserError: The prompt is empty, the prompt and the new tokens exceed the context, or the model does not have
                 that dial.
         """
-        return Generation(self, self.request(prompt, params, sampler=sampler))
+        request = self.request(prompt, params, sampler=sampler, grammar=grammar, prompt_logprobs=prompt_logprobs)
+        return Generation(self, request)
 
     def generate_many(
         self,
         prompts: Sequence[str | Sequence[int]],
         params: Params | Sequence[Params] | None = None,
         *,
+        grammar: Grammar | None = None,
         slots: int = MANY_SLOTS,
         watch: Callable[[Event], None] | None = None,
     ) -> Completions:
@@ -143,6 +164,7 @@ class Engine:
         Args:
             prompts: Texts, or ids.
             params: Settings of all, or of each; None takes the defaults.
+            grammar: What every text must match; None: anything.
             slots: The most texts to compute at a time.
             watch: Is called with every new token and failure, as they come.
 
@@ -156,7 +178,7 @@ class Engine:
         completions = []
         for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
             try:
-                completions.append(Completion(index, self.request(prompt, settings)))
+                completions.append(Completion(index, self.request(prompt, settings, grammar=grammar)))
             except UserError as error:
                 completions.append(Completion(index, None, error))
         requests = [one.request for one in completions if one.request is not None]

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..protocols.grammars import Grammars
 from ..routes.stream import KEEP_ALIVE_SECONDS
 from ..scheduler.job import Scheduler
 from ..settings import Settings
@@ -20,7 +20,7 @@ from .openapi import openapi
 from .table import ENDPOINTS
 
 EXPOSED = ("X-Request-Id", "X-Ignored-Fields", "Retry-After")
-Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
 def build(
@@ -46,17 +46,11 @@ def build(
     """
     own = [Route(one.path, one.handler, methods=[one.method]) for one in ENDPOINTS]
     documents = [Route("/openapi.json", document), Route("/docs", docs)]
-    router = Starlette(
-        routes=[*own, *documents, *routes, *pages],
-        lifespan=lifespan,
-        exception_handlers={HTTPException: raise_on},
-    )
-    router.router.redirect_slashes = False  # one address for each endpoint
-    router.state.settings, router.state.scheduler, router.state.keep_alive = settings, scheduler, keep_alive
+    router = Router([*own, *documents, *routes, *pages], redirect_slashes=False, lifespan=lifespan)
 
     exact = {one.path for one in ENDPOINTS if one.public} | {page.path for page in pages if "{" not in page.path}
     folders = [page.path.partition("{")[0] for page in pages if "{" in page.path]
-    app: ASGIApp = BodyLimit(router, settings.max_body)
+    app: ASGIApp = BodyLimit(Endpoints(router, settings, scheduler, keep_alive), settings.max_body)
     app = Keys(app, settings.api_keys, public_paths(exact, folders))
     app = Errors(app)
     if settings.cors_origins:
@@ -72,9 +66,26 @@ def build(
     return RequestId(app)
 
 
-async def raise_on(_: Request, error: Exception) -> Response:
-    """Leave the router's errors to `Errors`."""
-    raise error
+class Endpoints:
+    """The router, and what endpoints find at `request.app`. Unlike `Starlette` it leaves every error to `Errors`.
+
+    Args:
+        router: The endpoints.
+        settings: Those of the server.
+        scheduler: Where texts are generated.
+        keep_alive: Seconds without news until a stream gets a comment.
+    """
+
+    def __init__(self, router: Router, settings: Settings, scheduler: Scheduler, keep_alive: float) -> None:
+        self.router, self.settings, self.scheduler, self.keep_alive = router, settings, scheduler, keep_alive
+        self.grammars = Grammars()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        scope["app"] = self
+        await self.router(scope, receive, send)
+        if scope["type"] == "lifespan":
+            self.grammars.close()
 
 
 async def document(_: Request) -> Response:

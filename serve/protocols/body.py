@@ -54,14 +54,14 @@ def refusal(errors: Sequence[Any]) -> BadRequestError:
         reason = first["msg"].removeprefix("Invalid JSON: ")
         return BadRequestError(f"the body is no valid JSON: {reason}; send a JSON object in UTF-8")
     place = field_path(first["loc"])
+    if first["type"] == "value_error":  # a whole sentence of ours
+        return BadRequestError(first["msg"].removeprefix("Value error, "), param=place or None)
     if not place:
         return BadRequestError(f"found {_SHORT.repr(first['input'])} as the body, expected a JSON object")
     if first["type"] == "missing":
         return BadRequestError(f"the field {place} is missing; add it", param=place)
     same = dict.fromkeys(one["msg"] for one in errors if field_path(one["loc"]) == place)
     expected = " or ".join(message[:1].lower() + message[1:] for message in same)
-    if first["type"] == "value_error":  # written by us, whole
-        return BadRequestError(first["msg"].removeprefix("Value error, "), param=place)
     return BadRequestError(f"found {_SHORT.repr(first['input'])} in the field {place}: {expected}", param=place)
 
 

@@ -8,6 +8,7 @@ from ...runtime.generation.params import Params
 from ..errors import BadRequestError, ServeError
 from ..scheduler.job import Job, ModelInfo
 from ..settings import Settings
+from .grammars import Grammars
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Caller:
     """Name of the key, else the address."""
     models: Sequence[ModelInfo]
     settings: Settings
+    grammars: Grammars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ def user_error(error: UserError, param: str | None = None) -> ServeError:
 
 
 def room_for(prompt: Sequence[int], wanted: int | None, model: ModelInfo, param: str) -> int:
-    """Return how many new tokens a text may have: those that the client wants, at most what the context leaves.
+    """Return how many new tokens a text may have: those that the client wants, at most what context and memory leave.
 
     Raises:
         BadRequestError: The prompt is empty or fills the context, or a number is wrong.
@@ -72,7 +74,10 @@ def room_for(prompt: Sequence[int], wanted: int | None, model: ModelInfo, param:
             code="context_length_exceeded",
             param=param,
         )
-    return context - len(prompt) if wanted is None else min(wanted, context - len(prompt))
+    left = context - len(prompt)
+    if model.room is not None and len(prompt) < model.room:
+        left = min(left, model.room - len(prompt))
+    return left if wanted is None else min(wanted, left)
 
 
 def checked_params(**settings: object) -> Params:

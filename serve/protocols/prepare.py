@@ -6,11 +6,10 @@ from typing import Any
 from ...contract.errors import UserError
 from ...runtime.generation.chat import chat_ids
 from ..errors import BadRequestError
-from ..scheduler.job import Grammar, Job, ModelInfo
+from ..scheduler.job import Job, ModelInfo
 from .names import find_model
 from .openai.chat import ChatBody
 from .openai.completions import DEFAULT_NEW_TOKENS, CompletionBody
-from .openai.format import ResponseFormat, TextFormat
 from .openai.sampling import SamplingFields
 from .order import Caller, Order, checked_params, room_for, user_error
 
@@ -88,7 +87,7 @@ def jobs_of(
     fields: dict[str, Any] = {**body.sampling, **dial, "stop": body.stops}
     if logprobs is not None:
         fields["logprobs"] = logprobs
-    grammar = compiled(body.response_format, model)
+    grammar = caller.grammars.compile(body.response_format, model)
     jobs = []
     for ids, new in prompts:
         prompt = tuple(ids)  # one object for all its texts: `prompt_tokens` counts it once
@@ -115,14 +114,4 @@ def order_of(body: SamplingFields, model: ModelInfo, jobs: Sequence[Job], **answ
         details=body.compute_details,
         ignored=body.ignored,
         **answer,
-    )
-
-
-def compiled(format: ResponseFormat | None, model: ModelInfo) -> Grammar | None:
-    """Return what the text must match; None for any text."""
-    if format is None or isinstance(format, TextFormat):
-        return None
-    raise BadRequestError(
-        f"found response_format {format.type}, this server is without structured output; leave it out",
-        param="response_format",
     )

@@ -6,11 +6,20 @@ from typing import Any
 
 from ...runtime.generation.request import Token
 from ...runtime.generation.summary import token_json
+from ...runtime.generation.text_stream import TextStream
 from ...runtime.generation.tokenizer import Tokenizer
 from ..errors import ServeError, UnavailableError
 from ..scheduler.job import EndEvent, Event, PromptEvent, TokenEvent
 from .order import Order
 from .ours.compute import ComputeSum
+
+
+def token_name(data: bytes) -> str:
+    r"""Write the bytes of a token as OpenAI does: its text, or `bytes:\xe2\x80` for a part of a character."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 @dataclass(frozen=True)
@@ -24,16 +33,16 @@ class ScoredToken:
 
     @property
     def text(self) -> str:
-        """The bytes as text; parts of characters as U+FFFD."""
-        return self.data.decode(errors="replace")
+        """Its name, by `token_name`."""
+        return token_name(self.data)
 
     @classmethod
     def of(
         cls, tokenizer: Tokenizer, token: int, logprob: float | None, top: Mapping[int, float] | None
     ) -> "ScoredToken":
         """Look up the bytes of a token and of its alternatives."""
-        others = [(tokenizer.token_bytes(other), value) for other, value in (top or {}).items()]
-        return cls(tokenizer.token_bytes(token), logprob, others)
+        others = [(tokenizer.bytes_of(other), value) for other, value in (top or {}).items()]
+        return cls(tokenizer.bytes_of(token), logprob, others)
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,13 @@ class Text:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     prompt: list[ScoredToken] | None = None
     end: EndEvent | None = None
-    _waiting: list[ScoredToken] = field(default_factory=list)  # of tokens whose text is not shown yet
-    _shown: int = 0  # bytes of the text that were shown
-    _scored_bytes: int = 0  # bytes of the tokens in `scored`
+    _waiting: list[tuple[int, ScoredToken]] = field(default_factory=list)
+    """Tokens whose text is not shown yet, each with the place at which its text begins."""
+    _shown: int = 0
+    """Characters that were shown."""
+    _certain: int = 0
+    """Characters that the tokens stand for, those of a stop string included."""
+    _stream: TextStream | None = None
 
     @property
     def text(self) -> str:
@@ -102,21 +115,23 @@ class Text:
         self.records += records
         scored: list[ScoredToken] = []
         if order.logprobs is not None and not order.hides_text:
-            self._shown += len(text.encode())
-            self._waiting.append(ScoredToken.of(tokenizer, token.id, token.logprob, token.top_logprobs))
+            one = ScoredToken.of(tokenizer, token.id, token.logprob, token.top_logprobs)
+            if self._stream is None:
+                self._stream = tokenizer.stream(order.jobs[self.index].prompt)
+            before = self._certain
+            self._certain += len(self._stream.push(token.id))
+            # A token can also make bytes before it certain, as characters that were never finished.
+            own = self._certain - len(one.data.decode(errors="replace"))
+            self._waiting.append((max(before, own), one))
+            self._shown += len(text)
             scored = self._release()
         return Piece(self.index, text, scored, records)
 
     def _release(self, *, all: bool = False) -> list[ScoredToken]:
         """Return the waiting tokens of which some text is shown, so that a stop string does not leak through them."""
-        count = len(self._waiting) if all else 0
-        place = self._scored_bytes
-        for number, one in enumerate(self._waiting, 1):
-            if one.data and place < self._shown:
-                count = max(count, number)  # tokens without text before it are shown with it
-            place += len(one.data)
-        released, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._scored_bytes += sum(len(one.data) for one in released)
+        count = sum(all or begin < self._shown for begin, _ in self._waiting)  # they begin in rising order
+        released = [one for _, one in self._waiting[:count]]
+        del self._waiting[:count]
         self.scored += released
         return released
 

@@ -35,7 +35,7 @@ async def generate(
     body = await read_body(request, kind)
     order = await asyncio.to_thread(prepare, body, caller_of(request))
     request.scope["state"]["model"] = order.model.name
-    return OrderAnswer(scheduler_of(request), order, answer(order, body), keep_alive=request.app.state.keep_alive)
+    return OrderAnswer(scheduler_of(request), order, answer(order, body), keep_alive=request.app.keep_alive)
 
 
 async def chat_completions(request: Request) -> Response:

@@ -33,13 +33,13 @@ class SlowBodyError(ServeError):
 
 def scheduler_of(request: Request) -> Scheduler:
     """Return the server's scheduler."""
-    scheduler: Scheduler = request.app.state.scheduler
+    scheduler: Scheduler = request.app.scheduler
     return scheduler
 
 
 def settings_of(request: Request) -> Settings:
     """Return the server's settings."""
-    settings: Settings = request.app.state.settings
+    settings: Settings = request.app.settings
     return settings
 
 
@@ -49,6 +49,7 @@ def caller_of(request: Request) -> Caller:
         client=request.scope["state"]["client"],
         models=scheduler_of(request).models(),
         settings=settings_of(request),
+        grammars=request.app.grammars,
     )
 
 

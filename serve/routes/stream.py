@@ -68,7 +68,9 @@ class OrderAnswer(Response):
                 await send_json(send, body, ignored_header(self.order.ignored))
 
     async def _stream(self, streams: Sequence[Stream], texts: Sequence[Text], send: Send) -> None:
-        writer = StreamWriter(send, self.answer, ignored_header(self.order.ignored))
+        # The answer numbers its frames, so the first are written before those of the first piece.
+        opening = b"".join(self.answer.begin())
+        writer = StreamWriter(send, opening, ignored_header(self.order.ignored))
 
         async def pump(stream: Stream, text: Text) -> None:
             while events := await stream.take():
@@ -91,11 +93,17 @@ class OrderAnswer(Response):
 
 
 class StreamWriter:
-    """Sends frames of an event stream; the first of them begins the answer."""
+    """Sends frames of an event stream.
 
-    def __init__(self, send: Send, answer: Answer, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    Args:
+        send: Of the connection.
+        opening: The first frames of the answer.
+        headers: Further headers.
+    """
+
+    def __init__(self, send: Send, opening: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.started = False
-        self._send, self._answer, self._headers = send, answer, headers
+        self._send, self._opening, self._headers = send, opening, headers
         self._lock = asyncio.Lock()
         self._sent = False  # since the last beat
 
@@ -106,7 +114,7 @@ class StreamWriter:
                 self.started = True
                 headers = [*STREAM_HEADERS, *self._headers]
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-                frames = b"".join(self._answer.begin()) + frames
+                frames = self._opening + frames
             if frames:
                 self._sent = True
                 await self._send({"type": "http.response.body", "body": frames, "more_body": True})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 from ...runtime.format.manifest import Manifest
+from ...runtime.generation.mask import Grammar
 from ...runtime.generation.params import Params
 from ...runtime.generation.request import Token
 from ...runtime.generation.tokenizer import Tokenizer
@@ -35,15 +36,8 @@ class Job:
     """Seconds from submission to the last token; None takes the server's limit."""
     prompt_logprobs: int | None = None
     """Alternatives to report for each token of the prompt; None reports nothing."""
-    grammar: "Grammar | None" = None
-    """What the text must match (`serve/structured`); None: anything."""
-
-
-class Grammar(Protocol):
-    """A compiled grammar; each text that follows it has a mask of its own."""
-
-    def mask(self) -> object:
-        """Return the mask of a new text, as `runtime.generation` takes it."""
+    grammar: Grammar | None = None
+    """What the text must match (`runtime/structured`); None: anything."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +123,8 @@ class ModelInfo:
     """Points of the dial that have names of their own, such as `demo@0.5`; () where the model is not calibrated."""
     embed: Embed | None = None
     """Computes embeddings; None where the model was exported without its hidden states."""
+    room: int | None = None
+    """The most tokens of one text that the memory of the server holds; None while the model is not open."""
 
     @property
     def context(self) -> int:

@@ -104,7 +104,10 @@ class LocalScheduler:
 
     def models(self) -> Sequence[ModelInfo]:
         """List the models, the default first."""
-        return [worker.info for worker in self._workers.values()]
+        return [
+            replace(worker.info, room=worker.opened.room.capacity) if worker.opened else worker.info
+            for worker in self._workers.values()
+        ]
 
     @property
     def status(self) -> Status:
@@ -215,7 +218,7 @@ class LocalScheduler:
                 code="out_of_memory",
             )
         try:
-            request = engine.request(job.prompt, params)
+            request = engine.request(job.prompt, params, grammar=job.grammar, prompt_logprobs=job.prompt_logprobs)
             curve, dial = worker.info.manifest.curve, None
             if curve is not None and (params.compute, params.target_ms, params.target_loss) != (None, None, None):
                 dial = wanted_compute(curve, params)

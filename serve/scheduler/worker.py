@@ -17,7 +17,7 @@ from ..errors import DeadlineError, ServeError
 from ..observe.observer import ModelState, Observer
 from .failures import LOG, client_error
 from .fair_queue import FairQueue
-from .job import Event, Job, ModelInfo, TokenEvent
+from .job import Event, Job, ModelInfo, PromptEvent, TokenEvent
 from .memory import Room
 from .pace import Pace
 from .stream import JobStream
@@ -248,9 +248,12 @@ class Worker:
         for event in events:
             request, token = event.request, event.token
             ticket = self._running[request]
+            parcel = parcels.setdefault(ticket, [])
             if ticket.first_token is None:
                 ticket.first_token = now
-            parcel = parcels.setdefault(ticket, [])
+                if token is not None and ticket.job.prompt_logprobs is not None:
+                    scores = request.prompt_scores
+                    parcel.append(PromptEvent([one.logprob for one in scores], [one.top_logprobs for one in scores]))
             if token is not None:
                 parcel.append(TokenEvent(token))
                 ticket.watch.token(token)

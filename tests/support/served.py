@@ -5,9 +5,8 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from adaptive_lm.serve.application.build import build
@@ -16,7 +15,9 @@ from adaptive_lm.serve.scheduler.job import EndEvent, Event, Job, Load, ModelInf
 from adaptive_lm.serve.scheduler.open import model_info, open_scheduler
 from adaptive_lm.serve.settings import Settings
 
-TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def served(
     scheduler = open_scheduler(options)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncIterator[None]:
         await scheduler.start()
         await scheduler.ready()
         yield
@@ -71,7 +72,7 @@ class FailingStream:
     def __init__(self, inner: Any, error: ServeError, after: int) -> None:
         self.inner, self.error, self.left = inner, error, after
 
-    async def __aenter__(self) -> "FailingStream":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -124,7 +125,7 @@ class HeldStream:
         self.cancelled = False
         self.events: asyncio.Queue[list[Event]] = asyncio.Queue()
 
-    async def __aenter__(self) -> "HeldStream":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ from ...errors import ServeError
 from ..answer import frame, new_id, now
 from ..body import Body
 from ..order import Order
-from ..text import Piece, ScoredToken, Text
+from ..text import Piece, ScoredToken, Text, token_name
 from .errors import error_body
 from .usage import Usage, usage_of
 
@@ -106,8 +106,7 @@ def chosen(one: ScoredToken) -> ChosenToken:
         logprob=finite(one.logprob),
         bytes=list(one.data),
         top_logprobs=[
-            Alternative(token=data.decode(errors="replace"), logprob=finite(logprob), bytes=list(data))
-            for data, logprob in one.top
+            Alternative(token=token_name(data), logprob=finite(logprob), bytes=list(data)) for data, logprob in one.top
         ],
     )
 

@@ -9,7 +9,7 @@ from ...errors import ServeError
 from ..answer import frame, new_id, now
 from ..body import Body
 from ..order import Order
-from ..text import Piece, ScoredToken, Text
+from ..text import Piece, ScoredToken, Text, token_name
 from .chat_answer import FINISH, finite
 from .errors import error_body
 from .usage import Usage, usage_of
@@ -118,15 +118,18 @@ class CompletionAnswer:
         offsets = []
         for one in scored:
             offsets.append(self._lengths[index])
-            self._lengths[index] += len(one.text)
+            self._lengths[index] += len(one.data.decode(errors="replace"))
         return CompletionLogprobs(
             tokens=[one.text for one in scored],
             token_logprobs=[None if one.logprob is None else finite(one.logprob) for one in scored],
-            top_logprobs=[
-                {data.decode(errors="replace"): finite(logprob) for data, logprob in one.top}
-                if one.logprob is not None
-                else None
-                for one in scored
-            ],
+            top_logprobs=[None if one.logprob is None else named(one.top) for one in scored],
             text_offset=offsets,
         )
+
+
+def named(top: Sequence[tuple[bytes, float]]) -> dict[str, float]:
+    """Return alternatives by name; of two with one name the more probable, which comes first."""
+    names: dict[str, float] = {}
+    for data, logprob in top:
+        names.setdefault(token_name(data), finite(logprob))
+    return names

@@ -98,4 +98,6 @@ class SamplingFields(ComputeFields):
 
     def seed_of(self, choice: int) -> int | None:
         """Return the seed of the text with this number."""
-        return None if self.seed is None else (self.seed + choice) % 2**64 if self.seed >= 0 else self.seed
+        if self.seed is None or choice == 0:
+            return self.seed
+        return (self.seed + choice) % 2**64

@@ -175,7 +175,7 @@ PASS void drop_last(Settings& s, int64_t n, float score, int64_t surplus) {
 
 PASS int64_t sample(Settings& s, const float* logits) {
   const int64_t n = (s.tokens + s.columns - 1) / s.columns * s.columns;
-  copy_logits(s, logits, n);
+  change_logits(s, logits, n);
   const Range range = find_range(s.scores, n);
   if (!(range.best > -kInfinity && range.best < kInfinity)) return -1;
   Place last{-kInfinity, s.top_k};  // of those that `top_k` keeps
