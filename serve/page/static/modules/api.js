@@ -137,7 +137,7 @@ export function explain(error, written) {
     case 413:
       return ["The prompt is too long for this server", `${told} Shorten it, or begin a new conversation.`];
     case 429:
-      return ["The server is full", `${told} ${error.retryAfter ? `It expects to have room in ${error.retryAfter} s.` : ""} Press “Try again” then.`];
+      return ["The server is full", `${told}${error.retryAfter && !told.includes(`${error.retryAfter} s`) ? ` It expects to have room in ${error.retryAfter} s.` : ""} Then press “Try again”.`];
     case 503:
       return ["The server cannot take this request now", `${told}${kept} Wait a moment, then press “Try again”.`];
     case 504:

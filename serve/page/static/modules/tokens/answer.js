@@ -9,7 +9,7 @@ const places = new WeakMap(); // span of a token -> [answer, index]
 /** Return the answer and the index of the token at an element, or null. */
 export const placeOf = (node) => (node instanceof Element ? places.get(node.closest(".t")) ?? null : null);
 
-const FINISH = { stop: "ended by itself", length: "reached the most tokens", cancelled: "stopped", eos: "ended by itself" };
+const FINISH = { stop: "ended by itself", length: "reached the most tokens", cancelled: "stopped", eos: "ended by itself", error: "broken off" };
 
 export class Answer {
   /** `scale()` gives the present scale; `grew(answer)` is called in the frame in which tokens were added. */
@@ -144,6 +144,10 @@ export class Answer {
   }
 
   figures() {
+    if (this.finish === "error" && this.tokens.length === 0) {
+      this.body.hidden = true;
+      return;
+    }
     const usage = this.usage ?? {};
     const mean = this.share;
     const parts = [];

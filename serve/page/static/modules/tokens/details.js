@@ -4,6 +4,7 @@ import { announce, byId, element, framed, svg, visible } from "../dom.js";
 import { formatMilliseconds, milliseconds, share } from "./measures.js";
 
 const CELL = 10;
+const WIDEST = 80; // pixels of a strip
 const percent = (part) => (part >= 0.995 || part === 0 || part >= 0.1 ? `${Math.round(part * 100)} %` : part < 0.001 ? "< 0.1 %" : `${(part * 100).toFixed(1)} %`);
 
 const END = "(end of text)"; // a token without text of its own
@@ -141,8 +142,9 @@ function strip(td, used, count, none) {
   const set = new Set(used);
   const draw = (wanted) => Array.from({ length: count }, (_, i) => (set.has(i) === wanted ? `M${i * CELL},0h${CELL - 1}v${CELL}h${1 - CELL}z` : "")).join("");
   const width = Math.max(1, count * CELL);
+  picture.classList.toggle("none", used.length === 0);
   picture.setAttribute("viewBox", `0 0 ${width} ${CELL}`);
-  picture.setAttribute("width", String(Math.min(width, 110)));
+  picture.setAttribute("width", String(Math.min(width, WIDEST)));
   picture.setAttribute("preserveAspectRatio", "none");
   picture.children[0].setAttribute("d", draw(false));
   picture.children[1].setAttribute("d", draw(true));

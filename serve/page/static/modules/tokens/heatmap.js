@@ -64,8 +64,7 @@ export class Heatmap {
     if (this.reveal) {
       this.reveal = false;
       const x = this.index * this.width;
-      if (x < this.window.scrollLeft) this.window.scrollLeft = x;
-      else if (x + this.width > this.window.scrollLeft + room) this.window.scrollLeft = x + this.width - room;
+      if (x < this.window.scrollLeft || x + this.width > this.window.scrollLeft + room) this.window.scrollLeft = x - room / 2;
     }
     const ratio = devicePixelRatio || 1;
     const tall = view.rows * height + 2;
