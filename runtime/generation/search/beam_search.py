@@ -157,12 +157,14 @@ class BeamSearch(Iterator[Token]):
                 child = Beam(beam.slot, tokens, logprob, visible, beam.step)
                 growing[id(beam)].append(child)
                 order.append(child)
-        for beam in self._live:
-            if not growing[id(beam)]:
-                self._batch.leave(beam.slot)
+        dropped = [beam.slot for beam in self._live if not growing[id(beam)]]
         for children in growing.values():
             for child in children[1:]:  # the first keeps the slot
-                child.slot = self._batch.fork(child.slot)
+                # A dropped text shares all but its end with the others, which is soon copied.
+                follow = self._batch.follow
+                child.slot = follow(dropped.pop(), child.slot) if dropped else self._batch.fork(child.slot)
+        for slot in dropped:
+            self._batch.leave(slot)
         self._live = order
 
     def _continuations(self) -> list[Continuation]:
