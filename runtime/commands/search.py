@@ -107,7 +107,7 @@ def search_many(
 
     failed = False
     for place, prompt in enumerate(prompts):
-        completion, error, content = None, None, None
+        completion, error, content, line = None, None, None, None
         try:
             if prompt.error is not None:
                 raise prompt.error
@@ -115,21 +115,18 @@ def search_many(
             options.check(params)
             ids = encode(engine, prompt.text, is_chat=is_chat, where=f"line {prompt.line}: ")
             search = options.begin(engine, ids, params)
-            completion = Completion(place, None, tokens=list(search))
-            found = search.found
+            tokens, found = list(search), search.found
             assert found is not None
-            completion.request = found.request
-            content = found_json(found) if as_json else None
+            completion = Completion(place, found.request, tokens=tokens)
+            content, line = (found_json(found), None) if as_json else (None, found_line(found))
         except UserError as caught:
             error, failed = caught, True
         except KeyboardInterrupt:
             click.echo(f"interrupted: {place} of {len(prompts)} prompts", err=True)
             return EXIT_INTERRUPTED
-        print_one(
-            engine, prompt, completion, error, usage=usage, as_json=as_json, strip=is_chat, content=content
-        )  # fmt: skip
-        if error is None and not as_json and usage != "none":
-            click.echo(found_line(found), err=True)
+        print_one(engine, prompt, completion, error, usage=usage, as_json=as_json, strip=is_chat, content=content)
+        if line is not None and usage != "none":
+            click.echo(line, err=True)
     return int(failed)
 
 

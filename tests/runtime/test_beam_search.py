@@ -10,13 +10,11 @@ import pytest
 from support.tiny_graph import CONTEXT, EOS, TOKENS, V
 
 from adaptive_lm.contract.errors import WrongUsageError
-from adaptive_lm.runtime import Engine, Params, UserError
+from adaptive_lm.runtime import BeamSearch, Engine, Found, Params, UserError
 from adaptive_lm.runtime.execution import memory
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step
-from adaptive_lm.runtime.generation.search.beam_search import BeamSearch
-from adaptive_lm.runtime.generation.search.hypothesis import Found
 from adaptive_lm.runtime.generation.search.scores import length_divisor, log_probabilities
 
 SMALL = [EOS, *b"abc\n"]

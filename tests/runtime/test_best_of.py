@@ -8,11 +8,10 @@ import pytest
 from support.tiny_graph import TOKENS
 
 from adaptive_lm.contract.errors import WrongUsageError
-from adaptive_lm.runtime import Engine, Params, UserError
+from adaptive_lm.runtime import Engine, Hypothesis, Params, UserError
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step
-from adaptive_lm.runtime.generation.search.hypothesis import Hypothesis
 
 PARAMS = Params(seed=5, max_new_tokens=12, temperature=1.2, top_k=30)
 

@@ -195,3 +195,14 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
         return run(self, work)
 
     monkeypatch.setattr(Batch, "run", interrupted)
+
+
+def test_ctrl_c_among_many_prompts_prints_those_that_are_done(
+    generate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_after(monkeypatch, 9)
+    result = generate("--prompts", "-", "--beams", "2", "--max-new-tokens", "6", input="hello\nmoon\nriver\n")
+    assert result.exit_code == 130
+    assert "[1] hello" in result.stdout
+    assert "[2]" not in result.stdout
+    assert "interrupted: 1 of 3 prompts" in result.stderr
