@@ -47,7 +47,7 @@ class FixedMask:
 
     ended = False
 
-    def __init__(self, vocab_size: int, allowed: int | float) -> None:
+    def __init__(self, vocab_size: int, allowed: float) -> None:
         share = allowed if isinstance(allowed, float) else allowed / vocab_size
         bits = np.random.default_rng(1).random(32 * (vocab_size // 32 + 1)) < share
         bits[0] = True

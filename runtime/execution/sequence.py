@@ -121,9 +121,15 @@ class Sequence:
             self._present[:, len(own) : len(own) + len(ids)] = layers_run
         own.extend(ids)
 
-    def copy_from(self, other: "Sequence", position: int) -> None:
-        """Take over the first `position` tokens of another sequence, to which that one `can_rewind`."""
-        self.cache.copy(other.cache, other.slot, self.slot, other._lengths_at(position))
+    def copy_from(self, other: "Sequence", position: int, equal: int = 0) -> None:
+        """Take over the first `position` tokens of another sequence, to which that one `can_rewind`.
+
+        Args:
+            other: The sequence to copy.
+            position: How many of its tokens to copy.
+            equal: The first tokens that both hold, computed in the same way, which are not copied again.
+        """
+        self.cache.copy(other.cache, other.slot, self.slot, other._lengths_at(position), self._lengths_at(equal))
         self.ids = other.ids[:position]
         self._changes = [change for change in other._changes if change[0] < position]
         self._record_limits()

@@ -1,8 +1,8 @@
 """The life of a server: ready, draining, ended; as a process on loopback."""
 
-import re
 import contextlib
 import json
+import re
 import signal
 import socket
 import threading
