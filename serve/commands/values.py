@@ -12,7 +12,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SHORTEST_KEY = 8
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType[int]):
     """A size such as 512M or 4G: a number with K, M, G or T, each 1024 times the one before."""
 
     name = "size"
