@@ -167,7 +167,7 @@ class Metrics(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         states = {name: model.state() for name, model in self.models.items()}
-        for name, text, field in (
+        for name, text, attribute in (
             ("jobs_running", "Jobs in a slot.", "running"),
             ("jobs_waiting", "Jobs that wait for a slot.", "waiting"),
             ("slots", "Slots of the batch.", "slots"),
@@ -177,7 +177,7 @@ class Metrics(Collector):
         ):
             gauge = GaugeMetricFamily(f"adaptive_{name}", text, labels=["model"])
             for model, state in states.items():
-                value: float | None = getattr(state, field)
+                value = getattr(state, attribute)
                 if value is not None:
                     gauge.add_metric([model], value)
             yield gauge
