@@ -15,6 +15,8 @@ import uvicorn
 
 from ...contract.errors import EXIT_INTERRUPTED, UserError
 from ..application.build import build
+from ..application.table import ENDPOINTS
+from ..observe.telemetry import Telemetry
 from ..scheduler.local import LocalScheduler
 from ..scheduler.open import open_scheduler
 from ..settings import Settings
@@ -113,10 +115,12 @@ async def run(settings: Settings, listener: socket.socket) -> int:
     """
     begin = time.perf_counter()
     sys.setswitchinterval(SWITCH_SECONDS)
-    scheduler = open_scheduler(settings)
+    telemetry = Telemetry([one.path for one in ENDPOINTS])
+    scheduler = open_scheduler(settings, telemetry)
+    app = build(settings, scheduler, routes=telemetry.routes(), middleware=[telemetry.middleware])
     server = Server(
         uvicorn.Config(
-            build(settings, scheduler), http=Connection, lifespan="off", ws="none", log_config=None, access_log=False,
+            app, http=Connection, lifespan="off", ws="none", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_SECONDS,
             h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=FLUSH_SECONDS,
         )
@@ -139,6 +143,7 @@ async def run(settings: Settings, listener: socket.socket) -> int:
             server.should_exit = True
             await serving
             await scheduler.close()
+            telemetry.close()
             for task in (ready, *ends):
                 task.cancel()
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from ...contract.errors import WrongUsageError
 from ...runtime.commands.options import PATH
 from ..settings import Settings
 from .values import Bytes, read_keys
+
+if TYPE_CHECKING:
+    from ..observe.logs import Format, Level
 
 DEFAULTS = Settings()
 
@@ -50,6 +54,15 @@ DEFAULTS = Settings()
               help="Graph of the models to run; auto takes the fastest that works here.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="N",
               help="Threads of one operator; by default one per core, or one for a small model.")  # fmt: skip
+@click.option("--log-level", default="info", show_default=True,
+              type=click.Choice(["debug", "info", "warning", "error"]),
+              help="The least to log; debug logs the requests of probes too.")  # fmt: skip
+@click.option("--log-format", type=click.Choice(["auto", "json", "plain"]), default="auto", show_default=True,
+              help="auto takes plain lines on a terminal, else JSON.")  # fmt: skip
+@click.option("--ray", is_flag=True,
+              help="Run replicas on Ray Serve, on the cluster of RAY_ADDRESS or else here; extra [ray].")  # fmt: skip
+@click.option("--replicas", default="1", show_default=True, metavar="LEAST[:MOST]",
+              help="Replicas with --ray; Ray adds and removes them with the load.")  # fmt: skip
 @click.pass_context
 def serve(
     ctx: click.Context,
@@ -69,6 +82,10 @@ def serve(
     device: str,
     target: str,
     threads: int | None,
+    log_level: Level,
+    log_format: Format,
+    ray: bool,
+    replicas: str,
 ) -> None:
     """Answer requests over HTTP: the API of OpenAI, parts of Anthropic's, and a web page at /.
 
@@ -89,7 +106,19 @@ def serve(
     )  # fmt: skip
     import asyncio
 
+    from ..observe.logs import configure_logs
     from .process import listen, run
 
+    configure_logs(log_level, log_format)
+    if ray:
+        from ..replicas.amount import Replicas, parse_replicas
+
+        least, most = parse_replicas(replicas)
+        amount = Replicas(least=least, most=most, cpus=threads or 1, gpus=int(device == "cuda"))
+        from ..replicas.run import run as run_on_ray
+
+        ctx.exit(run_on_ray(settings, amount))
+    if replicas != "1":
+        raise WrongUsageError(f"found --replicas {replicas} without --ray, expected both; add --ray")
     with listen(host, port) as listener:
         ctx.exit(asyncio.run(run(settings, listener)))
