@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .generation.many import Completion
     from .generation.params import Params
     from .generation.request import Request, Token
+    from .generation.search.beam_search import BeamSearch
+    from .generation.search.hypothesis import Found, Hypothesis
     from .generation.tokenizer import Tokenizer
 else:
     from ..contract.lazy import lazy_names
@@ -32,11 +34,14 @@ else:
         __name__,
         {
             "Batch": "execution.batch",
+            "BeamSearch": "generation.search.beam_search",
             "Dial": "dial",
             "Completion": "generation.many",
             "Engine": "generation.engine",
             "Event": "generation.loop",
+            "Found": "generation.search.hypothesis",
             "Generation": "generation.engine",
+            "Hypothesis": "generation.search.hypothesis",
             "Loop": "generation.loop",
             "Manifest": "format.manifest",
             "Params": "generation.params",
@@ -56,11 +61,14 @@ else:
 
 __all__ = [
     "Batch",
+    "BeamSearch",
     "Completion",
     "Dial",
     "Engine",
     "Event",
+    "Found",
     "Generation",
+    "Hypothesis",
     "Loop",
     "Manifest",
     "Params",

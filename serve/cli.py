@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "adaptive_lm.export.commands.export:export",
     "calibrate": "adaptive_lm.runtime.commands.calibrate:calibrate",
     "generate": "adaptive_lm.runtime.commands.generate:generate",
+    "serve": "adaptive_lm.serve.commands.serve:serve",
     "bench": "adaptive_lm.runtime.commands.bench:bench",
     "inspect": "adaptive_lm.export.commands.inspect:inspect",
 }
@@ -35,7 +36,9 @@ EXTRAS: Mapping[str, str] = {
     "yaml": "train",
     "datasets": "hf",
     "llguidance": "structured",
+    "opentelemetry": "otel",
     "prometheus_client": "serve",
+    "ray": "ray",
     "starlette": "serve",
     "structlog": "serve",
     "uvicorn": "serve",

@@ -76,3 +76,9 @@ class DeadlineError(ServeError):
     """The request did not end within its time."""
 
     status, kind = 504, "timeout_error"
+
+
+class UnsupportedError(ServeError):
+    """A request that is right, for what this server or model does not do."""
+
+    status, kind = 501, "invalid_request_error"

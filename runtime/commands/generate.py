@@ -15,11 +15,13 @@ from ...contract.text_file import decode
 from .constraint_options import compile_constraint, constraint_options, read_constraint
 from .generate_many import encode, generate_many
 from .options import ExpandedPath, dial_options, model_options, option_names
-from .prompt_file import read_prompts
+from .prompt_file import PromptLine, read_prompts
+from .search import SearchOptions, report_found, search_many, search_options
 
 if TYPE_CHECKING:
     from ..dial import Dial
     from ..generation.engine import Engine, Generation
+    from ..generation.params import Params
     from ..generation.request import Token
 
 
@@ -95,6 +97,30 @@ if TYPE_CHECKING:
     help="How to guess tokens ahead, which changes the time and not the text: `ngram` by what followed the same words "
     "before, `dial` by the model at a lower setting; by default ngram on the target cpu, else off.",
 )
+@click.option(
+    "--beams",
+    type=int,
+    metavar="N",
+    help="Search for the most probable text with a beam of at most N texts, at least 1, in place of drawing one.",
+)
+@click.option(
+    "--beam-margin",
+    type=float,
+    metavar="NATS",
+    help="Drop beams whose log-probability is more than this below the best one's, 0 or more; by default none.",
+)
+@click.option(
+    "--length-penalty",
+    type=float,
+    metavar="POWER",
+    help="How much --beams favours longer texts, 0 to 10; by default 0.6.",
+)
+@click.option(
+    "--best-of",
+    type=int,
+    metavar="N",
+    help="Draw N texts, at least 1, and take the one with the highest mean log-probability.",
+)
 @click.option("--usage", type=click.Choice(["none", "summary", "tokens"]), default="summary", show_default=True,
               help="What to report about the compute, on stderr.")  # fmt: skip
 @click.option(
@@ -112,7 +138,8 @@ if TYPE_CHECKING:
 @click.pass_context
 def generate(
     ctx: click.Context, /, prompt: str | None, prompts: str | None, batch: int | None, model: str | None,
-    chat: bool | None, usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None,
+    chat: bool | None, beams: int | None, beam_margin: float | None, length_penalty: float | None, best_of: int | None,
+    usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None,
     device: str, target: str, threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
@@ -128,9 +155,20 @@ def generate(
         raise WrongUsageError("found --logprobs without --json, expected both; add --json")
     from ..generation.params import Params
 
-    with option_names():
-        parameters = Params(**params)  # before the model is opened, so that a wrong number is reported immediately
+    with option_names():  # before the model is opened, so that a wrong number is reported immediately
+        parameters = Params(**params)
+        search = search_options(beams, beam_margin, length_penalty, best_of, batch)
+        if search is not None:
+            search.check(parameters)
+        if beams is not None and params["temperature"] != 0 and "temperature" in typed(ctx):
+            raise WrongUsageError(
+                f"found temperature {params['temperature']} with a beam search, which draws nothing; leave it out"
+            )
     constraint = read_constraint(json_schema, regex, grammar)
+    if constraint is not None and search is not None:
+        raise WrongUsageError(
+            "found a schema, pattern or grammar with a search, which does not take one; leave one out"
+        )
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
@@ -138,6 +176,9 @@ def generate(
 
     engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
+    if search is not None:
+        warn(engine, parameters)
+        ctx.exit(run_search(engine, search, lines, text, parameters, is_chat=is_chat, usage=usage, as_json=as_json))
     compiled = compile_constraint(engine, constraint)
     if lines:
         warn(engine, parameters)
@@ -163,6 +204,34 @@ def generate(
     report(engine, generation, tokens, usage, as_json)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def typed(ctx: click.Context) -> list[str]:
+    """Return the names of the parameters that do not have their default."""
+    return [name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+
+
+def run_search(
+    engine: Engine, search: SearchOptions, lines: list[PromptLine], text: str, params: Params, *, is_chat: bool,
+    usage: str, as_json: bool,
+) -> int:  # fmt: skip
+    """Search after the prompts of a file, or after one text; return the exit code."""
+    if lines:
+        return search_many(engine, lines, params, search, is_chat=is_chat, usage=usage, as_json=as_json)
+    running = search.begin(engine, encode(engine, text, is_chat=is_chat), params)
+    interrupted = False
+    try:
+        if as_json:
+            for _ in running:
+                pass
+        else:
+            stream(running, strip=is_chat)
+    except KeyboardInterrupt:
+        interrupted = True
+        if not as_json:
+            click.echo()
+    report_found(engine, running.found, usage, as_json=as_json)
+    return EXIT_INTERRUPTED if interrupted else 0
 
 
 def check_usage(prompt: str | None, prompts: str | None, batch: int | None) -> None:

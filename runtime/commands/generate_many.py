@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -156,8 +156,20 @@ def print_one(
     usage: str,
     as_json: bool,
     strip: bool,
+    content: dict[str, Any] | None = None,
 ) -> None:
-    """Print the text of one prompt, or on stderr why there is none."""
+    """Print the text of one prompt, or on stderr why there is none.
+
+    Args:
+        engine: The model.
+        prompt: The prompt.
+        completion: Its text; None if it was refused.
+        error: Why there is no text.
+        usage: What to report about the compute: "none", "summary" or "tokens".
+        as_json: Whether to print one JSON object a line.
+        strip: Leave out the white space before an answer.
+        content: The JSON object; None takes that of the completion.
+    """
     from ..generation.summary import generation_json
 
     if error is not None:
@@ -166,7 +178,7 @@ def print_one(
             click.echo(json.dumps({"line": prompt.line, "error": str(error)}))
     elif completion is not None and completion.request is not None:
         if as_json:
-            click.echo(json.dumps(generation_json(completion.request, completion.tokens)))
+            click.echo(json.dumps(content or generation_json(completion.request, completion.tokens)))
         else:
             above = prompt.text if len(prompt.text) <= SHOWN else prompt.text[: SHOWN - 3] + "..."
             text = completion.text.lstrip() if strip else completion.text

@@ -101,6 +101,24 @@ class Batch:
         copy.copy_from(sequence, count)
         return copy
 
+    def follow(self, sequence: Sequence, other: Sequence) -> Sequence:
+        """Make `sequence` a copy of `other`, and copy only what follows the tokens that both begin with.
+
+        Args:
+            sequence: A sequence of equal capacity; if its thresholds are those of `other`, then since its beginning.
+                Its slot belongs to the one that is returned.
+            other: The sequence to copy. It stays as it is.
+        """
+        self._require(sequence)
+        self._require(other)
+        if not np.array_equal(sequence.limits, other.limits):
+            sequence.rewind(0)
+            sequence.thresholds = other.thresholds
+        pairs = enumerate(zip(sequence.ids, other.ids, strict=False))
+        equal = next((place for place, (one, two) in pairs if one != two), min(len(sequence.ids), len(other.ids)))
+        sequence.copy_from(other, len(other.ids), equal)
+        return sequence
+
     def resume(self, sequence: Sequence, position: int, capacity: int | None = None) -> Sequence:
         """Go back to `position` and continue from there in the same slot, with room for `capacity` tokens.
 

@@ -95,15 +95,24 @@ class Cache:
         np.maximum(self._written[:, slot], self.lengths[:, slot], out=self._written[:, slot])
         self.lengths[:, slot] = lengths
 
-    def copy(self, source: "Cache", from_slot: int, slot: int, lengths: Ints) -> None:
+    def copy(self, source: "Cache", from_slot: int, slot: int, lengths: Ints, equal: Ints | None = None) -> None:
         """Copy the first `lengths` (L,) cells of a slot of `source`, which holds them and may be this cache.
 
         Caches of our operators are copied at equal capacity only: their blocks of keys are those of one capacity.
+
+        Args:
+            source: Where to copy from.
+            from_slot: Its slot.
+            slot: The slot to write.
+            lengths: Cells of each layer.
+            equal: (L,) first cells that the slot holds already and that are not copied; None copies all.
         """
         for name, array in self._arrays.items():
             origin, length = source._arrays[name], int(lengths[name[1]])
             cells, own = origin.shape[2], array.shape[2]
-            used = slice(0, min(-(-length // CELL_BLOCK) * CELL_BLOCK, cells, own))
+            turned = max(self._most(slot)[name[1]], source._most(from_slot)[name[1]]) > min(cells, own)
+            first = 0 if equal is None or turned else int(equal[name[1]]) // CELL_BLOCK * CELL_BLOCK
+            used = slice(first, min(-(-length // CELL_BLOCK) * CELL_BLOCK, cells, own))
             places: tuple[Any, Any] = (used, used)
             if length > min(cells, own) and cells != own:  # a ring that has turned: the cells that both can hold
                 index = np.arange(length - min(cells, own), length)
@@ -114,8 +123,13 @@ class Cache:
                 self.values[name].update_inplace(whole)
             else:
                 array[slot][:, places[0]] = origin[from_slot][:, places[1]]
-        self._written[:, slot] = np.maximum(source.lengths[:, from_slot], source._written[:, from_slot])
+        self._written[:, slot] = source._most(from_slot)
         self.lengths[:, slot] = lengths
+
+    def _most(self, slot: int) -> Ints:
+        """Return the most cells (L,) of a slot that were ever in use."""
+        most: Ints = np.maximum(self.lengths[:, slot], self._written[:, slot])
+        return most
 
     def clear(self, slot: int) -> None:
         """Overwrite the cells of a slot with zeros, after a sequence that wrote numbers that are not finite."""

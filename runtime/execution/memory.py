@@ -22,8 +22,8 @@ def check_fits(needed: int, slots: int, capacity: int) -> None:
         texts = "one sequence" if slots == 1 else f"{slots} sequences"
         raise UserError(
             f"found {texts} of {capacity} tokens, whose keys and values take {needed / 2**20:,.0f} MiB; "
-            f"{free / 2**20:,.0f} MiB of memory are free; ask for fewer at a time (--batch) or for fewer new tokens "
-            "(--max-new-tokens)"
+            f"{free / 2**20:,.0f} MiB of memory are free; ask for fewer at a time (--batch, --beams) or for fewer new "
+            "tokens (--max-new-tokens)"
         )
 
 

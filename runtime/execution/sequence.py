@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..dial.thresholds import Thresholds
+from ..dial.thresholds import Floats, Thresholds
 from .kv_cache import Cache
 from .routes import Bools, Ints
 from .step import Step, Work
@@ -31,6 +31,7 @@ class Sequence:
         """Its slot in `cache`."""
         self.ids: list[int] = []
         """The tokens computed so far."""
+        self._changes: list[tuple[int, Floats]] = []  # (first position, limits), in order of position
         self.thresholds = thresholds
         L = cache.lengths.shape[0]
         # Which layers hold each token. Under `project` all do.
@@ -59,6 +60,11 @@ class Sequence:
         """(4, L): thresholds of experts, depth, exits and heads. A new array whenever they change."""
         self.exits_open = self.limits[2] < 1
         """(L,): whether the exit check of each layer is made."""
+        self._record_limits()
+
+    def computed_at(self, limits: Floats) -> int:
+        """Return how many of the first tokens were computed at the thresholds `limits` (4, L)."""
+        return next((begin for begin, own in self._changes if not np.array_equal(own, limits)), len(self.ids))
 
     def prefill(self, ids: Ids[int], num_logits: int = 1) -> Step:
         """Compute `ids` after the tokens so far.
@@ -106,6 +112,7 @@ class Sequence:
             )
         self.cache.cut(self.slot, lengths)
         del self.ids[position:]
+        self._record_limits()
 
     def extend(self, ids: Ids[int], layers_run: Bools) -> None:
         """Record tokens that a pass has computed, and the layers (L, T) that each ran."""
@@ -114,12 +121,27 @@ class Sequence:
             self._present[:, len(own) : len(own) + len(ids)] = layers_run
         own.extend(ids)
 
-    def copy_from(self, other: "Sequence", position: int) -> None:
-        """Take over the first `position` tokens of another sequence, to which that one `can_rewind`."""
-        self.cache.copy(other.cache, other.slot, self.slot, other._lengths_at(position))
+    def copy_from(self, other: "Sequence", position: int, equal: int = 0) -> None:
+        """Take over the first `position` tokens of another sequence, to which that one `can_rewind`.
+
+        Args:
+            other: The sequence to copy.
+            position: How many of its tokens to copy.
+            equal: The first tokens that both hold, computed in the same way, which are not copied again.
+        """
+        self.cache.copy(other.cache, other.slot, self.slot, other._lengths_at(position), self._lengths_at(equal))
         self.ids = other.ids[:position]
+        self._changes = [change for change in other._changes if change[0] < position]
+        self._record_limits()
         if self._present is not None and other._present is not None:
             self._present[:, :position] = other._present[:, :position]
+
+    def _record_limits(self) -> None:
+        """Record that the tokens from here on are computed at the present thresholds."""
+        while self._changes and self._changes[-1][0] >= len(self.ids):
+            self._changes.pop()
+        if not self._changes or not np.array_equal(self._changes[-1][1], self.limits):
+            self._changes.append((len(self.ids), self.limits))
 
     def _lengths_at(self, position: int) -> Ints:
         if self._present is None:

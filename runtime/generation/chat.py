@@ -7,9 +7,22 @@ from collections.abc import Sequence
 
 from ...contract.errors import UserError
 from ...contract.messages import EOS, EOS_MARK, Message, NotAppendingError, Turn, turns
+from .tokenizer import Tokenizer
 
 FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError)  # of jinja2's code
 MAX_LENGTH = 10_000_000  # characters of a rendered prompt
+
+
+def chat_ids(template: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a prompt that asks for the next answer.
+
+    Raises:
+        UserError: The template does not compile, or fails on these messages.
+    """
+    ids: list[int] = []
+    for turn in prompt_turns(template, messages):
+        ids += tokenizer.encode(turn.text) + [tokenizer.eos_id] * turn.eos
+    return ids
 
 
 def prompt_turns(template: str, messages: Sequence[Message]) -> list[Turn]:

@@ -8,19 +8,24 @@ from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
 from ..dial.thresholds import Thresholds
+from ..execution.batch import Batch
 from ..execution.kv_cache import cache_bytes
 from ..execution.memory import UNASKED_BYTES
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from ..speculation.speculation import Speculation
-from .chat import prompt_turns
+from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
 from .mask import Grammar
 from .params import Params
 from .request import Request, Token
 from .sampler import TokenChooser
+from .search.beam_search import BeamSearch
+from .search.best_of import Scorer, best_of, mean_logprob, scoring_samplers
+from .search.hypothesis import Found
+from .search.settings import BeamSettings, check_beam_params
 from .tokenizer import Tokenizer
 
 MANY_SLOTS = 8
@@ -103,6 +108,7 @@ class Engine:
         self.manifest = session.manifest
         self.speculation = Speculation(self.manifest, exact=session.graph.mixes_sequences)
         self._loop: Loop | None = None
+        self._search: BeamSearch | None = None
 
     def request(
         self,
@@ -185,6 +191,73 @@ class Engine:
         loop = self.begin([], slots=min(slots, len(requests)), room=max([one.capacity for one in requests], default=1))
         return Completions(loop, completions, watch)
 
+    def search(
+        self,
+        prompt: str | Sequence[int],
+        params: Params | None = None,
+        *,
+        beams: int = 4,
+        beam_margin: float | None = None,
+        length_penalty: float = 0.6,
+    ) -> BeamSearch:
+        """Search for the most probable text after `prompt`: beam search. Its settings are those of `BeamSettings`.
+
+        It iterates over the tokens of the best text, each as soon as it is certain; `found` has all texts in the end.
+
+        Args:
+            prompt: A text, or ids.
+            params: Settings of the generation, except those of drawing and guessing; None takes the defaults.
+            beams: Most texts at a time.
+            beam_margin: Drop texts that are more than this below the best one, in nats; None drops none.
+            length_penalty: How much longer texts are favoured, 0 to 10.
+
+        Raises:
+            UserError: As in `generate`; or a setting has no meaning here. The first token raises it where the caches of
+                the beams do not fit the memory.
+        """
+        settings = BeamSettings(beams=beams, beam_margin=beam_margin, length_penalty=length_penalty)
+        check_beam_params(params or Params())
+        request = self.request(prompt, params)
+        request.make_drafter = None
+        search: BeamSearch | None = None
+
+        def open_batch() -> Batch:
+            self._end()
+            self._loop, self._search = None, search  # the memory of the loop is free before more is taken
+            return self.session.batch(settings.beams, request.capacity)
+
+        search = BeamSearch(request, self.tokenizer, settings, open_batch)
+        return search
+
+    def best_of(
+        self,
+        prompt: str | Sequence[int],
+        params: Params | None = None,
+        *,
+        n: int = 4,
+        scorer: Scorer | None = None,
+        slots: int = MANY_SLOTS,
+    ) -> Found:
+        """Draw `n` texts after `prompt` and rank them. The prompt is computed once, where the target can copy it.
+
+        Args:
+            prompt: A text, or ids.
+            params: Settings of the generation; text i, from 0, has the seed of these plus i.
+            n: Texts to draw, at least 1.
+            scorer: Returns the score of a text, higher is better; None takes the mean log-probability of its tokens.
+            slots: The most texts to compute at a time.
+
+        Raises:
+            UserError: As in `generate`; or the temperature is 0, which gives `n` equal texts.
+        """
+        first = self.request(prompt, params)
+        samplers = {
+            self.request(first.ids, own, sampler=sampler): sampler
+            for own, sampler in scoring_samplers(first.params, n, self.tokenizer.size, first.ids)
+        }
+        loop = self.begin([], slots=min(slots, n), room=first.capacity)
+        return best_of(loop, samplers, scorer or mean_logprob)
+
     def begin(self, requests: Sequence[Request], *, slots: int = 1, room: int = 1) -> Loop:
         """End what was going on, and return a loop with these requests.
 
@@ -193,10 +266,8 @@ class Engine:
             slots: Texts to compute at a time, at least.
             room: Tokens that a text may have, at least; more where one of `requests` needs more.
         """
+        self._end()
         loop, room = self._loop, max([room, *(one.capacity for one in requests)])
-        for one in [] if loop is None else loop.requests:
-            assert loop is not None
-            loop.cancel(one)
         if loop is None or loop.batch.slots < slots or loop.batch.capacity < room:
             self._loop = None  # its memory is free before more is taken
             loop = self._loop = Loop(
@@ -205,6 +276,16 @@ class Engine:
         for one in requests:
             loop.submit(one)
         return loop
+
+    def _end(self) -> None:
+        """End what is going on."""
+        loop = self._loop
+        for one in [] if loop is None else loop.requests:
+            assert loop is not None
+            loop.cancel(one)
+        if self._search is not None:
+            self._search.close()
+            self._search = None
 
     def _capacity(self, slots: int, room: int) -> int:
         """Return the whole context where that is small, so that a longer text finds the same memory, else `room`."""
@@ -222,10 +303,7 @@ class Engine:
         """
         if self.manifest.chat_template is None:
             raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
-        ids: list[int] = []
-        for turn in prompt_turns(self.manifest.chat_template, messages):
-            ids += self.tokenizer.encode(turn.text) + [self.manifest.model.eos_id] * turn.eos
-        return ids
+        return chat_ids(self.manifest.chat_template, self.tokenizer, messages)
 
 
 def load(

@@ -161,7 +161,9 @@ class Loop:
                 continue
             self._running.append(request)
             try:
-                request.begin(self._slot(request))
+                sequence = self._slot(request)
+                sequence.thresholds = request.thresholds  # a prefix may be that of a text whose dial has moved since
+                request.begin(sequence)
             except Exception as error:
                 events.append(self._fail(request, error))
         return events

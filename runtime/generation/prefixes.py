@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from ..dial.thresholds import Thresholds
 from ..execution.sequence import Sequence
 
@@ -18,7 +16,7 @@ nor on where a reused prefix ends.
 def longest_prefix(
     ids: list[int], thresholds: Thresholds, sequences: Iterable[Sequence], grid: int
 ) -> tuple[Sequence | None, int]:
-    """Return the sequence that holds the most first tokens of `ids` at the same thresholds, and how many it holds.
+    """Return the sequence that holds the most first tokens of `ids`, computed at the same thresholds, and how many.
 
     The last token is left to be computed, for its logits. A ring limits how far a sequence can go back.
 
@@ -31,9 +29,10 @@ def longest_prefix(
     best: tuple[Sequence | None, int] = (None, 0)
     limits = thresholds.stacked()
     for sequence in sequences:
-        if len(sequence.ids) <= best[1] or not np.array_equal(sequence.limits, limits):
+        usable = sequence.computed_at(limits) if len(sequence.ids) > best[1] else 0
+        if usable <= best[1]:
             continue
-        common = shared(ids, sequence.ids, len(ids) - 1) // grid * grid
+        common = shared(ids, sequence.ids, min(usable, len(ids) - 1)) // grid * grid
         if common > best[1] and sequence.can_rewind(common):
             best = (sequence, common)
     return best

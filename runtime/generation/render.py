@@ -27,11 +27,12 @@ def summary_lines(summary: Summary, manifest: Manifest) -> list[str]:
         f"{summary.new_tokens} tokens · {summary.tokens_per_second:.1f} tokens/s · {summary.p50:.2f} ms per token, "
         f"p95 {summary.p95:.2f} · {prompt} · {ending}"
     )
-    drafts = f"{summary.accepted} of {summary.drafted} guesses right · " if summary.drafted else ""
+    drafts = f" · {summary.accepted} of {summary.drafted} guesses right" if summary.drafted else ""
     heads = f"{summary.heads_per_token:.2f} of {model.num_heads} heads · " if model.routes_heads else ""
+    seed = "" if summary.seed is None else f" · seed {summary.seed}"  # a beam search has none
     used = (
         f"{summary.experts_per_token:.2f} of {model.num_experts} experts · {heads}{summary.layers_per_token:.2f} of "
-        f"{model.num_layers} layers · {summary.executed_flops_share:.1%} of dense FLOPs · {drafts}seed {summary.seed}"
+        f"{model.num_layers} layers · {summary.executed_flops_share:.1%} of dense FLOPs{drafts}{seed}"
     )
     return [speed, used]
 

@@ -1,8 +1,9 @@
 """Text that grows token by token: only whole characters, and in sum what decoding every id at once gives."""
 
 import codecs
+import copy
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 CONTEXT_TOKENS = 16
 """Tokens before a new one that its text may depend on: decoders look at their neighbour, or at one character."""
@@ -16,6 +17,9 @@ class TextStream(Protocol):
 
     def flush(self) -> str:
         """Return what is left at the end: a character that was never finished, as U+FFFD."""
+
+    def fork(self) -> Self:
+        """Return a stream that goes on from here by itself."""
 
 
 class ByteStream:
@@ -36,6 +40,13 @@ class ByteStream:
     def flush(self) -> str:
         """Return what is left at the end: a character that was never finished, as U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+    def fork(self) -> Self:
+        """Return a stream that goes on from here by itself."""
+        other = copy.copy(self)
+        other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        other._decoder.setstate(self._decoder.getstate())
+        return other
 
 
 class WindowStream:
@@ -104,6 +115,12 @@ class WindowStream:
         text = self._decode([*self._silent, *tokens])
         self._before, self._silent, self._broken = tokens, [], True
         return text
+
+    def fork(self) -> Self:
+        """Return a stream that goes on from here by itself."""
+        other = copy.copy(self)
+        other._before, other._silent, other._unfinished = [*self._before], [*self._silent], [*self._unfinished]
+        return other
 
     def _release(self, tokens: list[int]) -> str:
         """Return the text of `tokens`, which are whole characters, after those before them."""

@@ -97,6 +97,34 @@ class Tokenizer:
         stream = self.stream([])
         return "".join([*map(stream.push, ids), stream.flush()])
 
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes that an id adds inside a text; none for special tokens and the unknown one."""
+        if token in self._silent:
+            return b""
+        data = self._bytes_of.get(token)
+        if data is None:
+            ids, skip = self._context  # the first token of a text is decoded differently
+            data = self._decode_at_once([*ids, token])[skip:].encode()
+        return data
+
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes that each id adds inside a text; see `bytes_of`."""
+        table = [b""] * self.size
+        for number in self._tokenizer.get_vocab(with_added_tokens=True).values():
+            table[number] = self.bytes_of(number)
+        return table
+
+    @cached_property
+    def _silent(self) -> frozenset[int]:
+        """Ids that add no text."""
+        return self._special | ({self.unknown_id} if self.unknown_id is not None else set())
+
+    @cached_property
+    def _context(self) -> tuple[list[int], int]:
+        """The ids of a short text, and the length of its text."""
+        ids = [number for number in self.encode("a") if number not in self._silent]
+        return ids, len(self._decode_at_once(ids))
+
     def stream(self, before: Sequence[int]) -> TextStream:
         """Open a stream of the text that follows the ids `before`, such as a prompt; an empty list starts a text.
 
@@ -110,19 +138,6 @@ class Tokenizer:
         for token in self._end_of(before):
             stream.push(token)
         return stream
-
-    def token_bytes(self) -> list[bytes]:
-        """Return the bytes that each id adds inside a text; none for special tokens and the unknown one."""
-        table = [b""] * self.size
-        silent = self._special | ({self.unknown_id} if self.unknown_id is not None else set())
-        context = [number for number in self.encode("a") if number not in silent]  # the first is decoded differently
-        skip = len(self._decode_at_once(context))
-        for number in self._tokenizer.get_vocab(with_added_tokens=True).values():
-            if number in silent:
-                continue
-            data = self._bytes_of.get(number)
-            table[number] = self._decode_at_once([*context, number])[skip:].encode() if data is None else data
-        return table
 
     def _end_of(self, ids: Sequence[int]) -> list[int]:
         """Return the last ids that are text, a few, starting where a character starts."""

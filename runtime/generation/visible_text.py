@@ -1,5 +1,8 @@
 """The text of a generation as it can be shown: whole characters, up to a stop string."""
 
+import copy
+from typing import Self
+
 from .stop import StopWatch
 from .tokenizer import Tokenizer
 
@@ -26,3 +29,10 @@ class VisibleText:
         else:
             text = self._watch.push(text + self._stream.flush()) + self._watch.flush()
         return text, "stop" if self._watch.stopped else reason
+
+    def fork(self) -> Self:
+        """Return a text that goes on from here by itself."""
+        other = copy.copy(self)
+        other._stream = self._stream.fork()
+        other._watch = copy.copy(self._watch)  # it holds nothing that changes in place
+        return other

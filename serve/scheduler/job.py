@@ -1,12 +1,14 @@
 """What the endpoints give to the scheduler, and what comes back: the seam between protocols and engines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
+from ...runtime.format.manifest import Manifest
 from ...runtime.generation.mask import Grammar
 from ...runtime.generation.params import Params
 from ...runtime.generation.request import Token
+from ...runtime.generation.tokenizer import Tokenizer
 from ..errors import ServeError
 
 
@@ -82,6 +84,9 @@ Event = TokenEvent | PromptEvent | EndEvent
 class Stream(Protocol):
     """The events of one job, in order; the last is an `EndEvent`. Leaving `async with` cancels what is not ended."""
 
+    async def take(self) -> list[Event]:
+        """Wait for at least one event and return all that there are; none after the end."""
+
     def __aiter__(self) -> Self:
         """Iterate over the events."""
 
@@ -98,6 +103,12 @@ class Stream(Protocol):
         """Free the slot, within one token; may be called again."""
 
 
+Embed = Callable[[Sequence[Sequence[int]]], Awaitable[Sequence[Sequence[float]]]]
+"""Returns the mean of the last hidden states of each list of ids."""
+Status = Literal["loading", "ready", "draining", "failed"]
+"""What `Scheduler.status` returns."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """A model that can be requested."""
@@ -105,9 +116,34 @@ class ModelInfo:
     name: str
     created: int
     """Unix time at which the model was exported."""
-    context: int
+    manifest: Manifest
+    tokenizer: Tokenizer
+    """Used from the event loop and its worker threads."""
     dials: Sequence[float] = field(default_factory=tuple)
-    """Points of the dial that have names of their own, such as `demo@0.5`."""
+    """Points of the dial that have names of their own, such as `demo@0.5`; () where the model is not calibrated."""
+    embed: Embed | None = None
+    """Computes embeddings; None where the model was exported without its hidden states."""
+    room: int | None = None
+    """The most tokens of one text that the memory of the server holds; None while the model is not open."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens of prompt and text together."""
+        return self.manifest.model.context_length
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a server is."""
+
+    running: int
+    """Jobs in a slot."""
+    waiting: int
+    """Jobs that wait for one."""
+    tokens_per_second: float
+    """New tokens of all jobs, over the last seconds."""
+    dial: float | None = None
+    """The `compute` that AutoCompute gives now; None where no model has a dial."""
 
 
 class Scheduler(Protocol):
@@ -117,7 +153,7 @@ class Scheduler(Protocol):
         """Queue a job.
 
         Args:
-            model: The name of a model, with or without `@` and a dial.
+            model: The name of a model, without a dial: endpoints put that of `demo@0.5` into the job.
             job: The job.
 
         Raises:
@@ -129,3 +165,10 @@ class Scheduler(Protocol):
 
     def models(self) -> Sequence[ModelInfo]:
         """List the models, the default first."""
+
+    @property
+    def status(self) -> Status:
+        """Whether jobs are accepted, and if not, why: models load, the server drains, or an engine stopped."""
+
+    def load(self, model: str | None = None) -> Load:
+        """Measure how busy the server is, or one of its models; cheap."""

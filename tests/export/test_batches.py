@@ -100,3 +100,43 @@ def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
                 if sequence.can_rewind(back):  # several times in a row it may be too far for a ring
                     sequence.rewind(back)
                     twins[sequence].rewind(back)
+
+
+@pytest.mark.parametrize(("precision", "kv"), [("fp32", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int4", "int8")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_that_follows_another_has_its_bits(tmp_path: Path, kind: str, precision: Precision, kv: KV) -> None:
+    """Two texts that share a beginning go their ways, until one becomes a copy of the other, again and again."""
+    session = session_of(tmp_path, kind, precision, kv)
+    random = np.random.default_rng(5)
+    batch = session.batch(2, 224)
+
+    def ids(count: int) -> list[int]:
+        return random.integers(session.manifest.model.tokenizer_size, size=count).tolist()  # type: ignore[no-any-return]
+
+    first = batch.join(at(session, 0.6))
+    first.prefill(ids(21), 0)
+    pair = [first, batch.fork(first)]
+    for turn in range(14):
+        for one in pair:
+            one.prefill(ids(int(random.integers(1, 20))), 0)
+        back = pair[0].position - int(random.integers(1, 8))
+        if pair[0].can_rewind(back):
+            pair[0].rewind(back)
+        random.shuffle(pair)  # type: ignore[arg-type]
+        if turn == 7:
+            pair[0].thresholds = at(session, 1.0)
+        copy = batch.follow(pair[0], pair[1])
+        assert copy.ids == pair[1].ids
+        np.testing.assert_array_equal(copy.lengths, pair[1].lengths)
+        fresh = session.sequence(copy.thresholds, 224)
+        fresh.prefill(copy.ids, 0)
+        token = ids(1)[0]
+        wanted = fresh.step(token)
+        steps = batch.run([Work(one, [token]) for one in pair])
+        same(steps[0], wanted)
+        same(steps[1], wanted)
+        for one in pair:
+            one.rewind(one.position - 1)
+        if copy.position > 160:
+            break
+    assert copy.position > 100

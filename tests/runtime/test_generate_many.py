@@ -190,7 +190,7 @@ def test_a_batch_that_does_not_fit_memory_is_refused_before_it_starts(
     result = generate("--prompts", file(*PROMPTS))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "found 8 sequences of " in result.stderr
-    assert "fewer at a time (--batch)" in result.stderr
+    assert "fewer at a time (--batch, --beams)" in result.stderr
 
 
 def test_texts_come_as_soon_as_the_order_allows(engine: Engine) -> None:

@@ -10,12 +10,14 @@ import psutil
 import pytest
 from support.tiny_graph import CONTEXT
 
-from adaptive_lm.runtime import Engine, Event, Loop, Params, Request, Token, UserError
+from adaptive_lm.runtime import Dial, Engine, Event, Loop, Params, Request, Token, UserError
+from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step, Work
 from adaptive_lm.runtime.generation import loop as loop_module
 from adaptive_lm.runtime.generation.logprobs import token_logprob
+from adaptive_lm.runtime.generation.prefixes import longest_prefix
 
 GREEDY = Params(temperature=0, max_new_tokens=12)
 
@@ -279,6 +281,58 @@ def test_memory_stays_flat_over_many_requests(engine: Engine) -> None:
     assert process.memory_info().rss - before < 8 * 2**20
     assert len(loop.batch.sequences) == 4
     assert max(sequence.position for sequence in loop.batch.sequences) < CONTEXT
+
+
+def test_a_prefix_is_reused_up_to_where_the_thresholds_of_its_text_moved(engine: Engine, loop: Loop) -> None:
+    low = resolve(engine.manifest, Dial(router_top_p=0.1))
+    text = "the moon is far" + "." * 15
+    moved = engine.request(text, Params(temperature=0, max_new_tokens=20))
+    loop.submit(moved)
+    while moved.new_tokens < 10:
+        loop.step()
+    assert moved.sequence is not None
+    high, computed = moved.sequence.limits, moved.sequence.position
+    moved.sequence.thresholds = low
+    while loop.busy:
+        loop.step()
+    (ended,) = loop.batch.sequences
+    assert (ended.computed_at(high), ended.computed_at(low.stacked())) == (computed, 0)
+    both = moved.ids + list(b" and cold")
+    assert longest_prefix(both, resolve(engine.manifest, Dial()), [ended], 1) == (ended, computed)
+    assert longest_prefix(both, low, [ended], 1) == (None, 0)
+    ended.rewind(5)
+    assert (ended.computed_at(high), ended.computed_at(low.stacked())) == (5, 0)
+    ended.rewind(0)
+    assert ended.computed_at(low.stacked()) == 0
+    ended.prefill(moved.ids[:7])
+    assert (ended.computed_at(high), ended.computed_at(low.stacked())) == (0, 7)
+    copy = loop.batch.fork(ended, 4)
+    assert copy.computed_at(low.stacked()) == 4
+
+
+@pytest.mark.parametrize("slots", [1, 2], ids=["continued", "copied"])
+def test_a_request_that_reuses_a_prefix_of_a_text_whose_dial_moved_runs_at_its_own_thresholds(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
+    loop = Loop(engine.session.batch(slots))
+    first = engine.request("x" * 40, Params(temperature=0, max_new_tokens=20))
+    loop.submit(first)
+    loop.step()
+    while first.new_tokens < 2:
+        loop.step()
+    assert first.sequence is not None
+    first.sequence.thresholds = resolve(engine.manifest, Dial(router_top_p=0.1))
+    while loop.busy:
+        loop.step()
+    second = engine.request("x" * 40 + "moon", GREEDY)
+    tokens = run(loop, second)[second]
+    assert second.cached_tokens == 32
+    usage = [token.usage for token in tokens]
+    whole = Engine(engine.session, engine.tokenizer)
+    expected = list(whole.generate("x" * 40 + "moon", GREEDY))
+    assert ids(tokens) == ids(expected)
+    assert [one.experts for one in usage] == [one.usage.experts for one in expected]
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 80])

@@ -1,0 +1,59 @@
+"""`response_format` to grammars: one compiler for each model."""
+
+import threading
+
+from ...contract.errors import UserError
+from ...runtime.generation.mask import Grammar
+from ...runtime.structured.compiler import Compiler
+from ...runtime.structured.constraint import Constraint
+from ..errors import BadRequestError
+from ..scheduler.job import ModelInfo
+from .openai.format import GrammarFormat, RegexFormat, ResponseFormat, SchemaFormat, TextFormat
+
+
+class Grammars:
+    """The compilers of a server's models, made when first needed. May be used from any thread; a call may block."""
+
+    def __init__(self) -> None:
+        self._compilers: dict[str, Compiler] = {}
+        self._lock = threading.Lock()
+
+    def compile(self, format: ResponseFormat | None, model: ModelInfo) -> Grammar | None:
+        """Return what the text must match; None for any text.
+
+        Raises:
+            BadRequestError: It is not valid, too complex, or the library is missing.
+        """
+        if format is None or isinstance(format, TextFormat):
+            return None
+        try:
+            with self._lock:
+                compiler = self._compilers.get(model.name)
+                if compiler is None:
+                    compiler = self._compilers[model.name] = Compiler(model.tokenizer)
+            grammar: Grammar = compiler.compile(constraint_of(format))
+        except UserError as error:
+            raise BadRequestError(str(error), param="response_format") from None
+        return grammar
+
+    def close(self) -> None:
+        """End the processes of the compilers."""
+        with self._lock:
+            for compiler in self._compilers.values():
+                compiler.close()
+            self._compilers.clear()
+
+
+def constraint_of(format: ResponseFormat) -> Constraint:
+    """Return a format as the runtime takes it.
+
+    Raises:
+        UserError: It cannot be one.
+    """
+    if isinstance(format, SchemaFormat):
+        return Constraint.json_schema(format.json_schema.schema_)
+    if isinstance(format, RegexFormat):
+        return Constraint.regex(format.regex)
+    if isinstance(format, GrammarFormat):
+        return Constraint.grammar(format.grammar)
+    return Constraint.json_object()

@@ -1,0 +1,313 @@
+"""The engine of one model: the thread that runs it, and the jobs on it."""
+
+import threading
+import time
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ...contract.errors import UserError
+from ...runtime.dial import Dial, Thresholds, resolve
+from ...runtime.generation.engine import Engine
+from ...runtime.generation.loop import Event as PassEvent
+from ...runtime.generation.loop import Loop
+from ...runtime.generation.request import Request
+from ..control.controller import Controller, Measured
+from ..errors import DeadlineError, ServeError
+from ..observe.observer import ModelState, Observer
+from .failures import LOG, client_error
+from .fair_queue import FairQueue
+from .job import Event, Job, ModelInfo, PromptEvent, TokenEvent
+from .memory import Room
+from .pace import Pace
+from .stream import JobStream
+from .ticket import Ticket
+
+CONTROL_SECONDS = 0.05
+"""Time between two looks at the load."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to compute."""
+
+    engine: Engine
+    loop: Loop
+    room: Room
+
+
+class Worker:
+    """The engine of one model. Its thread opens the model, then runs pass after pass while there are jobs.
+
+    Methods are called from the event loop, except those marked as the thread's.
+
+    Args:
+        info: The model.
+        open_model: Opens it; called in the thread.
+        controller: Sets the dial of jobs that let the server choose; None where the model is not calibrated.
+        max_queue: Jobs that may wait, all models together.
+        observer: Hears of jobs and passes.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        open_model: Callable[[], Opened],
+        controller: Controller | None = None,
+        max_queue: int = 64,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.info = info
+        self.controller = controller
+        self.pace = Pace()
+        self.error: BaseException | None = None
+        """Why its thread ended."""
+        self.observer = observer or Observer()
+        self._open_model, self._max_queue, self._clock = open_model, max_queue, clock
+        self._opened: Opened | None = None
+        self._queue: FairQueue[Ticket] = FairQueue()
+        self._running: dict[Request, Ticket] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._next_look = float("-inf")
+        self._thresholds: dict[float, Thresholds] = {}
+        self._thread = threading.Thread(target=self._run, name=f"engine {info.name}", daemon=True)
+
+    def start(self, events: AbstractEventLoop, on_change: Callable[[], None]) -> None:
+        """Start the thread.
+
+        Args:
+            events: The event loop of the streams.
+            on_change: Called in it when the model is ready, when a job has ended, and when the thread ended.
+        """
+        self._events, self._on_change = events, on_change
+        self._thread.start()
+
+    @property
+    def opened(self) -> Opened | None:
+        """The model; None while it is opened."""
+        return self._opened
+
+    @property
+    def slots(self) -> int:
+        """Jobs that it computes at a time; 0 while it is opened."""
+        return 0 if self._opened is None else self._opened.loop.batch.slots
+
+    @property
+    def running(self) -> int:
+        """Jobs that have a slot."""
+        return 0 if self._opened is None else self._opened.loop.batch.slots - self._opened.loop.free
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def dial(self) -> float | None:
+        """The `compute` of jobs that let the server choose."""
+        return None if self.controller is None else self.controller.dial
+
+    def state(self) -> ModelState:
+        """Return how busy the model is, for metrics."""
+        opened = self._opened
+        used = limit = 0
+        if opened is not None:
+            limit, cells = opened.room.bytes, opened.room.slots * opened.room.capacity
+            used = limit * sum(len(sequence.ids) for sequence in opened.loop.batch.sequences) // cells
+        return ModelState(
+            running=self.running, waiting=self.waiting, slots=self.slots, kv_bytes=used, kv_limit=limit, dial=self.dial
+        )
+
+    def tokens_per_second(self) -> float:
+        """Return the new tokens of all jobs over the last seconds."""
+        return self.pace.tokens_per_second(self._clock())
+
+    def waiting_of(self, client: str) -> int:
+        """Return how many jobs of `client` wait."""
+        return self._queue.of(client)
+
+    def wait(self, before: int = 0) -> float | None:
+        """Predict in how many seconds a job that comes now gets a slot, with `before` more before it."""
+        return self.pace.wait(self.waiting + before + 1 - (self.slots - self.running))
+
+    def ticket(self, job: Job, request: Request, dial: float | None) -> Ticket:
+        """Make the ticket of a job."""
+        expected = min(request.max_new_tokens, round(self.pace.mean_length or request.max_new_tokens))
+        ticket: Ticket
+        stream = JobStream(lambda: self.stop(ticket, "cancelled"), lambda: self._ended(ticket))
+        watch = self.observer.job(self.info.name, request.prompt_tokens)
+        ticket = Ticket(job, request, stream, watch, self._clock(), dial, max(expected, 1))
+        return ticket
+
+    def add(self, ticket: Ticket) -> None:
+        """Let a job wait for a slot."""
+        seconds = self.pace.seconds_of(ticket.request.max_new_tokens + ticket.work - ticket.expected)
+        with self._changed:
+            self._queue.add(ticket, ticket.job.client, now=ticket.submitted, work=ticket.work, seconds=seconds)
+            self._changed.notify()
+
+    def stop(self, ticket: Ticket, reason: str, error: ServeError | None = None) -> None:
+        """End a job now, wherever it is; its slot is free before the next pass."""
+        with self._changed:
+            if not self._queue.remove(ticket, ticket.job.client) and self._opened is not None:
+                self._opened.loop.cancel(ticket.request)
+            self._changed.notify()
+        ticket.stream.push([ticket.end(self._clock(), reason, error)])
+        ticket.watch_end("deadline" if isinstance(error, DeadlineError) else reason)
+
+    def stop_all(self, error: ServeError) -> None:
+        """End all jobs with an error."""
+        with self._changed:
+            tickets = [*self._queue, *self._running.values()]
+        for ticket in tickets:
+            if not ticket.stream.ended:
+                self.stop(ticket, "error", error)
+
+    def close(self) -> None:
+        """Let the thread end after the pass that it is in."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end of the thread; return whether it has ended."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _ended(self, ticket: Ticket) -> None:
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        self._on_change()
+
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            self._opened = self._open_model()
+            self._call(self._on_change)
+            self._serve(self._opened.loop)
+        except BaseException as error:
+            self.error = error
+            if not isinstance(error, UserError):
+                LOG.critical("the engine of %s stopped", self.info.name, exc_info=error)
+            self._call(self._on_change)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        try:
+            self._events.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the event loop is closed: nobody listens any more
+            LOG.debug("an event came after the end of the server")
+
+    def _serve(self, loop: Loop) -> None:
+        while True:
+            with self._changed:
+                self._forget_ended()
+                while not (self._queue or loop.busy or self._closing):
+                    self._look(self._clock())
+                    self._changed.wait()
+                    self._forget_ended()
+                if self._closing:
+                    return
+                self._begin_jobs(loop)
+            self._step(loop)
+
+    def _step(self, loop: Loop) -> None:
+        """Compute a pass, send what it gave, and measure it."""
+        decoding = sum(1 for request in self._running if request.new_tokens)
+        begin = self._clock()
+        events = loop.step()
+        now = self._clock()
+        self._deliver(events, now)
+        reading = 0
+        if decoding < len(self._running):
+            reading = sum(ticket.read() for ticket in self._running.values())
+        share = len(self._running) / loop.batch.slots
+        self.pace.passed(now, now - begin, len(events), decoding=decoding, occupancy=share)
+        self.observer.pass_done(self.info.name, seconds=now - begin, decoding=decoding, reading=reading)
+        if now >= self._next_look:
+            self._look(now)
+
+    def _begin_jobs(self, loop: Loop) -> None:
+        """Give the free slots to the jobs that are next."""
+        for _ in range(min(loop.free, len(self._queue))):
+            ticket = self._queue.take()
+            assert ticket is not None
+            ticket.begun = self._clock()
+            ticket.watch.started()
+            if ticket.job.auto is not None:
+                self._set_dial(ticket)
+            self._running[ticket.request] = ticket
+            loop.submit(ticket.request)
+
+    def _deliver(self, events: list[PassEvent], now: float) -> None:
+        """Send what a pass gave to the event loop, in one call."""
+        parcels: dict[Ticket, list[Event]] = {}
+        for event in events:
+            request, token = event.request, event.token
+            ticket = self._running[request]
+            parcel = parcels.setdefault(ticket, [])
+            if ticket.first_token is None:
+                ticket.first_token = now
+                if token is not None and ticket.job.prompt_logprobs is not None:
+                    scores = request.prompt_scores
+                    parcel.append(PromptEvent([one.logprob for one in scores], [one.top_logprobs for one in scores]))
+            if token is not None:
+                parcel.append(TokenEvent(token))
+                ticket.watch.token(token)
+        for ticket, parcel in parcels.items():
+            request = ticket.request
+            if request.status == "ended":
+                error = None if request.error is None else client_error(request.error)
+                parcel.append(ticket.end(now, request.finish_reason or "error", error))
+                ticket.watch_end(request.finish_reason or "error")
+        if parcels:
+            self._call(_push, [(ticket.stream, parcel) for ticket, parcel in parcels.items()])
+
+    def _forget_ended(self) -> None:
+        for request in [one for one in self._running if one.status == "ended"]:
+            ticket = self._running.pop(request)
+            self._queue.done(ticket.job.client, correction=request.new_tokens - ticket.expected)
+            if request.finish_reason not in ("cancelled", "error"):
+                self.pace.ended(request.new_tokens)
+
+    def _look(self, now: float) -> None:
+        """Let the controller see the load, and move the dial of the jobs that let it choose."""
+        self._next_look = now + CONTROL_SECONDS
+        if self.controller is None or self._opened is None:
+            return
+        idle = not self._running
+        milliseconds = None if idle else self.pace.milliseconds_per_token
+        fill = self.waiting / self._max_queue if self._max_queue else 0.0
+        occupancy = 0.0 if idle else self.pace.occupancy
+        before = self.controller.dial
+        ratio = self.controller.update(now, Measured(milliseconds, self.wait(), fill, occupancy))
+        if self.controller.dial != before:
+            self.pace.dial_moved(ratio)
+            for ticket in self._running.values():
+                if ticket.job.auto is not None:
+                    self._set_dial(ticket)
+
+    def _set_dial(self, ticket: Ticket) -> None:
+        assert self.controller is not None
+        assert ticket.job.auto is not None
+        dial = max(self.controller.dial, ticket.job.auto.least)
+        if dial not in self._thresholds:
+            if len(self._thresholds) > MOST_DIALS:
+                self._thresholds.clear()
+            self._thresholds[dial] = resolve(self.info.manifest, Dial(compute=dial))
+        ticket.dial = dial
+        ticket.request.thresholds = self._thresholds[dial]
+        if ticket.request.sequence is not None:
+            ticket.request.sequence.thresholds = self._thresholds[dial]
+
+
+MOST_DIALS = 256
+"""Dials whose thresholds are remembered: clients may send any lowest one."""
+
+
+def _push(parcels: Iterable[tuple[JobStream, list[Event]]]) -> None:
+    for stream, parcel in parcels:
+        stream.push(parcel)
