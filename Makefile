@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ROOMS  := contract runtime train export serve
 NAME   := demo
+PORT   ?= 8000
 # Whole files, in the order of tests/conftest.py: a fixture of a module is made once.
 PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
 # What `make check` runs: the rules of the house, the contract, the data, the config, the runtime, and one tiny export.
@@ -15,11 +16,12 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
+.PHONY: help demo serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    train a small model on text that comes with it, export it, ask it something, measure it; replaces runs/$(NAME)'
+	@echo 'make serve-demo  serve the model of `make demo`, made first where it is missing, at port 8000 (PORT=N); Ctrl-C ends it'
 	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
 	@echo 'make test    lint, types, all tests and the documentation, in about eight minutes on two cores'
 	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
@@ -49,6 +51,14 @@ demo: $(STAMP)
 	$(BIN)/adaptive export $(NAME) --onnx
 	$(BIN)/adaptive generate --model runs/$(NAME)/model --temperature 0 "How do mountains form?"
 	$(BIN)/adaptive bench --model runs/$(NAME)/model
+
+# Only what is missing is made. `exec`, so that Ctrl-C reaches the server and not make alone.
+serve-demo: $(STAMP)
+	@test -f runs/$(NAME)/config.yaml || $(BIN)/adaptive train quickstart --name $(NAME)
+	@test -f runs/$(NAME)/model/manifest.json || $(BIN)/adaptive export $(NAME) --onnx
+	@$(BIN)/python -c 'import prometheus_client, starlette, structlog, uvicorn' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs,serve]'
+	@exec $(BIN)/adaptive serve --model $(NAME) --port $(PORT)
 
 # Types and tests run side by side.
 check: style

@@ -302,7 +302,7 @@ def test_the_base_install_has_no_torch_and_no_onnx() -> None:
 
 def distribution_of(library: str) -> str:
     """Return the name of the distribution that installs a top-level module."""
-    return {"yaml": "pyyaml"}.get(library, canonicalize_name(library))
+    return {"opentelemetry": "opentelemetry-sdk", "yaml": "pyyaml"}.get(library, canonicalize_name(library))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def distribution_of(library: str) -> str:
     [
         ("contract", []),
         ("runtime", ["plot", "structured"]),
-        ("serve", ["serve"]),
+        ("serve", ["serve", "otel", "ray"]),
         ("train", ["train", "plot", "hf", "augment", "trackers"]),
         ("export", ["train"]),
     ],

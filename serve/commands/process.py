@@ -17,6 +17,7 @@ from ...contract.errors import EXIT_INTERRUPTED, UserError
 from ..application.build import build
 from ..application.table import ENDPOINTS
 from ..observe.telemetry import Telemetry
+from ..page.routes import page_routes
 from ..scheduler.local import LocalScheduler
 from ..scheduler.open import open_scheduler
 from ..settings import Settings
@@ -117,7 +118,7 @@ async def run(settings: Settings, listener: socket.socket) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     telemetry = Telemetry([one.path for one in ENDPOINTS])
     scheduler = open_scheduler(settings, telemetry)
-    app = build(settings, scheduler, routes=telemetry.routes(), middleware=[telemetry.middleware])
+    app = build(settings, scheduler, pages=page_routes(), routes=telemetry.routes(), middleware=[telemetry.middleware])
     server = Server(
         uvicorn.Config(
             app, http=Connection, lifespan="off", ws="none", log_config=None, access_log=False,

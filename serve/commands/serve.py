@@ -10,7 +10,7 @@ import click
 from ...contract.errors import WrongUsageError
 from ...runtime.commands.options import PATH
 from ..settings import Settings
-from .values import Bytes, read_keys
+from .values import parse_bytes, read_keys
 
 if TYPE_CHECKING:
     from ..observe.logs import Format, Level
@@ -35,7 +35,7 @@ DEFAULTS = Settings()
               help="Texts of one model to compute at a time.")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(0, 100_000), default=DEFAULTS.max_queue, show_default=True,
               help="Requests that may wait, all models together; more get the status 429.")  # fmt: skip
-@click.option("--kv-memory", type=Bytes(), metavar="SIZE",
+@click.option("--kv-memory", type=parse_bytes, metavar="SIZE",
               help="Memory for keys and values of all models, such as 512M or 4G; by default half of what is "
                    "free.")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=DEFAULTS.timeout, show_default=True,

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,20 +11,17 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 SHORTEST_KEY = 8
 
 
-class Bytes(click.ParamType):
-    """A size such as 512M or 4G: a number with K, M, G or T, each 1024 times the one before."""
+def parse_bytes(value: str) -> int:
+    """Return the bytes of a size such as 512M or 4G: a number with K, M, G or T, each 1024 times the one before.
 
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
-        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-        if size <= 0:
-            self.fail(f"found {value!r}, expected a size above 0 such as 512M or 4G", param, ctx)
-        return size
+    Raises:
+        click.BadParameter: It is no size, or 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    if size <= 0:
+        raise click.BadParameter(f"found {value!r}, expected a size above 0 such as 512M or 4G")
+    return size
 
 
 def read_keys(path: Path) -> tuple[tuple[str, str], ...]:

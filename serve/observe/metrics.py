@@ -167,18 +167,19 @@ class Metrics(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         states = {name: model.state() for name, model in self.models.items()}
-        for name, text, value in (
-            ("jobs_running", "Jobs in a slot.", lambda state: state.running),
-            ("jobs_waiting", "Jobs that wait for a slot.", lambda state: state.waiting),
-            ("slots", "Slots of the batch.", lambda state: state.slots),
-            ("kv_bytes", "Bytes of keys and values in use.", lambda state: state.kv_bytes),
-            ("kv_limit_bytes", "Bytes of keys and values that may be used.", lambda state: state.kv_limit),
-            ("auto_compute", 'The dial that compute "auto" gives now.', lambda state: state.dial),
+        for name, text, attribute in (
+            ("jobs_running", "Jobs in a slot.", "running"),
+            ("jobs_waiting", "Jobs that wait for a slot.", "waiting"),
+            ("slots", "Slots of the batch.", "slots"),
+            ("kv_bytes", "Bytes of keys and values in use.", "kv_bytes"),
+            ("kv_limit_bytes", "Bytes of keys and values that may be used.", "kv_limit"),
+            ("auto_compute", 'The dial that compute "auto" gives now.', "dial"),
         ):
             gauge = GaugeMetricFamily(f"adaptive_{name}", text, labels=["model"])
             for model, state in states.items():
-                if value(state) is not None:
-                    gauge.add_metric([model], value(state))
+                value = getattr(state, attribute)
+                if value is not None:
+                    gauge.add_metric([model], value)
             yield gauge
 
     def _compute(self) -> Iterator[Metric]:

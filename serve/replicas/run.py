@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Any
 
 import click
 import ray
@@ -40,6 +41,7 @@ def run(settings: Settings, replicas: Replicas) -> int:
         click.echo(f"serving at http://{settings.host}:{settings.port} ({replicas.least} to {replicas.most} replicas)")
         stop.wait()
     finally:
-        serve.shutdown()  # waits for the requests in progress, at most --shutdown-timeout
+        untyped: Any = serve
+        untyped.shutdown()  # waits for the requests in progress, at most --shutdown-timeout
         ray.shutdown()
     return EXIT_INTERRUPTED if ended[:1] == [signal.SIGINT] else 0

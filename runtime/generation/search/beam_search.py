@@ -147,7 +147,8 @@ class BeamSearch(Iterator[Token]):
         order: list[Beam] = []
         for beam, token, logprob in self._continuations():
             tokens, visible = [*beam.tokens], beam.visible.fork()
-            text, reason = visible.add(token, last=len(tokens) + 1 == self.request.max_new_tokens)
+            full = len(tokens) + 1 == self.request.max_new_tokens
+            text, reason = visible.add(token, end="length" if full else None)
             seconds = time.perf_counter() - begin
             tokens.append(Token(token, text, seconds, routes[id(beam)], beam.step.meter))
             if reason is not None:

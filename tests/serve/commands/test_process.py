@@ -62,6 +62,7 @@ def test_a_server_says_where_it_is_answers_and_ends_with_0(serve: Serve) -> None
         assert client.get("/health/ready").status_code == 200
         answer = client.post("/v1/completions", json=BODY | {"stream": False, "max_tokens": 5}).json()
         assert answer["usage"]["completion_tokens"] == 5
+        assert "<html" in client.get("/").text
         assert "server" not in client.get("/health/live").headers
         assert client.get("/health/live", headers={"x-long": "x" * 200_000}).status_code in (400, 431)
     server.signal()
