@@ -1,8 +1,10 @@
 """Compiles constraints for one tokenizer."""
 
 import threading
+import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,15 @@ from .vocabulary import Vocabulary
 if TYPE_CHECKING:
     import llguidance
 
+Kept = TypeVar("Kept")
 CACHED = 64
 """Grammars that are kept, those used last."""
 SECONDS = 3.0
 """Time that a grammar may take to compile."""
+MOST_COMPILING = 4
+"""Rules that may be compiled or wait for it at a time; few, because each holds a thread."""
+REFUSED_SECONDS = 60.0
+"""Time for which a rule that could not be used is refused at once."""
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 200_000,  # some 15 ms
@@ -35,6 +42,10 @@ SHOWN = 300
 """Characters of an error of llguidance that are shown."""
 
 
+class BusyError(UserError):
+    """Too many rules wait to be compiled; a later try may succeed."""
+
+
 class Compiler:
     """Compiles constraints for one tokenizer, and keeps those used last. May be used from any thread.
 
@@ -42,12 +53,13 @@ class Compiler:
 
     Args:
         tokenizer: The tokenizer of the model.
+        clock: Seconds, for the time for which a rule is refused.
 
     Raises:
         UserError: llguidance is not installed, or the tokenizer cannot be used.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, clock: Callable[[], float] = time.monotonic) -> None:
         try:
             import llguidance
         except ImportError as error:
@@ -58,23 +70,36 @@ class Compiler:
         self._tokenizer = llguidance.LLTokenizer(Vocabulary(tokenizer))  # type: ignore[arg-type]
         self._trial = Trial(SECONDS)
         self._lock = threading.Lock()
+        self._clock, self._room = clock, threading.Semaphore(MOST_COMPILING)
         self._cache: OrderedDict[Constraint, CompiledGrammar] = OrderedDict()
+        self._refused: OrderedDict[Constraint, tuple[float, str]] = OrderedDict()  # until when, and why
 
     def compile(self, constraint: Constraint) -> "CompiledGrammar":
         """Return the grammar of a constraint.
 
         Raises:
+            BusyError: Too many rules wait already.
             UserError: It is invalid, matches nothing, is too complex, or uses what llguidance does not support.
         """
         with self._lock:
             if constraint in self._cache:
                 self._cache.move_to_end(constraint)
                 return self._cache[constraint]
-        grammar = CompiledGrammar(self._compiled(constraint))
+            until, reason = self._refused.get(constraint, (0.0, ""))
+            if reason and self._clock() < until:
+                raise UserError(reason)
+        if not self._room.acquire(blocking=False):
+            raise BusyError(f"found {MOST_COMPILING} rules that wait to be compiled, expected fewer; try again later")
+        try:
+            grammar = CompiledGrammar(self._compiled(constraint))
+        except UserError as error:
+            with self._lock:
+                keep(self._refused, constraint, (self._clock() + REFUSED_SECONDS, str(error)))
+            raise
+        finally:
+            self._room.release()
         with self._lock:
-            self._cache[constraint] = grammar
-            if len(self._cache) > CACHED:
-                self._cache.popitem(last=False)
+            keep(self._cache, constraint, grammar)
         return grammar
 
     def close(self) -> None:
@@ -109,6 +134,14 @@ class Compiler:
             return library.grammar_from_json_schema(source, overrides={"whitespace_pattern": WHITESPACE})
         except ValueError as error:
             raise unusable(constraint, str(error)) from error
+
+
+def keep(cache: OrderedDict[Constraint, Kept], constraint: Constraint, value: Kept) -> None:
+    """Put a value into a cache, in place of the one that was used longest ago where it is full."""
+    cache[constraint] = value
+    cache.move_to_end(constraint)
+    if len(cache) > CACHED:
+        cache.popitem(last=False)
 
 
 class CompiledGrammar:

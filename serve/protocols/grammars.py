@@ -4,9 +4,9 @@ import threading
 
 from ...contract.errors import UserError
 from ...runtime.generation.mask import Grammar
-from ...runtime.structured.compiler import Compiler
+from ...runtime.structured.compiler import BusyError, Compiler
 from ...runtime.structured.constraint import Constraint
-from ..errors import BadRequestError
+from ..errors import BadRequestError, UnavailableError
 from ..scheduler.job import ModelInfo
 from .openai.format import GrammarFormat, RegexFormat, ResponseFormat, SchemaFormat, TextFormat
 
@@ -23,6 +23,7 @@ class Grammars:
 
         Raises:
             BadRequestError: It is not valid, too complex, or the library is missing.
+            UnavailableError: Too many wait to be compiled.
         """
         if format is None or isinstance(format, TextFormat):
             return None
@@ -32,6 +33,8 @@ class Grammars:
                 if compiler is None:
                     compiler = self._compilers[model.name] = Compiler(model.tokenizer)
             grammar: Grammar = compiler.compile(constraint_of(format))
+        except BusyError as error:
+            raise UnavailableError(str(error), param="response_format", headers={"Retry-After": "3"}) from None
         except UserError as error:
             raise BadRequestError(str(error), param="response_format") from None
         return grammar

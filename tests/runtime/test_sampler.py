@@ -1,6 +1,5 @@
 """The next token: each filter compared with its definition, and invalid settings refused (S8)."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterable
@@ -183,23 +182,23 @@ def test_a_mask_that_allows_nothing_is_an_error_of_the_grammar(temperature: floa
         sampler.choose(LOGITS)
 
 
-def test_penalties_of_the_text_follow_openais_definition() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_penalties_of_the_text_give_each_token_the_share_of_openais_definition(*, compiled: bool) -> None:
     """The logit of a token falls by frequency * count + presence * (count > 0); the prompt does not count."""
-    settings = Sampling(temperature=1, frequency_penalty=0.4, presence_penalty=0.9, seed=6)
-    counts = np.zeros(V)
-    chi = freedom = 0.0
-    for start in range(0, 3000, 30):  # texts of 30 tokens each
-        sampler = Sampler(dataclasses.replace(settings, seed=start), V, [1, 2, 3])
-        counts[:] = 0
-        for _ in range(30):
-            wanted = by_definition((LOGITS - 0.4 * counts - 0.9 * (counts > 0)).astype(np.float32))
-            token = sampler.choose(LOGITS)
-            counts[token] += 1
-            # Each draw is one trial of whether the most probable token came.
-            best = wanted.argmax()
-            chi += (float(token == best) - wanted[best]) ** 2 / (wanted[best] * (1 - wanted[best]))
-            freedom += 1
-    assert abs(chi - freedom) < 5 * math.sqrt(2 * freedom)
+    text = [int(LOGITS.argmax()), 7, 7, 3, 7, int(LOGITS.argmax())]
+    counts = np.bincount(text, minlength=V)
+    wanted = by_definition((LOGITS - 0.4 * counts - 0.9 * (counts > 0)).astype(np.float32))
+    tokens = []
+    for seed in range(3000):
+        settings = Sampling(temperature=1, frequency_penalty=0.4, presence_penalty=0.9, seed=seed)
+        sampler = Sampler(settings, V, [1, 2, 3], compiled=compiled)
+        for token in text:
+            certain = np.zeros(V, np.float32)
+            certain[token] = 1000
+            assert sampler.choose(certain) == token
+        tokens.append(sampler.choose(LOGITS))
+    kept = 3000 * wanted
+    assert ((np.bincount(tokens, minlength=V) - kept) ** 2 / kept).sum() < chi_square_bound(V - 1)
 
 
 def test_a_text_penalty_counts_generated_tokens_only() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from adaptive_lm.runtime import Engine, UserError
 from adaptive_lm.runtime.structured import compiler as compiler_module
-from adaptive_lm.runtime.structured.compiler import CACHED, LIMITS, Compiler
+from adaptive_lm.runtime.structured.compiler import CACHED, LIMITS, MOST_COMPILING, BusyError, Compiler
 from adaptive_lm.runtime.structured.constraint import MAX_SOURCE, Constraint
 from adaptive_lm.runtime.structured.trial import Trial
 
@@ -161,6 +161,52 @@ def test_a_process_that_is_stopped_in_the_middle_says_so() -> None:
     assert error == "it takes more than 0.2 s to compile"
     assert trial.process is None, "it was killed"
     trial.close()
+
+
+def test_a_rule_that_could_not_be_used_is_refused_at_once_for_a_while(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a client that repeats it does not hold the process that compiles."""
+    now, tried = [0.0], []
+    compiler = Compiler(engine.tokenizer, clock=lambda: now[0])
+
+    def slow(trial: Trial, grammar: str, limits: Any) -> str:
+        tried.append(grammar)
+        return "it takes more than 3 s to compile"
+
+    monkeypatch.setattr(Trial, "error_of", slow)
+    for moment in (0, 1, 59, 61, 100, 122):
+        now[0] = moment
+        with pytest.raises(UserError, match="it takes more than 3 s to compile; correct or simplify it"):
+            compiler.compile(Constraint.regex("a"))
+    assert len(tried) == 3
+
+
+def test_a_rule_is_refused_where_too_many_wait(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, gate = Compiler(engine.tokenizer), threading.Event()
+    known = compiler.compile(Constraint.regex("known"))
+    true, waiting = Trial.error_of, threading.Semaphore(0)
+
+    def slow(trial: Trial, grammar: str, limits: Any) -> str:
+        waiting.release()
+        assert gate.wait(10)
+        return true(trial, grammar, limits)
+
+    monkeypatch.setattr(Trial, "error_of", slow)
+    rules = [Constraint.regex(f"a{number}") for number in range(MOST_COMPILING)]
+    threads = [threading.Thread(target=compiler.compile, args=(rule,)) for rule in rules]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert waiting.acquire(timeout=10)
+    with pytest.raises(BusyError, match=f"found {MOST_COMPILING} rules that wait to be compiled, expected fewer; try"):
+        compiler.compile(Constraint.regex("b"))
+    assert compiler.compile(Constraint.regex("known")) is known
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert compiler.compile(Constraint.regex("b")).mask().allowed().any()
+    compiler.close()
 
 
 def test_grammars_are_kept_by_their_source_and_those_used_last(engine: Engine) -> None:
