@@ -26,6 +26,8 @@ def access_fields(record: RequestRecord, scope: Mapping[str, Any], status: int) 
         "client": state.get("client"),
         "model": jobs[0].model if jobs else state.get("model"),
     }
+    if state.get("disconnected"):
+        fields["disconnected"] = True  # the client left before the end
     if jobs:
         fields |= {
             "prompt_tokens": sum(job.prompt_tokens for job in jobs),

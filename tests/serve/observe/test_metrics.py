@@ -218,7 +218,11 @@ def test_a_token_costs_microseconds(telemetry: Telemetry, tokens: list[Token]) -
         for _ in range(FLUSH_EVERY):
             job.token(tokens[1])
         times.append((time.perf_counter() - began) / FLUSH_EVERY)
+        job.ended("eos")
     assert min(times) < 50e-6
+    read = samples(telemetry)
+    left = [value(read, "exit_tokens_total", model="demo", layer=layer) for layer in ("0", "none")]
+    assert sum(left) == 20 * FLUSH_EVERY, "tokens that are counted together are all counted"
 
 
 def test_a_request_that_was_not_routed_is_counted_by_its_path_if_that_is_an_endpoint(telemetry: Telemetry) -> None:
