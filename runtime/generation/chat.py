@@ -7,21 +7,26 @@ from collections.abc import Sequence
 
 from ...contract.errors import UserError
 from ...contract.messages import EOS, EOS_MARK, Message, NotAppendingError, Turn, turns
+from ..format.manifest import Manifest
 from .tokenizer import Tokenizer
 
 FAILURES = (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError)  # of jinja2's code
 MAX_LENGTH = 10_000_000  # characters of a rendered prompt
 
 
-def chat_ids(template: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Return the ids of a prompt that asks for the next answer.
+def chat_ids(manifest: Manifest, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a prompt that asks for the next answer, by the model's chat template.
+
+    They are cut as in training: those of a conversation that was trained on begin with those of its first turns.
 
     Raises:
-        UserError: The template does not compile, or fails on these messages.
+        UserError: The model has no chat template, or it fails on these messages.
     """
+    if manifest.chat_template is None:
+        raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
     ids: list[int] = []
-    for turn in prompt_turns(template, messages):
-        ids += tokenizer.encode(turn.text) + [tokenizer.eos_id] * turn.eos
+    for turn in prompt_turns(manifest.chat_template, messages):
+        ids += tokenizer.encode(turn.text) + [manifest.model.eos_id] * turn.eos
     return ids
 
 

@@ -213,16 +213,8 @@ class Engine:
         return context if whole <= UNASKED_BYTES else room
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids of a prompt that asks for the next answer, by the model's chat template.
-
-        They are cut as in training: those of a conversation that was trained on begin with those of its first turns.
-
-        Raises:
-            UserError: The model has no chat template.
-        """
-        if self.manifest.chat_template is None:
-            raise UserError("this model has no chat template: it was not trained on conversations; use --raw")
-        return chat_ids(self.manifest.chat_template, self.tokenizer, messages)
+        """Return the ids of a prompt that asks for the next answer; see `chat_ids`."""
+        return chat_ids(self.manifest, self.tokenizer, messages)
 
 
 def load(

@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import pydantic_core
+from pydantic import TypeAdapter
 
 from ..errors import ServeError
 from .body import Body
 from .order import Order
 from .text import Piece, Text
+
+_PLAIN = TypeAdapter(dict[str, Any])
 
 
 class Answer(Protocol):
@@ -42,7 +44,7 @@ def json_bytes(body: Body | dict[str, Any]) -> bytes:
     """Write JSON in UTF-8; of a body the fields that were set, null ones included."""
     if isinstance(body, Body):
         return body.__pydantic_serializer__.to_json(body, exclude_unset=True, by_alias=True)
-    return pydantic_core.to_json(body)
+    return _PLAIN.dump_json(body)
 
 
 def new_id(prefix: str) -> str:

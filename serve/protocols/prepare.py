@@ -46,15 +46,14 @@ def prepare_completion(body: CompletionBody, caller: Caller) -> Order:
 
 def conversation_ids(body: ChatBody, model: ModelInfo) -> list[int]:
     """Return the ids of a conversation, up to where the answer begins."""
-    template = model.manifest.chat_template
-    if template is None:
+    if model.manifest.chat_template is None:
         raise BadRequestError(
             f"the model {model.name} has no chat template: it was not trained on conversations; "
             "use POST /v1/completions",
             param="messages",
         )
     try:
-        return chat_ids(template, model.tokenizer, body.conversation)
+        return chat_ids(model.manifest, model.tokenizer, body.conversation)
     except UserError as error:
         message = str(error).replace("; use --raw to send the prompt as it is", "; use POST /v1/completions")
         raise BadRequestError(message, param="messages") from None

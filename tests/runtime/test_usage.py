@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.tiny_graph import E, L, expected, manifest_content
 
-from adaptive_lm.runtime import Dial, Engine, Manifest
+from adaptive_lm.runtime import Dial, Engine, Manifest, Params
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.cost import Meter
 from adaptive_lm.runtime.execution.routes import Routes
@@ -132,3 +132,16 @@ def test_less_asked_for_is_never_more_flops(engine: Engine, name: str) -> None:
         shares.append(engine.session.meter.spent(sequence.prefill(IDS).routes).adaptive[0].sum())
     assert shares == sorted(shares)
     assert shares[0] < shares[-1]
+
+
+@pytest.mark.parametrize("name", ["engine", "rich_engine"])
+def test_the_total_of_many_tokens_is_the_sum_of_their_usages(name: str, request: pytest.FixtureRequest) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    closed = list(engine.generate("abc", Params(max_new_tokens=9, seed=1, exit_threshold=1)))
+    tokens = [*closed, *engine.generate("abc", Params(max_new_tokens=9, seed=1, exit_threshold=0.5)), *closed]
+    total = tokens[0].meter.total([token.routes for token in tokens])
+    assert total.layers == sum(len(token.usage.layers_run) for token in tokens)
+    assert total.experts == sum(len(used) for token in tokens for used in token.usage.experts)
+    assert total.heads == sum(len(used) for token in tokens for used in token.usage.heads)
+    assert total.executed_flops == pytest.approx(sum(token.usage.executed_flops for token in tokens), rel=1e-12)
+    assert total.dense_flops == pytest.approx(sum(token.usage.dense_flops for token in tokens), rel=1e-12)
