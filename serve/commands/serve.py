@@ -106,8 +106,8 @@ def serve(
     )  # fmt: skip
     import asyncio
 
+    from ..application.process import listen, run
     from ..observe.logs import configure_logs
-    from .process import listen, run
 
     configure_logs(log_level, log_format)
     if ray:

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ...contract.errors import UserError
-from ...runtime.dial import Dial, Thresholds, resolve
 from ...runtime.generation.engine import Engine
 from ...runtime.generation.loop import Event as PassEvent
 from ...runtime.generation.loop import Loop
 from ...runtime.generation.request import Request
 from ..control.controller import Controller, Measured
+from ..control.pace import Pace
+from ..control.points import Points
 from ..errors import DeadlineError, ServeError
 from ..observe.observer import ModelState, Observer
 from .failures import LOG, client_error
 from .fair_queue import FairQueue
 from .job import Event, Job, ModelInfo, PromptEvent, TokenEvent
 from .memory import Room
-from .pace import Pace
 from .stream import JobStream
 from .ticket import Ticket
 
@@ -72,7 +72,7 @@ class Worker:
         self._changed = threading.Condition()
         self._closing = False
         self._next_look = float("-inf")
-        self._thresholds: dict[float, Thresholds] = {}
+        self._points = Points(info.manifest)
         self._thread = threading.Thread(target=self._run, name=f"engine {info.name}", daemon=True)
 
     def start(self, events: AbstractEventLoop, on_change: Callable[[], None]) -> None:
@@ -294,18 +294,9 @@ class Worker:
         assert self.controller is not None
         assert ticket.job.auto is not None
         dial = max(self.controller.dial, ticket.job.auto.least)
-        if dial not in self._thresholds:
-            if len(self._thresholds) > MOST_DIALS:
-                self._thresholds.clear()
-            self._thresholds[dial] = resolve(self.info.manifest, Dial(compute=dial))
-        ticket.dial = dial
-        ticket.request.thresholds = self._thresholds[dial]
+        ticket.dial, ticket.request.thresholds = dial, self._points.at(dial)
         if ticket.request.sequence is not None:
-            ticket.request.sequence.thresholds = self._thresholds[dial]
-
-
-MOST_DIALS = 256
-"""Dials whose thresholds are remembered: clients may send any lowest one."""
+            ticket.request.sequence.thresholds = ticket.request.thresholds
 
 
 def _push(parcels: Iterable[tuple[JobStream, list[Event]]]) -> None:

@@ -14,14 +14,14 @@ import click
 import uvicorn
 
 from ...contract.errors import EXIT_INTERRUPTED, UserError
-from ..application.build import build
-from ..application.table import ENDPOINTS
 from ..observe.telemetry import Telemetry
 from ..page.routes import page_routes
 from ..scheduler.local import LocalScheduler
 from ..scheduler.open import open_scheduler
 from ..settings import Settings
+from .build import build
 from .connection import Connection
+from .table import ENDPOINTS
 
 MOST_HEADER_BYTES = 32 * 1024
 IDLE_SECONDS = 10

@@ -27,7 +27,7 @@ def stop(self, work):
 Batch.run = stop
 """
 IMPATIENT = """
-from adaptive_lm.serve.commands import connection
+from adaptive_lm.serve.application import connection
 connection.ARRIVAL_SECONDS = 0.5
 """
 BODY = {"model": "demo", "prompt": "hello", "max_tokens": 60, "temperature": 0, "stream": True}

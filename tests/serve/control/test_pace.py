@@ -2,7 +2,7 @@
 
 import pytest
 
-from adaptive_lm.serve.scheduler.pace import Pace
+from adaptive_lm.serve.control.pace import Pace
 
 
 def paced(passes: int = 100, seconds: float = 0.01, texts: int = 4) -> Pace:
