@@ -3,13 +3,16 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..draw import most_probable
 from ..sampler import Scores, TokenChooser
 
+FEW = 64
+"""Up to this number of tokens, looking for the highest one again and again is faster than a partition."""
 
-def log_probabilities(logits: Scores) -> NDArray[np.float64]:
-    """Return the log-softmax of logits (V,), in float64.
+
+def log_normaliser(logits: Scores) -> float:
+    """Return log(sum(exp(logits))) of logits (V,), in float64: a logit minus this is a log-probability.
 
     Raises:
         ArithmeticError: The logits are not finite numbers.
@@ -19,8 +22,20 @@ def log_probabilities(logits: Scores) -> NDArray[np.float64]:
         raise ArithmeticError("the model gave logits that are not finite numbers")
     exact = logits.astype(np.float64)
     exact -= best
-    exact -= math.log(float(np.exp(exact).sum()))
-    return exact
+    np.exp(exact, out=exact)
+    return best + math.log(float(exact.sum()))
+
+
+def highest(logits: Scores, count: int) -> list[int]:
+    """Return the indices of the `count` highest logits (V,), the highest first; of equal ones, the lower id first."""
+    if count > FEW:
+        ids = most_probable(logits, count)
+        return ids[np.argsort(-logits[ids], kind="stable")].tolist()  # type: ignore[no-any-return]
+    left, order = logits.copy(), []
+    for _ in range(count):
+        order.append(int(left.argmax()))
+        left[order[-1]] = -np.inf
+    return order
 
 
 def length_divisor(length: int, length_penalty: float) -> float:
@@ -48,5 +63,5 @@ class ScoringSampler:
             ArithmeticError: The logits are not finite numbers.
         """
         token = self._sampler.choose(logits)
-        self.logprob += float(log_probabilities(logits[: self._vocab_size])[token])
+        self.logprob += float(logits[token]) - log_normaliser(logits[: self._vocab_size])
         return token
