@@ -27,12 +27,37 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top_p=0.1": {"top_p": 0.1},
     "min_p=0.05": {"min_p": 0.05},
     "repetition_penalty=1.1": {"repetition_penalty": 1.1},
+    "text penalties": {"frequency_penalty": 0.5, "presence_penalty": 0.5},
+    "300 biases": {"logit_bias": dict.fromkeys(range(300), 1.0)},
+    "mask, all allowed": {},
+    "mask, half allowed": {},
+    "mask, few allowed": {},
     "all together": {"top_k": 40, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1},
 }
+ALLOWED: dict[str, float] = {"mask, all allowed": 1.0, "mask, half allowed": 0.5, "mask, few allowed": 2e-4}
+"""Share of the tokens that the mask allows."""
 DEVIATIONS = {"peaked": 2.5, "flat": 1e-3}
 SEEN = 512
 WARM_UP = 20
 VARIANTS = 16  # of the logits
+
+
+class FixedMask:
+    """A mask that always allows the same tokens."""
+
+    ended = False
+
+    def __init__(self, vocab_size: int, share: float) -> None:
+        bits = np.random.default_rng(1).random(32 * (vocab_size // 32 + 1)) < share
+        bits[0] = True
+        self._words = np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def allowed(self) -> NDArray[np.uint32]:
+        """Return the bits."""
+        return self._words
+
+    def accept(self, token: int) -> None:
+        """Take any token."""
 
 
 @click.command()
@@ -65,7 +90,11 @@ def measure(vocab_size: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
     }
     cases = [(kind, name) for kind in DEVIATIONS for name in SETTINGS]
     prompt = list(range(min(SEEN, vocab_size)))
-    samplers = [Sampler(Sampling(seed=1, **SETTINGS[name]), vocab_size, prompt, compiled=compiled) for _, name in cases]
+    masks = {name: FixedMask(vocab_size, share) for name, share in ALLOWED.items()}
+    samplers = [
+        Sampler(Sampling(seed=1, **SETTINGS[name]), vocab_size, prompt, mask=masks.get(name), compiled=compiled)
+        for _, name in cases
+    ]
     times = np.zeros((2, len(cases), rounds))
     with no_collection():
         for turn in range(-WARM_UP, rounds):

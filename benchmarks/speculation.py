@@ -28,6 +28,7 @@ from adaptive_lm.contract.file_names import TOKENIZER
 from adaptive_lm.runtime import Engine, Params, Token, load
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from adaptive_lm.runtime.measuring.timing import Distribution, no_collection
+from adaptive_lm.runtime.speculation.speculation import Speculate
 from adaptive_lm.train.data.tokenizers import bpe_tokenizer
 
 TURN = 32
@@ -63,7 +64,7 @@ class Replay:
               help="An exported model with the target cpu, in place of one of random weights.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
-    precisions: tuple[Precision, ...], size: str, drafter: str, more: tuple[Path, ...], count: int, tokens: int,
+    precisions: tuple[Precision, ...], size: str, drafter: Speculate, more: tuple[Path, ...], count: int, tokens: int,
     equal: int | None, model: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print tokens per second with drafts over those without: median, 5th and 95th percentile over the texts."""
@@ -113,6 +114,11 @@ def ids_of(engine: Engine, text: Text, tokens: int) -> tuple[list[int], list[int
     return engine.tokenizer.encode(text.prompt)[-(context - len(answer)) :], answer
 
 
+def ways_of(plain: Engine, drafting: Engine, drafter: Speculate) -> list[tuple[Engine, Speculate]]:
+    """Return both ways to decode, each with its engine."""
+    return [(plain, "off"), (drafting, drafter)]
+
+
 def own_texts(engine: Engine, count: int, tokens: int) -> list[tuple[list[int], list[int]]]:
     """Return prompts, and what the model answers greedily."""
     texts = []
@@ -123,14 +129,14 @@ def own_texts(engine: Engine, count: int, tokens: int) -> list[tuple[list[int], 
 
 
 def measured(
-    plain: Engine, drafting: Engine, drafter: str, texts: Sequence[tuple[list[int], list[int]]]
+    plain: Engine, drafting: Engine, drafter: Speculate, texts: Sequence[tuple[list[int], list[int]]]
 ) -> dict[str, Any]:
     """Decode each text both ways in turns."""
     ratios, drafted, accepted, new = [], 0, 0, 0
     for prompt, answer in texts:
         ways = [
             engine.generate(prompt, Params(speculate=way, max_new_tokens=len(answer)), sampler=Replay(answer))
-            for engine, way in ((plain, "off"), (drafting, drafter))
+            for engine, way in ways_of(plain, drafting, drafter)
         ]
         seconds, written = np.zeros(2), [list[Token](), list[Token]()]
         with no_collection():
@@ -152,7 +158,7 @@ def measured(
     return {"speed": vars(Distribution.of(ratios)), "tokens": new, "drafted": drafted, "accepted": accepted}
 
 
-def compared(plain: Engine, drafting: Engine, drafter: str, tokens: int) -> dict[str, Any]:
+def compared(plain: Engine, drafting: Engine, drafter: Speculate, tokens: int) -> dict[str, Any]:
     """Generate greedy texts both ways, and count the tokens that are equal and have equal usage."""
     equal = done = drafted = accepted = 0
     starts = cycle(text.prompt for make in TEXTS.values() for text in make(40))
@@ -161,7 +167,7 @@ def compared(plain: Engine, drafting: Engine, drafter: str, tokens: int) -> dict
         prompt = plain.tokenizer.encode(next(starts))[-min(200, context // 4) :]
         new = min(tokens - done, context - len(prompt), 1000)
         texts = []
-        for engine, way in ((plain, "off"), (drafting, drafter)):
+        for engine, way in ways_of(plain, drafting, drafter):
             generation = engine.generate(prompt, Params(temperature=0, speculate=way, max_new_tokens=new))
             texts.append([(token.id, token.text, token.usage) for token in generation])
             drafted, accepted = drafted + generation.request.drafted, accepted + generation.request.accepted

@@ -205,13 +205,16 @@ def test_the_architecture_has_a_row_for_each_package() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder with `my-text.txt`."""
+    """Make a folder with `my-text.txt`, and with the files of the guide to generating."""
     folder = tmp_path_factory.mktemp("docs")
     # no line twice: of a text that repeats itself, a decision that stands at its threshold stands there every time
     words = ["to", "be", "or", "not", "that", "is", "the", "question", "nobler", "mind", "slings", "arrows", "fortune"]
     chosen = random.Random(1)
     text = "".join(" ".join(chosen.choices(words, k=9)).capitalize() + ".\n" for _ in range(400))
     (folder / "my-text.txt").write_text(text)
+    schemas = [text for text in blocks(ROOT / "docs/guides/generating.md", "json") if '"properties"' in text]
+    (folder / "person.json").write_text(schemas[0])
+    (folder / "answer.lark").write_text('start: "yes" | "no"')
     return folder
 
 

@@ -50,7 +50,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "runtime": (
         ("commands",),
         ("inspection", "calibration"),
-        ("measuring",),
+        ("measuring", "structured"),
         ("generation",),
         ("speculation",),
         ("execution",),
@@ -76,7 +76,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("page", "routes"),
         ("protocols",),
         ("scheduler",),
-        ("control", "structured", "observe"),
+        ("control", "observe"),
         ("settings", "errors"),
     ),
 }
@@ -309,7 +309,7 @@ def distribution_of(library: str) -> str:
     ("room", "extras"),
     [
         ("contract", []),
-        ("runtime", ["plot"]),
+        ("runtime", ["plot", "structured"]),
         ("serve", ["serve"]),
         ("train", ["train", "plot", "hf", "augment", "trackers"]),
         ("export", ["train"]),

@@ -97,12 +97,12 @@ def check(
         if not graph.exact:
             continue
         expected = judge.passes(graph.target, graph.precisions, name)
-        comparison = _compare(zip(expected, passes[name], strict=True))
+        comparison = _compare(zip(expected, passes[name], strict=True), graph.epsilon)
         report[f"torch_thresholds_{name}"] = comparison.report(graph.tolerance)
         _note(f"{graph.label} vs torch, {SETTINGS[name]}", comparison, graph.tolerance, lines, failures)
         if portable is not None:
             known = [replace(one, margins=own.margins) for one, own in zip(portable[name], expected, strict=True)]
-            comparison = _compare(zip(known, passes[name], strict=True), capped=False)
+            comparison = _compare(zip(known, passes[name], strict=True), graph.epsilon, capped=False)
             report[f"portable_thresholds_{name}"] = comparison.report(graph.tolerance)
             _note(f"{graph.label} vs portable, {SETTINGS[name]}", comparison, graph.tolerance, lines, failures)
     if graph.rounds:
@@ -117,7 +117,7 @@ def check(
             margins = judge.passes(graph.target, graph.precisions, name)[0].margins
             prompt = replace(prompt, margins=margins[: short.shape[1]])
         decoded.append((prompt, token_pass(session, short, thresholds)))
-    comparison = _compare(decoded, capped=False, epsilon=graph.epsilon)
+    comparison = _compare(decoded, graph.epsilon, capped=False)
     tolerance = 0.0 if graph.repeats else graph.tolerance
     report["prompt_against_single_tokens"] = comparison.report(tolerance)
     _note(f"{graph.label}, one token at a time vs one prompt", comparison, tolerance, lines, failures)
@@ -146,7 +146,7 @@ class _Graph:
         self.epsilon = HALF_EPSILON if in_half else EPSILON
 
 
-def _compare(pairs: Iterable[tuple[Pass, Pass]], *, capped: bool = True, epsilon: float = EPSILON) -> Comparison:
+def _compare(pairs: Iterable[tuple[Pass, Pass]], epsilon: float, *, capped: bool = True) -> Comparison:
     comparison = Comparison(capped=capped, epsilon=epsilon)
     for expected, actual in pairs:
         compare(comparison, expected, actual)

@@ -12,6 +12,7 @@ import click
 from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from ...contract.streams import read_stdin
 from ...contract.text_file import decode
+from .constraint_options import compile_constraint, constraint_options, read_constraint
 from .generate_many import encode, generate_many
 from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import PromptLine, read_prompts
@@ -68,6 +69,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Above 1 makes tokens that occurred less probable; 0.01 to 100.",
 )
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Subtracted from the logit of a token for each time that the generated text holds it; -2 to 2.",
+)
+@click.option(
+    "--presence-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Subtracted from the logits of the tokens that the generated text holds; -2 to 2.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeat for several.")
 @click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
 @click.option(
@@ -111,14 +126,21 @@ if TYPE_CHECKING:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, with the usage of each token, at the end."
 )
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="N",
+    help="With --json: report the log-probability of each token and of the N most probable ones, 0 to 20.",
+)
+@constraint_options
 @dial_options
 @model_options
 @click.pass_context
 def generate(
     ctx: click.Context, /, prompt: str | None, prompts: str | None, batch: int | None, model: str | None,
     chat: bool | None, beams: int | None, beam_margin: float | None, length_penalty: float | None, best_of: int | None,
-    usage: str, as_json: bool, device: str, target: str, threads: int | None, verify: bool,
-    **params: Any,
+    usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None,
+    device: str, target: str, threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
 
@@ -129,6 +151,8 @@ def generate(
     and the others go on.
     """
     check_usage(prompt, prompts, batch)
+    if params["logprobs"] is not None and not as_json:
+        raise WrongUsageError("found --logprobs without --json, expected both; add --json")
     from ..generation.params import Params
 
     with option_names():  # before the model is opened, so that a wrong number is reported immediately
@@ -140,6 +164,11 @@ def generate(
             raise WrongUsageError(
                 f"found temperature {params['temperature']} with a beam search, which draws nothing; leave it out"
             )
+    constraint = read_constraint(json_schema, regex, grammar)
+    if constraint is not None and beams is not None:
+        raise WrongUsageError(
+            "found a constraint with --beams, which has none; leave one of them out, or use --best-of"
+        )
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
@@ -147,16 +176,18 @@ def generate(
 
     engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
+    compiled = compile_constraint(engine, constraint)
     if search is not None:
         warn(engine, parameters)
+        search.grammar = compiled
         ctx.exit(run_search(engine, search, lines, text, parameters, is_chat=is_chat, usage=usage, as_json=as_json))
     if lines:
         warn(engine, parameters)
         slots = 8 if batch is None else batch
         ctx.exit(generate_many(
-            engine, lines, parameters, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
+            engine, lines, parameters, grammar=compiled, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
         ))  # fmt: skip
-    generation = engine.generate(encode(engine, text, is_chat=is_chat), parameters)
+    generation = engine.generate(encode(engine, text, is_chat=is_chat), parameters, grammar=compiled)
     warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False
@@ -169,6 +200,8 @@ def generate(
         interrupted = True
         if not as_json:
             click.echo()
+    if compiled is not None and generation.finish_reason == "length":
+        click.echo("note: the text ends at its last token before it matched; raise --max-new-tokens", err=True)
     report(engine, generation, tokens, usage, as_json)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..generation.engine import Engine
     from ..generation.loop import Event
     from ..generation.many import Completion
+    from ..generation.mask import Grammar
     from ..generation.params import Params
 
 SHOWN = 70
@@ -45,7 +46,15 @@ class Totals:
 
 
 def generate_many(
-    engine: Engine, prompts: list[PromptLine], base: Params, *, is_chat: bool, slots: int, usage: str, as_json: bool
+    engine: Engine,
+    prompts: list[PromptLine],
+    base: Params,
+    *,
+    grammar: Grammar | None,
+    is_chat: bool,
+    slots: int,
+    usage: str,
+    as_json: bool,
 ) -> int:
     """Generate the text of every prompt and print it; return the exit code.
 
@@ -53,6 +62,7 @@ def generate_many(
         engine: The model.
         prompts: The prompts of the file.
         base: Settings of those that have none of their own.
+        grammar: What every text must match; None: anything.
         is_chat: Whether to put each prompt into the chat template.
         slots: Texts to compute at a time.
         usage: What to report about the compute: "none", "summary" or "tokens".
@@ -93,7 +103,7 @@ def generate_many(
                 totals.ended += 1
         print_one(engine, prompts[place], completion, error, usage=usage, as_json=as_json, strip=is_chat)
 
-    completions = engine.generate_many(ids, params, slots=slots, watch=watch)
+    completions = engine.generate_many(ids, params, grammar=grammar, slots=slots, watch=watch)
     place = 0
     interrupted = False
     try:

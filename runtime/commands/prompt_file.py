@@ -44,6 +44,8 @@ class PromptLine:
         own = dict(self.settings)
         if isinstance(stop := own.get("stop"), str | list):
             own["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        if isinstance(biases := own.get("logit_bias"), dict):  # the keys of JSON are texts
+            own["logit_bias"] = {int(key) if key.isdecimal() else key: bias for key, bias in biases.items()}
         try:
             return replace(base, **own)
         except TypeError as error:  # a text in place of a number

@@ -7,7 +7,7 @@ over columns or rows are float64.
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ops.sampling import DrawSettings, table_shape
+from ..ops.sampling import NO_CHANGES, Changes, DrawSettings, table_shape
 
 # Of 2 ** r for -0.5 <= r <= 0.5, with the least relative error, 2e-9; from r ** 6 down to r.
 POLYNOMIAL = np.array(
@@ -36,14 +36,9 @@ class PortableDraw:
         self._weights = np.zeros(table_shape(settings.n), np.float32)
         self._flat = self._weights.ravel()[: settings.n]
 
-    def __call__(self, logits: Floats, seen: NDArray[np.int32]) -> int | None:
-        """Return the next token from logits (n,), None if they are not finite numbers.
-
-        Args:
-            logits: Of each token.
-            seen: Ids to which the penalty applies, each once.
-        """
-        scores = penalise(logits, seen, self._penalty)
+    def __call__(self, logits: Floats, changes: Changes = NO_CHANGES) -> int | None:
+        """Return the next token from logits (n,), None if they are not finite numbers or no token is allowed."""
+        scores = change(logits, changes, self._penalty)
         best = int(scores.argmax())
         if not np.isfinite(scores[best]):
             return None
@@ -85,13 +80,18 @@ class PortableDraw:
         return ((z ^ (z >> 31)) >> 11) * 2.0**-53
 
 
-def penalise(scores: Floats, seen: NDArray[np.int32], penalty: float) -> Floats:
-    """Lower the scores of the tokens seen; a penalty below 1 raises them."""
-    if penalty == 1:
+def change(scores: Floats, changes: Changes, penalty: float) -> Floats:
+    """Return the scores after the changes; `penalty` is the repetition penalty."""
+    if changes is NO_CHANGES:
         return scores
-    factor = np.float32(penalty)
-    scores, values = scores.copy(), scores[seen]
-    scores[seen] = np.where(values > 0, values / factor, values * factor)
+    scores = scores.copy()
+    if penalty != 1:
+        factor, values = np.float32(penalty), scores[changes.seen]
+        scores[changes.seen] = np.where(values > 0, values / factor, values * factor)
+    scores[changes.shifted] += changes.shifts
+    if changes.allowed is not None:
+        bits = np.unpackbits(changes.allowed.view(np.uint8), count=len(scores), bitorder="little")
+        scores[bits == 0] = -np.inf
     return scores
 
 

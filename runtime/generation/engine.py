@@ -18,11 +18,12 @@ from ..speculation.speculation import Speculation
 from .chat import prompt_turns
 from .loop import Event, Loop
 from .many import Completion, Completions
+from .mask import Grammar
 from .params import Params
 from .request import Request, Token
 from .sampler import TokenChooser
 from .search.beam_search import BeamSearch
-from .search.best_of import Scorer, best_of, mean_logprob, scoring_samplers
+from .search.best_of import Scorer, best_of, mean_logprob, seeded
 from .search.hypothesis import Found
 from .search.settings import BeamSettings, check_beam_params
 from .tokenizer import Tokenizer
@@ -110,16 +111,31 @@ class Engine:
         self._search: BeamSearch | None = None
 
     def request(
-        self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: Params | None = None,
+        *,
+        sampler: TokenChooser | None = None,
+        grammar: Grammar | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Request:
         """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        request = Request(self.manifest, self.tokenizer, ids, params or Params(), sampler)
+        request = Request(
+            self.manifest, self.tokenizer, ids, params or Params(), sampler, grammar=grammar,
+            prompt_logprobs=prompt_logprobs,
+        )  # fmt: skip
         request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
         return request
 
     def generate(
-        self, prompt: str | Sequence[int], params: Params | None = None, *, sampler: TokenChooser | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: Params | None = None,
+        *,
+        sampler: TokenChooser | None = None,
+        grammar: Grammar | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Generation:
         """Iterate over the new tokens after `prompt`; nothing is computed before the first is requested.
 
@@ -127,18 +143,23 @@ class Engine:
             prompt: A text, or ids.
             params: Settings of the generation; None takes the defaults.
             sampler: Chooses each token in place of the sampler of `params`.
+            grammar: What the text must match (`runtime/structured`); it ends where nothing can follow.
+            prompt_logprobs: How many alternatives to report for each token of the prompt, with its log-probability, in
+                `Request.prompt_scores`, 0 to 20; None reports neither.
 
         Raises:
             UserError: The prompt is empty, the prompt and the new tokens exceed the context, or the model does not have
                 that dial.
         """
-        return Generation(self, self.request(prompt, params, sampler=sampler))
+        request = self.request(prompt, params, sampler=sampler, grammar=grammar, prompt_logprobs=prompt_logprobs)
+        return Generation(self, request)
 
     def generate_many(
         self,
         prompts: Sequence[str | Sequence[int]],
         params: Params | Sequence[Params] | None = None,
         *,
+        grammar: Grammar | None = None,
         slots: int = MANY_SLOTS,
         watch: Callable[[Event], None] | None = None,
     ) -> Completions:
@@ -149,6 +170,7 @@ class Engine:
         Args:
             prompts: Texts, or ids.
             params: Settings of all, or of each; None takes the defaults.
+            grammar: What every text must match; None: anything.
             slots: The most texts to compute at a time.
             watch: Is called with every new token and failure, as they come.
 
@@ -162,7 +184,7 @@ class Engine:
         completions = []
         for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
             try:
-                completions.append(Completion(index, self.request(prompt, settings)))
+                completions.append(Completion(index, self.request(prompt, settings, grammar=grammar)))
             except UserError as error:
                 completions.append(Completion(index, None, error))
         requests = [one.request for one in completions if one.request is not None]
@@ -214,6 +236,7 @@ class Engine:
         *,
         n: int = 4,
         scorer: Scorer | None = None,
+        grammar: Grammar | None = None,
         slots: int = MANY_SLOTS,
     ) -> Found:
         """Draw `n` texts after `prompt` and rank them. The prompt is computed once, where the target can copy it.
@@ -223,18 +246,16 @@ class Engine:
             params: Settings of the generation; text i, from 0, has the seed of these plus i.
             n: Texts to draw, at least 1.
             scorer: Returns the score of a text, higher is better; None takes the mean log-probability of its tokens.
+            grammar: What every text must match; None: anything.
             slots: The most texts to compute at a time.
 
         Raises:
             UserError: As in `generate`; or the temperature is 0, which gives `n` equal texts.
         """
         first = self.request(prompt, params)
-        samplers = {
-            self.request(first.ids, own, sampler=sampler): sampler
-            for own, sampler in scoring_samplers(first.params, n, self.tokenizer.size, first.ids)
-        }
+        requests = [self.request(first.ids, own, grammar=grammar) for own in seeded(first.params, n)]
         loop = self.begin([], slots=min(slots, n), room=first.capacity)
-        return best_of(loop, samplers, scorer or mean_logprob)
+        return best_of(loop, requests, scorer or mean_logprob)
 
     def begin(self, requests: Sequence[Request], *, slots: int = 1, room: int = 1) -> Loop:
         """End what was going on, and return a loop with these requests.

@@ -32,6 +32,12 @@ class Event(NamedTuple):
     """Whether the request ended with it. A pass with a draft may give several tokens."""
 
 
+SCORED_TOKENS = 64
+"""Tokens of a prompt in one pass where each has its log-probability computed, which bounds the memory of the logits."""
+
+SCORED_TOKENS = 64
+"""Tokens of a prompt in one pass where each needs its log-probability, which bounds the memory of the logits."""
+
 Part = tuple[Request, Work, list[int]]
 """Tokens of a pass for one request; the list is the draft at the end of them."""
 
@@ -116,11 +122,13 @@ class Loop:
             if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
                 self._costs.add(rows, pass_seconds)
             served = []
-            for (request, work, draft), result in zip(plan, results, strict=True):
+            for (request, _, draft), result in zip(plan, results, strict=True):
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    if work.num_logits:  # else the prompt goes on
+                    if request.prompt_logprobs is not None and not request.new_tokens:
+                        request.read(result)
+                    if not request.reading:  # else the prompt goes on
                         drafter = request.drafter if request.new_tokens else None
                         right = self._take(request, result, draft, begin, events)
                         served.append(request)
@@ -161,7 +169,8 @@ class Loop:
     def _slot(self, request: Request) -> Tokens:
         """Return a sequence for a request: one that continues a prefix in memory, or an empty one."""
         grid = 1 if self.batch.graph.mixes_sequences else ALONE_GRID
-        origin, count = longest_prefix(request.ids, request.thresholds, self.batch.sequences, grid)
+        others = self.batch.sequences if request.prompt_logprobs is None else []  # else all logits must be computed
+        origin, count = longest_prefix(request.ids, request.thresholds, others, grid)
         if origin is None:
             self._make_room()
             return self.batch.join(request.thresholds, request.capacity)
@@ -216,7 +225,8 @@ class Loop:
         left = PROMPT_TOKENS if others_wait else IDLE_PROMPT_TOKENS
         plan = []
         for place, request in enumerate(sorted(reading, key=lambda one: one.reading)):
-            count = min(max(left // (len(reading) - place), 1), request.reading)  # what a short one leaves is shared
+            most = request.reading if request.prompt_logprobs is None else min(request.reading, SCORED_TOKENS)
+            count = min(max(left // (len(reading) - place), 1), most)  # what a short one leaves is shared
             left -= count
             plan.append(self._part(request, count))
         return plan
@@ -225,7 +235,8 @@ class Loop:
         assert request.sequence is not None
         begin = len(request.sequence.ids)
         end = min(begin + most, request.prompt_tokens)
-        return request, Work(request.sequence, request.ids[begin:end], int(end == request.prompt_tokens)), []
+        logits = int(end == request.prompt_tokens) if request.prompt_logprobs is None else end - begin
+        return request, Work(request.sequence, request.ids[begin:end], logits), []
 
     def _compute(self, work: list[Work]) -> Sequence[Step | Exception]:
         """Compute `work`; if that fails, compute each item alone, so that only the one at fault fails."""
@@ -252,7 +263,7 @@ class Loop:
         """
         right, taken = 0, request.take(step, draft)
         if draft:
-            right = sum(token == guess for (token, _, _), guess in zip(taken, draft, strict=False))
+            right = sum(one.token == guess for one, guess in zip(taken, draft, strict=False))
             sequence = request.sequence
             assert sequence is not None
             sequence.rewind(len(sequence.ids) - len(draft) + right)
@@ -262,9 +273,9 @@ class Loop:
         request.elapsed = 0.0
         if request.finish_reason is not None:
             self._release(request, request.finish_reason)
-        for place, (token, text, routes) in enumerate(taken, 1):
+        for place, (token, text, routes, logprob) in enumerate(taken, 1):
             last = place == len(taken) and request.status == "ended"
-            events.append(Event(request, Token(token, text, seconds, routes, step.meter), last))
+            events.append(Event(request, Token(token, text, seconds, routes, step.meter, *(logprob or ())), last))
         return right
 
     def _fail(self, request: Request, error: Exception) -> Event:
@@ -277,7 +288,8 @@ class Loop:
 
     def _release(self, request: Request, reason: str) -> None:
         """End a request that runs. Its cells stay until the slot is needed, for a prompt that begins like its text."""
-        assert request.sequence is not None
+        sequence = request.sequence
+        assert sequence is not None
+        request.end(reason)  # first: where a drafter fails in it, the request still runs and fails alone
         self._running.remove(request)
-        self._ended[request.sequence] = None
-        request.end(reason)
+        self._ended[sequence] = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ...contract.errors import UserError
 from ..dial.dial import Dial
 from ..speculation.speculation import Speculate, checked_speculate
+from .logprobs import MAX_LOGPROBS
 from .sampler import Sampling, check_whole
 from .stop import checked_stops
 
@@ -19,6 +20,8 @@ class Params(Sampling, Dial):
     """The most tokens to generate; None takes 128, or fewer where the context ends."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
+    logprobs: int | None = None
+    """How many alternatives to report with the log-probability of each token, 0 to 20; None reports neither."""
     speculate: Speculate | None = None
     """How to guess tokens ahead, so that one pass checks several; the text does not depend on it. "ngram" guesses what
     followed the end of the text before, "dial" guesses with the model at a lower setting of its dial, "off" does not
@@ -30,7 +33,14 @@ class Params(Sampling, Dial):
         if self.max_new_tokens is not None:
             check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
         checked_stops(self.stop)
+        check_logprobs("logprobs", self.logprobs)
         checked_speculate(self.speculate)
+
+
+def check_logprobs(name: str, alternatives: int | None) -> None:
+    """Raise WrongUsageError unless so many alternatives can be reported."""
+    if alternatives is not None:
+        check_whole(name, alternatives, 0, MAX_LOGPROBS, "leave it out for no log-probabilities")
 
 
 def new_tokens_of(params: Params, prompt: int, context: int) -> int:

@@ -1,8 +1,9 @@
 """One text to generate: its prompt and settings, and what came of it so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ...contract.errors import UserError
 from ..dial.dial import resolve
@@ -12,7 +13,9 @@ from ..execution.sequence import Sequence
 from ..execution.step import Step
 from ..format.manifest import Manifest
 from ..speculation.drafter import Drafter
-from .params import Params, new_tokens_of
+from .logprobs import TokenLogprob, token_logprob
+from .mask import Grammar, TokenMask
+from .params import Params, check_logprobs, new_tokens_of
 from .sampler import Sampler, TokenChooser
 from .tokenizer import Tokenizer
 from .visible_text import VisibleText
@@ -33,11 +36,27 @@ class Token:
     routes: Routes
     """Routes of the token from which this one was chosen."""
     meter: Meter
+    logprob: float | None = None
+    """Log-probability that the model gave it, at temperature 1, before penalties, biases, masks and filters; None where
+    it was not requested."""
+    top_logprobs: Mapping[int, float] | None = None
+    """Those of the most probable tokens at its place, by id, the most probable first; None where not requested."""
 
     @cached_property
     def usage(self) -> Usage:
         """The compute of the pass that it was chosen from, computed when first read."""
         return self.meter.usage(self.routes)
+
+
+class Choice(NamedTuple):
+    """A token that was chosen."""
+
+    token: int
+    text: str
+    """As in `Token`."""
+    routes: Routes
+    logprob: TokenLogprob | None
+    """None where it was not requested."""
 
 
 class Request:
@@ -49,10 +68,14 @@ class Request:
         prompt: Token ids.
         params: Settings of the generation.
         sampler: Chooses each token in place of the sampler of `params`.
+        grammar: What the text must match; it ends where nothing can follow. None: anything.
+        prompt_logprobs: How many alternatives to report with the log-probability of each token of the prompt, 0 to 20;
+            the whole prompt is computed then. None reports neither.
 
     Raises:
-        UserError: The prompt is empty, an id is outside the vocabulary, prompt and new tokens exceed the context, or
-            the model does not have that dial.
+        UserError: The prompt is empty, an id is outside the vocabulary, prompt and new tokens exceed the context, the
+            model does not have that dial, or `prompt_logprobs` is outside its range.
+        ValueError: There are both a sampler and a grammar.
     """
 
     def __init__(
@@ -62,11 +85,18 @@ class Request:
         prompt: list[int],
         params: Params,
         sampler: TokenChooser | None = None,
+        *,
+        grammar: Grammar | None = None,
+        prompt_logprobs: int | None = None,
     ) -> None:
         model = manifest.model
-        wrong = next((token for token in prompt if not 0 <= token < model.tokenizer_size), None)
-        if wrong is not None:
-            raise UserError(f"found token {wrong} in the prompt, this model has 0 to {model.tokenizer_size - 1}")
+        for where, ids in (("the prompt", prompt), ("logit_bias", params.logit_bias)):
+            wrong = next((token for token in ids if not 0 <= token < model.tokenizer_size), None)
+            if wrong is not None:
+                raise UserError(f"found token {wrong} in {where}, this model has 0 to {model.tokenizer_size - 1}")
+        check_logprobs("prompt_logprobs", prompt_logprobs)
+        if sampler is not None and grammar is not None:
+            raise ValueError("found both a sampler and a grammar, expected one: the sampler would not see the grammar")
         self.params = params
         self.prompt_tokens = len(prompt)
         self.max_new_tokens = new_tokens_of(params, len(prompt), model.context_length)
@@ -96,10 +126,15 @@ class Request:
         self.make_drafter: Callable[[Sequence], Drafter] | None = None
         """Returns what guesses tokens ahead in a sequence; called when the request begins to run."""
         self.drafter: Drafter | None = None
+        self.prompt_logprobs = prompt_logprobs
+        """How many alternatives to report for each token of the prompt; None reports nothing."""
+        self.prompt_scores: list[TokenLogprob] = []
+        """The log-probability of each token of the prompt computed so far, where `prompt_logprobs` is set."""
         self.elapsed = 0.0
         """Seconds of the passes since the last token."""
         self._tokenizer, self._size = tokenizer, model.tokenizer_size
-        self._sampler = sampler
+        self._sampler, self._grammar = sampler, grammar
+        self._mask: TokenMask | None = None
         self._text: VisibleText | None = None
 
     @property
@@ -122,32 +157,50 @@ class Request:
         """Start to run in `sequence`, which may hold the first tokens of the prompt."""
         self.status, self.sequence, self.cached_tokens = "running", sequence, len(sequence.ids)
         if self._sampler is None:
-            self._sampler = Sampler(self.params, self._size, self.ids)
+            self._mask = None if self._grammar is None else self._grammar.mask()
+            self._sampler = Sampler(self.params, self._size, self.ids, mask=self._mask)
         self.seed = self._sampler.seed
         self._text = VisibleText(self._tokenizer, self.ids, self.params.stop)
         self.drafter = None if self.make_drafter is None else self.make_drafter(sequence)
 
-    def take(self, step: Step, draft: list[int]) -> list[tuple[int, str, Routes]]:
-        """Choose the tokens that follow from a pass over the last token and `draft`: each with its text and routes.
+    def read(self, step: Step) -> None:
+        """Compute the log-probabilities of the tokens of the prompt that follow from a part of it."""
+        alternatives, sequence = self.prompt_logprobs, self.sequence
+        assert alternatives is not None
+        assert sequence is not None
+        if not self.prompt_scores:
+            self.prompt_scores.append(TokenLogprob(None, {}))
+        first = len(sequence.ids) - len(step.logits) + 1
+        following = self.ids[first : self.prompt_tokens]  # one fewer than rows at the end of the prompt
+        for logits, token in zip(step.logits, following, strict=False):
+            self.prompt_scores.append(token_logprob(logits[: self._size], token, alternatives))
+
+    def take(self, step: Step, draft: list[int]) -> list[Choice]:
+        """Choose the tokens that follow from a pass over the last token and `draft`.
 
         There is one more than drafted tokens were right, or fewer where the text ends. The sampler sees the logits that
         it would see without a draft, in the same order, so the text is the same.
         """
         assert self._sampler is not None
         assert self._text is not None
-        chosen, ids, end = [], self.ids, self.prompt_tokens + self.max_new_tokens
-        rows = len(step.logits)
+        choices, ids, end = [], self.ids, self.prompt_tokens + self.max_new_tokens
+        rows, alternatives = 1 + len(draft), self.params.logprobs
         for row in range(rows):
-            token = self._sampler.choose(step.logits[row])
+            logits = step.logits[row - rows]
+            token = self._sampler.choose(logits)
             ids.append(token)
-            text, self.finish_reason = self._text.add(token, last=len(ids) == end)
-            chosen.append((token, text, at(step.routes, row - rows)))
+            complete = self._mask is not None and self._mask.ended
+            reason = "stop" if complete else "length" if len(ids) == end else None
+            text, self.finish_reason = self._text.add(token, end=reason)
+            logprob = None if alternatives is None else token_logprob(logits[: self._size], token, alternatives)
+            choices.append(Choice(token, text, at(step.routes, row - rows), logprob))
             if self.finish_reason is not None or row == len(draft) or token != draft[row]:
                 break
-        return chosen
+        return choices
 
     def end(self, reason: str, error: Exception | None = None) -> None:
         """Stop to run, and drop what only a running request needs."""
+        if self.drafter is not None and error is None:
+            self.drafting_verdict = self.drafter.verdict()
         self.status, self.finish_reason, self.error = "ended", reason, error
-        self.drafting_verdict = None if self.drafter is None else self.drafter.verdict()
-        self.sequence = self.drafter = self._sampler = self._text = self.make_drafter = None
+        self.sequence = self.drafter = self._sampler = self._mask = self._text = self.make_drafter = None

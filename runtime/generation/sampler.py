@@ -2,8 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,23 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract.errors import WrongUsageError
-from ..ops.sampling import CompiledDraw, DrawSettings, compiled_function
-from .draw import PortableDraw, penalise
+from ..ops.sampling import NO_CHANGES, Changes, CompiledDraw, DrawSettings, compiled_function
+from .draw import PortableDraw, change
+from .mask import TokenMask
+from .seen import Seen
+from .shifts import Shifts
 
 MAX_TEMPERATURE = 1e6
 MIN_TEMPERATURE = 1e-30  # a lower one gives the same tokens, and an overflow on the way to them
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+MAX_TEXT_PENALTY = 2.0
+MAX_BIAS = 100.0
 MIN_TOP_P = 5e-324  # the smallest number above 0
 MAX_SEED = 2**64 - 1
 
 Scores = NDArray[np.float32]  # (V,) logits
-Draw = Callable[[Scores, NDArray[np.int32]], int | None]
-"""Returns a token from logits and the ids seen; None if the logits are not finite numbers."""
+Draw = Callable[[Scores, Changes], int | None]
+"""Returns a token from logits and their changes; None if the logits are not finite numbers, or nothing is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of the choice; the filters act in this order, each on the tokens that the one before kept."""
+    """Settings of the choice.
+
+    The repetition penalty changes the logits first, then the penalties of the text, the biases, the mask of a grammar
+    and the temperature. The filters follow in this order, each on the tokens that the one before kept.
+    """
 
     temperature: float = 0.8
     """Divides the logits, 0 to 1,000,000; 0 takes the most probable token."""
@@ -48,6 +57,12 @@ class Sampling:
 
     Source: Keskar et al. 2019 (arXiv 1909.05858), section 4.1.
     """
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time that the generated text holds it, -2 to 2."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of the tokens that the generated text holds, -2 to 2."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of tokens, by id: -100 to 100."""
     seed: int | None = None
     """Seed of the random numbers; None draws one."""
 
@@ -58,6 +73,9 @@ class Sampling:
         check_number("top_p", self.top_p, MIN_TOP_P, 1, "1 keeps all tokens")
         check_number("min_p", self.min_p, 0, 1, "0 keeps all tokens")
         check_number("repetition_penalty", self.repetition_penalty, MIN_PENALTY, MAX_PENALTY, "1 changes nothing")
+        for name in ("frequency_penalty", "presence_penalty"):
+            check_number(name, getattr(self, name), -MAX_TEXT_PENALTY, MAX_TEXT_PENALTY, "0 changes nothing")
+        check_biases(self.logit_bias)
         if self.seed is not None:
             check_whole("seed", self.seed, 0, MAX_SEED, "leave it out to draw one")
 
@@ -76,6 +94,16 @@ def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) ->
     if not (is_whole and low <= value and (high is None or value <= high)):
         span = f"at least {low}" if high is None else f"from {low} to {high}"
         raise WrongUsageError(f"found {name} {value}, expected a whole number, {span}; {hint}")
+
+
+def check_biases(biases: Any) -> None:
+    """Raise WrongUsageError unless `biases` has token ids with numbers from -100 to 100."""
+    if not isinstance(biases, Mapping):
+        raise WrongUsageError(f"found logit_bias {biases!r}, expected numbers by token id, such as {{50: -100}}")
+    for token, bias in biases.items():
+        if not isinstance(token, numbers.Integral) or token < 0:
+            raise WrongUsageError(f"found {token!r} in logit_bias, expected a token id, a whole number from 0")
+        check_number(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS, "0 changes nothing")
 
 
 class TokenChooser(Protocol):
@@ -102,14 +130,27 @@ class Sampler:
         sampling: Settings of the choice.
         vocab_size: The number of ids that exist; logits beyond are padding of the embedding and never chosen.
         prompt: The ids that count as seen from the start.
+        mask: Says before each choice which tokens are allowed; None allows all.
         compiled: Whether to use the compiled draw where there is one; the other gives the same tokens.
     """
 
-    def __init__(self, sampling: Sampling, vocab_size: int, prompt: list[int], *, compiled: bool = True) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocab_size: int,
+        prompt: list[int],
+        *,
+        mask: TokenMask | None = None,
+        compiled: bool = True,
+    ) -> None:
         self.sampling = sampling
         self.seed = sampling.seed if sampling.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
         self._vocab_size = vocab_size
-        self._seen = Seen(vocab_size, prompt if sampling.repetition_penalty != 1 else [])
+        repeats, shifts = sampling.repetition_penalty != 1, Shifts.needed(sampling)
+        self._seen = Seen(vocab_size, prompt) if repeats else None
+        self._shifts = Shifts(sampling, vocab_size) if shifts else None
+        self._mask = mask
+        self._changes = repeats or shifts or mask is not None
         self._draw = find_draw(sampling, vocab_size, self.seed, compiled=compiled)
 
     @property
@@ -121,38 +162,32 @@ class Sampler:
         """Return the next token from logits (V,).
 
         Raises:
-            ArithmeticError: The logits are not finite numbers.
+            ArithmeticError: The logits are not finite numbers, or the mask allows no token.
         """
-        token = self._draw(logits[: self._vocab_size], self._seen.ids)
+        changes = self._next_changes() if self._changes else NO_CHANGES
+        token = self._draw(logits[: self._vocab_size], changes)
         if token is None:
+            if changes.allowed is not None and not changes.allowed.any():
+                raise ArithmeticError("the grammar allows no token of this model's vocabulary")
             raise ArithmeticError("the model gave logits that are not finite numbers")
-        if self.sampling.repetition_penalty != 1:
-            self._seen.add(token)
+        if self._changes:
+            self._note(token)
         return token
 
+    def _next_changes(self) -> Changes:
+        return Changes(
+            NO_CHANGES.seen if self._seen is None else self._seen.ids,
+            *((NO_CHANGES.shifted, NO_CHANGES.shifts) if self._shifts is None else self._shifts.arrays),
+            None if self._mask is None else self._mask.allowed(),
+        )
 
-class Seen:
-    """The tokens of a text, each once."""
-
-    def __init__(self, vocab_size: int, prompt: list[int]) -> None:
-        self._is_seen = np.zeros(vocab_size, dtype=bool)
-        self._is_seen[prompt] = True
-        first = np.flatnonzero(self._is_seen)
-        self._ids = np.zeros(max(vocab_size, 1), np.int32)
-        self._ids[: len(first)] = first
-        self._count = len(first)
-
-    @property
-    def ids(self) -> NDArray[np.int32]:
-        """The ids, in any order; a view that the next `add` leaves as it is."""
-        return self._ids[: self._count]
-
-    def add(self, token: int) -> None:
-        """Add a token, if it is new."""
-        if not self._is_seen[token]:
-            self._is_seen[token] = True
-            self._ids[self._count] = token
-            self._count += 1
+    def _note(self, token: int) -> None:
+        if self._seen is not None:
+            self._seen.add(token)
+        if self._shifts is not None:
+            self._shifts.add(token)
+        if self._mask is not None:
+            self._mask.accept(token)
 
 
 def find_draw(sampling: Sampling, vocab_size: int, seed: int, *, compiled: bool) -> Draw:
@@ -172,8 +207,8 @@ def find_draw(sampling: Sampling, vocab_size: int, seed: int, *, compiled: bool)
     return PortableDraw(settings) if function is None else CompiledDraw(function, settings)
 
 
-def take_best(logits: Scores, seen: NDArray[np.int32], *, penalty: float) -> int | None:
-    """Return the most probable token, None if the logits are not finite numbers."""
-    scores = penalise(logits, seen, penalty)
+def take_best(logits: Scores, changes: Changes, *, penalty: float) -> int | None:
+    """Return the most probable token, None if the logits are not finite numbers or no token is allowed."""
+    scores = change(logits, changes, penalty)
     best = int(scores.argmax())
     return best if math.isfinite(scores[best]) else None

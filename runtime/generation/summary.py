@@ -114,4 +114,12 @@ def token_json(token: Token) -> dict[str, Any]:
         "executed_flops": usage.executed_flops,
         "dense_flops": usage.dense_flops,
         "seconds": round(token.seconds, 7),
+        **_logprobs_json(token),
     }
+
+
+def _logprobs_json(token: Token) -> dict[str, Any]:
+    if token.logprob is None:
+        return {}
+    top = [{"id": one, "logprob": round(value, 6)} for one, value in (token.top_logprobs or {}).items()]
+    return {"logprob": round(token.logprob, 6), "top_logprobs": top}

@@ -111,6 +111,19 @@ class Tokenizer:
             stream.push(token)
         return stream
 
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes that each id adds inside a text; none for special tokens and the unknown one."""
+        table = [b""] * self.size
+        silent = self._special | ({self.unknown_id} if self.unknown_id is not None else set())
+        context = [number for number in self.encode("a") if number not in silent]  # the first is decoded differently
+        skip = len(self._decode_at_once(context))
+        for number in self._tokenizer.get_vocab(with_added_tokens=True).values():
+            if number in silent:
+                continue
+            data = self._bytes_of.get(number)
+            table[number] = self._decode_at_once([*context, number])[skip:].encode() if data is None else data
+        return table
+
     def _end_of(self, ids: Sequence[int]) -> list[int]:
         """Return the last ids that are text, a few, starting where a character starts."""
         end: list[int] = []

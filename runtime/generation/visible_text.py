@@ -15,9 +15,14 @@ class VisibleText:
         self._stream = tokenizer.stream(prompt)
         self._watch = StopWatch(stop)
 
-    def add(self, token: int, *, last: bool) -> tuple[str, str | None]:
-        """Return the text that can be shown after `token`, and the reason why it ends there: None if it continues."""
-        reason = "eos" if token == self._eos_id else "length" if last else None
+    def add(self, token: int, *, end: str | None) -> tuple[str, str | None]:
+        """Return the text that can be shown after `token`, and the reason why it ends there: None if it continues.
+
+        Args:
+            token: The next token.
+            end: Why nothing may follow it, whatever its text; None if something may.
+        """
+        reason = "eos" if token == self._eos_id else end
         text = "" if reason == "eos" else self._stream.push(token)
         if reason is None:
             text = self._watch.push(text)

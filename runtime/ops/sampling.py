@@ -8,7 +8,7 @@ import functools
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from .library import PATH, PATH_VARIABLE
 
 NOT_FINITE = -1
 OTHER_VERSION = -2
-PROBE = (58, 63, 56, 62, 53, 55, 56, 40)
+PROBE = (56, 63, 55, 63, 52, 55, 56, 39)
 """Tokens that the library must draw when it is loaded."""
 
 
@@ -59,7 +59,26 @@ class Settings(ctypes.Structure):
         ("weights", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
         ("state", ctypes.c_uint64),
+        ("num_shifted", ctypes.c_int64),
+        ("shifted", ctypes.c_void_p),
+        ("shifts", ctypes.c_void_p),
+        ("allowed", ctypes.c_void_p),
     )
+
+
+class Changes(NamedTuple):
+    """Changes of the logits before a draw, in this order."""
+
+    seen: NDArray[np.int32]
+    """Ids to which the repetition penalty applies, each once."""
+    shifted: NDArray[np.int32]
+    """Ids to whose logits `shifts` are added, each once."""
+    shifts: NDArray[np.float32]
+    allowed: NDArray[np.uint32] | None = None
+    """A bit for each token, the lowest of the first word first; tokens whose bit is 0 are never drawn. None: all."""
+
+
+NO_CHANGES = Changes(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
 def table_shape(n: int) -> tuple[int, int]:
@@ -88,21 +107,36 @@ class CompiledDraw:
         )  # fmt: skip
         self._function, self._address = function, ctypes.addressof(self._settings)
 
-    def __call__(self, logits: NDArray[np.float32], seen: NDArray[np.int32]) -> int | None:
-        """Return the next token from logits (n,), None if they are not finite numbers.
-
-        Args:
-            logits: Of each token.
-            seen: Ids to which the penalty applies, each once.
-        """
+    def __call__(self, logits: NDArray[np.float32], changes: Changes = NO_CHANGES) -> int | None:
+        """Return the next token from logits (n,), None if they are not finite numbers or no token is allowed."""
         logits = np.ascontiguousarray(logits, np.float32)
         if len(logits) != self._n:
             raise ValueError(f"found {len(logits)} logits, expected {self._n}")
-        if self._settings.penalty != 1:
-            seen = np.ascontiguousarray(seen, np.int32)
-            self._settings.seen, self._settings.num_seen = seen.ctypes.data, len(seen)
-        token = int(self._function(self._address, logits.ctypes.data))
-        return None if token == NOT_FINITE else token
+        if changes is NO_CHANGES:
+            token = self._function(self._address, logits.ctypes.data)
+        else:
+            token = self._changed(logits, changes)
+        return None if token == NOT_FINITE else int(token)
+
+    def _changed(self, logits: NDArray[np.float32], changes: Changes) -> Any:
+        """Call the function with settings that point at the changes for as long as it runs."""
+        settings = self._settings
+        if len(changes.seen):
+            seen = np.ascontiguousarray(changes.seen, np.int32)
+            settings.seen, settings.num_seen = seen.ctypes.data, len(seen)
+        if len(changes.shifted):
+            shifted = np.ascontiguousarray(changes.shifted, np.int32)
+            shifts = np.ascontiguousarray(changes.shifts, np.float32)
+            settings.shifted, settings.shifts = shifted.ctypes.data, shifts.ctypes.data
+            settings.num_shifted = len(shifted)
+        if changes.allowed is not None:
+            allowed = np.ascontiguousarray(changes.allowed, np.uint32)
+            if 32 * len(allowed) < self._n:
+                raise ValueError(f"found a mask of {32 * len(allowed)} bits, expected at least {self._n}")
+            settings.allowed = allowed.ctypes.data
+        token = self._function(self._address, logits.ctypes.data)
+        settings.num_seen, settings.num_shifted, settings.allowed = 0, 0, None
+        return token
 
 
 @functools.cache
@@ -118,5 +152,8 @@ def compiled_function() -> Any | None:
     function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_void_p)
     settings = DrawSettings(n=65, rate=1, top_k=40, top_p=0.9, min_p=0.01, penalty=1.5, seed=1)
     probe = CompiledDraw(function, settings)
-    logits, seen = np.arange(65, dtype=np.float32) / np.float32(8), np.arange(60, 62, dtype=np.int32)
-    return function if all(probe(logits, seen) == token for token in PROBE) else None
+    ids = np.arange(56, 64, dtype=np.int32)
+    shifts, allowed = np.array([1, -1, 0.5, -2], np.float32), np.array([0xFFFFFFFF, 0xFBFFFFFF, 1], np.uint32)
+    changes = Changes(ids[4:6], ids[::2], shifts, allowed)
+    logits = np.arange(65, dtype=np.float32) / np.float32(8)
+    return function if all(probe(logits, changes) == token for token in PROBE) else None

@@ -12,6 +12,9 @@ INITIAL_WEIGHT = 4
 LONGEST_MEMORY = 40
 """Observations over which a share is averaged."""
 
+TYPICAL_SURPRISE, SURPRISE_MEMORY = 0.4, 20
+"""The same for tokens that were mispredicted when they came, and observations over which it is averaged."""
+
 CLASS_OF = tuple(sum(length >= begin for begin in CLASS_BEGINS[1:]) for length in range(MAX_MATCH + 1))
 """The class of each length of match."""
 
@@ -21,10 +24,21 @@ class Acceptance:
 
     def __init__(self) -> None:
         self.shares = list(TYPICAL)
+        self.surprise = TYPICAL_SURPRISE
+        """Share of right predictions where the predicted token was a surprise itself."""
         self._weights = [INITIAL_WEIGHT] * len(TYPICAL)
 
-    def observe(self, length: int, right: bool) -> None:
-        """Count one prediction from a match of this length."""
+    def observe(self, length: int, right: bool, *, surprise: bool = False) -> None:
+        """Count one prediction from a match of this length.
+
+        Args:
+            length: Tokens that agreed.
+            right: Whether the predicted token came.
+            surprise: Whether the predicted token was itself not the one that was predicted when it came.
+        """
+        if surprise:
+            self.surprise += (right - self.surprise) / SURPRISE_MEMORY
+            return
         index = CLASS_OF[length]
         weight = self._weights[index] + 1
         if weight <= LONGEST_MEMORY:

@@ -13,6 +13,8 @@ MIN_GAIN = 1.05
 """How much faster a pass with a draft must promise to be: less than the error of the estimate is no gain."""
 LEARNED = 128
 """Tokens of a prompt, its last ones, that teach how often guesses are right; it takes 0.2 ms."""
+LEAST_SURPRISE = 0.5
+"""A draft ends before a token that was itself mispredicted, such as a value in a record, if those repeat less often."""
 DISTURBED = 1.3
 """A pass that took longer than the measured time of such passes by this factor was disturbed by other programs."""
 
@@ -32,6 +34,7 @@ class NgramDrafter:
         self._costs = costs
         self._acceptance = Acceptance()
         self._index = NgramIndex()
+        self._surprises = bytearray()  # for each token whether another one was predicted
         self._source, self._length = 0, 0  # where the predicted tokens are, and how many tokens agree before them
         self._plans: dict[int, Plan] = {}
         self._plan: Plan | None = None  # of the last draft
@@ -51,6 +54,10 @@ class NgramDrafter:
             plan = self._plans[others] = Plan(self._acceptance, curve, others)
         self._plan = plan
         count = min(plan.length(CLASS_OF[self._length]), most)
+        if self._acceptance.surprise < LEAST_SURPRISE:
+            surprise = self._surprises.find(True, self._source, self._source + count)
+            if surprise >= 0:
+                count = surprise - self._source
         if count <= 0:
             return []
         draft = list(ids[self._source : self._source + count])
@@ -79,12 +86,16 @@ class NgramDrafter:
         if end - begin > LEARNED:  # a prompt, or what came during a rest
             begin, source = end - LEARNED, 0
             index.extend(ids, begin)
+            self._surprises.extend(bytes(begin - len(self._surprises)))
         for at in range(begin, end):
             if source:
                 right = ids[source] == ids[at]
-                self._acceptance.observe(length, right)
+                self._acceptance.observe(length, right, surprise=self._surprises[source] > 0)
+                self._surprises.append(not right)
                 # What agreed and one more token is the longest match again: a longer one would have been one before.
                 source, length = (source + 1, min(length + 1, MAX_MATCH)) if right else (0, 0)
+            else:
+                self._surprises.append(False)
             index.extend(ids, at + 1)
             if source == 0:
                 source, length = index.longest_match(ids)

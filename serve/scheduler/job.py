@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from ...runtime.generation.mask import Grammar
 from ...runtime.generation.params import Params
 from ...runtime.generation.request import Token
 from ..errors import ServeError
@@ -33,15 +34,8 @@ class Job:
     """Seconds from submission to the last token; None takes the server's limit."""
     prompt_logprobs: int | None = None
     """Alternatives to report for each token of the prompt; None reports nothing."""
-    grammar: "Grammar | None" = None
-    """What the text must match (`serve/structured`); None: anything."""
-
-
-class Grammar(Protocol):
-    """A compiled grammar; each text that follows it has a mask of its own."""
-
-    def mask(self) -> object:
-        """Return the mask of a new text, as `runtime.generation` takes it."""
+    grammar: Grammar | None = None
+    """What the text must match (`runtime/structured`); None: anything."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.model import transformer
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import check as check_module
-from adaptive_lm.export.proof import parity
 from adaptive_lm.export.proof.check import check
 from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.proof.parity import EPSILON, TOLERANCE
@@ -225,7 +224,7 @@ def test_a_model_whose_decisions_stand_at_their_thresholds_is_told_how_to_train(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is right, but rounding would decide too many tokens: not a fault of the export."""
-    monkeypatch.setattr(parity, "EPSILON", 1.0)
+    monkeypatch.setattr(check_module, "EPSILON", 1.0)
     with pytest.raises(UserError, match="too many routing scores of this model are within rounding error of") as caught:
         run_export("tiny", threads=1)
     assert "losses.router_z_loss" in str(caught.value)

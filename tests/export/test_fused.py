@@ -195,8 +195,9 @@ def test_each_part_states_its_own_precision() -> None:
     }
 
 
-def test_the_precisions_of_the_manifest_are_those_of_the_layout() -> None:
-    assert set(get_args(Precision)) == set(layout.PRECISIONS)
+def test_the_precisions_of_the_manifest_are_those_of_the_layout_and_the_one_for_gpus() -> None:
+    assert get_args(Precision) == get_args(layout.Precision)
+    assert set(get_args(Precision)) == {*layout.PRECISIONS, "fp16"}
 
 
 @pytest.mark.parametrize("name", ["length_none", "window_learned", "window_entropy", "window_fixed"])

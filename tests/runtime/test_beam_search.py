@@ -15,7 +15,7 @@ from adaptive_lm.runtime.execution import memory
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step
-from adaptive_lm.runtime.generation.search.scores import FEW, highest, length_divisor, log_normaliser
+from adaptive_lm.runtime.generation.search.scores import length_divisor, log_normaliser
 
 SMALL = [EOS, *b"abc\n"]
 """The tokens that the tiny vocabulary has; all others get no probability."""
@@ -379,9 +379,9 @@ def test_log_probabilities_are_exact_at_any_size_of_logits() -> None:
             log_normaliser(np.array(wrong, np.float32))
 
 
-@pytest.mark.parametrize("count", [1, 7, FEW, FEW + 1, 300])
-def test_the_highest_logits_come_first_and_of_equal_ones_the_lower_id(count: int) -> None:
-    logits = np.random.default_rng(1).integers(-20, 20, 300).astype(np.float32)
-    before = logits.copy()
-    assert highest(logits, count) == sorted(range(300), key=lambda place: (-logits[place], place))[:count]
-    np.testing.assert_array_equal(logits, before)
+def test_log_probabilities_of_the_tokens_are_reported_where_they_are_requested(own: Engine) -> None:
+    result = found(own.search("hello", Params(max_new_tokens=9, logprobs=2), beams=3))
+    for one in result.hypotheses:
+        assert sum(token.logprob or 0 for token in one.tokens) == pytest.approx(one.logprob, rel=1e-6)
+        assert all(len(token.top_logprobs or {}) == 2 for token in one.tokens)
+    assert found(own.search("hello", Params(max_new_tokens=9), beams=3)).best.tokens[0].logprob is None

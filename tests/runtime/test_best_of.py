@@ -43,8 +43,8 @@ def test_they_rank_by_the_mean_log_probability_of_the_model(own: Engine) -> None
         logits = own.session.sequence().prefill(ids, num_logits=len(ids)).logits[:, :TOKENS].astype(np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         sums = sum(logprobs[place - 1, ids[place]] for place in range(len(prompt), len(ids)))
-        assert one.logprob == pytest.approx(sums, rel=1e-9)
-        assert one.score == pytest.approx(sums / len(one.tokens), rel=1e-9)
+        assert one.logprob == pytest.approx(sums, rel=1e-6)
+        assert one.score == pytest.approx(sums / len(one.tokens), rel=1e-6)
     scores = [one.score for one in result.hypotheses]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 6

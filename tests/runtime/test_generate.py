@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +90,68 @@ def test_json_is_one_object_with_the_keys_that_others_rely_on(generate: Callable
     dense = sum(token["dense_flops"] for token in content["tokens"])
     assert usage["executed_flops_share"] == pytest.approx(executed / dense, abs=1e-5)
     assert usage["tokens_per_second"] > 0
+
+
+def test_json_has_log_probabilities_where_requested(generate: Callable[..., Result]) -> None:
+    plain = json.loads(generate("hello", "--temperature", "0", "--max-new-tokens", "5", "--json").stdout)["tokens"]
+    result = generate("hello", "--temperature", "0", "--max-new-tokens", "5", "--json", "--logprobs", "2")
+    tokens = json.loads(result.stdout)["tokens"]
+    assert [token["id"] for token in tokens] == [token["id"] for token in plain]
+    assert all("logprob" not in token and "top_logprobs" not in token for token in plain)
+    for token in tokens:
+        first, second = token["top_logprobs"]
+        assert first == {"id": token["id"], "logprob": token["logprob"]}
+        assert second["logprob"] <= first["logprob"] < 0
+
+
+def test_a_text_matches_the_rule_that_an_option_names(generate: Callable[..., Result], tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], '
+                      '"additionalProperties": false}')  # fmt: skip
+    result = generate("hello", "--json-schema", str(schema), "--temperature", "1.5", "--max-new-tokens", "90")
+    assert json.loads(result.stdout)["a"] in (1, 2)
+    assert "stop" in result.stderr
+    grammar = tmp_path / "g.lark"
+    grammar.write_text('start: "yes" | "no"')
+    assert generate("hello", "--grammar", str(grammar)).stdout in ("yes\n", "no\n")
+    cut = generate("hello", "--regex", "[ab]{9}", "--max-new-tokens", "4")
+    assert re.fullmatch("[ab]{4}\n", cut.stdout)
+    assert "note: the text ends at its last token before it matched; raise --max-new-tokens" in cut.stderr
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "hello", "logit_bias": {"121": 100}}\n{"prompt": "moon"}\n')
+    lines = generate("--prompts", str(prompts), "--grammar", str(grammar), "--json").stdout.splitlines()
+    assert [json.loads(line)["text"] in ("yes", "no") for line in lines] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "found a JSON schema that is no JSON: "),
+        ("[1]", "found the JSON schema [1], expected an object"),
+        ('{"type": "strnig"}', "found a JSON schema that cannot be used: Invalid type: strnig"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_answered_with_one_line(
+    generate: Callable[..., Result], tmp_path: Path, content: str, message: str
+) -> None:
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text(content)
+    result = generate("hello", "--json-schema", str(tmp_path / "schema.json"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_without_llguidance_the_extra_is_named(
+    generate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    result = generate("hello", "--regex", "a+")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert 'llguidance is not installed, structured output needs it; type: pip install "adaptive-lm[structured]"' in (
+        result.stderr
+    )
 
 
 def test_usage_none_leaves_stderr_empty(generate: Callable[..., Result]) -> None:
@@ -301,6 +365,12 @@ def test_an_answer_begins_without_the_space_of_the_template() -> None:
         (["--seed", str(2**64)], 2, f"found --seed {2**64}, expected a whole number, from 0 to {2**64 - 1}"),
         (["--repetition-penalty", "1e-40"], 2, "found --repetition-penalty 1e-40, expected a number from 0.01 to 100"),
         (["--repetition-penalty", "1e40"], 2, "found --repetition-penalty 1e+40, expected a number from 0.01 to 100"),
+        (["--frequency-penalty", "2.5"], 2, "found --frequency-penalty 2.5, expected a number from -2 to 2"),
+        (["--presence-penalty", "nan"], 2, "found --presence-penalty nan, expected a number from -2 to 2"),
+        (["--logprobs", "2"], 2, "found --logprobs without --json, expected both; add --json"),
+        (["--logprobs", "21", "--json"], 2, "found --logprobs 21, expected a whole number, from 0 to 20"),
+        (["--regex", "a", "--grammar", "b"], 2, "found --regex and --grammar, expected one of them; leave one out"),
+        (["--json-schema", "none.json"], 1, "none.json"),
         (["--temperature", "1e300"], 2, "found --temperature 1e+300, expected a number from 0 to 1,000,000"),
         (["--min-p", "1.5"], 2, "found --min-p 1.5, expected a number from 0 to 1"),
         (["--temperature", "warm"], 2, "is not a valid float"),

@@ -1,5 +1,6 @@
 """The generation loop: who is computed when, who ends how, and that nobody disturbs another."""
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step, Work
 from adaptive_lm.runtime.generation import loop as loop_module
+from adaptive_lm.runtime.generation.logprobs import token_logprob
 
 GREEDY = Params(temperature=0, max_new_tokens=12)
 
@@ -219,6 +221,9 @@ class Guessing:
         assert seconds > 0
         self.verdicts.append((drafted, accepted, rows))
 
+    def verdict(self) -> str | None:
+        return None
+
 
 @pytest.mark.parametrize("right", [0, 2, 4])
 @pytest.mark.parametrize("temperature", [0, 0.9])
@@ -228,9 +233,8 @@ def test_a_draft_changes_how_many_passes_a_text_takes_and_not_the_text(
     params = Params(temperature=temperature, seed=4, max_new_tokens=21)
     plain = list(Engine(engine.session, engine.tokenizer).generate("hello", params))
     drafter = Guessing([*engine.tokenizer.encode("hello"), *ids(plain)], right)
-    request = Request(
-        engine.manifest, engine.tokenizer, engine.tokenizer.encode("hello"), params, None, lambda sequence: drafter
-    )
+    request = engine.request("hello", params)
+    request.make_drafter = lambda sequence: drafter
     other = engine.request("moon", GREEDY)
     tokens = run(loop, request, other)
     assert ids(tokens[request]) == ids(plain)
@@ -244,12 +248,15 @@ def test_a_draft_changes_how_many_passes_a_text_takes_and_not_the_text(
     assert drafter.verdicts[0][2] == 1 + 4 + 4
 
 
-def test_a_drafter_that_fails_ends_its_request_alone(engine: Engine, loop: Loop) -> None:
-    class Broken(Guessing):
-        def draft(self, ids: Sequence[int], most: int, others: int = 0) -> list[int]:
-            raise KeyError("nothing to guess")
+@pytest.mark.parametrize("call", ["draft", "verified", "verdict"])
+def test_a_drafter_that_fails_ends_its_request_alone(engine: Engine, loop: Loop, call: str) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("nothing to guess")
 
-    request = Request(engine.manifest, engine.tokenizer, [1, 2], GREEDY, None, lambda sequence: Broken([], 0))
+    drafter = Guessing([], 0)
+    setattr(drafter, call, fail)
+    request = engine.request([1, 2], GREEDY)
+    request.make_drafter = lambda sequence: drafter
     other = engine.request("moon", GREEDY)
     tokens = run(loop, request, other)
     assert isinstance(request.error, KeyError)
@@ -272,3 +279,78 @@ def test_memory_stays_flat_over_many_requests(engine: Engine) -> None:
     assert process.memory_info().rss - before < 8 * 2**20
     assert len(loop.batch.sequences) == 4
     assert max(sequence.position for sequence in loop.batch.sequences) < CONTEXT
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 80])
+def test_log_probabilities_of_a_prompt_are_those_of_the_logits_after_each_of_its_tokens(
+    engine: Engine, length: int
+) -> None:
+    prompt = [(7 * place) % 200 for place in range(length)]
+    request = engine.request(prompt, GREEDY, prompt_logprobs=3)
+    loop = Loop(engine.session.batch(1))
+    loop.submit(request)
+    while not request.new_tokens:
+        loop.step()
+    logits = engine.session.sequence().prefill(prompt, num_logits=length).logits[:, : engine.tokenizer.size]
+    assert len(request.prompt_scores) == length
+    assert request.prompt_scores[0] == (None, {})
+    for place in range(1, length):
+        wanted = token_logprob(logits[place - 1], prompt[place], 3)
+        assert request.prompt_scores[place].logprob == pytest.approx(wanted.logprob, abs=1e-5)
+        assert request.prompt_scores[place].top_logprobs == pytest.approx(wanted.top_logprobs, abs=1e-5)
+
+
+def test_log_probabilities_of_a_prompt_change_no_token(engine: Engine, loop: Loop) -> None:
+    first = engine.request("hello moon", GREEDY)
+    tokens = run(loop, first)
+    again, scored = engine.request("hello moon", GREEDY), engine.request("hello moon", GREEDY, prompt_logprobs=0)
+    other = engine.request("river", GREEDY)
+    tokens |= run(loop, scored, other, again)
+    assert ids(tokens[first]) == ids(tokens[scored]) == ids(tokens[again])
+    assert ids(tokens[other]) == alone(engine, "river")
+    assert [score.top_logprobs for score in scored.prompt_scores] == [{}] * 10
+    assert again.prompt_scores == []
+
+
+def test_log_probabilities_of_a_prompt_take_memory_for_a_part_of_it(
+    engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "SCORED_TOKENS", 16)
+    monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
+    rows = []
+    true = Batch.run
+
+    def watched(self: Batch, work: Sequence[Work]) -> list[Step]:
+        rows.extend(one.num_logits for one in work)
+        return true(self, work)
+
+    monkeypatch.setattr(Batch, "run", watched)
+    run(loop, engine.request(list(range(60)), GREEDY, prompt_logprobs=0))
+    assert max(rows) == 16
+
+
+@pytest.mark.parametrize("alternatives", [-1, 21, 1.5])
+def test_a_number_of_alternatives_out_of_range_says_what_can_be_reported(engine: Engine, alternatives: Any) -> None:
+    with pytest.raises(UserError, match=r"found prompt_logprobs .*, expected a whole number, from 0 to 20"):
+        engine.request("hello", GREEDY, prompt_logprobs=alternatives)
+    with pytest.raises(UserError, match=r"found logprobs .*, expected a whole number, from 0 to 20"):
+        Params(logprobs=alternatives)
+
+
+def test_a_bias_of_a_token_that_does_not_exist_is_refused(engine: Engine) -> None:
+    last = engine.tokenizer.size - 1
+    engine.request("hello", Params(logit_bias={last: 1}))
+    with pytest.raises(UserError, match=f"found token {last + 1} in logit_bias, this model has 0 to {last}"):
+        engine.request("hello", Params(logit_bias={last + 1: 1}))
+
+
+def test_tokens_have_log_probabilities_only_where_requested(engine: Engine) -> None:
+    plain = list(engine.generate("hello", GREEDY))
+    assert {(token.logprob, token.top_logprobs) for token in plain} == {(None, None)}
+    scored = list(engine.generate("hello", dataclasses.replace(GREEDY, logprobs=2)))
+    assert ids(scored) == ids(plain)
+    for token in scored:
+        assert token.top_logprobs is not None
+        assert next(iter(token.top_logprobs)) == token.id  # greedy
+        assert token.top_logprobs[token.id] == token.logprob
+        assert len(token.top_logprobs) == 2

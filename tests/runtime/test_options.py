@@ -21,6 +21,8 @@ RANGES = {
     "0.01 to 100": ((0.01, 100), (0.009, 101)),
     "0 to 1,000,000": ((0, 1e6), (-1e-9, 1e6 + 1)),
     "0 to 2^64 - 1": ((0, 2**64 - 1), (-1, 2**64)),
+    "-2 to 2": ((-2, 0, 2), (-2.001, 2.001)),
+    "0 to 20": ((0, 20), (-1, 21)),
     "0 to 1": ((0, 1), (-1e-9, 1.001)),
     "at least 0": ((0, 10), (-1,)),
     "at least 1": ((1, 100), (0,)),
@@ -39,7 +41,7 @@ CASES = [
     if isinstance(option, click.Option)
     and isinstance(option.type, click.types.FloatParamType | click.types.IntParamType)
     for phrase in [next((one for one in RANGES if one in (option.help or "").lower()), None)]
-    if option.name != "threads" and not (command != "generate" and option.name in DIAL)
+    if option.name not in ("threads", "batch") and not (command != "generate" and option.name in DIAL)
 ]
 
 

@@ -1,7 +1,9 @@
 """The next token: each filter compared with its definition, and invalid settings refused (S8)."""
 
+import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,92 @@ def test_a_repetition_penalty_lowers_seen_tokens_whatever_their_sign() -> None:
     assert Sampler(Sampling(temperature=0, repetition_penalty=1.5), 4, [2]).choose(np.float32([-9, -9, -1, -1.1])) == 3
 
 
+class Only:
+    """A mask that always allows the same tokens, and records those that were chosen."""
+
+    def __init__(self, tokens: Iterable[int], size: int = V) -> None:
+        bits = np.zeros(32 * (size // 32 + 1), np.uint8)
+        bits[list(tokens)] = 1
+        self._words = np.packbits(bits, bitorder="little").view(np.uint32)
+        self.accepted: list[int] = []
+
+    ended = False
+
+    def allowed(self) -> NDArray[np.uint32]:
+        return self._words
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 8, "top_p": 0.9, "min_p": 0.02}]
+)
+def test_under_a_mask_the_allowed_tokens_keep_their_shares(settings: dict[str, Any], *, compiled: bool) -> None:
+    """The filters act on what is allowed; the biases before."""
+    allowed, bias = [0, 3, 4, 11, 12, 13, 20, 31, 32, 33, 40, 49], {3: 1.5, 12: -2.0, 7: 100}
+    mask = Only(allowed)
+    sampler = Sampler(Sampling(temperature=1, seed=4, logit_bias=bias, **settings), V, [], mask=mask, compiled=compiled)
+    shifted = LOGITS.copy()
+    shifted[list(bias)] += np.float32(list(bias.values()))
+    masked = np.full(V, -np.inf, np.float32)
+    masked[allowed] = shifted[allowed]
+    wanted = by_definition(masked, **settings)
+    tokens = [sampler.choose(LOGITS) for _ in range(3000)]
+    assert mask.accepted == tokens
+    counts = np.bincount(tokens, minlength=V)
+    assert counts[wanted == 0].sum() == 0
+    kept = 3000 * wanted[wanted > 0]
+    assert ((counts[wanted > 0] - kept) ** 2 / kept).sum() < chi_square_bound(len(kept) - 1)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_mask_that_allows_nothing_is_an_error_of_the_grammar(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature), V, [], mask=Only([]))
+    with pytest.raises(ArithmeticError, match="the grammar allows no token"):
+        sampler.choose(LOGITS)
+
+
+def test_penalties_of_the_text_follow_openais_definition() -> None:
+    """The logit of a token falls by frequency * count + presence * (count > 0); the prompt does not count."""
+    settings = Sampling(temperature=1, frequency_penalty=0.4, presence_penalty=0.9, seed=6)
+    counts = np.zeros(V)
+    chi = freedom = 0.0
+    for start in range(0, 3000, 30):  # texts of 30 tokens each
+        sampler = Sampler(dataclasses.replace(settings, seed=start), V, [1, 2, 3])
+        counts[:] = 0
+        for _ in range(30):
+            wanted = by_definition((LOGITS - 0.4 * counts - 0.9 * (counts > 0)).astype(np.float32))
+            token = sampler.choose(LOGITS)
+            counts[token] += 1
+            # Each draw is one trial of whether the most probable token came.
+            best = wanted.argmax()
+            chi += (float(token == best) - wanted[best]) ** 2 / (wanted[best] * (1 - wanted[best]))
+            freedom += 1
+    assert abs(chi - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def test_a_text_penalty_counts_generated_tokens_only() -> None:
+    logits = np.float32([2, 1.5, 1.2, -5])
+    sampler = Sampler(Sampling(temperature=0, presence_penalty=1), 4, [0, 0, 0])
+    assert [sampler.choose(logits) for _ in range(4)] == [0, 1, 2, 0]  # 2, 1.5, 1.2, then 2 - 1 = 1 once more
+    sampler = Sampler(Sampling(temperature=0, frequency_penalty=0.3), 4, [0])
+    assert [sampler.choose(logits) for _ in range(5)] == [0, 0, 1, 0, 1]  # of 2, 1.7, 1.5, 1.4, 1.2 (the lower id)
+
+
+def test_a_negative_text_penalty_repeats() -> None:
+    sampler = Sampler(Sampling(temperature=1, frequency_penalty=-2, seed=1), V, [])
+    tokens = [sampler.choose(LOGITS) for _ in range(200)]
+    assert len(set(tokens[50:])) == 1
+
+
+def test_a_bias_of_100_decides_and_one_of_minus_100_forbids() -> None:
+    best = int(LOGITS.argmax())
+    assert drawn(500, logit_bias={best: -100})[best] == 0
+    assert drawn(500, logit_bias={7: 100})[7] == 500
+
+
 def test_padding_of_the_vocabulary_is_never_chosen() -> None:
     logits = LOGITS.copy()
     logits[40:] = 100
@@ -174,6 +262,7 @@ def test_logits_that_are_no_numbers_are_a_defect(temperature: float, bad: float)
         *(("top_p", value) for value in (0, 0.0, 1.1, math.nan, -1, -1e-320)),
         *(("min_p", value) for value in (-0.1, 1.1, math.nan)),
         *(("repetition_penalty", value) for value in (0, -1, math.nan, math.inf, 1e-40, 1e-320, 1e40, 10**400)),
+        *((name, value) for name in ("frequency_penalty", "presence_penalty") for value in (-2.1, 3, math.nan)),
         *(("seed", value) for value in (-1, 0.5, 2**64, -(10**400))),
     ],
 )
@@ -181,6 +270,22 @@ def test_a_setting_that_makes_no_sense_says_what_would(name: str, value: float) 
     with pytest.raises(UserError, match=re.escape(f"found {name} {value}, expected")) as error:
         Sampling(**{name: value})  # type: ignore[arg-type]
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ({1: 101}, "found logit_bias[1] 101, expected a number from -100 to 100"),
+        ({1: math.nan}, "found logit_bias[1] nan, expected a number from -100 to 100"),
+        ({-1: 1}, "found -1 in logit_bias, expected a token id"),
+        ({"a": 1}, "found 'a' in logit_bias, expected a token id"),
+        ({1.5: 1}, "found 1.5 in logit_bias, expected a token id"),
+        ([1], "found logit_bias [1], expected numbers by token id"),
+    ],
+)
+def test_a_bias_that_makes_no_sense_says_what_would(bias: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Sampling(logit_bias=bias)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +300,8 @@ def test_a_setting_that_makes_no_sense_says_what_would(name: str, value: float) 
         {"min_p": 5e-324},
         {"repetition_penalty": 0.01},
         {"repetition_penalty": 100.0},
+        {"frequency_penalty": 2.0, "presence_penalty": -2.0},
+        {"logit_bias": {0: 100, 1: -100}},
         {"seed": 2**64 - 1},
     ],
 )

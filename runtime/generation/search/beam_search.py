@@ -19,13 +19,14 @@ from ...execution.batch import Batch
 from ...execution.routes import Routes, at
 from ...execution.sequence import Sequence as Slot
 from ...execution.step import Step, Work
+from ..logprobs import most_probable_first, token_logprob
 from ..loop import IDLE_PROMPT_TOKENS
 from ..prefixes import ALONE_GRID
 from ..request import Request, Token
 from ..tokenizer import Tokenizer
 from ..visible_text import VisibleText
 from .hypothesis import Effort, Found, Hypothesis
-from .scores import highest, length_divisor, log_normaliser
+from .scores import length_divisor, log_normaliser
 from .settings import BeamSettings
 
 
@@ -150,14 +151,16 @@ class BeamSearch(Iterator[Token]):
         chosen = self._continuations()
         stamp = time.perf_counter()
         seconds = stamp - begin + self._carried
+        size, alternatives = self._tokenizer.size, self.request.params.logprobs
         left = Counter(id(beam) for beam, _, _ in chosen)
         for beam, token, logprob in chosen:
             tokens, visible = beam.tokens, beam.visible
             left[id(beam)] -= 1
             if left[id(beam)]:  # the last one takes over those of the beam
                 tokens, visible = [*tokens], visible.fork()
-            text, reason = visible.add(token, last=len(tokens) + 1 == self.request.max_new_tokens)
-            tokens.append(Token(token, text, seconds, routes[id(beam)], beam.step.meter))
+            text, reason = visible.add(token, end="length" if len(tokens) + 1 == self.request.max_new_tokens else None)
+            logprobs = () if alternatives is None else token_logprob(beam.step.logits[-1, :size], token, alternatives)
+            tokens.append(Token(token, text, seconds, routes[id(beam)], beam.step.meter, *logprobs))
             if reason is not None:
                 score = logprob / length_divisor(len(tokens), self.settings.length_penalty)
                 self._ended.append(Hypothesis(tokens, logprob, score, reason))
@@ -188,7 +191,7 @@ class BeamSearch(Iterator[Token]):
             normaliser = log_normaliser(logits)
             every += [
                 Continuation(beam, token, beam.logprob + (float(logits[token]) - normaliser))
-                for token in highest(logits, min(places, size))
+                for token in most_probable_first(logits, places).tolist()
             ]
         every.sort(key=lambda one: -one.logprob)  # stable
         margin = self.settings.beam_margin

@@ -102,6 +102,16 @@ def test_with_as_many_rows_as_are_measured_nothing_is_drafted() -> None:
     assert Replay(cheap).run(noise(30, 100) * 10, others=MAX_ROWS).drafted == 0
 
 
+def test_a_draft_ends_before_a_value_that_was_another_one_in_each_record() -> None:
+    frame = noise(12, 1000)
+    values = noise(60, 5000, seed=1)
+    text = [token for value in values for token in [*frame, value]]
+    replay = Replay(lambda rows: 1e-3 * (1 + 0.3 * (rows - 1)))
+    replay.run(text, prompt=130)
+    assert replay.accepted / replay.drafted > 0.9
+    assert replay.passes < 3.3 * (len(text) - 130) / (len(frame) + 1)
+
+
 def test_the_share_of_right_predictions_is_learned_without_drafts() -> None:
     acceptance = Acceptance()
     for _ in range(200):

@@ -12,6 +12,21 @@ PASS Ints bits(Floats x) { return (Ints)x; }
 PASS Floats floats(Ints x) { return (Floats)x; }
 PASS Floats all(float x) { return x - Floats{}; }
 
+// Set the scores of tokens that are not allowed to -infinity.
+PASS void mask_scores(Settings& s, int64_t n) {
+  Ints lane_bits;
+  for (int l = 0; l < N; ++l) lane_bits[l] = 1 << l;
+  for (int64_t begin = 0; begin < s.tokens; begin += 32) {
+    const uint32_t word = s.allowed[begin / 32];
+    if (word == 0xFFFFFFFFu) continue;
+    const int64_t count = n - begin < 32 ? n - begin : 32;
+    for (int64_t j = 0; j < count; j += N) {
+      Floats& x = at(s.scores, begin + j);
+      x = ((Ints{} + static_cast<int32_t>(word >> j)) & lane_bits) != 0 ? x : all(-kInfinity);
+    }
+  }
+}
+
 // Return the largest score, NaN if there is one, and the least that is not -infinity.
 PASS Range find_range(float* scores, int64_t n) {
   Floats best = all(-kInfinity), least = all(kInfinity);
@@ -175,7 +190,8 @@ PASS void drop_last(Settings& s, int64_t n, float score, int64_t surplus) {
 
 PASS int64_t sample(Settings& s, const float* logits) {
   const int64_t n = (s.tokens + s.columns - 1) / s.columns * s.columns;
-  copy_logits(s, logits, n);
+  change_logits(s, logits, n);
+  if (s.allowed != nullptr) mask_scores(s, n);
   const Range range = find_range(s.scores, n);
   if (!(range.best > -kInfinity && range.best < kInfinity)) return -1;
   Place last{-kInfinity, s.top_k};  // of those that `top_k` keeps

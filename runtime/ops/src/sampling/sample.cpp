@@ -1,4 +1,5 @@
-// The choice of the next token: temperature, top-k, top-p, min-p and repetition penalty, in a few passes over the logits.
+// The choice of the next token: penalties, shifts, a mask, temperature, top-k, top-p and min-p, in a few passes over the
+// logits.
 //
 // `Sampling` (runtime/generation/sampler.py) says what the settings mean. runtime/generation/draw.py computes the same
 // numbers in the same order with numpy, and a test compares the tokens: who changes one changes both. All is float32,
@@ -37,6 +38,10 @@ struct Settings {
   float* weights;       // (rows * columns,)
   float* sums;          // (columns,): of the weights
   uint64_t state;       // of the random numbers
+  int64_t num_shifted;
+  const int32_t* shifted;   // tokens to whose scores `shifts` are added, each of them once
+  const float* shifts;      // (num_shifted,)
+  const uint32_t* allowed;  // a bit for each token, the lowest first; null allows all
 };
 
 struct Range {
@@ -100,15 +105,18 @@ struct Place {
   int64_t reach;  // how many scores are at least as large
 };
 
-// Copy the logits, pad them with -infinity, and divide (above 0) or multiply those of seen tokens by the penalty.
-void copy_logits(Settings& s, const float* logits, int64_t n) {
+// Copy the logits and pad them with -infinity. Then divide (above 0) or multiply those of seen tokens by the penalty, and
+// add the shifts.
+void change_logits(Settings& s, const float* logits, int64_t n) {
   std::memcpy(s.scores, logits, static_cast<size_t>(s.tokens) * sizeof(float));
   for (int64_t i = s.tokens; i < n; ++i) s.scores[i] = -kInfinity;
-  if (s.penalty == 1.0f) return;
-  for (int64_t i = 0; i < s.num_seen; ++i) {
-    float& x = s.scores[s.seen[i]];
-    x = x > 0.0f ? x / s.penalty : x * s.penalty;
+  if (s.penalty != 1.0f) {
+    for (int64_t i = 0; i < s.num_seen; ++i) {
+      float& x = s.scores[s.seen[i]];
+      x = x > 0.0f ? x / s.penalty : x * s.penalty;
+    }
   }
+  for (int64_t i = 0; i < s.num_shifted; ++i) s.scores[s.shifted[i]] += s.shifts[i];
 }
 
 namespace plain {

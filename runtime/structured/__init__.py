@@ -1,0 +1,1 @@
+"""Texts that match a JSON schema, a regular expression or a grammar, by llguidance (extra `structured`)."""
