@@ -166,9 +166,7 @@ def generate(
             )
     constraint = read_constraint(json_schema, regex, grammar)
     if constraint is not None and beams is not None:
-        raise WrongUsageError(
-            "found a constraint with --beams, which has none; leave one of them out, or use --best-of"
-        )
+        raise WrongUsageError("found --beams and a constraint on the text, expected one of them; --best-of takes one")
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
