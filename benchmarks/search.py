@@ -53,7 +53,10 @@ def main(
     if as_json:
         click.echo(json.dumps({"cpu": cpu_name(), "model": str(folder.name), "results": results}))
         return
-    click.echo(f"{cpu_name()}, target {engine.session.target}, {count} prompts, {tokens} new tokens")
+    click.echo(
+        f"{cpu_name()}, target {engine.session.target}, {count} prompts, {tokens} new tokens, "
+        f"greedy texts have {results[0]['greedy']:.1f} nats"
+    )
     for one in results:
         name = f"{one['beams']} beams" + ("" if one["margin"] is None else f", margin {one['margin']}")
         cost = f"cost {one['cost']['median']:5.2f} ({one['cost']['p5']:.2f} to {one['cost']['p95']:.2f})"
@@ -78,11 +81,13 @@ def measured(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> l
     costs: dict[Search, list[float]] = {one: [] for one in SEARCHES}
     gains: dict[Search, list[float]] = {one: [] for one in SEARCHES}
     widths: dict[Search, list[float]] = {one: [] for one in SEARCHES}
+    greedy: list[float] = []
     list(engine.generate(prompts[0], plain))
     with no_collection():
         for prompt in prompts:
             base = engine.search(prompt, own, beams=1)
             list(base)
+            greedy.append(base.found.best.logprob)
             for beams, margin in SEARCHES:
                 begin = time.thread_time()
                 list(engine.generate(prompt, plain))
@@ -99,6 +104,7 @@ def measured(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> l
         {
             "beams": beams,
             "margin": margin,
+            "greedy": float(np.mean(greedy)),
             "width": float(np.mean(widths[beams, margin])),
             "cost": vars(Distribution.of(costs[beams, margin])),
             "gain": float(np.mean(gains[beams, margin])),

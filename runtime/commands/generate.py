@@ -165,10 +165,8 @@ def generate(
                 f"found temperature {params['temperature']} with a beam search, which draws nothing; leave it out"
             )
     constraint = read_constraint(json_schema, regex, grammar)
-    if constraint is not None and search is not None:
-        raise WrongUsageError(
-            "found a schema, pattern or grammar with a search, which does not take one; leave one out"
-        )
+    if constraint is not None and beams is not None:
+        raise WrongUsageError("found --beams and a constraint on the text, expected one of them; --best-of takes one")
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
@@ -176,10 +174,11 @@ def generate(
 
     engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
+    compiled = compile_constraint(engine, constraint)
     if search is not None:
         warn(engine, parameters)
+        search.grammar = compiled
         ctx.exit(run_search(engine, search, lines, text, parameters, is_chat=is_chat, usage=usage, as_json=as_json))
-    compiled = compile_constraint(engine, constraint)
     if lines:
         warn(engine, parameters)
         slots = 8 if batch is None else batch

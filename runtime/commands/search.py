@@ -15,6 +15,7 @@ from .prompt_file import PromptLine
 
 if TYPE_CHECKING:
     from ..generation.engine import Engine
+    from ..generation.mask import Grammar
     from ..generation.params import Params
     from ..generation.request import Token
     from ..generation.search.beam_search import BeamSearch
@@ -28,6 +29,8 @@ class SearchOptions:
 
     beams: BeamSettings | None
     best_of: int | None
+    grammar: Grammar | None = None
+    """What every drawn text must match."""
 
     def check(self, params: Params) -> None:
         """Refuse settings of a text that make no sense with the search.
@@ -54,7 +57,7 @@ class Search:
     def __init__(self, options: SearchOptions, engine: Engine, ids: list[int], params: Params) -> None:
         self._beams: BeamSearch | None = None
         self._found: Found | None = None
-        self._tokens: Iterator[Token] = self._of_best(engine, ids, params, options.best_of)
+        self._tokens: Iterator[Token] = self._of_best(engine, ids, params, options)
         if options.beams is not None:
             self._tokens = self._beams = engine.search(ids, params, **vars(options.beams))
 
@@ -66,8 +69,8 @@ class Search:
     def __iter__(self) -> Iterator[Token]:
         return self._tokens
 
-    def _of_best(self, engine: Engine, ids: list[int], params: Params, n: int | None) -> Iterator[Token]:
-        self._found = engine.best_of(ids, params, n=n or 1)
+    def _of_best(self, engine: Engine, ids: list[int], params: Params, options: SearchOptions) -> Iterator[Token]:
+        self._found = engine.best_of(ids, params, n=options.best_of or 1, grammar=options.grammar)
         yield from self._found.best.tokens
 
 

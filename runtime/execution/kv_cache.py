@@ -107,11 +107,13 @@ class Cache:
             lengths: Cells of each layer.
             equal: (L,) first cells that the slot holds already and that are not copied; None copies all.
         """
+        most, first_cells = np.maximum(self._most(slot), source._most(from_slot)).tolist(), [0] * len(lengths)
+        if equal is not None:
+            first_cells = (equal // CELL_BLOCK * CELL_BLOCK).tolist()
         for name, array in self._arrays.items():
             origin, length = source._arrays[name], int(lengths[name[1]])
             cells, own = origin.shape[2], array.shape[2]
-            turned = max(self._most(slot)[name[1]], source._most(from_slot)[name[1]]) > min(cells, own)
-            first = 0 if equal is None or turned else int(equal[name[1]]) // CELL_BLOCK * CELL_BLOCK
+            first = first_cells[name[1]] if most[name[1]] <= min(cells, own) else 0  # else a ring has turned
             used = slice(first, min(-(-length // CELL_BLOCK) * CELL_BLOCK, cells, own))
             places: tuple[Any, Any] = (used, used)
             if length > min(cells, own) and cells != own:  # a ring that has turned: the cells that both can hold

@@ -23,7 +23,7 @@ from .params import Params
 from .request import Request, Token
 from .sampler import TokenChooser
 from .search.beam_search import BeamSearch
-from .search.best_of import Scorer, best_of, mean_logprob, scoring_samplers
+from .search.best_of import Scorer, best_of, mean_logprob, seeded
 from .search.hypothesis import Found
 from .search.settings import BeamSettings, check_beam_params
 from .tokenizer import Tokenizer
@@ -236,6 +236,7 @@ class Engine:
         *,
         n: int = 4,
         scorer: Scorer | None = None,
+        grammar: Grammar | None = None,
         slots: int = MANY_SLOTS,
     ) -> Found:
         """Draw `n` texts after `prompt` and rank them. The prompt is computed once, where the target can copy it.
@@ -245,18 +246,16 @@ class Engine:
             params: Settings of the generation; text i, from 0, has the seed of these plus i.
             n: Texts to draw, at least 1.
             scorer: Returns the score of a text, higher is better; None takes the mean log-probability of its tokens.
+            grammar: What every text must match; None: anything.
             slots: The most texts to compute at a time.
 
         Raises:
             UserError: As in `generate`; or the temperature is 0, which gives `n` equal texts.
         """
         first = self.request(prompt, params)
-        samplers = {
-            self.request(first.ids, own, sampler=sampler): sampler
-            for own, sampler in scoring_samplers(first.params, n, self.tokenizer.size, first.ids)
-        }
+        requests = [self.request(first.ids, own, grammar=grammar) for own in seeded(first.params, n)]
         loop = self.begin([], slots=min(slots, n), room=first.capacity)
-        return best_of(loop, samplers, scorer or mean_logprob)
+        return best_of(loop, requests, scorer or mean_logprob)
 
     def begin(self, requests: Sequence[Request], *, slots: int = 1, room: int = 1) -> Loop:
         """End what was going on, and return a loop with these requests.

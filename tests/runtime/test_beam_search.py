@@ -15,7 +15,7 @@ from adaptive_lm.runtime.execution import memory
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step
-from adaptive_lm.runtime.generation.search.scores import length_divisor, log_probabilities
+from adaptive_lm.runtime.generation.search.scores import length_divisor, log_normaliser
 
 SMALL = [EOS, *b"abc\n"]
 """The tokens that the tiny vocabulary has; all others get no probability."""
@@ -216,7 +216,7 @@ def test_the_compute_of_dropped_texts_counts(own: Engine, monkeypatch: pytest.Mo
     alone = sum(token.usage.executed_flops for token in result.best.tokens)
     assert result.flops_ratio == pytest.approx(sum(flops) / alone)
     assert 3 < result.flops_ratio < 4.2
-    assert result.effort.seconds == pytest.approx(sum(token.seconds for token in result.best.tokens), rel=0.5)
+    assert 0 < sum(token.seconds for token in result.best.tokens) <= result.effort.seconds
 
 
 def test_a_stop_string_ends_one_text_and_not_the_others(own: Engine) -> None:
@@ -371,10 +371,17 @@ def test_the_divisor_is_that_of_the_paper() -> None:
 
 
 def test_log_probabilities_are_exact_at_any_size_of_logits() -> None:
-    huge = log_probabilities(np.array([1e30, 1e30, -1e30], np.float32))
-    np.testing.assert_allclose(huge, [-math.log(2), -math.log(2), -2e30], rtol=1e-7)
-    np.testing.assert_allclose(np.exp(log_probabilities(np.array([0, math.log(3)], np.float32))), [0.25, 0.75], 1e-7)
-    assert log_probabilities(np.array([0, -np.inf], np.float32)).tolist() == [0, -math.inf]
+    assert log_normaliser(np.array([1e30, 1e30, -1e30], np.float32)) == np.float32(1e30)
+    assert log_normaliser(np.array([0, math.log(3)], np.float32)) == pytest.approx(math.log(4), rel=1e-7)
+    assert log_normaliser(np.array([2, -np.inf], np.float32)) == 2
     for wrong in ([np.nan, 0], [np.inf, 0], [-np.inf, -np.inf]):
         with pytest.raises(ArithmeticError, match="not finite"):
-            log_probabilities(np.array(wrong, np.float32))
+            log_normaliser(np.array(wrong, np.float32))
+
+
+def test_log_probabilities_of_the_tokens_are_reported_where_they_are_requested(own: Engine) -> None:
+    result = found(own.search("hello", Params(max_new_tokens=9, logprobs=2), beams=3))
+    for one in result.hypotheses:
+        assert sum(token.logprob or 0 for token in one.tokens) == pytest.approx(one.logprob, rel=1e-6)
+        assert all(len(token.top_logprobs or {}) == 2 for token in one.tokens)
+    assert found(own.search("hello", Params(max_new_tokens=9), beams=3)).best.tokens[0].logprob is None

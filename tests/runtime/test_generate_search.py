@@ -124,6 +124,8 @@ def test_settings_of_a_line_that_make_no_sense_fail_alone(generate: Callable[...
         (["--beams", "2", "--speculate", "ngram"], "found --speculate ngram with a beam search"),
         (["--beams", "2", "--top-k", "5"], "found --top-k 5 with a beam search"),
         (["--beams", "2", "--temperature", "0.8"], "found --temperature 0.8 with a beam search"),
+        (["--beams", "2", "--regex", "a+"], "found --beams and a constraint on the text, expected one of them"),
+        (["--beams", "2", "--frequency-penalty", "1"], "found --frequency-penalty 1.0 with a beam search"),
         (["--best-of", "2", "--temperature", "0"], "found --temperature 0 with best-of 2"),
     ],
 )

@@ -8,7 +8,9 @@
 It ends when all places hold ended texts, or when no growing text can reach the best score of an ended one any more.
 """
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,14 +19,14 @@ from ...execution.batch import Batch
 from ...execution.routes import Routes, at
 from ...execution.sequence import Sequence as Slot
 from ...execution.step import Step, Work
-from ..draw import most_probable
+from ..logprobs import most_probable_first, token_logprob
 from ..loop import IDLE_PROMPT_TOKENS
 from ..prefixes import ALONE_GRID
 from ..request import Request, Token
 from ..tokenizer import Tokenizer
 from ..visible_text import VisibleText
 from .hypothesis import Effort, Found, Hypothesis
-from .scores import length_divisor, log_probabilities
+from .scores import length_divisor, log_normaliser
 from .settings import BeamSettings
 
 
@@ -73,11 +75,12 @@ class BeamSearch(Iterator[Token]):
         self._effort = Effort()
         self._ready: list[Token] = []  # tokens that are certain and were not returned, the next one last
         self._certain = 0
+        self._carried = 0.0  # seconds that belong to the next tokens
 
     @property
     def found(self) -> Found:
         """The texts that have ended, and while it runs also those that grow."""
-        growing = [Hypothesis(one.tokens, one.logprob, self._score(one), None) for one in self._live]
+        growing = [Hypothesis([*one.tokens], one.logprob, self._score(one), None) for one in self._live]
         texts = sorted([*self._ended, *growing], key=lambda one: -one.score)  # stable: the first of equal ones
         return Found(self.request, texts or [Hypothesis([], 0.0, 0.0, None)], self._effort)
 
@@ -145,12 +148,19 @@ class BeamSearch(Iterator[Token]):
         routes = {id(beam): one for beam, one in zip(self._live, before, strict=True)}
         growing: dict[int, list[Beam]] = {id(beam): [] for beam in self._live}
         order: list[Beam] = []
-        for beam, token, logprob in self._continuations():
-            tokens, visible = [*beam.tokens], beam.visible.fork()
-            full = len(tokens) + 1 == self.request.max_new_tokens
-            text, reason = visible.add(token, end="length" if full else None)
-            seconds = time.perf_counter() - begin
-            tokens.append(Token(token, text, seconds, routes[id(beam)], beam.step.meter))
+        chosen = self._continuations()
+        stamp = time.perf_counter()
+        seconds = stamp - begin + self._carried
+        size, alternatives = self._tokenizer.size, self.request.params.logprobs
+        left = Counter(id(beam) for beam, _, _ in chosen)
+        for beam, token, logprob in chosen:
+            tokens, visible = beam.tokens, beam.visible
+            left[id(beam)] -= 1
+            if left[id(beam)]:  # the last one takes over those of the beam
+                tokens, visible = [*tokens], visible.fork()
+            text, reason = visible.add(token, end="length" if len(tokens) + 1 == self.request.max_new_tokens else None)
+            logprobs = () if alternatives is None else token_logprob(beam.step.logits[-1, :size], token, alternatives)
+            tokens.append(Token(token, text, seconds, routes[id(beam)], beam.step.meter, *logprobs))
             if reason is not None:
                 score = logprob / length_divisor(len(tokens), self.settings.length_penalty)
                 self._ended.append(Hypothesis(tokens, logprob, score, reason))
@@ -167,6 +177,7 @@ class BeamSearch(Iterator[Token]):
         for slot in dropped:
             self._batch.leave(slot)
         self._live = order
+        self._carried = time.perf_counter() - stamp
 
     def _continuations(self) -> list[Continuation]:
         """Return the best continuations of all beams: as many as places are free, the most probable first.
@@ -174,16 +185,18 @@ class BeamSearch(Iterator[Token]):
         Of equally probable ones, those of the beam that ranks before come first, then those of the lower id.
         """
         size, places = self._tokenizer.size, self.settings.beams - len(self._ended)
-        all_ = []
+        every = []
         for beam in self._live:
             logits = beam.step.logits[-1, :size]
-            logprobs = log_probabilities(logits)
-            best = most_probable(logits, min(places, size))
-            all_ += [Continuation(beam, int(token), beam.logprob + float(logprobs[token])) for token in best]
-        all_.sort(key=lambda one: -one.logprob)
+            normaliser = log_normaliser(logits)
+            every += [
+                Continuation(beam, token, beam.logprob + (float(logits[token]) - normaliser))
+                for token in most_probable_first(logits, places).tolist()
+            ]
+        every.sort(key=lambda one: -one.logprob)  # stable
         margin = self.settings.beam_margin
-        least = float("-inf") if margin is None else all_[0].logprob - margin
-        return [one for one in all_[:places] if one.logprob >= least and one.logprob > float("-inf")]
+        least = -math.inf if margin is None else every[0].logprob - margin
+        return [one for one in every[:places] if one.logprob >= least and one.logprob > -math.inf]
 
     def _score(self, beam: Beam) -> float:
         return beam.logprob / length_divisor(len(beam.tokens), self.settings.length_penalty)
@@ -193,7 +206,7 @@ class BeamSearch(Iterator[Token]):
         if not self._live:
             return True
         most = length_divisor(self.request.max_new_tokens, self.settings.length_penalty)
-        best = max((one.score for one in self._ended), default=float("-inf"))
+        best = max((one.score for one in self._ended), default=-math.inf)
         return best >= self._live[0].logprob / most
 
     def _release_certain(self) -> None:

@@ -2,16 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from ....contract.errors import WrongUsageError
 from ..loop import Loop
 from ..params import Params
 from ..request import Request, Token
-from ..sampler import MAX_SEED, Sampler, check_whole
+from ..sampler import MAX_SEED, check_whole
 from .hypothesis import Effort, Found, Hypothesis
-from .scores import ScoringSampler
 
 Scorer = Callable[[Hypothesis], float]
 """Returns the score of a text, higher is better; its own `score` is the mean log-probability."""
@@ -22,12 +23,12 @@ def mean_logprob(text: Hypothesis) -> float:
     return text.score
 
 
-def scoring_samplers(params: Params, n: int, vocab_size: int, prompt: list[int]) -> list[tuple[Params, ScoringSampler]]:
-    """Make the settings and samplers of `n` texts, with the seeds s, s + 1, ...; s is that of `params`, or drawn."""
+def seeded(params: Params, n: int) -> list[Params]:
+    """Return the settings of `n` texts, with the seeds s, s + 1, ...; s is that of `params`, or drawn."""
     check_best_of(params, n)
-    first = Sampler(params, vocab_size, prompt).seed
-    each = [replace(params, seed=(first + index) % (MAX_SEED + 1)) for index in range(n)]
-    return [(own, ScoringSampler(Sampler(own, vocab_size, prompt), vocab_size)) for own in each]
+    first = int(np.random.SeedSequence().generate_state(1)[0]) if params.seed is None else params.seed
+    logprobs = params.logprobs or 0
+    return [replace(params, seed=(first + index) % (MAX_SEED + 1), logprobs=logprobs) for index in range(n)]
 
 
 def check_best_of(params: Params, n: int) -> None:
@@ -43,7 +44,7 @@ def check_best_of(params: Params, n: int) -> None:
         )
 
 
-def best_of(loop: Loop, samplers: Mapping[Request, ScoringSampler], scorer: Scorer) -> Found:
+def best_of(loop: Loop, requests: Sequence[Request], scorer: Scorer) -> Found:
     """Compute the texts of all requests and rank them.
 
     The first one reads the prompt; the others, which have the same one, begin when it is in memory.
@@ -52,9 +53,9 @@ def best_of(loop: Loop, samplers: Mapping[Request, ScoringSampler], scorer: Scor
         ValueError: The scorer returned no number.
     """
     begin = time.perf_counter()
-    tokens: dict[Request, list[Token]] = {one: [] for one in samplers}
+    tokens: dict[Request, list[Token]] = {one: [] for one in requests}
     effort = Effort()
-    first, *others = samplers
+    first, *others = requests
     loop.submit(first)
     try:
         while loop.busy or others:
@@ -70,13 +71,13 @@ def best_of(loop: Loop, samplers: Mapping[Request, ScoringSampler], scorer: Scor
                     effort.add([event.token.routes], event.token.meter)
             effort.steps += 1
     finally:
-        for one in samplers:
+        for one in requests:
             if one.status != "ended":
                 loop.cancel(one)
     effort.seconds = time.perf_counter() - begin
     ranked = []
     for request, text in tokens.items():
-        logprob = samplers[request].logprob
+        logprob = sum(token.logprob or 0.0 for token in text)
         found = Hypothesis(text, logprob, logprob / len(text), request.finish_reason, request.seed)
         score = float(scorer(found))
         if math.isnan(score):

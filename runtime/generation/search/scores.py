@@ -3,13 +3,12 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..sampler import Scores, TokenChooser
+from ..sampler import Scores
 
 
-def log_probabilities(logits: Scores) -> NDArray[np.float64]:
-    """Return the log-softmax of logits (V,), in float64.
+def log_normaliser(logits: Scores) -> float:
+    """Return log(sum(exp(logits))) of logits (V,), in float64: a logit minus this is a log-probability.
 
     Raises:
         ArithmeticError: The logits are not finite numbers.
@@ -19,8 +18,8 @@ def log_probabilities(logits: Scores) -> NDArray[np.float64]:
         raise ArithmeticError("the model gave logits that are not finite numbers")
     exact = logits.astype(np.float64)
     exact -= best
-    exact -= math.log(float(np.exp(exact).sum()))
-    return exact
+    np.exp(exact, out=exact)
+    return best + math.log(float(exact.sum()))
 
 
 def length_divisor(length: int, length_penalty: float) -> float:
@@ -29,24 +28,3 @@ def length_divisor(length: int, length_penalty: float) -> float:
     Source: Wu et al. 2016 (arXiv 1609.08144), equation 14, without the coverage penalty.
     """
     return float(((5 + length) / 6) ** length_penalty)
-
-
-class ScoringSampler:
-    """Draws with another sampler, and records the log-probability of each token."""
-
-    def __init__(self, sampler: TokenChooser, vocab_size: int) -> None:
-        self.seed = sampler.seed
-        self.logprob = 0.0
-        """Sum over the tokens so far."""
-        self._sampler = sampler
-        self._vocab_size = vocab_size
-
-    def choose(self, logits: Scores) -> int:
-        """Return the next token from logits (V,).
-
-        Raises:
-            ArithmeticError: The logits are not finite numbers.
-        """
-        token = self._sampler.choose(logits)
-        self.logprob += float(log_probabilities(logits[: self._vocab_size])[token])
-        return token
