@@ -248,7 +248,7 @@ def test_many_threads_may_compile_and_follow(compiler: Compiler) -> None:
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(MOST_COMPILING)]
     for thread in threads:
         thread.start()
     for thread in threads:
