@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     "--beam-margin",
     type=float,
     metavar="NATS",
-    help="Drop beams whose log-probability is more than this below the best one's, 0 or more; by default none.",
+    help="Drop beams whose log-probability is more than this below the best one's, at least 0; by default none.",
 )
 @click.option(
     "--length-penalty",

@@ -1,6 +1,7 @@
 """The options of the commands: every range in a help text is the range that is accepted."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ from adaptive_lm.contract.errors import WrongUsageError
 from adaptive_lm.runtime import Params
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams
 from adaptive_lm.runtime.commands.options import PATH
+from adaptive_lm.runtime.generation.search.best_of import check_best_of
+from adaptive_lm.runtime.generation.search.settings import BeamSettings
 from adaptive_lm.runtime.inspection.inspect import InspectParams
 from adaptive_lm.runtime.measuring.bench import BenchParams
 from adaptive_lm.serve.cli import group
@@ -23,6 +26,7 @@ RANGES = {
     "0 to 2^64 - 1": ((0, 2**64 - 1), (-1, 2**64)),
     "-2 to 2": ((-2, 0, 2), (-2.001, 2.001)),
     "0 to 20": ((0, 20), (-1, 21)),
+    "0 to 10": ((0, 10), (-1e-9, 10.001)),
     "0 to 1": ((0, 1), (-1e-9, 1.001)),
     "at least 0": ((0, 10), (-1,)),
     "at least 1": ((1, 100), (0,)),
@@ -31,6 +35,17 @@ RANGES = {
 }
 """Phrase of a help text -> accepted values, refused values. The first phrase that a help text contains counts."""
 
+
+def best_of(best_of: int) -> None:
+    check_best_of(Params(), best_of)
+
+
+SEARCH: dict[str, Callable[..., object]] = {
+    "beams": BeamSettings,
+    "beam_margin": BeamSettings,
+    "length_penalty": BeamSettings,
+    "best_of": best_of,
+}
 PARAMS = {"generate": Params, "bench": BenchParams, "calibrate": CalibrateParams, "inspect": InspectParams}
 DIAL = {"compute", "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p",
         "head_top_p", "depth_threshold", "exit_threshold"}  # fmt: skip
@@ -50,7 +65,9 @@ def test_the_help_states_the_range_that_is_accepted(command: str, name: str, phr
     assert phrase is not None, "the help states no range"
 
     def make(value: float) -> None:
-        PARAMS[command](**{name: (value,) if (command, name) == ("calibrate", "agreement") else value})
+        SEARCH.get(name, PARAMS[command])(
+            **{name: (value,) if (command, name) == ("calibrate", "agreement") else value}
+        )
 
     accepted, refused = RANGES[phrase]
     for value in accepted:

@@ -48,8 +48,6 @@ def check_beam_params(params: Params) -> None:
                 f"found {field.name} {value} with a beam search, which draws nothing and ranks by the probabilities of "
                 "the model alone; leave it out, or use best-of"
             )
-    if params.logprobs is not None:
-        raise WrongUsageError("found logprobs with a beam search, which reports the score of each text; leave it out")
     if params.speculate not in (None, "off"):
         raise WrongUsageError(
             f"found speculate {params.speculate} with a beam search, which computes several texts and guesses nothing; "
