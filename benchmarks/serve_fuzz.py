@@ -5,7 +5,7 @@
     python benchmarks/serve_fuzz.py --model runs/demo/model
 
 The application runs in this process; nothing is sent over a network. A failure prints the smallest body that gives it.
-Needs the extras `serve`, `structured` and `dev`.
+Needs the extra `dev` and the package `schemathesis`.
 """
 
 import argparse
@@ -134,7 +134,8 @@ def main() -> None:
 def tiny(place: Path) -> Path:
     """Write the tiny model of the tests."""
     folder = write_model(place / "demo" / "model")
-    return write_manifest(folder, chat_template=TEMPLATE)
+    model: Path = write_manifest(folder, chat_template=TEMPLATE)
+    return model
 
 
 if __name__ == "__main__":
