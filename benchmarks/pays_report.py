@@ -80,16 +80,18 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     for precision in PRECISIONS:
         all_ = points(rows, precision)
         dense = [point for point in all_ if point.entrant in DENSE_MODELS]
-        gaps = [
-            (expected - point.nats, point)
-            for point in all_
-            if point.entrant in ADAPTIVE and (expected := dense_at(dense, point.milliseconds)) is not None
-        ]
-        for gap, point in gaps:
+        gaps = []
+        for point in (each for each in all_ if each.entrant in ADAPTIVE):
+            expected = dense_at(dense, point.milliseconds)
+            compared = "no dense model here is as fast"
+            if expected is not None:
+                gap = expected - point.nats
+                gaps.append((gap, point))
+                compared = f"{abs(gap):.3f} nats {'better' if gap > 0 else 'worse'} than a dense model of that time"
             if point.point == TRAINED:
                 lines.append(
                     f"{precision}: {point.entrant}, {point.milliseconds:.3f} ms per token, {point.nats:.3f} nats: "
-                    f"{abs(gap):.3f} nats {'better' if gap > 0 else 'worse'} than a dense model of that time"
+                    f"{compared}"
                 )
         if gaps:
             gap, point = max(gaps, key=lambda each: each[0])

@@ -138,6 +138,12 @@ def test_it_pays_from_two_hundredths_of_a_nat_on(benchmarks: None, nats: float, 
     assert f"{abs(3.395 - nats):.3f} nats better" in report.verdicts(rows)[0]
 
 
+def test_an_adaptive_model_faster_than_every_dense_one_is_not_compared(benchmarks: None) -> None:
+    rows = [row("dense", 2.0, 3.395), row("top-p of 8", 1.5, 3.4)]
+    (line,) = [one for one in script("pays_report").verdicts(rows) if one.startswith("int8")]
+    assert line.endswith("no dense model here is as fast")
+
+
 def test_the_two_best_are_compared_seed_by_seed_within_a_round(benchmarks: None) -> None:
     rows = [row("dense", 2.0, 3.4), row("top-p of 8", 1.0, 3.3), row("top-p of 8", 1.0, 3.2, seed=1)]
     lines = script("pays_report").paired(rows, ("top-p of 8", "dense"))
