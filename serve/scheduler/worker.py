@@ -198,7 +198,7 @@ class Worker:
     def _call(self, function: Callable[..., None], *args: object) -> None:
         try:
             self._events.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the event loop is closed: nobody listens any more
+        except RuntimeError:  # the event loop is closed, so no stream reads events
             LOG.debug("an event came after the end of the server")
 
     def _serve(self, loop: Loop) -> None:

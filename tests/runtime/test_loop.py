@@ -1,4 +1,4 @@
-"""The generation loop: who is computed when, who ends how, and that nobody disturbs another."""
+"""The generation loop: order of requests, ways to end, and that requests do not affect each other."""
 
 import dataclasses
 import threading

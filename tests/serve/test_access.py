@@ -23,7 +23,7 @@ async def page(_: Any) -> PlainTextResponse:
 
 
 async def broken(_: Any) -> PlainTextResponse:
-    raise RuntimeError(f"secret at /root/model, key {KEY}")
+    raise RuntimeError(f"secret at /srv/secret/model, key {KEY}")
 
 
 PAGES = (Route("/", page), Route("/page/{file:path}", page))

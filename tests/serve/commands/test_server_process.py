@@ -133,7 +133,7 @@ def test_an_engine_that_stops_ends_the_process_with_an_error(serve: Serve) -> No
     assert "error: the engine stopped (SystemExit: of this test); start the server again" in errors
 
 
-def test_clients_that_send_nothing_or_drop_by_drop_hold_no_connection_and_delay_nobody(serve: Serve) -> None:
+def test_clients_that_send_nothing_or_drop_by_drop_hold_no_connection_and_delay_no_other_client(serve: Serve) -> None:
     """S33."""
     server = serve(before=IMPATIENT)
     host, port = server.url.removeprefix("http://").split(":")

@@ -117,7 +117,7 @@ class Simulation:
                 self.moves.append((now, self.dial.dial))
 
 
-def test_at_twice_the_load_of_the_full_model_nobody_is_refused_and_the_dial_settles() -> None:
+def test_at_twice_the_load_of_the_full_model_no_request_is_refused_and_the_dial_settles() -> None:
     """The full model holds 4 texts a second; 8 come. 0.5 of the compute is what fits, so 0.4 or lower is needed."""
     server = Simulation()
     server.run(0, 300, rate=8)

@@ -18,7 +18,7 @@ def order(queue: FairQueue[str]) -> str:
 def test_an_empty_queue_has_nothing_next() -> None:
     queue: FairQueue[str] = FairQueue()
     assert queue.take() is None
-    assert (len(queue), list(queue), queue.of("nobody")) == (0, [], 0)
+    assert (len(queue), list(queue), queue.of("unknown")) == (0, [], 0)
 
 
 def test_clients_take_turns_whatever_the_number_of_their_jobs() -> None:
@@ -61,7 +61,7 @@ def test_a_job_is_removed_once() -> None:
     queue = queue_of(("a", "one", 0.0, 1.0), ("b", "one", 0.0, 1.0))
     assert queue.remove("a", "one")
     assert not queue.remove("a", "one")
-    assert not queue.remove("a", "nobody")
+    assert not queue.remove("a", "unknown")
     assert (len(queue), list(queue), queue.of("one")) == (1, ["b"], 1)
 
 

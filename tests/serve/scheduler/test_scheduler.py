@@ -339,7 +339,7 @@ def test_a_waiting_job_ends_at_its_deadline_and_the_server_sets_the_longest(demo
     run(test())
 
 
-def test_a_slow_reader_stops_nobody_and_finds_all_tokens_later(demo: Path) -> None:
+def test_a_slow_reader_holds_up_no_other_client_and_gets_all_tokens_later(demo: Path) -> None:
     """S18."""
 
     async def test() -> None:
@@ -556,7 +556,7 @@ def test_the_dial_of_each_job_is_reported(dialled: Path) -> None:
     run(test())
 
 
-def test_a_busy_server_lowers_the_dial_of_those_who_let_it_and_of_nobody_else(dialled: Path, gate: Gate) -> None:
+def test_a_busy_server_lowers_the_dial_of_auto_requests_only(dialled: Path, gate: Gate) -> None:
     engine = load(dialled, device="cpu")
 
     async def test() -> None:
