@@ -11,7 +11,7 @@ from .job import EndEvent, Event
 class JobStream:
     """The events of one job, in order; see `Stream`.
 
-    A slow reader does not hold up other clients: its unread events are kept here, at most one for each token of the text.
+    A slow reader does not hold up other clients: its unread events wait here, at most one for each token of the text.
 
     Args:
         on_cancel: Called when the reader cancels a job that has not ended.
