@@ -3,16 +3,19 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.runs import write_run
 
+from adaptive_lm.contract.file_names import MANIFEST
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
+from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import check, judge
 from adaptive_lm.export.source import Source, read
-from adaptive_lm.runtime.format.manifest import Precisions
+from adaptive_lm.runtime.format.manifest import Precision, Precisions
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,3 +73,24 @@ def content() -> Callable[[Path], dict[str, bytes]]:
     return lambda folder: {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """Write a model in each precision, with the graphs of both targets, for two sets of mechanisms."""
+    place = tmp_path_factory.mktemp("folders")
+    source = read(write_run(place / "runs" / "tiny", **KINDS[request.param]))
+    folders: dict[Precision, Path] = {}
+    precisions: tuple[Precision, ...] = ("fp32", "int8", "int4")
+    for precision in precisions:
+        folders[precision] = place / precision / "model"
+        folders[precision].mkdir(parents=True)
+        manifest = write_files(source, folders[precision], Precisions.of(precision), ["cpu"])
+        (folders[precision] / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return folders

@@ -6,13 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support.our_library import needs_library
-from support.runs import write_run
 
-from adaptive_lm.contract.file_names import MANIFEST
-from adaptive_lm.export.package import write_files
-from adaptive_lm.export.source import read
 from adaptive_lm.runtime import Engine, Loop, Params, Request, Token, load
-from adaptive_lm.runtime.format.manifest import Precision, Precisions
+from adaptive_lm.runtime.format.manifest import Precision
 from adaptive_lm.runtime.generation import loop as loop_module
 from adaptive_lm.runtime.generation import prefixes
 
@@ -25,27 +21,9 @@ GRAPHS = [
         for precision in ("fp32", "int8", "int4")
     ),
 ]
-KINDS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
-}
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Write a model in each precision, by the kind of the parameter."""
-    place = tmp_path_factory.mktemp("many")
-    source = read(write_run(place / "runs" / "tiny", **KINDS[request.param]))
-    folders = {}
-    for precision in ("fp32", "int8", "int4"):
-        folders[precision] = place / precision / "model"
-        folders[precision].mkdir(parents=True)
-        manifest = write_files(source, folders[precision], Precisions.of(precision), ["cpu"])  # type: ignore[arg-type]
-        (folders[precision] / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
-    return folders
-
-
-def opened(folders: dict[str, Path], target: str, precision: Precision) -> Engine:
+def opened(folders: dict[Precision, Path], target: str, precision: Precision) -> Engine:
     return load(folders[precision], device="cpu", target=target, threads=1, verify=False)
 
 
@@ -62,7 +40,7 @@ def cold(engine: Engine, prompt: Any, params: Params) -> list[Any]:
 
 @pytest.mark.parametrize(("target", "precision"), GRAPHS)
 def test_eight_prompts_of_mixed_lengths_are_eight_single_runs(
-    folders: dict[str, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    folders: dict[Precision, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "PROMPT_TOKENS", 16)
     engine = opened(folders, target, precision)
@@ -80,7 +58,7 @@ def test_eight_prompts_of_mixed_lengths_are_eight_single_runs(
 
 @pytest.mark.parametrize(("target", "precision"), GRAPHS)
 def test_random_joins_cancels_and_shared_beginnings_change_no_text(
-    folders: dict[str, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    folders: dict[Precision, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "PROMPT_TOKENS", 24)
     monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
@@ -124,7 +102,7 @@ def test_random_joins_cancels_and_shared_beginnings_change_no_text(
 
 @pytest.mark.parametrize(("target", "precision"), GRAPHS)
 def test_a_prompt_that_continues_the_last_text_reuses_it_with_the_same_result(
-    folders: dict[str, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    folders: dict[Precision, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
     engine = opened(folders, target, precision)
@@ -154,7 +132,7 @@ def test_half_of_a_text_before_is_the_longest_prefix() -> None:
 
 @pytest.mark.parametrize("target", ["portable", pytest.param("cpu", marks=needs_library)])
 def test_cells_that_are_no_numbers_do_not_reach_the_next_text_of_their_slot(
-    folders: dict[str, Path], target: str
+    folders: dict[Precision, Path], target: str
 ) -> None:
     """Of the portable graph a masked cell counts as 0 * value, and 0 * nan is nan."""
     engine = opened(folders, target, "fp32")

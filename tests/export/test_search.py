@@ -7,39 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from support.our_library import needs_library
-from support.runs import write_run
 
-from adaptive_lm.contract.file_names import MANIFEST
-from adaptive_lm.export.package import write_files
-from adaptive_lm.export.source import read
 from adaptive_lm.runtime import Engine, Params, load
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.step import Step
-from adaptive_lm.runtime.format.manifest import Precisions
 
 PROMPT = "the moon turns over a stone. night falls under the river. " * 3
 GRAPHS = [
     pytest.param(("portable", "fp32"), id="portable-fp32"),
     *(pytest.param(("cpu", name), id=f"cpu-{name}", marks=needs_library) for name in ("fp32", "int8", "int4")),
 ]
-KINDS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
-}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Write a model in each precision, by the kind of the parameter."""
-    place = tmp_path_factory.mktemp("search")
-    source = read(write_run(place / "runs" / "tiny", **KINDS[request.param]))
-    folders = {}
-    for precision in ("fp32", "int8", "int4"):
-        folders[precision] = place / precision / "model"
-        folders[precision].mkdir(parents=True)
-        manifest = write_files(source, folders[precision], Precisions.of(precision), ["cpu"])  # type: ignore[arg-type]
-        (folders[precision] / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
-    return folders
 
 
 @pytest.fixture(params=GRAPHS)
