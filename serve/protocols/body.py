@@ -2,9 +2,9 @@
 
 import reprlib
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ..errors import BadRequestError
 
@@ -14,6 +14,16 @@ TAGS = {"str", "int", "float", "bool", "none"}
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+
+
+def _no_tools(value: list[Any] | None) -> list[Any] | None:
+    if value:
+        raise ValueError("found tools, this server has no model with a template for them; leave the field out")
+    return value
+
+
+NoTools = Annotated[list[Any] | None, AfterValidator(_no_tools)]
+"""A list of tools or functions, which is refused unless it is empty."""
 
 
 class Body(BaseModel):

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from ..body import Body
+from ..body import Body, NoTools
 from ..openai.chat import MAX_MESSAGES, ChatBody, TextPart, chat_body
 from ..ours.compute import ComputeFields
 
@@ -54,15 +54,8 @@ class MessagesBody(CountBody, ComputeFields):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    tools: list[Any] | None = None
+    tools: NoTools = None
     """Refused: no model of this server has a template for tools."""
-
-    @field_validator("tools")
-    @classmethod
-    def _no_tools(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise ValueError("found tools, this server has no model with a template for them; leave the field out")
-        return value
 
     def chat(self) -> ChatBody:
         """Return the chat."""

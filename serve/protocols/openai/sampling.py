@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from ....runtime.generation.stop import checked_stops
-from ..body import Body
+from ..body import Body, NoTools
 from ..ours.compute import ComputeFields
 from .format import ResponseFormat
 
@@ -44,22 +44,15 @@ class SamplingFields(ComputeFields):
     """Token id -> what is added to its logit, -100 to 100."""
     response_format: ResponseFormat | None = None
     """What the text must match."""
-    tools: list[Any] | None = None
+    tools: NoTools = None
     """Refused: no model of this server has a template for tools."""
-    functions: list[Any] | None = None
+    functions: NoTools = None
     """Refused, as `tools`."""
 
     @field_validator("stop")
     @classmethod
     def _stops(cls, value: str | list[str] | None) -> str | list[str] | None:
         checked_stops((value,) if isinstance(value, str) else tuple(value or ()))
-        return value
-
-    @field_validator("tools", "functions")
-    @classmethod
-    def _no_tools(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise ValueError("found tools, this server has no model with a template for them; leave the field out")
         return value
 
     @field_validator("logit_bias")

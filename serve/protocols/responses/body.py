@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from ..body import Body
+from ..body import Body, NoTools
 from ..openai.chat import MAX_ALTERNATIVES, MAX_MESSAGES, ChatBody, chat_body
 from ..openai.format import GrammarFormat, ObjectFormat, RegexFormat, TextFormat
 from ..ours.compute import ComputeFields
@@ -72,15 +72,8 @@ class ResponsesBody(ComputeFields):
     """Refused: the server keeps no conversation."""
     background: bool | None = None
     """Refused, if true."""
-    tools: list[Any] | None = None
+    tools: NoTools = None
     """Refused: no model of this server has a template for tools."""
-
-    @field_validator("tools")
-    @classmethod
-    def _no_tools(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise ValueError("found tools, this server has no model with a template for them; leave the field out")
-        return value
 
     @field_validator("previous_response_id")
     @classmethod
