@@ -48,6 +48,12 @@ class NotAuthorizedError(ServeError):
     status, kind = 401, "authentication_error"
 
 
+class WrongHostError(ServeError):
+    """A request for a host that this server is not."""
+
+    status, kind = 421, "invalid_request_error"
+
+
 class NotFoundError(ServeError):
     """A model or an address that does not exist."""
 

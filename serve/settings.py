@@ -19,6 +19,8 @@ class Settings:
     """(name, key); () lets everybody in."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the server."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that requests may give as Host; () takes those of this machine on its loopback address, else any."""
     max_queue: int = 64
     """Requests that may wait for a slot, all models together."""
     max_batch: int = 8

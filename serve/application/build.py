@@ -15,6 +15,7 @@ from ..routes.stream import KEEP_ALIVE_SECONDS
 from ..scheduler.job import Scheduler
 from ..settings import Settings
 from .docs_page import docs_page
+from .hosts import Hosts, allowed_hosts
 from .middleware import BodyLimit, Errors, Keys, RequestId, public_paths
 from .openapi import openapi
 from .table import ENDPOINTS
@@ -52,6 +53,7 @@ def build(
     folders = [page.path.partition("{")[0] for page in pages if "{" in page.path]
     app: ASGIApp = BodyLimit(Endpoints(router, settings, scheduler, keep_alive), settings.max_body)
     app = Keys(app, settings.api_keys, public_paths(exact, folders))
+    app = Hosts(app, allowed_hosts(settings.host, settings.allowed_hosts))
     app = Errors(app)
     if settings.cors_origins:
         app = CORSMiddleware(

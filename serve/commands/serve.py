@@ -31,6 +31,9 @@ DEFAULTS = Settings()
                    "server.")  # fmt: skip
 @click.option("--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
               help="Origin whose pages may call the server, such as https://chat.example; repeat.")  # fmt: skip
+@click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME",
+              help="Name under which clients reach the server, such as chat.example behind a proxy; repeat. By default "
+                   "localhost where --host is of this machine alone, else any.")  # fmt: skip
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=DEFAULTS.max_batch, show_default=True,
               help="Texts of one model to compute at a time.")  # fmt: skip
 @click.option("--max-queue", type=click.IntRange(0, 100_000), default=DEFAULTS.max_queue, show_default=True,
@@ -72,6 +75,7 @@ def serve(
     port: int,
     api_key_file: Path | None,
     cors_origins: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
     max_batch: int,
     max_queue: int,
     kv_memory: int | None,
@@ -101,7 +105,8 @@ def serve(
         )
     settings = Settings(
         models=models, host=host, port=port, device=device, target=target, threads=threads, api_keys=keys,
-        cors_origins=cors_origins, max_queue=max_queue, max_batch=max_batch, kv_memory=kv_memory, timeout=timeout,
+        cors_origins=cors_origins, allowed_hosts=allowed_hosts,
+        max_queue=max_queue, max_batch=max_batch, kv_memory=kv_memory, timeout=timeout,
         shutdown_timeout=shutdown_timeout, auto_compute=auto_compute, target_ms_per_token=target_ms_per_token,
     )  # fmt: skip
     import asyncio
