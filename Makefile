@@ -16,7 +16,7 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
 DATA   ?= ../shared/data/shakespeare.txt
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
+.PHONY: help demo serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve soak gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,8 @@ help:
 	@echo 'make bench-train       speed, memory and quality per second of training, with peers: three quarters of an hour on one core; DATA=FILE'
 	@echo 'make bench-decode      decoding, prompts and memory beside the peers that are installed, on the same weights: about an hour on two cores; BENCH_FLAGS=--quick'
 	@echo 'make bench-pays        dense and adaptive models of 10 million weights per token, half an hour of training each: about three hours on two cores; stop and repeat as you like'
+	@echo 'make bench-serve       the server under load: throughput, overhead, pauses, clients that leave, the dial; about ten minutes'
+	@echo 'make soak              a thousand mixed requests to the server, a tenth of which vanish, and two thousand odd ones; about ten minutes'
 	@echo 'make gpu               on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
@@ -91,6 +93,18 @@ gpu-quick:
 
 bench-pays: $(STAMP)
 	@$(BIN)/python benchmarks/pays.py $(BENCH_FLAGS)
+
+bench-serve: $(STAMP)
+	@test -f runs/$(NAME)/model/manifest.json || $(MAKE) --no-print-directory demo
+	@grep -q '"curve": {' runs/$(NAME)/model/manifest.json || $(BIN)/adaptive calibrate --model runs/$(NAME)/model
+	$(BIN)/python benchmarks/serve.py --model runs/$(NAME)/model $(BENCH_FLAGS)
+
+# The long form of the scenarios of docs/reliability.md.
+soak: $(STAMP)
+	@test -f runs/$(NAME)/model/manifest.json || $(MAKE) --no-print-directory demo
+	$(BIN)/python benchmarks/serve_soak.py --model runs/$(NAME)/model
+	@$(BIN)/python -c 'import schemathesis' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt schemathesis
+	$(BIN)/python benchmarks/serve_fuzz.py --requests 2000
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
