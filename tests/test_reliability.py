@@ -1,4 +1,4 @@
-"""Every scenario of training (T1 to T43) is named by a test, or by a line of docs/reliability.md that says why not."""
+"""Every scenario (T1 to T43, S1 to S63) is named by a test, or by a line of docs/reliability.md that says why not."""
 
 import ast
 import re
@@ -15,12 +15,14 @@ BEGIN_PROCESSES = {
 }
 TEXT = (TESTS.parent / "docs" / "reliability.md").read_text("utf-8")
 TESTED, WITHOUT = TEXT.split("## Without a test")
-ROW = re.compile(r"^\| (T\d+) \|(.*)\|$", re.MULTILINE)
-IDS = [f"T{number}" for number in range(1, 44)]
+ROW = re.compile(r"^\| ([ST]\d+) \|(.*)\|$", re.MULTILINE)
+IDS = [f"T{number}" for number in range(1, 44)] + [f"S{number}" for number in range(1, 64)]
 
 
 def named_in(path: Path) -> set[str]:
-    return set(re.findall(r"\bT\d+\b", path.read_text("utf-8")))
+    """Return the ids in a file: in its text, and at the end of the names of its tests, such as `_s21_s24`."""
+    text = path.read_text("utf-8")
+    return set(re.findall(r"\b[ST]\d+\b", text)) | {f"S{number}" for number in re.findall(r"_s(\d+)(?=[_(])", text)}
 
 
 def rows(text: str) -> dict[str, str]:

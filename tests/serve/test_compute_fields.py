@@ -1,5 +1,6 @@
 """Our fields: the dial of a request, and the compute that its answer reports."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,32 @@ def test_the_records_are_those_of_generate_json_s60(client: TestClient, folder: 
     for one in (*tokens, *records):
         del one["seconds"]
     assert records == tokens
+
+
+def test_each_of_many_answers_reports_its_own_compute_s63(client: TestClient) -> None:
+    bodies = [
+        {
+            "prompt": f"hello {n}",
+            "seed": n,
+            "max_tokens": 8 + n,
+            "compute_details": True,
+            "compute": (0.5, 0.75, 1.0)[n % 3],
+        }
+        for n in range(6)
+    ]
+
+    def compute_of(body: dict[str, Any]) -> dict[str, Any]:
+        answer = ask(client, **body)
+        for one in answer["choices"][0]["compute"]:
+            del one["seconds"]
+        del answer["usage"]["compute"]["milliseconds_per_token"]
+        return {**answer["usage"], "records": answer["choices"][0]["compute"]}
+
+    alone = [compute_of(body) for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        together = list(pool.map(compute_of, bodies))
+    assert together == alone
+    assert len({one["compute"]["share"] for one in alone}) > 1, "the answers cannot be told apart"
 
 
 def test_a_number_a_name_and_the_extra_body_set_the_same_dial(client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, verified when read, the newest good one first (scenarios T1-T8, T23)."""
+"""Checkpoints: whole or not at all, verified when read, the newest good one first (scenarios T1-T8, T23, S55)."""
 
 import errno
 import json
