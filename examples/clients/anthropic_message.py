@@ -1,4 +1,7 @@
-"""A message by the official client of Anthropic: python examples/clients/anthropic_message.py"""
+"""A message by the official client of Anthropic.
+
+python examples/clients/anthropic_message.py
+"""
 
 import os
 

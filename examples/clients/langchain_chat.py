@@ -1,4 +1,7 @@
-"""A chain of LangChain: python examples/clients/langchain_chat.py"""
+"""A chain of LangChain.
+
+python examples/clients/langchain_chat.py
+"""
 
 import os
 

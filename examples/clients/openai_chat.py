@@ -1,4 +1,7 @@
-"""Chat by the official client of OpenAI, with half of the compute: python examples/clients/openai_chat.py"""
+"""Chat by the official client of OpenAI, with half of the compute.
+
+python examples/clients/openai_chat.py
+"""
 
 import os
 
