@@ -9,7 +9,9 @@ from .threshold_config import Controlled, Level
 
 Routing = Literal["top_p", "top_k", "dense"]
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
-Positions = Literal["rope", "cope", "none"]
+Positions = Literal["rope", "cope", "none", "learned"]
+NormKind = Literal["rms", "layer"]
+NormPlace = Literal["pre", "post", "sandwich"]
 WindowKind = Literal["fixed", "length", "entropy", "learned"]
 ExitCriterion = Literal["top_prob", "margin", "entropy", "router"]
 SkippedKV = Literal["none", "project"]
@@ -20,7 +22,8 @@ class AttentionConfig(Section):
 
     positions: Positions | tuple[Positions, ...] = "rope"
     """Position encoding: `rope` rotates queries and keys; `cope` counts the tokens that matter in their context; `none`
-    relies on the causal mask alone. One value for all layers, or a list with one per layer."""
+    relies on the causal mask alone. One value for all layers, or a list with one per layer. `learned`, for all layers,
+    adds a vector for each position to the embedding (GPT-2)."""
     max_positions: int = Field(64, ge=2)
     """Number of contextual positions under `cope`, at least 2. Tokens further away share the last one."""
     window: int | tuple[int, ...] = 0
