@@ -96,6 +96,16 @@ class Table:
         self._call("rms_norm", x, weight, eps, out, len(x))
         return out
 
+    def layer_norm(self, x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+        out = np.full_like(x, np.nan)
+        self._call("layer_norm", x, weight, bias, eps, out, len(x))
+        return out
+
+    def softcap(self, x: Floats, cap: float) -> Floats:
+        x = x.copy()
+        self._call("softcap", x, cap, len(x))
+        return x
+
     def rotate(self, head: Floats, cos: Floats, sin: Floats) -> Floats:
         turned = head.copy()
         self._call("rotate", turned, cos, sin, len(head))

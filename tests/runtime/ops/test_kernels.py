@@ -181,6 +181,8 @@ def run_all(table: Table, n: int, seed: int, factor: float = 1.0) -> dict[str, A
     return {
         "dot": table.dot(a, b),
         "rms_norm": table.rms_norm(a, b, 1e-5),
+        "layer_norm": table.layer_norm(a, b, angles, 1e-5),
+        "softcap": table.softcap(a, 1.5),
         "rotate": table.rotate(np.r_[a, b], np.cos(angles), np.sin(angles)),
         "add_scaled": table.add_scaled(a, b, 0.3),
         "silu_product": table.silu_product(a, b, 0.7),
@@ -198,6 +200,8 @@ def expected_of(n: int, seed: int, factor: float = 1.0) -> dict[str, Any]:
     return {
         "dot": a @ b,
         "rms_norm": a / np.sqrt((a * a).mean() + 1e-5) * b,
+        "layer_norm": (a - a.mean()) / np.sqrt(a.var() + 1e-5) * b + angles,
+        "softcap": 1.5 * np.tanh(a / 1.5),
         "rotate": np.r_[a * c - b * s, b * c + a * s],
         "add_scaled": a + np.float64(np.float32(0.3)) * b,
         "silu_product": a / (1 + np.exp(-a)) * b * np.float64(np.float32(0.7)),
@@ -233,6 +237,24 @@ def test_softmax_is_close_over_the_whole_range_of_the_exponential(table: Table) 
     far, _ = table.softmax(np.array([0.0, -88.0, -1e30, -np.inf], np.float32))
     assert (far[1:] < 1e-37).all()
     assert far[0] == 1
+
+
+@each_table
+def test_a_softcap_is_close_over_the_whole_range_and_nearly_changes_nothing_near_0(table: Table) -> None:
+    x = np.concatenate([np.linspace(-60, 60, 100_001), np.geomspace(1e-30, 60, 1001)]).astype(np.float32)
+    expected = 5 * np.tanh(x.astype(np.float64) / 5)
+    assert (np.abs(table.softcap(x, 5.0) - expected) <= 4 * 2.0**-23 * np.abs(expected)).all()
+    ends = table.softcap(np.array([-np.inf, -1e30, 0, 1e30, np.inf, np.nan], np.float32), 5.0)
+    assert same(ends, np.array([-5, -5, 0, 5, 5, np.nan], np.float32))
+
+
+@each_table
+def test_a_layer_norm_of_a_far_mean_keeps_its_digits(table: Table) -> None:
+    """The variance is that of the centred values: a mean square less a squared mean would leave none of its digits."""
+    x = normal(512, seed=3) + np.float32(1000)
+    expected = (x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64)
+    out = table.layer_norm(x, np.ones(512, np.float32), np.zeros(512, np.float32), 0.0)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 
 
 @each_table

@@ -27,6 +27,26 @@ void rms_norm(const float* x, const float* weight, float eps, float* out, int64_
   if (i < n) store_first(out + i, load_first(x + i, n - i) * factor * load_first(weight + i, n - i), n - i);
 }
 
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, float* out, int64_t n) {
+  F16 sums = zero();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) sums = sums + load(x + i);
+  if (i < n) sums = sums + load_first(x + i, n - i);
+  const F16 mean = all(sum(sums) / static_cast<float>(n));
+  for (i = 0; i + 16 <= n; i += 16) store(out + i, load(x + i) - mean);
+  if (i < n) store_first(out + i, load_first(x + i, n - i) - mean, n - i);
+  rms_norm(out, weight, eps, out, n);
+  for (i = 0; i + 16 <= n; i += 16) store(out + i, load(out + i) + load(bias + i));
+  if (i < n) store_first(out + i, load_first(out + i, n - i) + load_first(bias + i, n - i), n - i);
+}
+
+void softcap(float* x, float cap, int64_t n) {
+  const F16 c = all(cap);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, c * tanh(load(x + i) / c));
+  if (i < n) store_first(x + i, c * tanh(load_first(x + i, n - i) / c), n - i);
+}
+
 void rotate(float* head, const float* cos, const float* sin, int64_t head_dim) {
   const int64_t n = head_dim / 2;
   float* other = head + n;

@@ -70,6 +70,12 @@ struct Kernels {
   // out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t n);
 
+  // out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias; out may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* out, int64_t n);
+
+  // x = cap * tanh(x / cap)
+  void (*softcap)(float* x, float cap, int64_t n);
+
   // Turn the pairs (head[i], head[i + head_dim / 2]) by angles given as head_dim / 2 cosines and sines.
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t head_dim);
 

@@ -54,6 +54,15 @@ EXPORTED void adaptive_ops_rms_norm(const char* kernel, const float* x, const fl
   kernels_named(kernel)->rms_norm(x, weight, eps, out, n);
 }
 
+EXPORTED void adaptive_ops_layer_norm(const char* kernel, const float* x, const float* weight, const float* bias,
+                                      float eps, float* out, int64_t n) {
+  kernels_named(kernel)->layer_norm(x, weight, bias, eps, out, n);
+}
+
+EXPORTED void adaptive_ops_softcap(const char* kernel, float* x, float cap, int64_t n) {
+  kernels_named(kernel)->softcap(x, cap, n);
+}
+
 EXPORTED void adaptive_ops_rotate(const char* kernel, float* head, const float* cos, const float* sin,
                                   int64_t head_dim) {
   kernels_named(kernel)->rotate(head, cos, sin, head_dim);
