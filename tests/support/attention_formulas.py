@@ -29,7 +29,7 @@ class Sequence:
         """Compute h (D,) of the next token x (D,)."""
         s, weights, position = self.setting, self.weights, self.position
         self.position += 1
-        normed = rms_norm(x.astype(np.float64), EPS, weights["norm"])
+        normed = self.normed(x.astype(np.float64), "norm")
         if runs or s.policy != "none":
             keys, values = product(weights["kv"], normed, s.precision).reshape(2, s.num_kv_heads, s.head_dim)
             turned = [self.turned(key, "k_norm", position) for key in keys]
@@ -49,7 +49,14 @@ class Sequence:
                 scores = scores + self.contextual(query, scores, self.ran[seen])
             shares = softmax(scores)
             mixed[head] = head_weights[head] * (shares @ np.stack([value[group] for value in self.values[seen]]))
-        return x + product(weights["o"], mixed.reshape(-1), s.precision)
+        return x + self.normed(product(weights["o"], mixed.reshape(-1), s.precision), "post_norm")
+
+    def normed(self, x: Array, name: str) -> Array:
+        """Normalise a state (D,), or return it where the layer has no such norm."""
+        if name not in self.weights:
+            return x
+        centred = x - x.mean() if self.setting.norm == "layer" else x
+        return rms_norm(centred, EPS, self.weights[name]) + self.weights.get(f"{name}_bias", 0.0)
 
     def turned(self, head: Array, norm: str, position: int) -> Array:
         """Normalise a head, and rotate it under RoPE."""

@@ -25,8 +25,24 @@ LAYER, NUM_LAYERS, CONTEXT, EPS = 1, 3, 160, 1e-5
 NUM_POSITIONS = 9
 POLICIES = ("every", "none", "project")
 INPUTS = (
-    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights", "norm", "q", "kv", "o", "q_norm"),
-    *("k_norm", "cos", "sin", "position_embedding", "past_key", "past_value", "past_counted"),
+    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights"),
+    *(
+        "norm",
+        "norm_bias",
+        "post_norm",
+        "post_norm_bias",
+        "q",
+        "kv",
+        "o",
+        "q_norm",
+        "k_norm",
+        "cos",
+        "sin",
+        "position_embedding",
+        "past_key",
+        "past_value",
+        "past_counted",
+    ),
 )
 CACHES = ("key", "value", "counted")
 KEYS_AND_VALUES = ("present_key", "present_value")
@@ -51,6 +67,8 @@ class Setting:
     capacity: int = 33
     cache: CacheType = "float32"
     precision: Precision = "fp32"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_place: Literal["pre", "post", "sandwich"] = "pre"
 
     @property
     def skips(self) -> bool:
@@ -66,13 +84,17 @@ class Setting:
         """Draw the matrices and vectors of the layer."""
         D, H, K, W = self.dim, self.num_heads, self.num_kv_heads, self.head_dim
         weights = {
-            "norm": 1 + normal(D, seed=1) / 4,
             "q": normal(H * W, D, seed=2) / D**0.5,
             "kv": normal(2 * K * W, D, seed=3) / D**0.5,
             "o": normal(D, H * W, seed=4) / (H * W) ** 0.5,
             "q_norm": 1 + normal(W, seed=5) / 4,
             "k_norm": 1 + normal(W, seed=6) / 4,
         }
+        for place, name in enumerate(("norm", "post_norm")):
+            if self.norm_place in (("pre", "post")[place], "sandwich"):
+                weights[name] = 1 + normal(D, seed=1 + 20 * place) / 4
+                if self.norm == "layer":
+                    weights[f"{name}_bias"] = normal(D, seed=8 + place) / 4
         if self.positions == "rope":
             angles = np.arange(CONTEXT)[:, None] * 10.0 ** (-4 * np.arange(W // 2) / W)
             weights |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}

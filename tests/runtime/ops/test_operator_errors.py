@@ -33,8 +33,13 @@ def ones(*shape: int) -> Array:
 
 VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
     "Embedding": (
-        {"ids": np.zeros((2, 2), np.int64), "table": packed(VOCAB, DIM)},
-        {"dim": DIM, "vocab": VOCAB, "precision": 2},
+        {
+            "ids": np.zeros((2, 2), np.int64),
+            "table": packed(VOCAB, DIM),
+            "positions": np.zeros((2, 2), np.int64),
+            "learned_positions": ones(5, DIM),
+        },
+        {"scale": 2.0, "dim": DIM, "vocab": VOCAB, "precision": 2},
     ),
     "DepthRouter": (
         {
@@ -56,6 +61,9 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "gate": ones(TOKENS, 1),
             "router_top_p": ones(2, 2),
             "norm": ones(DIM),
+            "norm_bias": ones(DIM),
+            "post_norm": ones(DIM),
+            "post_norm_bias": ones(DIM),
             "router": ones(EXPERTS, DIM),
             "per_token_weight": ones(DIM),
             "per_token_bias": ones(1),
@@ -67,6 +75,7 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
         {
             "layer": 1,
             "eps": 1e-5,
+            "parallel": 1,
             "num_experts": EXPERTS,
             "hidden": HIDDEN,
             "shared_hidden": HIDDEN,
@@ -85,26 +94,29 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "exit_layer": np.zeros((TOKENS, 1), np.int64),
             "exit_threshold": np.zeros((2, 2), FLOAT),
             "norm": ones(DIM),
+            "norm_bias": ones(DIM),
             "weight": ones(DIM),
             "bias": ones(1),
             "head": packed(VOCAB, DIM),
         },
-        {"layer": 1, "eps": 1e-5, "criterion": 0, "vocab": VOCAB, "precision": 2},
+        {"layer": 1, "eps": 1e-5, "criterion": 0, "softcap": 5.0, "vocab": VOCAB, "precision": 2},
     ),
     "Logits": (
         {
             "x": ones(TOKENS, DIM),
             "norm": ones(DIM),
+            "norm_bias": ones(DIM),
             "head": packed(VOCAB, DIM),
             "logit_rows": np.array([3, 0]),
         },
-        {"eps": 1e-5, "vocab": VOCAB, "precision": 2},
+        {"eps": 1e-5, "softcap": 5.0, "vocab": VOCAB, "precision": 2},
     ),
 }
 OPTIONAL = {
     "DepthRouter": {"alive"},
-    "FeedForward": {"runs", "gate"},
-    "Exit": {"alive", "exit_layer", "weight", "bias"},
+    "FeedForward": {"runs", "gate", "norm_bias", "post_norm_bias"},
+    "Exit": {"alive", "exit_layer", "norm_bias", "weight", "bias"},
+    "Logits": {"norm_bias"},
 }
 """Inputs without which these attributes still give a result."""
 
@@ -159,13 +171,13 @@ MUTATIONS: tuple[Callable[[Array], Array], ...] = (
 
 
 def fits(name: str, input: str, array: Array) -> bool:
-    """Whether another shape is right, too: more ids, tokens or layers, or what this criterion does not read."""
+    """Whether another shape is right, too: more tokens, layers or positions, or what this criterion does not read."""
     if name == "Exit" and input in ("weight", "bias"):
         return True
     if name == "Logits" and input in ("x", "logit_rows"):
         return array.shape == (TOKENS + 1, DIM) if input == "x" else array.ndim == 1
     layers = input.endswith(("threshold", "top_p")) and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
-    return layers or (name == "Embedding" and input == "ids" and array.ndim == 2)
+    return layers or (input == "learned_positions" and array.ndim == 2 and len(array) > 0 and array.shape[1] == DIM)
 
 
 @cases("input")
@@ -229,6 +241,30 @@ def test_a_token_outside_the_vocabulary_is_refused(id: int) -> None:
     inputs, attributes = VALID["Embedding"]
     text = message("Embedding", inputs | {"ids": np.array([[0, id]])}, **attributes)
     assert f"input ids holds {id}, expected 0 to {VOCAB - 1}" in text
+
+
+@pytest.mark.parametrize("place", [-1, 5, 2**62, -(2**63)])
+def test_a_position_without_a_learned_vector_is_refused(place: int) -> None:
+    inputs, attributes = VALID["Embedding"]
+    text = message("Embedding", inputs | {"positions": np.array([[0, 0], [place, 0]])}, **attributes)
+    assert f"input positions holds {place}, but learned_positions has 5 rows" in text
+    fewer = {key: array for key, array in inputs.items() if key != "positions"}
+    assert "positions and learned_positions come together" in message("Embedding", fewer, **attributes)
+
+
+@pytest.mark.parametrize("name", ["FeedForward", "Exit", "Logits"])
+def test_a_bias_of_a_norm_without_its_weight_is_refused(name: str) -> None:
+    inputs, attributes = VALID[name]
+    without = "post_norm" if name == "FeedForward" else "norm"
+    fewer = {key: array for key, array in inputs.items() if key != without}
+    text = message(name, fewer, **attributes)
+    assert f"{without}_bias is given, but the weight of the norm is not" in text or "Input" in text
+
+
+def test_parallel_parts_need_the_input_of_the_layer() -> None:
+    inputs, attributes = VALID["FeedForward"]
+    fewer = {key: array for key, array in inputs.items() if key not in ("x", "gate")}
+    assert "parallel = 1, x is needed" in message("FeedForward", fewer, **attributes)
 
 
 @pytest.mark.parametrize("wanted", [-1, TOKENS, 2**62, -(2**63)])

@@ -1,4 +1,4 @@
-// Attention of one layer, from its norm to its residual, with the cache that it writes.
+// Attention of one layer, from its norms to its residual, with the cache that it writes.
 //
 // N tokens, M of them run the layer, S slots, D width, H query heads, K key/value heads, W width of a head, P
 // contextual positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
@@ -62,7 +62,7 @@ class Attention : AttentionPorts {
     if (places.num_running == 0) return;
     const Rows mixed(scratch, places.num_running, shape_.num_heads * shape_.head_dim, is_integer(shape_.precision_o));
     attend(call, weights, places, cache, heads, first, queries, mixed);
-    multiply_output(call, weights.o, states, places, heads, mixed, out.data);
+    multiply_output(call, weights, states, places, heads, mixed, out.data);
   }
 
  private:
@@ -74,7 +74,7 @@ class Attention : AttentionPorts {
     const Rows normed(scratch, writing, dim, is_integer(shape_.precision_q) || is_integer(shape_.precision_kv));
     call.parallel(writing, writing * dim * 16, [&](int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j) {
-        kernels().rms_norm(states.data + places.writing[j] * dim, weights.norm, shape_.eps, normed.values(j), dim);
+        weights.before.apply(states.data + places.writing[j] * dim, normed.values(j));
         normed.quantize(j);
       }
     });
@@ -178,10 +178,11 @@ class Attention : AttentionPorts {
     });
   }
 
-  // out = x + o mixed for the running rows.
-  void multiply_output(Call& call, const Matrix& o, const Tensor<const float>& states, const Places& places,
-                       const ChosenHeads& heads, const Rows& mixed, float* out) const {
+  // out = x + o mixed for the running rows, or x + norm(o mixed).
+  void multiply_output(Call& call, const AttentionWeights& weights, const Tensor<const float>& states,
+                       const Places& places, const ChosenHeads& heads, const Rows& mixed, float* out) const {
     Scratch scratch;
+    const Matrix& o = weights.o;
     const int64_t dim = states.shape[1], count = places.num_running;
     call.parallel(count, count * shape_.num_heads * shape_.head_dim * 16, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) mixed.quantize(i);
@@ -199,12 +200,21 @@ class Attention : AttentionPorts {
         multiply(o, rows + set.first, set.count, into + set.first, first, last,
                  set.blocks.index ? &set.blocks : nullptr);
       }
+      if (weights.after) return;
       const int64_t begin = first * kGroup, end = std::min(last * kGroup, dim);
-      for (int64_t i = 0; i < count; ++i) {
-        const float* residual = states.data + (into[i] - out);
-        for (int64_t j = begin; j < end; ++j) into[i][j] += residual[j];
+      for (int64_t i = 0; i < count; ++i) add_residual(states.data + (into[i] - out), into[i], begin, end);
+    });
+    if (!weights.after) return;
+    call.parallel(count, count * dim * 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        weights.after.apply(into[i], into[i]);
+        add_residual(states.data + (into[i] - out), into[i], 0, dim);
       }
     });
+  }
+
+  static void add_residual(const float* residual, float* row, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) row[j] += residual[j];
   }
 
   // Return the first place that each running row sees (M,), and check that the cache holds all that is seen and

@@ -2,17 +2,20 @@
 //
 //     out = h + sum over selected e of g_e E_e(norm(h)), plus the shared expert where there is one
 //
-// and with a depth gate out = x + gate (that - x), x being the input of the layer. A token that skips the layer keeps
-// its state. N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token.
-// Mirrors `export/model/moe.py`, `router.py` and `experts.py`.
+// with the norm before the experts, or of their sum, or both. With parallel = 1 the experts read norm(x), x being the
+// input of the layer. With a depth gate out = x + gate (that - x). A token that skips the layer keeps its state.
 //
-// Attributes: layer, the row of router_top_p; eps, added to the mean square; num_experts E; hidden and shared_hidden,
-// the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k; renormalize, whether
-// routing weights are divided by their sum; reach, the most that a token moves its threshold, in logits;
-// precision_experts and precision_shared.
+// N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token. Mirrors
+// `export/model/moe.py`, `router.py` and `experts.py`.
+//
+// Attributes: layer, the row of router_top_p; eps, added to the mean square or the variance; parallel; num_experts E;
+// hidden and shared_hidden, the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k;
+// renormalize, whether routing weights are divided by their sum; reach, the most that a token moves its threshold, in
+// logits; precision_experts and precision_shared.
 
 #include "../parts/experts.h"
 #include "../parts/levels.h"
+#include "../parts/norm.h"
 #include "../parts/product.h"
 
 namespace adaptive {
@@ -23,8 +26,8 @@ class FeedForward {
  public:
   static constexpr const char* kName = "FeedForward";
   enum Input {
-    h, x, runs, gate, router_top_p, norm, router, per_token_weight, per_token_bias, gate_up, down, shared_gate_up,
-    shared_down
+    h, x, runs, gate, router_top_p, norm, norm_bias, post_norm, post_norm_bias, router, per_token_weight,
+    per_token_bias, gate_up, down, shared_gate_up, shared_down
   };
   static constexpr Port kInputs[] = {
       {"h", Element::float32},                           // (N, D)
@@ -32,7 +35,10 @@ class FeedForward {
       {"runs", Element::boolean, optional},              // (N, 1); absent: every token runs
       {"gate", Element::float32, optional},              // (N, 1)
       {"router_top_p", Element::float32, optional},      // (L, B), of routing top_p
-      {"norm", Element::float32},                        // (D,)
+      {"norm", Element::float32, optional},              // (D,), of the input; absent: it is read without a norm
+      {"norm_bias", Element::float32, optional},         // (D,), of LayerNorm
+      {"post_norm", Element::float32, optional},         // (D,), of the sum, before h is added; absent: none
+      {"post_norm_bias", Element::float32, optional},    // (D,)
       {"router", Element::float32, optional},            // (E, D); absent if dense
       {"per_token_weight", Element::float32, optional},  // (D,)
       {"per_token_bias", Element::float32, optional},    // (1,)
@@ -51,6 +57,7 @@ class FeedForward {
   explicit FeedForward(const Attributes& attributes)
       : layer_(attributes.integer("layer", 0, kMostLayers)),
         eps_(attributes.real("eps", 0, 1)),
+        parallel_(attributes.integer("parallel", 0, 1) == 1),
         num_experts_(attributes.integer("num_experts", 1, kMostExperts)),
         hidden_(attributes.integer("hidden", 1, kMostWidth)),
         shared_hidden_(attributes.integer("shared_hidden", 0, kMostWidth)),
@@ -72,7 +79,8 @@ class FeedForward {
     const auto before = call.input<float>(x, {count, dim});
     const auto here = call.input<bool>(runs, {count, 1});
     const auto factor = call.input<float>(gate, {count, 1});
-    if (factor && !before) call.fail("with the input gate, x is needed too");
+    if ((factor || parallel_) && !before) call.fail("with the input gate, or parallel = 1, x is needed too");
+    const Norm norm_before(call, norm, norm_bias, dim, eps_), norm_after(call, post_norm, post_norm_bias, dim, eps_);
     Experts experts(call, dim, num_experts_);
     experts.add(matrix(call, gate_up, precision_, 2 * hidden_, dim, num_experts_),
                 matrix(call, down, precision_, dim, hidden_, num_experts_));
@@ -90,16 +98,21 @@ class FeedForward {
       const bool is_here = !here || here.data[n];
       if (is_here) tokens[num_tokens++] = n;
       const float* state = (!is_here && before ? before : residual).data + n * dim;
-      std::copy(state, state + dim, result.data + n * dim);
+      float* own = result.data + n * dim;
+      if (is_here && norm_after) {
+        std::fill_n(own, dim, 0.0f);  // the sum of the experts is normed before h is added
+      } else {
+        std::copy_n(state, dim, own);
+      }
     }
     std::fill(chosen.data, chosen.data + count * num_experts_, false);
     if (num_tokens == 0) return;
 
     const Rows normed(scratch, num_tokens, dim, experts.any_integer());
-    const auto weight = call.input<float>(norm, {dim});
+    const float* inputs = (parallel_ ? before : residual).data;
     call.parallel(num_tokens, num_tokens * dim * kCostOfValue, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        kernels().rms_norm(residual.data + tokens[i] * dim, weight.data, eps_, normed.values(i), dim);
+        norm_before.apply(inputs + tokens[i] * dim, normed.values(i));
         normed.quantize(i);
       }
     });
@@ -107,6 +120,15 @@ class FeedForward {
     choose(call, normed, dim, tokens, count, chosen.data, weights);
     experts.run(normed, tokens, chosen.data, weights, result.data);
 
+    if (norm_after) {
+      call.parallel(num_tokens, num_tokens * dim * kCostOfValue, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          float* y = result.data + tokens[i] * dim;
+          norm_after.apply(y, y);
+          kernels().add_scaled(y, residual.data + tokens[i] * dim, 1.0f, dim);
+        }
+      });
+    }
     if (!factor) return;
     for (int64_t i = 0; i < num_tokens; ++i) {
       const int64_t n = tokens[i];
@@ -168,6 +190,7 @@ class FeedForward {
 
   int64_t layer_;
   float eps_;
+  bool parallel_;
   int64_t num_experts_, hidden_, shared_hidden_;
   Routing routing_;
   int64_t experts_per_token_;

@@ -22,9 +22,10 @@ AttentionShape::AttentionShape(const Attributes& attributes)
 }
 
 AttentionWeights::AttentionWeights(const Call& call, const AttentionShape& shape, int64_t tokens, int64_t dim,
-                                   const Places& places) {
+                                   const Places& places)
+    : before(call, Ports::norm, Ports::norm_bias, dim, shape.eps),
+      after(call, Ports::post_norm, Ports::post_norm_bias, dim, shape.eps) {
   const int64_t inner = shape.num_heads * shape.head_dim, half = shape.head_dim / 2;
-  norm = call.input<float>(Ports::norm, {dim}).data;
   q_norm = call.input<float>(Ports::q_norm, {shape.head_dim}).data;
   k_norm = call.input<float>(Ports::k_norm, {shape.head_dim}).data;
   q = matrix(call, Ports::q, shape.precision_q, inner, dim);
