@@ -13,7 +13,7 @@ from adaptive_lm.train.model.block import Levels
 from adaptive_lm.train.model.norm import LayerNorm, RMSNorm
 from adaptive_lm.train.optim.optimizer import OptimizerConfig, Optimizers, split_parameters
 
-STARTS = ("layer_norm", "post", "sandwich", "parallel", "learned_positions")
+STARTS = ("layer_norm", "post", "sandwich", "parallel", "learned_positions", "olmo2", "gemma2", "gpt2", "neox")
 NEW = [name for name in CONFIGS if name.startswith(STARTS)]
 BEFORE, AFTER = ("attention_norm", "ffn_norm"), ("attention_post_norm", "ffn_post_norm")
 
@@ -127,7 +127,7 @@ def test_the_loss_of_an_exit_is_that_of_its_capped_logits() -> None:
 def test_parallel_parts_read_one_state() -> None:
     model = tiny_model("parallel_project")
     block, x = model.blocks()[0], torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
-    alive, rotary = torch.ones(1, 5, dtype=torch.bool), (model.cos[:5], model.sin[:5])
+    alive, rotary = torch.ones(1, 5, dtype=torch.bool), model.rotary[0](5)
     limits = model.default_thresholds()
     own = Levels(limits.router_top_p[0], limits.depth_threshold[0], limits.head_top_p[0])
     with torch.no_grad():

@@ -47,8 +47,8 @@ void softcap(float* x, float cap, int64_t n) {
   if (i < n) store_first(x + i, c * tanh(load_first(x + i, n - i) / c), n - i);
 }
 
-void rotate(float* head, const float* cos, const float* sin, int64_t head_dim) {
-  const int64_t n = head_dim / 2;
+void rotate(float* head, const float* cos, const float* sin, int64_t components) {
+  const int64_t n = components / 2;
   float* other = head + n;
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {

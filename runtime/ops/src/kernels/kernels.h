@@ -76,8 +76,8 @@ struct Kernels {
   // x = cap * tanh(x / cap)
   void (*softcap)(float* x, float cap, int64_t n);
 
-  // Turn the pairs (head[i], head[i + head_dim / 2]) by angles given as head_dim / 2 cosines and sines.
-  void (*rotate)(float* head, const float* cos, const float* sin, int64_t head_dim);
+  // Turn the pairs (head[i], head[i + n / 2]) of the first n components by n / 2 angles, given as cosines and sines.
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t n);
 
   float (*dot)(const float* a, const float* b, int64_t n);
 
