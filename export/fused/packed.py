@@ -41,6 +41,11 @@ def parameter(g: Graph, weights: Weights, name: str) -> str:
     return g.weight(name, np.atleast_1d(weights.take(name)))
 
 
+def shaped(g: Graph, weights: Weights, name: str, shape: tuple[int, ...]) -> str:
+    """Add a float32 parameter under its own name, in another shape."""
+    return g.weight(name, weights.take(name).reshape(shape))
+
+
 def predictor(g: Graph, weights: Weights, name: str, present: bool) -> tuple[str, str]:
     """Add weight and bias of a predictor with one output; without it, two absent inputs."""
     if not present:
