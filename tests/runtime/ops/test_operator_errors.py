@@ -191,9 +191,8 @@ def fits(name: str, input: str, array: Array) -> bool:
         return True
     if name == "Logits" and input in ("x", "logit_rows"):
         return array.shape == (TOKENS + 1, DIM) if input == "x" else array.ndim == 1
-    layers = (
-        input.endswith(("threshold", "top_p", "ratio")) and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
-    )
+    levels = input.endswith(("threshold", "top_p", "ratio"))
+    layers = levels and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
     return layers or (input == "learned_positions" and array.ndim == 2 and len(array) > 0 and array.shape[1] == DIM)
 
 
