@@ -200,12 +200,12 @@ def test_weights_of_the_chosen_experts_sum_to_one(name: str) -> None:
     model = tiny_model(name)
     with torch.no_grad():
         out = model(tiny_ids(), busy_thresholds(model.config))
-    for layer in out.routing:
-        sums = layer.routes.routing_weights.sum(-1)
+    for routes in (layer.routes for layer in out.routing if layer.routes is not None):
+        sums = routes.routing_weights.sum(-1)
         if model.config.ffn.renormalize:
             torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
         else:
-            assert (sums < 1 - 1e-3).any()
+            assert ((sums - 1).abs() > 1e-3).any()
 
 
 def test_usage_counts_what_was_decided() -> None:
