@@ -65,7 +65,8 @@ class Source:
 
     def thresholds(self) -> ThresholdTensors:
         """Return the levels of the controllers, those of heads moved off the scores that they were taken from."""
-        levels = ThresholdTensors(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        current = self.model.default_thresholds().given()
+        levels = ThresholdTensors(**{name: level.detach() for name, level in current.items()})  # some may be learned
         scores, none = scores_of_ids(self.model), torch.empty(0)
         heads = [clear_of(float(level), none if layer else scores) for layer, level in enumerate(levels.head_top_p)]
         return levels._replace(head_top_p=torch.tensor(heads))
@@ -76,22 +77,24 @@ def weights_of(model: Transformer) -> dict[str, Array]:
 
     Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
-    levels, windows = ".level_logit", ".window_controller.window"
+    levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias")
     arrays = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
-    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
+    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(buffers)}
 
 
 def scores_of_ids(model: Transformer) -> Tensor:
     """Return all scores that the heads of the first layer can have, as its level sees them, sorted (n,).
 
-    They are finite in number: before the first attention a router sees nothing but the id of the token.
+    They are finite in number: before the first attention a router sees nothing but the id of the token. With learned
+    positions it sees the position too; then none are returned.
     """
     block = model.blocks()[0]
     router = block.attention.head_router
-    if router is None:
+    if router is None or model.learned_positions is not None:
         return torch.empty(0)
     with torch.no_grad():
-        routes = router(block.attention_norm(model.embedding.weight), torch.ones(()))
+        embedded = model.embed(torch.arange(model.config.vocab_size)[:, None]).flatten(0, 1)  # (V, D)
+        routes = router(block.attention_norm(embedded), torch.ones(()))
     moved = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
     return moved.flatten().sort().values
 
