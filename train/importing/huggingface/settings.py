@@ -7,20 +7,78 @@ from typing import Any
 from ..errors import ForeignFileError, UnsupportedModelError
 
 HARMLESS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _experts_implementation _name_or_path architectures
-    attention_dropout attention_probs_dropout_prob attn_pdrop auto_map aux_loss_alpha bos_token_id cache_implementation
-    chunk_size_feed_forward classifier_dropout dtype embd_pdrop embedding_dropout eos_token_id finetuning_task
-    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id layer_types max_length max_window_layers
-    model_type n_ctx output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp
-    problem_type resid_pdrop return_dict return_dict_in_generate reorder_and_upcast_attn rope_interleaved
-    router_aux_loss_coef router_jitter_noise scale_attn_by_inverse_layer_idx seq_aux sliding_window
-    sliding_window_pattern summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params text_model tie_encoder_decoder tokenizer_class torch_dtype torchscript
-    transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache use_mrope
-    use_sliding_window
-    """.split()
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_experts_implementation",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "attn_pdrop",
+        "auto_map",
+        "aux_loss_alpha",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "embd_pdrop",
+        "embedding_dropout",
+        "eos_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "layer_types",
+        "max_length",
+        "max_window_layers",
+        "model_type",
+        "n_ctx",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "resid_pdrop",
+        "return_dict",
+        "return_dict_in_generate",
+        "reorder_and_upcast_attn",
+        "rope_interleaved",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "scale_attn_by_inverse_layer_idx",
+        "seq_aux",
+        "sliding_window",
+        "sliding_window_pattern",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+        "text_model",
+        "tie_encoder_decoder",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_bfloat16",
+        "use_cache",
+        "use_mrope",
+        "use_sliding_window",
+    }
 )
 """Fields of the format itself, of training, or read elsewhere; they change nothing that is computed."""
 MISSING_FEATURES: Mapping[str, str] = {
@@ -36,14 +94,11 @@ MISSING_FEATURES: Mapping[str, str] = {
     "add_cross_attention": "attention to an encoder",
     "reorder_and_upcast_attn": "reordered attention",
     "scale_attn_by_inverse_layer_idx": "attention scaled by the number of the layer",
-    "router_jitter_noise": "",
     "n_group": "experts chosen in groups",
-    "num_experts_shared": "several shared experts",
     "interleave_moe_layer_step": "experts in some layers by a step",
     "alibi": "ALiBi positions",
-    "use_parallel_residual": "",
 }
-"""Field -> the feature that it switches on and this program lacks; empty where a family reads it."""
+"""Field -> the feature that it switches on and this program lacks."""
 
 
 class Settings:
@@ -172,7 +227,7 @@ class Settings:
         """
         for name, feature in MISSING_FEATURES.items():
             value = self.values.get(name)
-            if feature and name not in self._read and value:
+            if name not in self._read and value:
                 raise missing_feature(self.place, name, value, feature)
 
     def unknown(self) -> list[str]:
