@@ -161,12 +161,29 @@ def byte_tokenizer() -> Tokenizer:
 def write_folder(
     folder: Path, name: str = "llama", *, model: Any = None, dtype: torch.dtype = torch.float32, shards: str = "5GB"
 ) -> Any:
-    """Write the folder of a tiny model, and return the model as transformers has it."""
-    model = (model or make_model(name)).to(dtype)
-    model.save_pretrained(folder, max_shard_size=shards)
+    """Write the folder of a tiny model, and return the model as transformers has it, in float32."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if name == "deepseek":
+        from .deepseek_moe import write_deepseek
+
+        model = write_deepseek(folder)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = model or make_model(name)
+        model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+        if dtype != torch.float32:  # read again: `to` has also rounded the frequencies of the positions
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    write_tokenizer(folder)
+    return model
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write the files of the tokenizer."""
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    return model
 
 
 def random_ids(length: int, seed: int = 0) -> torch.Tensor:

@@ -173,12 +173,13 @@ class Decoder:
 
     def _windows(self) -> int | list[int]:
         window = self.settings.integer("sliding_window", self.family.window or 0, least=0)
+        has_window = self._has_window()  # checks the kinds of layers, also where there is no window
         given = "sliding_window" not in self.settings.values or self.settings.has("sliding_window")
         if not given or (self.family.switched and not self.settings.flag("use_sliding_window")):
             window = 0
         if not window:
             return 0
-        windows = [window if has else 0 for has in self._has_window()]
+        windows = [window if has else 0 for has in has_window]
         return windows[0] if len(set(windows)) == 1 else windows
 
     def _ffn(self) -> dict[str, Any]:

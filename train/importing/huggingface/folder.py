@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ...model.config import ModelConfig
 from ...run.tensor_file import LazyTensor
 from ..digests import digests
-from ..errors import ForeignFileError, UnsupportedModelError, listed
+from ..errors import ForeignFileError, UnsupportedModelError, listed, short
 from ..source import Claims, ForeignModel, Provenance, Work
 from .decoder import Decoder
 from .families import FAMILIES, OTHERS
@@ -123,7 +123,7 @@ def require_known(settings: Settings, kind: str) -> None:
         feature = OTHERS.get(kind)
         missing = f", which needs {feature}: this program has none" if feature else ""
         raise UnsupportedModelError(
-            f"{settings.place} is of the family {kind or '(none)'!r}{missing}. Families that can be read: "
+            f"{settings.place} is of the family {short(kind or '(none)')}{missing}. Families that can be read: "
             f"{', '.join(known)}; choose a model of one of them"
         )
     architectures = settings.raw("architectures") or []
@@ -131,8 +131,8 @@ def require_known(settings: Settings, kind: str) -> None:
     ends = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")
     if names and not any(str(name).endswith(ends) for name in names):
         raise UnsupportedModelError(
-            f"{settings.place} is a {names[0]}, which has no output head for text; expected one whose name ends in "
-            "ForCausalLM"
+            f"{settings.place} is a {short(names[0])}, which has no output head for text; expected one whose name "
+            "ends in ForCausalLM"
         )
 
 
@@ -149,7 +149,7 @@ def validated(values: Mapping[str, Any], place: str) -> ModelConfig:
         field = ".".join(str(part) for part in first["loc"])
         raise UnsupportedModelError(
             f"{place} describes a model that this program cannot compute: {field + ': ' if field else ''}"
-            f"{first['msg'].removeprefix('Value error, ')}; choose another model"
+            f"{short(first['msg'].removeprefix('Value error, '), 300)}; choose another model"
         ) from error
 
 

@@ -17,7 +17,7 @@ from ....contract.generation_settings import (
     template_file,
 )
 from ...data.tokenizers import vocabulary_size
-from ..errors import ForeignFileError
+from ..errors import ForeignFileError, short
 from .paths import LARGEST_TEMPLATE, LARGEST_TOKENIZER, model_files, read_json, read_small
 from .settings import Settings
 
@@ -115,7 +115,7 @@ def parsed(text: str, place: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise ForeignFileError(f"{place} is no tokenizer.json: {error}; download it again") from error
+        raise ForeignFileError(f"{place} is no tokenizer.json: {short(error)}; download it again") from error
     if not tokenizer.get_vocab_size():
         raise ForeignFileError(f"{place} has an empty vocabulary; download it again")
     return tokenizer
@@ -189,7 +189,7 @@ def read_templates(folder: Path, files: Mapping[str, Path], tokenizer_config: Ma
             template_file(name)  # refuses a name that cannot be that of a file
         if len(text) > LARGEST_TEMPLATE:
             raise ForeignFileError(
-                f"the chat template {name} in {folder} has {len(text)} characters, expected at most "
+                f"the chat template {short(name)} in {folder} has {len(text)} characters, expected at most "
                 f"{LARGEST_TEMPLATE}; remove it"
             )
     return templates
@@ -209,7 +209,7 @@ def _named(value: Any, folder: Path) -> dict[str, str]:
     )
     if not fits:
         raise ForeignFileError(
-            f"chat_template in {folder / TOKENIZER_CONFIG} is {json.dumps(value)[:60]}, expected a text, or a list of "
-            "objects with name and template; remove it, or download the model again"
+            f"chat_template in {folder / TOKENIZER_CONFIG} is {short(json.dumps(value))}, expected a text, or a list "
+            "of objects with name and template; remove it, or download the model again"
         )
     return {one["name"]: one["template"] for one in value}
