@@ -274,8 +274,12 @@ def judge(
 ) -> reference.Result:
     """Run tests/reference.py with the weights of `model`."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    limits = reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
-    return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
+    return reference.forward(weights, model.config, ids.numpy(), as_arrays(thresholds), dtype)
+
+
+def as_arrays(thresholds: ThresholdTensors) -> reference.ThresholdArrays:
+    """Return thresholds as the plain model takes them."""
+    return reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
 
 
 @cache
