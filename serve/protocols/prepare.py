@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...contract.errors import UserError
-from ...runtime.generation.chat import chat_ids
+from ...runtime.chat.prompt import chat_ids
 from ..errors import BadRequestError
 from ..scheduler.job import Job, ModelInfo
 from .names import find_model
