@@ -55,3 +55,11 @@ def template_of(manifest: Manifest, name: str | None = None, *, tools: bool = Fa
     if tools and not template.takes_tools:
         raise UserError("found tools, this model's chat template takes none; leave them out")
     return template
+
+
+def tool_template_of(manifest: Manifest) -> Template | None:
+    """Return the chat template that writes tools; None where the model has none that takes them."""
+    if manifest.chat_template is None and TOOL_TEMPLATE not in manifest.generation.templates:
+        return None
+    template = template_of(manifest, TOOL_TEMPLATE if TOOL_TEMPLATE in manifest.generation.templates else None)
+    return template if template.takes_tools else None

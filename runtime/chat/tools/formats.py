@@ -2,7 +2,7 @@
 
 from ....contract.generation_settings import ToolFormat
 from ...format.manifest import Manifest
-from ..templates import TOOL_TEMPLATE, template_of
+from ..templates import tool_template_of
 from .hermes import HermesParser
 from .llama3_json import Llama3JsonParser
 from .marked import MarkedParser
@@ -36,13 +36,8 @@ def format_of_template(text: str) -> ToolFormat | None:
 
 def format_of(manifest: Manifest) -> ToolFormat | None:
     """Return how a model writes tool calls; None where its template takes no tools, or the format is not known."""
-    if manifest.chat_template is None and TOOL_TEMPLATE not in manifest.generation.templates:
-        return None
-    name = TOOL_TEMPLATE if TOOL_TEMPLATE in manifest.generation.templates else None
-    template = template_of(manifest, name)
-    if not template.takes_tools:
-        return None
-    return manifest.generation.tools or format_of_template(template.text)
+    template = tool_template_of(manifest)
+    return None if template is None else manifest.generation.tools or format_of_template(template.text)
 
 
 def parser_of(format: ToolFormat, tools: Tools) -> ToolParser:

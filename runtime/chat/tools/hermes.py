@@ -13,6 +13,7 @@ class HermesParser(MarkedParser):
     """Reads calls of Hermes and Qwen."""
 
     markers = (BEGIN,)
+    shown = (BEGIN, END)
 
     def __init__(self, format: ToolFormat, tools: Tools) -> None:
         super().__init__(format, tools)

@@ -13,6 +13,7 @@ class Llama3JsonParser(MarkedParser):
     """Reads calls of Llama 3; an object without a marker is a call where it begins the answer and names a tool."""
 
     markers = (TAG,)
+    shown = (TAG,)
 
     def __init__(self, format: ToolFormat, tools: Tools) -> None:
         super().__init__(format, tools)

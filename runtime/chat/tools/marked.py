@@ -16,6 +16,8 @@ class MarkedParser:
 
     markers: tuple[str, ...] = ()
     """Texts that begin a call."""
+    shown: tuple[str, ...] = ()
+    """All markers that the parser reads, which the text must show where they are special tokens."""
 
     def __init__(self, format: ToolFormat, tools: Tools) -> None:
         self.tools = tools

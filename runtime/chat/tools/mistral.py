@@ -18,6 +18,7 @@ class MistralParser(MarkedParser):
     """Reads calls of Mistral, of its older and its newer form."""
 
     markers = (BEGIN,)
+    shown = (BEGIN, ARGS, CALL_ID)
 
     def __init__(self, format: ToolFormat, tools: Tools) -> None:
         super().__init__(format, tools)

@@ -71,18 +71,23 @@ class Answer:
     """The text and the calls of an answer, put together from its parts."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self._pieces: list[str] = []
         self._calls: list[tuple[str, str, list[str]]] = []
 
     def add(self, parts: Iterable[Part]) -> None:
         """Add parts in their order."""
         for part in parts:
             if isinstance(part, TextPart):
-                self.text += part.text
+                self._pieces.append(part.text)
             elif isinstance(part, CallBegin):
                 self._calls.append((part.id, part.name, []))
             else:
                 self._calls[part.index][2].append(part.text)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._pieces)
 
     @property
     def calls(self) -> list[ToolCall]:

@@ -22,6 +22,7 @@ class PythonicParser(MarkedParser):
     """Reads calls that are Python; a list without a marker is one where it begins the answer and names a tool."""
 
     markers = BEGIN
+    shown = (*BEGIN, *END)
 
     def __init__(self, format: ToolFormat, tools: Tools) -> None:
         super().__init__(format, tools)
