@@ -8,6 +8,7 @@ import numpy as np
 from ...runtime.format.manifest import KV, Precisions
 from ...train.model.config import ModelConfig
 from ..graph.builder import INT32, Graph
+from ..graph.lazy_array import concatenate
 from ..graph.weights import Weights
 from ..model.attention import Attention, Cache, Cells, Shared
 from ..model.signature import CACHE_TYPES
@@ -107,7 +108,7 @@ def grouped_query_attention(
 def _packed(g: Graph, weights: Weights, name: str, x: str) -> str:
     """Multiply by q, k and v in one product: (N, D) -> (N, (H + 2 K) W) fp16."""
     matrices = [weights.matrix(f"{name}.{part}.weight") for part in ("q", "kv")]
-    stored = weights.stored(g, f"{name}.qkv.weight", np.concatenate(matrices), "fp16")
+    stored = weights.stored(g, f"{name}.qkv.weight", concatenate(matrices), "fp16")
     return g.op("Gemm", half(g, x), stored, name="qkv", transB=1)
 
 
