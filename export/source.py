@@ -252,14 +252,14 @@ def _calibrate_new(source: Source) -> None:
         ids = source.heldout_ids(CALIBRATION_TOKENS)
         length = min(source.config.context_length, ids.shape[1])
         windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
-        with _last_logits_only(source.model):
+        with last_logits_only(source.model):
             for _ in range(2):  # the second time with the depth thresholds of the first
                 source.model.observe(source.model(windows))
 
 
 @contextmanager
-def _last_logits_only(model: Transformer) -> Iterator[None]:
-    """Compute the logits of the last token alone: controllers need none, and a large vocabulary takes gigabytes."""
+def last_logits_only(model: Transformer) -> Iterator[None]:
+    """Compute the logits of the last token alone: those of all take gigabytes with a large vocabulary."""
     hook = model.head.register_forward_pre_hook(lambda _, inputs: inputs[0][:, -1:])
     try:
         yield
