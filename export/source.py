@@ -11,8 +11,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..contract.errors import UserError
-from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
+from ..contract.file_names import CHAT_TEMPLATE, CONFIG, GENERATION, HELDOUT, TOKENIZER
 from ..contract.files import user_path
+from ..contract.generation_settings import GenerationSettings
+from ..contract.messages import EOS
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..runtime.ops.layout import from_bfloat16
 from ..train.data.tokenizers import vocabulary_size
@@ -52,6 +54,10 @@ class Source:
     """The same, loaded."""
     chat_template: str | None
     """The run's chat template, a Jinja text; None where it was not trained on chats."""
+    generation: GenerationSettings
+    """Ends, special tokens and defaults of sampling: those that an import wrote, else those of a run trained here."""
+    templates: dict[str, str]
+    """Chat templates besides the main one, by name."""
     heldout: str
     """Text that the model was not trained on."""
 
@@ -83,7 +89,8 @@ class Source:
 
     def thresholds(self) -> ThresholdTensors:
         """Return the levels of the controllers, those of heads moved off the scores that they were taken from."""
-        levels = ThresholdTensors(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        current = self.model.default_thresholds().given()
+        levels = ThresholdTensors(**{name: level.detach() for name, level in current.items()})  # some may be learned
         scores, none = scores_of_ids(self.model), torch.empty(0)
         heads = [clear_of(float(level), none if layer else scores) for layer, level in enumerate(levels.head_top_p)]
         return levels._replace(head_top_p=torch.tensor(heads))
@@ -113,14 +120,16 @@ def stored_lazily(tensor: Tensor) -> LazyArray:
 def scores_of_ids(model: Transformer) -> Tensor:
     """Return all scores that the heads of the first layer can have, as its level sees them, sorted (n,).
 
-    They are finite in number: before the first attention a router sees nothing but the id of the token.
+    They are finite in number: before the first attention a router sees nothing but the id of the token. With learned
+    positions it sees the position too; then none are returned.
     """
     block = model.blocks()[0]
     router = block.attention.head_router
-    if router is None:
+    if router is None or model.learned_positions is not None:
         return torch.empty(0)
     with torch.no_grad():
-        routes = router(block.attention_norm(model.embedding(torch.arange(model.config.vocab_size))), torch.ones(()))
+        embedded = model.embed(torch.arange(model.config.vocab_size)[:, None]).flatten(0, 1)  # (V, D)
+        routes = router(block.attention_norm(embedded), torch.ones(()))
     moved = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
     return moved.flatten().sort().values
 
@@ -183,13 +192,17 @@ def read(path: Path) -> Source:
     config = checkpoint.config.model
     model = load(config, checkpoint.model_state)
     tokenizer_json = _text(checkpoint.run / TOKENIZER)
+    tokenizer = _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size)
     template = checkpoint.run / CHAT_TEMPLATE
+    generation = _generation(checkpoint.run, tokenizer)
     source = Source(
         checkpoint,
         model,
         tokenizer_json,
-        _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size),
+        tokenizer,
         _text(template) if template.exists() else None,
+        generation,
+        {name: _text(checkpoint.run / file) for name, file in generation.templates.items()},
         _text(checkpoint.run / HELDOUT),
     )
     if source.heldout_ids(2).shape[1] < 2:
@@ -242,6 +255,26 @@ def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
             "it is not this run's tokenizer: restore that, or train again"
         )
     return tokenizer
+
+
+def _generation(run: Path, tokenizer: Tokenizer) -> GenerationSettings:
+    path = run / GENERATION
+    if not path.exists():
+        eos = tokenizer.token_to_id(EOS)
+        if eos is None:
+            raise UserError(
+                f"{run / TOKENIZER} has no token {EOS}, so it is not this run's tokenizer; restore it or train again"
+            )
+        return GenerationSettings(eos_ids=(eos,))
+    settings = GenerationSettings.from_json(_text(path), str(path))
+    ids = (*settings.eos_ids, *([] if settings.bos_id is None else [settings.bos_id]))
+    unknown = next((number for number in ids if tokenizer.id_to_token(number) is None), None)
+    if unknown is not None:
+        raise UserError(
+            f"{path} names the token {unknown}, which {run / TOKENIZER} does not have: they do not belong together; "
+            "import the model again"
+        )
+    return settings
 
 
 @torch.no_grad()

@@ -3,10 +3,15 @@
 R routed things to choose from (experts or heads), D width. P is (R,), x is (D,).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from adaptive_lm.train.model import ModelConfig
 
 Weights = Mapping[str, np.ndarray]  # by their names in torch's state_dict
 
@@ -39,6 +44,33 @@ def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
         mass = mass + P[ranked[count]]
         count += 1
     return choose_best(P, count)._replace(limit_margin=margin)
+
+
+class Candidates(NamedTuple):
+    """A choice among candidates and its margins, which are inf where no decision was taken."""
+
+    chosen: list[int]
+    limit_margin: float
+    rank_margin: float
+    ratio_margin: float  # least distance of a score, relative to the first, to the ratio
+
+
+def choose_candidates(P: np.ndarray, S: np.ndarray, most: int, limit: float, ratio: float) -> Candidates:
+    """Choose in order of S among the best `most` until the next one breaks a rule. The first always.
+
+    Rank i may follow while the ranks before it have less than `limit` of the mass P of the candidates (a limit of 1:
+    always), and while its P is at least `ratio` times that of the first.
+    """
+    ranked = choose_best(S, most).chosen
+    whole, count, mass, limit_margin, ratio_margin = sum(P[i] for i in ranked), 1, P[ranked[0]], np.inf, np.inf
+    for i in ranked[1:]:
+        if limit < 1:
+            limit_margin = min(limit_margin, abs(mass / whole - limit))
+        ratio_margin = min(ratio_margin, abs(P[i] / P[ranked[0]] - ratio) if ratio > 0 else np.inf)
+        if (limit < 1 and not mass / whole < limit) or P[i] < ratio * P[ranked[0]]:
+            break
+        mass, count = mass + P[i], count + 1
+    return Candidates(ranked[:count], limit_margin, choose_best(S, count).rank_margin, ratio_margin)
 
 
 def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: int, most: int) -> Choice:
@@ -97,3 +129,17 @@ def rms_norm(x: np.ndarray, eps: float, weight: np.ndarray | None = None) -> np.
     """Return x / sqrt(mean(x^2) + eps), times the weight."""
     normed = x / np.sqrt(np.mean(x * x) + x.dtype.type(eps))
     return normed if weight is None else normed * weight
+
+
+def state_norm(weights: Weights, config: ModelConfig, name: str, x: np.ndarray) -> np.ndarray:
+    """Normalise a hidden state (D,) by the norm of that name; where the model has none at that place, return x.
+
+    LayerNorm is (x - mean) / sqrt(var + eps) * weight + bias, Ba et al. 2016 (arXiv 1607.06450).
+    """
+    before, after = name.endswith(("attention_norm", "ffn_norm")), name.endswith("post_norm")
+    if (before and config.norm_place == "post") or (after and config.norm_place == "pre"):
+        return x
+    if config.norm == "rms":
+        return rms_norm(x, config.norm_eps, weights[f"{name}.weight"])
+    centred = x - x.mean()
+    return rms_norm(centred, config.norm_eps, weights[f"{name}.weight"]) + weights[f"{name}.bias"]

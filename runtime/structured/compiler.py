@@ -67,7 +67,8 @@ class Compiler:
                 'llguidance is not installed, structured output needs it; type: pip install "adaptive-lm[structured]"'
             ) from error
         self._library = llguidance
-        self._tokenizer = llguidance.LLTokenizer(Vocabulary(tokenizer))  # type: ignore[arg-type]
+        vocabulary = Vocabulary(tokenizer)
+        self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=vocabulary.ends)  # type: ignore[arg-type]
         self._trial = Trial(SECONDS)
         self._lock = threading.Lock()
         self._clock, self._room = clock, threading.Semaphore(MOST_COMPILING)

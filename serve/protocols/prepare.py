@@ -37,7 +37,7 @@ def prepare_completion(body: CompletionBody, caller: Caller) -> Order:
     wanted = DEFAULT_NEW_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
     prompts = []
     for one in body.prompts:
-        ids = encode(model, one, "prompt") if isinstance(one, str) else one
+        ids = encode_prompt(model, one) if isinstance(one, str) else one
         prompts.append((ids, room_for(ids, wanted, model, "prompt")))
     scores = body.logprobs if body.echo else None
     jobs = jobs_of(body, model, dial, caller, prompts, body.logprobs, prompt_logprobs=scores)
@@ -59,12 +59,12 @@ def conversation_ids(body: ChatBody, model: ModelInfo) -> list[int]:
         raise BadRequestError(message, param="messages") from None
 
 
-def encode(model: ModelInfo, text: str, param: str) -> list[int]:
-    """Return the ids of a text."""
+def encode_prompt(model: ModelInfo, text: str) -> list[int]:
+    """Return the ids of a prompt without a template."""
     try:
-        return model.tokenizer.encode(text)
+        return model.tokenizer.encode_prompt(text)
     except UserError as error:
-        raise user_error(error, param) from None
+        raise user_error(error, "prompt") from None
 
 
 def jobs_of(
@@ -83,7 +83,7 @@ def jobs_of(
         raise BadRequestError(
             f"found {len(prompts) * n} texts in one request, this server takes {most}; send fewer at a time"
         )
-    fields: dict[str, Any] = {**body.sampling, **dial, "stop": body.stops}
+    fields: dict[str, Any] = {**model.manifest.generation.sampling, **body.sampling, **dial, "stop": body.stops}
     if logprobs is not None:
         fields["logprobs"] = logprobs
     grammar = caller.grammars.compile(body.response_format, model)
