@@ -164,7 +164,7 @@ class Transformer(nn.Module):
 
     def default_thresholds(self) -> ThresholdTensors:
         """Return the current levels of the controllers and no early exit, as in training and in an exported model."""
-        ones = torch.ones(self.config.num_layers, device=self.embedding.weight.device)
+        ones = torch.ones(self.config.num_layers, device=self.norm.weight.device)
 
         def levels(kind: str, otherwise: Tensor) -> Tensor:
             shared = self.pi[kind] if kind in self.pi else None  # noqa: SIM401 - a ModuleDict has no get
@@ -220,7 +220,7 @@ class Transformer(nn.Module):
         if not (self.training and self.layer_dropout):
             return None
         rates = torch.tensor(
-            dropout_rates(self.layer_dropout, self.config.num_layers), device=self.embedding.weight.device
+            dropout_rates(self.layer_dropout, self.config.num_layers), device=self.norm.weight.device
         )
         return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
 
