@@ -83,7 +83,7 @@ class Source:
         """Yield every parameter; those that are not in memory in pieces, in the dtype of the checkpoint."""
         for name, value in self.model.named_parameters():
             if value.is_meta:
-                yield from self.checkpoint.model_state[name].split(max(1, FINITE_WEIGHTS // value[0].numel()))
+                yield from torch.split(self.checkpoint.model_state[name], max(1, FINITE_WEIGHTS // value[0].numel()))
             else:
                 yield value
 
@@ -231,7 +231,7 @@ def require_finite(source: Source) -> None:
         length = min(source.config.context_length, ids.shape[1])
         windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
         logits = source.model(windows).logits.flatten(0, 1)
-        if not all_finite(logits.split(max(1, FINITE_WEIGHTS // logits.shape[1]))):
+        if not all_finite(torch.split(logits, max(1, FINITE_WEIGHTS // logits.shape[1]))):
             problem = f"the weights of step {checkpoint.step} give logits that are not finite"
     if problem is not None:
         raise divergence_error(Run(checkpoint.run), checkpoint.config, problem, checkpoint.step)

@@ -102,7 +102,7 @@ def _stream(model: Transformer, tensors: Mapping[str, Tensor], rounding: Roundin
         return values if rounding is None else torch.from_numpy(rounding(name, values.numpy(), at))
 
     def embed(ids: Tensor) -> Tensor:
-        different, place = ids.unique(return_inverse=True)
+        different, place = torch.unique(ids, return_inverse=True)
         return rows("embedding.weight", different.numpy())[place]
 
     def logits(x: Tensor) -> Tensor:
@@ -113,7 +113,8 @@ def _stream(model: Transformer, tensors: Mapping[str, Tensor], rounding: Roundin
             out[..., at] = linear(x, rows("embedding.weight" if tied else "head.weight", at), head.onednn)
         return out
 
-    embedding.forward, head.forward = embed, logits  # type: ignore[method-assign]
+    embedding.forward = embed  # type: ignore[method-assign, assignment]
+    head.forward = logits  # type: ignore[method-assign]
 
 
 def _stream_layer(block: nn.Module, prefix: str, tensors: Mapping[str, Tensor], rounding: Rounding | None) -> None:
@@ -130,8 +131,8 @@ def _stream_layer(block: nn.Module, prefix: str, tensors: Mapping[str, Tensor], 
             setattr(module, name, _parameter(full, tensors[full], rounding))
 
     def free(*_: object) -> None:
-        for (module, name, _), value in zip(places, hollow_ones, strict=True):
-            setattr(module, name, value)
+        for place, value in zip(places, hollow_ones, strict=True):
+            setattr(place[0], place[1], value)
 
     block.register_forward_pre_hook(read)
     block.register_forward_hook(free, always_call=True)

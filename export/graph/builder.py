@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .lazy_array import Array, LazyArray
+from .lazy_array import Array as Array
+from .lazy_array import LazyArray
 
 OPSET = 24
 IR_VERSION = 11

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -58,7 +59,9 @@ def save(proto: onnx.ModelProto, graph: Path, weights: Path, later: Later | None
 
 def size_of(proto: onnx.ModelProto, later: Later) -> int:
     """Return the bytes of the two files that `save` would write, apart from padding."""
-    return proto.ByteSize() + sum(later[tensor.name].nbytes for tensor in _weights(proto.graph) if tensor.name in later)
+    return int(proto.ByteSize()) + sum(
+        later[tensor.name].nbytes for tensor in _weights(proto.graph) if tensor.name in later
+    )
 
 
 class _Writer:
@@ -79,7 +82,7 @@ class _Writer:
                 os.fsync(self._file.fileno())
 
     def write(self, content: bytes | Array) -> None:
-        data = memoryview(content).cast("B") if not isinstance(content, bytes) else content
+        data = content if isinstance(content, bytes) else content.reshape(-1).view(np.uint8).data
         self._file.write(data)
         self._digest.update(data)
         self.size += len(data)

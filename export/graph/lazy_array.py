@@ -105,7 +105,7 @@ class LazyArray:
             _newest[id(self)] = (self, array)
         return array
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.whole(), dtype=dtype, copy=copy)
 
     def __getitem__(self, at: int | slice) -> Any:
@@ -169,7 +169,7 @@ class LazyArray:
         return self.map(lambda rows: rows.astype(dtype), dtype=dtype)
 
     def map(
-        self, change: Callable[[Array], Array], shape: Sequence[int] | None = None, dtype: npt.DTypeLike = None
+        self, change: Callable[[Array], Array], shape: Sequence[int] | None = None, dtype: npt.DTypeLike | None = None
     ) -> LazyArray:
         """Return an array whose rows are those of this one, changed.
 
@@ -181,7 +181,10 @@ class LazyArray:
         return self.map_at(lambda rows, _: change(rows), shape, dtype)
 
     def map_at(
-        self, change: Callable[[Array, slice], Array], shape: Sequence[int] | None = None, dtype: npt.DTypeLike = None
+        self,
+        change: Callable[[Array, slice], Array],
+        shape: Sequence[int] | None = None,
+        dtype: npt.DTypeLike | None = None,
     ) -> LazyArray:
         """Return an array like that of `map`, where `change` also gets the numbers of the rows."""
         return LazyArray(

@@ -41,7 +41,7 @@ class Scratch:
             return array
         file = self._opened()
         start = file.seek(0, 2)
-        file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         row = array.nbytes // len(array)
         shape, dtype = array.shape, array.dtype
 
