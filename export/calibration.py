@@ -24,8 +24,9 @@ from ..train.model.experts import ExpertForm
 from ..train.model.linear import Linear
 from ..train.model.moe import MoE
 from .graph.builder import Array
+from .graph.lazy_array import LazyArray, steps
 from .graph.weights import is_matrix, part_of
-from .source import Source
+from .source import Source, last_logits_only
 
 TOKENS = 16_384
 """Most tokens of the text that are read."""
@@ -120,36 +121,41 @@ def calibrate(source: Source, text: Path, precisions: Precisions) -> Calibration
         if matrix.ndim == 2:
             scales[name], own = search(matrix, power, precision)
         else:
-            each = [search(one, its, precision) for one, its in zip(matrix, power, strict=True)]
+            each = [search(matrix[e], its, precision) for e, its in enumerate(power)]
             scales[name], own = np.stack([one for one, _ in each]), np.sum([error for _, error in each], 0)
         errors += own
     unvisited = {layer: np.flatnonzero(number == 0).tolist() for layer, number in visits.items() if (number == 0).any()}
     return Calibration(scales, text.name, len(ids), unvisited, float(errors[0] / max(errors[1], 1e-300)))
 
 
-def search(matrix: Array, power: Array, precision: Precision) -> tuple[Array, Array]:
+def search(matrix: Array | LazyArray, power: Array, precision: Precision) -> tuple[Array, Array]:
     """Choose the factor of each block of a matrix (N, K) by the mean squares (K,) of its inputs.
 
     Returns:
         Factors (N, blocks), and the error with them and with a factor of 1, (2,).
     """
     missing = -matrix.shape[1] % BLOCK
-    whole = np.pad(np.asarray(matrix, np.float32), ((0, 0), (0, missing)))
     weight = np.pad(np.asarray(power, np.float64), (0, missing))
-    blocks = whole.shape[1] // BLOCK
-    errors = np.empty((len(FACTORS), len(whole), blocks))
-    for i, factor in enumerate(FACTORS):
-        own = dequantize(quantize(whole, precision, np.full((len(whole), blocks), factor, np.float32)))
-        errors[i] = (np.square(own.astype(np.float64) - whole) * weight).reshape(len(whole), blocks, BLOCK).sum(-1)
-    best = errors.argmin(0)  # (N, blocks); the first, 1, where several are equal
-    return np.asarray(FACTORS, np.float32)[best], np.array([errors.min(0).sum(), errors[0].sum()])
+    factors, lowest, first = [], [], []
+    for at in steps(matrix.shape, np.float32):
+        whole = np.pad(np.asarray(matrix[at], np.float32), ((0, 0), (0, missing)))
+        blocks = whole.shape[1] // BLOCK
+        errors = np.empty((len(FACTORS), len(whole), blocks))
+        for i, factor in enumerate(FACTORS):
+            own = dequantize(quantize(whole, precision, np.full((len(whole), blocks), factor, np.float32)))
+            errors[i] = (np.square(own.astype(np.float64) - whole) * weight).reshape(len(whole), blocks, BLOCK).sum(-1)
+        best = errors.argmin(0)  # (n, blocks); the first, 1, where several are equal
+        factors.append(np.asarray(FACTORS, np.float32)[best])
+        lowest.append(errors.min(0))
+        first.append(errors[0])
+    return np.concatenate(factors), np.array([np.concatenate(lowest).sum(), np.concatenate(first).sum()])
 
 
 @torch.no_grad()
 def record(model: Transformer, ids: Tensor, powers: Powers, context: int) -> dict[int, Array]:
     """Read ids (1, T) with the model; add the inputs of its matrices to `powers`, and count visits of experts (E,)."""
     visits: dict[int, Array] = {}
-    with recording(model, powers, visits):
+    with recording(model, powers, visits), last_logits_only(model):
         for begin in range(0, ids.shape[1], context):
             model(ids[:, begin : begin + context])
     return visits

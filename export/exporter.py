@@ -66,15 +66,15 @@ def run_export(
     source = read(find(name, checkpoint))
     require_fitting(source, precisions)
     target = out or source.checkpoint.run / "model"
-    parameters = sum(p.numel() for p in source.model.parameters())
+    parameters = sum(p.numel() for p in source.model.parameters())  # a tied matrix once
     log(f"exporting {source.checkpoint.path} ({parameters / 1e6:.1f}M parameters) as {precisions.narrowest}")
     calibration = calibrate(source, calibrate_text, precisions) if calibrate_text else None
     for line in calibration.lines() if calibration else ():
         log(f"  {line}")
     scales = calibration.scales if calibration else {}
     with replacing(target) as folder:
-        manifest = write_files(source, folder, precisions, targets, kv, scales)
-        report, failures = _check(Judge(source, scales), folder, manifest, threads or usable_cores(), log)
+        manifest = write_files(source, folder, precisions, targets, kv, scales, log)
+        report, failures = _check(Judge(source, scales, folder), folder, manifest, threads or usable_cores(), log)
         if calibration:
             report["calibration"] = calibration.report()
         if failures:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 
 from ..contract.errors import UserError
-from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
+from ..contract.file_names import MANIFEST, TOKENIZER, target_files
 from ..contract.files import require_utf8_path, write_whole
 from ..runtime.format.files import digest
 from ..runtime.format.manifest import (
@@ -37,8 +37,8 @@ from .cuda.mechanisms import mechanisms as cuda_mechanisms
 from .cuda.transformer import build as build_cuda
 from .fused.mechanisms import mechanisms
 from .fused.transformer import build as build_fused
-from .graph.builder import IR_VERSION, OPSET, Array
-from .graph.files import save
+from .graph.builder import IR_VERSION, OPSET, Array, Later
+from .graph.files import WrittenFile, save, size_of
 from .graph.weights import FP32
 from .model.signature import Signature, graph_inputs, graph_outputs
 from .model.transformer import build
@@ -97,6 +97,7 @@ def write_files(
     targets: Sequence[str] = (),
     kv: KV = "fp32",
     scales: Mapping[str, Array] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Write graphs, weights and tokenizer into `folder`; return the manifest, without the report of the check.
 
@@ -107,13 +108,16 @@ def write_files(
         targets: The targets besides `portable`, which is always written.
         kv: Precision of the cache in the graph of the target `cpu`.
         scales: Factors of the scales of blocks by matrix, from a calibration.
+        log: Called with what is written, and how large it is, before it is.
+
+    Raises:
+        UserError: The disk has less room than the model takes.
     """
-    config, thresholds, state = source.config, source.thresholds(), source.weights()
-    files = save(build(config, state, precisions, scales=scales), folder / GRAPH, folder / WEIGHTS)
+    config, thresholds = source.config, source.thresholds()
+    files = _write_graphs(source, folder, precisions, targets, kv, scales, log)
     extra: dict[str, Target] = {}
     if "cpu" in targets:
         graph, data = target_files("cpu")
-        files += save(build_fused(config, state, precisions, kv, scales), folder / graph, folder / data)
         extra["cpu"] = Target(
             graph=graph,
             data=data,
@@ -125,7 +129,6 @@ def write_files(
         )
     if "cuda" in targets:
         graph, data = target_files("cuda")
-        files += save(build_cuda(config, state, precisions), folder / graph, folder / data)
         extra["cuda"] = Target(
             graph=graph,
             data=data,
@@ -135,12 +138,9 @@ def write_files(
             costs=cuda_costs(config, precisions, kv_of(precisions)),
             mechanisms=cuda_mechanisms(config, precisions),
         )
-    for file in files:
-        if file.suffix == ".onnx":
-            onnx.checker.check_model(file)
     tokenizer = folder / TOKENIZER
     write_whole(tokenizer, source.tokenizer_json.encode())
-    files.append(tokenizer)
+    files.append(WrittenFile(tokenizer, tokenizer.stat().st_size, digest(tokenizer)))
     return Manifest(
         created_by={
             "adaptive_lm": version("adaptive-lm"),
@@ -160,8 +160,58 @@ def write_files(
         dial=dial(source),
         costs=costs(config, precisions),
         targets=extra,
-        files={file.name: FileInfo(bytes=file.stat().st_size, sha256=digest(file)) for file in files},
+        files={file.path.name: FileInfo(bytes=file.bytes, sha256=file.sha256) for file in files},
     )
+
+
+def _write_graphs(
+    source: Source,
+    folder: Path,
+    precisions: Precisions,
+    targets: Sequence[str],
+    kv: KV,
+    scales: Mapping[str, Array] | None,
+    log: Callable[[str], None],
+) -> list[WrittenFile]:
+    """Write the graph and the weights of each target, one target after the other.
+
+    The graphs come first, without their weights: so the sizes are known before anything is written.
+
+    Raises:
+        UserError: The disk has less room than the model takes.
+    """
+    config, state = source.config, source.weights()
+    later: dict[str, Later] = {name: {} for name in ("portable", "cpu", "cuda")}
+    graphs = {"portable": build(config, state, precisions, None, scales, later["portable"])}
+    if "cpu" in targets:
+        graphs["cpu"] = build_fused(config, state, precisions, kv, scales, later["cpu"])
+    if "cuda" in targets:
+        graphs["cuda"] = build_cuda(config, state, precisions, later["cuda"])
+    sizes = {name: size_of(proto, later[name]) for name, proto in graphs.items()}
+    parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items())
+    log(f"writing {parts} to {folder.parent}")
+    require_room(folder, sum(sizes.values()), parts)
+    files: list[WrittenFile] = []
+    for name, proto in graphs.items():
+        graph, data = target_files(name)
+        files += save(proto, folder / graph, folder / data, later[name])
+        onnx.checker.check_model(folder / graph)
+    return files
+
+
+def require_room(folder: Path, size: int, parts: str) -> None:
+    """Refuse to begin where the model does not fit on the disk.
+
+    Raises:
+        UserError: The disk has less room than `size` bytes, those of `parts`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"the exported model takes {size / 2**20:.1f} MiB ({parts}), the disk of {folder.parent} has "
+            f"{free / 2**20:.1f} MiB; nothing was exported. Free disk space, choose another --out, or make it smaller: "
+            "--quantize int8"
+        )
 
 
 def _model(source: Source, precisions: Precisions) -> Model:

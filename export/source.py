@@ -1,5 +1,7 @@
 """The source of an export: a checkpoint, its tokenizer, and held-out text to check it with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ..contract.files import user_path
 from ..contract.generation_settings import GenerationSettings
 from ..contract.messages import EOS
 from ..runtime.format.manifest import DialTable, DialTarget
+from ..runtime.ops.layout import from_bfloat16
 from ..train.data.tokenizers import vocabulary_size
 from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
@@ -23,6 +26,8 @@ from ..train.run.best import checkpoint_of
 from ..train.run.checkpoint import Checkpoint, load_checkpoint
 from ..train.run.folder import RUNS, Run, newest_run
 from .graph.builder import Array
+from .graph.lazy_array import LazyArray
+from .streaming import load
 
 CALIBRATION_TOKENS = 4096
 """Held-out tokens shown to the controllers of a model that was never trained."""
@@ -31,6 +36,8 @@ TIE_DISTANCE = 1e-4
 precision to which a threshold is known."""
 FINITE_TOKENS = 512
 """Held-out tokens whose logits must be finite."""
+FINITE_WEIGHTS = 2**24
+"""Weights, and logits, that are tested for being finite at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,20 @@ class Source:
         ids = self.tokenizer.encode(characters, add_special_tokens=False).ids[:limit]
         return torch.tensor([ids], dtype=torch.int64)
 
-    def weights(self) -> dict[str, Array]:
-        """Return the arrays that the graph holds, by name."""
-        return weights_of(self.model)
+    def weights(self) -> dict[str, LazyArray]:
+        """Return the arrays that the graph holds, by name; large ones are read from the checkpoint when used."""
+        return {
+            name: stored_lazily(self.checkpoint.model_state[name] if value.is_meta else value)
+            for name, value in _tensors_of_graph(self.model).items()
+        }
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield every parameter; those that are not in memory in pieces, in the dtype of the checkpoint."""
+        for name, value in self.model.named_parameters():
+            if value.is_meta:
+                yield from torch.split(self.checkpoint.model_state[name], max(1, FINITE_WEIGHTS // value[0].numel()))
+            else:
+                yield value
 
     def thresholds(self) -> ThresholdTensors:
         """Return the levels of the controllers, those of heads moved off the scores that they were taken from."""
@@ -83,9 +101,20 @@ def weights_of(model: Transformer) -> dict[str, Array]:
 
     Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
+    return {name: value.numpy() for name, value in _tensors_of_graph(model).items()}
+
+
+def _tensors_of_graph(model: Transformer) -> dict[str, Tensor]:
     levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias")
-    arrays = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
-    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(buffers)}
+    tensors = {name: value.detach() for name, value in model.named_parameters() if not name.endswith(levels)}
+    return tensors | {name: value for name, value in model.named_buffers() if name.endswith(buffers)}
+
+
+def stored_lazily(tensor: Tensor) -> LazyArray:
+    """Return a tensor, which may be mapped from a file, as an array that is widened to float32 when it is read."""
+    if tensor.dtype == torch.bfloat16:
+        return LazyArray.of(tensor.view(torch.uint16).numpy(), from_bfloat16)
+    return LazyArray.of(tensor.numpy(), lambda stored: np.asarray(stored, np.float32))
 
 
 def scores_of_ids(model: Transformer) -> Tensor:
@@ -161,8 +190,7 @@ def read(path: Path) -> Source:
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint.config.model
-    model = Transformer(config).eval()
-    model.load_state_dict(checkpoint.model_state)
+    model = load(config, checkpoint.model_state)
     tokenizer_json = _text(checkpoint.run / TOKENIZER)
     tokenizer = _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size)
     template = checkpoint.run / CHAT_TEMPLATE
@@ -196,13 +224,14 @@ def require_finite(source: Source) -> None:
     """
     checkpoint = source.checkpoint
     problem = None
-    if not all_finite(source.model.parameters()):
+    if not all_finite(source.parameters()):
         problem = f"the weights of step {checkpoint.step} are not finite"
     else:
         ids = source.heldout_ids(FINITE_TOKENS)
         length = min(source.config.context_length, ids.shape[1])
         windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
-        if not source.model(windows).logits.isfinite().all():
+        logits = source.model(windows).logits.flatten(0, 1)
+        if not all_finite(torch.split(logits, max(1, FINITE_WEIGHTS // logits.shape[1]))):
             problem = f"the weights of step {checkpoint.step} give logits that are not finite"
     if problem is not None:
         raise divergence_error(Run(checkpoint.run), checkpoint.config, problem, checkpoint.step)
@@ -256,8 +285,19 @@ def _calibrate_new(source: Source) -> None:
         ids = source.heldout_ids(CALIBRATION_TOKENS)
         length = min(source.config.context_length, ids.shape[1])
         windows = ids[:, : ids.shape[1] // length * length].view(-1, length)
-        for _ in range(2):  # the second time with the depth thresholds of the first
-            source.model.observe(source.model(windows))
+        with last_logits_only(source.model):
+            for _ in range(2):  # the second time with the depth thresholds of the first
+                source.model.observe(source.model(windows))
+
+
+@contextmanager
+def last_logits_only(model: Transformer) -> Iterator[None]:
+    """Compute the logits of the last token alone: those of all take gigabytes with a large vocabulary."""
+    hook = model.head.register_forward_pre_hook(lambda _, inputs: inputs[0][:, -1:])
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def dial(source: Source) -> DialTable:

@@ -10,6 +10,7 @@ import numpy as np
 from ...runtime.format.manifest import KV, Precisions
 from ...train.model.config import ModelConfig
 from ..graph.builder import INT32, Graph
+from ..graph.lazy_array import concatenate
 from ..graph.weights import Weights, plus
 from ..model.attention import Attention, Cache, Cells, Shared
 from ..model.signature import CACHE_TYPES
@@ -123,7 +124,7 @@ def grouped_query_attention(
 def _packed(g: Graph, weights: Weights, name: str, x: str) -> str:
     """Multiply by q, k and v in one product and add their biases: (N, D) -> (N, (H + 2 K) W) fp16."""
     matrices = [weights.matrix(f"{name}.{part}.weight") for part in ("q", "kv")]
-    stored = weights.stored(g, f"{name}.qkv.weight", np.concatenate(matrices), "fp16")
+    stored = weights.stored(g, f"{name}.qkv.weight", concatenate(matrices), "fp16")
     biases = [weights.take(bias) for part in ("q", "kv") if (bias := f"{name}.{part}.bias") in weights.state]
     added = [g.weight(f"{name}.qkv.bias.fp16", np.concatenate(biases).astype(np.float16))] if biases else []
     return g.op("Gemm", half(g, x), stored, *added, name="qkv", transB=1)

@@ -54,7 +54,7 @@ def fused_moe(
     store = weights.stored if in_half else weights.floats
     out = g.op(
         "MoE", *((half(g, x), half(g, scores)) if in_half else (x, scores)),
-        store(g, f"{name}.gate_up.rows", interleaved(gate_up), precision), "",
+        store(g, f"{name}.gate_up.rows", gate_up.map(interleaved, (gate_up.shape[2], gate_up.shape[1])), precision), "",
         store(g, f"{name}.down.rows", down.swapaxes(1, 2), precision), "",
         domain=MICROSOFT, name="experts",
         k=int(config.experts_per_token) if config.routing == "top_k" else config.candidates,

@@ -3,13 +3,14 @@
 N tokens, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
 from ...runtime.format.manifest import Precisions
 from ...train.model.config import ModelConfig
-from ..graph.builder import BOOL, Array, Graph
+from ..graph.builder import BOOL, Array, Graph, Later
+from ..graph.lazy_array import LazyArray
 from ..graph.weights import FP32
 from ..model.exits import confidence, exit_router
 from ..model.signature import graph_outputs
@@ -20,19 +21,25 @@ from .half import HalfWeights, product
 from .prune import prune
 
 
-def build(config: ModelConfig, state: dict[str, Array], precisions: Precisions = FP32) -> onnx.ModelProto:
+def build(
+    config: ModelConfig,
+    state: Mapping[str, Array | LazyArray],
+    precisions: Precisions = FP32,
+    later: Later | None = None,
+) -> onnx.ModelProto:
     """Build the model as one ONNX graph of standard and contrib operators.
 
     Args:
         config: The model.
         state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
         precisions: Precision of each part: fp32, bf16 or fp16.
+        later: Takes the content of large weights; None puts it into the graph.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used.
     """
     weights = HalfWeights(state, precisions)
-    g = Graph("adaptive.cuda")
+    g = Graph("adaptive.cuda", later=later)
     # routed heads are masked: to compute only the chosen ones, the GPU would have to report how many tokens chose each
     CudaTransformerGraph(g, weights, config, "masked").write()
     kv = kv_of(precisions)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from ...runtime.format.manifest import Precision
-from ...runtime.ops.layout import PRECISIONS, pack
+from ...runtime.ops.layout import GROUP, PRECISIONS, pack, packed_bytes, padded
 from ...runtime.ops.probe import DOMAIN
 from ...train.model.config import ModelConfig
 from ..graph.builder import Array, Graph
+from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights
 
 
@@ -30,16 +31,43 @@ def matrix(g: Graph, weights: Weights, name: str) -> str:
     packed = f"{name}.packed"
     if packed in g.initializers:
         return packed
-    weight = weights.take(name)
-    rows = weight if weight.ndim == 2 else weight.swapaxes(1, 2)
-    return g.weight(packed, pack(rows, weights.precision_of(name), weights.scales.get(name)))
+    return g.weight(packed, pack_lazily(weights.lazy(name), weights.precision_of(name), weights.scales.get(name)))
+
+
+def pack_lazily(weight: LazyArray, precision: Precision, scales: Array | None = None) -> LazyArray:
+    """Pack a matrix (O, I), or experts (E, I, O), when it is read: groups of outputs or experts a few at a time.
+
+    Args:
+        weight: The matrix.
+        precision: Precision to round to.
+        scales: As `layout.quantize` takes them, (O, blocks) or (E, O, blocks).
+    """
+    if weight.ndim == 3:
+        _, inputs, outputs = weight.shape
+
+        def pack_experts(stack: Array, at: slice) -> Array:
+            return pack(stack.swapaxes(1, 2), precision, None if scales is None else scales[at]).reshape(len(stack), -1)
+
+        size = packed_bytes(precision, outputs, inputs)
+        return weight.map_at(pack_experts, (size,), np.uint8).reshape(-1)
+    outputs, inputs = weight.shape
+    groups = padded(outputs, inputs)[0] // GROUP
+
+    def pack_groups(begin: int, end: int) -> Array:
+        at = slice(begin * GROUP, min(end * GROUP, outputs))
+        stream = pack(weight[at], precision, None if scales is None else scales[at])
+        return stream.reshape(end - begin, -1)
+
+    size = packed_bytes(precision, outputs, inputs)
+    return LazyArray((groups, size // groups), np.uint8, pack_groups).reshape(-1)
 
 
 def parameter(g: Graph, weights: Weights, name: str) -> str:
     """Add a float32 vector or a router under its own name, once for all its readers; a scalar as a vector of one."""
     if name in g.initializers:
         return name
-    return g.weight(name, np.atleast_1d(weights.take(name)))
+    value = weights.lazy(name)
+    return g.weight(name, value if value.ndim else value.reshape(1))
 
 
 def state_norm(g: Graph, weights: Weights, config: ModelConfig, name: str, present: bool = True) -> tuple[str, str]:

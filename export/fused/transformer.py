@@ -14,7 +14,8 @@ from onnx import helper
 from ...runtime.format.manifest import KV, Precisions
 from ...runtime.ops.probe import DOMAIN, VERSION
 from ...train.model.config import ModelConfig
-from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph
+from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph, Later
+from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights
 from .attention import attention, by_token, window_of
 from .feed_forward import feed_forward
@@ -26,10 +27,11 @@ CRITERIA = ("top_prob", "margin", "entropy", "router")
 
 def build(
     config: ModelConfig,
-    state: dict[str, Array],
+    state: Mapping[str, Array | LazyArray],
     precisions: Precisions,
     kv: KV = "fp32",
     scales: Mapping[str, Array] | None = None,
+    later: Later | None = None,
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of our operators.
 
@@ -39,12 +41,13 @@ def build(
         precisions: Precision of each part.
         kv: Precision of keys and values in the cache.
         scales: Factors of the scales of blocks by matrix, from a calibration.
+        later: Takes the content of large weights; None puts it into the graph.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used.
     """
     weights = Weights(state, precisions, scales)
-    g = Graph("adaptive.cpu")
+    g = Graph("adaptive.cpu", later=later)
     _Transformer(g, weights, config).write()
     if weights.untaken():
         raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")

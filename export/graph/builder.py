@@ -6,13 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .lazy_array import Array as Array
+from .lazy_array import LazyArray
+
 OPSET = 24
 IR_VERSION = 11
-Array = npt.NDArray[Any]
+SMALL = 1024
+"""Weights of fewer bytes stay in the graph's own file."""
+Later = dict[str, LazyArray]
+"""The large weights of a graph by name, to be computed when their file is written."""
 
 
 class Graph:
@@ -21,9 +26,11 @@ class Graph:
     Initializers belong to the graph that uses them: ONNX Runtime prepacks a weight only there.
     """
 
-    def __init__(self, name: str, parent: Graph | None = None) -> None:
+    def __init__(self, name: str, parent: Graph | None = None, later: Later | None = None) -> None:
         self.name = name
         self.parent = parent
+        self.later: Later | None = parent.later if parent else later
+        """Takes the content of large weights; None puts it into the graph."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.derived: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -55,7 +62,7 @@ class Graph:
         self.nodes.append(helper.make_node(op_type, inputs, given, name=node, **attributes))
         return given
 
-    def weight(self, name: str, value: Array, dtype: int | None = None) -> str:
+    def weight(self, name: str, value: Array | LazyArray, dtype: int | None = None) -> str:
         """Add an initializer under its name in the checkpoint; every weight is written once.
 
         Args:
@@ -66,6 +73,12 @@ class Graph:
         for graph in self.lineage():
             if name in graph.initializers:
                 raise AssertionError(f"weight {name} is written twice")
+        if isinstance(value, LazyArray) and self.later is not None and value.nbytes >= SMALL:
+            assert name not in self.later, f"weight {name} is written twice"
+            self.later[name] = value
+            element = helper.np_dtype_to_tensor_dtype(value.dtype) if dtype is None else dtype
+            self.initializers[name] = TensorProto(name=name, data_type=element, dims=value.shape)
+            return name
         # order="C", since ascontiguousarray would make a 0-d constant 1-d
         value = np.asarray(value, order="C")
         if dtype is None:

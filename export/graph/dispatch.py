@@ -4,8 +4,9 @@ A part that no token chose multiplies no row. N tokens, D width, E parts to choo
 O outputs of a matrix.
 """
 
-from .builder import INT64, Array, Graph
-from .weights import Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
+from .builder import INT64, Graph
+from .lazy_array import LazyArray
+from .weights import Weights, dequantize, integer_matmul, quantize_lazily, quantize_rows
 
 
 class Dispatch:
@@ -20,7 +21,7 @@ class Dispatch:
         self.counts = g.op("Cast", g.op("ReduceSum", selected, g.int64(0), keepdims=0), to=INT64)  # (E,)
         self._places: str | None = None
 
-    def matmul(self, x: str, name: str, weight: Array, gather: bool) -> str:
+    def matmul(self, x: str, name: str, weight: LazyArray, gather: bool) -> str:
         """Multiply x by the matrix of each part: x (N, I), or (R, I) without `gather`, weight (E, I, O) -> (R, O)."""
         g, scope = self.g, name.removesuffix(".weight").rsplit(".", 1)[1]
         if not self.weights.in_integers(name):
@@ -31,7 +32,7 @@ class Dispatch:
             return self._concat([
                 g.op("MatMul", rows[e], matrices[e], name=f"{scope}.{e}") for e in range(self.num_parts)
             ])  # fmt: skip
-        quantized, column_scale = quantize_columns(weight)  # (E, I, O), (E, O)
+        quantized, column_scale = quantize_lazily(weight)  # (E, I, O), (E, O)
         x, row_scale = quantize_rows(g, x)
         rows = self._rows(x, gather)
         product = self._concat([

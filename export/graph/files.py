@@ -1,42 +1,94 @@
 """Write a graph and, in a second file, its large weights."""
 
+import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from ...runtime.ops.layout import ALIGNMENT
-
-SMALL = 1024
-"""Weights of fewer bytes stay in the graph's own file."""
+from .builder import SMALL, Array, Later
 
 
-def save(proto: onnx.ModelProto, graph: Path, weights: Path) -> list[Path]:
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that was written."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+def save(proto: onnx.ModelProto, graph: Path, weights: Path, later: Later | None = None) -> list[WrittenFile]:
     """Write a model, each large weight at a multiple of ALIGNMENT bytes, and return the files that were written.
 
-    ONNX Runtime maps the file of the weights into memory, so an operator reads a weight at that alignment. `proto` is
-    changed: its large weights then point to the file.
+    ONNX Runtime maps the file of the weights into memory, so an operator reads a weight at that alignment.
+
+    Args:
+        proto: The model. It is changed: its large weights then point to the file.
+        graph: The file of the graph.
+        weights: The file of the weights.
+        later: The weights that are not in `proto`; they are computed one after the other.
     """
-    with weights.open("wb") as file:
+    files = []
+    with _Writer(weights) as data:
         for tensor in _weights(proto.graph):
-            content = tensor.raw_data
-            if len(content) < SMALL:
+            lazy = (later or {}).get(tensor.name)
+            size = len(tensor.raw_data) if lazy is None else lazy.nbytes
+            if size < SMALL:
                 continue
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            _point_to(tensor, weights.name, file.tell(), len(content))
-            file.write(content)
-        written = file.tell()
-        file.flush()
-        os.fsync(file.fileno())
-    if not written:
+            data.write(bytes(-data.size % ALIGNMENT))
+            begin = data.size
+            for content in [tensor.raw_data] if lazy is None else lazy.pieces():
+                data.write(content)
+            assert data.size == begin + size, f"{tensor.name} has {data.size - begin} bytes, expected {size}"
+            _point_to(tensor, weights.name, begin, size)
+    if data.size:
+        files.append(data.written())
+    else:
         weights.unlink()
-    with graph.open("wb") as file:
+    with _Writer(graph) as file:
         file.write(proto.SerializeToString())
-        file.flush()
-        os.fsync(file.fileno())
-    return [graph, weights] if written else [graph]
+    return [file.written(), *files]
+
+
+def size_of(proto: onnx.ModelProto, later: Later) -> int:
+    """Return the bytes of the two files that `save` would write, apart from padding."""
+    return int(proto.ByteSize()) + sum(
+        later[tensor.name].nbytes for tensor in _weights(proto.graph) if tensor.name in later
+    )
+
+
+class _Writer:
+    """Writes a file, with the digest of its content; on leaving it is on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        self._file = self.path.open("wb")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    def write(self, content: bytes | Array) -> None:
+        data = content if isinstance(content, bytes) else content.reshape(-1).view(np.uint8).data
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def written(self) -> WrittenFile:
+        return WrittenFile(self.path, self.size, self._digest.hexdigest())
 
 
 def _weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:

@@ -1,5 +1,7 @@
 """The weights of a checkpoint, each given to the graph once. N rows, I inputs, O outputs.
 
+Matrices are lazy: they are read, rounded and quantised when the file of the weights is written, a piece at a time.
+
 In the portable graph bf16 and fp16 weights are widened to float32 when ONNX Runtime loads it, which takes the speed and
 the memory of fp32. int4 weights are rounded to int4 and stored as int8: standard operators that take four bits compute
 a token 12 times slower (DequantizeLinear), or need 4.4 times the memory of fp32 while loading (docs/decisions/0026).
@@ -13,6 +15,7 @@ import numpy as np
 from ...runtime.format.manifest import Precision, Precisions
 from ...runtime.ops.layout import rounded, to_bfloat16
 from .builder import BFLOAT16, FLOAT, Array, Graph
+from .lazy_array import LazyArray, steps
 
 FP32 = Precisions.of("fp32")
 ZERO_POINT = np.uint8(128)
@@ -42,25 +45,32 @@ class Weights:
     """Arrays by name, with a record of those taken, so that none is left out of the graph or written twice."""
 
     def __init__(
-        self, state: dict[str, Array], precisions: Precisions = FP32, scales: Mapping[str, Array] | None = None
+        self,
+        state: Mapping[str, Array | LazyArray],
+        precisions: Precisions = FP32,
+        scales: Mapping[str, Array] | None = None,
     ) -> None:
-        self.state = {name: np.asarray(value, np.float32) for name, value in state.items()}
+        self.state = {name: _lazy(value) for name, value in state.items()}
         self.precisions = precisions
         self.scales = scales or {}
         """Factors of the scales of blocks, by matrix, as `layout.quantize` takes them; others are 1."""
         self.taken: set[str] = set()
 
-    def take(self, name: str) -> Array:
-        """Return an array as float32; each can be taken once."""
+    def lazy(self, name: str) -> LazyArray:
+        """Return an array that is float32 when it is read; each can be taken once."""
         if name in self.taken:
             raise AssertionError(f"weight {name} is taken twice")
         self.taken.add(name)
         return self.state[name]
 
+    def take(self, name: str) -> Array:
+        """Return a small array as float32; each can be taken once."""
+        return np.asarray(self.lazy(name))
+
     def read(self, name: str) -> Array:
-        """Return an array as float32; it may be read again."""
+        """Return a small array as float32; it may be read again."""
         self.taken.add(name)
-        return self.state[name]
+        return np.asarray(self.state[name])
 
     def untaken(self) -> set[str]:
         """Return the names of the arrays that were not taken."""
@@ -68,7 +78,7 @@ class Weights:
 
     def parameter(self, g: Graph, name: str) -> str:
         """Add a weight that stays fp32 in every precision, as those of norms and routers do."""
-        return g.weight(name, self.take(name))
+        return g.weight(name, self.lazy(name))
 
     def precision_of(self, name: str) -> Precision:
         """Return the precision of a matrix."""
@@ -79,24 +89,29 @@ class Weights:
         """Return whether the portable graph multiplies by a matrix in int8."""
         return self.precision_of(name) in ("int8", "int4")
 
-    def matrix(self, name: str) -> Array:
+    def matrix(self, name: str) -> LazyArray:
         """Take a matrix (O, I), or experts (E, I, O), rounded to int4 where that is its precision."""
-        weight = self.take(name)
+        weight = self.lazy(name)
         if self.precision_of(name) != "int4":
             return weight
+        scales = self.scales.get(name)
         if weight.ndim == 2:
-            return rounded(weight, "int4", self.scales.get(name))
-        return rounded(weight.swapaxes(1, 2), "int4", self.scales.get(name)).swapaxes(1, 2)
+            return weight.map_at(lambda rows, at: rounded(rows, "int4", None if scales is None else scales[at]))
 
-    def floats(self, g: Graph, name: str, value: Array, precision: Precision) -> str:
+        def round_experts(experts: Array, at: slice) -> Array:
+            return rounded(experts.swapaxes(1, 2), "int4", None if scales is None else scales[at]).swapaxes(1, 2)
+
+        return weight.map_at(round_experts)
+
+    def floats(self, g: Graph, name: str, value: LazyArray, precision: Precision) -> str:
         """Add a matrix in fp32, bf16 or fp16 and return it as float32."""
         stored = self.stored(g, name, value, precision)
         return stored if precision == "fp32" else g.op("Cast", stored, to=FLOAT, name="widen")
 
-    def stored(self, g: Graph, name: str, value: Array, precision: Precision) -> str:
+    def stored(self, g: Graph, name: str, value: LazyArray, precision: Precision) -> str:
         """Add a matrix as it is stored in fp32, bf16 or fp16."""
         if precision == "bf16":
-            return g.weight(f"{name}.bf16", to_bfloat16(value), BFLOAT16)
+            return g.weight(f"{name}.bf16", value.map(to_bfloat16, dtype=np.uint16), BFLOAT16)
         if precision == "fp16":
             return g.weight(f"{name}.fp16", value.astype(np.float16))
         return g.weight(name, value)
@@ -113,7 +128,7 @@ class Weights:
         if not self.in_integers(name):
             stored = self.floats(g, name, weight, self.precision_of(name))
             return g.op("Gemm", x, stored, *([bias] if bias else []), name=scope, transB=1)
-        quantized, scale = quantize_columns(weight.T)
+        quantized, scale = quantize_lazily(weight.T)
         rows, row_scale = quantize_rows(g, x)
         product = integer_matmul(g, rows, g.weight(f"{name}.int8", quantized), scope)
         return plus(g, dequantize(g, product, row_scale, g.weight(f"{name}.scale", scale)), bias)
@@ -128,6 +143,38 @@ def quantize_columns(weight: Array) -> tuple[Array, Array]:
     """Quantise (..., I, O) to int8, symmetric and to nearest, with one scale per output, (..., O) float32."""
     scale = np.maximum(np.abs(weight).max(-2) / 127, np.finfo(np.float32).tiny).astype(np.float32)
     return np.rint(weight / scale[..., None, :]).astype(np.int8), scale
+
+
+def quantize_lazily(weight: LazyArray) -> tuple[LazyArray, LazyArray]:
+    """Quantise (I, O) or (E, I, O) as `quantize_columns` does, when it is read: outputs or experts a few at a time.
+
+    The scales of what has been quantised are remembered: the file of the weights holds them after the codes.
+    """
+    flat = weight.ndim == 2
+    by_output = weight.T if flat else weight  # (O, I) or (E, I, O)
+    scales = np.empty(by_output.shape[:1] if flat else (by_output.shape[0], by_output.shape[2]), np.float32)
+    known = np.zeros(len(scales), np.bool_)
+
+    def codes(begin: int, end: int) -> Array:
+        part = by_output.rows(begin, end)
+        quantized, scales[begin:end] = quantize_columns(part.T if flat else part)
+        known[begin:end] = True
+        return quantized.T if flat else quantized
+
+    def scale(begin: int, end: int) -> Array:
+        for at in steps(by_output.shape, np.float32):
+            if begin < at.stop and at.start < end and not known[at].all():
+                codes(at.start, at.stop)
+        return scales[begin:end]
+
+    quantized = LazyArray(by_output.shape, np.int8, codes)
+    return quantized.T if flat else quantized, LazyArray(scales.shape, np.float32, scale)
+
+
+def _lazy(value: Array | LazyArray) -> LazyArray:
+    if isinstance(value, LazyArray):
+        return value
+    return LazyArray.of(value, lambda stored: np.asarray(stored, np.float32))
 
 
 def quantize_rows(g: Graph, x: str) -> tuple[str, str]:

@@ -16,8 +16,9 @@ from ...runtime.format.manifest import KV, Precisions
 from ...train.model.config import ModelConfig
 from ...train.model.rope import rotary_tables
 from ...train.model.rope_config import RopeConfig
-from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
-from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
+from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph, Later
+from ..graph.lazy_array import LazyArray
+from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_lazily, quantize_rows
 from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
@@ -33,10 +34,11 @@ FIRST = 1e-20
 
 def build(
     config: ModelConfig,
-    state: dict[str, Array],
+    state: Mapping[str, Array | LazyArray],
     precisions: Precisions = FP32,
     heads: Execution | None = None,
     scales: Mapping[str, Array] | None = None,
+    later: Later | None = None,
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of standard operators.
 
@@ -46,12 +48,13 @@ def build(
         precisions: Precision of each part.
         heads: How routed heads run; None takes the faster way for their size.
         scales: Factors of the scales of blocks in int4 by matrix, from a calibration.
+        later: Takes the content of large weights; None puts it into the graph.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used exactly once.
     """
     weights = Weights(state, precisions, scales)
-    g = Graph("adaptive")
+    g = Graph("adaptive", later=later)
     TransformerGraph(g, weights, config, heads or execution_of(config, precisions.attention)).write()
     return finished(g, weights, config)
 
@@ -220,7 +223,7 @@ class TransformerGraph:
         name = "embedding.weight" if tied else "head.weight"
         head, precision = weights.matrix(name), weights.precision_of(name)
         if weights.in_integers(name):
-            codes, scale = quantize_columns(head.T)  # (D, V), one scale a word
+            codes, scale = quantize_lazily(head.T)  # (D, V), one scale a word
             self.head, self.head_scale = g.weight(f"{name}.int8", codes), g.weight(f"{name}.scale", scale)
         else:
             self.head = weights.floats(g, name, head, precision)
@@ -231,7 +234,7 @@ class TransformerGraph:
         name = "embedding.weight"
         embedding, precision = weights.matrix(name), weights.precision_of(name)
         if weights.in_integers(name):
-            codes, scale = quantize_columns(embedding.T)
+            codes, scale = quantize_lazily(embedding.T)
             self.embedding = g.weight(f"{name}.int8", codes.T)  # (V, D)
             self.embedding_scale = g.weight(f"{name}.scale", scale)
         else:

@@ -39,6 +39,8 @@ MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005
 fp32 is for weights in fp32 with a narrower cache."""
 MAX_ROUNDED_WORSE = 0.005
 """The same share, compared with torch with the rounded weights: what rounding of activations and cache may cost."""
+ROWS = 32
+"""Tokens whose logits are widened to float64 at a time."""
 SETTINGS = {"trained": "trained thresholds", "everything": "everything on", "little": "low compute"}
 """The thresholds to compare at, as the user reads them."""
 
@@ -93,7 +95,7 @@ def check(
         if not graph.exact and name != "trained":
             continue
         log(f"comparing {graph.label} with torch: {SETTINGS[name]}")
-        passes[name] = [prompt_pass(session, window, thresholds) for window in judge.windows]
+        passes[name] = [judge.keep(prompt_pass(session, window, thresholds)) for window in judge.windows]
         if not graph.exact:
             continue
         expected = judge.passes(graph.target, graph.precisions, name)
@@ -116,7 +118,7 @@ def check(
         if not graph.precisions.quantised and not graph.repeats:  # torch knows the margins of these numbers
             margins = judge.passes(graph.target, graph.precisions, name)[0].margins
             prompt = replace(prompt, margins=margins[: short.shape[1]])
-        decoded.append((prompt, token_pass(session, short, thresholds)))
+        decoded.append((judge.keep(prompt), judge.keep(token_pass(session, short, thresholds))))
     comparison = _compare(decoded, graph.epsilon, capped=False)
     tolerance = 0.0 if graph.repeats else graph.tolerance
     report["prompt_against_single_tokens"] = comparison.report(tolerance)
@@ -254,7 +256,12 @@ def _bits_per_byte(judge: Judge, passes: list[Pass]) -> float:
 
 def _bits(one: Pass, window: torch.Tensor) -> float:
     """Return the bits that code the window (1, T) after its first token."""
-    logits: Array = one.logits[:-1].astype(np.float64)
-    top = logits.max(-1, keepdims=True)
-    log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    return float(-log_probs[np.arange(len(log_probs)), window[0, 1:].numpy()].sum() / math.log(2))
+    targets = window[0, 1:].numpy()
+    coded = []
+    for begin in range(0, len(targets), ROWS):
+        following = targets[begin : begin + ROWS]
+        logits: Array = one.logits[begin : begin + len(following)].astype(np.float64)
+        top = logits.max(-1, keepdims=True)
+        log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+        coded.append(log_probs[np.arange(len(following)), following])
+    return float(-np.concatenate(coded).sum() / math.log(2))

@@ -1,7 +1,9 @@
 """The torch model that judges a graph, with its own weights or with those that the graph multiplies by."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +13,12 @@ from ...runtime.format.manifest import Precision, Precisions
 from ...runtime.ops.layout import rounded
 from ...train.model import ThresholdTensors, Transformer
 from ..graph.builder import Array
+from ..graph.lazy_array import steps
 from ..graph.weights import FP32, is_matrix, part_of, quantize_columns
 from ..source import Source
+from ..streaming import Rounding, copy_with_rounding, is_streamed
 from .parity import Pass, torch_pass
+from .scratch import Scratch
 
 WINDOW = 256
 """Tokens of one prompt that is compared with torch."""
@@ -39,9 +44,17 @@ def points(source: Source) -> dict[str, ThresholdTensors]:
 class Judge:
     """Passes of torch over held-out text, each computed once for all the graphs that are compared with it."""
 
-    def __init__(self, source: Source, scales: Mapping[str, Array] | None = None) -> None:
+    def __init__(self, source: Source, scales: Mapping[str, Array] | None = None, scratch: Path | None = None) -> None:
+        """Take over a checkpoint.
+
+        Args:
+            source: The checkpoint.
+            scales: Factors of the scales of blocks by matrix, from a calibration.
+            scratch: The folder whose disk holds large results; None is that of temporary files.
+        """
         self.source = source
         self.scales = scales or {}
+        self._scratch = Scratch(scratch)
         self.points = points(source)
         ids = source.heldout_ids(TOKENS)
         length = min(WINDOW, source.config.context_length, ids.shape[1])
@@ -56,7 +69,12 @@ class Judge:
             return self.source.model
         key = _key(target, precisions)
         if key not in self._models:
-            self._models[key] = rounded_model(self.source.model, target, precisions, self.scales)
+            model, tensors = self.source.model, self.source.checkpoint.model_state
+            if is_streamed(model):
+                rounding = rounding_of(target, precisions, self.scales)
+                self._models[key] = copy_with_rounding(model, tensors, rounding)
+            else:
+                self._models[key] = rounded_model(model, target, precisions, self.scales)
         return self._models[key]
 
     def passes(self, target: str, precisions: Precisions, name: str) -> list[Pass]:
@@ -64,8 +82,18 @@ class Judge:
         key = (*_key(target, precisions), name)
         if key not in self._passes:
             model = self.model(target, precisions)
-            self._passes[key] = [torch_pass(model, window, self.points[name]) for window in self.windows]
+            passes: Iterable[Pass]
+            if is_streamed(model):  # all windows at once, since a pass reads the whole checkpoint
+                joined, length = torch_pass(model, torch.cat(self.windows), self.points[name]), self.windows[0].shape[1]
+                passes = (joined.tokens(i * length, (i + 1) * length) for i in range(len(self.windows)))
+            else:
+                passes = (torch_pass(model, window, self.points[name]) for window in self.windows)
+            self._passes[key] = [self.keep(one) for one in passes]
         return self._passes[key]
+
+    def keep(self, one: Pass) -> Pass:
+        """Return a pass whose logits, where they are large, are on the disk."""
+        return replace(one, logits=self._scratch.keep(one.logits))
 
     def num_bytes(self) -> int:
         """Return the bytes of text that the windows code after their first tokens."""
@@ -82,14 +110,27 @@ def rounded_model(
     model: Transformer, target: str, precisions: Precisions, scales: Mapping[str, Array] | None = None
 ) -> Transformer:
     """Return a copy of `model` with its matrices rounded as the graph of `target` holds them."""
-    other = copy.deepcopy(model)
+    other, rounding = copy.deepcopy(model), rounding_of(target, precisions, scales)
     for name, parameter in other.named_parameters():
         if is_matrix(name, parameter.ndim):
             matrix: Tensor = parameter if parameter.ndim == 2 else parameter.mT  # (..., O, I)
-            precision: Precision = getattr(precisions, part_of(name))
-            own = (scales or {}).get(name)
-            matrix.copy_(torch.from_numpy(rounded_matrix(matrix.numpy(), target, precision, own)))
+            matrix.copy_(torch.from_numpy(rounding(name, matrix.numpy(), slice(None))))
     return other
+
+
+def rounding_of(target: str, precisions: Precisions, scales: Mapping[str, Array] | None = None) -> Rounding:
+    """Return the function that rounds rows of a matrix as the graph of `target` holds them, a few at a time."""
+
+    def rounding(name: str, matrix: Array, at: slice | Array) -> Array:
+        precision: Precision = getattr(precisions, part_of(name))
+        scale = (scales or {}).get(name)
+        own = None if scale is None else scale[at]
+        result = np.empty(matrix.shape, np.float32)
+        for part in steps(matrix.shape, np.float32):
+            result[part] = rounded_matrix(matrix[part], target, precision, None if own is None else own[part])
+        return result
+
+    return rounding
 
 
 def rounded_matrix(matrix: Array, target: str, precision: Precision, scales: Array | None = None) -> Array:

@@ -26,6 +26,7 @@ from ...train.model.heads import HeadRoutes
 from ...train.model.thresholded_router import shifted
 from ...train.model.window import LEVELS
 from ..graph.builder import Array
+from ..graph.lazy_array import LazyArray
 
 EPSILON = 1e-5
 """Margin below which a decision is a near tie."""
@@ -88,13 +89,24 @@ class Comparison:
 class Pass:
     """The outputs of one computation of T tokens."""
 
-    logits: Array  # (T, V)
+    logits: Array | LazyArray  # (T, V)
     selected_experts: Array  # (L, T, E) bool
     layers_run: Array  # (L, T) bool
     exit_layer: Array  # (T,)
     selected_heads: Array  # (L, T, H) bool; (L, T, 0) where heads are not routed
     windows: Array  # (L, T) int64; zeros where no layer has one
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
+
+    def tokens(self, begin: int, end: int) -> Pass:
+        """Return the outputs of tokens begin to end."""
+        by_layer = ("selected_experts", "layers_run", "selected_heads", "windows")
+        parts = {name: getattr(self, name)[:, begin:end] for name in by_layer}
+        return Pass(
+            logits=self.logits[begin:end],
+            exit_layer=self.exit_layer[begin:end],
+            margins=self.margins[begin:end],
+            **parts,
+        )
 
     def differs_from(self, other: Pass) -> Array:
         """Return for each token whether any decision about it differs, (T,) bool."""
@@ -123,9 +135,11 @@ def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
     into.tokens += len(differs)
     into.near_ties += int(tie.sum())
     if end:
-        difference = float(np.abs(expected.logits[:end] - actual.logits[:end]).max())
+        logits = expected.logits[:end]
+        differences = logits - actual.logits[:end]
+        difference = float(np.abs(differences, out=differences).max())
         if np.isfinite(difference):
-            scaled = difference / max(1.0, float(expected.logits[:end].std()))
+            scaled = difference / max(1.0, float(logits.std()))
         else:
             scaled = float("inf")
         into.largest_difference = max(into.largest_difference, scaled)
@@ -133,18 +147,18 @@ def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
 
 @torch.no_grad()
 def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) -> Pass:
-    """Run the torch model on ids (1, T), with the margin of every decision."""
+    """Run the torch model on ids (1, T), with the margin of every decision; on (B, T), the tokens side by side."""
     out = model(ids, thresholds)
-    tokens = ids.shape[1]
+    tokens = ids.numel()
     experts = [layer.routes.selected_experts if layer.routes else _one_of(model, layer.runs) for layer in out.routing]
     no_heads, no_window = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
     heads = [layer.heads.selected_heads if layer.heads else no_heads for layer in out.routing]
     windows = [layer.windows.sizes if layer.windows else no_window for layer in out.routing]
     return Pass(
-        out.logits[0].float().numpy(),
+        out.logits.flatten(0, 1).float().numpy(),
         torch.stack(experts).numpy(),
         torch.stack([layer.runs for layer in out.routing]).numpy(),
-        out.exit_layer[0].numpy(),
+        out.exit_layer.flatten().numpy(),
         torch.stack(heads).numpy(),
         torch.stack(windows).numpy(),
         margins(out, thresholds, model).numpy(),
@@ -163,7 +177,7 @@ def margins(out: ModelOutput, thresholds: ThresholdTensors, model: Transformer) 
 
     What is not decided has no margin: a token that left, a layer that runs at any score, an exit that no token takes.
     """
-    left = out.exit_layer[0]  # (T,)
+    left = out.exit_layer.flatten()  # (T,), or of B windows (B*T,)
     closest = torch.full(left.shape, float("inf"))
     for i, layer in enumerate(out.routing):
         here = (left < 0) | (left >= i)
@@ -173,7 +187,7 @@ def margins(out: ModelOutput, thresholds: ThresholdTensors, model: Transformer) 
         for margin in _choices(layer, i, thresholds, model):
             closest = torch.where(layer.runs, closest.minimum(margin), closest)
         if i in out.exit_confidence and thresholds.exit_threshold[i] < 1:
-            margin = (out.exit_confidence[i][0] - thresholds.exit_threshold[i]).abs()
+            margin = (out.exit_confidence[i].flatten() - thresholds.exit_threshold[i]).abs()
             closest = torch.where(here, closest.minimum(margin), closest)
     return closest
 

@@ -173,7 +173,7 @@ def test_the_exported_weights_have_the_calibrated_scales(
     written = {t.name: numpy_helper.to_array(t) for t in onnx.load(f"runs/tiny/model/{graph}").graph.initializer}
     scales = calibrate(source, given, INT4).scales
     for name, own in scales.items():
-        value = source.weights()[name]
+        value = np.asarray(source.weights()[name])
         matrix = value if value.ndim == 2 else value.swapaxes(1, 2)
         expected = pack(matrix, getattr(INT4, part_of(name)), own)
         np.testing.assert_array_equal(written[f"{name}.packed"], expected, err_msg=name)

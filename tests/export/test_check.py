@@ -194,9 +194,9 @@ def perturb(monkeypatch: pytest.MonkeyPatch, name: str, place: tuple[int, ...], 
     """Change the weights that the graph is built from; torch keeps its own."""
     true = Source.weights
 
-    def weights(self: Source) -> dict[str, np.ndarray]:
-        found = dict(true(self))
-        found[name] = found[name].copy()
+    def weights(self: Source) -> dict[str, Any]:
+        found: dict[str, Any] = dict(true(self))
+        found[name] = np.array(found[name])
         found[name][place] += by
         return found
 

@@ -241,7 +241,7 @@ def test_packed_weights_are_aligned_in_a_file_of_their_own(tmp_path: Path, preci
     assert ends == manifest.files[data].bytes == (folder / data).stat().st_size
     whole = {t.name: numpy_helper.to_array(t) for t in onnx.load(folder / graph).graph.initializer}
     for name in packed_names(source.weights()):
-        value = source.weights()[name]
+        value = np.asarray(source.weights()[name])
         own = Precisions.of(precision).head if name in ("embedding.weight", "head.weight") else precision
         np.testing.assert_array_equal(whole[f"{name}.packed"], pack(value if value.ndim == 2 else value.mT, own))
     manifest.write(folder)

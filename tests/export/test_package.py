@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -166,7 +168,7 @@ def test_a_disk_that_fills_while_the_weights_are_written(here: Path, content: Co
 def test_a_disk_that_is_full_when_the_weights_are_written(
     here: Path, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(proto: onnx.ModelProto, graph: Path, weights: Path) -> None:
+    def full(proto: onnx.ModelProto, graph: Path, weights: Path, later: object) -> None:
         weights.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -249,3 +251,18 @@ def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_written(t
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    here: Path, monkeypatch: pytest.MonkeyPatch, content: Callable[[Path], dict[str, bytes]]
+) -> None:
+    before = content(here)
+    monkeypatch.setattr(package.shutil, "disk_usage", lambda _: SimpleNamespace(free=300_000))
+    monkeypatch.setattr(package, "save", lambda *_: pytest.fail("it began to write"))
+    lines: list[str] = []
+    with pytest.raises(
+        UserError, match=r"takes 0\.\d MiB \(portable .*, cpu .*\), the disk of .* has 0\.3 MiB; nothing"
+    ):
+        run_export("tiny", log=lines.append)
+    assert any(re.match(r"writing portable 0\.\d MiB, cpu 0\.\d MiB to .*runs/tiny$", line) for line in lines)
+    assert content(here) == before

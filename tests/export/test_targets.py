@@ -39,7 +39,7 @@ def write_packed_only(
     true = exporter.write_files.__globals__["build_fused"]
 
     def changed(config: Any, state: dict[str, Any], *more: Any) -> onnx.ModelProto:
-        own = {name: value.copy() for name, value in state.items()}
+        own = {name: np.array(value) for name, value in state.items()}
         change(own)
         proto: onnx.ModelProto = true(config, own, *more)
         return proto
@@ -239,7 +239,7 @@ def test_one_weight_of_the_graph_for_cuda_that_is_off_is_found(
     true = package.build_cuda
 
     def changed(config: Any, state: dict[str, Any], *more: Any) -> onnx.ModelProto:
-        own = {name: value.copy() for name, value in state.items()}
+        own = {name: np.array(value) for name, value in state.items()}
         own["layers.1.moe.down"][2] *= 3
         proto: onnx.ModelProto = true(config, own, *more)
         return proto

@@ -164,7 +164,7 @@ class Transformer(nn.Module):
 
     def default_thresholds(self) -> ThresholdTensors:
         """Return the current levels of the controllers and no early exit, as in training and in an exported model."""
-        ones = torch.ones(self.config.num_layers, device=self.embedding.weight.device)
+        ones = torch.ones(self.config.num_layers, device=self._device())
 
         def levels(kind: str, otherwise: Tensor) -> Tensor:
             shared = self.pi[kind] if kind in self.pi else None  # noqa: SIM401 - a ModuleDict has no get
@@ -176,6 +176,10 @@ class Transformer(nn.Module):
             levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0]),
             0 * ones if self.config.dials_ratio else None,
         )  # fmt: skip
+
+    def _device(self) -> torch.device:
+        """Return the device of the model. The embedding tells it not, since it may be read from a file in pieces."""
+        return next(self.norm.parameters()).device
 
     def set_sparsity(self, sparsity: float) -> None:
         """Set how sparse the default thresholds are: 0 runs everything, 1 the averages of the config, above 1 less.
@@ -219,9 +223,7 @@ class Transformer(nn.Module):
         """Draw which sequences leave out which layers, (L, B) bool; None without layer dropout."""
         if not (self.training and self.layer_dropout):
             return None
-        rates = torch.tensor(
-            dropout_rates(self.layer_dropout, self.config.num_layers), device=self.embedding.weight.device
-        )
+        rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self._device())
         return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
 
     def _confidence(self, layer: int, hidden: Tensor) -> Tensor:

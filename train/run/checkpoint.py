@@ -25,6 +25,7 @@ from ...contract.file_names import CONFIG
 from ...contract.files import cannot_write, remove_temporary_files, sync_folder, user_path
 from ..config.run_config import RunConfig, make_config, merge
 from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
+from .mapped_tensors import MappedTensors
 from .tensor_file import LazyTensor, write_tensors
 
 FORMAT_VERSION = 1
@@ -41,7 +42,8 @@ class Checkpoint:
     """A checkpoint that was read and verified."""
 
     config: RunConfig
-    model_state: dict[str, Tensor]
+    model_state: Mapping[str, Tensor]
+    """Weights and buffers by name, in the dtypes of the file. Each is read when it is taken."""
     step: int
     path: Path
     run: Path
@@ -149,7 +151,7 @@ def read_checkpoint(path: Path, damaged: tuple[Path, ...] = ()) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_bytes())
         config = make_config(merge(BEFORE, state.pop("config")))
-        model_state = load_file(path / "model.safetensors")
+        model_state = MappedTensors(path / "model.safetensors")
         optimizer_state = load_file(path / "optimizer.safetensors")
         step = int(state["step"])
     except UserError:
