@@ -112,7 +112,7 @@ class PlainDict:
 class PlainNamespace(Namespace):
     """`namespace` for templates, without names that begin with an underscore."""
 
-    def __init__(*args: Any, **fields: Any) -> None:  # type: ignore[misc]  # so that `namespace(self=...)` works
+    def __init__(*args: Any, **fields: Any) -> None:  # so that `namespace(self=...)` works
         own, *rest = args
         attributes = dict(*rest, **fields)
         for name in attributes:

@@ -194,7 +194,9 @@ def generate(
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
     compiled = compile_constraint(engine, constraint)
     if beams is None:  # a search draws nothing
-        own = {name: value for name, value in engine.manifest.generation.sampling.items() if name not in typed(ctx)}
+        own: dict[str, Any] = {
+            name: value for name, value in engine.manifest.generation.sampling.items() if name not in typed(ctx)
+        }
         parameters = replace(parameters, **own)
     if search is not None:
         warn(engine, parameters)

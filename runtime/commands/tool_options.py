@@ -53,7 +53,8 @@ def read_tools(file: str | None, tool_format: str | None) -> list[dict[str, Any]
     for tool in content if isinstance(content, list) else [None]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name or not isinstance(function.get("parameters") or {}, dict):
+        parameters = function.get("parameters") if isinstance(function, dict) else None
+        if not isinstance(name, str) or not name or not isinstance(parameters or {}, dict):
             raise UserError(
                 f'{file} is no list of functions: expected [{{"type": "function", "function": {{"name": "now", '
                 '"parameters": {"type": "object"}}}]; correct it'
