@@ -13,6 +13,8 @@ import torch
 from support.runs import text, write_run
 
 from adaptive_lm.contract.errors import UserError
+from adaptive_lm.contract.file_names import GENERATION
+from adaptive_lm.contract.generation_settings import GenerationSettings, template_file
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import TIE_DISTANCE, Source, clear_of, dial, find, read
@@ -353,3 +355,51 @@ def test_the_dial_table_has_what_the_layers_can_choose(source: Source, tmp_path:
     assert dense.router_top_p == dense.depth_threshold == [None, None, None]
     assert (dense.target.experts_per_token, dense.target.layers_share) == (1.0, 1.0)
     json.dumps(table.model_dump())
+
+
+def test_what_an_import_wrote_reaches_the_manifest(here: Path, tmp_path: Path) -> None:
+    run = here / "runs" / "tiny"
+    settings = GenerationSettings(
+        eos_ids=(0, 5),
+        bos_id=3,
+        add_bos=True,
+        dialect="huggingface",
+        special_tokens={"bos": "a"},
+        sampling={"temperature": 0.6, "top_k": 20},
+        templates={"tool_use": template_file("tool_use")},
+        stop=("Human:",),
+        tools="hermes",
+    )
+    (run / GENERATION).write_text(settings.to_json())
+    (run / template_file("tool_use")).write_text("{{ tools }}")
+    source = read(run)
+    (tmp_path / "out").mkdir()
+    manifest = write_files(source, tmp_path / "out")
+    assert (manifest.model.eos_id, manifest.model.eos_ids) == (0, [0, 5])
+    assert manifest.generation.model_dump() == {
+        "dialect": "huggingface",
+        "bos_id": 3,
+        "add_bos": True,
+        "special_tokens": {"bos": "a"},
+        "sampling": {"temperature": 0.6, "top_k": 20},
+        "stop": ["Human:"],
+        "tools": "hermes",
+        "templates": {"tool_use": "{{ tools }}"},
+    }
+
+
+def test_ends_that_the_tokenizer_lacks_are_named(here: Path) -> None:
+    run = here / "runs" / "tiny"
+    (run / GENERATION).write_text(GenerationSettings(eos_ids=(0, 10**6)).to_json())
+    with pytest.raises(
+        UserError, match=r"generation\.json names the token 1000000, which .*tokenizer\.json does not have"
+    ):
+        read(run)
+
+
+def test_a_named_template_that_is_gone_is_named(here: Path) -> None:
+    run = here / "runs" / "tiny"
+    settings = GenerationSettings(eos_ids=(0,), templates={"rag": template_file("rag")})
+    (run / GENERATION).write_text(settings.to_json())
+    with pytest.raises(UserError, match=r"cannot read .*chat_template\.rag\.jinja"):
+        read(run)

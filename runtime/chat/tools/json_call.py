@@ -88,10 +88,11 @@ class JsonCall:
             case "key" if self._held:
                 self._held += char
                 if self._value.take(char) and self._value.done:
+                    self._state = "colon"
                     self._key = self._loads(self._held)
                     self._held = ""
-                    known = self._key in (*NAMES, *ARGUMENTS, *OTHERS)
-                    self._state = "colon" if self._state != "failed" and (known or not self._strict) else "failed"
+                    if self._strict and self._key not in (*NAMES, *ARGUMENTS, *OTHERS):
+                        self._state = "failed"
             case _ if char.isspace():
                 pass
             case "open" if char == "{":

@@ -10,7 +10,7 @@ from ..answer import frame, new_id, now
 from ..body import Body
 from ..order import Order
 from ..text import Piece, ScoredToken, Text, token_name
-from .chat_answer import FINISH, finite
+from .chat_answer import finite
 from .errors import error_body
 from .usage import Usage, usage_of
 
@@ -48,6 +48,11 @@ class Completion(Body):
     usage: Usage | None = None
 
 
+def ending(reason: str) -> Literal["stop", "length"]:
+    """Return OpenAI's reason for an end."""
+    return "length" if reason == "length" else "stop"
+
+
 class CompletionAnswer:
     """Writes the answer to a completion."""
 
@@ -72,7 +77,7 @@ class CompletionAnswer:
         if piece.text or piece.records or piece.scored:
             yield self._chunk(index, piece.text, None, self._logprobs(index, piece.scored), piece.records)
         if piece.finish_reason is not None:
-            yield self._chunk(index, "", FINISH[piece.finish_reason], None)
+            yield self._chunk(index, "", ending(piece.finish_reason), None)
 
     def finish(self, texts: Sequence[Text]) -> Iterable[bytes]:
         """Return the chunk with the usage, if asked for, and the mark of the end."""
@@ -94,7 +99,7 @@ class CompletionAnswer:
                 CompletionChoice(
                     index=text.index,
                     text=self._prompts[text.index] + text.text,
-                    finish_reason=FINISH[text.end.reason],
+                    finish_reason=ending(text.end.reason),
                     logprobs=self._logprobs(text.index, [*(text.prompt or []), *text.scored]),
                     **fields,
                 )
