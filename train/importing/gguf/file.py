@@ -2,7 +2,8 @@
 
 import mmap
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,9 @@ PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 CHUNK = 2**22
 """Elements that are dequantised at once: intermediate results take several times their size."""
 MAX_PARTS = 1000
+HALVES = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
+PLAIN = {GGMLQuantizationType.F32, *HALVES}
+"""Types that are numbers of torch already."""
 
 
 class GGUFFile:
@@ -61,7 +65,7 @@ class GGUFFile:
             data.close()
         self._bytes.clear()
 
-    def names(self) -> Set[str]:
+    def names(self) -> AbstractSet[str]:
         """Return the names of all tensors."""
         return self._tensors.keys()
 
@@ -73,17 +77,17 @@ class GGUFFile:
         """Return the type in which a tensor is stored."""
         return self._tensors[name].type
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype in which `read` returns a tensor."""
+        return HALVES.get(self._tensors[name].type, torch.float32)
+
     def read(self, name: str) -> Tensor:
         """Read a tensor: half precision as it is stored, all else in float32."""
         info = self._tensors[name]
-        # Copied out of the mapped file, which may be closed before the tensor is used.
         raw = np.frombuffer(self._bytes[name], np.uint8, info.size, info.start)
-        if info.type == GGMLQuantizationType.BF16:
-            return torch.from_numpy(raw.copy()).view(torch.bfloat16).view(info.shape)
-        if info.type == GGMLQuantizationType.F16:
-            return torch.from_numpy(raw.copy()).view(torch.float16).view(info.shape)
-        if info.type == GGMLQuantizationType.F32:
-            return torch.from_numpy(raw.copy()).view(torch.float32).view(info.shape)
+        if info.type in PLAIN:
+            # A copy: the file may be closed before the tensor is used.
+            return torch.from_numpy(raw.copy()).view(self.dtype(name)).view(info.shape)
         return torch.from_numpy(dequantised(raw, info.type, info.shape))
 
     def _check_types(self) -> None:
@@ -98,8 +102,8 @@ class GGUFFile:
         count = self.metadata.integer("split.count", 1)
         if count > 1 and len(self.parts) == 1:
             raise UserError(
-                f"{self.path} is the first of {count} parts of a model, but is not called NAME-00001-of-{count:05}.gguf: "
-                "give the parts their own names again"
+                f"{self.path} is the first of {count} parts of a model, but its name does not end in "
+                f"-00001-of-{count:05}.gguf: give the parts their own names again"
             )
         tensors = self.metadata.integer("split.tensors.count", len(self._tensors))
         if tensors != len(self._tensors):

@@ -139,7 +139,7 @@ def read_header(data: "mmap.mmap | bytes", path: Path) -> Header:
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         kind = "for big-endian machines" if swapped in VERSIONS else f"of version {version}"
-        raise UserError(f"{path} is a GGUF file {kind}; expected version 2 or 3, little-endian: convert the model again")
+        raise UserError(f"{path} is a GGUF file {kind}; expected version 2 or 3, little-endian: convert it again")
     tensors = cursor.count(24, "the number of tensors")
     entries = cursor.count(13, "the number of metadata entries")
     metadata: dict[str, Value] = {}
@@ -173,7 +173,9 @@ def _array(cursor: _Cursor, key: str) -> Value:
     count = cursor.count(dtype.itemsize, f"the length of {key}")
     start = cursor.skip(count * dtype.itemsize, key)
     # A copy: the array outlives the mapped file.
-    return np.frombuffer(cursor.data, dtype, count, start).astype(dtype.newbyteorder("=")) if count else np.empty(0, dtype)
+    return (
+        np.frombuffer(cursor.data, dtype, count, start).astype(dtype.newbyteorder("=")) if count else np.empty(0, dtype)
+    )
 
 
 def _texts(cursor: _Cursor, count: int, key: str) -> list[str]:
@@ -221,7 +223,9 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     if not 0 < elements <= cursor.size * 256:  # no type has more than 256 elements a byte
         damaged(cursor.path, f"{name} has the shape {shape}, which the file has no room for")
     if shape[-1] % block:
-        damaged(cursor.path, f"{name} has rows of {shape[-1]}, no multiple of the {block} elements of a {kind.name} block")
+        damaged(
+            cursor.path, f"{name} has rows of {shape[-1]}, no multiple of the {block} elements of a {kind.name} block"
+        )
     return TensorInfo(name, shape, kind, start, elements // block * block_bytes)
 
 
@@ -246,7 +250,7 @@ def _place(infos: list[TensorInfo], cursor: _Cursor, alignment: int) -> dict[str
 
 
 UNREADABLE = {"Q8_1", "Q8_K", "Q1_0", "F64", "I8", "I16", "I32", "I64"}
-"""Types of GGUF that `gguf.dequantize` does not read: intermediate results, and integers that no weight is stored in."""
+"""Types of GGUF that `gguf.dequantize` does not read: intermediate results, and integers."""
 READABLE = frozenset(kind for kind in GGMLQuantizationType if kind.name not in UNREADABLE)
 """Types that can be imported; a test compares them with those that `gguf.dequantize` reads."""
 

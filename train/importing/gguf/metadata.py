@@ -33,6 +33,11 @@ class Metadata:
         value = self._values.get(self._name(key), 0)
         return bool(value.any()) if isinstance(value, np.ndarray) else bool(value)
 
+    def is_array(self, key: str) -> bool:
+        """Return whether a key is there with several numbers."""
+        value = self._values.get(self._name(key))
+        return isinstance(value, np.ndarray) and value.size > 1
+
     def text(self, key: str, default: str | None = None) -> str:
         """Return a text."""
         return self._get(key, default, "a text", lambda value: value if isinstance(value, str) else None)
