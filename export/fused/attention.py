@@ -6,8 +6,8 @@ N tokens, S slots, D width, H query heads, W width of a head, L layers.
 from typing import NamedTuple
 
 from ...runtime.ops.layout import pack_positions
-from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
+from ...train.model.rope import rotary_tables
 from ...train.model.window import window_by_length, window_levels
 from ..graph.builder import Graph
 from ..graph.weights import Weights
@@ -48,7 +48,7 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
     selected, head_weights = _head_router(g, weights, config, layer, x, runs, norm)
     windows = _windows(g, weights, config, layer, x, runs, norm)
     positions = config.positions_of(layer)
-    cos, sin = rotary(g, config) if positions == "rope" else ("", "")
+    cos, sin = rotary(g, config, layer)
     cope = _contextual(g, weights, f"{name}.position_embedding") if positions == "cope" else ""
     parts = ("key", "value", "counted") if config.counts_cells(layer) else ("key", "value")
     past = [f"past_{part}.{layer}" for part in parts]
@@ -74,12 +74,17 @@ def _contextual(g: Graph, weights: Weights, name: str) -> str:
     return g.weight(f"{name}.packed", pack_positions(weights.take(name)))
 
 
-def rotary(g: Graph, config: ModelConfig) -> tuple[str, str]:
-    """Add the tables of RoPE, (context_length, W / 2) each, once for all layers."""
-    if "rotary.cos" not in g.initializers:
-        for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(config), strict=True):
+def rotary(g: Graph, config: ModelConfig, layer: int) -> tuple[str, str]:
+    """Add the tables of a layer's RoPE, (context_length, R / 2) each, once for all layers that share them."""
+    rope = config.rope_of(layer)
+    if rope is None:
+        return "", ""
+    number = config.ropes.index(rope)
+    names = [f"rotary.{number}.{part}" if number else f"rotary.{part}" for part in ("cos", "sin")]
+    if names[0] not in g.initializers:
+        for name, values in zip(names, rotary_tables(config, rope), strict=True):
             g.weight(name, values.numpy())
-    return "rotary.cos", "rotary.sin"
+    return names[0], names[1]
 
 
 def _head_router(

@@ -45,8 +45,8 @@ class Cache(NamedTuple):
 class Shared:
     """Inputs that the attention of every layer reads, computed once in the root graph."""
 
-    rotary: tuple[str, str] | None
-    """cos and sin."""
+    rotary: list[tuple[str, str] | None]
+    """cos and sin of each layer with rotary positions."""
     shapes: tuple[str, str]
     """(B, -1, H, W) and (B, -1, 2K, W) as int64 vectors."""
     windows: list[int | str | None]
@@ -212,10 +212,12 @@ class Attention:
         """Normalise heads, and under RoPE rotate them by position."""
         weight = self.weights.parameter(g, f"{self.name}.{norm}.weight")
         heads = g.op("RMSNormalization", heads, weight, axis=-1, epsilon=self.config.norm_eps, name=norm)
-        if self.positions != "rope":
+        tables, rope = self.shared.rotary[self.layer], self.config.rope_of(self.layer)
+        if tables is None or rope is None:
             return heads
-        assert self.shared.rotary is not None
-        return g.op("RotaryEmbedding", heads, *self.shared.rotary, cells.positions)
+        rotated = rope.rotated(self.config.resolved_head_dim)
+        share = {"rotary_embedding_dim": rotated} if rope.share < 1 else {}
+        return g.op("RotaryEmbedding", heads, *tables, cells.positions, **share)
 
     def _scatter(self, g: Graph, past: str, update: str, lengths: str, name: str, result: str) -> str:
         mode = {"mode": self.mode} if self.mode == "circular" else {}  # linear is the operator's own default

@@ -13,8 +13,9 @@ import onnx
 from onnx import helper
 
 from ...runtime.format.manifest import KV, Precisions
-from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
+from ...train.model.rope import rotary_tables
+from ...train.model.rope_config import RopeConfig
 from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
 from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 from .attention import Cache, Cells, Shared
@@ -183,11 +184,14 @@ class TransformerGraph:
             attention=Shared(self._rotary(), (shapes[0], shapes[1]), tables.windows, tables.reach, self.heads),
         )
 
-    def _rotary(self) -> tuple[str, str] | None:
-        if all(self.config.positions_of(i) != "rope" for i in range(self.config.num_layers)):
-            return None
-        cos, sin = (table.numpy() for table in rotary_tables(self.config))
-        return self.g.weight("rotary.cos", cos), self.g.weight("rotary.sin", sin)
+    def _rotary(self) -> list[tuple[str, str] | None]:
+        """Add cos and sin of each kind of rotary positions, and return those of each layer."""
+        tables: dict[RopeConfig | None, tuple[str, str] | None] = {None: None}
+        for number, rope in enumerate(self.config.ropes):
+            cos, sin = (table.numpy() for table in rotary_tables(self.config, rope))
+            name = f"rotary.{number}" if number else "rotary"
+            tables[rope] = self.g.weight(f"{name}.cos", cos), self.g.weight(f"{name}.sin", sin)
+        return [tables[self.config.rope_of(layer)] for layer in range(self.config.num_layers)]
 
     def _or_everything(self, level: str) -> str:
         """Turn a level of 1, which keeps everything, into EVERYTHING: (L, B)."""

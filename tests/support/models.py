@@ -61,7 +61,7 @@ CONFIGS = {
     "eight_experts": variant(ffn={"num_experts": 8}),
     "one_kv_head": variant(num_kv_heads=1),
     "all_kv_heads": variant(num_kv_heads=4),
-    "odd_numbers": variant(head_dim=12, rope_theta=500.0, norm_eps=0.05),
+    "odd_numbers": variant(head_dim=12, attention={"rope": {"theta": 500.0}}, norm_eps=0.05),
     "tied": variant(tie_embeddings=True),
     "routers_none": variant(depth={**ROUTERS, "skipped_kv": "none"}),
     "routers_project": variant(depth={**ROUTERS, "skipped_kv": "project"}),
@@ -150,7 +150,7 @@ def season(model: Transformer, seed: int) -> None:
             noise = torch.randn(weight.shape, generator=generator)
             if weight in norms:
                 weight.copy_(1 + 0.3 * noise)
-            elif weight.ndim == 0:  # a bias, or a learned threshold
+            elif weight.ndim == 0 or name.endswith("bias"):  # or a learned threshold
                 weight.copy_(0.2 * noise)
             else:
                 inputs = weight.shape[-1] if weight.ndim < 3 else weight.shape[1]  # experts hold (E, inputs, outputs)

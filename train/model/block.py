@@ -60,14 +60,14 @@ class Block(nn.Module):
         self.depth_router = router
 
     def forward(
-        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels, recompute: bool = False
+        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor] | None, levels: Levels, recompute: bool = False
     ) -> tuple[Tensor, LayerRouting]:
         """Run the layer: -> x (B, T, D) and its routing.
 
         Args:
             x: (B, T, D).
             alive: (B, T) bool, false once a token has left.
-            rotary: The two tables of `rotary_tables`.
+            rotary: The two tables of `rotary_tables`; None without rotary positions.
             levels: The thresholds of this layer.
             recompute: Whether the backward pass computes most activations again; see `run_recomputing`.
         """
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return self._run(x, alive, rotary, levels)
 
     def _run(
-        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels
+        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor] | None, levels: Levels
     ) -> tuple[Tensor, LayerRouting]:
         runs, depth = alive, None
         if self.depth_router is not None:

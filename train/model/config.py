@@ -1,16 +1,17 @@
 """The config of a model: its shape, and the averages that its controllers maintain."""
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from ..system.section import Section
+from .rope_config import RopeConfig
 from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Positions
 
 
 class ModelConfig(Section):
-    """A pre-norm decoder with grouped-query attention and QK-norm.
+    """A pre-norm decoder with grouped-query attention.
 
     Each token may choose its experts, heads, window and layers.
     """
@@ -29,20 +30,30 @@ class ModelConfig(Section):
     """Number of key/value heads per layer; `num_heads` must be a multiple of it."""
     head_dim: int = Field(0, ge=0)
     """Width of one head; 0 means dim / num_heads."""
-    rope_theta: float = Field(10_000.0, gt=0)
-    """Base of the rotary frequencies, greater than 0."""
     norm_eps: float = Field(1e-5, gt=0)
     """Term added to the mean square in every RMSNorm, greater than 0."""
     tie_embeddings: bool = False
     """Whether the output head shares its weights with the embedding."""
     attention: AttentionConfig = AttentionConfig()
-    """Positions and windows."""
+    """Projections, positions and windows."""
     heads: HeadsConfig = HeadsConfig()
     """Choice of query heads per token."""
     ffn: FFNConfig = FFNConfig()
     """Experts, or one dense FFN."""
     depth: DepthConfig = DepthConfig()
     """Depth routers, early exits and layer dropout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rope_theta_was_here(cls, values: Any) -> Any:
+        """Move `rope_theta`, which configs had before `attention.rope`, to `attention.rope.theta`."""
+        if not isinstance(values, Mapping) or "rope_theta" not in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "rope_theta"}
+        attention = others.get("attention", {})
+        if not isinstance(attention, Mapping) or "rope" in attention:
+            raise ValueError("rope_theta is attention.rope.theta now: leave rope_theta out and set that")
+        return {**others, "attention": {**attention, "rope": {"theta": values["rope_theta"]}}}
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -106,6 +117,19 @@ class ModelConfig(Section):
         positions = self.attention.positions
         return positions if isinstance(positions, str) else positions[layer]
 
+    def rope_of(self, layer: int) -> RopeConfig | None:
+        """Return the rotary positions of a layer; None where it has others."""
+        if self.positions_of(layer) != "rope":
+            return None
+        rope = self.attention.rope
+        return rope if isinstance(rope, RopeConfig) else rope[layer]
+
+    @property
+    def ropes(self) -> list[RopeConfig]:
+        """The rotary positions of the model, each kind once, in the order of the layers."""
+        ropes = (self.rope_of(layer) for layer in range(self.num_layers))
+        return list(dict.fromkeys(rope for rope in ropes if rope is not None))
+
     def window_of(self, layer: int) -> int:
         """Return the largest number of tokens that a layer looks back at; 0 means all."""
         window = self.attention.window
@@ -155,9 +179,15 @@ def fit_attention(config: ModelConfig) -> None:
     attention, layers = config.attention, range(config.num_layers)
     _one_per_layer("attention.positions", attention.positions, config.num_layers)
     _one_per_layer("attention.window", attention.window, config.num_layers)
-    kinds = {config.positions_of(layer) for layer in layers}
-    if "rope" in kinds and config.resolved_head_dim % 2:
-        raise ValueError(f"heads are {config.resolved_head_dim} wide; rotary positions need an even head_dim")
+    if not isinstance(attention.rope, RopeConfig):
+        _one_per_layer("attention.rope", attention.rope, config.num_layers)
+    for rope in config.ropes:
+        rope.fit(config.resolved_head_dim)
+    if attention.qk_norm == "full" and config.heads.routing != "all":
+        raise ValueError(
+            f"attention.qk_norm is full, which needs all heads of a token, but heads.routing is {config.heads.routing}: "
+            "set attention.qk_norm to head or none, or heads.routing to all"
+        )
     if attention.window_kind != "fixed" and not config.has_windows:
         raise ValueError(
             f"attention.window_kind is {attention.window_kind} but attention.window is 0: set the most tokens to see"
@@ -218,7 +248,7 @@ def fit_heads(config: ModelConfig) -> None:
         )
 
 
-def _one_per_layer(name: str, values: str | int | Sequence[str] | Sequence[int], layers: int) -> None:
+def _one_per_layer(name: str, values: str | int | Sequence[object], layers: int) -> None:
     if not isinstance(values, (str, int)) and len(values) != layers:
         raise ValueError(
             f"{name} lists {len(values)} layers, num_layers is {layers}: give one for each, or one for all"

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..system.collectives import drawn_for_all, gathered, total
-from .attention import rotary_tables
 from .block import Block, LayerRouting, Levels
 from .config import ModelConfig
 from .controllers import PIController
@@ -15,6 +14,7 @@ from .exits import ExitRouter, confidence
 from .linear import Linear
 from .moe import MoE
 from .norm import RMSNorm
+from .rope import RotaryTables
 from .thresholded_router import Thresholded
 
 
@@ -67,9 +67,6 @@ class ModelOutput(NamedTuple):
 class Transformer(nn.Module):
     """A decoder whose tokens choose heads, experts and layers. Weights are drawn from torch's global generator."""
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not config.vocab_size:
@@ -89,9 +86,10 @@ class Transformer(nn.Module):
             {name: PIController(self.routers(name)[0].set_level, sections[name].pi_gains) for name in shared}
         )
         self.layer_dropout = config.depth.layer_dropout
-        cos, sin = rotary_tables(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        ropes = config.ropes
+        self.rotary = nn.ModuleList(RotaryTables(config, rope) for rope in ropes)
+        by_layer = [config.rope_of(layer) for layer in range(config.num_layers)]
+        self.rotary_of = [None if rope is None else ropes.index(rope) for rope in by_layer]
         initialize(self)
 
     def forward(
@@ -117,7 +115,7 @@ class Transformer(nn.Module):
             raise ValueError(f"a sequence of {time} tokens does not fit the context of {self.config.context_length}")
         leaves = thresholds is not None
         limits = thresholds or self.default_thresholds()
-        rotary = (self.cos[:time], self.sin[:time])
+        tables = [table(time) for table in self.rotary]
         x = self.embedding(ids)  # (B, T, D)
         alive = torch.ones_like(ids, dtype=torch.bool)
         exit_layer = torch.full_like(ids, -1)
@@ -127,6 +125,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.layers):
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i])
             here = alive if dropped is None else alive & ~dropped[i, :, None]
+            table = self.rotary_of[i]
+            rotary = None if table is None else tables[table]
             x, layer = block(x, here, rotary, levels, recompute=checkpoint_activations and self.training)
             routing.append(layer)
             if measures:
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
 
     def default_thresholds(self) -> ThresholdTensors:
         """Return the current levels of the controllers and no early exit, as in training and in an exported model."""
-        ones = torch.ones(self.config.num_layers, device=self.cos.device)
+        ones = torch.ones(self.config.num_layers, device=self.embedding.weight.device)
 
         def levels(kind: str, otherwise: Tensor) -> Tensor:
             shared = self.pi[kind] if kind in self.pi else None  # noqa: SIM401 - a ModuleDict has no get
@@ -197,7 +197,9 @@ class Transformer(nn.Module):
         """Draw which sequences leave out which layers, (L, B) bool; None without layer dropout."""
         if not (self.training and self.layer_dropout):
             return None
-        rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self.cos.device)
+        rates = torch.tensor(
+            dropout_rates(self.layer_dropout, self.config.num_layers), device=self.embedding.weight.device
+        )
         return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
 
     def _confidence(self, layer: int, hidden: Tensor) -> Tensor:
