@@ -155,7 +155,7 @@ def write_files(
         chat_template=source.chat_template,
         inputs=_tensors(graph_inputs(config)),
         outputs=_tensors(graph_outputs(config)),
-        thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds._asdict().items()}),
+        thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds.given().items()}),
         dial=dial(source),
         costs=costs(config, precisions),
         targets=extra,

@@ -65,7 +65,8 @@ class Source:
 
     def thresholds(self) -> ThresholdTensors:
         """Return the levels of the controllers, those of heads moved off the scores that they were taken from."""
-        levels = ThresholdTensors(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        current = self.model.default_thresholds().given()
+        levels = ThresholdTensors(**{name: level.detach() for name, level in current.items()})  # some may be learned
         scores, none = scores_of_ids(self.model), torch.empty(0)
         heads = [clear_of(float(level), none if layer else scores) for layer, level in enumerate(levels.head_top_p)]
         return levels._replace(head_top_p=torch.tensor(heads))

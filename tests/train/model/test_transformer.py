@@ -50,9 +50,9 @@ def test_the_tiny_models_are_undecided_enough_to_judge_by(name: str) -> None:
     model = tiny_model(name)
     plain = plain_result(name)
     ran, heads = plain.layers_run, plain.selected_heads
-    if model.config.ffn.routing == "top_p":
+    if model.config.ffn.routing == "top_p" and model.config.ffn.candidates > 1:
         assert len(np.unique(plain.selected_experts.sum(-1)[ran])) > 1
-    if model.config.num_experts > 1:
+    if 1 < model.config.num_experts <= 2 * T:
         assert plain.selected_experts.any((0, 1, 2)).all(), "an expert that no token uses"
     if model.config.heads.routing in ("top_p", "adaptive"):
         assert len(np.unique(heads.sum(-1)[ran])) > 1
