@@ -83,9 +83,7 @@ def architecture_of(metadata: Metadata) -> Architecture:
     """
     kind = metadata.text("general.type", "model")
     if kind != "model":
-        raise UnsupportedModelError(
-            f"{metadata.path} holds {kind!r}, expected a model; give the file of the model"
-        )
+        raise UnsupportedModelError(f"{metadata.path} holds {kind!r}, expected a model; give the file of the model")
     architecture = ARCHITECTURES.get(metadata.architecture)
     if architecture is None:
         raise UnsupportedModelError(
@@ -95,12 +93,7 @@ def architecture_of(metadata: Metadata) -> Architecture:
     for key, feature in UNSUPPORTED.items():
         if metadata.is_set(key):
             name = key.replace("{}", metadata.architecture)
-            raise UnsupportedModelError(
-                f"{metadata.path} has {feature} ({name}), which models here lack"
-            "
-            )
+            raise UnsupportedModelError(f"{metadata.path} has {feature} ({name}), which models here lack")
     if not metadata.flag("{}.attention.causal", True):
-        raise UnsupportedModelError(
-            f"{metadata.path} is an encoder (attention.causal is false); expected a decoder"
-        )
+        raise UnsupportedModelError(f"{metadata.path} is an encoder (attention.causal is false); expected a decoder")
     return architecture

@@ -160,7 +160,9 @@ def _value(cursor: _Cursor, key: str) -> Value:
         return _array(cursor, key)
     if kind not in SCALARS:
         damaged(cursor.path, f"the metadata key {key} has the unknown type {kind}")
-    return cursor.number(SCALARS[kind], key)
+    number = cursor.number(SCALARS[kind], key)
+    # The shortest number with the same single precision, which is what the writer had: 1e-5, not 9.99999974e-06.
+    return float(str(np.float32(number))) if kind == GGUFValueType.FLOAT32 else number
 
 
 def _array(cursor: _Cursor, key: str) -> Value:

@@ -88,9 +88,9 @@ class _Layer:
 
     def norms(self) -> dict[str, LazyTensor]:
         config, names = self.config, {}
-        if config.norm_place != "post":
+        if getattr(config, "norm_place", "pre") != "post":
             names |= {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
-        if config.norm_place != "pre":
+        if getattr(config, "norm_place", "pre") != "pre":
             names |= {"attention_post_norm": "post_attention_norm", "ffn_post_norm": "post_ffw_norm"}
         return {f"{ours}.weight": self.take(f"{theirs}.weight", config.dim) for ours, theirs in names.items()}
 
