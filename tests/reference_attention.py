@@ -22,6 +22,7 @@ from reference_routing import (
     rms_norm,
     sigmoid,
     softmax,
+    state_norm,
 )
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ class Attention:
         self.counted: list[bool] = []
 
     def step(self, x: np.ndarray, position: int, result: Result, at: tuple[int, int, int]) -> np.ndarray:
-        """Attend for a token that runs the layer: x before the norm (D,) -> (D,).
+        """Attend for a token that runs the layer: x before the norm (D,) -> (D,), before the norm of the output.
 
         The sum over its heads i of weight_i W_o,i softmax(q_i k^T / sqrt(W) + position) v, over its window. Heads and
         window are written into `result` at [at].
         """
         self.write(x, position, counted=True)
-        normed, W = self.norm(x, f"layers.{self.layer}.attention_norm.weight"), self.config.resolved_head_dim
+        normed, W = self.normed(x), self.config.resolved_head_dim
         visible = self.visible(normed, result, at)
         q = (self.weights[f"{self.name}.q.weight"] @ normed).reshape(self.config.num_heads, W)
         out = np.zeros_like(x)
@@ -69,7 +70,7 @@ class Attention:
     def write(self, x: np.ndarray, position: int, counted: bool) -> None:
         """Append this token's keys, rotated by its position in the text (not in the cache), and values to the cache."""
         K, W = self.config.num_kv_heads, self.config.resolved_head_dim
-        normed = self.norm(x, f"layers.{self.layer}.attention_norm.weight")
+        normed = self.normed(x)
         k, v = (self.weights[f"{self.name}.kv.weight"] @ normed + self.bias("kv")).reshape(2, K, W)
         self.keys.append(np.stack([self.turn(key, position) for key in self.normed_heads(k, "k_norm")]))
         self.values.append(v)
@@ -178,6 +179,9 @@ class Attention:
             return choose_by_mass(P, limit)
         complexity = predicted(self.weights, router, normed)
         return choose_by_complexity(P, self.head_top_p, complexity, self.config.least_heads, self.config.most_heads)
+
+    def normed(self, x: np.ndarray) -> np.ndarray:
+        return state_norm(self.weights, self.config, f"layers.{self.layer}.attention_norm", x)
 
     def bias(self, matrix: str) -> np.ndarray:
         """Return the bias of `q`, `kv` or `o`; zeros where the model has none."""

@@ -64,6 +64,9 @@ class CudaBlock(Block):
         return g.derived["nothing",][0]
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
+        config = self.config
+        if config.norm != "rms" or not config.has_norms_before or config.parallel_residual:
+            return super()._residual(g, x, attended)
         weight = self.weights.parameter(g, f"{self.name}.ffn_norm.weight")
         normed, _, _, h = g.ops(
             "SkipSimplifiedLayerNormalization", x, attended, weight,

@@ -37,8 +37,9 @@ def fused_moe(
 ) -> tuple[str, str]:
     """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
 
-    The operator chooses k experts by a softmax over its own input. The logarithm of our routing weights makes it choose
-    as our router did: under top-p k is E, and under top-k it is the number that every token has.
+    Without a residual, "", the sum alone. The operator chooses k experts by a softmax over its own input. The logarithm
+    of our routing weights makes it choose as our router did: under top-p k is E, and under top-k it is the number that
+    every token has.
     """
     routes = router(g, weights, f"{name}.router", config, x, router_top_p)
     scores = g.op("Log", g.op("Max", routes.routing_weights, g.scalar(NOTHING)), name="routing_scores")
@@ -59,7 +60,8 @@ def fused_moe(
         out = wide(g, out)
     if not config.renormalize:  # the operator's weights add up to 1, those of this model to the mass that was chosen
         out = g.op("Mul", out, g.op("ReduceSum", routes.routing_weights, g.int64(1), keepdims=1))
-    out = g.op("Add", residual, out)
+    if residual:
+        out = g.op("Add", residual, out)
     if config.shared_expert_dim:
         with g.scope("shared"):
             out = g.op("Add", out, dense_ffn(g, weights, f"{name}.shared", x))

@@ -33,7 +33,8 @@ def is_matrix(name: str, dimensions: int) -> bool:
 
     Routers and positions stay float32.
     """
-    return dimensions > 1 and "router" not in name and not name.endswith("position_embedding")
+    positions = name == "learned_positions" or name.endswith("position_embedding")
+    return dimensions > 1 and "router" not in name and not positions
 
 
 class Weights:

@@ -14,6 +14,7 @@ from ..graph.weights import Weights
 from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
 from .moe import dense_ffn, moe
+from .norm import parameters_of, state_norm
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Block:
             own = b.op("Gather", x, rows, axis=0)  # (n, D)
             cells = self._cells(b, rows, inputs.lengths)
             if project:
-                normed, cache = b.op("Gather", all_normed, rows, axis=0), present
+                normed = own if all_normed == x else b.op("Gather", all_normed, rows, axis=0)
+                cache = present
             else:
                 normed = self._norm(b, own, "attention_norm")
                 cache = self.attention.write(b, normed, cells, inputs.past, inputs.lengths, Cache("", ""))
@@ -147,27 +149,31 @@ class Block:
 
     def _feed_forward(self, g: Graph, x: str, attended: Attended, inputs: LayerInputs) -> tuple[str, str]:
         """Write what follows attention: the residual h = x + attention, and out = h + moe(norm(h))."""
-        h, normed = self._residual(g, x, attended.out)
+        h, normed = self._residual(g, x, self._norm(g, attended.out, "attention_post_norm"))
         if self.config.ffn.routing == "dense":
             with g.scope("ffn"):
-                out = g.op("Add", h, dense_ffn(g, self.weights, f"{self.name}.ffn", normed))
+                update = dense_ffn(g, self.weights, f"{self.name}.ffn", normed)
+                out = g.op("Add", h, self._norm(g, update, "ffn_post_norm"))
                 selected = self._column(g, x, 1.0)
         else:
             with g.scope("moe"):
-                out, selected = self._moe(g, normed, inputs.router_top_p, h)
+                after = self.config.has_norms_after
+                out, selected = self._moe(g, normed, inputs.router_top_p, "" if after else h)
+                if after:
+                    out = g.op("Add", h, self._norm(g, out, "ffn_post_norm"))
         chosen = [selected, *attended.choices]
         if "windows" in reported(self.config) and not self.config.window_of(self.layer):
             chosen.append(self._column(g, x, 0.0))
         return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else selected
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
-        """Compute h = x + attention, and its norm for the feed-forward part."""
+        """Compute h = x + attention, and the input of the feed-forward part: norm(h), of parallel parts norm(x)."""
         with g.scope("attention"):
             h = g.op("Add", x, attended)
-        return h, self._norm(g, h, "ffn_norm")
+        return h, self._norm(g, x if self.config.parallel_residual else h, "ffn_norm")
 
     def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
-        """Compute h + moe(normed), (n, D), and the selected experts, (n, E) float32."""
+        """Compute h + moe(normed), (n, D), without h where it is "", and the selected experts, (n, E) float32."""
         return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
@@ -190,8 +196,12 @@ class Block:
         return Cells(index, count, positions, places, "" if window else seen(g, self.weights, batch.places, places))
 
     def _norm(self, g: Graph, x: str, which: str) -> str:
-        weight = self.weights.parameter(g, f"{self.name}.{which}.weight")
-        return g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps, name=which)
+        """Write a norm of the layer; where the model has none at that place, return x."""
+        has = self.config.has_norms_after if which.endswith("post_norm") else self.config.has_norms_before
+        if not has:
+            return x
+        names = parameters_of(self.config, f"{self.name}.{which}")
+        return state_norm(g, self.config, x, tuple(self.weights.parameter(g, name) for name in names), which)
 
     def _column(self, g: Graph, x: str, value: float) -> str:
         """Fill a column (n, 1) float32 with one value, for x (n, D)."""

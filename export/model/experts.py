@@ -12,7 +12,7 @@ from .router import Routes
 def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str, routes: Routes, residual: str) -> str:
     """Compute residual_n + sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e.
 
-    x and residual (N, D) -> (N, D).
+    x and residual (N, D) -> (N, D). Without a residual, "", the sum alone.
     """
     dispatch = Dispatch(g, weights, num_experts, routes.selected)
     gate_up, down = f"{name}.gate_up", f"{name}.down"  # (E, D, 2F), (E, F, D)
@@ -20,4 +20,5 @@ def run_experts(g: Graph, weights: Weights, name: str, num_experts: int, x: str,
     gate, up = g.ops("Split", hidden, outputs=2, axis=-1, num_outputs=2)
     inner = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)  # (R, F)
     out = dispatch.matmul(inner, down, weights.matrix(down), gather=False)  # (R, D)
-    return g.op("Add", residual, dispatch.combine(out, routes.routing_weights))
+    mixed = dispatch.combine(out, routes.routing_weights)
+    return g.op("Add", residual, mixed) if residual else mixed

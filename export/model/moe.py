@@ -17,7 +17,10 @@ def dense_ffn(g: Graph, weights: Weights, name: str, x: str) -> str:
 def moe(
     g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, router_top_p: str, residual: str
 ) -> tuple[str, str]:
-    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32."""
+    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
+
+    Without a residual, "", the sum alone.
+    """
     routes = router(g, weights, f"{name}.router", config, x, router_top_p)
     out = run_experts(g, weights, name, config.num_experts, x, routes, residual)
     if config.shared_expert_dim:

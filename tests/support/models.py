@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
-from adaptive_lm.train.model.norm import RMSNorm
+from adaptive_lm.train.model.norm import LayerNorm, RMSNorm
 from adaptive_lm.train.model.sections import AttentionConfig, HeadsConfig
 
 B, T, V = 2, 17, 29
@@ -161,6 +161,56 @@ CONFIGS = {
         **SIX_HEADS,
     ),
     "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
+    # norms, residuals, embedding and logits
+    "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
+    "layer_norm_none": variant(
+        norm="layer",
+        heads={**BY_MASS, **PER_TOKEN},
+        depth={**BOTH, "exit_criterion": "router", "skipped_kv": "none"},
+    ),
+    "post_project": variant(
+        norm_place="post",
+        heads=BY_MASS_AND_SHARED,
+        attention=LEARNED,
+        ffn={**PER_TOKEN, "shared_expert_dim": 20},
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
+        **SIX_HEADS,
+    ),
+    "post_none": variant(
+        norm="layer", norm_place="post", heads=BY_COMPLEXITY, depth={**BOTH, **PER_TOKEN, "skipped_kv": "none"}
+    ),
+    "post_dense": variant(norm_place="post", ffn={"routing": "dense", "dim": 40}),
+    "sandwich_project": variant(
+        norm_place="sandwich",
+        ffn={"renormalize": False},
+        depth={**BOTH, "exit_criterion": "entropy", "skipped_kv": "project"},
+        tie_embeddings=True,
+        embedding_scale=2.5,
+        logits_softcap=6.0,
+    ),
+    "sandwich_none": variant(
+        norm="layer",
+        norm_place="sandwich",
+        attention={**COPE, "window": 7},
+        ffn={"routing": "top_k", "experts_per_token": 2, "shared_expert_dim": 20},
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "parallel_project": variant(
+        norm="layer", parallel_residual=True, depth={**BOTH, "skipped_kv": "project"}, ffn={"shared_expert_dim": 20}
+    ),
+    "parallel_none": variant(
+        norm_place="post", parallel_residual=True, heads=BY_MASS, depth={**BOTH, "skipped_kv": "none"}
+    ),
+    "parallel_sandwich": variant(
+        norm_place="sandwich", parallel_residual=True, ffn={"routing": "dense", "dim": 40}, attention={"window": 5}
+    ),
+    "learned_positions": variant(norm="layer", attention={"positions": "learned"}, tie_embeddings=True),
+    "learned_positions_none": variant(
+        attention={**LENGTH, "positions": "learned"},
+        embedding_scale=1.5,
+        logits_softcap=5.0,
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "none"},
+    ),
 }  # fmt: skip
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
@@ -179,7 +229,7 @@ def tiny_model(name: str) -> Transformer:
 def season(model: Transformer, seed: int) -> None:
     """Redraw every weight, so that none is 0, equal or 1: half of a fresh model has no effect on the output."""
     generator = torch.Generator().manual_seed(seed)
-    norms = {module.weight for module in model.modules() if isinstance(module, RMSNorm)}
+    norms = {module.weight for module in model.modules() if isinstance(module, (RMSNorm, LayerNorm))}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)

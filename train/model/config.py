@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 
 from ..system.section import Section
 from .rope_config import RopeConfig
-from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Positions
+from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, NormKind, NormPlace, Positions
 
 
 class ModelConfig(Section):
-    """A pre-norm decoder with grouped-query attention.
+    """A decoder with grouped-query attention.
 
     Each token may choose its experts, heads, window and layers.
     """
@@ -30,10 +30,23 @@ class ModelConfig(Section):
     """Number of key/value heads per layer; `num_heads` must be a multiple of it."""
     head_dim: int = Field(0, ge=0)
     """Width of one head; 0 means dim / num_heads."""
+    norm: NormKind = "rms"
+    """Normalisation of the hidden state: `rms`, by its root mean square (RMSNorm); `layer`, by mean and standard
+    deviation, with a bias (LayerNorm)."""
+    norm_place: NormPlace = "pre"
+    """Place of the norms of attention and feed-forward part: `pre`, on the input (Llama); `post`, on the output, before
+    it is added to the hidden state (OLMo2); `sandwich`, on both (Gemma 2 and 3)."""
+    parallel_residual: bool = False
+    """Whether attention and feed-forward part read the same hidden state (GPT-NeoX); else the feed-forward part reads
+    the state after attention."""
     norm_eps: float = Field(1e-5, gt=0)
-    """Term added to the mean square in every RMSNorm, greater than 0."""
+    """Term added to the mean square in RMSNorm, to the variance in LayerNorm, greater than 0."""
     tie_embeddings: bool = False
     """Whether the output head shares its weights with the embedding."""
+    embedding_scale: float = Field(1.0, gt=0)
+    """Factor of the embedded tokens, greater than 0 (Gemma: the square root of `dim`)."""
+    logits_softcap: float = Field(0.0, ge=0)
+    """Largest absolute value c of a logit, which becomes c tanh(logit / c) (Gemma 2); 0 for none."""
     attention: AttentionConfig = AttentionConfig()
     """Projections, positions and windows."""
     heads: HeadsConfig = HeadsConfig()
@@ -128,6 +141,21 @@ class ModelConfig(Section):
             return self.heads.most_heads or self.num_heads
         return self.least_heads if self.heads.routing == "top_k" else self.num_heads
 
+    @property
+    def has_norms_before(self) -> bool:
+        """Whether attention and feed-forward part read a normed state."""
+        return self.norm_place != "post"
+
+    @property
+    def has_norms_after(self) -> bool:
+        """Whether the outputs of attention and feed-forward part are normed before they are added to the state."""
+        return self.norm_place != "pre"
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether a vector for each position is added to the embedding."""
+        return self.attention.positions == "learned"
+
     def positions_of(self, layer: int) -> Positions:
         """Return the position encoding of a layer."""
         positions = self.attention.positions
@@ -195,6 +223,12 @@ def fit_attention(config: ModelConfig) -> None:
     attention, layers = config.attention, range(config.num_layers)
     _one_per_layer("attention.positions", attention.positions, config.num_layers)
     _one_per_layer("attention.window", attention.window, config.num_layers)
+    kinds = {config.positions_of(layer) for layer in layers}
+    if "learned" in kinds and not config.has_learned_positions:
+        raise ValueError(
+            f"attention.positions lists {', '.join(attention.positions)}, but learned positions are added to the "
+            "embedding, for all layers: set attention.positions to learned, or list rope, cope and none"
+        )
     if not isinstance(attention.rope, RopeConfig):
         _one_per_layer("attention.rope", attention.rope, config.num_layers)
     for rope in config.ropes:

@@ -12,8 +12,10 @@ Routing = Literal["top_p", "top_k", "dense"]
 Score = Literal["softmax", "sigmoid"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
-Positions = Literal["rope", "cope", "none"]
+Positions = Literal["rope", "cope", "none", "learned"]
 QKNorm = Literal["none", "head", "full"]
+NormKind = Literal["rms", "layer"]
+NormPlace = Literal["pre", "post", "sandwich"]
 WindowKind = Literal["fixed", "length", "entropy", "learned"]
 ExitCriterion = Literal["top_prob", "margin", "entropy", "router"]
 SkippedKV = Literal["none", "project"]
@@ -24,7 +26,8 @@ class AttentionConfig(Section):
 
     positions: Positions | tuple[Positions, ...] = "rope"
     """Position encoding: `rope` rotates queries and keys; `cope` counts the tokens that matter in their context; `none`
-    relies on the causal mask alone. One value for all layers, or a list with one per layer."""
+    relies on the causal mask alone. One value for all layers, or a list with one per layer. `learned`, for all layers,
+    adds a vector for each position to the embedding (GPT-2)."""
     rope: Ropes = RopeConfig()
     """Rotary positions. One section for all layers, or a list with one per layer."""
     qk_norm: QKNorm = "head"

@@ -67,7 +67,6 @@ def config_of(metadata: Metadata, tensors: Claims, architecture: Architecture) -
         "ffn": _ffn(metadata, tensors, architecture, layers),
     }
     try:
-        fields = {k: v for k, v in fields.items() if k in ModelConfig.model_fields}  # TEMPORARY until norm is merged
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]

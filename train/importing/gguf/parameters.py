@@ -88,9 +88,9 @@ class _Layer:
 
     def norms(self) -> dict[str, LazyTensor]:
         config, names = self.config, {}
-        if getattr(config, "norm_place", "pre") != "post":
+        if config.norm_place != "post":
             names |= {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
-        if getattr(config, "norm_place", "pre") != "pre":
+        if config.norm_place != "pre":
             names |= {"attention_post_norm": "post_attention_norm", "ffn_post_norm": "post_ffw_norm"}
         return {f"{ours}.weight": self.take(f"{theirs}.weight", config.dim) for ours, theirs in names.items()}
 
