@@ -8,7 +8,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCABULARY, CONTEXT = 3, 64, 4, 2, 16, 96, 80, 64
+from adaptive_lm.contract.byte_table import byte_characters
+
+LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCABULARY, CONTEXT = 3, 64, 4, 2, 16, 96, 272, 64
 EXPERTS, USED, EXPERT_DIM, SHARED = 8, 3, 32, 40
 Floats = NDArray[np.float32]
 
@@ -31,13 +33,21 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "phi3": {"fused": True},
     "phi3-long": {"arch": "phi3", "fused": True, "longrope": True},
     "gemma": {"untied": False},
-    "gemma2": {"norms": ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"), "window": 8, "softcaps": True},
-    "gemma3": {"norms": ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"), "window": 8, "qk_norm": "head"},
+    "gemma2": {
+        "norms": ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"),
+        "window": 8,
+        "softcaps": True,
+    },
+    "gemma3": {
+        "norms": ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"),
+        "window": 8,
+        "qk_norm": "head",
+    },
 }
 
 
 def write_random(path: Path, name: str, seed: int = 0, context: int = CONTEXT) -> Path:
-    """Write a random model of the architecture `name` of `EXTRAS`, without a vocabulary."""
+    """Write a random model of the architecture `name` of `EXTRAS`."""
     extras = EXTRAS[name]
     arch = extras.get("arch", name)
     writer = gguf.GGUFWriter(path, arch)
@@ -53,7 +63,7 @@ def write_random(path: Path, name: str, seed: int = 0, context: int = CONTEXT) -
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_feed_forward_length(EXPERT_DIM if arch == "olmoe" else FFN)
     writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("no_vocab")
+    add_vocabulary(writer)
     if extras.get("experts"):
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(USED)
@@ -90,6 +100,25 @@ def write_random(path: Path, name: str, seed: int = 0, context: int = CONTEXT) -
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+MERGES = ("t h", "th e", "i n", "\u0120 the", "a n", "e r")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def add_vocabulary(writer: gguf.GGUFWriter, pre: str = "gpt-2") -> None:
+    """Add a byte-level vocabulary: special tokens, bytes, a few merges, and unused tokens up to the embedding."""
+    tokens = [*SPECIAL, *byte_characters(), *(merge.replace(" ", "") for merge in MERGES)]
+    types = [gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
+    unused = VOCABULARY - len(tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens + [f"[PAD{number}]" for number in range(unused)])
+    writer.add_token_types(types + [gguf.TokenType.UNUSED] * unused)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
 
 
 def tensors(name: str, seed: int) -> Iterator[tuple[str, Floats]]:

@@ -24,9 +24,8 @@ class Metadata:
     def __contains__(self, key: str) -> bool:
         return self._name(key) in self._values
 
-    def keys(self) -> list[str]:
-        """List the keys."""
-        return list(self._values)
+    def __getitem__(self, key: str) -> Value:
+        return self._values[self._name(key)]
 
     def is_set(self, key: str) -> bool:
         """Return whether a key is there with a value other than 0 and false."""

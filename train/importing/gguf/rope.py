@@ -33,7 +33,7 @@ def rope_of(metadata: Metadata, tensors: Claims, head_dim: int, context: int) ->
 def _scaling(metadata: Metadata, tensors: Claims, theta: float, rotated: int, context: int) -> RopeScaling:
     original = metadata.integer("{}.rope.scaling.original_context_length", context)
     if "rope_freqs.weight" in tensors:
-        return _by_divisors(_divisors(tensors, "rope_freqs.weight", rotated), theta, original)
+        return scaling_by_divisors(_divisors(tensors, "rope_freqs.weight", rotated), theta, original)
     if "rope_factors_long.weight" in tensors:
         return RopeScaling(
             kind="longrope",
@@ -66,7 +66,7 @@ def _divisors(tensors: Claims, name: str, rotated: int) -> list[float]:
     return [float(value) for value in tensors.take(name, (rotated // 2,)).read().float()]
 
 
-def _by_divisors(divisors: list[float], theta: float, original: int) -> RopeScaling:
+def scaling_by_divisors(divisors: list[float], theta: float, original: int) -> RopeScaling:
     """Return the scaling of Llama 3 if the divisors are its own, otherwise the divisors themselves."""
     factor = max(divisors)
     if factor > 1 and np.allclose(divisors, _llama3_divisors(theta, len(divisors), factor), rtol=1e-4, atol=0):
