@@ -1,5 +1,6 @@
 """Tiny seeded models of every kind, for tests that compare the definitions of the model."""
 
+import zlib
 from functools import cache
 from typing import Any
 
@@ -128,6 +129,37 @@ CONFIGS = {
         ffn={**PER_TOKEN, "renormalize": False},
         depth={**BOTH, **PER_TOKEN, "exit_criterion": "router", "skipped_kv": "none"},
     ),
+}
+NUMBERED = {name: number for number, name in enumerate(CONFIGS)}
+"""The seeds of the models above. Those of later ones come from their names, so that none depends on the others."""
+BIASES = {"qkv_bias": True, "o_bias": True}
+LONGER = {"factor": 4.0, "original_context": 8}
+ROPES = (
+    {"theta": 500.0, "scaling": {"kind": "llama3", **LONGER, "high_frequency_factor": 3.0}},
+    {"theta": 500.0, "scaling": {"kind": "yarn", **LONGER}},
+    {"share": 0.5, "scaling": {"kind": "linear", "factor": 3.0}},
+    {"scaling": {"kind": "longrope", **LONGER, "short_factors": (1, 1, 1, 1), "long_factors": (1, 1.5, 2, 5)}},
+)
+CONFIGS |= {
+    "qk_norm_none": variant(attention={"qk_norm": "none"}),
+    "qk_norm_full": variant(attention={"qk_norm": "full", **BIASES}),
+    "biases": variant(attention=BIASES, ffn={"routing": "dense", "dim": 40}),
+    "ropes": variant(attention={"rope": ROPES}),
+    "softcap": variant(attention={"softcap": 2.0}),
+    "softcap_cope": variant(attention={**COPE, **BIASES, "softcap": 1.5, "qk_norm": "none"}),
+    "attention_heads_none": variant(
+        heads={**BY_MASS_AND_SHARED, **PER_TOKEN},
+        attention={**BIASES, "window": 7, "qk_norm": "none", "softcap": 3.0, "rope": {"share": 0.75}},
+        depth={**BOTH, "skipped_kv": "none"},
+        **SIX_HEADS,
+    ),
+    "attention_full_project": variant(
+        attention={**LEARNED, **BIASES, "qk_norm": "full", "softcap": 3.0, "rope": ROPES},
+        depth={**BOTH, "skipped_kv": "project"},
+        num_kv_heads=1,
+    ),
+}
+CONFIGS |= {
     # the forms of trained mixtures and dense models of others
     "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
     "capped_at_one": variant(ffn={"most_experts": 1, "experts_per_token": 1, **FIXED}),
@@ -222,8 +254,13 @@ HAS_WINDOWS = [name for name, config in CONFIGS.items() if config.has_windows]
 def tiny_model(name: str) -> Transformer:
     """Return the seeded model of that name in CONFIGS, in eval mode. It is shared: copy it before changing it."""
     model = Transformer(CONFIGS[name])
-    season(model, seed=list(CONFIGS).index(name))
+    season(model, seed=seed_of(name))
     return model.eval()
+
+
+def seed_of(name: str) -> int:
+    """Return the seed of the model of that name."""
+    return NUMBERED.get(name, zlib.crc32(name.encode()))
 
 
 def season(model: Transformer, seed: int) -> None:

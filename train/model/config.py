@@ -235,8 +235,8 @@ def fit_attention(config: ModelConfig) -> None:
         rope.fit(config.resolved_head_dim)
     if attention.qk_norm == "full" and config.heads.routing != "all":
         raise ValueError(
-            f"attention.qk_norm is full, which needs all heads of a token, but heads.routing is {config.heads.routing}: "
-            "set attention.qk_norm to head or none, or heads.routing to all"
+            "attention.qk_norm is full, which needs all heads of a token, but heads.routing is "
+            f"{config.heads.routing}: set attention.qk_norm to head or none, or heads.routing to all"
         )
     if attention.window_kind != "fixed" and not config.has_windows:
         raise ValueError(
