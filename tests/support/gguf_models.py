@@ -1,6 +1,6 @@
 """Tiny random models as GGUF files, one of each architecture, with the tensors that llama.cpp asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_lm.contract.byte_table import byte_characters
+from adaptive_lm.train.importing.gguf.metadata import Metadata
 
 LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCABULARY, CONTEXT = 3, 64, 4, 2, 16, 96, 272, 64
 EXPERTS, USED, EXPERT_DIM, SHARED = 8, 3, 32, 40
@@ -46,10 +47,30 @@ EXTRAS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_random(path: Path, name: str, seed: int = 0, context: int = CONTEXT) -> Path:
-    """Write a random model of the architecture `name` of `EXTRAS`."""
+def write_random(
+    path: Path,
+    name: str,
+    *,
+    seed: int = 0,
+    context: int = CONTEXT,
+    pre: str = "gpt-2",
+    vocabulary: Metadata | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a random model of the architecture `name` of `EXTRAS`.
+
+    Args:
+        path: The file.
+        name: Which model.
+        seed: Of the weights.
+        context: Its context in tokens.
+        pre: Name of the pre-tokenizer.
+        vocabulary: A vocabulary in place of the small one.
+        more: Further metadata.
+    """
     extras = EXTRAS[name]
     arch = extras.get("arch", name)
+    path.parent.mkdir(exist_ok=True)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(context)
     writer.add_embedding_length(DIM)
@@ -62,8 +83,12 @@ def write_random(path: Path, name: str, seed: int = 0, context: int = CONTEXT) -
     writer.add_rope_freq_base(1000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_feed_forward_length(EXPERT_DIM if arch == "olmoe" else FFN)
-    writer.add_vocab_size(VOCABULARY)
-    add_vocabulary(writer)
+    if vocabulary is None:
+        add_vocabulary(writer, pre)
+    else:
+        add(writer, {key: value for key, value in vocabulary.values.items() if key.startswith("tokenizer.")})
+        add(writer, {"tokenizer.ggml.eos_token_id": 0})
+    add(writer, more or {})
     if extras.get("experts"):
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(USED)
@@ -93,7 +118,8 @@ def write_random(path: Path, name: str, seed: int = 0, context: int = CONTEXT) -
     if extras.get("longrope"):
         writer.add_rope_scaling_orig_ctx_len(context // 4)
         writer.add_rope_scaling_attn_factors(1.19)
-    for tensor, values in tensors(name, seed):
+    size = VOCABULARY if vocabulary is None else len(vocabulary.texts("tokenizer.ggml.tokens"))
+    for tensor, values in tensors(name, seed, size):
         writer.add_tensor(tensor, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -121,7 +147,23 @@ def add_vocabulary(writer: gguf.GGUFWriter, pre: str = "gpt-2") -> None:
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
 
 
-def tensors(name: str, seed: int) -> Iterator[tuple[str, Floats]]:
+def add(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> None:
+    """Add metadata by key."""
+    for key, value in values.items():
+        match value:
+            case bool():
+                writer.add_bool(key, value)
+            case int():
+                writer.add_uint32(key, value)
+            case float():
+                writer.add_float32(key, value)
+            case str():
+                writer.add_string(key, value)
+            case _:
+                writer.add_array(key, value if isinstance(value, list) else value.tolist())
+
+
+def tensors(name: str, seed: int, vocabulary: int) -> Iterator[tuple[str, Floats]]:
     """Yield the tensors of a random model."""
     extras = EXTRAS[name]
     arch = extras.get("arch", name)
@@ -135,10 +177,10 @@ def tensors(name: str, seed: int) -> Iterator[tuple[str, Floats]]:
 
     kv_heads = HEADS if arch == "olmoe" else KV_HEADS
     q_rows, kv_rows = HEADS * HEAD_DIM, kv_heads * HEAD_DIM
-    yield "token_embd.weight", draw(VOCABULARY, DIM, scale=4)
+    yield "token_embd.weight", draw(vocabulary, DIM, scale=4)
     yield "output_norm.weight", norm(DIM)
     if extras.get("untied", arch not in ("gemma2", "gemma3", "qwen3")):
-        yield "output.weight", draw(VOCABULARY, DIM)
+        yield "output.weight", draw(vocabulary, DIM)
     if extras.get("rope_freqs"):
         yield "rope_freqs.weight", np.linspace(1, 6, HEAD_DIM // 2, dtype=np.float32)
     if extras.get("longrope"):

@@ -50,6 +50,9 @@ class Claims:
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._names
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, which stays in the account as not taken.
 

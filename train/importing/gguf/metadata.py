@@ -18,23 +18,23 @@ class Metadata:
     """The metadata of a file; `{}` in a key stands for the architecture, as in `{}.block_count`."""
 
     def __init__(self, values: Mapping[str, Value], path: Path) -> None:
-        self._values, self.path = values, path
+        self.values, self.path = values, path
         self.architecture = self.text("general.architecture")
 
     def __contains__(self, key: str) -> bool:
-        return self._name(key) in self._values
+        return self._name(key) in self.values
 
     def __getitem__(self, key: str) -> Value:
-        return self._values[self._name(key)]
+        return self.values[self._name(key)]
 
     def is_set(self, key: str) -> bool:
         """Return whether a key is there with a value other than 0 and false."""
-        value = self._values.get(self._name(key), 0)
+        value = self.values.get(self._name(key), 0)
         return bool(value.any()) if isinstance(value, np.ndarray) else bool(value)
 
     def is_array(self, key: str) -> bool:
         """Return whether a key is there with several numbers."""
-        value = self._values.get(self._name(key))
+        value = self.values.get(self._name(key))
         return isinstance(value, np.ndarray) and value.size > 1
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -95,13 +95,13 @@ class Metadata:
 
     def _get(self, key: str, default: _T | None, expected: str, read: Reader[_T]) -> _T:
         name = self._name(key)
-        if name not in self._values:
+        if name not in self.values:
             if default is not None:
                 return default
             raise UserError(f"{self.path} has no metadata {name}, expected {expected}; convert the model again")
-        value = read(self._values[name])
+        value = read(self.values[name])
         if value is None:
-            found = repr(self._values[name])
+            found = repr(self.values[name])
             raise UserError(
                 f"{self.path}: the metadata {name} is {found[:60]}{'...' if len(found) > 60 else ''}, expected "
                 f"{expected}; convert the model again"

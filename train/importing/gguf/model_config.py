@@ -13,6 +13,8 @@ from .architectures import Architecture
 from .metadata import Metadata
 from .rope import rope_of
 
+MAX_CONTEXT = 2**24
+"""Tokens: longer than that of any published model; tables of rotary positions grow with it."""
 SIGMOID = 2
 """Value of `expert_gating_func` for sigmoid scores; 0 and 1 are softmax."""
 
@@ -33,7 +35,23 @@ def config_of(metadata: Metadata, tensors: Claims, architecture: Architecture) -
     Raises:
         UserError: A number that it needs is missing, contradicts a tensor, or is one that models here cannot have.
     """
+    try:
+        # A number outside its range may show in a section of the config, or in the whole.
+        return ModelConfig.model_validate(_fields(metadata, tensors, architecture))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its numbers"
+        raise UnsupportedModelError(
+            f"{metadata.path} describes a model that cannot be computed here: {place}: {first['msg']}"
+        ) from None
+
+
+def _fields(metadata: Metadata, tensors: Claims, architecture: Architecture) -> dict[str, Any]:
     layers, dim = _positive(metadata, "{}.block_count"), _positive(metadata, "{}.embedding_length")
+    if layers > len(tensors):
+        raise ForeignFileError(
+            f"{metadata.path} says {layers:,} layers, but has {len(tensors):,} tensors; download it again"
+        )
     heads = _one_for_all(metadata, "{}.attention.head_count", layers)
     kv_heads = _one_for_all(metadata, "{}.attention.head_count_kv", layers, heads)
     head_dim = metadata.integer("{}.attention.key_length", dim // heads)
@@ -42,8 +60,12 @@ def config_of(metadata: Metadata, tensors: Claims, architecture: Architecture) -
             f"{metadata.path} has keys of width {head_dim} and values of another; models here need one width for both"
         )
     context = _positive(metadata, "{}.context_length")
+    if context > MAX_CONTEXT:
+        raise UnsupportedModelError(
+            f"{metadata.path} has a context of {context:,} tokens, expected at most {MAX_CONTEXT:,}"
+        )
     windows = [_window(metadata, architecture, layer) for layer in range(layers)]
-    fields: dict[str, Any] = {
+    return {
         "vocab_size": tensors.shape("token_embd.weight")[0],
         "context_length": context,
         "dim": dim,
@@ -66,14 +88,6 @@ def config_of(metadata: Metadata, tensors: Claims, architecture: Architecture) -
         },
         "ffn": _ffn(metadata, tensors, architecture, layers),
     }
-    try:
-        return ModelConfig.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "its numbers"
-        raise UnsupportedModelError(
-            f"{metadata.path} describes a model that cannot be computed here: {place}: {first['msg']}"
-        ) from None
 
 
 def factors_of(metadata: Metadata, architecture: Architecture, config: ModelConfig) -> Factors:
