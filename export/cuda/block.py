@@ -31,7 +31,10 @@ class CudaBlock(Block):
             return super().write(g, x, alive, inputs)
         normed = self._norm(g, x, "attention_norm")
         with g.scope("attention"):
-            out = grouped_query_attention(g, self.weights, self.config, self.layer, normed, inputs.past, inputs.present)
+            rotary = self.batch.attention.rotary[self.layer]
+            out = grouped_query_attention(
+                g, self.weights, self.config, self.layer, normed, inputs.past, inputs.present, rotary
+            )
         out, chosen = self._feed_forward(g, x, Attended(out, []), inputs)
         return LayerOutputs(out, None, chosen)
 

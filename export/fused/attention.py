@@ -11,10 +11,11 @@ from ...train.model.rope import rotary_tables
 from ...train.model.window import window_by_length, window_levels
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .packed import matrix, number, ours, parameter, predictor, table
+from .packed import bias, matrix, number, ours, parameter, predictor, table
 
 POLICIES = {"none": 1, "project": 2}
 """The attribute `policy` of a layer that tokens can skip; 0 where every token runs it."""
+QK_NORMS = ("none", "head", "full")
 HEAD_ROUTINGS = ("top_k", "top_p", "adaptive")
 
 
@@ -47,7 +48,8 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
     norm = parameter(g, weights, f"layers.{layer}.attention_norm.weight")
     selected, head_weights = _head_router(g, weights, config, layer, x, runs, norm)
     windows = _windows(g, weights, config, layer, x, runs, norm)
-    positions = config.positions_of(layer)
+    positions, rope = config.positions_of(layer), config.rope_of(layer)
+    qk_norm = QK_NORMS.index(config.attention.qk_norm)
     cos, sin = rotary(g, config, layer)
     cope = _contextual(g, weights, f"{name}.position_embedding") if positions == "cope" else ""
     parts = ("key", "value", "counted") if config.counts_cells(layer) else ("key", "value")
@@ -57,14 +59,15 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
         matrix(g, weights, f"{name}.q.weight"),
         matrix(g, weights, f"{name}.kv.weight"),
         matrix(g, weights, f"{name}.o.weight"),
-        parameter(g, weights, f"{name}.q_norm.weight"),
-        parameter(g, weights, f"{name}.k_norm.weight"),
+        *(bias(g, weights, f"{name}.{part}.weight") for part in ("q", "kv", "o")),
+        *(parameter(g, weights, f"{name}.{part}.weight") if qk_norm else "" for part in ("q_norm", "k_norm")),
         cos, sin, cope, *past, *[""] * (3 - len(past)),
         outputs=2 + len(parts), results=["", "", *(f"present_{part}.{layer}" for part in parts)],
         layer=layer, eps=config.norm_eps, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
         head_dim=config.resolved_head_dim, policy=policy_of(config, layer), window=window_of(weights, config, layer),
         precision_q=precision, precision_kv=precision, precision_o=precision,
-        contextual_positions=config.attention.max_positions if cope else 0,
+        contextual_positions=config.attention.max_positions if cope else 0, qk_norm=qk_norm,
+        rotated=rope.rotated(config.resolved_head_dim) if rope else 0, softcap=config.attention.softcap,
     )  # fmt: skip
     return Attended(h, new_lengths, selected, windows)
 

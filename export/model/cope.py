@@ -35,9 +35,8 @@ def attend_by_context(
     scores = g.op("MatMul", g.op("Reshape", scaled, groups), keys, name="scores")  # (B, K, H/K*S, C)
     scores = g.op("Reshape", scores, heads)  # (B, H, S, C)
     if softcap := config.attention.softcap:
-        scores = g.op(
-            "Mul", g.op("Tanh", g.op("Mul", scores, g.scalar(1 / softcap))), g.scalar(softcap), name="softcap"
-        )
+        share = g.op("Tanh", g.op("Mul", scores, g.scalar(1 / softcap)))
+        scores = g.op("Mul", share, g.scalar(softcap), name="softcap")
     scores = g.op("Add", scores, contextual_bias(g, weights, name, q, scores, order))
     shares = g.op("Softmax", g.op("Where", seen, scores, g.scalar(-np.inf)), axis=-1, name="shares")
     mixed = g.op("MatMul", g.op("Reshape", shares, groups), value, name="mixed")  # (B, K, H/K*S, W)

@@ -145,7 +145,7 @@ CONFIGS |= {
     "qk_norm_full": variant(attention={"qk_norm": "full", **BIASES}),
     "biases": variant(attention=BIASES, ffn={"routing": "dense", "dim": 40}),
     "ropes": variant(attention={"rope": ROPES}),
-    "softcap": variant(attention={"softcap": 2.0}),
+    "softcap": variant(attention={"softcap": 2.5}),
     "softcap_cope": variant(attention={**COPE, **BIASES, "softcap": 1.5, "qk_norm": "none"}),
     "attention_heads_none": variant(
         heads={**BY_MASS_AND_SHARED, **PER_TOKEN},

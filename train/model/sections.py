@@ -37,8 +37,8 @@ class AttentionConfig(Section):
     """Whether the projections to queries, keys and values have biases."""
     o_bias: bool = False
     """Whether the output projection has a bias."""
-    softcap: float = Field(0.0, ge=0)
-    """Limit c of the attention scores, at least 0: a score s becomes c tanh(s / c), before positions of `cope` and the
+    softcap: float = Field(0.0, ge=0, le=1e6)
+    """Limit c of the attention scores, 0 to 1e6: a score s becomes c tanh(s / c), before positions of `cope` and the
     mask. 0 means no limit."""
     max_positions: int = Field(64, ge=2)
     """Number of contextual positions under `cope`, at least 2. Tokens further away share the last one."""
