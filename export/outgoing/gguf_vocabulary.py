@@ -44,8 +44,8 @@ def vocabulary_of(tokenizer_json: str, size: int, generation: GenerationSettings
     model = content["model"]
     if model["type"] != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel":
         raise UserError(
-            f"llama.cpp has no tokenizer like this {model['type']}, which is not byte-level; train with --tokenizer bpe or "
-            "bytes, or export the run as ONNX"
+            f"llama.cpp has no tokenizer like this {model['type']}, which is not byte-level; train with --tokenizer "
+            "bpe or bytes, or export the run as ONNX"
         )
     pre = pre_name(content)
     if pre is None:
