@@ -83,9 +83,9 @@ def weights_of(model: Transformer) -> dict[str, Array]:
 
     Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
-    levels, windows = ".level_logit", ".window_controller.window"
+    levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias")
     arrays = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
-    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
+    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(buffers)}
 
 
 def scores_of_ids(model: Transformer) -> Tensor:

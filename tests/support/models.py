@@ -160,39 +160,6 @@ CONFIGS |= {
     ),
 }
 CONFIGS |= {
-    # the forms of trained mixtures and dense models of others
-    "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
-    "capped_at_one": variant(ffn={"most_experts": 1, "experts_per_token": 1, **FIXED}),
-    "capped_at_all": variant(ffn={"most_experts": 4, **PER_TOKEN}),
-    "many_experts": variant(ffn={"num_experts": 300, "most_experts": 7, "expert_dim": 8, **FIXED}, num_layers=2),
-    "sigmoid": variant(ffn={"score": "sigmoid"}),
-    "sigmoid_capped": variant(
-        ffn={
-            "score": "sigmoid", "num_experts": 8, "most_experts": 4, "selection_bias": True, "router_bias": True,
-            "renormalize": False, **FIXED,
-        }
-    ),
-    "selection_bias": variant(
-        ffn={"routing": "top_k", "experts_per_token": 2, "num_experts": 6, "selection_bias": True, "score": "sigmoid"}
-    ),
-    "gated_shared": variant(ffn={"shared_expert_dim": 20, "shared_gate": True, "num_experts": 6, "most_experts": 4}),
-    "dense_layers": variant(
-        ffn={"dense_layers": (0, 2), "dim": (24, 1, 40, 1), "most_experts": 2, **FIXED}, depth={**BOTH}
-    ),
-    "dense_bias_gelu": variant(
-        ffn={"routing": "dense", "dim": (24, 40, 8, 16), "bias": True, "gated": False, "activation": "gelu"}
-    ),
-    "relu_experts": variant(ffn={"bias": True, "gated": False, "activation": "relu", "shared_expert_dim": 12}),
-    "everything_capped": variant(
-        heads={**BY_MASS_AND_SHARED, **PER_TOKEN},
-        attention={**LEARNED, **MIXED},
-        ffn={**PER_TOKEN, "num_experts": 8, "most_experts": 5, "dense_layers": (1,), "dim": 24, "bias": True,
-             "shared_expert_dim": 20, "shared_gate": True, "score": "sigmoid", "selection_bias": True,
-             "router_bias": True, "activation": "gelu"},
-        depth={**BOTH, **PER_TOKEN, "exit_criterion": "margin", "skipped_kv": "none"},
-        **SIX_HEADS,
-    ),
-    "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
     # norms, residuals, embedding and logits
     "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
     "layer_norm_none": variant(
@@ -243,6 +210,39 @@ CONFIGS |= {
         logits_softcap=5.0,
         depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "none"},
     ),
+    # the forms of trained mixtures and dense models of others
+    "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
+    "capped_at_one": variant(ffn={"most_experts": 1, "experts_per_token": 1, **FIXED}),
+    "capped_at_all": variant(ffn={"most_experts": 4, **PER_TOKEN}),
+    "many_experts": variant(ffn={"num_experts": 300, "most_experts": 7, "expert_dim": 8, **FIXED}, num_layers=2),
+    "sigmoid": variant(ffn={"score": "sigmoid"}),
+    "sigmoid_capped": variant(
+        ffn={
+            "score": "sigmoid", "num_experts": 8, "most_experts": 4, "selection_bias": True, "router_bias": True,
+            "renormalize": False, **FIXED,
+        }
+    ),
+    "selection_bias": variant(
+        ffn={"routing": "top_k", "experts_per_token": 2, "num_experts": 6, "selection_bias": True, "score": "sigmoid"}
+    ),
+    "gated_shared": variant(ffn={"shared_expert_dim": 20, "shared_gate": True, "num_experts": 6, "most_experts": 4}),
+    "dense_layers": variant(
+        ffn={"dense_layers": (0, 2), "dim": (24, 1, 40, 1), "most_experts": 2, **FIXED}, depth={**BOTH}
+    ),
+    "dense_bias_gelu": variant(
+        ffn={"routing": "dense", "dim": (24, 40, 8, 16), "bias": True, "gated": False, "activation": "gelu"}
+    ),
+    "relu_experts": variant(ffn={"bias": True, "gated": False, "activation": "relu", "shared_expert_dim": 12}),
+    "everything_capped": variant(
+        heads={**BY_MASS_AND_SHARED, **PER_TOKEN},
+        attention={**LEARNED, **MIXED},
+        ffn={**PER_TOKEN, "num_experts": 8, "most_experts": 5, "dense_layers": (1,), "dim": 24, "bias": True,
+             "shared_expert_dim": 20, "shared_gate": True, "score": "sigmoid", "selection_bias": True,
+             "router_bias": True, "activation": "gelu"},
+        depth={**BOTH, **PER_TOKEN, "exit_criterion": "margin", "skipped_kv": "none"},
+        **SIX_HEADS,
+    ),
+    "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
 }  # fmt: skip
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
@@ -311,8 +311,12 @@ def judge(
 ) -> reference.Result:
     """Run tests/reference.py with the weights of `model`."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    limits = reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
-    return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
+    return reference.forward(weights, model.config, ids.numpy(), as_arrays(thresholds), dtype)
+
+
+def as_arrays(thresholds: ThresholdTensors) -> reference.ThresholdArrays:
+    """Return thresholds as the plain model takes them."""
+    return reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
 
 
 @cache

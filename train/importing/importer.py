@@ -1,7 +1,6 @@
 """Import a model that another program wrote: read it, find a held-out text, write the run."""
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from ...contract.errors import UserError
 from ...contract.files import user_path
 from ...contract.text_file import read_text
 from ..run.folder import named_run
-from ..run.tensor_file import LazyTensor
 from .errors import ForeignFileError
 from .heldout import own_text
 from .run_writer import Heldout, Written, require_free, write_run
@@ -93,22 +91,3 @@ def capped(foreign: ForeignModel, context: int | None) -> ForeignModel:
         tensors["learned_positions"] = rows(tensors["learned_positions"], 0, context)
     shorter = type(config).model_validate({**config.model_dump(), "context_length": context})
     return replace(foreign, config=shorter, tensors=tensors)
-
-
-def digests(files: Iterable[Path], work: Work) -> dict[str, str]:
-    """Return the SHA-256 of files by name."""
-    paths = list(files)
-    total, done = sum(path.stat().st_size for path in paths), 0
-    sums: dict[str, str] = {}
-    for path in paths:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-                done += len(block)
-                work("reading files", done, total)
-        sums[path.name] = digest.hexdigest()
-    return sums
-
-
-__all__ = ["LazyTensor", "digests", "import_model", "read_foreign"]

@@ -95,6 +95,10 @@ class Claims:
         """Mark a tensor as known and not needed, if it is there."""
         self._taken.add(self.prefix + name)
 
+    def ignore_full(self, name: str) -> None:
+        """Mark a tensor by its name with the prefix as known and not needed, if it is there."""
+        self._taken.add(name)
+
     def require_all_taken(self) -> None:
         """Check that no tensor was left over.
 

@@ -84,10 +84,10 @@ def _forward(
     gate_up: Tensor,
     down: Tensor,
     onednn: bool,
-    activation: str = "silu",
-    gated: bool = True,
-    gate_up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
+    activation: str,
+    gated: bool,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
 ) -> list[Tensor]:
     """Run the experts.
 
@@ -144,10 +144,10 @@ def _(
     gate_up: Tensor,
     down: Tensor,
     onednn: bool,
-    activation: str = "silu",
-    gated: bool = True,
-    gate_up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
+    activation: str,
+    gated: bool,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
 ) -> list[Tensor]:
     context = torch.library.get_ctx()
     if _in_cpp(x, weights, gate_up, activation, gated, gate_up_bias):
@@ -247,9 +247,9 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch
 
 
 def _differentiate(ctx, gradients):  # type: ignore[no-untyped-def]  # torch.library's own signature
-    *inputs, gate_up_bias, down_bias = ctx.saved_tensors[:7]
-    form = (ctx.onednn, ctx.activation, ctx.gated)
-    found = _backward(gradients[0].contiguous(), *inputs, gate_up_bias, down_bias, list(ctx.saved_tensors[7:]), *form)
+    x, weights, selected, gate_up, down, gate_up_bias, down_bias, *saved = ctx.saved_tensors  # read once: recomputing
+    inputs = (x, weights, selected, gate_up, down, gate_up_bias, down_bias)
+    found = _backward(gradients[0].contiguous(), *inputs, saved, ctx.onednn, ctx.activation, ctx.gated)
     of_x, of_weights, of_gate_up, of_down, of_gate_up_bias, of_down_bias = found
     of_biases = (None if gate_up_bias is None else of_gate_up_bias, None if down_bias is None else of_down_bias)
     return of_x, of_weights, None, of_gate_up, of_down, None, None, None, *of_biases

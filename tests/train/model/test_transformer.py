@@ -14,6 +14,7 @@ from support.models import (
     B,
     T,
     V,
+    as_arrays,
     busy_thresholds,
     decisions,
     even_thresholds,
@@ -89,8 +90,8 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
     """Each weight matters where everything runs or where little does: some weights only move a threshold."""
     config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
-    everything = reference.ThresholdArrays(*(limit.numpy() for limit in even_thresholds(config.num_layers)))
-    busy = reference.ThresholdArrays(*(limit.numpy() for limit in busy_thresholds(config)))
+    everything = as_arrays(even_thresholds(config.num_layers))
+    busy = as_arrays(busy_thresholds(config))
     before = {
         time: reference.forward(weights, config, ids[:, :time], limits).logits
         for time, limits in ((3, everything), (T, busy))

@@ -37,6 +37,8 @@ class Experts:
     """Field with the number of experts."""
     width: str
     """Field with the width of one expert."""
+    also: str = "num_local_experts"
+    """Another name of the field with the number of experts."""
     block: str = "mlp"
     """The feed-forward part in the names of tensors."""
     router: str = "gate.weight"
@@ -98,15 +100,13 @@ class Family:
 
 def _from(start: str, default: int) -> Windows:
     """Return the layers from the one that a field names."""
-    return lambda settings, layers: [
-        layer >= settings.integer(start, default, least=0) for layer in range(layers)
-    ]
+    return lambda settings, layers: [layer >= settings.integer(start, default, least=0) for layer in range(layers)]
 
 
 def _all_but_each(period: str, default: int) -> Windows:
     """Return all layers but each n-th, where a field has n."""
     return lambda settings, layers: [
-        bool((layer + 1) % settings.integer(period, default)) for layer in range(layers)
+        bool((layer + 1) % settings.integer(period, settings.integer("_" + period, default))) for layer in range(layers)
     ]
 
 
@@ -259,7 +259,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
     ),
 }
-"""`model_type` -> family. GPT-2 and GPT-NeoX, which are no decoders of Llama's kind, have modules of their own."""
+"""`model_type` -> family. For GPT-2 and GPT-NeoX see `gpt`."""
 
 OTHERS: Mapping[str, str] = {
     "deepseek_v2": "multi-head latent attention (MLA)",

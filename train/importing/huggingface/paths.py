@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import ForeignFileError
+from ..errors import ForeignFileError, short
 
 LARGEST_JSON = 64 * 2**20
 """Bytes of a JSON file of settings, or of an index."""
@@ -87,7 +87,7 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     try:
         return json.loads(read_small(path, most))
     except (ValueError, RecursionError) as error:
-        raise ForeignFileError(f"{path} is not JSON: {error}; download the model again") from error
+        raise ForeignFileError(f"{path} is not JSON: {short(error)}; download the model again") from error
 
 
 def read_small(path: Path, most: int) -> str:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, short
 from .settings import Settings, missing_feature
 
 Rope = dict[str, Any]
@@ -67,8 +67,8 @@ def _rope(section: Settings | None, *, theta: float, share: float, original: int
     for name in section.values:
         if name not in COMMON | READ[kind] and section.values[name] is not None:
             raise UnsupportedModelError(
-                f"{section.place} has {name}, which this program does not know for rotary positions of the kind {kind} "
-                f"(known: {', '.join(sorted(COMMON | READ[kind]))}); remove it, if the model does not need it"
+                f"{section.place} has {short(name)}, which this program does not know for rotary positions of the kind "
+                f"{kind} (known: {', '.join(sorted(COMMON | READ[kind]))}); remove it, if the model does not need it"
             )
     if kind == "default":
         return rope

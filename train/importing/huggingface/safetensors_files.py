@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import ForeignFileError, UnsupportedModelError, listed
+from ..errors import ForeignFileError, UnsupportedModelError, listed, short
 from .paths import read_json
 
 WHOLE = "model.safetensors"
@@ -66,9 +66,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     for tensor, name in weights.items():
         plain = isinstance(name, str) and name == Path(name).name and "\\" not in name
         if not plain or not name.endswith(".safetensors"):
-            shown = str(name)[:60]
             raise ForeignFileError(
-                f"{index} puts {tensor[:60]} into {shown!r}; expected the name of a .safetensors file beside it; {CURE}"
+                f"{index} puts {short(tensor)} into {short(repr(name))}; expected the name of a .safetensors file "
+                f"beside it; {CURE}"
             )
     return dict(weights)
 
@@ -82,13 +82,12 @@ class SafetensorsSource:
 
     Raises:
         ForeignFileError: A file is damaged, a tensor is in two files, or the index does not fit them.
-        UnsupportedModelError: A tensor has a dtype that weights cannot have.
     """
 
     def __init__(self, files: Mapping[str, Path], index: Path | None = None) -> None:
         self._places: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
+        self._dtypes: dict[str, str] = {}
         self._open: tuple[Path, Any] | None = None
         self._lock = threading.Lock()
         for path in files.values():
@@ -99,20 +98,13 @@ class SafetensorsSource:
     def _read_header(self, path: Path) -> None:
         refuse_repeated_names(path)
         with damaged(path):
-            file = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt")
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 if name in self._places:
-                    raise ForeignFileError(f"{name} is in {self._places[name]} and in {path}; {CURE}")
+                    raise ForeignFileError(f"{short(name)} is in {self._places[name]} and in {path}; {CURE}")
                 part = file.get_slice(name)
-                dtype = part.get_dtype()
-                if dtype not in DTYPES and name.endswith((".weight", ".bias", "_proj")):
-                    raise UnsupportedModelError(
-                        f"{name} in {path} is stored as {dtype}, expected {', '.join(DTYPES)}: this program has no "
-                        "weights that are stored quantised; import the model that it was made from, and quantise it by "
-                        "adaptive export --quantize"
-                    )
                 self._places[name], self._shapes[name] = path, tuple(part.get_shape())
-                self._dtypes[name] = DTYPES.get(dtype, torch.uint8)
+                self._dtypes[name] = part.get_dtype()
 
     def _compare(self, weight_map: Mapping[str, str], files: Mapping[str, Path], index: Path) -> None:
         wrong = [name for name, file in weight_map.items() if self._places.get(name) != files[file]]
@@ -133,8 +125,19 @@ class SafetensorsSource:
         return self._shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of a tensor."""
-        return self._dtypes[name]
+        """Return the dtype of a tensor.
+
+        Raises:
+            UnsupportedModelError: It is one that weights cannot have.
+        """
+        dtype = self._dtypes[name]
+        if dtype not in DTYPES:
+            raise UnsupportedModelError(
+                f"{short(name)} in {self._places[name]} is stored as {dtype}, expected {', '.join(DTYPES)}: this "
+                "program has no weights that are stored quantised; import the model that it was made from, and "
+                "quantise it by adaptive export --quantize"
+            )
+        return DTYPES[dtype]
 
     def read(self, name: str) -> Tensor:
         """Read one tensor, which is a copy: the file may change later without a change of it."""
@@ -157,7 +160,9 @@ class damaged:  # noqa: N801 - used as a function
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, SafetensorError | OSError | OverflowError | RuntimeError | MemoryError | TypeError):
-            raise ForeignFileError(f"{self.path} is damaged or no safetensors file: {error}; {CURE}") from error
+            raise ForeignFileError(
+                f"{self.path} is damaged or no safetensors file: {short(error, 200)}; {CURE}"
+            ) from error
 
 
 def refuse_repeated_names(path: Path) -> None:
@@ -178,7 +183,7 @@ def refuse_repeated_names(path: Path) -> None:
     except ForeignFileError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise ForeignFileError(f"{path} is damaged or no safetensors file: {error}; {CURE}") from error
+        raise ForeignFileError(f"{path} is damaged or no safetensors file: {short(error, 200)}; {CURE}") from error
 
 
 LARGEST_HEADER = 100_000_000
@@ -190,5 +195,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"its header has {repeated[:60]!r} twice")
+        raise ValueError(f"its header has {short(repeated)} twice")
     return values

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ForeignFileError, UnsupportedModelError
+from ..errors import ForeignFileError, UnsupportedModelError, short
 
 HARMLESS = frozenset(
     {
@@ -203,8 +203,7 @@ class Settings:
 
     def refused(self, name: str, value: Any, expected: str) -> ForeignFileError:
         """Make the error for a field of the wrong type or range."""
-        shown = "nothing" if value is None else repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        shown = "nothing" if value is None else short(repr(value))
         return ForeignFileError(
             f"{self.place}: found {shown} as {name}, expected {expected}; download the model again, or correct the file"
         )
@@ -238,9 +237,7 @@ class Settings:
 
 def missing_feature(place: str, name: str, value: Any, feature: str) -> UnsupportedModelError:
     """Make the error for a feature that this program lacks."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return UnsupportedModelError(
-        f"{place} has {name} {shown}: this program has no {feature}, so it would compute another model; choose a model "
-        "without it (docs/guides/import.md lists the families that can be read)"
+        f"{place} has {name} {short(repr(value))}: this program has no {feature}, so it would compute another model; "
+        "choose a model without it (docs/guides/import.md lists the families that can be read)"
     )
