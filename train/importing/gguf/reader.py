@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..digests import digests
 from ..errors import UnsupportedModelError
-from ..importer import digests
 from ..source import Claims, ForeignModel, Provenance, Work
 from .architectures import architecture_of
 from .chat import generation_of, templates_of
@@ -44,7 +44,7 @@ def read_gguf(path: Path, work: Work) -> ForeignModel:
             format="gguf",
             family=metadata.architecture,
             licence=metadata.text("general.license", "") or None,
-            files=digests(file.parts, work),
+            files=digests({part.name: part for part in file.parts}, work),
         ),
         templates=templates,
         notes=(*tokenizer.notes, *notes),
