@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "generate": "adaptive_lm.runtime.commands.generate:generate",
     "serve": "adaptive_lm.serve.commands.serve:serve",
     "bench": "adaptive_lm.runtime.commands.bench:bench",
+    "eval": "adaptive_lm.runtime.commands.eval:evaluate",
     "inspect": "adaptive_lm.export.commands.inspect:inspect",
 }
 
@@ -35,6 +36,7 @@ EXTRAS: Mapping[str, str] = {
     "torch": "train",
     "yaml": "train",
     "datasets": "hf",
+    "lm_eval": "eval",
     "llguidance": "structured",
     "opentelemetry": "otel",
     "prometheus_client": "serve",

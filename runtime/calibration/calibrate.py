@@ -115,7 +115,7 @@ def calibrate(
     measured = zip(points, scores, timed, strict=True)
     curve = Curve(
         text=name,
-        tokens=scores[0].tally.tokens,
+        tokens=scores[0].tokens,
         machine=describe(engine.session),
         points=[curve_point(*point, result, times) for point, result, times in measured],
         agreement=agreements(engine, reporting, params.agreement, progress),
