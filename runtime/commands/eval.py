@@ -1,6 +1,7 @@
 """The command `adaptive eval`."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def evaluate(
             tasks=None if tasks is None else TaskParams(tasks=names_of(tasks), **harness),
         )  # fmt: skip
         folder = find_model(model)
+        if tasks is not None:
+            os.environ.setdefault("TQDM_DISABLE", "1")  # a bar of the harness for each task and point: ours are enough
         with Progress() as progress:
             result = measure(folder, params, progress, device=device, target=target, threads=threads, verify=verify)
     if as_json:

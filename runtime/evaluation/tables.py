@@ -63,14 +63,17 @@ def table(result: Figures) -> Table:
 
 
 def headline_metrics(result: Figures) -> list[tuple[str, str]]:
-    """Return the first metric of each task or group that is shown: (task, key of the metric)."""
-    tasks = result.get("tasks", {})
-    inside = {name for names in result.get("harness", {}).get("groups", {}).values() for name in names}
-    shown = []
-    for task, metrics in tasks.items():
-        metric = next((key for key in metrics if "," in key and "_stderr," not in key), None)
-        if metric is not None and task not in inside:
-            shown.append((task, metric))
+    """Return the first metric of each task or group that is shown: (task, key of the metric).
+
+    A group with a metric of its own stands for its tasks.
+    """
+    first = {
+        task: next((key for key in metrics if "," in key and "_stderr," not in key), None)
+        for task, metrics in result.get("tasks", {}).items()
+    }
+    groups = result.get("harness", {}).get("groups", {})
+    inside = {name for group, names in groups.items() if first.get(group) is not None for name in names}
+    shown = [(task, metric) for task, metric in first.items() if metric is not None and task not in inside]
     return shown[:MOST_TASKS]
 
 

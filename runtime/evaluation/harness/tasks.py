@@ -3,25 +3,28 @@
 import difflib
 import logging
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lm_eval
+import numpy as np
 from lm_eval.tasks import TaskManager
 
 from ....contract.errors import UserError
 from ...dial import Dial
 from ...generation.engine import Engine
 from ...terminal.progress import Progress
-from ..params import TaskParams
+from ..params import TaskParams, name_of
 from .model import HarnessModel
 
 Json = dict[str, Any]
 
 BOOTSTRAPS = 1000
 """Samples from which the harness estimates the standard error of a metric that has no formula."""
+PYTHON_SEED, OTHER_SEED = 0, 1234
+"""The harness's own seeds: of `random`, which some tasks shuffle with, and of numpy and the choice of examples."""
 
 
 class Tasks:
@@ -35,14 +38,16 @@ class Tasks:
     """
 
     def __init__(self, params: TaskParams) -> None:
-        if params.include_path is not None and not params.include_path.is_dir():
-            raise UserError(
-                f"found no folder at --include-path {params.include_path}, expected one with .yaml files of tasks"
-            )
         self._params = params
         with quiet():
-            manager = TaskManager(include_path=None if params.include_path is None else str(params.include_path))
-            self._loaded = [task for name in params.tasks for task in load_task(manager, name)]
+            manager = task_manager(params)
+            loaded = [task for name in params.tasks for task in load_task(manager, name)]
+            try:
+                self._loaded = manager.load(loaded)
+            except ValueError as error:
+                raise UserError(f"found a task twice: {first_line(error)}; give each once") from error
+            for task in self._loaded["tasks"].values():
+                set_examples(task, params.num_fewshot)
 
     def run(self, engine: Engine, dial: Dial, progress: Progress) -> tuple[Json, Json]:
         """Run the tasks at a point of the dial.
@@ -52,23 +57,27 @@ class Tasks:
             about the run.
 
         Raises:
-            UserError: A task asks for what this program cannot do.
+            UserError: A task needs what this program cannot do.
         """
         done = 0
 
         def watch(count: int) -> None:
             nonlocal done
             done += count
-            progress.show(f"{', '.join(self._params.tasks)}: {done} requests")
+            progress.show(f"{name_of(dial)}: {done} requests of {', '.join(self._params.tasks)}")
 
         model = HarnessModel(engine, dial, watch)
         params = self._params
+        random.seed(PYTHON_SEED)
+        np.random.seed(OTHER_SEED)
+        for task in self._loaded["tasks"].values():
+            task.set_fewshot_seed(OTHER_SEED)  # so that every point has the same examples
         with quiet():
             try:
-                content = lm_eval.simple_evaluate(
-                    model=model, tasks=list(self._loaded), num_fewshot=params.num_fewshot, limit=params.limit,
-                    bootstrap_iters=BOOTSTRAPS, log_samples=False, apply_chat_template=params.apply_chat_template,
-                    system_instruction=params.system_instruction,
+                content = lm_eval.evaluate(
+                    model, self._loaded, limit=params.limit, bootstrap_iters=BOOTSTRAPS, log_samples=False,
+                    system_instruction=params.system_instruction, apply_chat_template=params.apply_chat_template,
+                    fewshot_as_multiturn=True,
                 )  # fmt: skip
             except ValueError as error:
                 if isinstance(error, UserError):
@@ -77,18 +86,34 @@ class Tasks:
         about = {
             "version": lm_eval.__version__, "limit": params.limit, "apply_chat_template": params.apply_chat_template,
             "system_instruction": params.system_instruction, "versions": content["versions"],
-            "num_fewshot": content["n-shot"], "samples": content["n-samples"], "truncated": model.truncated,
+            "num_fewshot": content["n-shot"], "samples": content["n-samples"], "groups": content["group_subtasks"],
+            "truncated": model.truncated,
         }  # fmt: skip
         return plain(content["results"]), plain(about)
 
 
-def load_task(manager: Any, name: str) -> list[Any]:
+def task_manager(params: TaskParams) -> TaskManager:
+    """Return the index of the tasks; the harness's own thousands are left out where the folder has all that are named.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    folder = params.include_path
+    if folder is None:
+        return TaskManager()
+    if not folder.is_dir():
+        raise UserError(f"found no folder {folder}, expected one with .yaml files of tasks; check --include-path")
+    own = TaskManager(include_path=str(folder), include_defaults=False)
+    return own if set(params.tasks) <= set(own.all_tasks) else TaskManager(include_path=str(folder))
+
+
+def load_task(manager: TaskManager, name: str) -> list[Any]:
     """Load a task, a group or the tasks of a tag by its name, with their data.
 
     Raises:
         UserError: There is none, or it cannot be loaded: its data is not on this machine and the hub cannot be reached.
     """
-    if name not in manager.all_tasks and not Path(name).is_file():
+    if name not in manager.all_tasks:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "list them with: lm-eval ls tasks"
         raise UserError(
@@ -99,9 +124,16 @@ def load_task(manager: Any, name: str) -> list[Any]:
     except Exception as error:  # of the task, of `datasets`, of the network: no common base
         raise UserError(
             f"task {name} cannot be loaded: {type(error).__name__}: {first_line(error)}; connect to the hub once, so "
-            "that its data is stored on this machine, or give tasks from local files with: --include-path DIR"
+            "that its data is stored on this machine, or give tasks with local files: --include-path FOLDER"
         ) from error
     return [tasks["groups"][name]] if name in tasks["groups"] else list(tasks["tasks"].values())
+
+
+def set_examples(task: Any, count: int | None) -> None:
+    """Set the number of examples in the prompt, by the rule of the harness: a task that says 0 keeps it."""
+    own = task.get_config("num_fewshot")
+    if own is None or (count is not None and own != 0):
+        task.set_config(key="num_fewshot", value=count or 0)
 
 
 def first_line(error: BaseException) -> str:
