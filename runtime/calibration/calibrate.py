@@ -22,6 +22,7 @@ from ..format.files import write_output
 from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
 from ..format.upgrade import upgrade
 from ..generation.engine import Engine, load
+from ..measuring.divergence import Divergence, Point, diverge
 from ..measuring.given_text import read_text
 from ..measuring.machine import describe
 from ..measuring.perplexity import Score, Window, score, windows
@@ -109,13 +110,13 @@ def calibrate(
     points = search.points()
 
     progress.show("measuring the points on the other half")
-    scores = [score(engine, thresholds, reporting) for _, thresholds in points]
-    check_rises([compute for compute, _ in points], scores)
+    results = against_full(engine, points, reporting)
+    check_rises([compute for compute, _ in points], [one.score for one in results])
     timed = _timed(engine, [thresholds for _, thresholds in points], reporting, params)
-    measured = zip(points, scores, timed, strict=True)
+    measured = zip(points, results, timed, strict=True)
     curve = Curve(
         text=name,
-        tokens=scores[0].tokens,
+        tokens=results[0].score.tokens,
         machine=describe(engine.session),
         points=[curve_point(*point, result, times) for point, result, times in measured],
         agreement=agreements(engine, reporting, params.agreement, progress),
@@ -151,15 +152,25 @@ def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[
     return cut[0::2], cut[1::2], name
 
 
-def curve_point(compute: float, thresholds: Thresholds, result: Score, timed: Timed | None = None) -> CurvePoint:
+def against_full(
+    engine: Engine, points: Sequence[tuple[float, Thresholds]], texts: Sequence[Window]
+) -> list[Divergence]:
+    """Score every point, and measure how far it is from the last one, at which everything runs."""
+    each = [Point(engine, thresholds) for _, thresholds in points]
+    return diverge(each[-1], each, texts)
+
+
+def curve_point(compute: float, thresholds: Thresholds, result: Divergence, timed: Timed | None = None) -> CurvePoint:
     """Return one point of the curve with its measurements."""
-    tally = result.tally
+    own, tally = result.score, result.score.tally
     return CurvePoint(
         compute=compute,
         thresholds=schema.ThresholdLists(**thresholds.as_lists()),
-        executed_share=_share(result),
-        loss=round(result.loss, 6),
-        bits_per_byte=round(result.bits_per_byte, 6),
+        executed_share=_share(own),
+        loss=round(own.loss, 6),
+        bits_per_byte=round(own.bits_per_byte, 6),
+        kl=round(result.kl, 6),
+        agreement=round(result.agreement, 6),
         experts_per_token=round(tally.experts / tally.layers, 4),
         heads_per_token=round(tally.heads / tally.layers, 4),
         layers_per_token=round(tally.layers / tally.tokens, 4),
