@@ -27,7 +27,7 @@ ARROWS = {("serve", "runtime"), ("export", "runtime"), ("export", "train"), *((r
 # Inside a room a package imports only those that stand after it; those on one line do not know each other.
 LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "contract": (
-        ("files", "streams", "text_file", "messages"),
+        ("files", "streams", "text_file", "messages", "generation_settings"),
         ("text_diagnosis",),
         ("text_compression",),
         ("errors", "file_names", "byte_table", "lazy", "stretches"),
@@ -52,6 +52,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("inspection", "calibration", "evaluation"),
         ("measuring", "structured"),
         ("generation",),
+        ("chat",),
         ("speculation",),
         ("execution",),
         ("dial",),

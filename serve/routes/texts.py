@@ -54,7 +54,8 @@ async def embeddings(request: Request) -> Response:
             param="model",
         )
     texts = [
-        await asyncio.to_thread(encode, model, one, "input") if isinstance(one, str) else one for one in body.inputs
+        await asyncio.to_thread(encode, model, one, "input", begins=True) if isinstance(one, str) else one
+        for one in body.inputs
     ]
     for ids in texts:
         room_for(ids, 1, model, "input")
