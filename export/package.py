@@ -156,7 +156,7 @@ def write_files(
         generation=_generation(source),
         inputs=_tensors(graph_inputs(config)),
         outputs=_tensors(graph_outputs(config)),
-        thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds._asdict().items()}),
+        thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds.given().items()}),
         dial=dial(source),
         costs=costs(config, precisions),
         targets=extra,
@@ -168,8 +168,9 @@ def _model(source: Source, precisions: Precisions) -> Model:
     config = source.config
     layers = [
         Layer(
-            routing=config.ffn.routing,
-            num_experts=config.num_experts,
+            routing="dense" if config.is_dense(i) else config.ffn.routing,
+            num_experts=1 if config.is_dense(i) else config.num_experts,
+            most_experts=0 if config.is_dense(i) else config.ffn.most_experts or 0,
             depth_router=config.has_depth_router(i),
             exit=i in config.depth.exit_layers,
             positions=config.positions_of(i),

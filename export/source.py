@@ -71,7 +71,8 @@ class Source:
 
     def thresholds(self) -> ThresholdTensors:
         """Return the levels of the controllers, those of heads moved off the scores that they were taken from."""
-        levels = ThresholdTensors(*(level.detach() for level in self.model.default_thresholds()))  # some may be learned
+        current = self.model.default_thresholds().given()
+        levels = ThresholdTensors(**{name: level.detach() for name, level in current.items()})  # some may be learned
         scores, none = scores_of_ids(self.model), torch.empty(0)
         heads = [clear_of(float(level), none if layer else scores) for layer, level in enumerate(levels.head_top_p)]
         return levels._replace(head_top_p=torch.tensor(heads))
@@ -82,9 +83,9 @@ def weights_of(model: Transformer) -> dict[str, Array]:
 
     Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
-    levels, windows = ".level_logit", ".window_controller.window"
+    levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias")
     arrays = {name: value.detach().numpy() for name, value in model.named_parameters() if not name.endswith(levels)}
-    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(windows)}
+    return arrays | {name: value.numpy() for name, value in model.named_buffers() if name.endswith(buffers)}
 
 
 def scores_of_ids(model: Transformer) -> Tensor:

@@ -9,6 +9,8 @@ Attention is in reference_attention.py, the rules of choosing in reference_routi
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +20,7 @@ from reference_routing import (
     Weights,
     choose_best,
     choose_by_mass,
+    choose_candidates,
     confidence,
     per_token_limit,
     rms_norm,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 NEAR_TIE = 1e-5  # a decision with a smaller margin may fall either way in float32; such tokens are counted
 FP32_TOLERANCE = 5e-5  # the largest difference of a logit (of size 10) between float32 and this file in float64
-MARGINS = ("expert_mass", "expert_rank", "depth", "exit", "head_limit", "head_rank", "window")
+MARGINS = ("expert_mass", "expert_rank", "expert_ratio", "depth", "exit", "head_limit", "head_rank", "window")
 
 
 class ThresholdArrays(NamedTuple):
@@ -40,6 +43,7 @@ class ThresholdArrays(NamedTuple):
     depth_threshold: np.ndarray
     exit_threshold: np.ndarray  # 1: no token leaves
     head_top_p: np.ndarray | None = None  # None: 1 in every layer, all heads
+    router_ratio: np.ndarray | None = None  # None: 0 in every layer
 
 
 @dataclass
@@ -131,28 +135,43 @@ class Sequence:
 
     def feed_forward(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> np.ndarray:
         """Return the sum over selected e of g_e E_e(h), plus the shared expert; or the dense FFN. (D,) -> (D,)."""
-        h = self.norm(h, f"layers.{layer}.ffn_norm.weight")
-        name, y = f"layers.{layer}.moe", np.zeros_like(h)
-        if self.config.ffn.routing == "dense":
-            result.selected_experts[at] = True
+        h, ffn = self.norm(h, f"layers.{layer}.ffn_norm.weight"), self.config.ffn
+        name, y, first = f"layers.{layer}.moe", np.zeros_like(h), "gate_up" if ffn.gated else "up"
+        if ffn.routing == "dense" or layer in ffn.dense_layers:
+            result.selected_experts[(*at, 0)] = True
             return self.ffn(f"layers.{layer}.ffn", h)
         for expert, weight in self.router(layer, h, result, at).items():
-            gate, up = np.split(h @ self.weights[f"{name}.gate_up"][expert], 2)  # (D, 2F), gate first
-            y = y + weight * ((silu(gate) * up) @ self.weights[f"{name}.down"][expert])
+            hidden = h @ self.weights[f"{name}.{first}"][expert]  # (D, 2F), gate first, or (D, F)
+            if ffn.bias:
+                hidden = hidden + self.weights[f"{name}.{first}_bias"][expert]
+            out = self.inner(hidden) @ self.weights[f"{name}.down"][expert]
+            if ffn.bias:
+                out = out + self.weights[f"{name}.down_bias"][expert]
+            y = y + weight * out
             result.selected_experts[(*at, expert)] = True
-        return y + self.ffn(f"{name}.shared", h) if self.config.ffn.shared_expert_dim else y
+        if not ffn.shared_expert_dim:
+            return y
+        gate = sigmoid(self.weights[f"{name}.shared_gate.weight"][0] @ h) if ffn.shared_gate else 1
+        return y + gate * self.ffn(f"{name}.shared", h)
 
     def router(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
         """Choose experts in order of P = softmax(W h) until the mass router_top_p, or k of them: {expert: g}."""
         name, ffn = f"layers.{layer}.moe.router", self.config.ffn
-        P = softmax(self.weights[f"{name}.weight"] @ h)  # (E,)
+        z = self.weights[f"{name}.weight"] @ h + (self.weights[f"{name}.bias"] if ffn.router_bias else 0)
+        P = softmax(z) if ffn.score == "softmax" else sigmoid(z)  # (E,)
+        S = P + self.weights[f"{name}.selection_bias"] if ffn.selection_bias else P  # decides the order, and no more
         if ffn.routing == "top_p":
             limit = self.thresholds.router_top_p[layer]
             if ffn.per_token:
                 limit = per_token_limit(self.weights, name, h, ffn.per_token_reach, limit)
-            choice = choose_by_mass(P, limit)
+            if ffn.most_experts or ffn.score == "sigmoid" or ffn.selection_bias:
+                ratio = 0 if self.thresholds.router_ratio is None else self.thresholds.router_ratio[layer]
+                choice = choose_candidates(P, S, ffn.most_experts or len(P), limit, ratio)
+                result.margins["expert_ratio"][at] = choice.ratio_margin
+            else:
+                choice = choose_by_mass(P, limit)
         else:
-            choice = choose_best(P, int(ffn.experts_per_token))
+            choice = choose_best(S, int(ffn.experts_per_token))
         result.margins["expert_mass"][at], result.margins["expert_rank"][at] = choice.limit_margin, choice.rank_margin
         total = sum(P[expert] for expert in choice.chosen) if ffn.renormalize else 1
         return {expert: P[expert] / total for expert in choice.chosen}
@@ -175,9 +194,21 @@ class Sequence:
         return confidence(criterion, self.head(x))
 
     def ffn(self, name: str, h: np.ndarray) -> np.ndarray:
-        """Compute SwiGLU: y = (silu(h Wg) * (h Wu)) Wd."""
-        gate, up = np.split(self.weights[f"{name}.gate_up.weight"] @ h, 2)
-        return self.weights[f"{name}.down.weight"] @ (silu(gate) * up)
+        """Compute y = (act(h Wg) * (h Wu)) Wd, or y = act(h Wu) Wd; SwiGLU where act is silu."""
+        hidden = self.linear(f"{name}.{'gate_up' if self.config.ffn.gated else 'up'}", h)
+        return self.linear(f"{name}.down", self.inner(hidden))
+
+    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Compute W x + b."""
+        return self.weights[f"{name}.weight"] @ x + self.weights.get(f"{name}.bias", 0)
+
+    def inner(self, hidden: np.ndarray) -> np.ndarray:
+        """Compute act(gate) * up of gate|up (2F,), or act(up) of (F,)."""
+        act = ACTIVATIONS[self.config.ffn.activation]
+        if not self.config.ffn.gated:
+            return act(hidden)
+        gate, up = np.split(hidden, 2)
+        return act(gate) * up
 
     def head(self, x: np.ndarray) -> np.ndarray:
         """Return the logits (V,) of x (D,)."""
@@ -188,5 +219,9 @@ class Sequence:
         return rms_norm(x, self.config.norm_eps, self.weights[name] if name else None)
 
 
-def silu(z: np.ndarray) -> np.ndarray:
-    return z * sigmoid(z)
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": lambda z: z * sigmoid(z),
+    "gelu": lambda z: z * np.array([0.5 * (1 + math.erf(each / math.sqrt(2))) for each in z], z.dtype),
+    "gelu_tanh": lambda z: z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2,
+    "relu": lambda z: np.maximum(z, 0),
+}

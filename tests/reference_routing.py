@@ -41,6 +41,33 @@ def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
     return choose_best(P, count)._replace(limit_margin=margin)
 
 
+class Candidates(NamedTuple):
+    """A choice among candidates and its margins, which are inf where no decision was taken."""
+
+    chosen: list[int]
+    limit_margin: float
+    rank_margin: float
+    ratio_margin: float  # least distance of a score, relative to the first, to the ratio
+
+
+def choose_candidates(P: np.ndarray, S: np.ndarray, most: int, limit: float, ratio: float) -> Candidates:
+    """Choose in order of S among the best `most` until the next one breaks a rule. The first always.
+
+    Rank i may follow while the ranks before it have less than `limit` of the mass P of the candidates (a limit of 1:
+    always), and while its P is at least `ratio` times that of the first.
+    """
+    ranked = choose_best(S, most).chosen
+    whole, count, mass, limit_margin, ratio_margin = sum(P[i] for i in ranked), 1, P[ranked[0]], np.inf, np.inf
+    for i in ranked[1:]:
+        if limit < 1:
+            limit_margin = min(limit_margin, abs(mass / whole - limit))
+        ratio_margin = min(ratio_margin, abs(P[i] / P[ranked[0]] - ratio) if ratio > 0 else np.inf)
+        if (limit < 1 and not mass / whole < limit) or P[i] < ratio * P[ranked[0]]:
+            break
+        mass, count = mass + P[i], count + 1
+    return Candidates(ranked[:count], limit_margin, choose_best(S, count).rank_margin, ratio_margin)
+
+
 def choose_by_complexity(P: np.ndarray, level: float, complexity: float, least: int, most: int) -> Choice:
     """Choose the best `least`, and of the next, up to `most`, those whose rank has a score below the level.
 

@@ -12,6 +12,7 @@ from ..graph.builder import FLOAT, Graph
 from ..model.attention import Attended
 from ..model.block import Batch, Block, LayerInputs, LayerOutputs
 from ..model.depth import DepthRoutes
+from ..model.router import ExpertLevels
 from .attention import MICROSOFT, CudaAttention, grouped_query_attention, is_grouped
 from .experts import fused_moe, is_fused
 from .half import HalfWeights
@@ -71,10 +72,10 @@ class CudaBlock(Block):
         )  # fmt: skip
         return h, normed
 
-    def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
+    def _moe(self, g: Graph, normed: str, levels: ExpertLevels, h: str) -> tuple[str, str]:
         if not is_fused(self.config):
-            return super()._moe(g, normed, router_top_p, h)
-        return fused_moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, h)
+            return super()._moe(g, normed, levels, h)
+        return fused_moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, h)
 
 
 def someone(g: Graph, tokens: str) -> str:

@@ -14,6 +14,7 @@ from ..graph.weights import Weights
 from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
 from .moe import dense_ffn, moe
+from .router import ExpertLevels
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class LayerInputs(NamedTuple):
     router_top_p: str  # (N, 1) float32
     depth_threshold: str  # (N, 1) float32
     head_top_p: str  # (N, 1) float32, where heads have a threshold
+    router_ratio: str  # (N, 1) float32, where tokens choose among few candidates
 
 
 class LayerOutputs(NamedTuple):
@@ -105,8 +107,9 @@ class Block:
                 normed = self._norm(b, own, "attention_norm")
                 cache = self.attention.write(b, normed, cells, inputs.past, inputs.lengths, Cache("", ""))
             here = inputs._replace(router_top_p=b.op("Gather", inputs.router_top_p, rows, axis=0))
-            if inputs.head_top_p:
-                here = here._replace(head_top_p=b.op("Gather", inputs.head_top_p, rows, axis=0))
+            for name in ("head_top_p", "router_ratio"):
+                if getattr(inputs, name):
+                    here = here._replace(**{name: b.op("Gather", getattr(inputs, name), rows, axis=0)})
             out, chosen = self._residuals(b, own, normed, cells, cache, here)
             if depth is not None:
                 gate = b.op("Mul", b.op("Gather", depth.scores, rows, axis=0), b.scalar(2.0))
@@ -148,17 +151,20 @@ class Block:
     def _feed_forward(self, g: Graph, x: str, attended: Attended, inputs: LayerInputs) -> tuple[str, str]:
         """Write what follows attention: the residual h = x + attention, and out = h + moe(norm(h))."""
         h, normed = self._residual(g, x, attended.out)
-        if self.config.ffn.routing == "dense":
+        if self.config.is_dense(self.layer):
             with g.scope("ffn"):
-                out = g.op("Add", h, dense_ffn(g, self.weights, f"{self.name}.ffn", normed))
-                selected = self._column(g, x, 1.0)
+                out = g.op("Add", h, dense_ffn(g, self.weights, f"{self.name}.ffn", self.config.ffn, normed))
+                selected = [self._column(g, x, 1.0)]
+            if self.config.num_experts > 1:
+                selected.append(self._column(g, x, 0.0, self.config.num_experts - 1))
         else:
             with g.scope("moe"):
-                out, selected = self._moe(g, normed, inputs.router_top_p, h)
-        chosen = [selected, *attended.choices]
+                out, experts = self._moe(g, normed, ExpertLevels(inputs.router_top_p, inputs.router_ratio), h)
+                selected = [experts]
+        chosen = [*selected, *attended.choices]
         if "windows" in reported(self.config) and not self.config.window_of(self.layer):
             chosen.append(self._column(g, x, 0.0))
-        return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else selected
+        return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else chosen[0]
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
         """Compute h = x + attention, and its norm for the feed-forward part."""
@@ -166,9 +172,9 @@ class Block:
             h = g.op("Add", x, attended)
         return h, self._norm(g, h, "ffn_norm")
 
-    def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
+    def _moe(self, g: Graph, normed: str, levels: ExpertLevels, h: str) -> tuple[str, str]:
         """Compute h + moe(normed), (n, D), and the selected experts, (n, E) float32."""
-        return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, residual=h)
+        return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
         """Build the grid of the rows that run: side by side in a prompt, one per sequence in a batch of tokens."""
@@ -193,9 +199,9 @@ class Block:
         weight = self.weights.parameter(g, f"{self.name}.{which}.weight")
         return g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps, name=which)
 
-    def _column(self, g: Graph, x: str, value: float) -> str:
-        """Fill a column (n, 1) float32 with one value, for x (n, D)."""
-        shape = g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(1), axis=0)
+    def _column(self, g: Graph, x: str, value: float, columns: int = 1) -> str:
+        """Fill columns (n, columns) float32 with one value, for x (n, D)."""
+        shape = g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(columns), axis=0)
         return g.op("Expand", g.scalar(value), shape)
 
     def _zeros(self, g: Graph) -> str:

@@ -59,7 +59,7 @@ def prove_bytes(
     read, failures = 0, []
     for position, token in enumerate(ids):
         at = thresholds[position % len(thresholds)]
-        sequence.thresholds = Thresholds(**{name: values.numpy() for name, values in at._asdict().items()})
+        sequence.thresholds = Thresholds(**{name: values.numpy() for name, values in at.given().items()})
         before = library.bytes_read()
         routes = sequence.step(token).routes
         counted, stated = library.bytes_read() - before, packed_bytes_of(target, config, routes)

@@ -226,7 +226,7 @@ def continue_greedily(session: Session, prompt: list[int], new_tokens: int, thre
 
 
 def _begin(session: Session, thresholds: ThresholdTensors, capacity: int) -> Tokens:
-    return session.sequence(Thresholds(**{n: v.numpy() for n, v in thresholds._asdict().items()}), capacity)
+    return session.sequence(Thresholds(**{n: v.numpy() for n, v in thresholds.given().items()}), capacity)
 
 
 def _as_pass(steps: list[Step], tokens: int) -> Pass:

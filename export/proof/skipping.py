@@ -92,7 +92,7 @@ def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequ
     reported: list[tuple[Array, Array, Array]] = []
     for position, token in enumerate(ids):
         at = thresholds[position % len(thresholds)]
-        sequence.thresholds = Thresholds(**{name: values.numpy() for name, values in at._asdict().items()})
+        sequence.thresholds = Thresholds(**{name: values.numpy() for name, values in at.given().items()})
         used = sequence.step(token).routes
         heads = no_heads if used.selected_heads is None else used.selected_heads
         reported.append((used.selected_experts[:, 0], heads[:, 0], used.layers_run[:, 0]))

@@ -148,7 +148,7 @@ def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[
         )
     # At least eight windows, so that both halves cover the whole text.
     length = min(engine.manifest.model.context_length, count // 8)
-    cut = windows(text, count, length)
+    cut = windows(text, count, length, bos=engine.tokenizer.bos_id)
     return cut[0::2], cut[1::2], name
 
 

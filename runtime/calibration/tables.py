@@ -23,20 +23,9 @@ def table(result: "Calibrated") -> Table:
     """Build a table with a row per point, with heads and times if the model has them."""
     points = result.curve.points
     heads, timed = result.routes_heads, points[0].milliseconds_per_token is not None
-    far = points[0].kl is not None
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    names = [
-        "compute",
-        "executed",
-        "loss",
-        "bits/byte",
-        *["KL", "agreement"] * far,
-        "experts",
-        *["heads"] * heads,
-        "layers",
-        "exit at",
-    ]
-    for name in [*names, *["ms per token", "p5 to p95"] * timed]:
+    names = ["compute", "executed", "loss", "bits/byte", "KL", "agreement", "experts", *["heads"] * heads, "layers"]
+    for name in [*names, "exit at", *["ms per token", "p5 to p95"] * timed]:
         rows.add_column(name, justify="right", no_wrap=True)
     for point in points:
         leave = min(point.thresholds.exit_threshold)
@@ -46,7 +35,8 @@ def table(result: "Calibrated") -> Table:
             f"{point.executed_share:.1%}",
             f"{point.loss:.4f}",
             f"{point.bits_per_byte:.4f}",
-            *([f"{point.kl:.4f}", f"{point.agreement:.2%}"] if far else []),
+            f"{point.kl or 0:.4f}",
+            f"{point.agreement or 0:.2%}",
             f"{point.experts_per_token:.2f}",
             *[f"{point.heads_per_token:.2f}"] * heads,
             f"{point.layers_per_token:.2f}",

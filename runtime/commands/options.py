@@ -42,6 +42,8 @@ DIAL = (
      "Share of tokens that run each layer with a depth router, 0 to 1; by default as trained."),
     ("--router-top-p", "MASS",
      "Probability mass that a token's experts reach, above 0, at most 1; 1 keeps every expert."),
+    ("--router-ratio", "RATIO",
+     "Least score of an expert, relative to a token's first, 0 to 1; 0 keeps all of its candidates."),
     ("--head-top-p", "MASS", "Probability mass that a token's heads reach, 0 to 1; 1 keeps every head."),
     ("--depth-threshold", "SCORE", "Score from which a token runs a layer, 0 to 1; 0 runs every layer."),
     ("--exit-threshold", "SCORE", "Confidence above which a token leaves early, 0 to 1; 1 never leaves."),

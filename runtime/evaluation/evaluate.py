@@ -54,7 +54,7 @@ def evaluate(
 
     by_text = {}
     for name, text in texts.items():
-        cut = windows(text, params.tokens or len(text.ids), window, stride)
+        cut = windows(text, params.tokens or len(text.ids), window, stride, engine.tokenizer.bos_id)
         progress.show(f"scoring {sum(len(one.targets) for one in cut)} tokens of {name}")
         by_text[name] = scores(points, reference, cut)
     timed, origin = _timed(points, folder, texts, params, progress)
@@ -70,7 +70,7 @@ def evaluate(
         "model": str(folder),
         "machine": describe(engine.session),
         "settings": {
-            "window": window, "stride": stride, "tokens": params.tokens, "repeats": params.rounds,
+            "window": window, "stride": stride, "bos": engine.tokenizer.bos_id is not None, "tokens": params.tokens, "repeats": params.rounds,
             "prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens, "seed": params.seed,
             "tokens_from": origin,
         },

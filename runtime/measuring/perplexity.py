@@ -190,7 +190,8 @@ def longest(texts: Sequence[Window]) -> int:
 
 def bits_per_byte(engine: Engine, point: Thresholds, text: Text, max_tokens: int) -> float:
     """Return the bits per byte of UTF-8 at `point`, over windows of the model's context that do not overlap."""
-    return score(engine, point, windows(text, max_tokens, engine.manifest.model.context_length)).bits_per_byte
+    length = engine.manifest.model.context_length
+    return score(engine, point, windows(text, max_tokens, length, bos=engine.tokenizer.bos_id)).bits_per_byte
 
 
 def log_probabilities(logits: Logits, targets: Sequence[int]) -> Floats:

@@ -62,7 +62,7 @@ def test_heads_of_whole_groups_cost_what_the_manifest_states_for_a_head(tmp_path
     source, session = session_of("wide heads", "int4", tmp_path)
     target, config = session.manifest.targets["cpu"], source.config
     limits = points(source)["trained"]
-    sequence = session.sequence(Thresholds(**{name: values.numpy() for name, values in limits._asdict().items()}))
+    sequence = session.sequence(Thresholds(**{name: values.numpy() for name, values in limits.given().items()}))
     for token in source.heldout_ids(TOKENS)[0].tolist():
         step = sequence.step(token)
         routes, usage = step.routes, step.usage

@@ -35,7 +35,7 @@ ELSEWHERE = re.compile(r"/combine|/scores|/mixed")
 
 
 def thresholds_of(limits: ThresholdTensors) -> Thresholds:
-    return Thresholds(**{name: values.numpy() for name, values in limits._asdict().items()})
+    return Thresholds(**{name: values.numpy() for name, values in limits.given().items()})
 
 
 def profiled_flops(folder: Path, manifest: Manifest, ids: list[int], limits: ThresholdTensors) -> list[float]:

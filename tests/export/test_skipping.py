@@ -55,7 +55,7 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     sequence = session.sequence()
     rows = layers = head_rows = 0
     for t, token in enumerate(ids):
-        sequence.thresholds = Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)]._asdict().items()})
+        sequence.thresholds = Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)].given().items()})
         usage = sequence.step(token).usage
         layers += len(usage.layers_run)
         rows += 0 if kind == "dense" else sum(map(len, usage.experts))

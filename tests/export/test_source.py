@@ -257,7 +257,7 @@ def test_levels_and_what_controllers_hold_stay_out_of_the_graph_but_the_windows_
     assert (held.head_top_p == held.head_top_p[0]).all()
     (tmp_path / "model").mkdir()
     written = write_files(source, tmp_path / "model").thresholds
-    for name, values in held._asdict().items():
+    for name, values in held.given().items():
         np.testing.assert_array_equal(np.float32(getattr(written, name)), values.numpy())
 
 

@@ -250,7 +250,6 @@ def test_a_conversation_has_the_ids_of_a_chat(dialled_engine: Engine) -> None:
     model = HarnessModel(dialled_engine, Dial())
     messages = [{"role": "user", "content": "What is <|endoftext|>?"}]
     prompt = model.apply_chat_template(messages)
-    assert prompt == "[user]What is <|endoftext|>?\n[assistant]"
     ids = dialled_engine.chat(messages)  # type: ignore[arg-type]
     assert model.tok_encode(prompt) == ids
     assert EOS not in ids, "what a task says is no special token"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import reference
 import torch
+import torch.nn.functional as F
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
 from adaptive_lm.train.model.norm import RMSNorm
@@ -49,6 +50,7 @@ BY_MASS = {"routing": "top_p", "heads_per_token": 2.5}
 BY_MASS_AND_SHARED = {"routing": "top_p", "shared_heads": 2, "heads_per_token": 4.5}
 BY_COMPLEXITY = {"routing": "adaptive", "heads_per_token": 2}
 PER_TOKEN = {"per_token": True}
+FIXED = {"controller": "fixed", "router_top_p": 1.0}
 LENGTH = {"window": 8, "window_kind": "length", "window_least": 3}
 ENTROPY = {"window": 12, "window_kind": "entropy", "window_least": 2}
 LEARNED = {"window": (0, 12, 9, 14), "window_kind": "learned", "window_least": 2, "window_ramp": 4}
@@ -126,7 +128,40 @@ CONFIGS = {
         ffn={**PER_TOKEN, "renormalize": False},
         depth={**BOTH, **PER_TOKEN, "exit_criterion": "router", "skipped_kv": "none"},
     ),
-}
+    # the forms of trained mixtures and dense models of others
+    "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
+    "capped_at_one": variant(ffn={"most_experts": 1, "experts_per_token": 1, **FIXED}),
+    "capped_at_all": variant(ffn={"most_experts": 4, **PER_TOKEN}),
+    "many_experts": variant(ffn={"num_experts": 300, "most_experts": 7, "expert_dim": 8, **FIXED}, num_layers=2),
+    "sigmoid": variant(ffn={"score": "sigmoid"}),
+    "sigmoid_capped": variant(
+        ffn={
+            "score": "sigmoid", "num_experts": 8, "most_experts": 4, "selection_bias": True, "router_bias": True,
+            "renormalize": False, **FIXED,
+        }
+    ),
+    "selection_bias": variant(
+        ffn={"routing": "top_k", "experts_per_token": 2, "num_experts": 6, "selection_bias": True, "score": "sigmoid"}
+    ),
+    "gated_shared": variant(ffn={"shared_expert_dim": 20, "shared_gate": True, "num_experts": 6, "most_experts": 4}),
+    "dense_layers": variant(
+        ffn={"dense_layers": (0, 2), "dim": (24, 1, 40, 1), "most_experts": 2, **FIXED}, depth={**BOTH}
+    ),
+    "dense_bias_gelu": variant(
+        ffn={"routing": "dense", "dim": (24, 40, 8, 16), "bias": True, "gated": False, "activation": "gelu"}
+    ),
+    "relu_experts": variant(ffn={"bias": True, "gated": False, "activation": "relu", "shared_expert_dim": 12}),
+    "everything_capped": variant(
+        heads={**BY_MASS_AND_SHARED, **PER_TOKEN},
+        attention={**LEARNED, **MIXED},
+        ffn={**PER_TOKEN, "num_experts": 8, "most_experts": 5, "dense_layers": (1,), "dim": 24, "bias": True,
+             "shared_expert_dim": 20, "shared_gate": True, "score": "sigmoid", "selection_bias": True,
+             "router_bias": True, "activation": "gelu"},
+        depth={**BOTH, **PER_TOKEN, "exit_criterion": "margin", "skipped_kv": "none"},
+        **SIX_HEADS,
+    ),
+    "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
+}  # fmt: skip
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
 ROUTES_HEADS = [name for name, config in CONFIGS.items() if config.heads.routing != "all"]
@@ -157,6 +192,8 @@ def season(model: Transformer, seed: int) -> None:
                 weight.copy_((2.5 if name.startswith(("head", "embedding")) else 1.2) * inputs**-0.5 * noise)
         attention = model.config.attention
         for name, window in model.named_buffers():
+            if name.endswith("selection_bias"):  # of the size of the scores, so that it changes some choices
+                window.copy_(0.15 * torch.randn(window.shape, generator=generator))
             if name.endswith("window_controller.window"):  # different in each layer, and at neither end of its range
                 layer = int(name.split(".")[1])
                 window.fill_(attention.window_least + 1 + 2 * layer)
@@ -171,9 +208,8 @@ def busy_thresholds(config: ModelConfig) -> ThresholdTensors:
     """Return thresholds in the middle of the scores, different in each layer: each mechanism acts on some tokens."""
     leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.7, 0.8)}
     ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.4, 0.85))
-    return ThresholdTensors(
-        *(torch.linspace(low, high, config.num_layers) for low, high in ranges[: len(ThresholdTensors._fields)])
-    )
+    levels = ThresholdTensors(*(torch.linspace(low, high, config.num_layers) for low, high in ranges))
+    return levels._replace(router_ratio=torch.linspace(0.1, 0.5, config.num_layers)) if config.dials_ratio else levels
 
 
 def even_thresholds(
@@ -188,8 +224,12 @@ def judge(
 ) -> reference.Result:
     """Run tests/reference.py with the weights of `model`."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    limits = reference.ThresholdArrays(*(limit.numpy() for limit in thresholds))
-    return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
+    return reference.forward(weights, model.config, ids.numpy(), as_arrays(thresholds), dtype)
+
+
+def as_arrays(thresholds: ThresholdTensors) -> reference.ThresholdArrays:
+    """Return thresholds as the plain model takes them."""
+    return reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
 
 
 @cache
@@ -209,6 +249,7 @@ def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
         layer.routes.selected_experts.view(*shape, -1) if layer.routes else layer.runs.view(*shape, 1)
         for layer in out.routing
     ]
+    experts = [F.pad(one, (0, max(each.shape[-1] for each in experts) - one.shape[-1])) for one in experts]
     found = {"selected_experts": torch.stack(experts), "layers_run": torch.stack(runs), "exit_layer": out.exit_layer}
     if any(layer.heads for layer in out.routing):
         found["selected_heads"] = torch.stack([layer.heads.selected_heads.view(*shape, -1) for layer in out.routing])

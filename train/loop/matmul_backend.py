@@ -20,7 +20,7 @@ from torch import Tensor
 from ...contract.errors import UserError
 from ...contract.files import write_whole
 from ..config.trainer import TrainerConfig
-from ..model.experts import run_experts
+from ..model.experts import ExpertForm, run_experts
 from ..model.linear import Linear, has_onednn, linear
 from ..model.moe import MoE
 from ..model.transformer import Transformer
@@ -148,7 +148,7 @@ def _cases(model: Transformer, rows: int) -> Counter[tuple[Any, ...]]:
             cases["linear", rows, (module.out_features, module.in_features)] += 1
         elif isinstance(module, MoE):
             per_token = model.config.ffn.experts_per_token
-            cases["experts", rows, tuple(module.gate_up.shape), tuple(module.down.shape), per_token] += 1
+            cases["experts", rows, tuple(module.stack().shape), tuple(module.down.shape), per_token] += 1
     return cases
 
 
@@ -194,8 +194,9 @@ def _runner(case: tuple[Any, ...]) -> Callable[[bool], Any]:
         return lambda onednn: torch.autograd.grad(linear(x, weight, onednn), [x, weight], grad_out)
     gate_up, down, per_token = drawn(*rest[0]), drawn(*rest[1]), rest[2]
     x, weights = drawn(rows, gate_up.shape[1]), drawn(rows, len(gate_up))
+    form = ExpertForm(gated=gate_up.shape[2] == 2 * down.shape[1])
     selected = torch.rand(rows, len(gate_up), generator=generator) < per_token / len(gate_up)
     grad_out = torch.ones_like(x)
     return lambda onednn: torch.autograd.grad(
-        run_experts(x, weights, selected, gate_up, down, onednn), [x, weights, gate_up, down], grad_out
+        run_experts(x, weights, selected, gate_up, down, onednn, form), [x, weights, gate_up, down], grad_out
     )

@@ -20,6 +20,7 @@ class Levels(NamedTuple):
     router_top_p: Tensor
     depth_threshold: Tensor
     head_top_p: Tensor
+    router_ratio: Tensor | None = None  # None: 0
 
 
 class LayerRouting(NamedTuple):
@@ -53,8 +54,9 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config, layer)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.moe = MoE(config, layer) if config.ffn.routing != "dense" else None
-        self.ffn = DenseFFN(config.dim, config.ffn.dim) if config.ffn.routing == "dense" else None
+        dense = config.is_dense(layer)
+        self.moe = None if dense else MoE(config, layer)
+        self.ffn = DenseFFN(config.dim, config.ffn_dim(layer), config.ffn) if dense else None
         routed = config.has_depth_router(layer)
         router = DepthRouter(config.dim, config.depth, config.norm_eps, layer, config.num_layers) if routed else None
         self.depth_router = router
@@ -88,7 +90,7 @@ class Block(nn.Module):
 
         attended = self.attention(self.attention_norm(x), rotary, present, counted, levels.head_top_p)
         h = x + attended.out
-        update, routes = self._feed_forward(self.ffn_norm(h), runs, levels.router_top_p)
+        update, routes = self._feed_forward(self.ffn_norm(h), runs, levels)
         out = h + update
         if depth is not None:
             out = x + depth.gate.view(*alive.shape, 1).to(x.dtype) * (out - x)
@@ -101,9 +103,9 @@ class Block(nn.Module):
                 windows = windows._replace(sizes=windows.sizes * runs.flatten())
         return out, LayerRouting(runs.flatten(), routes, depth, heads, windows)
 
-    def _feed_forward(self, h: Tensor, runs: Tensor, router_top_p: Tensor) -> tuple[Tensor, Routes | None]:
+    def _feed_forward(self, h: Tensor, runs: Tensor, levels: Levels) -> tuple[Tensor, Routes | None]:
         if self.moe is None:
             assert self.ffn is not None
             return self.ffn(h), None
-        update, routes = self.moe(h.flatten(0, 1), runs.flatten(), router_top_p)
+        update, routes = self.moe(h.flatten(0, 1), runs.flatten(), levels.router_top_p, levels.router_ratio)
         return update.view(h.shape), routes

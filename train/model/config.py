@@ -53,6 +53,7 @@ class ModelConfig(Section):
         fit_depth(self)
         fit_attention(self)
         fit_heads(self)
+        fit_ffn(self)
         for section, name in (("heads", "head_top_p"), ("ffn", "router_top_p"), ("depth", "depth_threshold")):
             getattr(self, section).fit_level(
                 f"{section}.{name}", getattr(getattr(self, section), name), self.num_layers
@@ -66,8 +67,23 @@ class ModelConfig(Section):
 
     @property
     def num_experts(self) -> int:
-        """Experts per layer; a dense FFN counts as one."""
+        """Experts of a layer with experts; a dense FFN counts as one."""
         return 1 if self.ffn.routing == "dense" else self.ffn.num_experts
+
+    def is_dense(self, layer: int) -> bool:
+        """Return whether a layer has one dense FFN and no experts."""
+        return self.ffn.routing == "dense" or layer in self.ffn.dense_layers
+
+    def ffn_dim(self, layer: int) -> int:
+        """Return the hidden width of the dense FFN, or of one expert, of a layer."""
+        if not self.is_dense(layer):
+            return self.ffn.expert_dim
+        return self.ffn.dim if isinstance(self.ffn.dim, int) else self.ffn.dim[layer]
+
+    @property
+    def dials_ratio(self) -> bool:
+        """Whether `router_ratio` decides how many experts run: tokens choose among few candidates."""
+        return self.ffn.most_experts is not None
 
     @property
     def routed_heads(self) -> int:
@@ -216,6 +232,19 @@ def fit_heads(config: ModelConfig) -> None:
         raise ValueError(
             f"top_k needs a whole heads.heads_per_token, found {wanted}: set it to {round(wanted)}, or use top_p"
         )
+
+
+def fit_ffn(config: ModelConfig) -> None:
+    """Raise ValueError where the widths or the kinds of FFN do not fit the number of layers."""
+    ffn, layers = config.ffn, config.num_layers
+    _one_per_layer("ffn.dim", ffn.dim, layers)
+    for layer in ffn.dense_layers:
+        if not 0 <= layer < layers:
+            raise ValueError(f"ffn.dense_layers names layer {layer}; expected 0 to {layers - 1}")
+    if list(ffn.dense_layers) != sorted(set(ffn.dense_layers)):
+        raise ValueError(f"ffn.dense_layers must rise without repeats, found {list(ffn.dense_layers)}")
+    if len(ffn.dense_layers) == layers:
+        raise ValueError("ffn.dense_layers names every layer, so no experts are left: set ffn.routing to dense")
 
 
 def _one_per_layer(name: str, values: str | int | Sequence[str] | Sequence[int], layers: int) -> None:

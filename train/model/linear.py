@@ -85,14 +85,15 @@ def linear(x: Tensor, weight: Tensor, onednn: bool) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """nn.Linear without a bias."""
+    """nn.Linear whose product is torch's or oneDNN's."""
 
     onednn = False
     """Whether oneDNN multiplies; only for float32 on a CPU, see `train/loop/matmul_backend.py`."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) by the weight -> (..., N)."""
-        return linear(x, self.weight, self.onednn)
+        """Multiply x (..., K) by the weight, and add the bias -> (..., N)."""
+        out = linear(x, self.weight, self.onednn)
+        return out if self.bias is None else out + self.bias.to(out.dtype)

@@ -8,6 +8,8 @@ from ..system.section import Section
 from .threshold_config import Controlled, Level
 
 Routing = Literal["top_p", "top_k", "dense"]
+Score = Literal["softmax", "sigmoid"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
 Positions = Literal["rope", "cope", "none"]
 WindowKind = Literal["fixed", "length", "entropy", "learned"]
@@ -67,19 +69,40 @@ class FFNConfig(Controlled):
     routing: Routing = "top_p"
     """`top_p`: as many experts as it takes to reach a probability mass. `top_k`: a fixed number. `dense`: one FFN, no
     router."""
-    dim: int = Field(344, ge=1)
-    """Hidden width of the single FFN under `dense`."""
+    dim: int | tuple[int, ...] = 344
+    """Hidden width of a dense FFN, at least 1, under `dense` and in `dense_layers`. One number for all layers, or a
+    list with one per layer."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers, counted from 0, that have one dense FFN in a model with experts; in rising order."""
+    activation: Activation = "silu"
+    """Function of the hidden values: `silu`; `gelu`, exact; `gelu_tanh`, its approximation by tanh; `relu`."""
+    gated: bool = True
+    """Whether the hidden values are activation(gate) * up; false computes activation(up)."""
+    bias: bool = False
+    """Whether every matrix of experts, shared expert and dense FFN has a bias."""
     num_experts: int = Field(8, ge=2)
     """Number of experts per layer, at least 2."""
     expert_dim: int = Field(216, ge=1)
     """Hidden width of one expert."""
     shared_expert_dim: int = Field(0, ge=0)
     """Hidden width of an expert that every token uses; 0 builds none."""
+    shared_gate: bool = False
+    """Whether the output of the shared expert is multiplied by a sigmoid of the token."""
     experts_per_token: float = Field(1.6, ge=1)
     """Average number of experts per token that the controller holds in each layer (`top_p`), or the exact number
-    (`top_k`); 1 to `num_experts`."""
+    (`top_k`); 1 to `num_experts`, or to `most_experts`."""
+    most_experts: int | None = Field(None, ge=1)
+    """Most experts of a token under `top_p`, 1 to `num_experts`: the candidates, those of highest score. The mass is
+    then relative to the candidates, so that a `router_top_p` of 1 is top-k routing. null means all experts."""
+    score: Score = "softmax"
+    """Score of an expert, from the logits of the router: `softmax` over all experts, or `sigmoid` of its own."""
     renormalize: bool = True
     """Whether the routing weights of the chosen experts are divided by their sum."""
+    router_bias: bool = False
+    """Whether the router adds a bias to its logits."""
+    selection_bias: bool = False
+    """Whether a bias is added to the scores for the choice of experts alone, not for their weights (DeepSeek-V3).
+    Training does not change it."""
     router_top_p: Level = 0.4
     """Probability mass that the chosen experts must reach, greater than 0, at most 1: the threshold itself where
     `controller` is `fixed` (Huang et al. 2024 use 0.4), its starting value where it is `learned` or `pi`. A number, a
@@ -87,13 +110,27 @@ class FFNConfig(Controlled):
 
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
+        for width in (self.dim,) if isinstance(self.dim, int) else self.dim:
+            if width < 1:
+                raise ValueError(f"dim holds {width}; expected at least 1")
         if self.routing != "top_p":
             self.refuse_control(f"routing {self.routing} has no threshold")
         if self.routing == "dense":
+            self._refuse(OF_EXPERTS, "routing is dense: choose top_p or top_k")
             return self
-        if self.experts_per_token > self.num_experts:
+        if self.routing == "top_k":
+            self._refuse(("most_experts",), "under top_k, experts_per_token is the number of experts of every token")
+        if self.shared_gate and not self.shared_expert_dim:
+            raise ValueError("shared_gate is true, but shared_expert_dim 0 builds no shared expert; set its width")
+        if self.candidates > self.num_experts:
             raise ValueError(
-                f"experts_per_token is {self.experts_per_token} but num_experts is only {self.num_experts}; "
+                f"most_experts is {self.most_experts} but num_experts is only {self.num_experts}; lower the first or "
+                "raise the second"
+            )
+        if self.experts_per_token > self.candidates:
+            name = "num_experts" if self.most_experts is None else "most_experts"
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token} but {name} is only {self.candidates}; "
                 "lower the first or raise the second"
             )
         if self.routing == "top_k" and self.experts_per_token != int(self.experts_per_token):
@@ -102,6 +139,21 @@ class FFNConfig(Controlled):
                 f"{round(self.experts_per_token)}, or use top_p"
             )
         return self
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Raise ValueError for a field that is set although nothing would read it."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is set, but {why}, or leave {name} out")
+
+    @property
+    def candidates(self) -> int:
+        """Most experts that a token can use in a layer with experts."""
+        return self.most_experts or self.num_experts
+
+
+OF_EXPERTS = ("dense_layers", "most_experts", "score", "router_bias", "selection_bias", "shared_gate")
+"""Fields of `FFNConfig` that mean something only where there are experts, besides those with a size."""
 
 
 class DepthConfig(Controlled):

@@ -25,6 +25,11 @@ class ThresholdTensors(NamedTuple):
     depth_threshold: Tensor
     exit_threshold: Tensor  # 1: no token leaves
     head_top_p: Tensor
+    router_ratio: Tensor | None = None  # of routers with `most_experts`; None: 0 in every layer
+
+    def given(self) -> dict[str, Tensor]:
+        """Return the thresholds by name, without those that are None."""
+        return {name: levels for name, levels in self._asdict().items() if levels is not None}
 
 
 class ModelOutput(NamedTuple):
@@ -125,7 +130,8 @@ class Transformer(nn.Module):
         routing, exit_hidden, exit_confidence = [], {}, {}
         residual_rms: list[Tensor] = []
         for i, block in enumerate(self.layers):
-            levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i])
+            ratio = None if limits.router_ratio is None else limits.router_ratio[i]
+            levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i], ratio)
             here = alive if dropped is None else alive & ~dropped[i, :, None]
             x, layer = block(x, here, rotary, levels, recompute=checkpoint_activations and self.training)
             routing.append(layer)
@@ -152,8 +158,9 @@ class Transformer(nn.Module):
             return torch.stack([otherwise if router is None else router.level(shared) for router in routers])
 
         return ThresholdTensors(
-            levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0])
-        )
+            levels("experts", ones[0]), levels("depth", 0 * ones[0]), ones, levels("heads", ones[0]),
+            0 * ones if self.config.dials_ratio else None,
+        )  # fmt: skip
 
     def set_sparsity(self, sparsity: float) -> None:
         """Set how sparse the default thresholds are: 0 runs everything, 1 the averages of the config, above 1 less.
@@ -239,7 +246,7 @@ def router_of(block: Block, kind: str) -> Thresholded | None:
 
 
 ROUTER_STD = 0.02
-"""Standard deviation of the weights of routers and contextual positions at the start."""
+"""Standard deviation of the weights of routers, shared gates and contextual positions at the start."""
 
 
 def initialize(model: Transformer) -> None:
@@ -250,7 +257,7 @@ def initialize(model: Transformer) -> None:
     - Matrices that write to it: the same, divided by sqrt(2 L) and again by 8: nearly 0 at the start, yet with a
       gradient for every expert and head from the first step.
     - Embedding and output head: std 0.02 if tied; else std 1 for the embedding, and an output head close to 0.
-    - Routers and contextual positions: std 0.02, so that routing starts even.
+    - Routers, gates of shared experts and contextual positions: std 0.02, so that routing starts even.
     - Norms 1, biases 0; learned levels start at the values of the config.
     """
     silent = 1 / (8 * (2 * model.config.num_layers) ** 0.5)
@@ -265,7 +272,7 @@ def initialize(model: Transformer) -> None:
             nn.init.normal_(parameter, std=0.1 * parameter.shape[1] ** -0.5)
         elif name.endswith("level_logit"):
             continue
-        elif "router" in name or name.endswith("position_embedding"):
+        elif "router" in name or name.endswith(("position_embedding", "shared_gate.weight")):
             nn.init.normal_(parameter, std=ROUTER_STD)
         else:
             assert parameter.ndim in (2, 3), name

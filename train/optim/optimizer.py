@@ -14,13 +14,16 @@ from .layer_scaling import factors, layer_norms, layer_of
 from .muon import Muon
 from .optimizer_config import OptimizerConfig
 
+VECTORS = ("router", "position_embedding", "shared_gate")
+"""Words in the names of weights that are no matrix between two layers, though they have two dimensions."""
+
 
 def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Split name -> weight into the matrices inside the blocks (attention, experts, dense FFN) and all the rest."""
     matrices: dict[str, nn.Parameter] = {}
     rest: dict[str, nn.Parameter] = {}
     for name, weight in weights.items():
-        plain = weight.ndim >= 2 and "router" not in name and "position_embedding" not in name
+        plain = weight.ndim >= 2 and not name.endswith("bias") and not any(word in name for word in VECTORS)
         (matrices if plain and name.startswith("layers.") else rest)[name] = weight
     return matrices, rest
 

@@ -84,9 +84,10 @@ def spread_experts(model: Transformer) -> Placement:
     splits = {}
     for layer, block in enumerate(model.blocks()):
         moe = block.moe
-        assert moe is not None
+        if moe is None:
+            continue
         split = Split(chunks(number))
-        for name in ("gate_up", "down"):
+        for name in moe.stacks():
             whole: torch.Tensor = getattr(moe, name).data
             setattr(moe, name, nn.Parameter(whole[split.mine].clone()))
             splits[f"layers.{layer}.moe.{name}"] = split

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..model.experts import run_experts
+from ..model.experts import SWIGLU, ExpertForm, run_experts
 from ..system import collectives
 
 
@@ -50,9 +50,16 @@ class ExpertParallel:
         self.here = here
 
     def __call__(
-        self, x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool = False
+        self,
+        x: Tensor,
+        weights: Tensor,
+        selected: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        onednn: bool = False,
+        form: ExpertForm = SWIGLU,
     ) -> Tensor:
-        """Run the experts: x (N, D), weights (N, E) float32, selected (N, E) bool, gate_up (L, D, 2F), down (L, F, D).
+        """Run the experts: x (N, D), weights (N, E) float32, selected (N, E) bool, gate_up (L, D, H), down (L, F, D).
 
         Returns:
             The weighted sum of each token's experts, (N, D).
@@ -70,6 +77,6 @@ class ExpertParallel:
         message = torch.cat([x[token].to(own.dtype), own, chosen], 1)  # (sent, D + 2L)
         arrived = travel(message, sent, received)  # (M, D + 2L)
         tokens, their_weights, their_choice = torch.split(arrived, [x.shape[1], here, here], 1)
-        out = run_experts(tokens.to(x.dtype), their_weights, their_choice > 0.5, gate_up, down, onednn)  # (M, D)
+        out = run_experts(tokens.to(x.dtype), their_weights, their_choice > 0.5, gate_up, down, onednn, form)  # (M, D)
         back = travel(out, received, sent)  # (sent, D)
         return torch.zeros_like(x, dtype=back.dtype).index_add(0, token, back)

@@ -21,7 +21,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return what every checkpoint records of the data and the machine."""
     in_half = device.type == "cpu" and precision == "bf16"
-    in_cpp = in_half and model.ffn.routing != "dense" and native.serves(model.dim)
+    swiglu = model.ffn.activation == "silu" and model.ffn.gated and not model.ffn.bias
+    in_cpp = in_half and model.ffn.routing != "dense" and swiglu and native.serves(model.dim)
     return {
         "data_digest": corpus.digest,
         "tokenizer_sha256": hashlib.sha256(corpus.tokenizer_json().encode()).hexdigest(),

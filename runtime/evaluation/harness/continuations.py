@@ -71,7 +71,7 @@ class ContinuationScorer:
         results = [Likelihood() for _ in wanted]
         readings: dict[Ids, list[tuple[Likelihood, Ids]]] = {}
         for one, result in zip(wanted, results, strict=True):
-            readings.setdefault(self._fitted(one), []).append((result, one.targets))
+            readings.setdefault(self._reading(one), []).append((result, one.targets))
         sequence = self._engine.session.sequence(self._point, max(map(len, readings), default=1))
         rows = scored_rows(self._engine)
         for ids in sorted(readings):
@@ -85,16 +85,23 @@ class ContinuationScorer:
             watch(len(members))
         return results
 
-    def _fitted(self, one: Continuation) -> Ids:
+    def fitted(self, ids: Ids, most: int) -> Ids:
+        """Return the last tokens of a context, after the model's BOS token if it begins with it."""
+        if len(ids) <= most:
+            return ids
+        self.truncated += 1
+        begin = ids[:1] if ids[0] == self._engine.tokenizer.bos_id and most > 1 else ()
+        return begin + ids[len(ids) - most + len(begin) :]
+
+    def _reading(self, one: Continuation) -> Ids:
         """Return the tokens to read for a continuation: all but its last."""
         if not 0 < len(one.targets) <= self.context_length:
             raise UserError(
                 f"found a continuation of {len(one.targets)} tokens, this model scores 1 to {self.context_length}; "
                 "shorten the texts of the task"
             )
-        ids = (*one.context, *one.targets[:-1])
-        self.truncated += len(ids) > self.context_length
-        return ids[-self.context_length :]
+        rest = one.targets[:-1]
+        return self.fitted(one.context, self.context_length - len(rest)) + rest
 
     def _read(self, sequence: Sequence, ids: Ids, count: int, rows: int) -> Iterator[tuple[int, Logits]]:
         """Read what `sequence` does not hold of `ids`; yield the logits of the last `count`, and the first's place."""

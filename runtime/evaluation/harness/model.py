@@ -1,6 +1,7 @@
 """An exported model as the harness sees one: it scores continuations and texts, and writes answers."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from ....contract.errors import UserError
 from ....contract.file_names import TOKENIZER
 from ...dial import Dial, resolve
-from ...generation.chat import chat_ids, prompt_turns
 from ...generation.engine import Engine
 from ...generation.params import Params
 from .continuations import Continuation, ContinuationScorer
@@ -29,7 +29,6 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "fre
 """Settings of a task that are settings of our sampler, under the same names."""
 IGNORED = ("do_sample", "until", "max_gen_toks")
 """Settings that are read elsewhere."""
-EOS_TEXT = "<|endoftext|>"
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no types
@@ -45,7 +44,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         super().__init__()
         self._engine, self._dial, self._watch = engine, dial, watch
         self._scorer = ContinuationScorer(engine, resolve(engine.manifest, dial))
-        self._prompts: dict[str, list[int]] = {}  # rendered by the chat template, with their ids
+        self._conversations: dict[str, list[int]] = {}  # as the harness gets them, with the ids of their prompts
 
     @property
     def truncated(self) -> int:
@@ -59,8 +58,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text that follows nothing."""
-        return self.eot_token_id
+        """The token before a text that follows nothing: the model's BOS token, or the end of a text."""
+        bos = self._engine.manifest.generation.bos_id
+        return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
@@ -78,27 +78,28 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         return self._engine.manifest.chat_template or ""
 
     def apply_chat_template(self, chat_history: "Sequence[Message]", add_generation_prompt: bool = True) -> str:
-        """Write a conversation as a prompt; without `add_generation_prompt` its last message begins the answer.
+        """Return what stands for a conversation in the harness; without the last argument its last message goes on.
 
-        The prompt gets the ids that the same conversation has in `adaptive generate`, so that what a task says cannot
-        be read as a special token.
+        The prompt has the ids of the same conversation in `adaptive generate`: what a task says cannot be read as a
+        special token. The harness gets the messages as JSON, since a rendered text could not be turned into those ids.
 
         Raises:
             UserError: The model has no chat template, or it fails on this conversation.
         """
         begun = "" if add_generation_prompt else chat_history[-1]["content"]
         messages = chat_history if add_generation_prompt else chat_history[:-1]
-        manifest, tokenizer = self._engine.manifest, self._engine.tokenizer
-        ids = chat_ids(manifest, tokenizer, messages)
-        turns = prompt_turns(manifest.chat_template or "", messages)
-        prompt = "".join(turn.text + EOS_TEXT * turn.eos for turn in turns) + begun
-        self._prompts[prompt] = ids + tokenizer.encode(begun)
-        return prompt
+        ids = self._engine.chat(messages) + self._engine.tokenizer.encode(begun)
+        conversation = json.dumps([list(chat_history), add_generation_prompt], ensure_ascii=False)
+        self._conversations[conversation] = ids
+        return conversation
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the ids of a text, or of a prompt that the chat template wrote."""
-        ids = self._prompts.get(string)
-        return self._engine.tokenizer.encode(string) if ids is None else ids
+        """Return the ids of a prompt: a text, with the model's BOS token unless it is declined, or a conversation."""
+        ids = self._conversations.get(string)
+        if ids is not None:
+            return ids
+        tokenizer = self._engine.tokenizer
+        return tokenizer.encode(string) if add_special_tokens is False else tokenizer.encode_prompt(string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a context and of its continuation.
@@ -106,8 +107,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         An answer in a conversation is encoded on its own, as in training and in chats. Other texts follow the harness:
         spaces at the end of the context move to the continuation, and the two are encoded together.
         """
-        if context in self._prompts:
-            return self._prompts[context], self.tok_encode(continuation)
+        if context in self._conversations:
+            return self._conversations[context], self.tok_encode(continuation, add_special_tokens=False)
         pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
         return pair
 
@@ -127,7 +128,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         totals = []
         for text in (request.args[0] for request in requests):
             cut = get_rolling_token_windows(
-                self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+                self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
             )
             windows = [(None, *make_disjoint_window(pair)) for pair in cut]
             totals.append(sum(logprob for logprob, _ in self._loglikelihood_tokens(windows)))
@@ -144,9 +148,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         prompts, params = [], []
         for context, settings in (request.args for request in requests):
             one = self._params(settings)
-            ids, most = self.tok_encode(context), self.max_length - (one.max_new_tokens or 0)
-            self._scorer.truncated += len(ids) > most
-            prompts.append(ids[-most:])
+            ids = tuple(self.tok_encode(context))
+            prompts.append(self._scorer.fitted(ids, self.max_length - (one.max_new_tokens or 0)))
             params.append(one)
         answers = []
         for one in self._engine.generate_many(prompts, params):
@@ -165,12 +168,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
                 f"a task sets {', '.join(unknown)} in generation_kwargs, which this program does not have; expected "
                 f"{', '.join((*IGNORED, *SAMPLING))}; take them out of the task, or choose another one"
             )
+        generation = self._engine.manifest.generation
         sampling = {name: task[name] for name in SAMPLING if task.get(name) is not None}
         if not task["do_sample"]:
             sampling["temperature"] = 0.0
         return Params(
             max_new_tokens=min(int(task["max_gen_toks"]), self.max_length // 2),
-            stop=tuple(dict.fromkeys(text for text in task["until"] if text)),
+            stop=tuple(dict.fromkeys(text for text in (*task["until"], *generation.stop) if text)),
             **asdict(self._dial),
             **sampling,
         )

@@ -161,18 +161,33 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         "ffn_norm.weight": (dim,),
     }
     routers: list[tuple[str, Controlled, bool]] = []
-    if ffn.routing == "dense":
-        held |= {"ffn.gate_up.weight": (2 * ffn.dim, dim), "ffn.down.weight": (dim, ffn.dim)}
+    first, both = ("gate_up", 2) if ffn.gated else ("up", 1)
+
+    def dense(name: str, hidden: int) -> dict[str, tuple[int, ...]]:
+        matrices = {f"{name}.{first}.weight": (both * hidden, dim), f"{name}.down.weight": (dim, hidden)}
+        biases = {f"{name}.{first}.bias": (both * hidden,), f"{name}.down.bias": (dim,)}
+        return matrices | biases if ffn.bias else matrices
+
+    if config.is_dense(layer):
+        held |= dense("ffn", ffn.dim if isinstance(ffn.dim, int) else ffn.dim[layer])
     else:
         held |= {
             "moe.router.weight": (ffn.num_experts, dim),
-            "moe.gate_up": (ffn.num_experts, dim, 2 * ffn.expert_dim),
+            f"moe.{first}": (ffn.num_experts, dim, both * ffn.expert_dim),
             "moe.down": (ffn.num_experts, ffn.expert_dim, dim),
         }
+        if ffn.bias:
+            held[f"moe.{first}_bias"] = (ffn.num_experts, both * ffn.expert_dim)
+            held["moe.down_bias"] = (ffn.num_experts, dim)
+        if ffn.router_bias:
+            held["moe.router.bias"] = (ffn.num_experts,)
+        if ffn.selection_bias:
+            held["moe.router.selection_bias"] = (ffn.num_experts,)
         routers.append(("moe.router", ffn, False))
         if ffn.shared_expert_dim:
-            held["moe.shared.gate_up.weight"] = (2 * ffn.shared_expert_dim, dim)
-            held["moe.shared.down.weight"] = (dim, ffn.shared_expert_dim)
+            held |= dense("moe.shared", ffn.shared_expert_dim)
+        if ffn.shared_gate:
+            held["moe.shared_gate.weight"] = (1, dim)
     if config.heads.routing != "all":
         held["attention.head_router.weight"] = (heads, dim)
         if config.heads.shared_heads:

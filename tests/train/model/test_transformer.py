@@ -14,6 +14,7 @@ from support.models import (
     B,
     T,
     V,
+    as_arrays,
     busy_thresholds,
     decisions,
     even_thresholds,
@@ -50,9 +51,9 @@ def test_the_tiny_models_are_undecided_enough_to_judge_by(name: str) -> None:
     model = tiny_model(name)
     plain = plain_result(name)
     ran, heads = plain.layers_run, plain.selected_heads
-    if model.config.ffn.routing == "top_p":
+    if model.config.ffn.routing == "top_p" and model.config.ffn.candidates > 1:
         assert len(np.unique(plain.selected_experts.sum(-1)[ran])) > 1
-    if model.config.num_experts > 1:
+    if 1 < model.config.num_experts <= 2 * T:
         assert plain.selected_experts.any((0, 1, 2)).all(), "an expert that no token uses"
     if model.config.heads.routing in ("top_p", "adaptive"):
         assert len(np.unique(heads.sum(-1)[ran])) > 1
@@ -89,8 +90,8 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
     """Each weight matters where everything runs or where little does: some weights only move a threshold."""
     config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
-    everything = reference.ThresholdArrays(*(limit.numpy() for limit in even_thresholds(config.num_layers)))
-    busy = reference.ThresholdArrays(*(limit.numpy() for limit in busy_thresholds(config)))
+    everything = as_arrays(even_thresholds(config.num_layers))
+    busy = as_arrays(busy_thresholds(config))
     before = {
         time: reference.forward(weights, config, ids[:, :time], limits).logits
         for time, limits in ((3, everything), (T, busy))
