@@ -53,6 +53,10 @@ def lines(result: "Calibrated") -> list[str]:
     if curve.points[0].milliseconds_per_token is not None:
         pairs = [f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls]
         report += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises with them"]
+    if curve.expert_rule is not None:
+        names = {"mass": "by their share of the mass", "ratio": "by their ratio to the first"}
+        means = ", ".join(f"{names[rule]} {loss:.4f}" for rule, loss in sorted(curve.rule_losses.items()))
+        report.append(f"mean loss over the same FLOPs, where experts are left out {means}; the lower one is the dial")
     report += [
         f"agreement {one.share:g} (confidence {one.confidence:g}): leave above {one.exit_threshold:g}; "
         f"{one.measured:.2%} of the tokens agreed, {one.layers_per_token:.2f} layers per token"

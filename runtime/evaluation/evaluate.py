@@ -70,9 +70,9 @@ def evaluate(
         "model": str(folder),
         "machine": describe(engine.session),
         "settings": {
-            "window": window, "stride": stride, "bos": engine.tokenizer.bos_id is not None, "tokens": params.tokens, "repeats": params.rounds,
-            "prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens, "seed": params.seed,
-            "tokens_from": origin,
+            "window": window, "stride": stride, "bos": engine.tokenizer.bos_id is not None, "tokens": params.tokens,
+            "repeats": params.rounds, "prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens,
+            "seed": params.seed, "tokens_from": origin,
         },
     }  # fmt: skip
     if reference is not None:
