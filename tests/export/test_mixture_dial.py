@@ -34,6 +34,7 @@ STEPS = 120
 
 def trained(folder: Path) -> Path:
     """Train a tiny mixture of the shape of Qwen3-MoE for a few steps, and write its run."""
+    folder.mkdir(parents=True)
     run = write_run(folder, steps=(), ffn=FFN, depth={})
     config = make_config(yaml.safe_load((run / "config.yaml").read_text()))
     torch.manual_seed(0)
@@ -56,7 +57,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """Export the mixture, calibrate it, and return its folder and the result of the command."""
     run = trained(tmp_path_factory.mktemp("mixture") / "runs" / "mixture")
     folder = run / "model"
-    run_export(str(run), folder, threads=1)
+    run_export(str(run), folder, targets=(), threads=1)
     command = ["calibrate", "--model", str(folder), "--device", "cpu", "--threads", "1", "--tokens", "1024",
                "--repeats", "1", "--new-tokens", "8", "--json"]  # fmt: skip
     return folder, CliRunner().invoke(group, command)
@@ -127,7 +128,8 @@ def test_thresholds_without_a_table_are_measured(engine: Engine, calibrated: tup
     def cost(point: Thresholds) -> float:
         return score(engine, point, choosing, logits=False).executed_share
 
-    (experts,) = mechanisms(engine.manifest, cost, rule)
+    dial = engine.manifest.dial.model_copy(update={"router_top_p": [None] * 3})
+    (experts,) = mechanisms(engine.manifest.model_copy(update={"dial": dial}), cost, rule)
     assert experts.field == {"mass": "router_top_p", "ratio": "router_ratio"}[rule]
     assert experts.level(0, 1.0) == {"mass": pytest.approx(FEWEST_EXPERTS), "ratio": 1}[rule]
     shares = []
