@@ -43,7 +43,7 @@ def write_gguf(path: Path, model: Transformer) -> None:
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.resolved_head_dim)
     writer.add_value_length(config.resolved_head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(config.ropes[0].theta)
     writer.add_rope_dimension_count(config.resolved_head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_feed_forward_length(config.ffn.expert_dim if experts > 1 else config.ffn.dim)

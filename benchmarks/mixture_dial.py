@@ -9,7 +9,6 @@ The loss, the KL divergence and the agreement are those on text that no threshol
 """
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 import click
 from command import adaptive
 
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data" / "cpp-docs" / "pages.jsonl"
 SHAPE: dict[str, Any] = {
     "model.dim": 256,
     "model.num_layers": 6,
@@ -46,7 +47,8 @@ def settings(values: dict[str, Any]) -> list[str]:
 
 def rows(curve: dict[str, Any]) -> list[str]:
     """Return the table of a curve, in Markdown."""
-    lines = ["| compute | experts | loss | KL | agreement | ms per token | of the full model |", "|---|---|---|---|---|---|---|"]
+    columns = ("compute", "experts", "loss", "KL", "agreement", "ms per token", "of the full model's")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     points = curve["points"]
     full = points[-1]["milliseconds_per_token"]
     for point in reversed(points):
@@ -61,7 +63,9 @@ def rows(curve: dict[str, Any]) -> list[str]:
 
 @click.command()
 @click.option("--minutes", type=float, default=20, show_default=True, help="Minutes of training.")
-@click.option("--data", default="cpp-docs", show_default=True, help="Text to train on: a recipe's data set or a file.")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA,
+              help="JSON lines with a field `text`, or a text; by default ../shared/data/cpp-docs/pages.jsonl.")  # fmt: skip
+@click.option("--target", multiple=True, default=("cpu",), show_default=True, help="Graphs to write.")
 @click.option("--small", is_flag=True, help="A model of a few hundred thousand parameters, to try the script.")
 @click.option("--precision", default="int8", show_default=True, help="Precision of the export.")
 @click.option("--tokens", type=int, default=16384, show_default=True, help="Tokens to calibrate on.")
@@ -69,14 +73,15 @@ def rows(curve: dict[str, Any]) -> list[str]:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work; by default a temporary folder.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON to this file.")
 def main(
-    minutes: float, data: str, small: bool, precision: str, tokens: int, repeats: int, folder: Path | None,
-    out: Path | None,
+    minutes: float, data: Path, target: tuple[str, ...], small: bool, precision: str, tokens: int, repeats: int,
+    folder: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Train a mixture, import it as if it were foreign, and print the curve of its dial."""
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
-        result = measure(place, minutes, data, small=small, precision=precision, tokens=tokens, repeats=repeats)
+        mixture(place, minutes, data, SHAPE | SMALL if small else SHAPE)
+        result = measure(place, precision, target, tokens, repeats)
     for rule, loss in sorted(result["curve"]["rule_losses"].items()):
         mark = ", the dial" * (rule == result["curve"]["expert_rule"])
         click.echo(f"experts left out by {rule}: mean loss {loss:.4f} over the same FLOPs{mark}")
@@ -85,21 +90,25 @@ def main(
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(
-    place: Path, minutes: float, data: str, *, small: bool, precision: str, tokens: int, repeats: int
-) -> dict[str, Any]:
-    """Do it all in `place`, and return what `calibrate --json` prints."""
-    data = str(Path(data).resolve()) if Path(data).exists() else data
-    shape = SHAPE | SMALL if small else SHAPE
-    adaptive("train", "--data", data, "--tokenizer", "bpe", "--vocab-size", "512" if small else "4096",
-             "--max-seconds", str(60 * minutes), "--name", "ours", "--overwrite", *settings(shape | TRAINER),
-             folder=place)  # fmt: skip
+def mixture(place: Path, minutes: float, data: Path, shape: dict[str, Any]) -> None:
+    """Train a mixture in `place`, and import it there as a run of the name `mixture`."""
+    size = "512" if shape["model.dim"] < 128 else "4096"
+    adaptive("train", "--data", str(data.resolve()), "--tokenizer", "bpe", "--vocab-size", size, "--max-seconds",
+             str(60 * minutes), "--name", "ours", "--overwrite", *settings(shape | TRAINER), folder=place)  # fmt: skip
+    click.echo("trained", err=True)
     adaptive("export", "ours", "--to", "hf", "--out", "foreign", folder=place)
     adaptive("import", "foreign", "--name", "mixture", "--heldout", "runs/ours/heldout.txt", folder=place)
-    adaptive("export", "mixture", "--onnx", "--quantize", precision, folder=place)
-    threads = str(len(os.sched_getaffinity(0)))
-    printed = adaptive("calibrate", "mixture", "--tokens", str(tokens), "--repeats", str(repeats), "--threads", threads,
-                       "--json", folder=place)  # fmt: skip
+    click.echo("imported", err=True)
+
+
+def measure(place: Path, precision: str, targets: tuple[str, ...], tokens: int, repeats: int) -> dict[str, Any]:
+    """Export and calibrate the mixture, and return what `calibrate --json` prints."""
+    quantize = [] if precision == "fp32" else ["--quantize", precision]
+    graphs = [part for target in targets for part in ("--target", target)]
+    adaptive("export", "mixture", "--onnx", *graphs, *quantize, folder=place)
+    click.echo("exported", err=True)
+    printed = adaptive("calibrate", "mixture", "--tokens", str(tokens), "--repeats", str(repeats), "--json",
+                       folder=place)  # fmt: skip
     result: dict[str, Any] = json.loads(printed)
     return result
 

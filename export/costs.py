@@ -15,6 +15,8 @@ CACHE_BYTES: dict[KV, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 """Bytes of an element of the cache."""
 COPE_PER_KEY = 8.0
 """FLOPs of one head for the contextual position of one key: sigmoid, sum, min, floor, fraction, product, two sums."""
+SOFTCAP_PER_KEY = 3.0
+"""FLOPs of one head for the limit of the score of one key: quotient, hyperbolic tangent, product."""
 Cost = Callable[[int, int], float]
 """Cost of a matrix (inputs, outputs) for one token."""
 
@@ -39,7 +41,10 @@ class _Count:
 
 
 def costs(config: ModelConfig, precisions: Precisions) -> Costs:
-    """Return the two tables of the portable graph, from the shapes of the matrices; norms and activations are small."""
+    """Return the two tables of the portable graph, from the shapes of the matrices.
+
+    Norms, biases and activations are small and left out.
+    """
     dim, width = config.dim, config.resolved_head_dim
     sliced = config.heads.routing != "all" and execution_of(config, precisions.attention) == "sliced"
     matrix = _portable_bytes(precisions.attention)
@@ -175,7 +180,8 @@ def _keys(config: ModelConfig, layer: int, count: _Count) -> tuple[float, float]
     cope = config.positions_of(layer) == "cope"
     if count.key is not None:
         return count.key + FP32_BYTES * config.counts_cells(layer), 0.0
-    per_head = 4.0 * config.resolved_head_dim + COPE_PER_KEY * cope
+    capped = config.attention.softcap > 0
+    per_head = 4.0 * config.resolved_head_dim + COPE_PER_KEY * cope + SOFTCAP_PER_KEY * capped
     return (0.0, per_head) if count.packed and count.head else (config.num_heads * per_head, 0.0)
 
 

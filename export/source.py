@@ -91,14 +91,16 @@ def weights_of(model: Transformer) -> dict[str, Array]:
 def scores_of_ids(model: Transformer) -> Tensor:
     """Return all scores that the heads of the first layer can have, as its level sees them, sorted (n,).
 
-    They are finite in number: before the first attention a router sees nothing but the id of the token.
+    They are finite in number: before the first attention a router sees nothing but the id of the token. With learned
+    positions it sees the position too; then none are returned.
     """
     block = model.blocks()[0]
     router = block.attention.head_router
-    if router is None:
+    if router is None or model.learned_positions is not None:
         return torch.empty(0)
     with torch.no_grad():
-        routes = router(block.attention_norm(model.embedding.weight), torch.ones(()))
+        embedded = model.embed(torch.arange(model.config.vocab_size)[:, None]).flatten(0, 1)  # (V, D)
+        routes = router(block.attention_norm(embedded), torch.ones(()))
     moved = shifted(routes.mass_before, None if routes.shift is None else -routes.shift)
     return moved.flatten().sort().values
 

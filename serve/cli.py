@@ -15,6 +15,7 @@ from ..contract.streams import guard_streams
 # called should not be imported.
 COMMANDS: Mapping[str, str] = {
     "train": "adaptive_lm.train.commands.train:train",
+    "import": "adaptive_lm.train.commands.import_:import_",
     "runs": "adaptive_lm.train.commands.runs:runs",
     "compare": "adaptive_lm.train.commands.runs:compare",
     "export": "adaptive_lm.export.commands.export:export",
@@ -37,6 +38,7 @@ EXTRAS: Mapping[str, str] = {
     "yaml": "train",
     "datasets": "hf",
     "lm_eval": "eval",
+    "gguf": "import",
     "llguidance": "structured",
     "opentelemetry": "otel",
     "prometheus_client": "serve",

@@ -26,6 +26,7 @@ from reference_routing import (
     rms_norm,
     sigmoid,
     softmax,
+    state_norm,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Sequence:
         A layer that it does not run leaves x as it is; its keys and values stay out of the cache (`none`) or are
         written from the frozen x (`project`). After an exit layer, run or skipped, a token that is sure enough leaves.
         """
-        x, here = self.weights["embedding.weight"][id], True
+        x, here = self.embed(id, position), True
         for layer in range(self.config.num_layers):
             at = (layer, b, position)
             runs, score = here, 0.5
@@ -120,8 +121,10 @@ class Sequence:
                 runs = bool(score >= threshold)
                 result.margins["depth"][at] = abs(score - threshold)
             if runs:
-                h = x + self.attention[layer].step(x, position, result, at)
-                out = h + self.feed_forward(layer, h, result, at)
+                name = f"layers.{layer}"
+                h = x + self.norm(self.attention[layer].step(x, position, result, at), f"{name}.attention_post_norm")
+                inner = x if self.config.parallel_residual else h
+                out = h + self.norm(self.feed_forward(layer, inner, result, at), f"{name}.ffn_post_norm")
                 x = x + 2 * score * (out - x) if self.config.has_depth_router(layer) else out
                 result.layers_run[at] = True
             elif self.config.depth.skipped_kv == "project":
@@ -135,7 +138,7 @@ class Sequence:
 
     def feed_forward(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> np.ndarray:
         """Return the sum over selected e of g_e E_e(h), plus the shared expert; or the dense FFN. (D,) -> (D,)."""
-        h, ffn = self.norm(h, f"layers.{layer}.ffn_norm.weight"), self.config.ffn
+        h, ffn = self.norm(h, f"layers.{layer}.ffn_norm"), self.config.ffn
         name, y, first = f"layers.{layer}.moe", np.zeros_like(h), "gate_up" if ffn.gated else "up"
         if ffn.routing == "dense" or layer in ffn.dense_layers:
             result.selected_experts[(*at, 0)] = True
@@ -178,7 +181,7 @@ class Sequence:
 
     def depth_score(self, layer: int, x: np.ndarray) -> tuple[float, float]:
         """Return sigmoid(w . rms(x) + b), and the threshold that this token has to reach."""
-        name, depth, z = f"layers.{layer}.depth_router", self.config.depth, self.norm(x)
+        name, depth, z = f"layers.{layer}.depth_router", self.config.depth, rms_norm(x, self.config.norm_eps)
         score = sigmoid(self.weights[f"{name}.weight"] @ z + self.weights[f"{name}.bias"])
         level = self.thresholds.depth_threshold[layer]
         if depth.per_token:
@@ -189,7 +192,7 @@ class Sequence:
         """Return the confidence of a token after an exit layer: from its logits there, or sigmoid(w . norm(x) + b)."""
         criterion, name = self.config.depth.exit_criterion, f"exit_routers.{layer}"
         if criterion == "router":
-            z = self.norm(x, "norm.weight")
+            z = self.norm(x, "norm")
             return sigmoid(self.weights[f"{name}.weight"] @ z + self.weights[f"{name}.bias"])
         return confidence(criterion, self.head(x))
 
@@ -213,10 +216,16 @@ class Sequence:
     def head(self, x: np.ndarray) -> np.ndarray:
         """Return the logits (V,) of x (D,)."""
         name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
-        return self.weights[name] @ self.norm(x, "norm.weight")
+        logits, cap = self.weights[name] @ self.norm(x, "norm"), self.config.logits_softcap
+        return cap * np.tanh(logits / cap) if cap else logits
 
-    def norm(self, x: np.ndarray, name: str | None = None) -> np.ndarray:
-        return rms_norm(x, self.config.norm_eps, self.weights[name] if name else None)
+    def embed(self, id: int, position: int) -> np.ndarray:
+        """Return the first state (D,) of a token."""
+        x = self.dtype(self.config.embedding_scale) * self.weights["embedding.weight"][id]
+        return x + self.weights["learned_positions"][position] if self.config.attention.positions == "learned" else x
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return state_norm(self.weights, self.config, name, x)
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from reference_rope import frequency, magnitude
 from reference_routing import (
     Choice,
     Weights,
@@ -21,6 +22,7 @@ from reference_routing import (
     rms_norm,
     sigmoid,
     softmax,
+    state_norm,
 )
 
 if TYPE_CHECKING:
@@ -45,32 +47,32 @@ class Attention:
         self.counted: list[bool] = []
 
     def step(self, x: np.ndarray, position: int, result: Result, at: tuple[int, int, int]) -> np.ndarray:
-        """Attend for a token that runs the layer: x before the norm (D,) -> (D,).
+        """Attend for a token that runs the layer: x before the norm (D,) -> (D,), before the norm of the output.
 
         The sum over its heads i of weight_i W_o,i softmax(q_i k^T / sqrt(W) + position) v, over its window. Heads and
         window are written into `result` at [at].
         """
         self.write(x, position, counted=True)
-        normed, W = self.norm(x, f"layers.{self.layer}.attention_norm.weight"), self.config.resolved_head_dim
+        normed, W = self.normed(x), self.config.resolved_head_dim
         visible = self.visible(normed, result, at)
         q = (self.weights[f"{self.name}.q.weight"] @ normed).reshape(self.config.num_heads, W)
         out = np.zeros_like(x)
+        q = self.normed_heads(q + self.bias("q").reshape(q.shape), "q_norm")
         for head, weight in self.heads(normed, result, at).items():
-            query = self.norm(q[head], f"{self.name}.q_norm.weight")
+            query = q[head]
             group = head // (self.config.num_heads // self.config.num_kv_heads)  # neighbouring heads share keys
             shares = softmax(self.scores(query, group, visible, position))
             mixed = sum(share * self.values[j][group] for share, j in zip(shares, visible, strict=True))
             out = out + weight * (self.weights[f"{self.name}.o.weight"][:, head * W : (head + 1) * W] @ mixed)
             result.selected_heads[(*at, head)] = True
-        return out
+        return out + self.bias("o")
 
     def write(self, x: np.ndarray, position: int, counted: bool) -> None:
         """Append this token's keys, rotated by its position in the text (not in the cache), and values to the cache."""
         K, W = self.config.num_kv_heads, self.config.resolved_head_dim
-        normed = self.norm(x, f"layers.{self.layer}.attention_norm.weight")
-        k, v = (self.weights[f"{self.name}.kv.weight"] @ normed).reshape(2, K, W)
-        keys = [self.norm(key, f"{self.name}.k_norm.weight") for key in k]
-        self.keys.append(np.stack([self.turn(key, position) for key in keys]))
+        normed = self.normed(x)
+        k, v = (self.weights[f"{self.name}.kv.weight"] @ normed + self.bias("kv")).reshape(2, K, W)
+        self.keys.append(np.stack([self.turn(key, position) for key in self.normed_heads(k, "k_norm")]))
         self.values.append(v)
         self.counted.append(counted)
 
@@ -79,6 +81,8 @@ class Attention:
         turned = self.turn(query, position)
         scores = np.array([turned @ self.keys[j][group] for j in visible], self.dtype)
         scores = scores / np.sqrt(self.dtype(self.config.resolved_head_dim))
+        if cap := self.dtype(self.config.attention.softcap):
+            scores = cap * np.tanh(scores / cap)
         return scores + self.cope(query, scores, visible) if self.positions == "cope" else scores
 
     @property
@@ -86,15 +90,15 @@ class Attention:
         return self.config.positions_of(self.layer)
 
     def turn(self, x: np.ndarray, position: int) -> np.ndarray:
-        """Rotate (W,) under RoPE: components i and i + W/2 by the angle position * theta^(-2i/W)."""
-        W = self.config.resolved_head_dim
-        if self.positions != "rope":
+        """Rotate (W,) under RoPE: of the first R components, i and i + R/2 by the angle position * frequency i."""
+        rope = self.config.rope_of(self.layer)
+        if rope is None:
             return x
-        out = np.empty_like(x)
-        for i in range(W // 2):
-            angle = position * self.config.rope_theta ** (-2 * i / W)
-            cos, sin = self.dtype(np.cos(angle)), self.dtype(np.sin(angle))
-            out[i], out[i + W // 2] = x[i] * cos - x[i + W // 2] * sin, x[i] * sin + x[i + W // 2] * cos
+        R, out = rope.rotated(self.config.resolved_head_dim), x.copy()
+        for i in range(R // 2):
+            angle = position * frequency(rope, i, R, self.config.context_length)
+            cos, sin = (self.dtype(value * magnitude(rope.scaling)) for value in (np.cos(angle), np.sin(angle)))
+            out[i], out[i + R // 2] = x[i] * cos - x[i + R // 2] * sin, x[i] * sin + x[i + R // 2] * cos
         return out
 
     def cope(self, query: np.ndarray, scores: np.ndarray, visible: list[int]) -> np.ndarray:
@@ -175,6 +179,23 @@ class Attention:
             return choose_by_mass(P, limit)
         complexity = predicted(self.weights, router, normed)
         return choose_by_complexity(P, self.head_top_p, complexity, self.config.least_heads, self.config.most_heads)
+
+    def normed(self, x: np.ndarray) -> np.ndarray:
+        return state_norm(self.weights, self.config, f"layers.{self.layer}.attention_norm", x)
+
+    def bias(self, matrix: str) -> np.ndarray:
+        """Return the bias of `q`, `kv` or `o`; zeros where the model has none."""
+        outputs = self.weights[f"{self.name}.{matrix}.weight"].shape[0]
+        return self.weights.get(f"{self.name}.{matrix}.bias", np.zeros(outputs, self.dtype))
+
+    def normed_heads(self, heads: np.ndarray, norm: str) -> np.ndarray:
+        """Normalise heads (n, W): each by itself, or all of them as one vector."""
+        name, kind = f"{self.name}.{norm}.weight", self.config.attention.qk_norm
+        if kind == "none":
+            return heads
+        if kind == "full":
+            return self.norm(heads.flatten(), name).reshape(heads.shape)
+        return np.stack([self.norm(head, name) for head in heads])
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return rms_norm(x, self.config.norm_eps, self.weights[name])

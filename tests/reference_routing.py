@@ -3,10 +3,15 @@
 R routed things to choose from (experts or heads), D width. P is (R,), x is (D,).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from adaptive_lm.train.model import ModelConfig
 
 Weights = Mapping[str, np.ndarray]  # by their names in torch's state_dict
 
@@ -124,3 +129,17 @@ def rms_norm(x: np.ndarray, eps: float, weight: np.ndarray | None = None) -> np.
     """Return x / sqrt(mean(x^2) + eps), times the weight."""
     normed = x / np.sqrt(np.mean(x * x) + x.dtype.type(eps))
     return normed if weight is None else normed * weight
+
+
+def state_norm(weights: Weights, config: ModelConfig, name: str, x: np.ndarray) -> np.ndarray:
+    """Normalise a hidden state (D,) by the norm of that name; where the model has none at that place, return x.
+
+    LayerNorm is (x - mean) / sqrt(var + eps) * weight + bias, Ba et al. 2016 (arXiv 1607.06450).
+    """
+    before, after = name.endswith(("attention_norm", "ffn_norm")), name.endswith("post_norm")
+    if (before and config.norm_place == "post") or (after and config.norm_place == "pre"):
+        return x
+    if config.norm == "rms":
+        return rms_norm(x, config.norm_eps, weights[f"{name}.weight"])
+    centred = x - x.mean()
+    return rms_norm(centred, config.norm_eps, weights[f"{name}.weight"]) + weights[f"{name}.bias"]

@@ -37,7 +37,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("commands",),
         ("recipe_stages",),
         ("training",),
-        ("results",),
+        ("results", "importing"),
         ("loop",),
         ("monitor",),
         ("run",),
@@ -60,7 +60,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     ),
     "export": (
         ("commands",),
-        ("exporter", "inspecting"),
+        ("exporter", "inspecting", "outgoing"),
         ("package", "summary", "calibration"),
         ("proof",),
         ("fused", "source", "costs"),
@@ -314,8 +314,8 @@ def distribution_of(library: str) -> str:
         ("contract", []),
         ("runtime", ["plot", "structured", "eval", "hf"]),
         ("serve", ["serve", "otel", "ray"]),
-        ("train", ["train", "plot", "hf", "augment", "trackers"]),
-        ("export", ["train"]),
+        ("train", ["train", "plot", "hf", "augment", "trackers", "import"]),
+        ("export", ["train", "import"]),
     ],
 )
 def test_a_room_imports_only_what_its_installation_brings(room: str, extras: list[str]) -> None:

@@ -32,7 +32,10 @@ class CudaBlock(Block):
             return super().write(g, x, alive, inputs)
         normed = self._norm(g, x, "attention_norm")
         with g.scope("attention"):
-            out = grouped_query_attention(g, self.weights, self.config, self.layer, normed, inputs.past, inputs.present)
+            rotary = self.batch.attention.rotary[self.layer]
+            out = grouped_query_attention(
+                g, self.weights, self.config, self.layer, normed, inputs.past, inputs.present, rotary
+            )
         out, chosen = self._feed_forward(g, x, Attended(out, []), inputs)
         return LayerOutputs(out, None, chosen)
 
@@ -65,6 +68,9 @@ class CudaBlock(Block):
         return g.derived["nothing",][0]
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
+        config = self.config
+        if config.norm != "rms" or not config.has_norms_before or config.parallel_residual:
+            return super()._residual(g, x, attended)
         weight = self.weights.parameter(g, f"{self.name}.ffn_norm.weight")
         normed, _, _, h = g.ops(
             "SkipSimplifiedLayerNormalization", x, attended, weight,

@@ -38,8 +38,9 @@ def fused_moe(
 ) -> tuple[str, str]:
     """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
 
-    The operator chooses k experts by a softmax over its own input. The logarithm of our routing weights makes it choose
-    as our router did: k is the number that every token has under top-k, else the most that a token can have.
+    Without a residual, "", the sum alone. The operator chooses k experts by a softmax over its own input. The logarithm
+    of our routing weights makes it choose as our router did: k is the number that every token has under top-k, else the
+    most that a token can have.
     """
     routes = router(g, weights, f"{name}.router", config, x, levels)
     routing_weights = routes.routing_weights
@@ -64,7 +65,8 @@ def fused_moe(
         out = wide(g, out)
     if not config.renormalize:  # the operator's weights add up to 1, those of this model to the mass that was chosen
         out = g.op("Mul", out, g.op("ReduceSum", routing_weights, g.int64(1), keepdims=1))
-    out = g.op("Add", residual, out)
+    if residual:
+        out = g.op("Add", residual, out)
     if config.shared_expert_dim:
         out = g.op("Add", out, shared_expert(g, weights, name, config, x))
     return out, routes.selected

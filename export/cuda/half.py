@@ -7,7 +7,7 @@ and gives its result back as float32.
 from onnx import TensorProto
 
 from ..graph.builder import FLOAT, Graph
-from ..graph.weights import Weights
+from ..graph.weights import Weights, plus
 
 FLOAT16 = TensorProto.FLOAT16
 
@@ -20,11 +20,11 @@ class HalfWeights(Weights):
         return self.precision_of(name) == "fp16"
 
     def linear(self, g: Graph, x: str, name: str) -> str:
-        """Multiply x by a weight: x (N, I) @ weight (O, I)^T -> (N, O) float32."""
+        """Multiply x by a weight and add the bias, if any: x (N, I) @ weight (O, I)^T + bias (O,) -> (N, O) float32."""
         if not self.in_half(name):
             return super().linear(g, x, name)
         stored = self.stored(g, name, self.matrix(name), "fp16")
-        return product(g, x, stored, name.rsplit(".", 2)[-2])
+        return plus(g, product(g, x, stored, name.rsplit(".", 2)[-2]), self.bias(g, name))
 
 
 def product(g: Graph, x: str, matrix: str, name: str) -> str:

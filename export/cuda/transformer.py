@@ -50,10 +50,10 @@ class CudaTransformerGraph(TransformerGraph):
         # Range and Shape leave the number in the memory of the host, where Slice and Reshape read it
         return self.g.op("Shape", self.g.op("Range", self.g.scalar(0), "num_logits", self.g.scalar(1)))
 
-    def _logits(self, g: Graph, normed: str) -> str:
+    def _output_head(self, g: Graph, normed: str) -> str:
         name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
         if not self.weights.in_half(name):
-            return super()._logits(g, normed)
+            return super()._output_head(g, normed)
         return product(g, normed, f"{name}.fp16", "head")
 
     def _exits(self, layer: int, x: str, alive: str, exit_threshold: str) -> str:

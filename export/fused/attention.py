@@ -6,15 +6,16 @@ N tokens, S slots, D width, H query heads, W width of a head, L layers.
 from typing import NamedTuple
 
 from ...runtime.ops.layout import pack_positions
-from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
+from ...train.model.rope import rotary_tables
 from ...train.model.window import window_by_length, window_levels
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .packed import matrix, number, ours, parameter, predictor, table
+from .packed import bias, matrix, number, ours, parameter, predictor, table
 
 POLICIES = {"none": 1, "project": 2}
 """The attribute `policy` of a layer that tokens can skip; 0 where every token runs it."""
+QK_NORMS = ("none", "head", "full")
 HEAD_ROUTINGS = ("top_k", "top_p", "adaptive")
 
 
@@ -47,8 +48,9 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
     norm = parameter(g, weights, f"layers.{layer}.attention_norm.weight")
     selected, head_weights = _head_router(g, weights, config, layer, x, runs, norm)
     windows = _windows(g, weights, config, layer, x, runs, norm)
-    positions = config.positions_of(layer)
-    cos, sin = rotary(g, config) if positions == "rope" else ("", "")
+    positions, rope = config.positions_of(layer), config.rope_of(layer)
+    qk_norm = QK_NORMS.index(config.attention.qk_norm)
+    cos, sin = rotary(g, config, layer)
     cope = _contextual(g, weights, f"{name}.position_embedding") if positions == "cope" else ""
     parts = ("key", "value", "counted") if config.counts_cells(layer) else ("key", "value")
     past = [f"past_{part}.{layer}" for part in parts]
@@ -57,14 +59,15 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
         matrix(g, weights, f"{name}.q.weight"),
         matrix(g, weights, f"{name}.kv.weight"),
         matrix(g, weights, f"{name}.o.weight"),
-        parameter(g, weights, f"{name}.q_norm.weight"),
-        parameter(g, weights, f"{name}.k_norm.weight"),
+        *(bias(g, weights, f"{name}.{part}.weight") for part in ("q", "kv", "o")),
+        *(parameter(g, weights, f"{name}.{part}.weight") if qk_norm else "" for part in ("q_norm", "k_norm")),
         cos, sin, cope, *past, *[""] * (3 - len(past)),
         outputs=2 + len(parts), results=["", "", *(f"present_{part}.{layer}" for part in parts)],
         layer=layer, eps=config.norm_eps, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
         head_dim=config.resolved_head_dim, policy=policy_of(config, layer), window=window_of(weights, config, layer),
         precision_q=precision, precision_kv=precision, precision_o=precision,
-        contextual_positions=config.attention.max_positions if cope else 0,
+        contextual_positions=config.attention.max_positions if cope else 0, qk_norm=qk_norm,
+        rotated=rope.rotated(config.resolved_head_dim) if rope else 0, softcap=config.attention.softcap,
     )  # fmt: skip
     return Attended(h, new_lengths, selected, windows)
 
@@ -74,12 +77,17 @@ def _contextual(g: Graph, weights: Weights, name: str) -> str:
     return g.weight(f"{name}.packed", pack_positions(weights.take(name)))
 
 
-def rotary(g: Graph, config: ModelConfig) -> tuple[str, str]:
-    """Add the tables of RoPE, (context_length, W / 2) each, once for all layers."""
-    if "rotary.cos" not in g.initializers:
-        for name, values in zip(("rotary.cos", "rotary.sin"), rotary_tables(config), strict=True):
+def rotary(g: Graph, config: ModelConfig, layer: int) -> tuple[str, str]:
+    """Add the tables of a layer's RoPE, (context_length, R / 2) each, once for all layers that share them."""
+    rope = config.rope_of(layer)
+    if rope is None:
+        return "", ""
+    number = config.ropes.index(rope)
+    names = [f"rotary.{number}.{part}" if number else f"rotary.{part}" for part in ("cos", "sin")]
+    if names[0] not in g.initializers:
+        for name, values in zip(names, rotary_tables(config, rope), strict=True):
             g.weight(name, values.numpy())
-    return "rotary.cos", "rotary.sin"
+    return names[0], names[1]
 
 
 def _head_router(

@@ -41,6 +41,12 @@ def parameter(g: Graph, weights: Weights, name: str) -> str:
     return g.weight(name, np.atleast_1d(weights.take(name)))
 
 
+def bias(g: Graph, weights: Weights, name: str) -> str:
+    """Add the bias of a matrix, by the name of its weight; "" where it has none."""
+    bias = f"{name.removesuffix('.weight')}.bias"
+    return parameter(g, weights, bias) if bias in weights.state else ""
+
+
 def predictor(g: Graph, weights: Weights, name: str, present: bool) -> tuple[str, str]:
     """Add weight and bias of a predictor with one output; without it, two absent inputs."""
     if not present:

@@ -33,7 +33,7 @@ def is_matrix(name: str, dimensions: int) -> bool:
 
     Routers, gates of shared experts, positions and biases stay float32.
     """
-    kept = "router" in name or "shared_gate" in name or name.endswith(("position_embedding", "bias"))
+    kept = "router" in name or "shared_gate" in name or name.endswith(("positions", "position_embedding", "bias"))
     return dimensions > 1 and not kept
 
 
@@ -100,16 +100,27 @@ class Weights:
             return g.weight(f"{name}.fp16", value.astype(np.float16))
         return g.weight(name, value)
 
+    def bias(self, g: Graph, name: str) -> str:
+        """Add the bias of a linear layer, by the name of its weight; "" where it has none."""
+        bias = f"{name.removesuffix('.weight')}.bias"
+        return self.parameter(g, bias) if bias in self.state else ""
+
     def linear(self, g: Graph, x: str, name: str) -> str:
-        """Multiply x by a weight: x (N, I) @ weight (O, I)^T -> (N, O)."""
+        """Multiply x by a weight and add the bias, if any: x (N, I) @ weight (O, I)^T + bias (O,) -> (N, O)."""
         scope = name.rsplit(".", 2)[-2]
-        weight = self.matrix(name)
+        weight, bias = self.matrix(name), self.bias(g, name)
         if not self.in_integers(name):
-            return g.op("Gemm", x, self.floats(g, name, weight, self.precision_of(name)), name=scope, transB=1)
+            stored = self.floats(g, name, weight, self.precision_of(name))
+            return g.op("Gemm", x, stored, *([bias] if bias else []), name=scope, transB=1)
         quantized, scale = quantize_columns(weight.T)
         rows, row_scale = quantize_rows(g, x)
         product = integer_matmul(g, rows, g.weight(f"{name}.int8", quantized), scope)
-        return dequantize(g, product, row_scale, g.weight(f"{name}.scale", scale))
+        return plus(g, dequantize(g, product, row_scale, g.weight(f"{name}.scale", scale)), bias)
+
+
+def plus(g: Graph, x: str, bias: str) -> str:
+    """Add a bias to x; "" for none."""
+    return g.op("Add", x, bias, name="bias") if bias else x
 
 
 def quantize_columns(weight: Array) -> tuple[Array, Array]:

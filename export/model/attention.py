@@ -45,8 +45,8 @@ class Cache(NamedTuple):
 class Shared:
     """Inputs that the attention of every layer reads, computed once in the root graph."""
 
-    rotary: tuple[str, str] | None
-    """cos and sin."""
+    rotary: list[tuple[str, str] | None]
+    """cos and sin of each layer with rotary positions."""
     shapes: tuple[str, str]
     """(B, -1, H, W) and (B, -1, 2K, W) as int64 vectors."""
     windows: list[int | str | None]
@@ -80,13 +80,11 @@ class Attention:
 
         It is written in place where the caller binds `past` and `present` to one buffer.
         """
-        kv = self._to_heads(
-            g,
-            self.weights.linear(g, x, f"{self.name}.kv.weight"),
-            self.shared.shapes[1],
-            2 * self.config.num_kv_heads,
-            cells,
-        )
+        kv = self.weights.linear(g, x, f"{self.name}.kv.weight")  # (n, 2 K W)
+        if self.config.attention.qk_norm == "full":
+            keys, values = g.ops("Split", kv, outputs=2, axis=1, num_outputs=2)
+            kv = g.op("Concat", self._norm(g, keys, "k_norm"), values, axis=1)
+        kv = self._to_heads(g, kv, self.shared.shapes[1], 2 * self.config.num_kv_heads, cells)
         key, value = g.ops("Split", kv, outputs=2, axis=1, num_outputs=2)  # (B, K, S, W)
         key = self._positioned(g, key, "k_norm", cells)
         return Cache(
@@ -113,6 +111,8 @@ class Attention:
                 q = g.op("Reshape", q, g.int64(-1, config.num_heads * config.resolved_head_dim))
         else:
             q = self.weights.linear(g, x, f"{self.name}.q.weight")
+            if config.attention.qk_norm == "full":
+                q = self._norm(g, q, "q_norm")
         q = self._to_heads(g, q, self.shared.shapes[0], config.num_heads, cells)
         q = self._positioned(g, q, "q_norm", cells)
         ring, seen = None, cells.seen
@@ -152,8 +152,13 @@ class Attention:
                 g, self.weights, self.name, self.config, q, present.key, present.value, seen, order
             )
         else:
-            mixed = g.op("Attention", q, present.key, present.value, seen)
+            mixed = g.op("Attention", q, present.key, present.value, seen, **self._cap())
         return g.op("Slice", mixed, g.int64(0), g.int64(-1), g.int64(2)) if spare else mixed
+
+    def _cap(self) -> dict[str, float]:
+        """Return the limit of the scores as an attribute; none where there is no limit."""
+        softcap = self.config.attention.softcap
+        return {"softcap": softcap} if softcap else {}
 
     def _counts(self, g: Graph, present: Cache, seen: str) -> str:
         """Return which of the seen cells count for positions: those whose token ran this layer."""
@@ -209,13 +214,20 @@ class Attention:
         return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
 
     def _positioned(self, g: Graph, heads: str, norm: str, cells: Cells) -> str:
-        """Normalise heads, and under RoPE rotate them by position."""
-        weight = self.weights.parameter(g, f"{self.name}.{norm}.weight")
-        heads = g.op("RMSNormalization", heads, weight, axis=-1, epsilon=self.config.norm_eps, name=norm)
-        if self.positions != "rope":
+        """Normalise heads where each is normed by itself, and under RoPE rotate them by position."""
+        if self.config.attention.qk_norm == "head":
+            heads = self._norm(g, heads, norm)
+        tables, rope = self.shared.rotary[self.layer], self.config.rope_of(self.layer)
+        if tables is None or rope is None:
             return heads
-        assert self.shared.rotary is not None
-        return g.op("RotaryEmbedding", heads, *self.shared.rotary, cells.positions)
+        rotated = rope.rotated(self.config.resolved_head_dim)
+        share = {"rotary_embedding_dim": rotated} if rope.share < 1 else {}
+        return g.op("RotaryEmbedding", heads, *tables, cells.positions, **share)
+
+    def _norm(self, g: Graph, x: str, norm: str) -> str:
+        """Normalise over the last axis."""
+        weight = self.weights.parameter(g, f"{self.name}.{norm}.weight")
+        return g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps, name=norm)
 
     def _scatter(self, g: Graph, past: str, update: str, lengths: str, name: str, result: str) -> str:
         mode = {"mode": self.mode} if self.mode == "circular" else {}  # linear is the operator's own default

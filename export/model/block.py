@@ -14,6 +14,7 @@ from ..graph.weights import Weights
 from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
 from .moe import dense_ffn, moe
+from .norm import parameters_of, state_norm
 from .router import ExpertLevels
 
 
@@ -102,7 +103,8 @@ class Block:
             own = b.op("Gather", x, rows, axis=0)  # (n, D)
             cells = self._cells(b, rows, inputs.lengths)
             if project:
-                normed, cache = b.op("Gather", all_normed, rows, axis=0), present
+                normed = own if all_normed == x else b.op("Gather", all_normed, rows, axis=0)
+                cache = present
             else:
                 normed = self._norm(b, own, "attention_norm")
                 cache = self.attention.write(b, normed, cells, inputs.past, inputs.lengths, Cache("", ""))
@@ -150,16 +152,20 @@ class Block:
 
     def _feed_forward(self, g: Graph, x: str, attended: Attended, inputs: LayerInputs) -> tuple[str, str]:
         """Write what follows attention: the residual h = x + attention, and out = h + moe(norm(h))."""
-        h, normed = self._residual(g, x, attended.out)
+        h, normed = self._residual(g, x, self._norm(g, attended.out, "attention_post_norm"))
         if self.config.is_dense(self.layer):
             with g.scope("ffn"):
-                out = g.op("Add", h, dense_ffn(g, self.weights, f"{self.name}.ffn", self.config.ffn, normed))
+                update = dense_ffn(g, self.weights, f"{self.name}.ffn", self.config.ffn, normed)
+                out = g.op("Add", h, self._norm(g, update, "ffn_post_norm"))
                 selected = [self._column(g, x, 1.0)]
             if self.config.num_experts > 1:
                 selected.append(self._column(g, x, 0.0, self.config.num_experts - 1))
         else:
             with g.scope("moe"):
-                out, experts = self._moe(g, normed, ExpertLevels(inputs.router_top_p, inputs.router_ratio), h)
+                after, levels = self.config.has_norms_after, ExpertLevels(inputs.router_top_p, inputs.router_ratio)
+                out, experts = self._moe(g, normed, levels, "" if after else h)
+                if after:
+                    out = g.op("Add", h, self._norm(g, out, "ffn_post_norm"))
                 selected = [experts]
         chosen = [*selected, *attended.choices]
         if "windows" in reported(self.config) and not self.config.window_of(self.layer):
@@ -167,13 +173,13 @@ class Block:
         return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else chosen[0]
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
-        """Compute h = x + attention, and its norm for the feed-forward part."""
+        """Compute h = x + attention, and the input of the feed-forward part: norm(h), of parallel parts norm(x)."""
         with g.scope("attention"):
             h = g.op("Add", x, attended)
-        return h, self._norm(g, h, "ffn_norm")
+        return h, self._norm(g, x if self.config.parallel_residual else h, "ffn_norm")
 
     def _moe(self, g: Graph, normed: str, levels: ExpertLevels, h: str) -> tuple[str, str]:
-        """Compute h + moe(normed), (n, D), and the selected experts, (n, E) float32."""
+        """Compute h + moe(normed), (n, D), without h where it is "", and the selected experts, (n, E) float32."""
         return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
@@ -196,8 +202,12 @@ class Block:
         return Cells(index, count, positions, places, "" if window else seen(g, self.weights, batch.places, places))
 
     def _norm(self, g: Graph, x: str, which: str) -> str:
-        weight = self.weights.parameter(g, f"{self.name}.{which}.weight")
-        return g.op("RMSNormalization", x, weight, axis=-1, epsilon=self.config.norm_eps, name=which)
+        """Write a norm of the layer; where the model has none at that place, return x."""
+        has = self.config.has_norms_after if which.endswith("post_norm") else self.config.has_norms_before
+        if not has:
+            return x
+        names = parameters_of(self.config, f"{self.name}.{which}")
+        return state_norm(g, self.config, x, tuple(self.weights.parameter(g, name) for name in names), which)
 
     def _column(self, g: Graph, x: str, value: float, columns: int = 1) -> str:
         """Fill columns (n, columns) float32 with one value, for x (n, D)."""

@@ -24,7 +24,7 @@ class Order(NamedTuple):
 def attend_by_context(
     g: Graph, weights: Weights, name: str, config: ModelConfig, q: str, key: str, value: str, seen: str, order: Order
 ) -> str:
-    """Compute softmax(s + contextual bias) v with s = q k^T / sqrt(W): -> (B, H, S, W).
+    """Compute softmax(s + contextual bias) v with s = q k^T / sqrt(W), or c tanh(s / c) of it: -> (B, H, S, W).
 
     q (B, H, S, W), key and value (B, K, C, W), seen (B, 1, S, C) bool. The query heads of a group are rows of one
     product with their keys.
@@ -34,6 +34,9 @@ def attend_by_context(
     keys = g.op("Transpose", key, perm=[0, 1, 3, 2])  # ONNX Runtime fuses it into the product
     scores = g.op("MatMul", g.op("Reshape", scaled, groups), keys, name="scores")  # (B, K, H/K*S, C)
     scores = g.op("Reshape", scores, heads)  # (B, H, S, C)
+    if softcap := config.attention.softcap:
+        share = g.op("Tanh", g.op("Mul", scores, g.scalar(1 / softcap)))
+        scores = g.op("Mul", share, g.scalar(softcap), name="softcap")
     scores = g.op("Add", scores, contextual_bias(g, weights, name, q, scores, order))
     shares = g.op("Softmax", g.op("Where", seen, scores, g.scalar(-np.inf)), axis=-1, name="shares")
     mixed = g.op("MatMul", g.op("Reshape", shares, groups), value, name="mixed")  # (B, K, H/K*S, W)

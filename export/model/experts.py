@@ -15,7 +15,7 @@ from .router import Routes
 def run_experts(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, routes: Routes, residual: str) -> str:
     """Compute residual_n + sum over the chosen e of g_ne (silu(x_n Wg_e) * (x_n Wu_e)) Wd_e.
 
-    x and residual (N, D) -> (N, D).
+    x and residual (N, D) -> (N, D). Without a residual, "", the sum alone.
     """
     dispatch = Dispatch(g, weights, config.num_experts, routes.selected)
     first, down = f"{name}.{input_name(config)}", f"{name}.down"  # (E, D, H), (E, F, D); H is 2F, or F without a gate
@@ -25,4 +25,5 @@ def run_experts(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str
     out = dispatch.matmul(inner(g, config, hidden), down, weights.matrix(down), gather=False)  # (R, D)
     if config.bias:
         out = dispatch.add(out, f"{down}_bias")
-    return g.op("Add", residual, dispatch.combine(out, routes.routing_weights, routes.candidates))
+    mixed = dispatch.combine(out, routes.routing_weights, routes.candidates)
+    return g.op("Add", residual, mixed) if residual else mixed

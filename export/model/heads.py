@@ -11,7 +11,7 @@ from ...runtime.format.manifest import Precision
 from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, Graph
 from ..graph.dispatch import Dispatch
-from ..graph.weights import Weights
+from ..graph.weights import Weights, plus
 from .thresholded_router import limit, linear
 
 Execution = Literal["masked", "sliced"]
@@ -104,7 +104,10 @@ class Slices:
         """Compute queries: x (N, D) -> (N, H, W). Those of heads that a token did not choose are never read."""
         config, name = self.config, f"{self.name}.q.weight"
         stack = self.weights.matrix(name).reshape(config.num_heads, config.resolved_head_dim, config.dim)
-        return self.dispatch.spread(self.dispatch.matmul(x, name, stack.transpose(0, 2, 1), gather=True))
+        q = self.dispatch.spread(self.dispatch.matmul(x, name, stack.transpose(0, 2, 1), gather=True))
+        bias = self.weights.bias(self.g, name)  # (H W,)
+        heads = self.g.int64(config.num_heads, config.resolved_head_dim)
+        return plus(self.g, q, self.g.op("Reshape", bias, heads)) if bias else q
 
     def outputs(self, mixed: str) -> str:
         """Compute the sum over the chosen heads of weight_i head_i W_o,i: mixed (N, H, W) -> (N, D)."""
@@ -114,4 +117,4 @@ class Slices:
         flat = g.op("Reshape", mixed, g.int64(-1, config.resolved_head_dim))  # (N*H, W)
         place = g.op("Add", g.op("Mul", self.dispatch.token, g.scalar(heads)), self.dispatch.part)  # (R,)
         rows = self.dispatch.matmul(g.op("Gather", flat, place, axis=0), name, stack, gather=False)
-        return self.dispatch.combine(rows, self.routes.weights)
+        return plus(g, self.dispatch.combine(rows, self.routes.weights), self.weights.bias(g, name))

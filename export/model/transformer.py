@@ -13,14 +13,16 @@ import onnx
 from onnx import helper
 
 from ...runtime.format.manifest import KV, Precisions
-from ...train.model.attention import rotary_tables
 from ...train.model.config import ModelConfig
+from ...train.model.rope import rotary_tables
+from ...train.model.rope_config import RopeConfig
 from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph
 from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_columns, quantize_rows
 from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
 from .heads import Execution, execution_of
+from .norm import parameters_of, state_norm
 from .signature import graph_inputs, graph_outputs
 from .thresholded_router import EVERYTHING
 from .window import Tables
@@ -109,7 +111,7 @@ class TransformerGraph:
         g, layers = self.g, self.config.num_layers
         every_token = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))
-        x = self._embed()
+        x = self._embed_at(self._embed())
         chosen, runs = [], []
         for i in range(layers):
             with g.scope(f"layers.{i}"):
@@ -186,11 +188,14 @@ class TransformerGraph:
             attention=Shared(self._rotary(), (shapes[0], shapes[1]), tables.windows, tables.reach, self.heads),
         )
 
-    def _rotary(self) -> tuple[str, str] | None:
-        if all(self.config.positions_of(i) != "rope" for i in range(self.config.num_layers)):
-            return None
-        cos, sin = (table.numpy() for table in rotary_tables(self.config))
-        return self.g.weight("rotary.cos", cos), self.g.weight("rotary.sin", sin)
+    def _rotary(self) -> list[tuple[str, str] | None]:
+        """Add cos and sin of each kind of rotary positions, and return those of each layer."""
+        tables: dict[RopeConfig | None, tuple[str, str] | None] = {None: None}
+        for number, rope in enumerate(self.config.ropes):
+            cos, sin = (table.numpy() for table in rotary_tables(self.config, rope))
+            name = f"rotary.{number}" if number else "rotary"
+            tables[rope] = self.g.weight(f"{name}.cos", cos), self.g.weight(f"{name}.sin", sin)
+        return [tables[self.config.rope_of(layer)] for layer in range(self.config.num_layers)]
 
     def _or_everything(self, level: str) -> str:
         """Turn a level of 1, which keeps everything, into EVERYTHING: (L, B)."""
@@ -247,13 +252,30 @@ class TransformerGraph:
         scale = g.op("Unsqueeze", g.op("Gather", scale, ids, axis=0), g.int64(1))
         return g.op("Mul", g.op("Cast", rows, to=FLOAT), scale)
 
+    def _embed_at(self, x: str) -> str:
+        """Scale embedded tokens (N, D) and add learned positions, where the model has them."""
+        g = self.g
+        if self.config.embedding_scale != 1:
+            x = g.op("Mul", x, g.scalar(self.config.embedding_scale), name="scale_embedding")
+        if self.config.has_learned_positions:
+            table = self.weights.parameter(g, "learned_positions")  # (context, D)
+            x = g.op("Add", x, g.op("Gather", table, self.batch.positions, axis=0), name="add_positions")
+        return x
+
     def _normed(self, g: Graph, x: str) -> str:
         """Apply the last norm, which exits share: (n, D) -> (n, D)."""
-        if "norm.weight" not in self.weights.taken:
-            self.weights.parameter(self.g, "norm.weight")
-        return g.op("RMSNormalization", x, "norm.weight", axis=-1, epsilon=self.config.norm_eps, name="norm")
+        names = parameters_of(self.config, "norm")
+        for name in names:
+            if name not in self.weights.taken:
+                self.weights.parameter(self.g, name)
+        return state_norm(g, self.config, x, names, "norm")
 
     def _logits(self, g: Graph, normed: str) -> str:
+        """Compute the logits, within the softcap where there is one: (n, D) -> (n, V)."""
+        logits, cap = self._output_head(g, normed), self.config.logits_softcap
+        return g.op("Mul", g.op("Tanh", g.op("Div", logits, g.scalar(cap))), g.scalar(cap)) if cap else logits
+
+    def _output_head(self, g: Graph, normed: str) -> str:
         """Apply the output head: (n, D) -> (n, V)."""
         if not self.weights.in_integers("head.weight"):
             return g.op("Gemm", normed, self.head, transB=1, name="head")

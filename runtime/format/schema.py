@@ -82,7 +82,7 @@ class Layer(Part):
     """Whether a router decides which tokens run the layer."""
     exit: bool
     """Whether a token may leave after the layer."""
-    positions: Literal["rope", "cope", "none"] = "rope"
+    positions: Literal["rope", "cope", "none", "learned"] = "rope"
     window: Count = 0
     """Most tokens that the layer looks back at, including the token itself; 0: no window."""
     head_routing: Literal["all", "top_k", "top_p", "adaptive"] = "all"

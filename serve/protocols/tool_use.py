@@ -37,8 +37,13 @@ class ToolUse:
         return parser_of(self.format, self.tools)
 
 
-def tool_use_of(body: ChatBody, model: ModelInfo, grammars: Grammars) -> ToolUse | None:
+def tool_use_of(body: ChatBody, model: ModelInfo, grammars: Grammars | None) -> ToolUse | None:
     """Return the tools of a chat; None where it has none, or none may be called.
+
+    Args:
+        body: The chat.
+        model: The model.
+        grammars: Compiles what the text must match; None where only the prompt is needed.
 
     Raises:
         BadRequestError: The model cannot call tools, or the choice names none of them.
@@ -74,7 +79,7 @@ def tool_use_of(body: ChatBody, model: ModelInfo, grammars: Grammars) -> ToolUse
     shown = tuple(number for marker in PARSERS[writes].shown if (number := special(marker)) is not None)
     parallel = body.parallel_tool_calls is not False and named is None
     grammar = None
-    if named is not None or body.tool_choice == "required":
+    if grammars is not None and (named is not None or body.tool_choice == "required"):
         template = template_of(model.manifest, tools=True).text
         wanted = tools if named is None else {named: tools[named]}
         source = tool_grammar(writes, template, wanted, special, parallel=parallel)

@@ -1,85 +1,15 @@
 """Tools end to end in `/v1/chat/completions`, with the official client: a scripted model, and a real one that must."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from starlette.testclient import TestClient
-from support.served import ScriptedScheduler, served
-from support.tiny_graph import write_manifest, write_model
+from support.scripted import CALL, NOW, PIECES, WEATHER, Scripted
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "?"}]
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}"
-    "{% for c in m.tool_calls %}<tool_call>{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
-    "{{ '\n' }}{% endfor %}{% for t in tools or [] %}{{ t.function.name }};{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 NO_OBJECT = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "[1]"}}
-NOW = {"type": "function", "function": {"name": "now"}}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-PIECES = ["I ", "look", ".\n", "<tool", "_call>\n{", '"name": "wea', 'ther", "arguments": {"ci', 'ty": "Par', 'is"}',
-          "}\n</to", "ol_call>", '\n<tool_call>{"name": "now", "arguments": {}}</tool_call>']  # fmt: skip
-
-
-@dataclass
-class Scripted:
-    """A server whose model says what the test wants."""
-
-    client: TestClient
-    scheduler: ScriptedScheduler
-
-    @property
-    def openai(self) -> openai.OpenAI:
-        """The official client."""
-        return openai.OpenAI(api_key="none", base_url="http://127.0.0.1/v1", http_client=self.client, max_retries=0)
-
-    def say(self, *pieces: str, reason: str = "eos") -> None:
-        """Set what the model says."""
-        self.scheduler.pieces, self.scheduler.reason = pieces, reason
-
-    @property
-    def prompt(self) -> str:
-        """The last prompt."""
-        return bytes(self.scheduler.jobs[-1].prompt).decode()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_model(tmp_path_factory.mktemp("tools") / "demo" / "model")
-    generation = {"dialect": "huggingface", "sampling": {"temperature": 0.5, "top_k": 7}}
-    return write_manifest(folder, chat_template=TEMPLATE, generation=generation)
-
-
-@pytest.fixture(scope="module")
-def scripted(folder: Path) -> Iterator[Scripted]:
-    made: list[ScriptedScheduler] = []
-
-    def wrap(inner: Any) -> Any:
-        made.append(ScriptedScheduler(inner))
-        return made[0]
-
-    with served(folder, wrap=wrap) as client:
-        yield Scripted(client, made[0])
-
-
-@pytest.fixture(scope="module")
-def real(folder: Path) -> Iterator[TestClient]:
-    with served(folder) as client:
-        yield client
 
 
 def test_the_official_client_gets_the_calls_of_an_answer(scripted: Scripted) -> None:
@@ -179,10 +109,10 @@ def test_the_defaults_of_sampling_are_the_models_and_a_body_overrides_them(scrip
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "now"}}])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_real_model_calls_the_tool_that_it_must(real: TestClient, choice: Any, stream: bool) -> None:
+def test_a_real_model_calls_the_tool_that_it_must(tool_client: TestClient, choice: Any, stream: bool) -> None:
     body = {"messages": USER, "tools": [NOW], "tool_choice": choice, "temperature": 2, "stream": stream,
             "parallel_tool_calls": False}  # fmt: skip
-    answer = real.post(CHAT, json=body)
+    answer = tool_client.post(CHAT, json=body)
     assert answer.is_success, answer.text
     if stream:
         assert '"finish_reason":"tool_calls"' in answer.text

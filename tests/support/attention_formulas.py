@@ -31,34 +31,47 @@ class Sequence:
         self.position += 1
         normed = rms_norm(x.astype(np.float64), EPS, weights["norm"])
         if runs or s.policy != "none":
-            keys, values = product(weights["kv"], normed, s.precision).reshape(2, s.num_kv_heads, s.head_dim)
-            turned = [self.turned(key, "k_norm", position) for key in keys]
+            keys, values = self.projected("kv", normed).reshape(2, s.num_kv_heads, s.head_dim)
+            turned = [self.turned(key, position) for key in self.normed(keys, "k_norm")]
             self.keys.append(np.stack([stored(key, s.cache) for key in turned]))
             self.values.append(np.stack([stored(value, s.cache) for value in values]))
             self.ran.append(runs)
         if not runs:
             return x.astype(np.float64)
         seen = slice(max(len(self.keys) - (window or len(self.keys)), 0), None)
-        queries = product(weights["q"], normed, s.precision).reshape(s.num_heads, s.head_dim)
+        queries = self.normed(self.projected("q", normed).reshape(s.num_heads, s.head_dim), "q_norm")
         mixed = np.zeros((s.num_heads, s.head_dim))
         for head in np.flatnonzero(head_weights):
             group = head // (s.num_heads // s.num_kv_heads)
-            query = self.turned(queries[head], "q_norm", position)
+            query = self.turned(queries[head], position)
             scores = np.array([key[group] @ query for key in self.keys[seen]]) / np.sqrt(s.head_dim)
+            if s.softcap:
+                scores = s.softcap * np.tanh(scores / s.softcap)
             if s.positions == "cope":
                 scores = scores + self.contextual(query, scores, self.ran[seen])
             shares = softmax(scores)
             mixed[head] = head_weights[head] * (shares @ np.stack([value[group] for value in self.values[seen]]))
-        return x + product(weights["o"], mixed.reshape(-1), s.precision)
+        return x + self.projected("o", mixed.reshape(-1))
 
-    def turned(self, head: Array, norm: str, position: int) -> Array:
-        """Normalise a head, and rotate it under RoPE."""
-        head = rms_norm(head, EPS, self.weights[norm])
+    def projected(self, name: str, x: Array) -> Array:
+        """Multiply x (I,) by a matrix and add its bias, if any: -> (O,)."""
+        return np.asarray(product(self.weights[name], x, self.setting.precision) + self.weights.get(f"{name}_bias", 0))
+
+    def normed(self, heads: Array, norm: str) -> Array:
+        """Normalise heads (n, W), each by itself or all together."""
+        if self.setting.qk_norm == "none":
+            return heads
+        if self.setting.qk_norm == "full":
+            return np.asarray(rms_norm(heads.reshape(-1), EPS, self.weights[norm]).reshape(heads.shape))
+        return np.stack([rms_norm(head, EPS, self.weights[norm]) for head in heads])
+
+    def turned(self, head: Array, position: int) -> Array:
+        """Rotate a head (W,) under RoPE."""
         if self.setting.positions != "rope":
             return head
         cos, sin = (self.weights[name][position].astype(np.float64) for name in ("cos", "sin"))
-        first, second = np.split(head, 2)
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin])
+        first, second, rest = np.split(head, [self.setting.rotated // 2, self.setting.rotated])
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest])
 
     def contextual(self, query: Array, scores: Array, ran: list[bool]) -> Array:
         """Compute the contextual bias: the sum of gates from each cell to the last one is its position."""

@@ -24,9 +24,11 @@ CacheType = Literal["float32", "float16", "int8"]
 LAYER, NUM_LAYERS, CONTEXT, EPS = 1, 3, 160, 1e-5
 NUM_POSITIONS = 9
 POLICIES = ("every", "none", "project")
+QK_NORMS = ("none", "head", "full")
 INPUTS = (
-    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights", "norm", "q", "kv", "o", "q_norm"),
-    *("k_norm", "cos", "sin", "position_embedding", "past_key", "past_value", "past_counted"),
+    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights", "norm", "q", "kv", "o", "q_bias"),
+    *("kv_bias", "o_bias", "q_norm", "k_norm", "cos", "sin", "position_embedding"),
+    *("past_key", "past_value", "past_counted"),
 )
 CACHES = ("key", "value", "counted")
 KEYS_AND_VALUES = ("present_key", "present_value")
@@ -51,6 +53,16 @@ class Setting:
     capacity: int = 33
     cache: CacheType = "float32"
     precision: Precision = "fp32"
+    qk_norm: Literal["none", "head", "full"] = "head"
+    biases: bool = False
+    softcap: float = 0.0
+    share: float = 1.0
+    """Share of the components of a head that RoPE rotates."""
+
+    @property
+    def rotated(self) -> int:
+        """Components of a head that RoPE rotates."""
+        return int(self.head_dim * self.share) if self.positions == "rope" else 0
 
     @property
     def skips(self) -> bool:
@@ -70,11 +82,15 @@ class Setting:
             "q": normal(H * W, D, seed=2) / D**0.5,
             "kv": normal(2 * K * W, D, seed=3) / D**0.5,
             "o": normal(D, H * W, seed=4) / (H * W) ** 0.5,
-            "q_norm": 1 + normal(W, seed=5) / 4,
-            "k_norm": 1 + normal(W, seed=6) / 4,
         }
+        if self.qk_norm != "none":
+            of_q, of_k = (H * W, K * W) if self.qk_norm == "full" else (W, W)
+            weights |= {"q_norm": 1 + normal(of_q, seed=5) / 4, "k_norm": 1 + normal(of_k, seed=6) / 4}
+        if self.biases:
+            widths = {"q_bias": H * W, "kv_bias": 2 * K * W, "o_bias": D}
+            weights |= {name: normal(width, seed=8 + n) / 4 for n, (name, width) in enumerate(widths.items())}
         if self.positions == "rope":
-            angles = np.arange(CONTEXT)[:, None] * 10.0 ** (-4 * np.arange(W // 2) / W)
+            angles = np.arange(CONTEXT)[:, None] * 10.0 ** (-4 * np.arange(self.rotated // 2) / self.rotated)
             weights |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
         if self.positions == "cope":
             weights["position_embedding"] = normal(NUM_POSITIONS, W, seed=7) / 2
@@ -200,7 +216,8 @@ def session(setting: Setting, threads: int, inputs: frozenset[str]) -> ort.Infer
         "Attention", names, outputs, name="one_attention", domain=DOMAIN, layer=LAYER, eps=EPS, num_heads=s.num_heads,
         num_kv_heads=s.num_kv_heads, head_dim=s.head_dim, policy=POLICIES.index(s.policy), window=s.window,
         precision_q=code, precision_kv=code, precision_o=code,
-        contextual_positions=NUM_POSITIONS if s.positions == "cope" else 0,
+        contextual_positions=NUM_POSITIONS if s.positions == "cope" else 0, rotated=s.rotated,
+        qk_norm=QK_NORMS.index(s.qk_norm), softcap=s.softcap,
     )  # fmt: skip
     graph = helper.make_graph(
         [node],

@@ -24,20 +24,21 @@ from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.ops.library import load_library
 from adaptive_lm.runtime.ops.probe import DOMAIN
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
-from support.models import CONFIGS, season, tiny_model, variant
+from support.models import CONFIGS, NUMBERED, season, tiny_model, variant
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
 AXIS = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1, "selected_heads": 2, "windows": 2}
 """Axis of the tokens in each output."""
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 EVERYTHING: dict[str, Any] = {"depth": {"layers_share": 0.5, "exit_layers": (0, 2), "skipped_kv": "project"}}
-MODELS = CONFIGS | {
+MORE = {
     "one_layer": variant(num_layers=1),
     "one_dense_layer": variant(num_layers=1, ffn={"routing": "dense", "dim": 40}),
     "two_layers_exit": variant(num_layers=2, depth={"exit_layers": (0,)}),
     "shared_tied_project": variant(tie_embeddings=True, ffn={"shared_expert_dim": 20}, **EVERYTHING),
     "top_k_project": variant(ffn={"routing": "top_k", "experts_per_token": 2}, **EVERYTHING),
 }
+MODELS = CONFIGS | MORE
 
 
 @cache
@@ -46,7 +47,7 @@ def model_of(name: str) -> Transformer:
     if name in CONFIGS:
         return tiny_model(name)
     model = Transformer(MODELS[name])
-    season(model, seed=list(MODELS).index(name))
+    season(model, seed=len(NUMBERED) + list(MORE).index(name))
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """Tiny seeded models of every kind, for tests that compare the definitions of the model."""
 
+import zlib
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
-from adaptive_lm.train.model.norm import RMSNorm
+from adaptive_lm.train.model.norm import LayerNorm, RMSNorm
 from adaptive_lm.train.model.sections import AttentionConfig, HeadsConfig
 
 B, T, V = 2, 17, 29
@@ -63,7 +64,7 @@ CONFIGS = {
     "eight_experts": variant(ffn={"num_experts": 8}),
     "one_kv_head": variant(num_kv_heads=1),
     "all_kv_heads": variant(num_kv_heads=4),
-    "odd_numbers": variant(head_dim=12, rope_theta=500.0, norm_eps=0.05),
+    "odd_numbers": variant(head_dim=12, attention={"rope": {"theta": 500.0}}, norm_eps=0.05),
     "tied": variant(tie_embeddings=True),
     "routers_none": variant(depth={**ROUTERS, "skipped_kv": "none"}),
     "routers_project": variant(depth={**ROUTERS, "skipped_kv": "project"}),
@@ -128,6 +129,87 @@ CONFIGS = {
         ffn={**PER_TOKEN, "renormalize": False},
         depth={**BOTH, **PER_TOKEN, "exit_criterion": "router", "skipped_kv": "none"},
     ),
+}
+NUMBERED = {name: number for number, name in enumerate(CONFIGS)}
+"""The seeds of the models above. Those of later ones come from their names, so that none depends on the others."""
+BIASES = {"qkv_bias": True, "o_bias": True}
+LONGER = {"factor": 4.0, "original_context": 8}
+ROPES = (
+    {"theta": 500.0, "scaling": {"kind": "llama3", **LONGER, "high_frequency_factor": 3.0}},
+    {"theta": 500.0, "scaling": {"kind": "yarn", **LONGER}},
+    {"share": 0.5, "scaling": {"kind": "linear", "factor": 3.0}},
+    {"scaling": {"kind": "longrope", **LONGER, "short_factors": (1, 1, 1, 1), "long_factors": (1, 1.5, 2, 5)}},
+)
+CONFIGS |= {
+    "qk_norm_none": variant(attention={"qk_norm": "none"}),
+    "qk_norm_full": variant(attention={"qk_norm": "full", **BIASES}),
+    "biases": variant(attention=BIASES, ffn={"routing": "dense", "dim": 40}),
+    "ropes": variant(attention={"rope": ROPES}),
+    "softcap": variant(attention={"softcap": 2.5}),
+    "softcap_cope": variant(attention={**COPE, **BIASES, "softcap": 1.5, "qk_norm": "none"}),
+    "attention_heads_none": variant(
+        heads={**BY_MASS_AND_SHARED, **PER_TOKEN},
+        attention={**BIASES, "window": 7, "qk_norm": "none", "softcap": 3.0, "rope": {"share": 0.75}},
+        depth={**BOTH, "skipped_kv": "none"},
+        **SIX_HEADS,
+    ),
+    "attention_full_project": variant(
+        attention={**LEARNED, **BIASES, "qk_norm": "full", "softcap": 3.0, "rope": ROPES},
+        depth={**BOTH, "skipped_kv": "project"},
+        num_kv_heads=1,
+    ),
+}
+CONFIGS |= {
+    # norms, residuals, embedding and logits
+    "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
+    "layer_norm_none": variant(
+        norm="layer",
+        heads={**BY_MASS, **PER_TOKEN},
+        depth={**BOTH, "exit_criterion": "router", "skipped_kv": "none"},
+    ),
+    "post_project": variant(
+        norm_place="post",
+        heads=BY_MASS_AND_SHARED,
+        attention=LEARNED,
+        ffn={**PER_TOKEN, "shared_expert_dim": 20},
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
+        **SIX_HEADS,
+    ),
+    "post_none": variant(
+        norm="layer", norm_place="post", heads=BY_COMPLEXITY, depth={**BOTH, **PER_TOKEN, "skipped_kv": "none"}
+    ),
+    "post_dense": variant(norm_place="post", ffn={"routing": "dense", "dim": 40}),
+    "sandwich_project": variant(
+        norm_place="sandwich",
+        ffn={"renormalize": False},
+        depth={**BOTH, "exit_criterion": "entropy", "skipped_kv": "project"},
+        tie_embeddings=True,
+        embedding_scale=2.5,
+        logits_softcap=6.0,
+    ),
+    "sandwich_none": variant(
+        norm="layer",
+        norm_place="sandwich",
+        attention={**COPE, "window": 7},
+        ffn={"routing": "top_k", "experts_per_token": 2, "shared_expert_dim": 20},
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "parallel_project": variant(
+        norm="layer", parallel_residual=True, depth={**BOTH, "skipped_kv": "project"}, ffn={"shared_expert_dim": 20}
+    ),
+    "parallel_none": variant(
+        norm_place="post", parallel_residual=True, heads=BY_MASS, depth={**BOTH, "skipped_kv": "none"}
+    ),
+    "parallel_sandwich": variant(
+        norm_place="sandwich", parallel_residual=True, ffn={"routing": "dense", "dim": 40}, attention={"window": 5}
+    ),
+    "learned_positions": variant(norm="layer", attention={"positions": "learned"}, tie_embeddings=True),
+    "learned_positions_none": variant(
+        attention={**LENGTH, "positions": "learned"},
+        embedding_scale=1.5,
+        logits_softcap=5.0,
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "none"},
+    ),
     # the forms of trained mixtures and dense models of others
     "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
     "capped_at_one": variant(ffn={"most_experts": 1, "experts_per_token": 1, **FIXED}),
@@ -172,20 +254,25 @@ HAS_WINDOWS = [name for name, config in CONFIGS.items() if config.has_windows]
 def tiny_model(name: str) -> Transformer:
     """Return the seeded model of that name in CONFIGS, in eval mode. It is shared: copy it before changing it."""
     model = Transformer(CONFIGS[name])
-    season(model, seed=list(CONFIGS).index(name))
+    season(model, seed=seed_of(name))
     return model.eval()
+
+
+def seed_of(name: str) -> int:
+    """Return the seed of the model of that name."""
+    return NUMBERED.get(name, zlib.crc32(name.encode()))
 
 
 def season(model: Transformer, seed: int) -> None:
     """Redraw every weight, so that none is 0, equal or 1: half of a fresh model has no effect on the output."""
     generator = torch.Generator().manual_seed(seed)
-    norms = {module.weight for module in model.modules() if isinstance(module, RMSNorm)}
+    norms = {module.weight for module in model.modules() if isinstance(module, (RMSNorm, LayerNorm))}
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight in norms:
                 weight.copy_(1 + 0.3 * noise)
-            elif weight.ndim == 0:  # a bias, or a learned threshold
+            elif weight.ndim == 0 or name.endswith("bias"):  # or a learned threshold
                 weight.copy_(0.2 * noise)
             else:
                 inputs = weight.shape[-1] if weight.ndim < 3 else weight.shape[1]  # experts hold (E, inputs, outputs)

@@ -12,7 +12,8 @@ def explain(error: ValidationError, whole: type[BaseModel]) -> str:
     """Write one line per problem: the field, the value found, the rule."""
     lines = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
+        parts = [str(part) for part in problem["loc"]]
+        field = ".".join(part for part in parts if part.strip())  # tags of unions are blank
         if problem["type"] == "extra_forbidden":
             leaf = str(problem["loc"][-1])
             dotted = f"{leaf!r} is a dotted key, which --set takes; in a file write {_nested(leaf)}"
@@ -48,8 +49,9 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, info in section.model_fields.items():
         keys.append(f"{prefix}{name}")
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += known_keys(info.annotation, f"{prefix}{name}.")
+        inner = type(info.default) if isinstance(info.default, BaseModel) else info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
 

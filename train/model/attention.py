@@ -1,4 +1,4 @@
-"""Causal grouped-query attention with QK-norm: rotary, contextual or no positions, windows, and a choice of heads.
+"""Causal grouped-query attention: QK-norm, rotary, contextual or no positions, windows, and a choice of heads.
 
 B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head, P CoPE positions.
 """
@@ -15,22 +15,8 @@ from .cope import contextual_bias
 from .heads import HeadRouter, HeadRoutes
 from .linear import Linear
 from .norm import RMSNorm
+from .rope import rotate
 from .window import WindowController, WindowRouter, level_of, places_of, window_by_length, window_levels
-
-
-def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (context_length, W / 2) float32. Source: Su et al. 2021 (arXiv 2104.09864), eq. 34."""
-    head_dim = config.resolved_head_dim
-    frequencies = config.rope_theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate x (B, heads, T, W) by position with tables (T, W / 2); the first half pairs with the second."""
-    cos, sin = (table.to(x.dtype) for table in rotary)
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 class Windows(NamedTuple):
@@ -52,10 +38,11 @@ class Attended(NamedTuple):
 class Attention(nn.Module):
     """Attention of one layer with K <= H key/value heads.
 
-        out = softmax(norm(q) norm(k)^T / sqrt(W) + position) v
+        out = softmax(cap(norm(q) norm(k)^T / sqrt(W)) + position) v,   cap(s) = c tanh(s / c), or s without a softcap
 
-    Source: grouped queries, Ainslie et al. 2023 (arXiv 2305.13245); QK-norm, Henry et al. 2020 (arXiv 2010.04245).
-    Departs from it: RMSNorm in place of the l2 norm, and the usual scale.
+    Source: grouped queries, Ainslie et al. 2023 (arXiv 2305.13245); QK-norm, Henry et al. 2020 (arXiv 2010.04245), and
+    over all heads, OLMo 2 (arXiv 2501.00656); softcap, Gemma 2 (arXiv 2408.00118).
+    Departs from Henry et al.: RMSNorm in place of the l2 norm, and the usual scale.
     """
 
     window_table: Tensor | None
@@ -64,11 +51,13 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.resolved_head_dim
-        self.q = Linear(config.dim, self.num_heads * self.head_dim)
-        self.kv = Linear(config.dim, 2 * self.num_kv_heads * self.head_dim)  # keys first
-        self.o = Linear(self.num_heads * self.head_dim, config.dim)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps)
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps)
+        of_q, of_k = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q = Linear(config.dim, of_q, config.attention.qkv_bias)
+        self.kv = Linear(config.dim, 2 * of_k, config.attention.qkv_bias)  # keys first
+        self.o = Linear(of_q, config.dim, config.attention.o_bias)
+        self.qk_norm, self.softcap = config.attention.qk_norm, config.attention.softcap
+        widths = {"none": (0, 0), "head": (self.head_dim, self.head_dim), "full": (of_q, of_k)}[self.qk_norm]
+        self.q_norm, self.k_norm = (RMSNorm(width, config.norm_eps) if width else None for width in widths)
         self.positions, contextual = config.positions_of(layer), config.positions_of(layer) == "cope"
         positions = torch.empty(config.attention.max_positions, self.head_dim)
         self.position_embedding = nn.Parameter(positions) if contextual else None  # (P, W)
@@ -85,7 +74,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None,
         present: Tensor | None,
         counted: Tensor | None,
         head_top_p: Tensor,
@@ -94,20 +83,22 @@ class Attention(nn.Module):
 
         Args:
             x: (B, T, D), normed.
-            rotary: The two tables of `rotary_tables`, each (T, W / 2).
+            rotary: The two tables of `rotary_tables`, each (T, R / 2); None without rotary positions.
             present: (B, T) bool, the tokens whose keys this layer holds; None for all.
             counted: (B, T) bool, the tokens that contextual positions count; None for all that are present.
             head_top_p: (), the level of the head router.
         """
         batch, time, _ = x.shape
-        q = self.q_norm(self.q(x).view(batch, time, self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, W)
-        k, v = self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.head_dim).chunk(2, 2)
-        k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)  # (B, K, T, W)
-        if self.positions == "rope":
+        q = self.q(x).view(batch, time, self.num_heads, self.head_dim)  # (B, T, H, W)
+        k, v = self.kv(x).view(batch, time, 2 * self.num_kv_heads, self.head_dim).chunk(2, 2)  # (B, T, K, W)
+        q, k = self._normed(q, self.q_norm).transpose(1, 2), self._normed(k, self.k_norm).transpose(1, 2)
+        v = v.transpose(1, 2)  # (B, K, T, W)
+        if self.positions == "rope" and rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         q, k = q.to(v.dtype), k.to(v.dtype)
         windows, seen, ramp = self._look_back(x, present)
-        if self.position_embedding is None and not (self.window_controller and self.training):
+        plain = self.position_embedding is None and not self.softcap
+        if plain and not (self.window_controller and self.training):
             mixed = attend(q, k, v, seen, ramp)  # (B, H, T, W)
         else:
             mixed, spread = self.attend_unfused(q, k, v, seen, ramp, counted)
@@ -119,6 +110,13 @@ class Attention(nn.Module):
             mixed = mixed * heads.weights.view(batch, time, -1, 1).transpose(1, 2).to(mixed.dtype)
         out: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
         return Attended(out, heads, windows)
+
+    def _normed(self, heads: Tensor, norm: RMSNorm | None) -> Tensor:
+        """Normalise heads (B, T, n, W), each by itself or all together."""
+        if norm is None:
+            return heads
+        out: Tensor = norm(heads) if self.qk_norm == "head" else norm(heads.flatten(2)).view(heads.shape)
+        return out
 
     def _look_back(self, x: Tensor, present: Tensor | None) -> tuple[Windows | None, Tensor | None, Tensor | None]:
         """Return windows, mask and ramp.
@@ -152,7 +150,7 @@ class Attention(nn.Module):
     def attend_unfused(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, ramp: Tensor | None, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend with explicit scores in float32, which contextual positions and entropy windows need.
+        """Attend with explicit scores in float32, which contextual positions, softcaps and entropy windows need.
 
         Returns:
             The mixed values (B, H, T, W); and where the window follows it, exp(entropy), a mean over the heads, (B, T).
@@ -162,6 +160,8 @@ class Attention(nn.Module):
             seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril() if seen is None else seen
             query, key = q.float(), k.float().repeat_interleave(groups, 1)
             scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5  # (B, H, T, T)
+            if self.softcap:
+                scores = self.softcap * (scores / self.softcap).tanh()
             if self.position_embedding is not None:
                 counts = seen.float() if ramp is None else seen * ramp
                 if counted is not None:

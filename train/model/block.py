@@ -9,7 +9,7 @@ from .config import ModelConfig
 from .depth import DepthRouter, DepthRoutes
 from .heads import HeadRoutes
 from .moe import DenseFFN, MoE
-from .norm import RMSNorm
+from .norm import state_norm
 from .recompute import run_recomputing
 from .router import Routes
 
@@ -38,9 +38,13 @@ class LayerRouting(NamedTuple):
 
 
 class Block(nn.Module):
-    """A pre-norm block.
+    """A block, here with `norm_place: pre`.
 
         h = x + attention(norm(x));  out = h + moe(norm(h))
+
+    Under `post`, h = x + norm(attention(x)); under `sandwich`, h = x + norm(attention(norm(x))); moe likewise. With
+    `parallel_residual`, moe reads x in place of h. The routers of experts and heads, and learned windows, read the same
+    state as the part that they route: under `post` it has no norm (decision 0039).
 
     With a depth router of score r, a token that runs the layer gets x + 2 r (out - x). So the router learns from the
     tokens it lets through, and a score of 1/2 is a plain residual block.
@@ -51,25 +55,28 @@ class Block(nn.Module):
         self.skipped_kv = config.depth.skipped_kv
         self.skips = config.adapts_depth or config.depth.layer_dropout > 0
         self.counts_cells = config.counts_cells(layer)
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.parallel = config.parallel_residual
+        self.attention_norm = state_norm(config, config.has_norms_before)
         self.attention = Attention(config, layer)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention_post_norm = state_norm(config, config.has_norms_after)
+        self.ffn_norm = state_norm(config, config.has_norms_before)
         dense = config.is_dense(layer)
         self.moe = None if dense else MoE(config, layer)
         self.ffn = DenseFFN(config.dim, config.ffn_dim(layer), config.ffn) if dense else None
+        self.ffn_post_norm = state_norm(config, config.has_norms_after)
         routed = config.has_depth_router(layer)
         router = DepthRouter(config.dim, config.depth, config.norm_eps, layer, config.num_layers) if routed else None
         self.depth_router = router
 
     def forward(
-        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels, recompute: bool = False
+        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor] | None, levels: Levels, recompute: bool = False
     ) -> tuple[Tensor, LayerRouting]:
         """Run the layer: -> x (B, T, D) and its routing.
 
         Args:
             x: (B, T, D).
             alive: (B, T) bool, false once a token has left.
-            rotary: The two tables of `rotary_tables`.
+            rotary: The two tables of `rotary_tables`; None without rotary positions.
             levels: The thresholds of this layer.
             recompute: Whether the backward pass computes most activations again; see `run_recomputing`.
         """
@@ -79,7 +86,7 @@ class Block(nn.Module):
         return self._run(x, alive, rotary, levels)
 
     def _run(
-        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor], levels: Levels
+        self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor] | None, levels: Levels
     ) -> tuple[Tensor, LayerRouting]:
         runs, depth = alive, None
         if self.depth_router is not None:
@@ -89,9 +96,10 @@ class Block(nn.Module):
         counted = runs if self.counts_cells else None
 
         attended = self.attention(self.attention_norm(x), rotary, present, counted, levels.head_top_p)
-        h = x + attended.out
-        update, routes = self._feed_forward(self.ffn_norm(h), runs, levels)
-        out = h + update
+        h = x + self.attention_post_norm(attended.out)
+        normed = self.ffn_norm(x if self.parallel else h)
+        update, routes = self._feed_forward(normed, runs, levels)
+        out = h + self.ffn_post_norm(update)
         if depth is not None:
             out = x + depth.gate.view(*alive.shape, 1).to(x.dtype) * (out - x)
         heads, windows = attended.heads, attended.windows

@@ -1,16 +1,17 @@
 """The config of a model: its shape, and the averages that its controllers maintain."""
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from ..system.section import Section
-from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Positions
+from .rope_config import RopeConfig
+from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, NormKind, NormPlace, Positions
 
 
 class ModelConfig(Section):
-    """A pre-norm decoder with grouped-query attention and QK-norm.
+    """A decoder with grouped-query attention.
 
     Each token may choose its experts, heads, window and layers.
     """
@@ -29,20 +30,43 @@ class ModelConfig(Section):
     """Number of key/value heads per layer; `num_heads` must be a multiple of it."""
     head_dim: int = Field(0, ge=0)
     """Width of one head; 0 means dim / num_heads."""
-    rope_theta: float = Field(10_000.0, gt=0)
-    """Base of the rotary frequencies, greater than 0."""
+    norm: NormKind = "rms"
+    """Normalisation of the hidden state: `rms`, by its root mean square (RMSNorm); `layer`, by mean and standard
+    deviation, with a bias (LayerNorm)."""
+    norm_place: NormPlace = "pre"
+    """Place of the norms of attention and feed-forward part: `pre`, on the input (Llama); `post`, on the output, before
+    it is added to the hidden state (OLMo2); `sandwich`, on both (Gemma 2 and 3)."""
+    parallel_residual: bool = False
+    """Whether attention and feed-forward part read the same hidden state (GPT-NeoX); else the feed-forward part reads
+    the state after attention."""
     norm_eps: float = Field(1e-5, gt=0)
-    """Term added to the mean square in every RMSNorm, greater than 0."""
+    """Term added to the mean square in RMSNorm, to the variance in LayerNorm, greater than 0."""
     tie_embeddings: bool = False
     """Whether the output head shares its weights with the embedding."""
+    embedding_scale: float = Field(1.0, gt=0)
+    """Factor of the embedded tokens, greater than 0 (Gemma: the square root of `dim`)."""
+    logits_softcap: float = Field(0.0, ge=0)
+    """Largest absolute value c of a logit, which becomes c tanh(logit / c) (Gemma 2); 0 for none."""
     attention: AttentionConfig = AttentionConfig()
-    """Positions and windows."""
+    """Projections, positions and windows."""
     heads: HeadsConfig = HeadsConfig()
     """Choice of query heads per token."""
     ffn: FFNConfig = FFNConfig()
     """Experts, or one dense FFN."""
     depth: DepthConfig = DepthConfig()
     """Depth routers, early exits and layer dropout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rope_theta_was_here(cls, values: Any) -> Any:
+        """Move `rope_theta`, which configs had before `attention.rope`, to `attention.rope.theta`."""
+        if not isinstance(values, Mapping) or "rope_theta" not in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "rope_theta"}
+        attention = others.get("attention", {})
+        if not isinstance(attention, Mapping) or "rope" in attention:
+            raise ValueError("rope_theta is attention.rope.theta now: leave rope_theta out and set that")
+        return {**others, "attention": {**attention, "rope": {"theta": values["rope_theta"]}}}
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -117,10 +141,38 @@ class ModelConfig(Section):
             return self.heads.most_heads or self.num_heads
         return self.least_heads if self.heads.routing == "top_k" else self.num_heads
 
+    @property
+    def has_norms_before(self) -> bool:
+        """Whether attention and feed-forward part read a normed state."""
+        return self.norm_place != "post"
+
+    @property
+    def has_norms_after(self) -> bool:
+        """Whether the outputs of attention and feed-forward part are normed before they are added to the state."""
+        return self.norm_place != "pre"
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether a vector for each position is added to the embedding."""
+        return self.attention.positions == "learned"
+
     def positions_of(self, layer: int) -> Positions:
         """Return the position encoding of a layer."""
         positions = self.attention.positions
         return positions if isinstance(positions, str) else positions[layer]
+
+    def rope_of(self, layer: int) -> RopeConfig | None:
+        """Return the rotary positions of a layer; None where it has others."""
+        if self.positions_of(layer) != "rope":
+            return None
+        rope = self.attention.rope
+        return rope if isinstance(rope, RopeConfig) else rope[layer]
+
+    @property
+    def ropes(self) -> list[RopeConfig]:
+        """The rotary positions of the model, each kind once, in the order of the layers."""
+        ropes = (self.rope_of(layer) for layer in range(self.num_layers))
+        return list(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     def window_of(self, layer: int) -> int:
         """Return the largest number of tokens that a layer looks back at; 0 means all."""
@@ -172,8 +224,20 @@ def fit_attention(config: ModelConfig) -> None:
     _one_per_layer("attention.positions", attention.positions, config.num_layers)
     _one_per_layer("attention.window", attention.window, config.num_layers)
     kinds = {config.positions_of(layer) for layer in layers}
-    if "rope" in kinds and config.resolved_head_dim % 2:
-        raise ValueError(f"heads are {config.resolved_head_dim} wide; rotary positions need an even head_dim")
+    if "learned" in kinds and not config.has_learned_positions:
+        raise ValueError(
+            f"attention.positions lists {', '.join(attention.positions)}, but learned positions are added to the "
+            "embedding, for all layers: set attention.positions to learned, or list rope, cope and none"
+        )
+    if not isinstance(attention.rope, RopeConfig):
+        _one_per_layer("attention.rope", attention.rope, config.num_layers)
+    for rope in config.ropes:
+        rope.fit(config.resolved_head_dim)
+    if attention.qk_norm == "full" and config.heads.routing != "all":
+        raise ValueError(
+            "attention.qk_norm is full, which needs all heads of a token, but heads.routing is "
+            f"{config.heads.routing}: set attention.qk_norm to head or none, or heads.routing to all"
+        )
     if attention.window_kind != "fixed" and not config.has_windows:
         raise ValueError(
             f"attention.window_kind is {attention.window_kind} but attention.window is 0: set the most tokens to see"
@@ -247,7 +311,7 @@ def fit_ffn(config: ModelConfig) -> None:
         raise ValueError("ffn.dense_layers names every layer, so no experts are left: set ffn.routing to dense")
 
 
-def _one_per_layer(name: str, values: str | int | Sequence[str] | Sequence[int], layers: int) -> None:
+def _one_per_layer(name: str, values: str | int | Sequence[object], layers: int) -> None:
     if not isinstance(values, (str, int)) and len(values) != layers:
         raise ValueError(
             f"{name} lists {len(values)} layers, num_layers is {layers}: give one for each, or one for all"

@@ -121,14 +121,14 @@ def exit_losses(
 ) -> dict[str, Tensor]:
     """Return the losses of the early exits by name, weighted means over the exits.
 
-    `exit_loss` is the cross-entropy of output_head(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`,
+    `exit_loss` is the cross-entropy of logits(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`,
     where routers decide about leaving, is that of their prediction that the last layer would choose the same token; its
     gradient does not reach the model.
     """
     losses: dict[str, list[Tensor]] = {"exit_loss": [], "exit_router_loss": []}
     for layer, weight in weights.items():
         hidden = out.exit_hidden[layer]
-        logits = model.head(hidden)
+        logits = model.logits(hidden)
         losses["exit_loss"].append(weight * cross_entropy(logits, targets, counted))
         if str(layer) in model.exit_routers:
             router = model.exit_routers[str(layer)]

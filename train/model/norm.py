@@ -1,10 +1,38 @@
-"""Root mean square normalisation. D width."""
+"""Normalisation of the hidden state: RMSNorm and LayerNorm. D width."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .config import ModelConfig
+
+
+def state_norm(config: ModelConfig, present: bool = True) -> nn.Module:
+    """Return a norm of the hidden state (..., D), of the kind of the model; one that is not present changes nothing."""
+    if not present:
+        return nn.Identity()
+    return (LayerNorm if config.norm == "layer" else RMSNorm)(config.dim, config.norm_eps)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis.
+
+        y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
+
+    Source: Ba et al. 2016 (arXiv 1607.06450), eq. 4. Unlike `nn.LayerNorm` it casts weight and bias to the dtype of x.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., D) -> (..., D)."""
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class RMSNorm(nn.Module):

@@ -5,24 +5,41 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from ..system.section import Section
+from .rope_config import RopeConfig, Ropes
 from .threshold_config import Controlled, Level
 
 Routing = Literal["top_p", "top_k", "dense"]
 Score = Literal["softmax", "sigmoid"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
-Positions = Literal["rope", "cope", "none"]
+Positions = Literal["rope", "cope", "none", "learned"]
+QKNorm = Literal["none", "head", "full"]
+NormKind = Literal["rms", "layer"]
+NormPlace = Literal["pre", "post", "sandwich"]
 WindowKind = Literal["fixed", "length", "entropy", "learned"]
 ExitCriterion = Literal["top_prob", "margin", "entropy", "router"]
 SkippedKV = Literal["none", "project"]
 
 
 class AttentionConfig(Section):
-    """Positions and windows of attention."""
+    """Projections, positions and windows of attention."""
 
     positions: Positions | tuple[Positions, ...] = "rope"
     """Position encoding: `rope` rotates queries and keys; `cope` counts the tokens that matter in their context; `none`
-    relies on the causal mask alone. One value for all layers, or a list with one per layer."""
+    relies on the causal mask alone. One value for all layers, or a list with one per layer. `learned`, for all layers,
+    adds a vector for each position to the embedding (GPT-2)."""
+    rope: Ropes = RopeConfig()
+    """Rotary positions. One section for all layers, or a list with one per layer."""
+    qk_norm: QKNorm = "head"
+    """RMSNorm of queries and keys before positions: `none`; `head`, each head by itself with one weight for all heads;
+    `full`, all heads of a token together, which needs every head."""
+    qkv_bias: bool = False
+    """Whether the projections to queries, keys and values have biases."""
+    o_bias: bool = False
+    """Whether the output projection has a bias."""
+    softcap: float = Field(0.0, ge=0, le=1e6)
+    """Limit c of the attention scores, 0 to 1e6: a score s becomes c tanh(s / c), before positions of `cope` and the
+    mask. 0 means no limit."""
     max_positions: int = Field(64, ge=2)
     """Number of contextual positions under `cope`, at least 2. Tokens further away share the last one."""
     window: int | tuple[int, ...] = 0

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..system.collectives import drawn_for_all, gathered, total
-from .attention import rotary_tables
 from .block import Block, LayerRouting, Levels
 from .config import ModelConfig
 from .controllers import PIController
@@ -14,7 +13,8 @@ from .depth import dropout_rates
 from .exits import ExitRouter, confidence
 from .linear import Linear
 from .moe import MoE
-from .norm import RMSNorm
+from .norm import state_norm
+from .rope import RotaryTables
 from .thresholded_router import Thresholded
 
 
@@ -72,17 +72,16 @@ class ModelOutput(NamedTuple):
 class Transformer(nn.Module):
     """A decoder whose tokens choose heads, experts and layers. Weights are drawn from torch's global generator."""
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not config.vocab_size:
             raise ValueError("vocab_size is 0: fill it from the tokenizer before building the model")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        positions = torch.empty(config.context_length, config.dim)
+        self.learned_positions = nn.Parameter(positions) if config.has_learned_positions else None  # (context, D)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = state_norm(config)
         self.head = Linear(config.dim, config.vocab_size)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -94,9 +93,10 @@ class Transformer(nn.Module):
             {name: PIController(self.routers(name)[0].set_level, sections[name].pi_gains) for name in shared}
         )
         self.layer_dropout = config.depth.layer_dropout
-        cos, sin = rotary_tables(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        ropes = config.ropes
+        self.rotary = nn.ModuleList(RotaryTables(config, rope) for rope in ropes)
+        by_layer = [config.rope_of(layer) for layer in range(config.num_layers)]
+        self.rotary_of = [None if rope is None else ropes.index(rope) for rope in by_layer]
         initialize(self)
 
     def forward(
@@ -122,8 +122,8 @@ class Transformer(nn.Module):
             raise ValueError(f"a sequence of {time} tokens does not fit the context of {self.config.context_length}")
         leaves = thresholds is not None
         limits = thresholds or self.default_thresholds()
-        rotary = (self.cos[:time], self.sin[:time])
-        x = self.embedding(ids)  # (B, T, D)
+        tables = [table(time) for table in self.rotary]
+        x = self.embed(ids)  # (B, T, D)
         alive = torch.ones_like(ids, dtype=torch.bool)
         exit_layer = torch.full_like(ids, -1)
         dropped = self._dropped(ids.shape[0])
@@ -133,6 +133,8 @@ class Transformer(nn.Module):
             ratio = None if limits.router_ratio is None else limits.router_ratio[i]
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i], ratio)
             here = alive if dropped is None else alive & ~dropped[i, :, None]
+            table = self.rotary_of[i]
+            rotary = None if table is None else tables[table]
             x, layer = block(x, here, rotary, levels, recompute=checkpoint_activations and self.training)
             routing.append(layer)
             if measures:
@@ -144,12 +146,25 @@ class Transformer(nn.Module):
                     exits = alive & (exit_confidence[i] > limits.exit_threshold[i])
                     exit_layer = torch.where(exits, i, exit_layer)
                     alive = alive & ~exits
-        logits = self.head(self.norm(x))
+        logits = self.logits(self.norm(x))
         return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, tuple(residual_rms))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of a normed state (..., D), (..., V), within the softcap where there is one."""
+        logits: Tensor = self.head(hidden)
+        cap = self.config.logits_softcap
+        return cap * (logits / cap).tanh() if cap else logits
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embed ids (B, T) -> (B, T, D), with learned positions where the model has them."""
+        x: Tensor = self.embedding(ids)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        return x if self.learned_positions is None else x + self.learned_positions[: ids.shape[1]]
 
     def default_thresholds(self) -> ThresholdTensors:
         """Return the current levels of the controllers and no early exit, as in training and in an exported model."""
-        ones = torch.ones(self.config.num_layers, device=self.cos.device)
+        ones = torch.ones(self.config.num_layers, device=self.embedding.weight.device)
 
         def levels(kind: str, otherwise: Tensor) -> Tensor:
             shared = self.pi[kind] if kind in self.pi else None  # noqa: SIM401 - a ModuleDict has no get
@@ -204,7 +219,9 @@ class Transformer(nn.Module):
         """Draw which sequences leave out which layers, (L, B) bool; None without layer dropout."""
         if not (self.training and self.layer_dropout):
             return None
-        rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self.cos.device)
+        rates = torch.tensor(
+            dropout_rates(self.layer_dropout, self.config.num_layers), device=self.embedding.weight.device
+        )
         return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
 
     def _confidence(self, layer: int, hidden: Tensor) -> Tensor:
@@ -213,7 +230,7 @@ class Transformer(nn.Module):
         if criterion == "router":
             scores: Tensor = self.exit_routers[str(layer)](hidden)
             return scores
-        return confidence(criterion, self.head(hidden))
+        return confidence(criterion, self.logits(hidden))
 
     def use_onednn(self, *, linear: bool, experts: bool) -> None:
         """Choose whether oneDNN multiplies the matrices of linear layers and of experts; for float32 on a CPU."""
@@ -256,18 +273,26 @@ def initialize(model: Transformer) -> None:
       size.
     - Matrices that write to it: the same, divided by sqrt(2 L) and again by 8: nearly 0 at the start, yet with a
       gradient for every expert and head from the first step.
-    - Embedding and output head: std 0.02 if tied; else std 1 for the embedding, and an output head close to 0.
+    - Norms of outputs, where there are any, have that factor in place of those matrices, whose scale they cancel.
+    - Embedding and output head: std 0.02 if tied; else an embedded token of std 1, and an output head close to 0.
+    - Learned positions: as large as an embedded token.
     - Routers, gates of shared experts and contextual positions: std 0.02, so that routing starts even.
-    - Norms 1, biases 0; learned levels start at the values of the config.
+    - Other norms 1, biases 0; learned levels start at the values of the config.
     """
-    silent = 1 / (8 * (2 * model.config.num_layers) ** 0.5)
+    config = model.config
+    silent = 1 / (8 * (2 * config.num_layers) ** 0.5)
+    embedded = 0.02 * config.embedding_scale if config.tie_embeddings else 1.0
     for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
+        if name.endswith("post_norm.weight"):
+            nn.init.constant_(parameter, silent)
+        elif name.endswith("norm.weight"):
             nn.init.ones_(parameter)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif name == "embedding.weight":
-            nn.init.normal_(parameter, std=0.02 if model.config.tie_embeddings else 1.0)
+            nn.init.normal_(parameter, std=embedded / config.embedding_scale)
+        elif name == "learned_positions":
+            nn.init.normal_(parameter, std=embedded)
         elif name == "head.weight":
             nn.init.normal_(parameter, std=0.1 * parameter.shape[1] ** -0.5)
         elif name.endswith("level_logit"):
@@ -279,4 +304,4 @@ def initialize(model: Transformer) -> None:
             # the inputs are axis 1, of (outputs, inputs) and of a stack (E, inputs, outputs)
             std = parameter.shape[1] ** -0.5
             writes = name.endswith(("down", "down.weight", "o.weight"))
-            nn.init.normal_(parameter, std=std * silent if writes else std)
+            nn.init.normal_(parameter, std=std * silent if writes and not config.has_norms_after else std)

@@ -1,5 +1,6 @@
 """The parts of an answer that may call tools: its text, and its calls as they grow."""
 
+import json
 import secrets
 import string
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,15 @@ class ToolCall:
     name: str
     arguments: str
     """As JSON text; incomplete where the answer was cut."""
+
+    @property
+    def complete_arguments(self) -> dict[str, Any]:
+        """The arguments; empty where they are cut or no JSON object."""
+        try:
+            value = json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     @property
     def message(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ void adaptive_ops_add_scaled(const char*, float*, const float*, float, int64_t);
 void adaptive_ops_silu_product(const char*, const float*, const float*, float, float*, int64_t);
 float adaptive_ops_softmax(const char*, float*, int64_t);
 void adaptive_ops_attend(const char*, int64_t, int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*,
-                         const float*, const float*, int64_t, float*);
+                         const float*, const float*, int64_t, float, float*);
 }
 
 namespace {
@@ -116,11 +116,14 @@ void attention(const char* name, int64_t type, int64_t head_dim, int64_t capacit
   std::vector<float> out(n), counted(tokens);
   for (float& one : counted) one = static_cast<float>(random_bits() % 2);
   adaptive_ops_attend(name, type, head_dim, capacity, tokens, window, keys.data(), values.data(), queries.data(), nullptr,
-                      nullptr, 0, out.data());
+                      nullptr, 0, 0, out.data());
   print("attend", type, head_dim, out.data(), 4 * out.size());
   adaptive_ops_attend(name, type, head_dim, capacity, tokens, window, keys.data(), values.data(), queries.data(),
-                      counted.data(), embedding.data(), positions, out.data());
+                      counted.data(), embedding.data(), positions, 0, out.data());
   print("attend_cope", type, head_dim, out.data(), 4 * out.size());
+  adaptive_ops_attend(name, type, head_dim, capacity, tokens, window, keys.data(), values.data(), queries.data(),
+                      counted.data(), embedding.data(), positions, 2.5f, out.data());
+  print("attend_softcap", type, head_dim, out.data(), 4 * out.size());
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 from support.kernels import LIBRARY, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import Precision, pack, packed_bytes
@@ -22,7 +22,7 @@ if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
 from support.attention_formulas import attention
-from support.attention_layer import CacheType, Operator, Setting, Text
+from support.attention_layer import CacheType, Operator, Setting, Text, session
 
 Array = NDArray[Any]
 
@@ -52,6 +52,18 @@ SHAPES = [
         ("float32", "float16", "int8"),
     )
 ]
+FEATURES = [
+    Setting(qk_norm="none"),
+    Setting(qk_norm="full", biases=True, num_heads=6, policy="project"),
+    Setting(qk_norm="full", positions="none", head_dim=5, window=6),
+    Setting(biases=True, routed=True, policy="none"),
+    Setting(softcap=0.7, cache="float16"),
+    Setting(softcap=30.0, window=9, by_token=True, capacity=20),
+    Setting(share=0.5, head_dim=20, cache="int8"),
+    Setting(share=0.75, head_dim=80, qk_norm="none", biases=True, softcap=2.0, routed=True, policy="project"),
+    Setting(positions="cope", qk_norm="none", biases=True, softcap=1.5, window=9, policy="project", head_dim=12),
+]
+MECHANISMS += FEATURES
 each_mechanism = pytest.mark.parametrize("setting", MECHANISMS, ids=name)
 each_shape = pytest.mark.parametrize("setting", SHAPES, ids=name)
 
@@ -291,6 +303,12 @@ def test_int8_caches_hold_a_scale_of_each_key_and_value() -> None:
         (Setting(), {"kv": (100,)}, "kv has 100 bytes"),
         (Setting(), {"o": (100,)}, "o has 100 bytes"),
         (Setting(), {"q_norm": (15,)}, "q_norm has shape"),
+        (Setting(qk_norm="full"), {"q_norm": (16,)}, "q_norm has shape"),
+        (Setting(qk_norm="full"), {"k_norm": (64,)}, "k_norm has shape"),
+        (Setting(biases=True), {"q_bias": (32,)}, "q_bias has shape"),
+        (Setting(biases=True), {"kv_bias": (32,)}, "kv_bias has shape"),
+        (Setting(biases=True), {"o_bias": (64,)}, "o_bias has shape"),
+        (Setting(share=0.5), {"cos": (160, 8)}, "cos has shape"),
         (Setting(), {"cos": (160, 7)}, "cos has shape"),
         (Setting(), {"sin": (150, 8)}, "sin"),
         (Setting(positions="cope"), {"position_embedding": (1, 15, 16)}, "position_embedding has shape"),
@@ -354,6 +372,41 @@ def test_caches_of_other_types_are_refused() -> None:
 def test_heads_that_are_no_multiple_of_the_key_heads_are_refused() -> None:
     with pytest.raises(RuntimeException, match="num_heads is 4, expected a multiple of num_kv_heads, 3"):
         Operator(Setting(num_kv_heads=3), 1)(Text.draw(Setting(), 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting(qk_norm="none"), "input q_norm is given, but qk_norm is 0"),
+        (Setting(positions="none"), "input cos is given, but rotated is 0"),
+        (Setting(qk_norm="full", routed=True), "input head_weights is given, but qk_norm is 2"),
+    ],
+)
+def test_inputs_that_the_attributes_exclude_are_refused(setting: Setting, message: str) -> None:
+    given = Setting().weights()
+    unread = {} if setting.qk_norm == "full" else {name: given[name] for name in ("q_norm", "k_norm", "cos", "sin")}
+    with pytest.raises(RuntimeError, match=message):
+        Operator(setting, 1)(Text.draw(setting, 1, 4), **unread)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting(share=0.3, head_dim=10), "rotated is 3, expected an even number"),
+        (Setting(softcap=-1.0), "softcap is -1"),
+        (Setting(softcap=float("nan")), "softcap is -?nan"),
+    ],
+)
+def test_attributes_that_mean_nothing_are_refused(setting: Setting, message: str) -> None:
+    with pytest.raises(RuntimeException, match=message):
+        Operator(setting, 1)(Text.draw(Setting(), 1, 2))
+
+
+def test_without_the_norms_that_the_attributes_state_nothing_is_computed() -> None:
+    inputs = Operator(Setting(), 1).inputs(Text.draw(Setting(), 1, 2))
+    del inputs["q_norm"]
+    with pytest.raises(InvalidArgument, match="input q_norm is missing, but qk_norm is 1"):
+        session(Setting(), 1, frozenset(inputs)).run(None, inputs)
 
 
 def test_a_skipped_token_that_the_same_pass_overwrites_leaves_no_key() -> None:

@@ -44,7 +44,7 @@ def test_a_head_that_was_not_chosen_adds_nothing_to_its_token(name: str) -> None
     model = copy.deepcopy(tiny_model(name))
     attention, W = model.layers[0].attention, model.config.resolved_head_dim
     x = torch.randn(1, 9, model.config.dim, generator=torch.Generator().manual_seed(0))
-    arguments = ((model.cos[:9], model.sin[:9]), None, None, torch.tensor(0.6))
+    arguments = (model.rotary[0](9) if len(model.rotary) else None, None, None, torch.tensor(0.6))
     with torch.no_grad():
         before = attention(x, *arguments)
         selected = before.heads.selected_heads

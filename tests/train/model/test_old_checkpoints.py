@@ -75,8 +75,9 @@ def test_a_config_from_before_reads_as_a_model_with_all_heads_and_no_windows(old
     config = old.config
     assert (config.heads.routing, config.attention.positions, config.attention.window) == ("all", "rope", 0)
     assert (config.depth.exit_criterion, config.ffn.per_token, config.ffn.scope) == ("top_prob", False, "layer")
-    written = json.loads(config.model_dump_json())
-    for section, fields in json.loads(CONFIG).items():
+    written, before = json.loads(config.model_dump_json()), json.loads(CONFIG)
+    assert written["attention"]["rope"]["theta"] == before.pop("rope_theta")
+    for section, fields in before.items():
         kept = {key: written[section][key] for key in fields} if isinstance(fields, dict) else written[section]
         assert kept == fields, section
 

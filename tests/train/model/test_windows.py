@@ -14,7 +14,9 @@ from support.models import B, T, V, even_thresholds, tiny_ids, tiny_model, varia
 from torch import Tensor
 
 from adaptive_lm.train.model import ModelConfig, Transformer
-from adaptive_lm.train.model.attention import Attention, rotary_tables, rotate
+from adaptive_lm.train.model.attention import Attention
+from adaptive_lm.train.model.rope import RotaryTables, rotate
+from adaptive_lm.train.model.rope_config import RopeConfig
 from adaptive_lm.train.model.sections import AttentionConfig
 from adaptive_lm.train.model.window import WindowController, window_by_length, window_levels
 
@@ -89,7 +91,7 @@ def test_attention_under_a_ramp_is_its_formula(positions: str, dtype: torch.dtyp
         if weight.ndim:
             torch.nn.init.normal_(weight, std=0.3)
     x = torch.randn(B, T, config.dim)
-    rotary = tuple(table[:T] for table in rotary_tables(config))
+    rotary = RotaryTables(config, RopeConfig())(T)
     given: list[Tensor] = []
     hook = attention.o.register_forward_hook(lambda _, given_, gave: given.append(given_[0].float()))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -222,7 +224,7 @@ def test_skipped_tokens_are_not_in_the_window_of_a_layer_that_holds_none_of_them
     held = torch.nonzero(runs[1]).flatten()
     attention = model.layers[1].attention
     x = torch.randn(1, T, model.config.dim, generator=torch.Generator().manual_seed(0))
-    rotary = (model.cos[:T], model.sin[:T])
+    rotary = model.rotary[0](T)
     with torch.no_grad():
         before = attention(x, rotary, runs[1][None], None, ALL_HEADS).out
         for back, felt in ((3, True), (4, False)):

@@ -55,6 +55,7 @@ void attend_tile(const AttendTask& task, const Query* queries, int64_t rows, con
   for (int64_t r = 0; r < rows; r++) {
     const int64_t n = queries[r].last - queries[r].first + 1;
     float* own = scores + r * stride + (queries[r].first - first);
+    if (task.softcap > 0) cap_scores(own, n, task.softcap);
     if (task.position_embedding) add_positions(task, own, queries[r].first, n, logits + r * positions);
     tile[r] = {queries + r, scores + r * stride, queries[r].weight / softmax_of(own, n)};
   }

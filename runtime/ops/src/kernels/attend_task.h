@@ -42,6 +42,7 @@ struct AttendTask {
   const float* counted;             // (C): > 0 where a cell counts for contextual positions; nullptr: all
   const float* position_embedding;  // contextual positions (P, W) as blocks of keys, filled with zeros; nullptr: none
   int64_t num_positions;
+  float softcap;   // limit c of the scores, which become c tanh(score / c) before positions are added; 0: none
   float* scratch;  // attend_scratch(...) floats
 };
 

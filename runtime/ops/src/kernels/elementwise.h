@@ -27,8 +27,8 @@ void rms_norm(const float* x, const float* weight, float eps, float* out, int64_
   if (i < n) store_first(out + i, load_first(x + i, n - i) * factor * load_first(weight + i, n - i), n - i);
 }
 
-void rotate(float* head, const float* cos, const float* sin, int64_t head_dim) {
-  const int64_t n = head_dim / 2;
+void rotate(float* head, const float* cos, const float* sin, int64_t components) {
+  const int64_t n = components / 2;
   float* other = head + n;
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {

@@ -70,8 +70,8 @@ struct Kernels {
   // out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t n);
 
-  // Turn the pairs (head[i], head[i + head_dim / 2]) by angles given as head_dim / 2 cosines and sines.
-  void (*rotate)(float* head, const float* cos, const float* sin, int64_t head_dim);
+  // Turn the pairs (head[i], head[i + n / 2]) of the first n components by n / 2 angles, given as cosines and sines.
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t n);
 
   float (*dot)(const float* a, const float* b, int64_t n);
 

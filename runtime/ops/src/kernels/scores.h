@@ -1,4 +1,4 @@
-// The scores of queries: with the keys of a cache, and what contextual positions add to them. See attend.h.
+// The scores of queries: with the keys of a cache, their limit, and what contextual positions add. See attend.h.
 #pragma once
 
 #include "cells.h"
@@ -77,6 +77,12 @@ void score_cells(const AttendTask& task, const float* queries, int64_t rows, int
   float* at = out - first % 16;
   if (begin < up_to) score<type>(queries, rows, cache.keys + begin * block, up_to - begin, cache.head_dim, at, stride);
   if (end > whole) score<type>(queries, rows, last_block, 1, cache.head_dim, at + (whole - begin) * 16, stride);
+}
+
+// Replace n scores by c tanh(score / c). The 15 elements after them are overwritten.
+ALWAYS_INLINE void cap_scores(float* scores, int64_t n, float c) {
+  const F16 most = all(c), part = all(1.0f / c);
+  for (int64_t j = 0; j < n; j += 16) store(scores + j, tanh(load(scores + j) * part) * most);
 }
 
 // --- Contextual positions

@@ -6,11 +6,11 @@
 #include "kernels.h"
 
 // Write keys and values (T, W) to a ring of `capacity` cells, and attend from queries (T, W) with a window: out (T, W).
-// `counted` (T,) and `embedding` (P / 16, W, 16) are null without contextual positions.
+// `counted` (T,) and `embedding` (P / 16, W, 16) are null without contextual positions, `softcap` is 0 without a limit.
 extern "C" __attribute__((visibility("default"))) void adaptive_ops_attend(
     const char* kernel, int64_t type, int64_t head_dim, int64_t capacity, int64_t tokens, int64_t window,
     const float* keys, const float* values, const float* queries, const float* counted, const float* embedding,
-    int64_t num_positions, float* out) {
+    int64_t num_positions, float softcap, float* out) {
   using namespace adaptive;
   const Kernels& table = *kernels_named(kernel);
   const auto cache_type = static_cast<CacheType>(type);
@@ -23,6 +23,7 @@ extern "C" __attribute__((visibility("default"))) void adaptive_ops_attend(
     table.write_cell(cache, t % capacity, keys + t * head_dim, values + t * head_dim);
     if (counted) counts[static_cast<size_t>(t % capacity)] = counted[t];
     const Query query{queries + t * head_dim, out + t * head_dim, 1.0f, std::max<int64_t>(t - window + 1, 0), t};
-    table.attend({&cache, &query, 1, counted ? counts.data() : nullptr, embedding, num_positions, scratch.data()});
+    table.attend({&cache, &query, 1, counted ? counts.data() : nullptr, embedding, num_positions, softcap,
+                  scratch.data()});
   }
 }

@@ -39,6 +39,9 @@ class Attention : AttentionPorts {
     const Cache cache = read_cache(call, kCachePorts, places.num_slots, shape_.num_kv_heads, shape_.head_dim);
     const int64_t* first = first_places(call, rows, places, cache, scratch);
     const auto factors = call.input<float>(head_weights, {rows, shape_.num_heads});
+    if (factors && shape_.qk_norm == QKNorm::full) {
+      call.fail_input(head_weights, "is given, but qk_norm is 2: a norm over all heads needs all of them");
+    }
     const ChosenHeads heads(factors.data, shape_.num_heads, shape_.head_dim, places.running, places.num_running);
 
     const auto out = call.output<float>(h, {rows, dim});
@@ -58,11 +61,12 @@ class Attention : AttentionPorts {
     float* queries = scratch.take<float>(places.num_running * shape_.num_heads * shape_.head_dim);
     float* pairs = scratch.take<float>(places.num_writing * 2 * shape_.num_kv_heads * shape_.head_dim);
     project(call, states, weights, places, heads, queries, pairs);
+    finish(call, weights, places, heads, queries, pairs);
     write_cells(call, weights, places, cache, pairs);
     if (places.num_running == 0) return;
     const Rows mixed(scratch, places.num_running, shape_.num_heads * shape_.head_dim, is_integer(shape_.precision_o));
     attend(call, weights, places, cache, heads, first, queries, mixed);
-    multiply_output(call, weights.o, states, places, heads, mixed, out.data);
+    multiply_output(call, weights, states, places, heads, mixed, out.data);
   }
 
  private:
@@ -108,6 +112,31 @@ class Attention : AttentionPorts {
     });
   }
 
+  // Add the biases to queries (M, H W) of the chosen heads and to pairs (writing rows, 2 K W), and normalise all heads of
+  // a row together where the model does so.
+  void finish(Call& call, const AttentionWeights& weights, const Places& places, const ChosenHeads& heads,
+              float* queries, float* pairs) const {
+    const bool together = shape_.qk_norm == QKNorm::full;
+    if (!together && weights.q_bias == nullptr && weights.kv_bias == nullptr) return;
+    const int64_t width = shape_.head_dim, of_q = shape_.num_heads * width, of_k = shape_.num_kv_heads * width;
+    call.parallel(places.num_running, places.num_running * of_q * 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        float* own = queries + i * of_q;
+        for (int64_t n = 0; weights.q_bias != nullptr && n < shape_.num_heads; ++n) {
+          if (heads.chosen(i, n)) kernels().add_scaled(own + n * width, weights.q_bias + n * width, 1.0f, width);
+        }
+        if (together) kernels().rms_norm(own, weights.q_norm, shape_.eps, own, of_q);
+      }
+    });
+    call.parallel(places.num_writing, places.num_writing * of_k * 32, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j) {
+        float* own = pairs + j * 2 * of_k;
+        if (weights.kv_bias != nullptr) kernels().add_scaled(own, weights.kv_bias, 1.0f, 2 * of_k);
+        if (together) kernels().rms_norm(own, weights.k_norm, shape_.eps, own, of_k);
+      }
+    });
+  }
+
   // Compute groups of q for the rows that chose heads of them.
   static void multiply_groups(const Matrix& q, const ChosenHeads& heads, const Row* const* rows, int64_t count,
                               float* const* into, int64_t first, int64_t last) {
@@ -142,7 +171,7 @@ class Attention : AttentionPorts {
 
   static constexpr int64_t kUnitQueries = 64;  // queries of a unit at most
 
-  // Mix the values for queries (M, H W), which are normalised and turned here, into rows (M, H W) of input for o.
+  // Mix the values for queries (M, H W), which are turned here, into rows (M, H W) of input for o.
   void attend(Call& call, const AttentionWeights& weights, const Places& places, const Cache& cache,
               const ChosenHeads& heads, const int64_t* first, float* queries, const Rows& mixed) const {
     Scratch scratch;
@@ -172,16 +201,17 @@ class Attention : AttentionPorts {
         }
         if (count == 0) continue;
         const int64_t span = list[count - 1].last - oldest + 1;
-        kernels().attend({&head, list, count, cache.counted(unit.slot), embedding, shape_.num_positions,
+        kernels().attend({&head, list, count, cache.counted(unit.slot), embedding, shape_.num_positions, shape_.softcap,
                           own.take<float>(attend_scratch(shape_.head_dim, span, shape_.num_positions))});
       }
     });
   }
 
-  // out = x + o mixed for the running rows.
-  void multiply_output(Call& call, const Matrix& o, const Tensor<const float>& states, const Places& places,
-                       const ChosenHeads& heads, const Rows& mixed, float* out) const {
+  // out = x + (o mixed + bias) for the running rows.
+  void multiply_output(Call& call, const AttentionWeights& weights, const Tensor<const float>& states,
+                       const Places& places, const ChosenHeads& heads, const Rows& mixed, float* out) const {
     Scratch scratch;
+    const Matrix& o = weights.o;
     const int64_t dim = states.shape[1], count = places.num_running;
     call.parallel(count, count * shape_.num_heads * shape_.head_dim * 16, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) mixed.quantize(i);
@@ -201,6 +231,9 @@ class Attention : AttentionPorts {
       }
       const int64_t begin = first * kGroup, end = std::min(last * kGroup, dim);
       for (int64_t i = 0; i < count; ++i) {
+        if (weights.o_bias != nullptr) {
+          for (int64_t j = begin; j < end; ++j) into[i][j] += weights.o_bias[j];
+        }
         const float* residual = states.data + (into[i] - out);
         for (int64_t j = begin; j < end; ++j) into[i][j] += residual[j];
       }

@@ -11,8 +11,8 @@ namespace adaptive {
 struct AttentionPorts {
   // clang-format off
   enum Input {
-    x, runs, positions, slots, lengths, windows, head_weights, norm, q, kv, o, q_norm, k_norm, cos, sin,
-    position_embedding, past_key, past_value, past_counted
+    x, runs, positions, slots, lengths, windows, head_weights, norm, q, kv, o, q_bias, kv_bias, o_bias, q_norm, k_norm,
+    cos, sin, position_embedding, past_key, past_value, past_counted
   };
   // clang-format on
   static constexpr Port kInputs[] = {
@@ -27,10 +27,13 @@ struct AttentionPorts {
       {"q", Element::uint8},                               // packed (H W, D)
       {"kv", Element::uint8},                              // packed (2 K W, D), keys first
       {"o", Element::uint8},                               // packed (D, H W)
-      {"q_norm", Element::float32},                        // (W,)
-      {"k_norm", Element::float32},                        // (W,)
-      {"cos", Element::float32, optional},                 // (context, W / 2), under RoPE
-      {"sin", Element::float32, optional},                 // (context, W / 2)
+      {"q_bias", Element::float32, optional},              // (H W,)
+      {"kv_bias", Element::float32, optional},             // (2 K W,)
+      {"o_bias", Element::float32, optional},              // (D,)
+      {"q_norm", Element::float32, optional},              // (W,), or (H W,) for all heads together
+      {"k_norm", Element::float32, optional},              // (W,), or (K W,)
+      {"cos", Element::float32, optional},                 // (context, rotated / 2), under RoPE
+      {"sin", Element::float32, optional},                 // (context, rotated / 2)
       {"position_embedding", Element::float32, optional},  // (P / 16, W, 16), under CoPE: blocks of keys
       {"past_key", Element::any},                          // (S, K, C, R): float32, float16 or int8
       {"past_value", Element::any},                        // (S, K, C, R)

@@ -9,11 +9,16 @@
 
 namespace adaptive {
 
+enum class QKNorm : int64_t { none = 0, head = 1, full = 2 };
+
 struct AttentionShape {
   explicit AttentionShape(const Attributes& attributes);
 
   float eps;
   int64_t num_heads, num_kv_heads, head_dim;
+  int64_t rotated;  // components of a head that RoPE turns; 0 without RoPE
+  QKNorm qk_norm;
+  float softcap;  // 0: none
   int64_t num_positions;  // P; 0 without contextual positions
   Precision precision_q, precision_kv, precision_o;
 };
@@ -21,15 +26,16 @@ struct AttentionShape {
 struct AttentionWeights {
   AttentionWeights(const Call& call, const AttentionShape& shape, int64_t tokens, int64_t dim, const Places& places);
 
-  // Normalise a head of a token by `weight` (W,), and turn it by the token's position under RoPE.
+  // Normalise a head of a token by `weight` (W,) where each is normed by itself, and turn it by the token's position
+  // under RoPE.
   void turn(const AttentionShape& shape, const float* weight, int64_t token, float* head) const {
-    kernels().rms_norm(head, weight, shape.eps, head, shape.head_dim);
-    if (!cos) return;
-    const int64_t at = positions[token] * (shape.head_dim / 2);
-    kernels().rotate(head, cos.data + at, sin.data + at, shape.head_dim);
+    if (shape.qk_norm == QKNorm::head) kernels().rms_norm(head, weight, shape.eps, head, shape.head_dim);
+    if (shape.rotated == 0) return;
+    const int64_t at = positions[token] * (shape.rotated / 2);
+    kernels().rotate(head, cos.data + at, sin.data + at, shape.rotated);
   }
 
-  const float *norm, *q_norm, *k_norm;
+  const float *norm, *q_norm, *k_norm, *q_bias, *kv_bias, *o_bias;
   Matrix q, kv, o;
   Tensor<const float> cos, sin, position_embedding;
   const int64_t* positions;  // (N,)

@@ -47,8 +47,10 @@ ALWAYS_INLINE void in_order() { __asm__ volatile("" ::: "memory"); }
 // Bring a line, and the translation of its page, near. The address may be outside of every allocation.
 ALWAYS_INLINE void touch(const uint8_t* address) { __builtin_prefetch(address); }
 
-// e^x to 2 units in the last place; infinite from 88.4 on, 0 below -87.7.
-ALWAYS_INLINE F16 exp(F16 x) {
+struct Power {  // e^x = scale (1 + rest)
+  F16 scale, rest;
+};
+ALWAYS_INLINE Power power_of(F16 x) {
   // x = n ln 2 + r, n in -127..128, whose powers are made as the bits of 0 and infinity. Adding 1.5 * 2^23 leaves n,
   // rounded, in the low bits of the sum. A NaN passes both limits.
   const F16 magic = all(12582912.0f);
@@ -62,9 +64,21 @@ ALWAYS_INLINE F16 exp(F16 x) {
   q = fma(q, r, all(0x1.5558f2p-5f));
   q = fma(q, r, all(0x1.555492p-3f));
   q = fma(q, r, all(0x1.fffffcp-2f));
-  const F16 power = fma(r * r, q, r) + all(1.0f);
   const I16 exponent = shift_left<23>(bits(shifted)) + all_int(127 << 23);
-  return power * floats(exponent);
+  return {floats(exponent), fma(r * r, q, r)};
+}
+
+// e^x to 2 units in the last place; infinite from 88.4 on, 0 below -87.7.
+ALWAYS_INLINE F16 exp(F16 x) {
+  const Power power = power_of(x);
+  return (power.rest + all(1.0f)) * power.scale;
+}
+
+// tanh x to 4 units in the last place, as m / (m + 2) with m = e^2x - 1.
+ALWAYS_INLINE F16 tanh(F16 x) {
+  const Power power = power_of(max(all(-40.0f), min(all(40.0f), x + x)));
+  const F16 m = fma(power.scale, power.rest, power.scale - all(1.0f));
+  return m / (m + all(2.0f));
 }
 
 }  // namespace
