@@ -64,7 +64,7 @@ def rows(curve: dict[str, Any]) -> list[str]:
 @click.command()
 @click.option("--minutes", type=float, default=20, show_default=True, help="Minutes of training.")
 @click.option("--data", type=click.Path(path_type=Path), default=DATA,
-              help="JSON lines with a field `text`, or a text; by default ../shared/data/cpp-docs/pages.jsonl.")  # fmt: skip
+              help="JSON lines with a field `text`; by default ../shared/data/cpp-docs/pages.jsonl.")  # fmt: skip
 @click.option("--target", multiple=True, default=("cpu",), show_default=True, help="Graphs to write.")
 @click.option("--small", is_flag=True, help="A model of a few hundred thousand parameters, to try the script.")
 @click.option("--precision", default="int8", show_default=True, help="Precision of the export.")
