@@ -50,6 +50,12 @@ FUSED = {
     "project": variant(ffn=WIDE, **EVERYTHING, **HEADS),
     "exit_router_project": variant(ffn=WIDE, depth={**EVERYTHING["depth"], "exit_criterion": "router"}, **HEADS),
     "cope_project": variant(ffn=WIDE, attention={"positions": "cope", "max_positions": 6}, **EVERYTHING, **HEADS),
+    "layer_norm": variant(norm="layer", ffn=WIDE, **HEADS),
+    "post": variant(norm_place="post", ffn={**WIDE, "shared_expert_dim": 20}, **HEADS),
+    "sandwich_project": variant(
+        norm="layer", norm_place="sandwich", logits_softcap=6.0, embedding_scale=2.0, ffn=WIDE, **EVERYTHING, **HEADS
+    ),
+    "parallel_learned": variant(parallel_residual=True, ffn=WIDE, attention={"positions": "learned"}, **HEADS),
     "none": variant(ffn=WIDE, depth={**EVERYTHING["depth"], "skipped_kv": "none"}, **HEADS),
     "qk_norm_none": variant(ffn=WIDE, attention={"qk_norm": "none", **BIASES}, **HEADS),
     "qk_norm_full": variant(ffn=WIDE, attention={"qk_norm": "full", **BIASES}, **HEADS),

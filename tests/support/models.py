@@ -159,8 +159,8 @@ CONFIGS |= {
         num_kv_heads=1,
     ),
 }
+# norms, residuals, embedding and logits
 CONFIGS |= {
-    # norms, residuals, embedding and logits
     "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
     "layer_norm_none": variant(
         norm="layer",
@@ -175,9 +175,7 @@ CONFIGS |= {
         depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
         **SIX_HEADS,
     ),
-    "post_none": variant(
-        norm="layer", norm_place="post", heads=BY_COMPLEXITY, depth={**BOTH, **PER_TOKEN, "skipped_kv": "none"}
-    ),
+    "post_none": variant(norm="layer", norm_place="post", heads=BY_COMPLEXITY, depth={**BOTH, "skipped_kv": "none"}),
     "post_dense": variant(norm_place="post", ffn={"routing": "dense", "dim": 40}),
     "sandwich_project": variant(
         norm_place="sandwich",
@@ -210,6 +208,32 @@ CONFIGS |= {
         logits_softcap=5.0,
         depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "none"},
     ),
+    # shapes of whole families
+    "olmo2_shape": variant(norm_place="post", attention={"qk_norm": "full"}, ffn={"routing": "dense", "dim": 40}),
+    "gemma2_shape": variant(
+        norm_place="sandwich",
+        attention={"qk_norm": "none", "softcap": 5.0, "window": (6, 0, 6, 0)},
+        ffn={"routing": "dense", "dim": 40},
+        tie_embeddings=True,
+        embedding_scale=5.6,
+        logits_softcap=6.0,
+    ),
+    "gpt2_shape": variant(
+        norm="layer",
+        attention={**BIASES, "qk_norm": "none", "positions": "learned"},
+        ffn={"routing": "dense", "dim": 40},
+        num_kv_heads=4,
+        tie_embeddings=True,
+    ),
+    "neox_shape": variant(
+        norm="layer",
+        parallel_residual=True,
+        attention={**BIASES, "qk_norm": "none", "rope": {"share": 0.25}},
+        ffn={"routing": "dense", "dim": 40},
+        num_kv_heads=4,
+    ),
+}
+CONFIGS |= {
     # the forms of trained mixtures and dense models of others
     "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
     "capped_at_one": variant(ffn={"most_experts": 1, "experts_per_token": 1, **FIXED}),

@@ -128,7 +128,9 @@ def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, s
     assert (heads == (config.most_heads if share else config.least_heads)).all()
     if share:
         assert found["layers_run"].all()
-        assert found["selected_experts"].all() or config.ffn.routing == "top_k"
+        if config.ffn.routing != "top_k":
+            most = [1 if config.is_dense(layer) else config.ffn.candidates for layer in range(layers)]
+            assert (found["selected_experts"].sum(-1) == torch.tensor(most)[:, None, None]).all()
         return
     if config.has_depth_router(1):
         always_runs = 1 if config.depth.exit_layers else 2
