@@ -91,7 +91,7 @@ def evaluate(
             data=data,
             dials=tuple(Dial(**each) for each in points),
             against=None if against is None else find_model(against),
-            against_dial=None if against_compute is None else Dial(compute=against_compute),
+            against_compute=against_compute,
             tokens=tokens, window=window, stride=stride, repeats=repeats, prompt_tokens=prompt_tokens,
             new_tokens=new_tokens, seed=seed,
             tasks=None if tasks is None else TaskParams(tasks=names_of(tasks), **harness),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import HELDOUT
-from ..dial import Dial, resolve
+from ..dial import resolve
 from ..generation.engine import Engine, load
 from ..measuring.bench import tokens_to_read
 from ..measuring.divergence import Point, diverge
@@ -41,13 +41,13 @@ def evaluate(
         tasks = Tasks(params.tasks)
     engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     reference = None
-    if params.against is not None or params.against_dial is not None:
+    if params.has_reference:
         place = params.against or folder
         other = engine
         if place.resolve() != folder.resolve():
             other = load(place, device=device, target=target, threads=threads, verify=verify)
             check_vocabulary(folder, engine, place, other)
-        reference = Point(other, resolve(other.manifest, params.against_dial or Dial()))
+        reference = Point(other, resolve(other.manifest, params.against_dial))
     points = [Point(engine, resolve(engine.manifest, dial)) for dial in params.dials]
     window, stride = lengths(points if reference is None else [*points, reference], params)
     texts = read_texts(engine, folder, params)
@@ -78,7 +78,7 @@ def evaluate(
     if reference is not None:
         result["against"] = {
             "model": str(params.against or folder),
-            "name": name_of(params.against_dial or Dial()),
+            "name": name_of(params.against_dial),
             "thresholds": reference.thresholds.as_lists(),
         }
     if tasks is not None:

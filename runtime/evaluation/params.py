@@ -51,9 +51,9 @@ class EvalParams:
     dials: tuple[Dial, ...] = (Dial(),)
     """The points of the dial at which the model runs, at least one."""
     against: Path | None = None
-    """Folder of the reference; None is the model itself, where `against_dial` is set."""
-    against_dial: Dial | None = None
-    """The point of the dial at which the reference runs; None leaves its thresholds as trained."""
+    """Folder of the reference; None is the model itself, where `against_compute` is set."""
+    against_compute: float | None = None
+    """Compute of the reference, above 0, at most 1; None leaves its thresholds as trained."""
     tokens: int | None = None
     """Most tokens of each text to score, at least 1; None takes all."""
     window: int | None = None
@@ -77,6 +77,20 @@ class EvalParams:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise WrongUsageError(f"found {name} {value}, expected at least {least}")
+        if self.against_compute is not None and not 0 < self.against_compute <= 1:
+            raise WrongUsageError(
+                f"found against_compute {self.against_compute}, expected above 0 and at most 1, such as 1"
+            )
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the model is compared with another one, or with itself."""
+        return self.against is not None or self.against_compute is not None
+
+    @property
+    def against_dial(self) -> Dial:
+        """The point of the dial at which the reference runs."""
+        return Dial(compute=self.against_compute)
 
     @property
     def rounds(self) -> int:

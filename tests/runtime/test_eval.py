@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support.rich_graph import CURVE, STORY, expected, sections
-from support.tiny_graph import TOKENS, write_manifest
+from support.tiny_graph import EOS, TOKENS, write_manifest
 
 from adaptive_lm.runtime import Engine, load
 from adaptive_lm.runtime.dial import Thresholds
@@ -85,6 +85,24 @@ def test_a_text_shorter_than_a_window_is_read_at_once(dialled: Path) -> None:
     content = figures(dialled, "--data", str(dialled.parent / "short.txt"), "--compute", "1")
     assert content["tokens"] == 29
     assert content["loss"] == pytest.approx(rolled_loss(list(STORY[:30].encode()), 512, 256, EVERYTHING), abs=1e-5)
+
+
+def test_a_model_whose_prompts_begin_with_a_token_reads_it_in_each_window(dialled: Path) -> None:
+    write_manifest(dialled, **sections(), curve=CURVE, generation={"bos_id": EOS, "add_bos": True})
+    content = figures(dialled, "--data", str(dialled.parent / "text.txt"), "--window", "100", "--compute", "1",
+                      "--stride", "60")  # fmt: skip
+    ids = [EOS, *TEXT.encode()]
+    total, begin, scored = 0.0, 0, 0
+    while scored < len(ids) - 1:
+        end = min(begin + 100, len(ids) - 1)
+        window = ids[begin:end] if begin == 0 else [EOS, *ids[begin + 1 : end]]
+        rows = true_log_probs(window, EVERYTHING)
+        total -= sum(rows[place - begin, ids[place + 1]] for place in range(scored, end))
+        scored, begin = end, begin + 60
+    assert content["settings"]["bos"] is True
+    assert content["tokens"] == 800, "the first token is scored too"
+    assert content["loss"] == pytest.approx(total / 800, abs=1e-5)
+    assert content["bits_per_byte"] == pytest.approx(total / 800 / math.log(2), abs=1e-5)
 
 
 @pytest.mark.parametrize("bos", [None, 256])
@@ -258,6 +276,7 @@ def test_logits_that_are_not_numbers_are_an_error(rich_engine: Engine, monkeypat
         (["--repeats", "-1"], 2, "found --repeats -1, expected at least 0"),
         (["--compute", "1,half"], 2, "found '1,half', expected numbers with commas between them, such as 1,0.7,0.5"),
         (["--compute", "2"], 2, "found --compute 2.0, expected above 0"),
+        (["--against-compute", "2"], 2, "found --against-compute 2.0, expected above 0 and at most 1"),
         (["--experts", "1,2", "--heads", "1,2"], 2, "found several values of --experts and of --heads"),
         (["--compute", "1,0.5", "--experts", "2"], 2, "found both compute and experts"),
         (["--compute", "0.5"], 1, "this model is not calibrated; type: adaptive calibrate"),

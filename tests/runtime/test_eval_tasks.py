@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dialled(rich: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the rich model with a curve and a chat template."""
-    import shutil
-
     folder = Path(shutil.copytree(rich, tmp_path_factory.mktemp("dialled") / "model"))
     return write_manifest(folder, **sections(), curve=CURVE, chat_template=TEMPLATE)
 
@@ -256,6 +255,22 @@ def test_a_conversation_has_the_ids_of_a_chat(dialled_engine: Engine) -> None:
     begun = model.apply_chat_template([*messages, {"role": "assistant", "content": "It "}], add_generation_prompt=False)
     assert model.tok_encode(begun) == [*ids, *b"It "]
     assert model._encode_pair(begun, "is") == ([*ids, *b"It "], list(b"is"))
+
+
+def test_the_token_that_begins_a_text_stays_where_a_prompt_loses_its_beginning(dialled: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dialled, tmp_path / "model"))
+    write_manifest(folder, **sections(), generation={"bos_id": EOS, "add_bos": True})
+    engine = load(folder, device="cpu", threads=1)
+    model = HarnessModel(engine, Dial())
+    assert model.prefix_token_id == EOS
+    assert model.tok_encode("Wind") == [EOS, *b"Wind"]
+    assert model.tok_encode("Wind", add_special_tokens=False) == [*b"Wind"]
+    assert model._encode_pair("Wind", " and") == ([EOS, *b"Wind"], [*b" and"])
+    long = (EOS, *(STORY * 6).encode()[:600])
+    scorer = ContinuationScorer(engine, Thresholds.everything(3))
+    assert scorer.fitted(long, 100) == (EOS, *long[-99:])
+    assert scorer.fitted(long[1:], 100) == long[-100:]
+    assert scorer.truncated == 2
 
 
 def test_tasks_as_conversations_at_several_points_in_one_table_and_plot(
