@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mapping[str, str] | None = None) -> None:
-    """Run `adaptive` on one thread in `folder`, pinned to a core, with `more` in its environment.
+def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mapping[str, str] | None = None) -> str:
+    """Run `adaptive` on one thread in `folder`, pinned to a core, with `more` in its environment; return its stdout.
 
     Raises:
         RuntimeError: The command failed; the message ends with its output.
@@ -20,3 +20,4 @@ def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mappi
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
+    return done.stdout

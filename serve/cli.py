@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "generate": "adaptive_lm.runtime.commands.generate:generate",
     "serve": "adaptive_lm.serve.commands.serve:serve",
     "bench": "adaptive_lm.runtime.commands.bench:bench",
+    "eval": "adaptive_lm.runtime.commands.eval:evaluate",
     "inspect": "adaptive_lm.export.commands.inspect:inspect",
 }
 
@@ -36,6 +37,7 @@ EXTRAS: Mapping[str, str] = {
     "torch": "train",
     "yaml": "train",
     "datasets": "hf",
+    "lm_eval": "eval",
     "gguf": "import",
     "llguidance": "structured",
     "opentelemetry": "otel",

@@ -44,6 +44,7 @@ SHORTER = {
     ],
     "train": [*BRIEF, *SMALL],
     "calibrate": ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"],
+    "eval": ["--tokens", "256", "--repeats", "1", "--new-tokens", "8"],
     "inspect": ["--tokens", "512"],
     "bench": ["--repeats", "1", "--new-tokens", "8", "--text-tokens", "256"],
 }

@@ -20,16 +20,18 @@ from ..dial import Thresholds
 from ..format import schema
 from ..format.files import write_output
 from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
+from ..format.schema import ExpertRule
 from ..format.upgrade import upgrade
 from ..generation.engine import Engine, load
+from ..measuring.divergence import Divergence, Point, diverge
 from ..measuring.given_text import read_text
 from ..measuring.machine import describe
 from ..measuring.perplexity import Score, Window, score, windows
 from ..measuring.timing import Timed, time_points
 from ..terminal.progress import Progress
 from .agreement import CONFIDENCE, Compared, agreement_bounds
-from .curve_points import Search
-from .mechanisms import mechanisms
+from .curve_points import Search, mean_losses
+from .mechanisms import adapts, expert_rules
 
 LEAST_TOKENS = 512
 """Least tokens of a text to calibrate on."""
@@ -76,6 +78,8 @@ class Calibrated:
     curve: Curve
     mechanisms: list[str]
     routes_heads: bool
+    rules: dict[ExpertRule, list[CurvePoint]]
+    """The points of the curve by each rule for experts, on the same text; the times are only in `curve`."""
 
     @property
     def time_falls(self) -> list[tuple[float, float]]:
@@ -86,7 +90,8 @@ class Calibrated:
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of `calibrate --json`."""
-        return {"mechanisms": self.mechanisms, "curve": self.curve.model_dump(mode="json"),
+        rules = {rule: [one.model_dump(mode="json") for one in points] for rule, points in self.rules.items()}
+        return {"mechanisms": self.mechanisms, "rules": rules, "curve": self.curve.model_dump(mode="json"),
                 "executed_rises": True, "time_rises": not self.time_falls, "time_falls": self.time_falls}  # fmt: skip
 
 
@@ -105,28 +110,41 @@ def calibrate(
     choosing, reporting, name = halves(engine, folder, params)
     progress.log(f"{sum(len(one.ids) for one in choosing)} tokens of {name} to choose on, "
                  f"{sum(len(one.ids) for one in reporting)} to report on")  # fmt: skip
-    search = Search(engine, choosing, progress)
-    points = search.points()
+    searches: dict[ExpertRule, Search] = {}
+    points: dict[ExpertRule, list[tuple[float, Thresholds]]] = {}
+    for rule in expert_rules(engine.manifest):
+        searches[rule] = Search(engine, choosing, progress, rule)
+        points[rule] = searches[rule].points()
+    losses = mean_losses({rule: search.steps for rule, search in searches.items()})
+    chosen = min(losses, key=lambda rule: losses[rule])
 
     progress.show("measuring the points on the other half")
-    scores = [score(engine, thresholds, reporting) for _, thresholds in points]
-    check_rises([compute for compute, _ in points], scores)
-    timed = _timed(engine, [thresholds for _, thresholds in points], reporting, params)
-    measured = zip(points, scores, timed, strict=True)
+    results = {rule: against_full(engine, each, reporting) for rule, each in points.items()}
+    check_rises([compute for compute, _ in points[chosen]], [one.score for one in results[chosen]])
+    timed = _timed(engine, [thresholds for _, thresholds in points[chosen]], reporting, params)
+    measured = zip(points[chosen], results[chosen], timed, strict=True)
+    several = len(losses) > 1
     curve = Curve(
         text=name,
-        tokens=scores[0].tally.tokens,
+        tokens=results[chosen][0].score.tokens,
         machine=describe(engine.session),
         points=[curve_point(*point, result, times) for point, result, times in measured],
         agreement=agreements(engine, reporting, params.agreement, progress),
+        expert_rule=chosen if several else None,
+        rule_losses={rule: round(loss, 6) for rule, loss in losses.items()} if several else {},
     )
     write(folder, curve)
-    return Calibrated(curve, [one.name for one in search.mechanisms], engine.manifest.model.routes_heads)
+    by_rule = {
+        rule: [curve_point(*point, result) for point, result in zip(each, results[rule], strict=True)]
+        for rule, each in points.items()
+    }
+    names = [one.name for one in searches[chosen].mechanisms]
+    return Calibrated(curve, names, engine.manifest.model.routes_heads, by_rule if several else {})
 
 
 def check_adapts(manifest: Manifest) -> None:
     """Raise UserError if the model runs all of itself for every token."""
-    if not mechanisms(manifest) and not any(layer.exit for layer in manifest.model.layers):
+    if not adapts(manifest):
         raise UserError(
             "this model has nothing to adapt: no experts or heads chosen by mass, no depth routers, no exits; "
             "train another one with: adaptive train quickstart --set model.ffn.routing=top_p"
@@ -147,19 +165,29 @@ def halves(engine: Engine, folder: Path, params: CalibrateParams) -> tuple[list[
         )
     # At least eight windows, so that both halves cover the whole text.
     length = min(engine.manifest.model.context_length, count // 8)
-    cut = windows(text, count, length)
+    cut = windows(text, count, length, bos=engine.tokenizer.bos_id)
     return cut[0::2], cut[1::2], name
 
 
-def curve_point(compute: float, thresholds: Thresholds, result: Score, timed: Timed | None = None) -> CurvePoint:
+def against_full(
+    engine: Engine, points: Sequence[tuple[float, Thresholds]], texts: Sequence[Window]
+) -> list[Divergence]:
+    """Score every point, and measure how far it is from the last one, at which everything runs."""
+    each = [Point(engine, thresholds) for _, thresholds in points]
+    return diverge(each[-1], each, texts)
+
+
+def curve_point(compute: float, thresholds: Thresholds, result: Divergence, timed: Timed | None = None) -> CurvePoint:
     """Return one point of the curve with its measurements."""
-    tally = result.tally
+    own, tally = result.score, result.score.tally
     return CurvePoint(
         compute=compute,
         thresholds=schema.ThresholdLists(**thresholds.as_lists()),
-        executed_share=_share(result),
-        loss=round(result.loss, 6),
-        bits_per_byte=round(result.bits_per_byte, 6),
+        executed_share=_share(own),
+        loss=round(own.loss, 6),
+        bits_per_byte=round(own.bits_per_byte, 6),
+        kl=round(result.kl, 6),
+        agreement=round(result.agreement, 6),
         experts_per_token=round(tally.experts / tally.layers, 4),
         heads_per_token=round(tally.heads / tally.layers, 4),
         layers_per_token=round(tally.layers / tally.tokens, 4),

@@ -1,13 +1,14 @@
 """The points of a curve: their computes, and the thresholds of each, chosen on a text."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from ...contract.errors import UserError
 from ..dial import Thresholds, between
+from ..format.schema import ExpertRule
 from ..generation.engine import Engine
 from ..measuring.perplexity import Window, score
 from ..terminal.progress import Progress
@@ -23,6 +24,8 @@ BENT = 0.01
 """Executed share: two points get a third between them if the dial is off by more than this there."""
 MORE_ROUNDS = 2
 """Rounds of adding such points."""
+COMPARED = 50
+"""Costs at which the losses of two paths are compared."""
 LEAST_RANGE = 0.02
 """Least executed share between everything and the least: below it, there is nothing to dial."""
 
@@ -30,18 +33,26 @@ LEAST_RANGE = 0.02
 class Search:
     """The search on one model and the text to choose on. Each setting is measured once.
 
+    Args:
+        engine: The model.
+        texts: The text to choose on.
+        progress: Where the search is reported.
+        rule: How experts are left out.
+
     Raises:
         UserError: nothing that the thresholds decide saves FLOPs.
     """
 
-    def __init__(self, engine: Engine, texts: Sequence[Window], progress: Progress) -> None:
+    def __init__(self, engine: Engine, texts: Sequence[Window], progress: Progress, rule: ExpertRule = "mass") -> None:
         self._engine, self._texts, self._progress = engine, texts, progress
         self._measured: dict[Setting, Measured] = {}
+        self.steps: list[Measured] = []
+        """The path, from everything to the least, once `points` has found it."""
         self._base = Thresholds.everything(engine.manifest.model.num_layers)
         begin = time.perf_counter()
         self.most = score(engine, self._base, texts).executed_share
         self._seconds = time.perf_counter() - begin
-        saving, free = self._sorted(mechanisms(engine.manifest))
+        saving, free = self._sorted(mechanisms(engine.manifest, self._cost, rule))
         exits = exit_mechanism(engine.manifest, self._cost)
         self.mechanisms: list[Mechanism] = saving + ([exits] if exits else [])
         for one in free:
@@ -92,6 +103,7 @@ class Search:
         for steps in path(self._measure, len(self.mechanisms), LEAST):
             self._progress.show(f"choosing: from {self.most:.0%} to {steps[-1].cost:.1%} of the dense FLOPs, "
                                 f"loss {steps[0].loss:.4f} to {steps[-1].loss:.4f}")  # fmt: skip
+        self.steps = steps
         least = steps[-1].cost
         if self.most - least < LEAST_RANGE:
             raise UserError(
@@ -129,6 +141,17 @@ class Search:
 
     def _cost(self, thresholds: Thresholds) -> float:
         return score(self._engine, thresholds, self._texts, logits=False).executed_share
+
+
+def mean_losses(paths: Mapping[ExpertRule, Sequence[Measured]]) -> dict[ExpertRule, float]:
+    """Return the mean loss along each path, over the costs that all of them reach."""
+    least = max(steps[-1].cost for steps in paths.values())
+    most = min(steps[0].cost for steps in paths.values())
+    costs = np.linspace(least, most, COMPARED)
+    return {
+        rule: float(np.interp(costs, *zip(*((step.cost, step.loss) for step in reversed(steps)), strict=True)).mean())
+        for rule, steps in paths.items()
+    }
 
 
 def computes(least: float, most: float) -> list[float]:

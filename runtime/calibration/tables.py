@@ -24,8 +24,8 @@ def table(result: "Calibrated") -> Table:
     points = result.curve.points
     heads, timed = result.routes_heads, points[0].milliseconds_per_token is not None
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    names = ["compute", "executed", "loss", "bits/byte", "experts", *["heads"] * heads, "layers", "exit at"]
-    for name in [*names, *["ms per token", "p5 to p95"] * timed]:
+    names = ["compute", "executed", "loss", "bits/byte", "KL", "agreement", "experts", *["heads"] * heads, "layers"]
+    for name in [*names, "exit at", *["ms per token", "p5 to p95"] * timed]:
         rows.add_column(name, justify="right", no_wrap=True)
     for point in points:
         leave = min(point.thresholds.exit_threshold)
@@ -35,6 +35,8 @@ def table(result: "Calibrated") -> Table:
             f"{point.executed_share:.1%}",
             f"{point.loss:.4f}",
             f"{point.bits_per_byte:.4f}",
+            f"{point.kl or 0:.4f}",
+            f"{point.agreement or 0:.2%}",
             f"{point.experts_per_token:.2f}",
             *[f"{point.heads_per_token:.2f}"] * heads,
             f"{point.layers_per_token:.2f}",
@@ -51,6 +53,10 @@ def lines(result: "Calibrated") -> list[str]:
     if curve.points[0].milliseconds_per_token is not None:
         pairs = [f"{less:.3g} took no less than {more:.3g}" for less, more in result.time_falls]
         report += ["measured time does not rise everywhere:", *pairs] if pairs else ["measured time rises with them"]
+    if curve.expert_rule is not None:
+        names = {"mass": "by their share of the mass", "ratio": "by their ratio to the first"}
+        means = ", ".join(f"{names[rule]} {loss:.4f}" for rule, loss in sorted(curve.rule_losses.items()))
+        report.append(f"mean loss over the same FLOPs, where experts are left out {means}; the lower one is the dial")
     report += [
         f"agreement {one.share:g} (confidence {one.confidence:g}): leave above {one.exit_threshold:g}; "
         f"{one.measured:.2%} of the tokens agreed, {one.layers_per_token:.2f} layers per token"

@@ -1,8 +1,9 @@
 """Options that several commands share."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,34 +31,64 @@ def _apply(command: Command, options: Sequence[Callable[[Command], Command]]) ->
     return command
 
 
+DIAL = (
+    ("--compute", "SHARE", "Share of the dense FLOPs to execute, above 0, at most 1; for a calibrated model."),
+    ("--target-ms", "MS", "Use the most compute that takes at most MS per token, as measured by calibrate; above 0."),
+    ("--target-loss", "NATS", "Use the least compute with a loss of at most NATS, as measured by calibrate; above 0."),
+    ("--agreement", "SHARE", "Leave early as long as this share of tokens stays the same; above 0, below 1."),
+    ("--experts", "N", "Average number of experts per token and layer, at least 1; by default as trained."),
+    ("--heads", "N", "Average number of heads per token and layer, at least 1; by default as trained."),
+    ("--layers-share", "SHARE",
+     "Share of tokens that run each layer with a depth router, 0 to 1; by default as trained."),
+    ("--router-top-p", "MASS",
+     "Probability mass that a token's experts reach, above 0, at most 1; 1 keeps every expert."),
+    ("--router-ratio", "RATIO",
+     "Least score of an expert, relative to a token's first, 0 to 1; 0 keeps all of its candidates."),
+    ("--head-top-p", "MASS", "Probability mass that a token's heads reach, 0 to 1; 1 keeps every head."),
+    ("--depth-threshold", "SCORE", "Score from which a token runs a layer, 0 to 1; 0 runs every layer."),
+    ("--exit-threshold", "SCORE", "Confidence above which a token leaves early, 0 to 1; 1 never leaves."),
+)  # fmt: skip
+"""The options that set how much of the model runs, one for each field of `Dial`: name, unit and help."""
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them, such as `1,0.7,0.5`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(one) for one in str(value).split(","))
+        except ValueError:
+            self.fail(f"found {value!r}, expected numbers with commas between them, such as 1,0.7,0.5", param, ctx)
+
+
 def dial_options(command: Command) -> Command:
     """Add the options that set how much of the model runs: the fields of `Dial`."""
-    return _apply(command, (
-        click.option("--compute", type=float, metavar="SHARE",
-                     help="Share of the dense FLOPs to execute, above 0, at most 1; for a calibrated model."),
-        click.option("--target-ms", type=float, metavar="MS",
-                     help="Use the most compute that takes at most MS per token, as measured by calibrate; above 0."),
-        click.option("--target-loss", type=float, metavar="NATS",
-                     help="Use the least compute with a loss of at most NATS, as measured by calibrate; above 0."),
-        click.option("--agreement", type=float, metavar="SHARE",
-                     help="Leave early as long as this share of tokens stays the same; above 0, below 1."),
-        click.option("--experts", type=float, metavar="N",
-                     help="Average number of experts per token and layer, at least 1; by default as trained."),
-        click.option("--heads", type=float, metavar="N",
-                     help="Average number of heads per token and layer, at least 1; by default as trained."),
-        click.option("--layers-share", type=float, metavar="SHARE",
-                     help="Share of tokens that run each layer with a depth router, 0 to 1; by default as trained."),
-        click.option("--router-top-p", type=float, metavar="MASS",
-                     help="Probability mass that a token's experts reach, above 0, at most 1; 1 keeps every expert."),
-        click.option("--router-ratio", type=float, metavar="RATIO",
-                     help="Least score of an expert, relative to a token's first, 0 to 1; 0 keeps all candidates."),
-        click.option("--head-top-p", type=float, metavar="MASS",
-                     help="Probability mass that a token's heads reach, 0 to 1; 1 keeps every head."),
-        click.option("--depth-threshold", type=float, metavar="SCORE",
-                     help="Score from which a token runs a layer, 0 to 1; 0 runs every layer."),
-        click.option("--exit-threshold", type=float, metavar="SCORE",
-                     help="Confidence above which a token leaves early, 0 to 1; 1 never leaves."),
-    ))  # fmt: skip
+    return _apply(command, [click.option(name, type=float, metavar=unit, help=text) for name, unit, text in DIAL])
+
+
+def dial_points_options(command: Command) -> Command:
+    """Add the same options, each of which takes several values: the points of `dial_points`."""
+    return _apply(command, [
+        click.option(name, type=Numbers(), multiple=True, metavar=f"{unit}[,{unit}...]", help=text,
+                     callback=lambda ctx, param, values: tuple(chain.from_iterable(values)))
+        for name, unit, text in DIAL
+    ])  # fmt: skip
+
+
+def dial_points(values: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Return the settings of each point: one for each value of the option that has several."""
+    given = {name: each for name, each in values.items() if each}
+    several = [name for name, each in given.items() if len(each) > 1]
+    if len(several) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in several[:2])
+        raise click.UsageError(f"found several values of {first} and of {second}; give several of one of them")
+    fixed = {name: each[0] for name, each in given.items() if len(each) == 1}
+    return [fixed | {several[0]: value} for value in given[several[0]]] if several else [fixed]
 
 
 def model_options(command: Command) -> Command:

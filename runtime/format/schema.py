@@ -28,6 +28,10 @@ Executor = Literal[
 ]
 """The operators that run a mechanism: ours, those of the ONNX standard, or those that ONNX Runtime adds to it."""
 
+ExpertRule = Literal["mass", "ratio"]
+"""How experts are left out among the candidates of a token: those beyond a share of the mass (`router_top_p`), or those
+below a share of the first one's score (`router_ratio`)."""
+
 
 class Part(BaseModel):
     """Base of every section: immutable; unknown fields of a later writer are ignored."""
@@ -349,6 +353,10 @@ class CurvePoint(Part):
     loss: Cost
     """Nats per token."""
     bits_per_byte: Cost
+    kl: Cost | None = None
+    """Mean KL divergence of the next token's probabilities from those of the last point, in nats per token."""
+    agreement: Share | None = None
+    """Share of the tokens with the same most probable successor as at the last point."""
     experts_per_token: Cost
     heads_per_token: Cost
     layers_per_token: Cost
@@ -380,6 +388,10 @@ class Curve(Part):
     points: list[CurvePoint]
     """In order of rising compute."""
     agreement: list[ExitAgreement] = Field(default_factory=list)
+    expert_rule: ExpertRule | None = None
+    """The rule that lost less, by which experts are left out; None in a model without `most_experts`."""
+    rule_losses: dict[ExpertRule, Cost] = Field(default_factory=dict)
+    """Mean loss over the same shares of the FLOPs by each rule, on the text that thresholds were chosen on."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

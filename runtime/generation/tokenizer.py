@@ -89,6 +89,12 @@ class Tokenizer:
         name = getattr(self._tokenizer.model, "unk_token", None)
         return self._tokenizer.token_to_id(name) if isinstance(name, str) else None
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, special ones included."""
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return ids
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`.
 

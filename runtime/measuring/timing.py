@@ -6,9 +6,9 @@ point reads the same tokens, so that only the thresholds differ.
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,12 @@ class Tally:
     adaptive_flops: float = 0.0
     adaptive_dense_flops: float = 0.0
     executed_bytes: float = 0.0
+
+    @classmethod
+    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """Return the sum of tallies."""
+        each = list(tallies)
+        return cls(**{one.name: sum(getattr(tally, one.name) for tally in each) for one in fields(cls)})
 
     def add(self, engine: Engine, routes: Routes) -> None:
         """Add the tokens of `routes`."""

@@ -16,6 +16,7 @@ from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams, check_rises, halves
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.format.files import digest
+from adaptive_lm.runtime.measuring.divergence import Point, diverge
 from adaptive_lm.runtime.measuring.perplexity import Score, Window, score, windows
 from adaptive_lm.runtime.measuring.timing import Tally
 from adaptive_lm.serve.cli import group
@@ -105,6 +106,12 @@ def test_the_figures_are_of_the_half_that_nothing_was_chosen_on(calibrated: tupl
         assert found.executed_share == pytest.approx(point.executed_share, abs=1e-5)
         assert found.loss == pytest.approx(point.loss, abs=1e-5)
         assert found.bits_per_byte == pytest.approx(point.bits_per_byte, abs=1e-5)
+    full = Point(engine, resolve(engine.manifest, Dial(compute=1)))
+    for point in (curve.points[0], curve.points[-1]):
+        distance = diverge(full, [Point(engine, resolve(engine.manifest, Dial(compute=point.compute)))], reporting)[0]
+        assert (distance.kl, distance.agreement) == pytest.approx((point.kl, point.agreement), abs=1e-5)
+    assert (curve.points[-1].kl, curve.points[-1].agreement) == (0, 1)
+    assert curve.points[0].kl > 0.1  # type: ignore[operator]
 
 
 def test_the_halves_share_no_token_and_are_both_of_the_whole_text(rich: Path) -> None:
@@ -174,7 +181,9 @@ def test_the_story_says_what_is_adapted_and_how_long_it_takes(calibrated: tuple[
 def test_people_read_a_table(rich_copy: Path) -> None:
     result = run(rich_copy, "--agreement", "0.5", "--plot", str(rich_copy.parent / "curve.svg"))
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:8] == ["compute", "executed", "loss", "bits/byte", "experts", "heads", "layers", "exit"]
+    assert lines[0].split()[:10] == [
+        "compute", "executed", "loss", "bits/byte", "KL", "agreement", "experts", "heads", "layers", "exit",
+    ]  # fmt: skip
     points = Manifest.read(rich_copy).curve.points  # type: ignore[union-attr]
     assert lines[len(points)].split()[:2] == ["1.000", f"{points[-1].executed_share:.1%}"]
     assert "measured on 256 tokens of heldout.txt" in lines[len(points) + 1]

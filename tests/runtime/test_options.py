@@ -12,6 +12,7 @@ from adaptive_lm.contract.errors import WrongUsageError
 from adaptive_lm.runtime import Params
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams
 from adaptive_lm.runtime.commands.options import PATH
+from adaptive_lm.runtime.evaluation.params import EvalParams, TaskParams
 from adaptive_lm.runtime.generation.search.best_of import check_best_of
 from adaptive_lm.runtime.generation.search.settings import BeamSettings
 from adaptive_lm.runtime.inspection.inspect import InspectParams
@@ -30,6 +31,7 @@ RANGES = {
     "0 to 1": ((0, 1), (-1e-9, 1.001)),
     "at least 0": ((0, 10), (-1,)),
     "at least 1": ((1, 100), (0,)),
+    "at least 2": ((2, 100), (1,)),
     "at least 512": ((512,), (511,)),
     "above 0": ((1e-9, 5), (0, -1)),
 }
@@ -46,7 +48,19 @@ SEARCH: dict[str, Callable[..., object]] = {
     "length_penalty": BeamSettings,
     "best_of": best_of,
 }
-PARAMS = {"generate": Params, "bench": BenchParams, "calibrate": CalibrateParams, "inspect": InspectParams}
+
+
+def eval_params(**option: float) -> object:
+    return TaskParams(tasks=("a",), **option) if option.keys() & {"limit", "num_fewshot"} else EvalParams(**option)
+
+
+PARAMS: dict[str, Callable[..., object]] = {
+    "generate": Params,
+    "bench": BenchParams,
+    "calibrate": CalibrateParams,
+    "eval": eval_params,
+    "inspect": InspectParams,
+}
 DIAL = {"compute", "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p",
         "router_ratio", "head_top_p", "depth_threshold", "exit_threshold"}  # fmt: skip
 CASES = [
@@ -95,7 +109,8 @@ def test_the_home_folder_is_expanded_in_every_path(given: str, expected: str) ->
 @pytest.mark.parametrize(
     ("command", "option"),
     [("bench", "text"), ("bench", "plot_path"), ("calibrate", "data"), ("calibrate", "plot_path"), ("inspect", "data"),
-     ("inspect", "plot_path"), ("inspect", "html_path"), ("export", "out")],
+     ("inspect", "plot_path"), ("inspect", "html_path"), ("export", "out"), ("eval", "data"), ("eval", "include_path"),
+     ("eval", "plot_path")],
 )  # fmt: skip
 def test_every_option_that_takes_a_file_expands_it(command: str, option: str) -> None:
     found = group.get_command(click.Context(group), command)
