@@ -49,7 +49,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     ),
     "runtime": (
         ("commands",),
-        ("inspection", "calibration"),
+        ("inspection", "calibration", "conversation"),
         ("measuring", "structured"),
         ("generation",),
         ("chat",),

@@ -24,7 +24,8 @@ class ExpandedPath(click.Path):
 PATH = ExpandedPath(path_type=Path)
 
 
-def _apply(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+def apply_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -32,7 +33,7 @@ def _apply(command: Command, options: Sequence[Callable[[Command], Command]]) ->
 
 def dial_options(command: Command) -> Command:
     """Add the options that set how much of the model runs: the fields of `Dial`."""
-    return _apply(command, (
+    return apply_options(command, (
         click.option("--compute", type=float, metavar="SHARE",
                      help="Share of the dense FLOPs to execute, above 0, at most 1; for a calibrated model."),
         click.option("--target-ms", type=float, metavar="MS",
@@ -60,7 +61,7 @@ def dial_options(command: Command) -> Command:
 
 def model_options(command: Command) -> Command:
     """Add the options that set the model, its device, its target and its threads."""
-    return _apply(command, (
+    return apply_options(command, (
         click.option("--model", metavar="MODEL",
                      help="Folder of an exported model, or name of its run; by default the newest under runs/."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
