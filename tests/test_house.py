@@ -312,7 +312,7 @@ def distribution_of(library: str) -> str:
     ("room", "extras"),
     [
         ("contract", []),
-        ("runtime", ["plot", "structured"]),
+        ("runtime", ["plot", "structured", "chat"]),
         ("serve", ["serve", "otel", "ray"]),
         ("train", ["train", "plot", "hf", "augment", "trackers"]),
         ("export", ["train"]),

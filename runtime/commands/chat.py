@@ -60,7 +60,7 @@ def chat(
     warn(engine, talk.params())
     if sys.stdin.isatty():
         screen.note(f"{name}: ask something, or type /help; Ctrl-D ends")
-    reader = open_reader([f"/{command}" for command in COMMANDS], lambda: next(iter(talk.state())))
+    reader = open_reader([f"/{command}" for command in COMMANDS], talk.status)
     failed = False
     for question in questions(reader):
         try:

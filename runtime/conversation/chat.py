@@ -52,6 +52,8 @@ class Chat:
         self.engine, self.screen, self.name, self.history, self.usage = engine, screen, name, history, usage
         self._dial = {key: value for key, value in settings.items() if key in Dial.__dataclass_fields__}
         self._settings = {key: value for key, value in settings.items() if key not in self._dial}
+        self.used = 0
+        """Tokens of the context that the conversation took at its last answer."""
         self.params()  # a wrong setting is reported before the first question
 
     def params(self, **more: Any) -> Params:
@@ -109,15 +111,17 @@ class Chat:
             UserError: The question does not fit the context, or the template refuses the conversation; the question is
                 taken back.
         """
+        before = list(self.history.turns)
         self.history.add("user", question)
         tokens: list[Token] = []
         try:
             generation = self._generation()
             self._show(generation, tokens)
         except UserError:
-            self.history.take_back()
+            self.history.turns = before
             raise
         text = "".join(token.text for token in tokens).strip()
+        self.used = generation.prompt_tokens + len(tokens)
         self.history.add("assistant", text)
         self.screen.answered(tokens, summarise(generation.request, tokens), self.usage)
 
@@ -154,11 +158,15 @@ class Chat:
             self.screen.note(f"the context of {context} tokens is full: forgot the oldest {forgotten} of the questions")
         return self.engine.generate(ids, self.params(max_new_tokens=asked or room))
 
+    def status(self) -> str:
+        """Return one line: the model, its dial, and how much of the context is used."""
+        context = self.engine.manifest.model.context_length
+        dial = "".join(f" at {name} {value:g}" for name, value in self._dial.items() if value is not None)
+        return f"{self.name}{dial}: {self.used} of {context} tokens used"
+
     def state(self) -> Iterator[str]:
         """Yield lines about the settings and the context."""
-        model = self.engine.manifest.model
-        used = len(self.engine.chat(self.history.messages())) if self.history.turns else 0
-        yield f"model {self.name}, {used} of {model.context_length} tokens used by {len(self.history.turns)} turns"
+        yield self.status()
         given = {**self._settings, **self._dial}
         values = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
                            for name, value in given.items() if value is not None)  # fmt: skip

@@ -58,9 +58,9 @@ class Editor:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        completer = WordCompleter(list(words), sentence=True)
+        self.completer = WordCompleter(list(words), sentence=True)
         self._session: PromptSession[str] = PromptSession(
-            completer=completer, complete_while_typing=False, key_bindings=keys, bottom_toolbar=status
+            completer=self.completer, complete_while_typing=False, key_bindings=keys, bottom_toolbar=status
         )
 
     def read(self, prompt: str) -> str:
