@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "adaptive_lm.export.commands.export:export",
     "calibrate": "adaptive_lm.runtime.commands.calibrate:calibrate",
     "generate": "adaptive_lm.runtime.commands.generate:generate",
+    "chat": "adaptive_lm.runtime.commands.chat:chat",
     "serve": "adaptive_lm.serve.commands.serve:serve",
     "bench": "adaptive_lm.runtime.commands.bench:bench",
     "eval": "adaptive_lm.runtime.commands.eval:evaluate",

@@ -49,7 +49,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     ),
     "runtime": (
         ("commands",),
-        ("inspection", "calibration", "evaluation"),
+        ("inspection", "calibration", "conversation", "evaluation"),
         ("measuring", "structured"),
         ("generation",),
         ("chat",),
@@ -312,7 +312,7 @@ def distribution_of(library: str) -> str:
     ("room", "extras"),
     [
         ("contract", []),
-        ("runtime", ["plot", "structured", "eval", "hf"]),
+        ("runtime", ["plot", "structured", "chat", "eval", "hf"]),
         ("serve", ["serve", "otel", "ray"]),
         ("train", ["train", "plot", "hf", "augment", "trackers", "import"]),
         ("export", ["train", "import"]),

@@ -25,7 +25,8 @@ class ExpandedPath(click.Path):
 PATH = ExpandedPath(path_type=Path)
 
 
-def _apply(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+def apply_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -68,12 +69,12 @@ class Numbers(click.ParamType):
 
 def dial_options(command: Command) -> Command:
     """Add the options that set how much of the model runs: the fields of `Dial`."""
-    return _apply(command, [click.option(name, type=float, metavar=unit, help=text) for name, unit, text in DIAL])
+    return apply_options(command, [click.option(name, type=float, metavar=unit, help=text) for name, unit, text in DIAL])
 
 
 def dial_points_options(command: Command) -> Command:
     """Add the same options, each of which takes several values: the points of `dial_points`."""
-    return _apply(command, [
+    return apply_options(command, [
         click.option(name, type=Numbers(), multiple=True, metavar=f"{unit}[,{unit}...]", help=text,
                      callback=lambda ctx, param, values: tuple(chain.from_iterable(values)))
         for name, unit, text in DIAL
@@ -93,7 +94,7 @@ def dial_points(values: Mapping[str, Sequence[float]]) -> list[dict[str, float]]
 
 def model_options(command: Command) -> Command:
     """Add the options that set the model, its device, its target and its threads."""
-    return _apply(command, (
+    return apply_options(command, (
         click.option("--model", metavar="MODEL",
                      help="Folder of an exported model, or name of its run; by default the newest under runs/."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
