@@ -18,8 +18,8 @@ CLIENTS = ROOT / "examples" / "clients"
 PAGE = ROOT / "docs" / "guides" / "clients.md"
 HEAD = """# Clients
 
-What each client needs to talk to the server: its address, and nothing of ours. The programs are in `examples/clients/`; below each is
-what it printed, with the model of `make demo` (`python docs/tools/clients.py` writes this page).
+What each client needs to talk to the server: its address, and nothing of ours. The programs are in
+`examples/clients/`; below each is what it printed, with the model of `make demo` (`python docs/tools/clients.py`).
 """
 SECTIONS = {
     "openai_chat.py": ("OpenAI", "pip install openai"),

@@ -69,7 +69,9 @@ class Numbers(click.ParamType):
 
 def dial_options(command: Command) -> Command:
     """Add the options that set how much of the model runs: the fields of `Dial`."""
-    return apply_options(command, [click.option(name, type=float, metavar=unit, help=text) for name, unit, text in DIAL])
+    return apply_options(
+        command, [click.option(name, type=float, metavar=unit, help=text) for name, unit, text in DIAL]
+    )
 
 
 def dial_points_options(command: Command) -> Command:
