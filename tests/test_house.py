@@ -426,12 +426,17 @@ def test_help_ends_with_an_example_that_works_as_typed(command: str) -> None:
     parse(line)
 
 
-def test_the_commands_of_make_demo_can_be_typed() -> None:
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [("demo", ["train", "export", "generate", "bench"]), ("demo-chat", ["import", "export", "generate", "bench"])],
+)
+def test_the_commands_of_a_demo_can_be_typed(target: str, commands: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    lines = re.findall(r"^\t\$\(BIN\)/(adaptive .*)$", makefile, flags=re.MULTILINE)
-    assert [line.split()[1] for line in lines] == ["train", "export", "generate", "bench"]
+    recipe = makefile.partition(f"\n{target}:")[2].partition("\n\n")[0]
+    lines = re.findall(r"^\t\$\(BIN\)/(adaptive .*)$", recipe, flags=re.MULTILINE)
+    assert [line.split()[1] for line in lines] == commands
     for line in lines:
-        parse(line.replace("$(NAME)", "demo"))
+        parse(line.replace("$(NAME)", "demo").replace("$(SMOLLM)", "model.gguf"))
 
 
 def pages_of(nav: object) -> set[str]:
