@@ -1,6 +1,5 @@
 # A task of lm-evaluation-harness from a local file, over HTTP. sh examples/clients/lm_eval.sh
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 cat > "$work/questions.jsonl" <<END
 {"question": "Water is", "choices": ["a liquid", "a mountain"], "answer": 0}
@@ -19,5 +18,5 @@ doc_to_target: answer
 metric_list: [{metric: acc}]
 END
 HF_HUB_OFFLINE=1 python -m lm_eval run --model local-completions --tasks questions --include_path "$work" \
-  --model_args "model=demo,base_url=${BASE_URL:-http://127.0.0.1:8000/v1}/completions,tokenizer=$here/no-tokenizer,tokenizer_backend=none,tokenized_requests=False,num_concurrent=2"
+  --model_args "model=demo,base_url=${BASE_URL:-http://127.0.0.1:8000/v1}/completions,tokenizer_backend=remote,num_concurrent=2"
 rm -r "$work"

@@ -16,7 +16,7 @@ from ..protocols.openai.completions import CompletionBody
 from ..protocols.openai.embeddings import EmbeddingBody, EmbeddingList
 from ..protocols.openai.models import Model, ModelList
 from ..protocols.ours.props import Health, Props
-from ..protocols.ours.texts import Content, DetokenizeBody, TokenizeBody, Tokens
+from ..protocols.ours.texts import Content, DetokenizeBody, TokenizeBody, TokenizerInfo, Tokens
 from ..protocols.responses.answer import Response as ResponsesAnswer
 from ..protocols.responses.body import ResponsesBody
 from ..routes import generation, server, texts
@@ -51,6 +51,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingList, EmbeddingBody),
     Endpoint("POST", "/tokenize", texts.tokenize, Tokens, TokenizeBody),
     Endpoint("POST", "/detokenize", texts.detokenize, Content, DetokenizeBody),
+    Endpoint("GET", "/tokenizer_info", texts.tokenizer_info, TokenizerInfo),
     Endpoint("GET", "/props", server.properties, Props),
     Endpoint("GET", "/health/live", server.live, Health, public=True),
     Endpoint("GET", "/health/ready", server.ready, Health, public=True),

@@ -82,6 +82,14 @@ def encode(model: ModelInfo, text: str, param: str, *, begins: bool = False) -> 
         raise user_error(error, param) from None
 
 
+def encode_special(model: ModelInfo, text: str) -> list[int]:
+    """Return the ids of a text in which special tokens that it spells out are those tokens."""
+    try:
+        return model.tokenizer.encode_rendered(text, {})
+    except UserError as error:
+        raise user_error(error, "prompt") from None
+
+
 def jobs_of(
     body: SamplingFields,
     model: ModelInfo,

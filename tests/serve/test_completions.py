@@ -69,8 +69,20 @@ def test_tokens_and_text_convert_into_each_other(client: TestClient) -> None:
     answer = client.post("/tokenize", json={"content": text, "model": "demo"}).json()
     assert answer["count"] == len(text.encode())
     assert answer["max_model_len"] == 96
-    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"content": text}
+    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"content": text, "prompt": text}
     assert client.post("/detokenize", json={"tokens": [257]}).status_code == 400
+
+
+def test_the_shape_of_vllm_reads_special_tokens_and_that_of_llama_cpp_does_not(client: TestClient) -> None:
+    info = client.get("/tokenizer_info").json()
+    assert (info["eos_token"], info["bos_token"], info["size"]) == ("<|endoftext|>", None, 257)
+    eos = info["eos_token"]
+    assert client.post("/tokenize", json={"prompt": eos}).json()["tokens"] == [256]
+    assert client.post("/tokenize", json={"content": eos}).json()["tokens"] == list(eos.encode())
+    for body in ({}, {"prompt": "a", "content": "a"}):
+        answer = client.post("/tokenize", json=body)
+        assert answer.status_code == 400
+        assert "expected one of them" in answer.json()["error"]["message"]
 
 
 def test_embeddings_are_refused_clearly_without_hidden_states(client: TestClient) -> None:
