@@ -6,6 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -190,7 +191,10 @@ def generate(
     from ..format.locate import find_model
     from ..generation.engine import load
 
-    engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
+    folder = find_model(model)
+    if chat is not False:
+        prepare_chat(folder)
+    engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
     compiled = compile_constraint(engine, constraint)
     if beams is None:  # a search draws nothing
@@ -231,6 +235,15 @@ def generate(
     report(engine, generation, tokens, usage, as_json, calls)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
+
+
+def prepare_chat(folder: Path) -> None:
+    """Start what writes the prompts of chats while the model is opened, where the model has a chat template."""
+    from ..chat.renderer import RENDERER
+    from ..format.manifest import Manifest
+
+    if Manifest.read(folder, verify=False).chat_template is not None:
+        RENDERER.prepare()
 
 
 def typed(ctx: click.Context) -> list[str]:
