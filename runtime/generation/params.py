@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...contract.errors import UserError
+from ...contract.errors import UserError, WrongUsageError
 from ..dial.dial import Dial
 from ..format.manifest import Generation
 from ..speculation.speculation import Speculate, checked_speculate
@@ -38,6 +38,11 @@ class Params(Sampling, Dial):
             check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
         checked_stops(self.stop)
         check_logprobs("logprobs", self.logprobs)
+        ids = () if isinstance(self.show_special, bool) else self.show_special
+        if not isinstance(ids, tuple | list) or any(type(token) is not int for token in ids):
+            raise WrongUsageError(
+                f"found show_special {ids!r}, expected true, false or token ids; leave it out for none"
+            )
         checked_speculate(self.speculate)
 
 

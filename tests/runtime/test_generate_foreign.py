@@ -77,6 +77,12 @@ def test_a_raw_prompt_begins_with_the_token_that_begins_a_text(changed: Callable
     assert load(changed(generation={"bos_id": EOS}), device="cpu").request("ab").ids == [*b"ab"]
 
 
+@pytest.mark.parametrize("show", ["yes", 1, ("a",), (True,), None])
+def test_special_tokens_to_show_are_all_none_or_some(engine: Engine, show: Any) -> None:
+    with pytest.raises(UserError, match=r"found show_special .*, expected true, false or token ids"):
+        engine.params(show_special=show)
+
+
 def test_a_manifest_of_before_has_one_end_and_no_defaults(engine: Engine) -> None:
     assert engine.manifest.model.ends == [EOS]
     assert engine.manifest.generation.dialect == "own"
