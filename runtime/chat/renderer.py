@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -87,6 +88,12 @@ class Renderer:
         with self._lock:
             self._stop()
 
+    def forget(self) -> None:
+        """Leave the process to the parent of this one, after a fork: its pipes must have one reader."""
+        if self.process is not None:
+            self.process.returncode = 0  # else Python waits for a process that is not a child of this one
+        self._lock, self.process = threading.Lock(), None
+
     def prepare(self) -> None:
         """Start the process without waiting for it, so that the first template does not wait either.
 
@@ -157,3 +164,5 @@ def _forward(process: "subprocess.Popen[str]", answers: "Queue[str]") -> None:
 RENDERER = Renderer()
 """That of this program."""
 atexit.register(RENDERER.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RENDERER.forget)
