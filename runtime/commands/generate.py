@@ -18,6 +18,7 @@ from .constraint_options import compile_constraint, constraint_options, read_con
 from .generate_many import encode, generate_many
 from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import PromptLine, read_prompts
+from .sampling_options import model_defaults, sampling_options, typed
 from .search import SearchOptions, report_found, search_many, search_options
 from .tool_options import ToolCalls, read_tools, tool_options
 
@@ -37,64 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch", type=int, metavar="N", help="Prompts of --prompts to compute at a time, at least 1; by default 8."
 )
-@click.option(
-    "--max-new-tokens",
-    type=int,
-    help="Most tokens to generate, at least 1; by default 128, or fewer if the context ends.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=0.8,
-    show_default="the model's, else 0.8",
-    help="Randomness of the choice, 0 to 1,000,000; 0 takes the most probable token.",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    metavar="K",
-    help="Choose among the K most probable tokens, at least 1; by default the model's, else all.",
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default="the model's, else 1",
-    help="Choose among the most probable tokens whose probabilities add up to this; above 0, at most 1.",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    default=0.0,
-    show_default="the model's, else 0",
-    help="Drop tokens less probable than this share of the highest probability; 0 to 1.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    default=1.0,
-    show_default="the model's, else 1",
-    help="Above 1 makes tokens that occurred less probable; 0.01 to 100.",
-)
-@click.option(
-    "--frequency-penalty",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Subtracted from the logit of a token for each time that the generated text holds it; -2 to 2.",
-)
-@click.option(
-    "--presence-penalty",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Subtracted from the logits of the tokens that the generated text holds; -2 to 2.",
-)
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeat for several.")
-@click.option(
-    "--show-special", is_flag=True, help="Show special tokens in the text as they are spelled, except that of its end."
-)
-@click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
+@sampling_options
 @click.option(
     "--chat/--raw",
     "chat",
@@ -198,10 +142,7 @@ def generate(
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
     compiled = compile_constraint(engine, constraint)
     if beams is None:  # a search draws nothing
-        own: dict[str, Any] = {
-            name: value for name, value in engine.manifest.generation.sampling.items() if name not in typed(ctx)
-        }
-        parameters = replace(parameters, **own)
+        parameters = replace(parameters, **model_defaults(engine, ctx))
     if search is not None:
         warn(engine, parameters)
         search.grammar = compiled
@@ -244,11 +185,6 @@ def prepare_chat(folder: Path) -> None:
 
     if Manifest.read(folder, verify=False).chat_template is not None:
         RENDERER.prepare()
-
-
-def typed(ctx: click.Context) -> list[str]:
-    """Return the names of the parameters that do not have their default."""
-    return [name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
 
 
 def run_search(

@@ -38,12 +38,16 @@ class Params(Sampling, Dial):
             check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
         checked_stops(self.stop)
         check_logprobs("logprobs", self.logprobs)
-        ids = () if isinstance(self.show_special, bool) else self.show_special
-        if not isinstance(ids, tuple | list) or any(type(token) is not int for token in ids):
-            raise WrongUsageError(
-                f"found show_special {ids!r}, expected true, false or token ids; leave it out for none"
-            )
+        check_special(self.show_special)
         checked_speculate(self.speculate)
+
+
+def check_special(show: Any) -> None:
+    """Raise WrongUsageError unless `show` names special tokens: all, none, or some by id."""
+    if not isinstance(show, bool) and not (
+        isinstance(show, tuple | list) and all(type(token) is int for token in show)
+    ):
+        raise WrongUsageError(f"found show_special {show!r}, expected true, false or token ids; leave it out for none")
 
 
 def params_of(generation: Generation, **given: Any) -> Params:
