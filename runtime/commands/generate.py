@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     help="Put the prompt into the chat template, or not; by default if the model was trained on conversations.",
 )
 @click.option(
+    "--template",
+    metavar="NAME",
+    help="Chat template to use, of a model that has several; by default its main one, or with --tools that for tools.",
+)
+@click.option(
     "--speculate",
     type=click.Choice(["ngram", "dial", "off"]),
     help="How to guess tokens ahead, which changes the time and not the text: `ngram` by what followed the same words "
@@ -95,7 +100,7 @@ def generate(
     ctx: click.Context, /, prompt: str | None, prompts: str | None, batch: int | None, model: str | None,
     chat: bool | None, beams: int | None, beam_margin: float | None, length_penalty: float | None, best_of: int | None,
     usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None, tools: str | None,
-    tool_format: ToolFormat | None,
+    tool_format: ToolFormat | None, template: str | None,
     device: str, target: str, threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
@@ -125,11 +130,12 @@ def generate(
         raise WrongUsageError("found --beams and a constraint on the text, expected one of them; --best-of takes one")
     definitions = read_tools(tools, tool_format)
     other = {"--prompts": prompts, "--beams": beams, "--best-of": best_of, "--raw": True if chat is False else None}
-    excluded = [name for name, value in other.items() if value is not None] + ["a constraint"] * (
-        constraint is not None
-    )
-    if definitions and excluded:
-        raise WrongUsageError(f"found --tools and {excluded[0]}, expected one of them; leave one out")
+    excluded = [name for name, value in other.items() if value is not None]
+    asked = "--tools" if definitions else "--template" if template is not None else None
+    if definitions and constraint is not None:
+        excluded.append("a constraint")
+    if asked and excluded:
+        raise WrongUsageError(f"found {asked} and {excluded[0]}, expected one of them; leave one out")
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
@@ -156,7 +162,10 @@ def generate(
     calls = ToolCalls(engine, definitions, tool_format) if definitions else None
     if calls is not None:
         parameters = replace(parameters, show_special=parameters.show_special or calls.shown)
-    generation = engine.generate(encode(engine, text, is_chat=is_chat, tools=definitions), parameters, grammar=compiled)
+    from ..chat.prompt import ChatOptions
+
+    options = ChatOptions(tools=definitions, template=template)
+    generation = engine.generate(encode(engine, text, is_chat=is_chat, options=options), parameters, grammar=compiled)
     warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False

@@ -168,3 +168,16 @@ def test_a_model_without_a_template_for_tools_says_so(changed: Callable[..., Pat
     result = CliRunner().invoke(group, command)
     assert result.exit_code == 1
     assert "found --tools, this model has no chat template that takes tools" in result.stderr
+
+
+def test_a_template_is_named_and_an_unknown_one_answered_with_those_there_are(changed: Callable[..., Path]) -> None:
+    folder = changed(chat_template="m", generation={**FOREIGN, "templates": {"short": "{{ messages[0].content }}"}})
+    command = ["generate", "abc", "--model", str(folder), "--max-new-tokens", "1", "--json"]
+    prompts = {}
+    for args in ([], ["--template", "short"]):
+        result = CliRunner().invoke(group, [*command, *args])
+        prompts[len(args)] = json.loads(result.stdout)["usage"]["prompt_tokens"]
+    assert prompts == {0: 1, 2: 3}
+    result = CliRunner().invoke(group, [*command, "--template", "x"])
+    assert result.exit_code == 1
+    assert "found the chat template 'x', this model has default, short; name one of them" in result.stderr
