@@ -5,12 +5,13 @@ Source of the idea: `sanitize_control_tokens` of transformers 5.24.
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ...contract.errors import UserError
 
 MARKS = range(0xE000, 0xF900)
-"""Private-use characters; one that the conversation does not hold begins and ends each mark."""
+"""Private-use characters; one that the conversation does not hold begins each mark, another ends it."""
 
 
 class Escape:
@@ -32,12 +33,13 @@ class Escape:
         self._all = _pattern(self._numbers)
         self._special = _pattern([token for token in self._numbers if added[token]])
         held = set(conversation) | set(template)
-        mark = next((chr(code) for code in MARKS if chr(code) not in held), None)
-        if mark is None:
+        free = (chr(code) for code in MARKS if chr(code) not in held and ascii_json(chr(code)) not in conversation)
+        marks = list(islice(free, 2))
+        if len(marks) < 2:
             raise UserError(
-                "found every private-use character in a conversation, expected one at least free; remove it"
+                "found every private-use character in a conversation, expected two that are free; remove them"
             )
-        self._mark = mark
+        self._begin, self._end = marks
         self._used: dict[str, str] = {}
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -54,7 +56,8 @@ class Escape:
     def rendered(self, text: str) -> tuple[str, dict[str, str]]:
         """Return the text that the template wrote, and what each mark in it stands for."""
         if self._used:  # a template may have written them as JSON in ASCII
-            text = text.replace(f"\\u{ord(self._mark):04x}", self._mark)
+            for mark in (self._begin, self._end):
+                text = text.replace(ascii_json(mark), mark)
         return text, {mark: token for mark, token in self._used.items() if mark in text}
 
     def _walk(self, value: Any, pattern: re.Pattern[str] | None) -> Any:
@@ -70,9 +73,14 @@ class Escape:
 
     def _replace(self, match: re.Match[str]) -> str:
         token = match[0]
-        mark = f"{self._mark}{self._numbers[token]}{self._mark}"
+        mark = f"{self._begin}{self._numbers[token]}{self._end}"
         self._used[mark] = token
         return mark
+
+
+def ascii_json(char: str) -> str:
+    """Return a character as JSON in ASCII writes it."""
+    return f"\\u{ord(char):04x}"
 
 
 def _pattern(tokens: Any) -> re.Pattern[str] | None:

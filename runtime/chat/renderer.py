@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -44,6 +45,7 @@ class Renderer:
         self.process: subprocess.Popen[str] | None = None
         """The process, while it runs."""
         self._answers: Queue[str] = Queue()
+        self._ready = False  # the process has said so
 
     def render(self, template: str, dialect: Dialect, variables: Mapping[str, Any]) -> str:
         """Return the text that a template makes of `variables`, which are plain JSON.
@@ -86,19 +88,39 @@ class Renderer:
         with self._lock:
             self._stop()
 
+    def forget(self) -> None:
+        """Leave the process to the parent of this one, after a fork: its pipes must have one reader."""
+        if self.process is not None:
+            self.process.returncode = 0  # else Python waits for a process that is not a child of this one
+        self._lock, self.process = threading.Lock(), None
+
+    def prepare(self) -> None:
+        """Start the process without waiting for it, so that the first template does not wait either.
+
+        Raises:
+            UserError: jinja2 is not installed.
+        """
+        with self._lock:
+            self._launch()
+
     def _started(self) -> "subprocess.Popen[str]":
+        process = self._launch()
+        if not self._ready and self._answer(START_SECONDS) != "ready":
+            self._stop()
+            raise UserError("the process that renders chat templates did not start; see that jinja2 can be imported")
+        self._ready = True
+        return process
+
+    def _launch(self) -> "subprocess.Popen[str]":
         if self.process is not None and self.process.poll() is None:
             return self.process
         self._stop()
-        self._answers = Queue()
+        self._answers, self._ready = Queue(), False
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(PROGRAM), *_libraries()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, encoding="utf-8", start_new_session=True,
         )  # fmt: skip
         threading.Thread(target=_forward, args=(self.process, self._answers), daemon=True).start()
-        if self._answer(START_SECONDS) != "ready":
-            self._stop()
-            raise UserError("the process that renders chat templates did not start; see that jinja2 can be imported")
         return self.process
 
     def _answer(self, seconds: float) -> Any:
@@ -142,3 +164,5 @@ def _forward(process: "subprocess.Popen[str]", answers: "Queue[str]") -> None:
 RENDERER = Renderer()
 """That of this program."""
 atexit.register(RENDERER.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RENDERER.forget)

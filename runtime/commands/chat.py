@@ -9,14 +9,12 @@ import click
 
 from ...contract.errors import UserError
 from .options import dial_options, model_options, option_names
-from .sampling_options import sampling_options
+from .sampling_options import sampling_options, typed
 
 
 @click.command(epilog="\b\nExample: adaptive chat --model demo --compute 0.6")
 @click.option("--system", metavar="TEXT", help="Tell the model TEXT before the first turn.")
 @click.option("--load", metavar="FILE", help="Go on with the conversation in FILE, which /save wrote.")
-@click.option("--max-new-tokens", type=int,
-              help="Most tokens of an answer, at least 1; by default what the context has room for.")  # fmt: skip
 @click.option("--usage", type=click.Choice(["none", "summary", "tokens"]), default="summary", show_default=True,
               help="What to report about the compute of each answer, on stderr.")  # fmt: skip
 @sampling_options
@@ -45,7 +43,7 @@ def chat(
     from ..conversation.screen import Terminal
     from ..format.locate import find_model
     from ..generation.engine import load as open_model
-    from .generate import typed, warn
+    from .generate import warn
 
     history = History(system)
     if load is not None:

@@ -6,6 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ from .constraint_options import compile_constraint, constraint_options, read_con
 from .generate_many import encode, generate_many
 from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import PromptLine, read_prompts
-from .sampling_options import sampling_options
+from .sampling_options import model_defaults, sampling_options, typed
 from .search import SearchOptions, report_found, search_many, search_options
 from .tool_options import ToolCalls, read_tools, tool_options
 
@@ -37,20 +38,17 @@ if TYPE_CHECKING:
 @click.option(
     "--batch", type=int, metavar="N", help="Prompts of --prompts to compute at a time, at least 1; by default 8."
 )
-@click.option(
-    "--max-new-tokens",
-    type=int,
-    help="Most tokens to generate, at least 1; by default 128, or fewer if the context ends.",
-)
 @sampling_options
-@click.option(
-    "--show-special", is_flag=True, help="Show special tokens in the text as they are spelled, except that of its end."
-)
 @click.option(
     "--chat/--raw",
     "chat",
     default=None,
     help="Put the prompt into the chat template, or not; by default if the model was trained on conversations.",
+)
+@click.option(
+    "--template",
+    metavar="NAME",
+    help="Chat template to use, of a model that has several; by default its main one, or with --tools that for tools.",
 )
 @click.option(
     "--speculate",
@@ -102,7 +100,7 @@ def generate(
     ctx: click.Context, /, prompt: str | None, prompts: str | None, batch: int | None, model: str | None,
     chat: bool | None, beams: int | None, beam_margin: float | None, length_penalty: float | None, best_of: int | None,
     usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None, tools: str | None,
-    tool_format: ToolFormat | None,
+    tool_format: ToolFormat | None, template: str | None,
     device: str, target: str, threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
@@ -132,24 +130,25 @@ def generate(
         raise WrongUsageError("found --beams and a constraint on the text, expected one of them; --best-of takes one")
     definitions = read_tools(tools, tool_format)
     other = {"--prompts": prompts, "--beams": beams, "--best-of": best_of, "--raw": True if chat is False else None}
-    excluded = [name for name, value in other.items() if value is not None] + ["a constraint"] * (
-        constraint is not None
-    )
-    if definitions and excluded:
-        raise WrongUsageError(f"found --tools and {excluded[0]}, expected one of them; leave one out")
+    excluded = [name for name, value in other.items() if value is not None]
+    asked = "--tools" if definitions else "--template" if template is not None else None
+    if definitions and constraint is not None:
+        excluded.append("a constraint")
+    if asked and excluded:
+        raise WrongUsageError(f"found {asked} and {excluded[0]}, expected one of them; leave one out")
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
     from ..generation.engine import load
 
-    engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
+    folder = find_model(model)
+    if chat is not False:
+        prepare_chat(folder)
+    engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
     compiled = compile_constraint(engine, constraint)
     if beams is None:  # a search draws nothing
-        own: dict[str, Any] = {
-            name: value for name, value in engine.manifest.generation.sampling.items() if name not in typed(ctx)
-        }
-        parameters = replace(parameters, **own)
+        parameters = replace(parameters, **model_defaults(engine, ctx))
     if search is not None:
         warn(engine, parameters)
         search.grammar = compiled
@@ -163,7 +162,10 @@ def generate(
     calls = ToolCalls(engine, definitions, tool_format) if definitions else None
     if calls is not None:
         parameters = replace(parameters, show_special=parameters.show_special or calls.shown)
-    generation = engine.generate(encode(engine, text, is_chat=is_chat, tools=definitions), parameters, grammar=compiled)
+    from ..chat.prompt import ChatOptions
+
+    options = ChatOptions(tools=definitions, template=template)
+    generation = engine.generate(encode(engine, text, is_chat=is_chat, options=options), parameters, grammar=compiled)
     warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False
@@ -185,9 +187,13 @@ def generate(
         ctx.exit(EXIT_INTERRUPTED)
 
 
-def typed(ctx: click.Context) -> list[str]:
-    """Return the names of the parameters that do not have their default."""
-    return [name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+def prepare_chat(folder: Path) -> None:
+    """Start what writes the prompts of chats while the model is opened, where the model has a chat template."""
+    from ..chat.renderer import RENDERER
+    from ..format.manifest import Manifest
+
+    if Manifest.read(folder, verify=False).chat_template is not None:
+        RENDERER.prepare()
 
 
 def run_search(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ...contract.errors import EXIT_INTERRUPTED, UserError
 from .prompt_file import PromptLine
 
 if TYPE_CHECKING:
+    from ..chat.prompt import ChatOptions
     from ..generation.engine import Engine
     from ..generation.loop import Event
     from ..generation.many import Completion
@@ -128,7 +128,7 @@ def generate_many(
 
 
 def encode(
-    engine: Engine, text: str, *, is_chat: bool, where: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    engine: Engine, text: str, *, is_chat: bool, where: str = "", options: ChatOptions | None = None
 ) -> list[int]:
     """Return the ids of a prompt; note on stderr how many tokens are unknown to the tokenizer.
 
@@ -137,7 +137,7 @@ def encode(
         text: The prompt.
         is_chat: Whether to put it into the chat template.
         where: What the note begins with.
-        tools: Functions that the model may call, in a chat.
+        options: What a chat has besides the text.
 
     Raises:
         UserError: It is empty, or the model has no chat template.
@@ -148,11 +148,7 @@ def encode(
     unknown = plain.count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
     if unknown:
         click.echo(f"note: {where}{unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
-    if not is_chat:
-        return plain
-    from ..chat.prompt import ChatOptions
-
-    return engine.chat([{"role": "user", "content": text}], ChatOptions(tools=tools))
+    return engine.chat([{"role": "user", "content": text}], options) if is_chat else plain
 
 
 def print_one(

@@ -1,15 +1,28 @@
-"""Options that set how a token is chosen: the fields of `Sampling`, and where a text ends."""
+"""Options of how a text is drawn: the fields of `Params` that are about sampling and the end of a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import Command, apply_options
 
+if TYPE_CHECKING:
+    from ..generation.engine import Engine
+
 
 def sampling_options(command: Command) -> Command:
-    """Add them to a command."""
+    """Add the options that set how a text is drawn and where it ends."""
     return apply_options(
         command,
         (
+            click.option(
+                "--max-new-tokens",
+                type=int,
+                help="Most tokens to generate, at least 1; by default 128, or fewer if the context ends, and for `chat` "
+                "what the context has room for.",
+            ),
             click.option(
                 "--temperature",
                 type=float,
@@ -61,6 +74,22 @@ def sampling_options(command: Command) -> Command:
             click.option(
                 "--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeat for several."
             ),
+            click.option(
+                "--show-special",
+                is_flag=True,
+                help="Show special tokens in the text as they are spelled, except that of its end.",
+            ),
             click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time."),
         ),
     )
+
+
+def typed(ctx: click.Context) -> list[str]:
+    """Return the names of the parameters that do not have their default."""
+    return [name for name in ctx.params if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+
+
+def model_defaults(engine: Engine, ctx: click.Context) -> dict[str, Any]:
+    """Return the defaults of sampling that the model brings, without those that were typed."""
+    sampling = engine.manifest.generation.sampling
+    return {name: value for name, value in sampling.items() if name not in typed(ctx)}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ...contract.errors import UserError
+from ...contract.errors import UserError, WrongUsageError
 from ..dial.dial import Dial
 from ..format.manifest import Generation
 from ..speculation.speculation import Speculate, checked_speculate
@@ -38,7 +38,16 @@ class Params(Sampling, Dial):
             check_whole("max_new_tokens", self.max_new_tokens, 1, None, "leave it out for as many as there is room for")
         checked_stops(self.stop)
         check_logprobs("logprobs", self.logprobs)
+        check_special(self.show_special)
         checked_speculate(self.speculate)
+
+
+def check_special(show: Any) -> None:
+    """Raise WrongUsageError unless `show` names special tokens: all, none, or some by id."""
+    if not isinstance(show, bool) and not (
+        isinstance(show, tuple | list) and all(type(token) is int for token in show)
+    ):
+        raise WrongUsageError(f"found show_special {show!r}, expected true, false or token ids; leave it out for none")
 
 
 def params_of(generation: Generation, **given: Any) -> Params:

@@ -25,12 +25,14 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_token_id = tokenizer.eos_id
         self.ends = sorted(tokenizer.ends)
-        self.tokens = tokenizer.token_bytes()
-        self.special_token_ids = [token for token, data in enumerate(self.tokens) if not data]
+        self._bytes = tokenizer.token_bytes()
+        self.special_token_ids = [token for token, data in enumerate(self._bytes) if not data]
+        # llguidance takes special tokens of one name for one token, so each gets a name that no other has.
+        self.tokens = [data or f"<special {token}>".encode() for token, data in enumerate(self._bytes)]
         self._encode = tokenizer.encode
-        self._ids = {data: token for token, data in reversed(list(enumerate(self.tokens))) if data}
+        self._ids = {data: token for token, data in reversed(list(enumerate(self._bytes))) if data}
         self._longest = max(map(len, self._ids), default=0)
-        check_joins(tokenizer, self.tokens)
+        check_joins(tokenizer, self._bytes)
 
     def __call__(self, text: str) -> list[int]:
         """Return ids whose bytes are those of the text: its usual ones, else the longest that fit; [] for none.
@@ -38,7 +40,7 @@ class Vocabulary:
         The usual ones differ where the tokenizer puts a space before a text, or does not know a character.
         """
         ids, data = self._encode(text), text.encode()
-        return ids if b"".join(self.tokens[token] for token in ids) == data else self._longest_first(data)
+        return ids if b"".join(self._bytes[token] for token in ids) == data else self._longest_first(data)
 
     def _longest_first(self, data: bytes) -> list[int]:
         ids: list[int] = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...contract.generation_settings import ToolFormat
-from ...runtime.chat.templates import template_of
+from ...runtime.chat.templates import template_of, tool_template_of
 from ...runtime.chat.tools.formats import PARSERS, format_of, parser_of
 from ...runtime.chat.tools.grammar import tool_grammar
 from ...runtime.chat.tools.parts import ToolParser, Tools, tools_of
@@ -60,8 +60,11 @@ def tool_use_of(body: ChatBody, model: ModelInfo, grammars: Grammars | None) -> 
         return None
     writes = format_of(model.manifest)
     if writes is None:
+        takes = tool_template_of(model.manifest) is not None
         raise BadRequestError(
-            f"found tools, the model {model.name} has no chat template that takes them; leave the field out",
+            f"found tools, the model {model.name} "
+            + ("writes calls in a format that is not known here" if takes else "has no chat template that takes them")
+            + "; leave the field out",
             param="tools",
         )
     if body.response_format is not None and body.response_format.type != "text":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.file_names import MANIFEST
+from ...runtime.chat.renderer import RENDERER
 from ...runtime.format.locate import find_model
 from ...runtime.format.manifest import Manifest
 from ...runtime.generation.engine import load
@@ -54,6 +55,8 @@ def open_scheduler(settings: Settings, observer: Observer | None = None) -> Loca
 def model_info(folder: Path) -> ModelInfo:
     """Read the description of the exported model in `folder`."""
     manifest = Manifest.read(folder, verify=False)
+    if manifest.chat_template is not None:
+        RENDERER.prepare()
     return ModelInfo(
         name=name_of(folder),
         created=int((folder / MANIFEST).stat().st_mtime),

@@ -77,6 +77,12 @@ def test_a_raw_prompt_begins_with_the_token_that_begins_a_text(changed: Callable
     assert load(changed(generation={"bos_id": EOS}), device="cpu").request("ab").ids == [*b"ab"]
 
 
+@pytest.mark.parametrize("show", ["yes", 1, ("a",), (True,), None])
+def test_special_tokens_to_show_are_all_none_or_some(engine: Engine, show: Any) -> None:
+    with pytest.raises(UserError, match=r"found show_special .*, expected true, false or token ids"):
+        engine.params(show_special=show)
+
+
 def test_a_manifest_of_before_has_one_end_and_no_defaults(engine: Engine) -> None:
     assert engine.manifest.model.ends == [EOS]
     assert engine.manifest.generation.dialect == "own"
@@ -162,3 +168,16 @@ def test_a_model_without_a_template_for_tools_says_so(changed: Callable[..., Pat
     result = CliRunner().invoke(group, command)
     assert result.exit_code == 1
     assert "found --tools, this model has no chat template that takes tools" in result.stderr
+
+
+def test_a_template_is_named_and_an_unknown_one_answered_with_those_there_are(changed: Callable[..., Path]) -> None:
+    folder = changed(chat_template="m", generation={**FOREIGN, "templates": {"short": "{{ messages[0].content }}"}})
+    command = ["generate", "abc", "--model", str(folder), "--max-new-tokens", "1", "--json"]
+    prompts = {}
+    for args in ([], ["--template", "short"]):
+        result = CliRunner().invoke(group, [*command, *args])
+        prompts[len(args)] = json.loads(result.stdout)["usage"]["prompt_tokens"]
+    assert prompts == {0: 1, 2: 3}
+    result = CliRunner().invoke(group, [*command, "--template", "x"])
+    assert result.exit_code == 1
+    assert "found the chat template 'x', this model has default, short; name one of them" in result.stderr

@@ -1,6 +1,8 @@
 """Tools end to end in `/v1/chat/completions`, with the official client: a scripted model, and a real one that must."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +142,14 @@ def test_what_cannot_be_is_refused_by_name(scripted: Scripted, body: dict[str, A
     answer = scripted.client.post(CHAT, json={"messages": USER, **body})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_the_body_of_the_guide_calls_its_tool(scripted: Scripted) -> None:
+    guide = (Path(__file__).parents[2] / "docs/guides/serve.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"^```json\n(\{.*?\"tools\".*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    scripted.say(CALL)
+    choice = scripted.client.post(CHAT, json=json.loads(body)).json()["choices"][0]
+    assert (choice["message"]["tool_calls"][0]["function"]["name"], choice["finish_reason"]) == (
+        "weather",
+        "tool_calls",
+    )

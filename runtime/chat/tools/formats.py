@@ -16,7 +16,9 @@ PARSERS: dict[ToolFormat, type[MarkedParser]] = {
     "pythonic": PythonicParser,
     "llama3_json": Llama3JsonParser,
 }
-SIGNS: tuple[tuple[str, ToolFormat], ...] = (
+SIGNS: tuple[tuple[str, ToolFormat | None], ...] = (
+    ("<function=", None),  # Qwen3-Coder: XML between the markers of Hermes
+    ("<arg_key>", None),  # GLM, likewise
     ("[TOOL_CALLS]", "mistral"),
     ("<|tool_call_start|>", "pythonic"),
     ("<|python_start|>", "pythonic"),
@@ -26,7 +28,7 @@ SIGNS: tuple[tuple[str, ToolFormat], ...] = (
     ('"parameters": dictionary of argument name', "llama3_json"),
     ("ipython", "llama3_json"),
 )
-"""Texts in a template that show the format of its calls, the surest first."""
+"""Texts in a template that show the format of its calls, the surest first; None: a format that is not known here."""
 
 
 def format_of_template(text: str) -> ToolFormat | None:

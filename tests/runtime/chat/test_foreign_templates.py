@@ -108,6 +108,8 @@ TYPED = [
     "<|im_end|><|im_end|>",
     "<|im_<|im_end|>end|>",
     "\ue000<|im_start|>\ue001",
+    "</s>0<s>1<|im_start|>2<s>3<|im_end|>4</s>5<s>0<s>1<s>2<s>3<s>4<s>",
+    "\\ue0000\\ue000</s>",
     "<|im_end",
 ]
 

@@ -1,14 +1,16 @@
 """A template that would take all time or memory, or reach out, is one clear error, and the next one works."""
 
+import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.generation_settings import Dialect
 from adaptive_lm.runtime.chat.prompt import prompt_turns
-from adaptive_lm.runtime.chat.renderer import MAX_TEMPLATE, Renderer, TemplateFailedError, TemplateLimitError
+from adaptive_lm.runtime.chat.renderer import MAX_TEMPLATE, RENDERER, Renderer, TemplateFailedError, TemplateLimitError
 
 BOTH: list[Dialect] = ["own", "huggingface"]
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" * 9
@@ -107,3 +109,28 @@ def test_the_error_of_a_model_says_what_to_do() -> None:
 def test_a_conversation_that_is_no_json_is_refused(renderer: Renderer) -> None:
     with pytest.raises(UserError, match="no JSON"):
         renderer.render("x", "huggingface", {"a": object()})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_starts_a_process_of_its_own_and_leaves_the_parents_alone() -> None:
+    assert RENDERER.render("{{ 1 }}", "own", {}) == "1"
+    process = RENDERER.process
+    child = os.fork()
+    if child == 0:
+        other = False
+        try:
+            other = RENDERER.render("{{ 2 }}", "own", {}) == "2" and RENDERER.process is not process
+            RENDERER.close()
+        finally:
+            os._exit(0 if other else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert process is not None
+    assert process.poll() is None
+    assert RENDERER.render("{{ 3 }}", "own", {}) == "3"
+    assert RENDERER.process is process
+
+
+def test_many_threads_get_their_own_texts(renderer: Renderer) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda n: renderer.render("{{ n }}", "huggingface", {"n": n}), range(200)))
+    assert texts == [str(n) for n in range(200)]

@@ -229,7 +229,8 @@ def test_ids_are_those_that_mistrals_templates_take() -> None:
 @pytest.mark.parametrize(
     ("template", "kind"),
     [("{{ '<tool_call>' }}", "hermes"), ("[AVAILABLE_TOOLS][TOOL_CALLS]", "mistral"), ("<|python_tag|>", "llama3_json"),
-     ("<|tool_call_start|>", "pythonic"), ("{{ tools }}", None)],
+     ("<|tool_call_start|>", "pythonic"), ("{{ tools }}", None),
+     ("<tool_call><function=f>", None)],
 )  # fmt: skip
 def test_the_format_is_recognised_from_the_template(template: str, kind: ToolFormat | None) -> None:
     assert format_of_template(template) == kind

@@ -187,10 +187,10 @@ def test_a_rule_is_refused_where_too_many_wait(engine: Engine, monkeypatch: pyte
     known = compiler.compile(Constraint.regex("known"))
     true, waiting = Trial.error_of, threading.Semaphore(0)
 
-    def slow(trial: Trial, grammar: str, limits: Any) -> str:
+    def slow(trial: Trial, grammar: str, limits: Any, ids: int) -> str:
         waiting.release()
         assert gate.wait(10)
-        return true(trial, grammar, limits)
+        return true(trial, grammar, limits, ids)
 
     monkeypatch.setattr(Trial, "error_of", slow)
     rules = [Constraint.regex(f"a{number}") for number in range(MOST_COMPILING)]
