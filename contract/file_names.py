@@ -4,6 +4,9 @@
 CONFIG = "config.yaml"
 HELDOUT = "heldout.txt"
 CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION = "generation.json"
+"""Ends, special tokens, templates and sampling of an imported model; see `generation_settings`."""
+PROVENANCE = "provenance.json"
 VERSIONS = "versions.json"
 
 # In the folder of a run and in that of an exported model.

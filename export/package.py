@@ -15,12 +15,12 @@ from onnx import helper
 from ..contract.errors import UserError
 from ..contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
 from ..contract.files import require_utf8_path, write_whole
-from ..contract.messages import EOS
 from ..runtime.format.files import digest
 from ..runtime.format.manifest import (
     FORMAT,
     KV,
     FileInfo,
+    Generation,
     Layer,
     Manifest,
     Model,
@@ -153,6 +153,7 @@ def write_files(
         },
         model=_model(source, precisions),
         chat_template=source.chat_template,
+        generation=_generation(source),
         inputs=_tensors(graph_inputs(config)),
         outputs=_tensors(graph_outputs(config)),
         thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds.given().items()}),
@@ -193,21 +194,26 @@ def _model(source: Source, precisions: Precisions) -> Model:
         precision=precisions.narrowest,
         precisions=precisions,
         skipped_kv=config.depth.skipped_kv,
-        eos_id=_eos_id(source),
+        eos_id=source.generation.eos_ids[0],
+        eos_ids=list(source.generation.eos_ids),
         num_experts=config.num_experts,
         layers=layers,
         exit_criterion=config.depth.exit_criterion,
     )
 
 
-def _eos_id(source: Source) -> int:
-    eos: int | None = source.tokenizer.token_to_id(EOS)
-    if eos is None:
-        raise UserError(
-            f"{source.checkpoint.run / TOKENIZER} has no token {EOS}, so it is not this run's tokenizer; restore it or "
-            "train again"
-        )
-    return eos
+def _generation(source: Source) -> Generation:
+    settings = source.generation
+    return Generation(
+        dialect=settings.dialect,
+        bos_id=settings.bos_id,
+        add_bos=settings.add_bos,
+        special_tokens=dict(settings.special_tokens),
+        sampling=dict(settings.sampling),
+        stop=list(settings.stop),
+        tools=settings.tools,
+        templates=source.templates,
+    )
 
 
 def _tensors(signature: Signature) -> dict[str, Tensor]:

@@ -9,8 +9,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..contract.errors import UserError
-from ..contract.file_names import CHAT_TEMPLATE, CONFIG, HELDOUT, TOKENIZER
+from ..contract.file_names import CHAT_TEMPLATE, CONFIG, GENERATION, HELDOUT, TOKENIZER
 from ..contract.files import user_path
+from ..contract.generation_settings import GenerationSettings
+from ..contract.messages import EOS
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..train.data.tokenizers import vocabulary_size
 from ..train.loop.divergence import all_finite, divergence_error
@@ -45,6 +47,10 @@ class Source:
     """The same, loaded."""
     chat_template: str | None
     """The run's chat template, a Jinja text; None where it was not trained on chats."""
+    generation: GenerationSettings
+    """Ends, special tokens and defaults of sampling: those that an import wrote, else those of a run trained here."""
+    templates: dict[str, str]
+    """Chat templates besides the main one, by name."""
     heldout: str
     """Text that the model was not trained on."""
 
@@ -158,13 +164,17 @@ def read(path: Path) -> Source:
     model = Transformer(config).eval()
     model.load_state_dict(checkpoint.model_state)
     tokenizer_json = _text(checkpoint.run / TOKENIZER)
+    tokenizer = _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size)
     template = checkpoint.run / CHAT_TEMPLATE
+    generation = _generation(checkpoint.run, tokenizer)
     source = Source(
         checkpoint,
         model,
         tokenizer_json,
-        _tokenizer(tokenizer_json, checkpoint.run / TOKENIZER, config.vocab_size),
+        tokenizer,
         _text(template) if template.exists() else None,
+        generation,
+        {name: _text(checkpoint.run / file) for name, file in generation.templates.items()},
         _text(checkpoint.run / HELDOUT),
     )
     if source.heldout_ids(2).shape[1] < 2:
@@ -216,6 +226,26 @@ def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
             "it is not this run's tokenizer: restore that, or train again"
         )
     return tokenizer
+
+
+def _generation(run: Path, tokenizer: Tokenizer) -> GenerationSettings:
+    path = run / GENERATION
+    if not path.exists():
+        eos = tokenizer.token_to_id(EOS)
+        if eos is None:
+            raise UserError(
+                f"{run / TOKENIZER} has no token {EOS}, so it is not this run's tokenizer; restore it or train again"
+            )
+        return GenerationSettings(eos_ids=(eos,))
+    settings = GenerationSettings.from_json(_text(path), str(path))
+    ids = (*settings.eos_ids, *([] if settings.bos_id is None else [settings.bos_id]))
+    unknown = next((number for number in ids if tokenizer.id_to_token(number) is None), None)
+    if unknown is not None:
+        raise UserError(
+            f"{path} names the token {unknown}, which {run / TOKENIZER} does not have: they do not belong together; "
+            "import the model again"
+        )
+    return settings
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from ..contract.streams import guard_streams
 # called should not be imported.
 COMMANDS: Mapping[str, str] = {
     "train": "adaptive_lm.train.commands.train:train",
+    "import": "adaptive_lm.train.commands.import_:import_",
     "runs": "adaptive_lm.train.commands.runs:runs",
     "compare": "adaptive_lm.train.commands.runs:compare",
     "export": "adaptive_lm.export.commands.export:export",
@@ -35,6 +36,7 @@ EXTRAS: Mapping[str, str] = {
     "torch": "train",
     "yaml": "train",
     "datasets": "hf",
+    "gguf": "import",
     "llguidance": "structured",
     "opentelemetry": "otel",
     "prometheus_client": "serve",

@@ -27,7 +27,7 @@ ARROWS = {("serve", "runtime"), ("export", "runtime"), ("export", "train"), *((r
 # Inside a room a package imports only those that stand after it; those on one line do not know each other.
 LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "contract": (
-        ("files", "streams", "text_file", "messages"),
+        ("files", "streams", "text_file", "messages", "generation_settings"),
         ("text_diagnosis",),
         ("text_compression",),
         ("errors", "file_names", "byte_table", "lazy", "stretches"),
@@ -37,7 +37,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("commands",),
         ("recipe_stages",),
         ("training",),
-        ("results",),
+        ("results", "importing"),
         ("loop",),
         ("monitor",),
         ("run",),
@@ -52,6 +52,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("inspection", "calibration"),
         ("measuring", "structured"),
         ("generation",),
+        ("chat",),
         ("speculation",),
         ("execution",),
         ("dial",),
@@ -59,7 +60,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
     ),
     "export": (
         ("commands",),
-        ("exporter", "inspecting"),
+        ("exporter", "inspecting", "outgoing"),
         ("package", "summary", "calibration"),
         ("proof",),
         ("fused", "source", "costs"),
@@ -313,8 +314,8 @@ def distribution_of(library: str) -> str:
         ("contract", []),
         ("runtime", ["plot", "structured"]),
         ("serve", ["serve", "otel", "ray"]),
-        ("train", ["train", "plot", "hf", "augment", "trackers"]),
-        ("export", ["train"]),
+        ("train", ["train", "plot", "hf", "augment", "trackers", "import"]),
+        ("export", ["train", "import"]),
     ],
 )
 def test_a_room_imports_only_what_its_installation_brings(room: str, extras: list[str]) -> None:

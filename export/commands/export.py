@@ -68,7 +68,13 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
     help="Checkpoint of the run: best (lowest held-out loss), last (newest undamaged), or a step.",
 )
 @click.option("--out", type=PATH, metavar="FOLDER", help="Folder to write; by default the folder model in the run.")
-@click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX: the default, and so far the only format.")
+@click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX, which is the default.")
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "gguf"]),
+    help="Write the format of another program instead, to the place of --out: hf is a folder with safetensors and "
+    "config.json for transformers, gguf a file for llama.cpp.",
+)
 @click.option(
     "--target",
     "targets",
@@ -108,7 +114,7 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
-    source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, targets: tuple[str, ...],
+    source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, to: str | None, targets: tuple[str, ...],
     quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, threads: int | None,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -116,7 +122,10 @@ def export(
 
     Without an argument the newest run under ./runs is exported, from its newest undamaged checkpoint.
     """
-    del as_onnx  # ONNX is the only format; a second one would give the flag a meaning
+    if to is not None:
+        for_onnx = {"--onnx": as_onnx, "--quantize": quantize, "--calibrate-text": calibrate_text}
+        export_to(to, source, checkpoint, out, [option for option, given in for_onnx.items() if given], as_json)
+        return
     precisions = precisions_of(quantize)
     if calibrate_text and not precisions.quantised:
         raise click.UsageError("--calibrate-text chooses scales of int8 and int4; add --quantize int8 or int4")
@@ -137,3 +146,23 @@ def export(
         click.echo(json.dumps({"model": str(result.folder), "parity": result.report}))
     else:
         click.echo(str(result.folder))
+
+
+def export_to(
+    to: str, source: str | None, checkpoint: str, out: Path | None, for_onnx: Sequence[str], as_json: bool
+) -> None:
+    """Write a run in the format of another program.
+
+    Raises:
+        UsageError: There is no --out, or an option is only for ONNX.
+    """
+    if for_onnx:
+        raise click.UsageError(f"{for_onnx[0]} is for ONNX, and --to {to} writes another format; leave one of them out")
+    if out is None:
+        raise click.UsageError(f"--to {to} needs a place: add --out PATH")
+    if to == "hf":
+        from ..outgoing.hf import export_hf as write
+    else:
+        from ..outgoing.gguf import export_gguf as write
+    written = write(source, out, checkpoint=checkpoint, log=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps({"model": str(written)}) if as_json else str(written))

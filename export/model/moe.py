@@ -12,12 +12,8 @@ from .router import ExpertLevels, router
 def dense_ffn(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str) -> str:
     """Compute y = (silu(x Wg) * (x Wu)) Wd, or its form without a gate, with biases or another activation."""
     first, last = f"{name}.{input_name(config)}", f"{name}.down"
-    hidden = _biased(g, weights, config, weights.linear(g, x, f"{first}.weight"), first)
-    return _biased(g, weights, config, weights.linear(g, inner(g, config, hidden), f"{last}.weight"), last)
-
-
-def _biased(g: Graph, weights: Weights, config: FFNConfig, out: str, name: str) -> str:
-    return g.op("Add", out, weights.parameter(g, f"{name}.bias")) if config.bias else out
+    hidden = weights.linear(g, x, f"{first}.weight")
+    return weights.linear(g, inner(g, config, hidden), f"{last}.weight")
 
 
 def moe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,31 +43,34 @@ if TYPE_CHECKING:
     "--temperature",
     type=float,
     default=0.8,
-    show_default=True,
+    show_default="the model's, else 0.8",
     help="Randomness of the choice, 0 to 1,000,000; 0 takes the most probable token.",
 )
 @click.option(
-    "--top-k", type=int, metavar="K", help="Choose among the K most probable tokens, at least 1; by default all."
+    "--top-k",
+    type=int,
+    metavar="K",
+    help="Choose among the K most probable tokens, at least 1; by default the model's, else all.",
 )
 @click.option(
     "--top-p",
     type=float,
     default=1.0,
-    show_default=True,
+    show_default="the model's, else 1",
     help="Choose among the most probable tokens whose probabilities add up to this; above 0, at most 1.",
 )
 @click.option(
     "--min-p",
     type=float,
     default=0.0,
-    show_default=True,
+    show_default="the model's, else 0",
     help="Drop tokens less probable than this share of the highest probability; 0 to 1.",
 )
 @click.option(
     "--repetition-penalty",
     type=float,
     default=1.0,
-    show_default=True,
+    show_default="the model's, else 1",
     help="Above 1 makes tokens that occurred less probable; 0.01 to 100.",
 )
 @click.option(
@@ -84,6 +88,9 @@ if TYPE_CHECKING:
     help="Subtracted from the logits of the tokens that the generated text holds; -2 to 2.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; repeat for several.")
+@click.option(
+    "--show-special", is_flag=True, help="Show special tokens in the text as they are spelled, except that of its end."
+)
 @click.option("--seed", type=int, help="Seed of the sampling, at least 0; by default a new one each time.")
 @click.option(
     "--chat/--raw",
@@ -175,6 +182,9 @@ def generate(
     engine = load(find_model(model), device=device, target=target, threads=threads, verify=verify)
     is_chat = engine.manifest.chat_template is not None if chat is None else chat
     compiled = compile_constraint(engine, constraint)
+    if beams is None:  # a search draws nothing
+        own = {name: value for name, value in engine.manifest.generation.sampling.items() if name not in typed(ctx)}
+        parameters = replace(parameters, **own)
     if search is not None:
         warn(engine, parameters)
         search.grammar = compiled

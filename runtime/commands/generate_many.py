@@ -140,7 +140,7 @@ def encode(engine: Engine, text: str, *, is_chat: bool, where: str = "") -> list
     """
     if not text:
         raise UserError("the prompt is empty, expected at least one character; type a text to continue")
-    plain = engine.tokenizer.encode(text)
+    plain = engine.tokenizer.encode_prompt(text)
     unknown = plain.count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
     if unknown:
         click.echo(f"note: {where}{unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)

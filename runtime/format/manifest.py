@@ -26,6 +26,7 @@ from .schema import (
     Executor,
     ExitAgreement,
     FileInfo,
+    Generation,
     Layer,
     LayerCosts,
     Milliseconds,
@@ -50,6 +51,7 @@ __all__ = [
     "Executor",
     "ExitAgreement",
     "FileInfo",
+    "Generation",
     "Layer",
     "LayerCosts",
     "Manifest",
@@ -79,6 +81,8 @@ class Manifest(Part):
     """Shapes and mechanisms."""
     chat_template: str | None = None
     """Jinja2 template of conversations; None for a model that was not trained on any."""
+    generation: Generation = Field(default_factory=Generation)
+    """Dialect of the templates, special tokens, and defaults of sampling."""
     inputs: dict[str, Tensor] = Field(default_factory=dict)
     """Inputs of the graph."""
     outputs: dict[str, Tensor] = Field(default_factory=dict)
@@ -113,6 +117,9 @@ class Manifest(Part):
             lists += [(f"targets.{name}.costs.{unit}.layers", table.layers) for unit, table in tables]
             if name == "portable" or (target.graph, target.data) != target_files(name):
                 raise ValueError(f"targets.{name} is in {target.graph} and {target.data}, which are not its files")
+        bos = self.generation.bos_id
+        if bos is not None and bos >= self.model.tokenizer_size:
+            raise ValueError(f"generation.bos_id {bos} is outside the tokenizer of {self.model.tokenizer_size}")
         points = self.curve.points if self.curve else []
         sets = {"thresholds": self.thresholds} | {
             f"curve.points.{i}.thresholds": point.thresholds for i, point in enumerate(points)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ...contract.generation_settings import Dialect, GenerationSettings, Role, ToolFormat, template_file
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -122,6 +124,8 @@ class Model(Part):
     """Keys and values of a token that skips a layer: absent from its cache, or projected from the frozen state."""
     eos_id: Count
     """Token id that ends a text."""
+    eos_ids: list[Count] = Field(default_factory=list)
+    """All token ids that end a text, `eos_id` among them; empty: only that."""
     num_experts: Positive
     """Most experts of a layer."""
     layers: list[Layer]
@@ -134,8 +138,11 @@ class Model(Part):
             raise ValueError(f"{len(self.layers)} layers are described, num_layers is {self.num_layers}")
         if self.tokenizer_size > self.vocab_size:
             raise ValueError(f"tokenizer_size {self.tokenizer_size} is larger than vocab_size {self.vocab_size}")
-        if self.eos_id >= self.tokenizer_size:
-            raise ValueError(f"eos_id {self.eos_id} is outside the tokenizer of {self.tokenizer_size}")
+        for end in (self.eos_id, *self.eos_ids):
+            if end >= self.tokenizer_size:
+                raise ValueError(f"eos_id {end} is outside the tokenizer of {self.tokenizer_size}")
+        if self.eos_ids and self.eos_id not in self.eos_ids:
+            raise ValueError(f"eos_id {self.eos_id} is not among eos_ids {self.eos_ids}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if any(layer.num_experts > self.num_experts for layer in self.layers):
@@ -150,6 +157,11 @@ class Model(Part):
                     f"{self.num_heads}; these four must not decrease"
                 )
         return self
+
+    @property
+    def ends(self) -> list[int]:
+        """Token ids that end a text, the main one first."""
+        return [self.eos_id, *(end for end in self.eos_ids if end != self.eos_id)]
 
     @property
     def routes_heads(self) -> bool:
@@ -175,6 +187,42 @@ class Model(Part):
         """Whether a layer has a third cache that marks the tokens that ran it: CoPE does not count the others."""
         skips = self.layers[index].depth_router or any(layer.exit for layer in self.layers[:index])
         return skips and self.skipped_kv == "project" and self.layers[index].positions == "cope"
+
+
+class Generation(Part):
+    """How texts are written for the model and drawn from it; the defaults describe a model that was trained here."""
+
+    dialect: Dialect = "own"
+    """The environment that the chat templates were written for."""
+    bos_id: Count | None = None
+    """Token id that begins a text; None where the model has none."""
+    add_bos: bool = False
+    """Whether a prompt without a template begins with `bos_id`."""
+    special_tokens: dict[Role, str] = Field(default_factory=dict)
+    """Texts of the special tokens by role, as the templates spell them."""
+    sampling: dict[str, int | float] = Field(default_factory=dict)
+    """Defaults of sampling; a setting that is left out has the program's default."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts before which a text ends."""
+    tools: ToolFormat | None = None
+    """How the model writes tool calls; None: recognised from its template."""
+    templates: dict[str, str] = Field(default_factory=dict)
+    """Chat templates besides the main one, by name."""
+
+    @model_validator(mode="after")
+    def _is_valid(self) -> Self:
+        GenerationSettings(
+            eos_ids=(0,),
+            bos_id=self.bos_id,
+            add_bos=self.add_bos,
+            dialect=self.dialect,
+            special_tokens=self.special_tokens,
+            sampling=self.sampling,
+            templates={name: template_file(name) for name in self.templates},
+            stop=tuple(self.stop),
+            tools=self.tools,
+        )
+        return self
 
 
 class Tensor(Part):

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
+from ..chat.prompt import ChatOptions, chat_ids
 from ..dial.thresholds import Thresholds
 from ..execution.batch import Batch
 from ..execution.kv_cache import cache_bytes
@@ -15,11 +17,10 @@ from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from ..speculation.speculation import Speculation
-from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
 from .mask import Grammar
-from .params import Params
+from .params import Params, params_of
 from .request import Request, Token
 from .sampler import TokenChooser
 from .search.beam_search import BeamSearch
@@ -110,6 +111,14 @@ class Engine:
         self._loop: Loop | None = None
         self._search: BeamSearch | None = None
 
+    def params(self, **given: Any) -> Params:
+        """Return the settings that are `given`, and for the rest of the sampling the defaults that the model brings.
+
+        Raises:
+            WrongUsageError: A setting is outside its range.
+        """
+        return params_of(self.manifest.generation, **given)
+
     def request(
         self,
         prompt: str | Sequence[int],
@@ -120,9 +129,9 @@ class Engine:
         prompt_logprobs: int | None = None,
     ) -> Request:
         """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         request = Request(
-            self.manifest, self.tokenizer, ids, params or Params(), sampler, grammar=grammar,
+            self.manifest, self.tokenizer, ids, params or self.params(), sampler, grammar=grammar,
             prompt_logprobs=prompt_logprobs,
         )  # fmt: skip
         request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
@@ -141,7 +150,7 @@ class Engine:
 
         Args:
             prompt: A text, or ids.
-            params: Settings of the generation; None takes the defaults.
+            params: Settings of the generation; None takes the defaults of the model.
             sampler: Chooses each token in place of the sampler of `params`.
             grammar: What the text must match (`runtime/structured`); it ends where nothing can follow.
             prompt_logprobs: How many alternatives to report for each token of the prompt, with its log-probability, in
@@ -217,7 +226,7 @@ class Engine:
         """
         settings = BeamSettings(beams=beams, beam_margin=beam_margin, length_penalty=length_penalty)
         check_beam_params(params or Params())
-        request = self.request(prompt, params)
+        request = self.request(prompt, params or Params())  # a model's defaults of sampling have no meaning here
         request.make_drafter = None
         search: BeamSearch | None = None
 
@@ -292,9 +301,9 @@ class Engine:
         whole = cache_bytes(self.manifest.model, context, graph.kv, max(slots, 1))
         return context if whole <= UNASKED_BYTES else room
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> list[int]:
         """Return the ids of a prompt that asks for the next answer; see `chat_ids`."""
-        return chat_ids(self.manifest, self.tokenizer, messages)
+        return chat_ids(self.manifest, self.tokenizer, messages, options)
 
 
 def load(
@@ -319,9 +328,8 @@ def load(
     """
     folder = Path(folder)
     manifest = Manifest.read(folder, verify=False)  # the session compares the digests of the graph that it runs
-    model = manifest.model
     if verify:
         check_digest(folder / TOKENIZER, manifest.files[TOKENIZER].sha256)
-    tokenizer = Tokenizer(folder / TOKENIZER, size=model.tokenizer_size, eos_id=model.eos_id)
+    tokenizer = Tokenizer.of_model(folder, manifest)
     session = Session(folder, manifest, device=device, target=target, threads=threads, verify=verify)
     return Engine(session, tokenizer)

@@ -1,9 +1,11 @@
 """All that can be set for one generation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...contract.errors import UserError
 from ..dial.dial import Dial
+from ..format.manifest import Generation
 from ..speculation.speculation import Speculate, checked_speculate
 from .logprobs import MAX_LOGPROBS
 from .sampler import Sampling, check_whole
@@ -22,6 +24,8 @@ class Params(Sampling, Dial):
     """The text ends before the first of these."""
     logprobs: int | None = None
     """How many alternatives to report with the log-probability of each token, 0 to 20; None reports neither."""
+    show_special: bool | tuple[int, ...] = False
+    """The special tokens that the text shows as they are spelled: all but those that end it, none, or some by id."""
     speculate: Speculate | None = None
     """How to guess tokens ahead, so that one pass checks several; the text does not depend on it. "ngram" guesses what
     followed the end of the text before, "dial" guesses with the model at a lower setting of its dial, "off" does not
@@ -35,6 +39,15 @@ class Params(Sampling, Dial):
         checked_stops(self.stop)
         check_logprobs("logprobs", self.logprobs)
         checked_speculate(self.speculate)
+
+
+def params_of(generation: Generation, **given: Any) -> Params:
+    """Return the settings that are `given`, and for the rest of the sampling the defaults of a model.
+
+    Raises:
+        WrongUsageError: A setting is outside its range.
+    """
+    return Params(**{**generation.sampling, **given})
 
 
 def check_logprobs(name: str, alternatives: int | None) -> None:

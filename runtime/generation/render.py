@@ -90,6 +90,7 @@ def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
     rows.add_column("exit", justify="right")
     rows.add_column("FLOPs", justify="right")
     rows.add_column("ms", justify="right")
+    ends = model.ends
     for token in tokens:
         usage = token.usage
         run = set(usage.layers_run)
@@ -103,7 +104,7 @@ def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
             seen = ((str(window or "all") if layer in run else "-") for layer, window in enumerate(usage.windows))
             cells.append(" ".join(seen))
         leave = "" if usage.exit_layer is None else str(usage.exit_layer)
-        name = Text("<end>", style="dim") if token.id == model.eos_id else Text(repr(printable(token.text))[1:-1])
+        name = Text("<end>", style="dim") if token.id in ends else Text(repr(printable(token.text))[1:-1])
         share, milliseconds = f"{usage.flops_share:.0%}", f"{token.seconds * 1000:.2f}"
         rows.add_row(name, *cells, str(len(run)), leave, share, milliseconds)
     return rows

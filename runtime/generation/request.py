@@ -17,6 +17,7 @@ from .logprobs import TokenLogprob, token_logprob
 from .mask import Grammar, TokenMask
 from .params import Params, check_logprobs, new_tokens_of
 from .sampler import Sampler, TokenChooser
+from .stop import checked_stops
 from .tokenizer import Tokenizer
 from .visible_text import VisibleText
 
@@ -133,6 +134,7 @@ class Request:
         self.elapsed = 0.0
         """Seconds of the passes since the last token."""
         self._tokenizer, self._size = tokenizer, model.tokenizer_size
+        self._stop = checked_stops((*params.stop, *manifest.generation.stop))
         self._sampler, self._grammar = sampler, grammar
         self._mask: TokenMask | None = None
         self._text: VisibleText | None = None
@@ -160,7 +162,7 @@ class Request:
             self._mask = None if self._grammar is None else self._grammar.mask()
             self._sampler = Sampler(self.params, self._size, self.ids, mask=self._mask)
         self.seed = self._sampler.seed
-        self._text = VisibleText(self._tokenizer, self.ids, self.params.stop)
+        self._text = VisibleText(self._tokenizer, self.ids, self._stop, self.params.show_special)
         self.drafter = None if self.make_drafter is None else self.make_drafter(sequence)
 
     def read(self, step: Step) -> None:

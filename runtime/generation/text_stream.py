@@ -63,6 +63,7 @@ class WindowStream:
         bytes_of: The bytes of the tokens that stand for bytes.
         special: Ids that are no text; decoding leaves them out before it looks at neighbours.
         fallback: Whether `bytes_of` is that of a byte fallback, not of a byte-level alphabet.
+        shown: The texts of those of `special` that are shown.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class WindowStream:
         special: Collection[int],
         *,
         fallback: bool,
+        shown: Mapping[int, str] | None = None,
     ) -> None:
+        self._shown = shown or {}
         self._decode = decode
         self._bytes_of = bytes_of
         self._special = special
@@ -85,7 +88,7 @@ class WindowStream:
     def push(self, token: int) -> str:
         """Add `token` and return the text that became certain with it."""
         if token in self._special:
-            return ""
+            return self.flush() + self._shown[token] if token in self._shown else ""
         if token not in self._bytes_of:
             text = self.flush() + self._release([token])
             self._broken = False

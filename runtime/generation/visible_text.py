@@ -10,9 +10,11 @@ from .tokenizer import Tokenizer
 class VisibleText:
     """The text of a generation, held back where a character or a stop string is not complete."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...]) -> None:
-        self._eos_id = tokenizer.eos_id
-        self._stream = tokenizer.stream(prompt)
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...], show: bool | tuple[int, ...] = False
+    ) -> None:
+        self._ends = tokenizer.ends
+        self._stream = tokenizer.stream(prompt, show)
         self._watch = StopWatch(stop)
 
     def add(self, token: int, *, end: str | None) -> tuple[str, str | None]:
@@ -22,7 +24,7 @@ class VisibleText:
             token: The next token.
             end: Why nothing may follow it, whatever its text; None if something may.
         """
-        reason = "eos" if token == self._eos_id else end
+        reason = "eos" if token in self._ends else end
         text = "" if reason == "eos" else self._stream.push(token)
         if reason is None:
             text = self._watch.push(text)

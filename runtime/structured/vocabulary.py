@@ -24,6 +24,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_token_id = tokenizer.eos_id
+        self.ends = sorted(tokenizer.ends)
         self.tokens = tokenizer.token_bytes()
         self.special_token_ids = [token for token, data in enumerate(self.tokens) if not data]
         self._encode = tokenizer.encode

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...contract.errors import UserError
-from ...contract.file_names import MANIFEST, TOKENIZER
+from ...contract.file_names import MANIFEST
 from ...runtime.format.locate import find_model
 from ...runtime.format.manifest import Manifest
 from ...runtime.generation.engine import load
@@ -54,12 +54,11 @@ def open_scheduler(settings: Settings, observer: Observer | None = None) -> Loca
 def model_info(folder: Path) -> ModelInfo:
     """Read the description of the exported model in `folder`."""
     manifest = Manifest.read(folder, verify=False)
-    model = manifest.model
     return ModelInfo(
         name=name_of(folder),
         created=int((folder / MANIFEST).stat().st_mtime),
         manifest=manifest,
-        tokenizer=Tokenizer(folder / TOKENIZER, size=model.tokenizer_size, eos_id=model.eos_id),
+        tokenizer=Tokenizer.of_model(folder, manifest),
         dials=() if manifest.curve is None else tuple(point.compute for point in manifest.curve.points),
     )
 

@@ -25,7 +25,7 @@ from ...contract.file_names import CONFIG
 from ...contract.files import cannot_write, remove_temporary_files, sync_folder, user_path
 from ..config.run_config import RunConfig, make_config, merge
 from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
-from .tensor_file import write_tensors
+from .tensor_file import LazyTensor, write_tensors
 
 FORMAT_VERSION = 1
 BEFORE: Mapping[str, Mapping[str, Any]] = {"optimizer": {"expert_turns": 1}}
@@ -63,7 +63,7 @@ def save_checkpoint(
     folder: Path,
     step: int,
     config: RunConfig,
-    model_state: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor | LazyTensor],
     optimizer_state: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> Path:

@@ -6,8 +6,10 @@ Format: https://huggingface.co/docs/safetensors/index#format
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +28,42 @@ DTYPES: Mapping[torch.dtype, str] = {
 }
 
 
-def chunks(head: bytes, tensors: Sequence[Tensor]) -> Iterator[bytes | memoryview]:
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is computed when it is read; its shape and dtype are known before."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    """Returns the tensor, of this shape and dtype."""
+
+
+def chunks(head: bytes, tensors: Sequence[Tensor | LazyTensor]) -> Iterator[bytes | memoryview]:
     """Yield the bytes of the file, one tensor at a time."""
     yield len(head).to_bytes(8, "little")
     yield head
-    for tensor in tensors:
+    for each in tensors:
+        tensor = each.read() if isinstance(each, LazyTensor) else each
+        assert tensor.dtype == each.dtype, "the header was written for another dtype"
+        assert tensor.shape == each.shape, "the header was written for another shape"
         yield tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | LazyTensor]) -> dict[str, Any]:
     """Write name -> tensor (any device) to `path`; return {"bytes": size, "sha256": digest}.
+
+    Lazy tensors are read one after the other, and each is freed before the next.
 
     Raises:
         OSError: the disk is full or may not be written.
     """
     ordered = sorted(
-        tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
+        tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
     )  # wide first: all stay aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in ordered:
-        end = offset + tensor.numel() * tensor.element_size()
+        end = offset + math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     head = json.dumps(header, separators=(",", ":")).encode()

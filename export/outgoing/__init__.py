@@ -1,0 +1,1 @@
+"""Write runs in the formats of other programs: `hf` (safetensors and config of Hugging Face) and `gguf` (llama.cpp)."""
