@@ -70,7 +70,8 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
         sequence.thresholds = Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)].given().items()})
         usage = sequence.step(token).usage
         layers += len(usage.layers_run)
-        rows += 0 if kind == "dense" else sum(map(len, usage.experts))
+        routed = [layer.routing != "dense" for layer in manifest.model.layers]
+        rows += sum(len(used) for used, has in zip(usage.experts, routed, strict=True) if has)
         head_rows += sum(map(len, usage.heads)) if "heads" in KINDS[kind] else 0
     assert (proof.tokens, proof.rows_multiplied, proof.layers_entered) == (TOKENS, rows, layers)
     assert proof.head_rows_multiplied == head_rows
@@ -78,7 +79,9 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     if "heads" in KINDS[kind]:
         assert TOKENS < head_rows < TOKENS * 3 * 4
         assert f"{head_rows} of {TOKENS * 12} head rows" in proof.line(3)
-    assert proof.rows_dense == (0 if kind == "dense" else TOKENS * 3 * 4)
+    most = sum(layer.candidates for layer in manifest.model.layers if layer.routing != "dense")
+    assert proof.rows_dense == TOKENS * most
+    assert most == {"dense": 0, "capped": 2 * 3}.get(kind, 3 * 4)
     if kind not in ("dense", "top_k"):
         assert TOKENS < proof.rows_multiplied < proof.rows_dense
     if kind in ("none", "project"):
