@@ -66,7 +66,8 @@ def fused_moe(
         out = g.op("Mul", out, g.op("ReduceSum", routing_weights, g.int64(1), keepdims=1))
     out = g.op("Add", residual, out)
     if config.shared_expert_dim:
-        out = g.op("Add", out, shared_expert(g, weights, name, config, x))
+        with g.scope("shared"):
+            out = g.op("Add", out, shared_expert(g, weights, name, config, x))
     return out, routes.selected
 
 
