@@ -68,7 +68,8 @@ def fused_moe(
     if residual:
         out = g.op("Add", residual, out)
     if config.shared_expert_dim:
-        out = g.op("Add", out, shared_expert(g, weights, name, config, x))
+        with g.scope("shared"):
+            out = g.op("Add", out, shared_expert(g, weights, name, config, x))
     return out, routes.selected
 
 

@@ -36,8 +36,7 @@ def is_matrix(name: str, dimensions: int) -> bool:
 
     Routers, gates of shared experts, positions and biases stay float32.
     """
-    positions = name == "learned_positions" or name.endswith("position_embedding")
-    kept = "router" in name or "shared_gate" in name or name.endswith("bias") or positions
+    kept = "router" in name or "shared_gate" in name or name.endswith(("positions", "position_embedding", "bias"))
     return dimensions > 1 and not kept
 
 

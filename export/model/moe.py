@@ -26,15 +26,15 @@ def moe(
     routes = router(g, weights, f"{name}.router", config, x, levels)
     out = run_experts(g, weights, name, config, x, routes, residual)
     if config.shared_expert_dim:
-        out = g.op("Add", out, shared_expert(g, weights, name, config, x))
+        with g.scope("shared"):
+            out = g.op("Add", out, shared_expert(g, weights, name, config, x))
     return out, routes.selected
 
 
 def shared_expert(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str) -> str:
     """Compute the expert that every token uses, times its gate where it has one: (N, D) -> (N, D)."""
-    with g.scope("shared"):
-        out = dense_ffn(g, weights, f"{name}.shared", config, x)
-        if not config.shared_gate:
-            return out
-        logit = g.op("Gemm", x, weights.parameter(g, f"{name}.shared_gate.weight"), transB=1, name="gate")
-        return g.op("Mul", out, g.op("Sigmoid", logit))
+    out = dense_ffn(g, weights, f"{name}.shared", config, x)
+    if not config.shared_gate:
+        return out
+    logit = g.op("Gemm", x, weights.parameter(g, f"{name}.shared_gate.weight"), transB=1, name="gate")
+    return g.op("Mul", out, g.op("Sigmoid", logit))

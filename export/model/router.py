@@ -28,10 +28,11 @@ class Routes(NamedTuple):
 
 def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, levels: ExpertLevels) -> Routes:
     """Choose experts for x (N, D); float32 in every precision."""
+    candidates = g.int64(config.candidates)
     with g.scope("router"):
         bias = [weights.parameter(g, f"{name}.bias")] if config.router_bias else []
         matrix = weights.parameter(g, f"{name}.weight")
-        router_logits = g.op("Gemm", x, matrix, *bias, transB=1, name="router_logits")
+        router_logits = g.op("Gemm", x, matrix, *bias, transB=1, name="router_logits")  # (N, E)
         if config.score == "softmax":
             scores = g.op("Softmax", router_logits, axis=-1, name="router_probs")  # (N, E)
         else:
@@ -39,7 +40,7 @@ def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, lev
         ranking = scores
         if config.selection_bias:
             ranking = g.op("Add", scores, weights.parameter(g, f"{name}.selection_bias"), name="ranking")
-        in_order, expert = g.ops("TopK", ranking, g.int64(config.candidates), outputs=2, axis=-1)
+        in_order, expert = g.ops("TopK", ranking, candidates, outputs=2, axis=-1)  # ties in order of expert
         ranked = g.op("GatherElements", scores, expert, axis=-1) if config.selection_bias else in_order  # (N, C)
         kept_ranks = g.op("Cast", _kept(g, weights, name, config, x, levels, ranked), to=FLOAT)
         if config.most_experts is not None:

@@ -25,6 +25,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "exit router": {"depth": {"exit_layers": [0, 1], "exit_criterion": "router"}},
     "shared": {"ffn": {"num_experts": 4, "expert_dim": 16, "shared_expert_dim": 8}, "depth": {}},
     "top_k": {"ffn": {"routing": "top_k", "num_experts": 4, "expert_dim": 16, "experts_per_token": 2}},
+    "capped": {
+        "ffn": {
+            "num_experts": 6, "expert_dim": 16, "most_experts": 3, "controller": "fixed", "router_top_p": 1.0,
+            "dense_layers": [0], "dim": 24, "shared_expert_dim": 8, "shared_gate": True, "bias": True,
+        }
+    },
+    "capped up": {
+        "ffn": {
+            "num_experts": 6, "expert_dim": 16, "most_experts": 4, "gated": False, "activation": "gelu",
+            "score": "sigmoid", "selection_bias": True,
+        }
+    },
     "dense": {"ffn": {"routing": "dense", "dim": 40}, "tie_embeddings": True},
     "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
     "wide heads": {"heads": {"routing": "top_p", "heads_per_token": 2}, "head_dim": 64, "dim": 96},

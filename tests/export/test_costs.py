@@ -130,20 +130,30 @@ def test_executed_flops_are_those_of_the_matrix_products_that_ran(
             assert step.usage.executed_flops == pytest.approx(found + elsewhere, rel=1e-12)
 
 
+def experts_of(config: ModelConfig, layer: int) -> int:
+    return 1 if config.is_dense(layer) else config.num_experts
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("name", MODELS)
 def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision: Precision) -> None:
     config = MODELS[name]
     table = costs(config, Precisions.of(precision)).weight_bytes
     every = sum(
-        layer.attention + layer.router + layer.expert * config.num_experts + layer.shared_expert + layer.depth_router
-        for layer in table.layers
+        layer.attention + layer.router + layer.expert * experts_of(config, i) + layer.shared_expert + layer.depth_router
+        for i, layer in enumerate(table.layers)
     )
     weights = [tensor for tensor in initializers(proto_of(name, precision)) if ":" not in tensor.name]
     sizes = {tensor.name: numpy_helper.to_array(tensor).nbytes for tensor in weights}
-    left_out = ("norm.weight", "rotary.", "bias", "window_reach", "window_by_length", "exit_routers") + (
-        () if config.tie_embeddings else ("embedding.weight",)
-    )
+    left_out = (
+        "norm.weight",
+        "learned_positions",
+        "rotary.",
+        "bias",
+        "window_reach",
+        "window_by_length",
+        "exit_routers",
+    ) + (() if config.tie_embeddings else ("embedding.weight",))
     in_file = sum(size for weight, size in sizes.items() if not any(word in weight for word in left_out))
     assert table.lm_head + every == in_file
 
@@ -233,7 +243,7 @@ def test_packed_bytes_are_those_of_the_matrices_in_the_file_with_their_padding(n
         assert layer.attention + layer.head * config.num_heads == attention + cope
         shared = sum(size for part, size in own.items() if ".shared." in part)
         assert layer.shared_expert == shared
-        assert layer.expert * config.num_experts == sum(own.values()) - attention - shared
+        assert layer.expert * experts_of(config, i) == sum(own.values()) - attention - shared
         assert layer.skipped_kv in (0, own[f"layers.{i}.attention.kv.weight.packed"])
         assert bool(layer.skipped_kv) is (config.depth.skipped_kv == "project")
 

@@ -30,6 +30,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "project": {"depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]}},
     "shared": {"ffn": {"num_experts": 4, "expert_dim": 16, "shared_expert_dim": 8}, "depth": {}},
     "top_k": {"ffn": {"routing": "top_k", "num_experts": 4, "expert_dim": 16, "experts_per_token": 2}},
+    "capped": {
+        "ffn": {
+            "num_experts": 6, "expert_dim": 16, "most_experts": 3, "controller": "fixed", "router_top_p": 1.0,
+            "dense_layers": [0], "dim": 24, "shared_expert_dim": 8, "shared_gate": True, "bias": True,
+        }
+    },
+    "capped up": {
+        "ffn": {
+            "num_experts": 6, "expert_dim": 16, "most_experts": 4, "gated": False, "activation": "gelu",
+            "score": "sigmoid", "selection_bias": True,
+        }
+    },
     "dense": {"ffn": {"routing": "dense", "dim": 40}},
     "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
     "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
@@ -58,7 +70,8 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
         sequence.thresholds = Thresholds(**{n: v.numpy() for n, v in limits[t % len(limits)].given().items()})
         usage = sequence.step(token).usage
         layers += len(usage.layers_run)
-        rows += 0 if kind == "dense" else sum(map(len, usage.experts))
+        routed = [layer.routing != "dense" for layer in manifest.model.layers]
+        rows += sum(len(used) for used, has in zip(usage.experts, routed, strict=True) if has)
         head_rows += sum(map(len, usage.heads)) if "heads" in KINDS[kind] else 0
     assert (proof.tokens, proof.rows_multiplied, proof.layers_entered) == (TOKENS, rows, layers)
     assert proof.head_rows_multiplied == head_rows
@@ -66,7 +79,9 @@ def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     if "heads" in KINDS[kind]:
         assert TOKENS < head_rows < TOKENS * 3 * 4
         assert f"{head_rows} of {TOKENS * 12} head rows" in proof.line(3)
-    assert proof.rows_dense == (0 if kind == "dense" else TOKENS * 3 * 4)
+    most = sum(layer.candidates for layer in manifest.model.layers if layer.routing != "dense")
+    assert proof.rows_dense == TOKENS * most
+    assert most == {"dense": 0, "capped": 2 * 3}.get(kind, 3 * 4)
     if kind not in ("dense", "top_k"):
         assert TOKENS < proof.rows_multiplied < proof.rows_dense
     if kind in ("none", "project"):

@@ -98,8 +98,9 @@ def test_a_matrix_with_a_negative_only_row_keeps_its_sign() -> None:
 
 
 def can_tip(config: ModelConfig) -> bool:
-    """Return whether a token still has a choice where everything is on: its best heads, its window."""
+    """Return whether a token still has a choice where everything is on: its best experts, heads, its window."""
     best = config.heads.routing == "top_k" or (config.heads.routing == "adaptive" and config.most_heads < 4)
+    best = best or config.ffn.candidates < config.num_experts
     return best or (config.has_windows and config.attention.window_kind == "learned")
 
 

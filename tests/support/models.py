@@ -345,7 +345,7 @@ def busy_thresholds(config: ModelConfig) -> ThresholdTensors:
     leave = {"top_prob": (0.5, 0.7), "margin": (0.3, 0.5), "entropy": (0.5, 0.7), "router": (0.7, 0.8)}
     ranges = ((0.45, 0.85), (0.45, 0.55), leave[config.depth.exit_criterion], (0.4, 0.85))
     levels = ThresholdTensors(*(torch.linspace(low, high, config.num_layers) for low, high in ranges))
-    return levels._replace(router_ratio=torch.linspace(0.1, 0.5, config.num_layers)) if config.dials_ratio else levels
+    return levels._replace(router_ratio=torch.linspace(0.1, 0.3, config.num_layers)) if config.dials_ratio else levels
 
 
 def even_thresholds(

@@ -202,7 +202,8 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
         expected.add("depth_z_loss")
     if config.attention.window_kind == "learned":
         expected.add("window_loss")
-    if any(section.controller in ("learned", "fixed") for section in (config.ffn, config.heads, config.depth)):
+    sections = (config.ffn, config.heads, config.depth)
+    if any(one.controller == "learned" or (one.controller == "fixed" and one.per_token) for one in sections):
         expected.add("threshold_loss")
     if config.depth.exit_layers:
         expected.add("exit_loss")

@@ -128,9 +128,8 @@ def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, s
     assert (heads == (config.most_heads if share else config.least_heads)).all()
     if share:
         assert found["layers_run"].all()
-        if config.ffn.routing != "top_k":
-            most = [1 if config.is_dense(layer) else config.ffn.candidates for layer in range(layers)]
-            assert (found["selected_experts"].sum(-1) == torch.tensor(most)[:, None, None]).all()
+        most = torch.tensor([1 if config.is_dense(layer) else config.ffn.candidates for layer in range(layers)])
+        assert (found["selected_experts"].sum(-1) == most[:, None, None]).all() or config.ffn.routing == "top_k"
         return
     if config.has_depth_router(1):
         always_runs = 1 if config.depth.exit_layers else 2
@@ -200,12 +199,12 @@ def test_weights_of_the_chosen_experts_sum_to_one(name: str) -> None:
     model = tiny_model(name)
     with torch.no_grad():
         out = model(tiny_ids(), busy_thresholds(model.config))
-    for routes in (layer.routes for layer in out.routing if layer.routes is not None):
-        sums = routes.routing_weights.sum(-1)
+    for layer in (layer for layer in out.routing if layer.routes is not None):
+        sums = layer.routes.routing_weights.sum(-1)
         if model.config.ffn.renormalize:
             torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
-        else:
-            assert ((sums - 1).abs() > 1e-3).any()
+        elif model.config.ffn.score == "softmax":
+            assert (sums < 1 - 1e-3).any()
 
 
 def test_usage_counts_what_was_decided() -> None:
