@@ -75,25 +75,26 @@ def _differentiate(ctx, gradient):  # type: ignore[no-untyped-def]  # torch.libr
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def linear(x: Tensor, weight: Tensor, onednn: bool) -> Tensor:
-    """Multiply x (..., K) by weight (N, K)^T -> (..., N), forward and backward by oneDNN or by torch.
+def linear(x: Tensor, weight: Tensor, onednn: bool, bias: Tensor | None = None) -> Tensor:
+    """Multiply x (..., K) by weight (N, K)^T and add bias (N,) -> (..., N), forward and backward by oneDNN or by torch.
 
-    With oneDNN it is one opaque operator for torch.compile.
+    With oneDNN the product is one opaque operator for torch.compile.
     """
-    out: Tensor = _forward(x, weight) if onednn else F.linear(x, weight)
-    return out
+    if not onednn:
+        return F.linear(x, weight, bias)
+    out: Tensor = _forward(x, weight)
+    return out if bias is None else out + bias
 
 
 class Linear(nn.Linear):
-    """nn.Linear whose product is torch's or oneDNN's."""
+    """nn.Linear, by default without a bias."""
 
     onednn = False
     """Whether oneDNN multiplies; only for float32 on a CPU, see `train/loop/matmul_backend.py`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
-        super().__init__(in_features, out_features, bias=bias)
+        super().__init__(in_features, out_features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) by the weight, and add the bias -> (..., N)."""
-        out = linear(x, self.weight, self.onednn)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+        """Multiply x (..., K) by the weight and add the bias -> (..., N)."""
+        return linear(x, self.weight, self.onednn, self.bias)
