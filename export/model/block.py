@@ -109,9 +109,10 @@ class Block:
                 normed = self._norm(b, own, "attention_norm")
                 cache = self.attention.write(b, normed, cells, inputs.past, inputs.lengths, Cache("", ""))
             here = inputs._replace(router_top_p=b.op("Gather", inputs.router_top_p, rows, axis=0))
-            for name in ("head_top_p", "router_ratio"):
-                if getattr(inputs, name):
-                    here = here._replace(**{name: b.op("Gather", getattr(inputs, name), rows, axis=0)})
+            if inputs.head_top_p:
+                here = here._replace(head_top_p=b.op("Gather", inputs.head_top_p, rows, axis=0))
+            if inputs.router_ratio:
+                here = here._replace(router_ratio=b.op("Gather", inputs.router_ratio, rows, axis=0))
             out, chosen = self._residuals(b, own, normed, cells, cache, here)
             if depth is not None:
                 gate = b.op("Mul", b.op("Gather", depth.scores, rows, axis=0), b.scalar(2.0))

@@ -32,14 +32,27 @@ KINDS: dict[str, dict[str, Any]] = {
     "top_k": {"ffn": {"routing": "top_k", "num_experts": 4, "expert_dim": 16, "experts_per_token": 2}},
     "capped": {
         "ffn": {
-            "num_experts": 6, "expert_dim": 16, "most_experts": 3, "controller": "fixed", "router_top_p": 1.0,
-            "dense_layers": [0], "dim": 24, "shared_expert_dim": 8, "shared_gate": True, "bias": True,
+            "num_experts": 6,
+            "expert_dim": 16,
+            "most_experts": 3,
+            "controller": "fixed",
+            "router_top_p": 1.0,
+            "dense_layers": [0],
+            "dim": 24,
+            "shared_expert_dim": 8,
+            "shared_gate": True,
+            "bias": True,
         }
     },
     "capped up": {
         "ffn": {
-            "num_experts": 6, "expert_dim": 16, "most_experts": 4, "gated": False, "activation": "gelu",
-            "score": "sigmoid", "selection_bias": True,
+            "num_experts": 6,
+            "expert_dim": 16,
+            "most_experts": 4,
+            "gated": False,
+            "activation": "gelu",
+            "score": "sigmoid",
+            "selection_bias": True,
         }
     },
     "dense": {"ffn": {"routing": "dense", "dim": 40}},

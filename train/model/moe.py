@@ -24,18 +24,18 @@ class DenseFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, config: FFNConfig) -> None:
         super().__init__()
-        self.activation, self.gated = config.activation, config.gated
-        width = hidden_dim * (1 + config.gated)
-        setattr(self, input_name(config), Linear(dim, width, config.bias))  # (H, D)
+        self.activation, self.gated, self.input = config.activation, config.gated, input_name(config)
+        setattr(self, self.input, Linear(dim, hidden_dim * (1 + config.gated), config.bias))  # (H, D)
         self.down = Linear(hidden_dim, dim, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x (..., D) -> (..., D)."""
+        hidden: Tensor = getattr(self, self.input)(x)
         if self.gated:
-            gate, up = self.gate_up(x).chunk(2, -1)
+            gate, up = hidden.chunk(2, -1)
             inner = activate(self.activation, gate) * up
         else:
-            inner = activate(self.activation, self.up(x))
+            inner = activate(self.activation, hidden)
         out: Tensor = self.down(inner)
         return out
 

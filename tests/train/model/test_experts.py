@@ -7,8 +7,17 @@ import torch
 from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
-from adaptive_lm.train.model.experts import ROW_MULTIPLE, SWIGLU, _forward, plan_rows, run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts import (
+    ROW_MULTIPLE,
+    SWIGLU,
+    ExpertForm,
+    _forward,
+    plan_rows,
+    run_experts,
+    run_experts_plainly,
+)
 from adaptive_lm.train.model.linear import has_onednn
+from adaptive_lm.train.model.sections import Activation
 
 N, D, E, F = 23, 8, EXPERTS, 6
 BF16_TOLERANCE = 2e-2
@@ -52,6 +61,33 @@ def test_gradients_are_those_of_finite_differences(chosen: str) -> None:
     assert torch.autograd.gradcheck(
         lambda *t: run_experts(t[0], t[1], selected, t[2], t[3]), (x, weights, gate_up, down)
     )
+
+
+FORMS = [(act, gated) for act in ("silu", "gelu", "gelu_tanh", "relu") for gated in (True, False)]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+@pytest.mark.parametrize(("activation", "gated"), FORMS)
+def test_every_form_of_expert_gives_what_all_pairs_give(activation: Activation, gated: bool, bias: bool) -> None:
+    """Outputs and all gradients, those of biases too; an expert without a token has none."""
+    selected = routed("some_experts_empty")
+    generator = torch.Generator().manual_seed(5)
+    both = F * (1 + gated)
+    shapes = [(N, D), (N, E), (E, D, both), (E, F, D), *([(E, both), (E, D)] if bias else [])]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    form = ExpertForm(activation, gated, *tensors[4:])
+    x, weights, stack, down = tensors[:4]
+    outs = [run_experts(x, weights, selected, stack, down, form=form)]
+    outs.append(run_experts_plainly(x, weights, selected, stack, down, form))
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=1e-12)
+    of_out = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    found, expected = (torch.autograd.grad(out, tensors, of_out) for out in outs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    if bias:
+        idle = ~selected.any(0)
+        assert idle.any()
+        assert not found[4][idle].any()
 
 
 @pytest.mark.slow
