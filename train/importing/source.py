@@ -66,14 +66,14 @@ class Claims:
                 f"{self.place} has no tensor {full}, which its config implies; found {len(self._names)} tensors. "
                 "Download the model again, or correct its config"
             )
-        found = self.source.shape(full)
-        if shape is not None and found != shape:
+        actual = self.source.shape(full)
+        if shape is not None and actual != shape:
             raise TensorsError(
-                f"{full} in {self.place} has the shape {list(found)}, its config implies {list(shape)}: the weights "
+                f"{full} in {self.place} has the shape {list(actual)}, its config implies {list(shape)}: the weights "
                 "and the config are of two models; download both again"
             )
         self._taken.add(full)
-        return LazyTensor(found, self.source.dtype(full), lambda: self.source.read(full))
+        return LazyTensor(actual, self.source.dtype(full), lambda: self.source.read(full))
 
     def ignore(self, name: str) -> None:
         """Mark a tensor as known and not needed, if it is there."""

@@ -240,6 +240,10 @@ def cache_of(folder: Path, root: Path) -> Path:
     for number, path in enumerate(sorted(folder.iterdir())):
         shutil.copy(path, repository / "blobs" / f"blob{number}")
         (snapshot / path.name).symlink_to(Path("../../blobs") / f"blob{number}")
+    more = snapshot / "additional_chat_templates"
+    more.mkdir()
+    (repository / "blobs" / "template").write_text("tools")
+    (more / "tool_use.jinja").symlink_to("../../../blobs/template")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     return repository
@@ -249,6 +253,7 @@ def cache_of(folder: Path, root: Path) -> Path:
 def test_the_cache_of_the_hub_is_read_through_its_links(given: str, whole: Path, tmp_path: Path) -> None:
     foreign = read(cache_of(whole, tmp_path) / given)
     assert foreign.provenance.source == "maker/tiny"
+    assert foreign.templates == {"tool_use": "tools"}
     assert loaded(foreign)(torch.zeros(1, 4, dtype=torch.int64)).logits.isfinite().all()
 
 
