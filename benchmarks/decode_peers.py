@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from decode_models import VOCABULARY, Size
+from decode_models import VOCABULARY, Size, config_of
 from gguf_file import architecture, silence
 from numpy.typing import NDArray
 
@@ -100,7 +100,7 @@ class LlamaCpp:
         model_params.n_gpu_layers = 0
         overrides = (llama_cpp.llama_model_kv_override * 2)()  # ends with an empty key
         if size.experts > 1:
-            overrides[0].key = f"{architecture(size.experts)}.expert_used_count".encode()
+            overrides[0].key = f"{architecture(config_of(size).model)}.expert_used_count".encode()
             overrides[0].tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT
             value: Any = overrides[0].value  # a union, whose type in the library depends on its version
             value.val_i64 = experts

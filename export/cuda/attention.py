@@ -3,6 +3,8 @@
 B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head, C capacity of the cache.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ...runtime.format.manifest import KV, Precisions
@@ -107,7 +109,7 @@ def grouped_query_attention(
     if apart:
         q, k = (g.op("Reshape", part, _grid(g, number * width)) for part, number in ((q, heads), (k, groups)))
     tables = ("", "") if rotary is None else _tables(g, rotary)
-    softcap = {"softcap": config.attention.softcap} if config.attention.softcap else {}
+    softcap: dict[str, Any] = {"softcap": config.attention.softcap} if config.attention.softcap else {}
     mixed, *_ = g.ops(
         "GroupQueryAttention", q, k, v, past.key, past.value, *_lengths(g, past.key), *tables,
         outputs=3, results=("", present.key, present.value), domain=MICROSOFT,
@@ -123,8 +125,8 @@ def _packed(g: Graph, weights: Weights, name: str, x: str) -> str:
     matrices = [weights.matrix(f"{name}.{part}.weight") for part in ("q", "kv")]
     stored = weights.stored(g, f"{name}.qkv.weight", np.concatenate(matrices), "fp16")
     biases = [weights.take(bias) for part in ("q", "kv") if (bias := f"{name}.{part}.bias") in weights.state]
-    bias = [g.weight(f"{name}.qkv.bias.fp16", np.concatenate(biases).astype(np.float16))] if biases else []
-    return g.op("Gemm", half(g, x), stored, *bias, name="qkv", transB=1)
+    added = [g.weight(f"{name}.qkv.bias.fp16", np.concatenate(biases).astype(np.float16))] if biases else []
+    return g.op("Gemm", half(g, x), stored, *added, name="qkv", transB=1)
 
 
 def _norm(g: Graph, weights: Weights, name: str, heads: str, epsilon: float) -> str:

@@ -47,6 +47,11 @@ def bias(g: Graph, weights: Weights, name: str) -> str:
     return parameter(g, weights, bias) if bias in weights.state else ""
 
 
+def shaped(g: Graph, weights: Weights, name: str, shape: tuple[int, ...]) -> str:
+    """Add a float32 parameter under its own name, in another shape."""
+    return g.weight(name, weights.take(name).reshape(shape))
+
+
 def predictor(g: Graph, weights: Weights, name: str, present: bool) -> tuple[str, str]:
     """Add weight and bias of a predictor with one output; without it, two absent inputs."""
     if not present:

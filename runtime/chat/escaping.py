@@ -16,7 +16,8 @@ MARKS = range(0xE000, 0xF900)
 class Escape:
     """Replaces the spellings of control tokens by marks, and reads the marks that a template wrote.
 
-    Control tokens are the special tokens, and those added tokens that the template spells out: `<tool_call>` in Qwen's.
+    Control tokens are the special tokens, and those added tokens that the template spells out, such as `<tool_call>` in
+    Qwen's; not white space, which people type as well.
     In what the assistant wrote only the special ones are replaced, since it writes the others itself.
 
     Args:
@@ -26,7 +27,8 @@ class Escape:
     """
 
     def __init__(self, added: Mapping[str, bool], template: str, conversation: str) -> None:
-        self._numbers = {token: n for n, token in enumerate(added) if added[token] or token in template}
+        spelled = (token for token in added if added[token] or (token in template and not token.isspace()))
+        self._numbers = {token: number for number, token in enumerate(spelled)}
         self._all = _pattern(self._numbers)
         self._special = _pattern([token for token in self._numbers if added[token]])
         held = set(conversation) | set(template)

@@ -10,10 +10,12 @@ markupsafe. Each line of stdin is a JSON object with `template`, `dialect` and `
 
 import contextlib
 import encodings.unicode_escape
+import html
 import json
 import pprint
 import signal
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable
 from datetime import datetime
@@ -29,7 +31,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-IMPORTED = (encodings.unicode_escape, pprint, unicodedata, jinja2.constants)
+IMPORTED = (encodings.unicode_escape, html, pprint, textwrap, unicodedata, jinja2.constants)
 """Modules that would be imported late, when no file can be opened."""
 MAX_SECONDS = 60
 """After which it ends by itself, if what should end it is gone."""
@@ -118,7 +120,7 @@ class PlainNamespace(Namespace):
         Namespace.__init__(own, attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        PlainNamespace._check(name)  # by the class: an attribute of `self` is one of the namespace
         Namespace.__setitem__(self, name, value)
 
     @staticmethod

@@ -18,8 +18,10 @@ from .generate_many import encode, generate_many
 from .options import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import PromptLine, read_prompts
 from .search import SearchOptions, report_found, search_many, search_options
+from .tool_options import ToolCalls, read_tools, tool_options
 
 if TYPE_CHECKING:
+    from ...contract.generation_settings import ToolFormat
     from ..dial import Dial
     from ..generation.engine import Engine, Generation
     from ..generation.params import Params
@@ -140,13 +142,15 @@ if TYPE_CHECKING:
     help="With --json: report the log-probability of each token and of the N most probable ones, 0 to 20.",
 )
 @constraint_options
+@tool_options
 @dial_options
 @model_options
 @click.pass_context
 def generate(
     ctx: click.Context, /, prompt: str | None, prompts: str | None, batch: int | None, model: str | None,
     chat: bool | None, beams: int | None, beam_margin: float | None, length_penalty: float | None, best_of: int | None,
-    usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None,
+    usage: str, as_json: bool, json_schema: str | None, regex: str | None, grammar: str | None, tools: str | None,
+    tool_format: ToolFormat | None,
     device: str, target: str, threads: int | None, verify: bool, **params: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT with an exported model, or answer it as a chat; `-` reads the prompt from stdin.
@@ -174,6 +178,13 @@ def generate(
     constraint = read_constraint(json_schema, regex, grammar)
     if constraint is not None and beams is not None:
         raise WrongUsageError("found --beams and a constraint on the text, expected one of them; --best-of takes one")
+    definitions = read_tools(tools, tool_format)
+    other = {"--prompts": prompts, "--beams": beams, "--best-of": best_of, "--raw": True if chat is False else None}
+    excluded = [name for name, value in other.items() if value is not None] + ["a constraint"] * (
+        constraint is not None
+    )
+    if definitions and excluded:
+        raise WrongUsageError(f"found --tools and {excluded[0]}, expected one of them; leave one out")
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
@@ -195,22 +206,27 @@ def generate(
         ctx.exit(generate_many(
             engine, lines, parameters, grammar=compiled, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
         ))  # fmt: skip
-    generation = engine.generate(encode(engine, text, is_chat=is_chat), parameters, grammar=compiled)
+    calls = ToolCalls(engine, definitions, tool_format) if definitions else None
+    if calls is not None:
+        parameters = replace(parameters, show_special=parameters.show_special or calls.shown)
+    generation = engine.generate(encode(engine, text, is_chat=is_chat, tools=definitions), parameters, grammar=compiled)
     warn(engine, parameters)
     tokens: list[Token] = []
     interrupted = False
     try:
+        texts = (calls.texts if calls else texts_of)(recorded(generation, tokens))
         if as_json:
-            tokens.extend(generation)
+            for _ in texts:
+                pass
         else:
-            stream(recorded(generation, tokens), strip=is_chat)
+            stream(texts, strip=is_chat)
     except KeyboardInterrupt:
         interrupted = True
         if not as_json:
             click.echo()
     if compiled is not None and generation.finish_reason == "length":
         click.echo("note: the text ends at its last token before it matched; raise --max-new-tokens", err=True)
-    report(engine, generation, tokens, usage, as_json)
+    report(engine, generation, tokens, usage, as_json, calls)
     if interrupted:
         ctx.exit(EXIT_INTERRUPTED)
 
@@ -234,7 +250,7 @@ def run_search(
             for _ in running:
                 pass
         else:
-            stream(running, strip=is_chat)
+            stream(texts_of(running), strip=is_chat)
     except KeyboardInterrupt:
         interrupted = True
         if not as_json:
@@ -290,16 +306,21 @@ def recorded(tokens: Iterable[Token], into: list[Token]) -> Iterator[Token]:
         yield token
 
 
-def stream(tokens: Iterable[Token], *, strip: bool) -> None:
+def texts_of(tokens: Iterable[Token]) -> Iterator[str]:
+    """Yield the text of each token."""
+    return (token.text for token in tokens)
+
+
+def stream(texts: Iterable[str], *, strip: bool) -> None:
     """Write the text to stdout as it is generated, with a line end at its end.
 
     Args:
-        tokens: The tokens, as they are generated.
+        texts: The text of each token, as they are generated.
         strip: Leave out the white space before an answer.
     """
     begun, ended = not strip, False
-    for token in tokens:
-        text = token.text if begun else token.text.lstrip()
+    for one in texts:
+        text = one if begun else one.lstrip()
         if text:
             begun, ended = True, text.endswith("\n")
             click.echo(text, nl=False)
@@ -308,14 +329,17 @@ def stream(tokens: Iterable[Token], *, strip: bool) -> None:
         click.echo()
 
 
-def report(engine: Engine, generation: Generation, tokens: list[Token], usage: str, as_json: bool) -> None:
+def report(
+    engine: Engine, generation: Generation, tokens: list[Token], usage: str, as_json: bool, calls: ToolCalls | None
+) -> None:
     """Print the JSON object on stdout, or on stderr the summary that `usage` selects."""
     from ..generation.summary import generation_json, summarise
 
     if generation.request.drafting_verdict:
         click.echo(f"note: {generation.request.drafting_verdict}", err=True)
     if as_json:
-        click.echo(json_module.dumps(generation_json(generation.request, tokens)))
+        content = generation_json(generation.request, tokens)
+        click.echo(json_module.dumps(content if calls is None else content | calls.fields))
         return
     if usage == "none":
         return

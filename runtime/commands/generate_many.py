@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,9 @@ def generate_many(
     return EXIT_INTERRUPTED if interrupted else int(totals.failed > 0)
 
 
-def encode(engine: Engine, text: str, *, is_chat: bool, where: str = "") -> list[int]:
+def encode(
+    engine: Engine, text: str, *, is_chat: bool, where: str = "", tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """Return the ids of a prompt; note on stderr how many tokens are unknown to the tokenizer.
 
     Args:
@@ -134,6 +137,7 @@ def encode(engine: Engine, text: str, *, is_chat: bool, where: str = "") -> list
         text: The prompt.
         is_chat: Whether to put it into the chat template.
         where: What the note begins with.
+        tools: Functions that the model may call, in a chat.
 
     Raises:
         UserError: It is empty, or the model has no chat template.
@@ -144,7 +148,11 @@ def encode(engine: Engine, text: str, *, is_chat: bool, where: str = "") -> list
     unknown = plain.count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
     if unknown:
         click.echo(f"note: {where}{unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
-    return engine.chat([{"role": "user", "content": text}]) if is_chat else plain
+    if not is_chat:
+        return plain
+    from ..chat.prompt import ChatOptions
+
+    return engine.chat([{"role": "user", "content": text}], ChatOptions(tools=tools))
 
 
 def print_one(

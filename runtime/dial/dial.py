@@ -182,9 +182,7 @@ def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats, ratio: Floats) -
         )
     capped = [i for i in routed if model.layers[i].most_experts]
     if dial.router_ratio not in (None, 0) and not capped:
-        raise UserError(
-            "a token of this model chooses among all experts, by router_top_p alone; leave out router_ratio"
-        )
+        raise UserError("this model has no most_experts, so router_top_p alone decides; leave out router_ratio")
     for i in routed:
         if dial.router_top_p is not None:
             top_p[i] = dial.router_top_p

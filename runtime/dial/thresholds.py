@@ -43,5 +43,9 @@ class Thresholds:
         return np.stack([getattr(self, one.name) for one in fields(self)])
 
     def as_lists(self) -> dict[str, list[float]]:
-        """Return lists for JSON, each number the shortest decimal that reads back as the same float32."""
-        return {one.name: [float(str(value)) for value in getattr(self, one.name)] for one in fields(self)}
+        """Return lists for JSON, each number the shortest decimal that reads back as the same float32.
+
+        A `router_ratio` of 0 in every layer is left out, since most models have none.
+        """
+        names = [one.name for one in fields(self) if one.name != "router_ratio" or self.router_ratio.any()]
+        return {name: [float(str(value)) for value in getattr(self, name)] for name in names}

@@ -109,14 +109,18 @@ class Table:
         self._call("add_scaled", y, x, factor, len(y))
         return y
 
-    def silu_product(self, gate: Floats, up: Floats, factor: float) -> Floats:
+    def activate(self, activation: str, gate: Floats, up: Floats | None, factor: float) -> Floats:
         out = np.full_like(gate, np.nan)
-        self._call("silu_product", gate, up, factor, out, len(gate))
+        self._call("activate", ACTIVATIONS.index(activation), gate, up, factor, out, len(gate))
         return out
 
     def softmax(self, x: Floats) -> tuple[Floats, float]:
         x = x.copy()
         return x, float(self._call("softmax", x, len(x), result=ctypes.c_float))
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+"""In the order of the numbers that an attribute states."""
 
 
 def open_library(path: Path = LIBRARY) -> ctypes.CDLL:

@@ -21,7 +21,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "DepthRouter": ("x", "alive", "depth_threshold", "weight", "bias", *PER_TOKEN),
     "FeedForward": (
         *("h", "x", "runs", "gate", "router_top_p", "norm", "router", *PER_TOKEN),
-        *("gate_up", "down", "shared_gate_up", "shared_down"),
+        *("gate_up", "down", "shared_gate_up", "shared_down", "router_ratio", "router_bias", "selection_bias"),
+        *("gate_up_bias", "down_bias", "shared_gate_up_bias", "shared_down_bias", "shared_gate"),
     ),
     "Exit": ("x", "alive", "exit_layer", "exit_threshold", "norm", "weight", "bias", "head"),
     "Logits": ("x", "norm", "head", "logit_rows"),

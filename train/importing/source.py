@@ -50,6 +50,18 @@ class Claims:
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self._names
 
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, which stays in the account as not taken.
+
+        Raises:
+            TensorsError: It is missing.
+        """
+        self._require(name)
+        return self.source.shape(self.prefix + name)
+
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> LazyTensor:
         """Take a tensor; it is read when the checkpoint is written.
 
@@ -60,12 +72,7 @@ class Claims:
         Raises:
             TensorsError: It is missing, or of another shape.
         """
-        full = self.prefix + name
-        if full not in self._names:
-            raise TensorsError(
-                f"{self.place} has no tensor {full}, which its config implies; found {len(self._names)} tensors. "
-                "Download the model again, or correct its config"
-            )
+        full = self._require(name)
         actual = self.source.shape(full)
         if shape is not None and actual != shape:
             raise TensorsError(
@@ -74,6 +81,15 @@ class Claims:
             )
         self._taken.add(full)
         return LazyTensor(actual, self.source.dtype(full), lambda: self.source.read(full))
+
+    def _require(self, name: str) -> str:
+        full = self.prefix + name
+        if full not in self._names:
+            raise TensorsError(
+                f"{self.place} has no tensor {full}, which its config implies; found {len(self._names)} tensors. "
+                "Download the model again, or correct its config"
+            )
+        return full
 
     def ignore(self, name: str) -> None:
         """Mark a tensor as known and not needed, if it is there."""

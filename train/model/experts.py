@@ -29,6 +29,14 @@ class ExpertForm(NamedTuple):
     gate_up_bias: Tensor | None = None  # (E, H)
     down_bias: Tensor | None = None  # (E, D)
 
+    def inner(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute act(gate) * up of gate|up (..., 2F), or act(up) of (..., F), after adding the bias."""
+        hidden = hidden if bias is None else hidden + bias
+        if not self.gated:
+            return activate(self.activation, hidden)
+        gate, up = hidden.chunk(2, -1)
+        return activate(self.activation, gate) * up
+
 
 SWIGLU = ExpertForm()
 """Experts without biases, as in Mixtral."""
@@ -296,11 +304,8 @@ def run_experts_plainly(
     x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, form: ExpertForm = SWIGLU
 ) -> Tensor:
     """Return the same by running every expert for every token. It is slow; `run_experts` is tested against it."""
-    hidden = torch.einsum("nd,edf->enf", x, gate_up)  # (E, N, H)
-    if form.gate_up_bias is not None:
-        hidden = hidden + form.gate_up_bias[:, None]
-    gate, up = hidden.chunk(2, -1) if form.gated else (hidden, None)  # (E, N, F)
-    inner = activate(form.activation, gate) if up is None else activate(form.activation, gate) * up
+    bias = None if form.gate_up_bias is None else form.gate_up_bias[:, None]
+    inner = form.inner(torch.einsum("nd,edf->enf", x, gate_up), bias)  # (E, N, F)
     every = torch.einsum("enf,efd->end", inner, down)  # (E, N, D)
     if form.down_bias is not None:
         every = every + form.down_bias[:, None]

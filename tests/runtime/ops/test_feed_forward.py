@@ -60,6 +60,11 @@ class Layer:
             "shared_hidden": shared,
             "precision_experts": code,
             "precision_shared": code,
+            "most_experts": 0,
+            "score": 0,
+            "activation": 0,
+            "gated": 1,
+            "columns": experts,
         }
         self.shared = None
         if shared:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from numpy.typing import NDArray
-from support.kernels import GIVEN, LIBRARY, Floats, Table, open_library, tables
+from support.kernels import ACTIVATIONS, GIVEN, LIBRARY, Floats, Table, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import BLOCK, GROUP, PRECISIONS, Precision, pack, rounded
 
@@ -183,9 +184,10 @@ def run_all(table: Table, n: int, seed: int, factor: float = 1.0) -> dict[str, A
         "rms_norm": table.rms_norm(a, b, 1e-5),
         "rotate": table.rotate(np.r_[a, b], np.cos(angles), np.sin(angles)),
         "add_scaled": table.add_scaled(a, b, 0.3),
-        "silu_product": table.silu_product(a, b, 0.7),
         "softmax": powers,
         "softmax_sum": total,
+        **{name: table.activate(name, a, b, 0.7) for name in ACTIVATIONS},
+        **{f"{name} alone": table.activate(name, a, None, 0.7) for name in ACTIVATIONS},
     }
 
 
@@ -200,9 +202,10 @@ def expected_of(n: int, seed: int, factor: float = 1.0) -> dict[str, Any]:
         "rms_norm": a / np.sqrt((a * a).mean() + 1e-5) * b,
         "rotate": np.r_[a * c - b * s, b * c + a * s],
         "add_scaled": a + np.float64(np.float32(0.3)) * b,
-        "silu_product": a / (1 + np.exp(-a)) * b * np.float64(np.float32(0.7)),
         "softmax": powers,
         "softmax_sum": powers.sum(),
+        **{name: reference.ACTIVATIONS[name](a) * b * np.float64(np.float32(0.7)) for name in ACTIVATIONS},
+        **{f"{name} alone": reference.ACTIVATIONS[name](a) * np.float64(np.float32(0.7)) for name in ACTIVATIONS},
     }
 
 
@@ -236,10 +239,20 @@ def test_softmax_is_close_over_the_whole_range_of_the_exponential(table: Table) 
 
 
 @each_table
-def test_silu_has_its_limits_and_passes_nan_on(table: Table) -> None:
-    gate = np.array([-np.inf, -1e30, -100, 0, 100, 1e30, np.nan], np.float32)
-    out = table.silu_product(gate, np.ones(7, np.float32), 1.0)
-    assert same(out + 0.0, np.array([np.nan, 0, 0, 0, 100, 1e30, np.nan]))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_have_their_limits_and_pass_nan_on(table: Table, activation: str) -> None:
+    gate = np.array([-1e30, -100, 0, 100, 1e30, np.nan], np.float32)
+    for up in (np.ones(6, np.float32), None):
+        out = table.activate(activation, gate, up, 1.0)
+        assert same(out + 0.0, np.array([0, 0, 0, 100, 1e30, np.nan]))
+
+
+@each_table
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_close_over_the_whole_range(table: Table, activation: str) -> None:
+    x = np.linspace(-12, 12, 48_001, dtype=np.float32)
+    out, expected = table.activate(activation, x, None, 1.0), reference.ACTIVATIONS[activation](x.astype(np.float64))
+    np.testing.assert_allclose(out, expected, rtol=4e-7, atol=4e-7)
 
 
 @each_table

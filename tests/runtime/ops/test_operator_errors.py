@@ -63,6 +63,14 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "down": packed(DIM, HIDDEN, EXPERTS),
             "shared_gate_up": packed(2 * HIDDEN, DIM),
             "shared_down": packed(DIM, HIDDEN),
+            "router_ratio": ones(2, 2),
+            "router_bias": ones(EXPERTS),
+            "selection_bias": ones(EXPERTS),
+            "gate_up_bias": ones(EXPERTS, 2 * HIDDEN),
+            "down_bias": ones(EXPERTS, DIM),
+            "shared_gate_up_bias": ones(1, 2 * HIDDEN),
+            "shared_down_bias": ones(1, DIM),
+            "shared_gate": ones(DIM),
         },
         {
             "layer": 1,
@@ -76,6 +84,11 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "reach": 1.0,
             "precision_experts": 2,
             "precision_shared": 2,
+            "most_experts": 2,
+            "score": 0,
+            "activation": 0,
+            "gated": 1,
+            "columns": EXPERTS,
         },
     ),
     "Exit": (
@@ -103,7 +116,7 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
 }
 OPTIONAL = {
     "DepthRouter": {"alive"},
-    "FeedForward": {"runs", "gate"},
+    "FeedForward": {"runs", "gate", "router_bias", "selection_bias", "shared_gate"},
     "Exit": {"alive", "exit_layer", "weight", "bias"},
 }
 """Inputs without which these attributes still give a result."""
@@ -164,7 +177,8 @@ def fits(name: str, input: str, array: Array) -> bool:
         return True
     if name == "Logits" and input in ("x", "logit_rows"):
         return array.shape == (TOKENS + 1, DIM) if input == "x" else array.ndim == 1
-    layers = input.endswith(("threshold", "top_p")) and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
+    levels = input.endswith(("threshold", "top_p", "ratio"))
+    layers = levels and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
     return layers or (name == "Embedding" and input == "ids" and array.ndim == 2)
 
 
@@ -240,7 +254,9 @@ def test_logits_of_a_token_that_is_not_there_are_refused(wanted: int) -> None:
 
 def test_routing_without_its_inputs_and_dense_routing_with_experts_are_refused() -> None:
     inputs, attributes = VALID["FeedForward"]
-    assert "num_experts 3" in message("FeedForward", inputs, **attributes | {"routing": 0})
+    assert "num_experts 3" in message("FeedForward", inputs, **attributes | {"routing": 0, "most_experts": 0})
+    assert "most_experts is 2, expected 0 to 0" in message("FeedForward", inputs, **attributes | {"routing": 2})
+    attributes = attributes | {"most_experts": 0}
     router = {key: array for key, array in inputs.items() if key != "router"}
     assert "need the input router" in message("FeedForward", router, **attributes | {"routing": 2})
 

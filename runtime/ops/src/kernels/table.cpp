@@ -10,7 +10,7 @@
 
 #define ADAPTIVE_TABLE(name) \
   extern const Kernels kernels_##name = {#name, quantize, multiply, matrix_row, rms_norm, rotate, dot, add_scaled, \
-                                         silu_product, softmax, attend, write_cell}
+                                         activate, softmax, attend, write_cell}
 
 namespace adaptive {
 #if defined(ADAPTIVE_ISA_avx512vnni)

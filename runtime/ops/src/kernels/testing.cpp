@@ -5,6 +5,7 @@
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
+using adaptive::Activation;
 using adaptive::Blocks;
 using adaptive::Kernels;
 using adaptive::kernels_named;
@@ -67,9 +68,9 @@ EXPORTED void adaptive_ops_add_scaled(const char* kernel, float* y, const float*
   kernels_named(kernel)->add_scaled(y, x, factor, n);
 }
 
-EXPORTED void adaptive_ops_silu_product(const char* kernel, const float* gate, const float* up, float factor,
-                                        float* out, int64_t n) {
-  kernels_named(kernel)->silu_product(gate, up, factor, out, n);
+EXPORTED void adaptive_ops_activate(const char* kernel, int64_t activation, const float* gate, const float* up,
+                                    float factor, float* out, int64_t n) {
+  kernels_named(kernel)->activate(static_cast<Activation>(activation), gate, up, factor, out, n);
 }
 
 EXPORTED float adaptive_ops_softmax(const char* kernel, float* x, int64_t n) {

@@ -1,15 +1,18 @@
-// The feed-forward part of a block: a mixture of SwiGLU experts, or one dense SwiGLU.
+// The feed-forward part of a block: a mixture of experts, or one dense FFN.
 //
 //     out = h + sum over selected e of g_e E_e(norm(h)), plus the shared expert where there is one
 //
 // and with a depth gate out = x + gate (that - x), x being the input of the layer. A token that skips the layer keeps
-// its state. N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token.
+// its state. N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token,
+// H = 2F where FFNs are gated (gate first), else F.
 // Mirrors `export/model/moe.py`, `router.py` and `experts.py`.
 //
 // Attributes: layer, the row of router_top_p; eps, added to the mean square; num_experts E; hidden and shared_hidden,
 // the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k; renormalize, whether
 // routing weights are divided by their sum; reach, the most that a token moves its threshold, in logits;
-// precision_experts and precision_shared.
+// precision_experts and precision_shared; most_experts, the candidates of a token under top_p (0: all); score, 0 softmax
+// or 1 sigmoid; activation and gated, the form of every FFN; columns, the width of `selected`, which is E or, of a dense
+// FFN in a model with experts, theirs.
 
 #include "../parts/experts.h"
 #include "../parts/levels.h"
@@ -24,7 +27,8 @@ class FeedForward {
   static constexpr const char* kName = "FeedForward";
   enum Input {
     h, x, runs, gate, router_top_p, norm, router, per_token_weight, per_token_bias, gate_up, down, shared_gate_up,
-    shared_down
+    shared_down, router_ratio, router_bias, selection_bias, gate_up_bias, down_bias, shared_gate_up_bias,
+    shared_down_bias, shared_gate
   };
   static constexpr Port kInputs[] = {
       {"h", Element::float32},                           // (N, D)
@@ -36,15 +40,23 @@ class FeedForward {
       {"router", Element::float32, optional},            // (E, D); absent if dense
       {"per_token_weight", Element::float32, optional},  // (D,)
       {"per_token_bias", Element::float32, optional},    // (1,)
-      {"gate_up", Element::uint8},                       // E packed (2F, D), gate first
+      {"gate_up", Element::uint8},                       // E packed (H, D)
       {"down", Element::uint8},                          // E packed (D, F)
-      {"shared_gate_up", Element::uint8, optional},      // packed (2F, D), with the F of the shared expert
+      {"shared_gate_up", Element::uint8, optional},      // packed (H, D), with the F of the shared expert
       {"shared_down", Element::uint8, optional},         // packed (D, F)
+      {"router_ratio", Element::float32, optional},      // (L, B), with most_experts
+      {"router_bias", Element::float32, optional},       // (E,)
+      {"selection_bias", Element::float32, optional},    // (E,), added to the scores for the choice alone
+      {"gate_up_bias", Element::float32, optional},      // (E, H)
+      {"down_bias", Element::float32, optional},         // (E, D)
+      {"shared_gate_up_bias", Element::float32, optional},  // (1, H)
+      {"shared_down_bias", Element::float32, optional},     // (1, D)
+      {"shared_gate", Element::float32, optional},          // (D,), of the factor of the shared expert
   };
   enum Output { out, selected };
   static constexpr Port kOutputs[] = {
       {"out", Element::float32},       // (N, D)
-      {"selected", Element::boolean},  // (N, E), all false where the token skips the layer
+      {"selected", Element::boolean},  // (N, columns), all false where the token skips the layer
   };
   enum Routing { dense, top_p, top_k };
 
@@ -59,7 +71,11 @@ class FeedForward {
         renormalize_(attributes.integer("renormalize", 0, 1) == 1),
         reach_(attributes.real("reach", 0, kMostReach)),
         precision_(precision_of(attributes, "precision_experts")),
-        shared_precision_(precision_of(attributes, "precision_shared")) {
+        shared_precision_(precision_of(attributes, "precision_shared")),
+        most_experts_(attributes.integer("most_experts", 0, routing_ == top_p ? num_experts_ : 0)),
+        sigmoid_(attributes.integer("score", 0, 1) == 1),
+        form_{static_cast<Activation>(attributes.integer("activation", 0, 3)), attributes.integer("gated", 0, 1) == 1},
+        columns_(attributes.integer("columns", num_experts_, routing_ == dense ? kMostExperts : num_experts_)) {
     if (routing_ == dense && num_experts_ != 1) {
       throw Failure(attributes.where() + ": routing 0 (dense) has one expert, found num_experts " +
                     std::to_string(num_experts_));
@@ -73,15 +89,17 @@ class FeedForward {
     const auto here = call.input<bool>(runs, {count, 1});
     const auto factor = call.input<float>(gate, {count, 1});
     if (factor && !before) call.fail("with the input gate, x is needed too");
-    Experts experts(call, dim, num_experts_);
-    experts.add(matrix(call, gate_up, precision_, 2 * hidden_, dim, num_experts_),
-                matrix(call, down, precision_, dim, hidden_, num_experts_));
+    Experts experts(call, dim, num_experts_, columns_, form_);
+    experts.add(matrix(call, gate_up, precision_, form_.hidden_outputs(hidden_), dim, num_experts_),
+                matrix(call, down, precision_, dim, hidden_, num_experts_),
+                biases(call, gate_up_bias, down_bias, num_experts_, hidden_, dim));
     if (shared_hidden_ > 0) {
-      experts.add(matrix(call, shared_gate_up, shared_precision_, 2 * shared_hidden_, dim),
-                  matrix(call, shared_down, shared_precision_, dim, shared_hidden_));
+      experts.add(matrix(call, shared_gate_up, shared_precision_, form_.hidden_outputs(shared_hidden_), dim),
+                  matrix(call, shared_down, shared_precision_, dim, shared_hidden_),
+                  biases(call, shared_gate_up_bias, shared_down_bias, 1, shared_hidden_, dim));
     }
     const auto result = call.output<float>(out, {count, dim});
-    const auto chosen = call.output<bool>(selected, {count, num_experts_});
+    const auto chosen = call.output<bool>(selected, {count, columns_});
 
     Scratch scratch;
     auto* tokens = scratch.take<int64_t>(count);  // those that run
@@ -92,7 +110,7 @@ class FeedForward {
       const float* state = (!is_here && before ? before : residual).data + n * dim;
       std::copy(state, state + dim, result.data + n * dim);
     }
-    std::fill(chosen.data, chosen.data + count * num_experts_, false);
+    std::fill(chosen.data, chosen.data + count * columns_, false);
     if (num_tokens == 0) return;
 
     const Rows normed(scratch, num_tokens, dim, experts.any_integer());
@@ -105,7 +123,7 @@ class FeedForward {
     });
     float* weights = scratch.take<float>(num_tokens * num_experts_);  // (n, E) routing weights, 0 where not selected
     choose(call, normed, dim, tokens, count, chosen.data, weights);
-    experts.run(normed, tokens, chosen.data, weights, result.data);
+    experts.run(normed, tokens, chosen.data, weights, shared_weights(call, normed, dim, scratch), result.data);
 
     if (!factor) return;
     for (int64_t i = 0; i < num_tokens; ++i) {
@@ -117,48 +135,85 @@ class FeedForward {
   }
 
  private:
-  // Choose the experts of each token that runs: `chosen` (N, E) and `weights` (n, E).
+  // Read the two biases of a stack, both or neither.
+  Biases biases(const Call& call, size_t first, size_t second, int64_t experts, int64_t hidden, int64_t dim) const {
+    const auto own = call.input<float>(first, {experts, form_.hidden_outputs(hidden)});
+    const auto last = call.input<float>(second, {experts, dim});
+    if (own.present != last.present) call.fail_input(second, "and the bias before it come together, found one of them");
+    return {own.data, last.data};
+  }
+
+  // Compute the factor of the shared expert, sigmoid(w . x) of each token that runs; null: 1.
+  const float* shared_weights(const Call& call, const Rows& normed, int64_t dim, Scratch& scratch) const {
+    const auto weight = call.input<float>(shared_gate, {dim});
+    if (!weight) return nullptr;
+    float* factors = scratch.take<float>(normed.count());
+    for (int64_t i = 0; i < normed.count(); ++i) {
+      factors[i] = sigmoid(kernels().dot(normed.values(i), weight.data, dim));
+    }
+    return factors;
+  }
+
+  // Choose the experts of each token that runs: `chosen` (N, columns) and `weights` (n, E).
   void choose(const Call& call, const Rows& normed, int64_t dim, const int64_t* tokens, int64_t count, bool* chosen,
               float* weights) const {
     const int64_t num_tokens = normed.count();
     if (routing_ == dense) {
       for (int64_t i = 0; i < num_tokens; ++i) {
-        chosen[tokens[i]] = true;
+        chosen[tokens[i] * columns_] = true;
         weights[i] = 1;
       }
       return;
     }
     const auto rows = call.input<float>(router, {num_experts_, dim});
     if (!rows) call.fail("routing 1 and 2 (top_p, top_k) need the input router");
+    const auto offset = call.input<float>(router_bias, {num_experts_});
+    const auto favour = call.input<float>(selection_bias, {num_experts_});
     const int64_t num_logits = num_tokens * num_experts_;
     call.parallel(num_logits, num_logits * dim * static_cast<int64_t>(sizeof(float)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        weights[i] = kernels().dot(normed.values(i / num_experts_), rows.data + i % num_experts_ * dim, dim);
+        const int64_t e = i % num_experts_;
+        weights[i] = kernels().dot(normed.values(i / num_experts_), rows.data + e * dim, dim);
+        if (offset) weights[i] += offset.data[e];
       }
     });
     const TokenShift shift = token_shift(call, per_token_weight, per_token_bias, dim, reach_);
     const Levels levels = routing_ == top_p ? Levels(call, router_top_p, layer_, count) : Levels();
+    const Levels ratios = most_experts_ > 0 ? Levels(call, router_ratio, layer_, count) : Levels();
+    const int64_t candidates = most_experts_ > 0 ? most_experts_ : num_experts_;
     call.parallel(num_tokens, num_logits * kCostOfRank, [&](int64_t first, int64_t last) {
       Scratch scratch;
       auto* order = scratch.take<int32_t>(num_experts_);
+      float* favoured = favour ? scratch.take<float>(num_experts_) : nullptr;
       for (int64_t i = first; i < last; ++i) {
         float* probs = weights + i * num_experts_;
-        bool* own = chosen + tokens[i] * num_experts_;
-        softmax(probs, num_experts_);
-        if (!rank(probs, num_experts_, order)) {  // NaN selects all experts, so that it cannot go unnoticed
+        bool* own = chosen + tokens[i] * columns_;
+        if (sigmoid_) {
+          for (int64_t e = 0; e < num_experts_; ++e) probs[e] = sigmoid(probs[e]);
+        } else {
+          softmax(probs, num_experts_);
+        }
+        for (int64_t e = 0; favour && e < num_experts_; ++e) favoured[e] = probs[e] + favour.data[e];
+        const float* ranking = favour ? favoured : probs;
+        if (!rank(ranking, num_experts_, candidates, order)) {  // NaN selects all experts: it cannot go unnoticed
           std::fill(own, own + num_experts_, true);
           continue;
         }
         int64_t taken = experts_per_token_;
         if (routing_ == top_p) {
           const float level = levels.of(tokens[i]);
-          // a level of 1 keeps every expert, also where float32 rounds the mass before the last ones to 1
-          taken = level >= 1 ? num_experts_
-                             : count_by_mass(probs, order, num_experts_, shift.moved(level, normed.values(i), dim));
+          // a level of 1 keeps every candidate, also where float32 rounds the mass before the last ones to 1
+          const float limit = level >= 1 ? kNoLimit : shift.moved(level, normed.values(i), dim);
+          if (most_experts_ > 0 || sigmoid_) {
+            const float ratio = most_experts_ > 0 ? ratios.of(tokens[i]) : 0;
+            taken = count_candidates(probs, order, candidates, limit, ratio);
+          } else {
+            taken = count_by_mass(probs, order, num_experts_, limit);
+          }
         }
         for (int64_t place = 0; place < taken; ++place) own[order[place]] = true;
         for (int64_t place = taken; place < num_experts_; ++place) probs[order[place]] = 0;
-        if (renormalize_) divide_by_sum(probs, num_experts_);
+        if (renormalize_) divide_by_sum(probs, num_experts_, sigmoid_ ? kLeastMass : 0);
       }
     });
   }
@@ -174,6 +229,10 @@ class FeedForward {
   bool renormalize_;
   float reach_;
   Precision precision_, shared_precision_;
+  int64_t most_experts_;
+  bool sigmoid_;
+  ExpertForm form_;
+  int64_t columns_;
 };
 
 const Registration<FeedForward> registration;
