@@ -47,6 +47,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "phi3": ("phi3", {"sliding_window": 9, "partial_rotary_factor": 1.0}),
+    "phi3_partial": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}},
+    ),
     "phi3_longrope": (
         "phi3",
         {

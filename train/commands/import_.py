@@ -35,7 +35,7 @@ Example: adaptive import ./Qwen3-0.6B --name qwen3
 @click.option(
     "--heldout",
     metavar="FILE",
-    help="Text to check and calibrate the model with; by default the model samples its own.",
+    help="Text to check and calibrate the model with; by default a built-in text; a small model samples its own.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace run NAME if it exists.")
 def import_(path: str, name: str, context: int | None, heldout: str | None, overwrite: bool) -> None:

@@ -73,14 +73,14 @@ class Claims:
             TensorsError: It is missing, or of another shape.
         """
         full = self._require(name)
-        found = self.source.shape(full)
-        if shape is not None and found != shape:
+        actual = self.source.shape(full)
+        if shape is not None and actual != shape:
             raise TensorsError(
-                f"{full} in {self.place} has the shape {list(found)}, its config implies {list(shape)}: the weights "
+                f"{full} in {self.place} has the shape {list(actual)}, its config implies {list(shape)}: the weights "
                 "and the config are of two models; download both again"
             )
         self._taken.add(full)
-        return LazyTensor(found, self.source.dtype(full), lambda: self.source.read(full))
+        return LazyTensor(actual, self.source.dtype(full), lambda: self.source.read(full))
 
     def _require(self, name: str) -> str:
         full = self.prefix + name

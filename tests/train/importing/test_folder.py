@@ -184,12 +184,36 @@ def test_a_config_of_a_gigabyte_is_not_read(folder: Path) -> None:
     [
         ("num_hidden_layers", 10**9), ("num_hidden_layers", "3"), ("hidden_size", -1), ("num_experts", 2.5),
         ("rms_norm_eps", "nan"), ("tie_word_embeddings", 1), ("hidden_size", "remove"), ("mlp_only_layers", {}),
-        ("vocab_size", 0), ("num_experts_per_tok", 7),
+        ("vocab_size", 0), ("num_experts_per_tok", 7), ("max_position_embeddings", 2**31 - 1),
     ],
 )  # fmt: skip
 def test_a_field_of_the_wrong_type_or_range_is_named(field: str, value: Any, folder: Path) -> None:
     edit(folder / "config.json", **{field: value})
     with pytest.raises(ForeignFileError, match=rf"as {field}, expected"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("gemma2", "query_pre_attn_scalar", 0),
+        ("gemma2", "query_pre_attn_scalar", -1),
+        ("granite", "logits_scaling", 0),
+        ("granite", "attention_multiplier", 0),
+        ("gpt2", "n_positions", 2**40),
+    ],
+)
+def test_a_factor_or_length_that_no_model_has_is_named(name: str, field: str, value: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path, name)
+    edit(tmp_path / "config.json", **{field: value})
+    with pytest.raises(ForeignFileError, match=f"as {field}, expected"):
+        read(tmp_path)
+
+
+def test_a_context_that_scaling_makes_endless_is_refused(folder: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 24}
+    edit(folder / "config.json", rope_parameters=yarn)
+    with pytest.raises(ForeignFileError, match="a context of at most 1048576 tokens"):
         read(folder)
 
 
@@ -240,6 +264,10 @@ def cache_of(folder: Path, root: Path) -> Path:
     for number, path in enumerate(sorted(folder.iterdir())):
         shutil.copy(path, repository / "blobs" / f"blob{number}")
         (snapshot / path.name).symlink_to(Path("../../blobs") / f"blob{number}")
+    more = snapshot / "additional_chat_templates"
+    more.mkdir()
+    (repository / "blobs" / "template").write_text("tools")
+    (more / "tool_use.jinja").symlink_to("../../../blobs/template")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abc")
     return repository
@@ -249,6 +277,7 @@ def cache_of(folder: Path, root: Path) -> Path:
 def test_the_cache_of_the_hub_is_read_through_its_links(given: str, whole: Path, tmp_path: Path) -> None:
     foreign = read(cache_of(whole, tmp_path) / given)
     assert foreign.provenance.source == "maker/tiny"
+    assert foreign.templates == {"tool_use": "tools"}
     assert loaded(foreign)(torch.zeros(1, 4, dtype=torch.int64)).logits.isfinite().all()
 
 

@@ -11,7 +11,7 @@ from ..errors import UnsupportedModelError
 from ..source import Claims, concatenate, plus_one, rows, scaled, stack, transpose
 from .families import Bias, Experts, Family
 from .rope import Rope, rope_of, ropes_by_kind
-from .settings import Settings, missing_feature
+from .settings import LARGEST_CONTEXT, Settings, missing_feature
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -46,7 +46,7 @@ class Decoder:
         self.head_dim = settings.integer("head_dim", family.head_dim or max(self.dim // self.heads, 1))
         self.hidden = settings.integer("intermediate_size")
         self.vocab = settings.integer("vocab_size")
-        self.context = settings.integer("max_position_embeddings", family.context, least=8)
+        self.context = settings.integer("max_position_embeddings", family.context, least=8, most=LARGEST_CONTEXT)
         self.tied = settings.flag("tie_word_embeddings", family.tied)
         self.qkv_bias, self.o_bias = self._bias(family.qkv_bias), self._bias(family.o_bias)
         self.ffn_bias = self._bias(family.ffn_bias)
@@ -82,12 +82,12 @@ class Decoder:
         if family.adds_one:
             self.embedding_scale = math.sqrt(self.dim)
             if family.softcaps:
-                self.query_scale = settings.number("query_pre_attn_scalar", 256) ** -0.5 / usual
+                self.query_scale = settings.positive("query_pre_attn_scalar", 256) ** -0.5 / usual
         if family.multipliers:
-            self.embedding_scale = settings.number("embedding_multiplier", 1)
-            self.query_scale = settings.number("attention_multiplier", 1) / usual
+            self.embedding_scale = settings.positive("embedding_multiplier", 1)
+            self.query_scale = settings.positive("attention_multiplier", 1) / usual
             self.residual_scale = settings.number("residual_multiplier", 1)
-            self.logits_scale = settings.number("logits_scaling", 1)
+            self.logits_scale = settings.positive("logits_scaling", 1)
 
     def config(self) -> dict[str, Any]:
         """Return the sections of our config."""
@@ -146,7 +146,10 @@ class Decoder:
         scaling = first.get("scaling", {})
         if scaling.get("kind") != "yarn":
             return self.context
-        return max(self.context, int(scaling["factor"] * scaling["original_context"]))
+        longest = max(self.context, scaling["factor"] * scaling["original_context"])
+        if longest > LARGEST_CONTEXT:
+            raise self.settings.refused("rope_scaling", scaling, f"a context of at most {LARGEST_CONTEXT} tokens")
+        return int(longest)
 
     def _positions(self) -> str | list[str]:
         if not self.family.without_rope:

@@ -12,7 +12,7 @@ from ...run.tensor_file import LazyTensor
 from ..source import Claims, rows, transpose
 from .decoder import ACTIVATIONS
 from .rope import rope_of
-from .settings import Settings, missing_feature
+from .settings import LARGEST_CONTEXT, Settings, missing_feature
 
 
 def _activation(settings: Settings, field: str, default: str) -> str:
@@ -40,7 +40,7 @@ class GPT2:
         self.heads = settings.integer("n_head", 12)
         self.hidden = settings.integer("n_inner", 4 * self.dim)
         self.vocab = settings.integer("vocab_size", 50257)
-        self.context = settings.integer("n_positions", 1024, least=8)
+        self.context = settings.integer("n_positions", 1024, least=8, most=LARGEST_CONTEXT)
         self.tied = settings.flag("tie_word_embeddings", True)
         settings.require("scale_attn_weights", True, "attention without the scale of its scores")
 
@@ -120,7 +120,7 @@ class GPTNeoX:
         self.head_dim = max(self.dim // self.heads, 1)
         self.hidden = settings.integer("intermediate_size")
         self.vocab = settings.integer("vocab_size")
-        self.context = settings.integer("max_position_embeddings", 2048, least=8)
+        self.context = settings.integer("max_position_embeddings", 2048, least=8, most=LARGEST_CONTEXT)
         self.tied = settings.flag("tie_word_embeddings")
         self.biased = settings.flag("attention_bias", True)
 

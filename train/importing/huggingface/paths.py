@@ -51,13 +51,17 @@ def repository_of(folder: Path) -> Path:
     return folder
 
 
-def model_files(folder: Path) -> dict[str, Path]:
+def model_files(folder: Path, repository: Path | None = None) -> dict[str, Path]:
     """Return the files of a folder by name, links resolved.
+
+    Args:
+        folder: The folder of a model, or one inside it.
+        repository: Where links may lead; None: into the model's repository folder.
 
     Raises:
         ForeignFileError: A link points out of the model's repository folder, or the folder cannot be read.
     """
-    root = repository_of(folder).resolve()
+    root = (repository or repository_of(folder)).resolve()
     files: dict[str, Path] = {}
     try:
         for path in sorted(folder.iterdir()):
@@ -84,8 +88,9 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     Raises:
         ForeignFileError: It is larger, cannot be read, or is no JSON.
     """
+    text = read_small(path, most)
     try:
-        return json.loads(read_small(path, most))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{path} is not JSON: {short(error)}; download the model again") from error
 

@@ -88,7 +88,7 @@ def _rope(section: Settings | None, *, theta: float, share: float, original: int
         scaling["beta_slow"] = section.number("beta_slow", 1.0)
         scaling["attention_factor"] = _yarn_attention(section, scaling["factor"])
     else:
-        factor = section.number("factor", context / own)
+        factor = section.positive("factor", context / own)
         default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(own))
         scaling["attention_factor"] = section.number("attention_factor", default)
         scaling["short_factors"] = _numbers(section, "short_factor")
@@ -103,10 +103,8 @@ def _yarn_attention(section: Settings, factor: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
     default = of(1.0)
-    if section.has("mscale") and section.has("mscale_all_dim"):
-        both = section.number("mscale"), section.number("mscale_all_dim")
-        if all(both):
-            default = of(both[0]) / of(both[1])
+    if section.number("mscale", 0) and section.number("mscale_all_dim", 0):  # 0 is none, as in transformers
+        default = of(section.positive("mscale", 1)) / of(section.positive("mscale_all_dim", 1))
     return section.number("attention_factor", default)
 
 

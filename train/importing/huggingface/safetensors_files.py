@@ -1,8 +1,9 @@
 """The safetensors files of a folder: one, or several with an index. Tensors are read one at a time."""
 
+import contextlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -149,20 +150,17 @@ class SafetensorsSource:
             return tensor.clone()
 
 
-class damaged:  # noqa: N801 - used as a function
-    """Turn the errors of the library into ours, with the name of the file."""
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn the errors of the library into one that names the file.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, SafetensorError | OSError | OverflowError | RuntimeError | MemoryError | TypeError):
-            raise ForeignFileError(
-                f"{self.path} is damaged or no safetensors file: {short(error, 200)}; {CURE}"
-            ) from error
+    Raises:
+        ForeignFileError: The library raised one.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError, OverflowError, RuntimeError, MemoryError, TypeError) as error:
+        raise ForeignFileError(f"{path} is damaged or no safetensors file: {short(error, 200)}; {CURE}") from error
 
 
 def refuse_repeated_names(path: Path) -> None:

@@ -101,6 +101,10 @@ MISSING_FEATURES: Mapping[str, str] = {
 """Field -> the feature that it switches on and this program lacks."""
 
 
+LARGEST_CONTEXT = 2**20
+"""Tokens. The tables of positions grow with it, and no model that can be read has a longer one."""
+
+
 class Settings:
     """A `config.json`. Each `get` checks the type and remembers the field.
 
@@ -147,6 +151,17 @@ class Settings:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise self.refused(name, value, "a finite number")
         return float(value)
+
+    def positive(self, name: str, default: float) -> float:
+        """Return a finite number above 0; a field that is missing or null has the default.
+
+        Raises:
+            ForeignFileError: It is not such a number.
+        """
+        value = self.number(name, default)
+        if value <= 0:
+            raise self.refused(name, value, "a number above 0")
+        return value
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Return true or false; a field that is missing or null has the default.

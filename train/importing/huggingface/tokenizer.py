@@ -18,7 +18,7 @@ from ....contract.generation_settings import (
 )
 from ...data.tokenizers import vocabulary_size
 from ..errors import ForeignFileError, short
-from .paths import LARGEST_TEMPLATE, LARGEST_TOKENIZER, model_files, read_json, read_small
+from .paths import LARGEST_TEMPLATE, LARGEST_TOKENIZER, model_files, read_json, read_small, repository_of
 from .settings import Settings
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -181,7 +181,7 @@ def read_templates(folder: Path, files: Mapping[str, Path], tokenizer_config: Ma
         templates[DEFAULT_TEMPLATE] = read_small(files[CHAT_TEMPLATE], LARGEST_TEMPLATE)
     more = folder / MORE_TEMPLATES
     if more.is_dir() and not more.is_symlink():
-        for name, path in model_files(more).items():
+        for name, path in model_files(more, repository_of(folder)).items():
             if name.endswith(".jinja"):
                 templates[name.removesuffix(".jinja")] = read_small(path, LARGEST_TEMPLATE)
     for name, text in templates.items():
