@@ -36,6 +36,15 @@ BASE: dict[str, Any] = {
 MODELS: dict[str, dict[str, Any]] = {
     "experts": {},
     "dense": {"ffn": {"routing": "dense", "dim": 96}},
+    "other attention": {
+        "attention": {
+            "qk_norm": "full",
+            "qkv_bias": True,
+            "o_bias": True,
+            "softcap": 5.0,
+            "rope": {"scaling": {"kind": "yarn", "factor": 4.0, "original_context": 64}},
+        },
+    },
     "depth and exits": {"depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 2]}},
     "everything": {
         "heads": {"routing": "top_p", "heads_per_token": 2.5},

@@ -1,7 +1,7 @@
 """A conversation, and where its text is cut: the same in training data and in a prompt."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from .errors import UserError
 
@@ -14,10 +14,19 @@ Private-use characters with our name between; a message that holds it is refused
 
 
 class Message(TypedDict):
-    """One turn: `role` is "user", "assistant" or "system"."""
+    """One turn: `role` is "user", "assistant", "system" or "tool"."""
 
     role: str
-    content: str
+    content: NotRequired[str]
+    """Missing where an answer only calls tools."""
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Calls of an answer, in the shape of OpenAI's, with `arguments` as an object."""
+    tool_call_id: NotRequired[str]
+    """The call whose result this turn is."""
+    name: NotRequired[str]
+    """Name of the tool, or of the speaker."""
+    reasoning_content: NotRequired[str]
+    """Thoughts before an answer."""
 
 
 class Turn(NamedTuple):
@@ -52,7 +61,7 @@ def turns(
         NotAppendingError: A later message changes the text of an earlier one.
         UserError: A message holds `EOS_MARK`.
     """
-    if any(EOS_MARK in message["content"] for message in messages):
+    if any(EOS_MARK in message.get("content", "") for message in messages):
         raise UserError("a message holds the mark that the program keeps for itself; remove the private-use characters")
     pieces: list[Turn] = []
     done = ""

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract.errors import UserError
@@ -21,6 +20,7 @@ from ..contract.text_file import read_text
 from ..runtime.format.manifest import Precisions
 from ..runtime.ops.layout import BLOCK, Precision, dequantize, quantize
 from ..train.model import Transformer
+from ..train.model.experts import ExpertForm
 from ..train.model.linear import Linear
 from ..train.model.moe import MoE
 from .graph.builder import Array
@@ -174,17 +174,19 @@ def recording(model: Transformer, powers: Powers, visits: dict[int, Array]) -> I
     def watch_experts(module: MoE, name: str) -> None:
         true, layer = module.run_experts, int(name.split(".")[1])
 
-        def run(x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, onednn: bool) -> Tensor:
+        def run(
+            x: Tensor, weights: Tensor, selected: Tensor, stack: Tensor, down: Tensor, onednn: bool, form: ExpertForm
+        ) -> Tensor:
             number = selected.sum(0).numpy()
             visits[layer] = visits.get(layer, 0) + number
-            for e in range(len(gate_up)):
+            for e in range(len(stack)):
                 shown = selected[:, e].clone()
-                shown[e % len(x) :: len(gate_up)] = True
+                shown[e % len(x) :: len(stack)] = True
                 rows = x[shown]
-                gate, up = (rows @ gate_up[e]).chunk(2, -1)
-                powers.add_to(f"{name}.gate_up", (e, len(gate_up)), rows.double())
-                powers.add_to(f"{name}.down", (e, len(gate_up)), (F.silu(gate) * up).double())
-            return true(x, weights, selected, gate_up, down, onednn)
+                powers.add_to(f"{name}.{module.input}", (e, len(stack)), rows.double())
+                bias = None if form.gate_up_bias is None else form.gate_up_bias[e]
+                powers.add_to(f"{name}.down", (e, len(stack)), form.inner(rows @ stack[e], bias).double())
+            return true(x, weights, selected, stack, down, onednn, form)
 
         module.run_experts = run
         undo.append(lambda: setattr(module, "run_experts", true))

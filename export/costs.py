@@ -37,7 +37,7 @@ class _Count:
     packed: bool = False
     """Whether our operators run: heads that were not chosen do not attend either."""
     all_experts: bool = False
-    """Whether every expert is computed for every token."""
+    """Whether every expert that a token can use is computed for it."""
 
 
 def costs(config: ModelConfig, precisions: Precisions) -> Costs:
@@ -137,8 +137,8 @@ def _layer(config: ModelConfig, layer: int, count: _Count) -> LayerCosts:
     """Return the costs of one layer."""
     dim, ffn = config.dim, config.ffn
     queries, keys = config.num_heads * config.resolved_head_dim, config.num_kv_heads * config.resolved_head_dim
-    hidden = ffn.dim if ffn.routing == "dense" else ffn.expert_dim
-    shared = ffn.shared_expert_dim if ffn.routing != "dense" else 0
+    dense, hidden, both = config.is_dense(layer), config.ffn_dim(layer), 1 + ffn.gated
+    shared = 0 if dense else ffn.shared_expert_dim
     keys_and_values = count.attention(dim, 2 * keys)
     attention = keys_and_values + _positions(config, layer, count)
     if not count.head:
@@ -146,10 +146,10 @@ def _layer(config: ModelConfig, layer: int, count: _Count) -> LayerCosts:
     learned = config.depth.exit_criterion == "router"
     exit_check = count.router(dim, 1) if learned else count.lm_head(dim, config.vocab_size)
     per_key, per_head_and_key = _keys(config, layer, count)
-    expert = count.experts(dim, 2 * hidden) + count.experts(hidden, dim)
-    always = count.experts(dim, 2 * shared) + count.experts(shared, dim) if shared else 0.0
-    if count.all_experts:
-        expert, always = 0.0, always + config.num_experts * expert
+    expert = count.experts(dim, both * hidden) + count.experts(hidden, dim)
+    always = count.experts(dim, both * shared) + count.experts(shared, dim) if shared else 0.0
+    if count.all_experts and not dense:
+        expert, always = 0.0, always + ffn.candidates * expert
     return LayerCosts(
         attention=attention,
         attention_per_key=per_key,
@@ -186,10 +186,13 @@ def _keys(config: ModelConfig, layer: int, count: _Count) -> tuple[float, float]
 
 
 def _routers(config: ModelConfig, layer: int, router: Cost) -> float:
-    """Return what a token that runs the layer pays for choosing experts, heads, window and their thresholds."""
+    """Return what a token that runs the layer pays for choosing experts, heads, window and their thresholds.
+
+    The gate of a shared expert is counted here, since it has the form of a router.
+    """
     outputs = 0
-    if config.ffn.routing != "dense":
-        outputs += config.ffn.num_experts + config.ffn.per_token
+    if not config.is_dense(layer):
+        outputs += config.ffn.num_experts + config.ffn.per_token + config.ffn.shared_gate
     if config.heads.routing != "all":
         outputs += config.num_heads + 2 * bool(config.heads.shared_heads)
         outputs += config.heads.per_token or config.heads.routing == "adaptive"

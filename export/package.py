@@ -218,8 +218,9 @@ def _model(source: Source, precisions: Precisions) -> Model:
     config = source.config
     layers = [
         Layer(
-            routing=config.ffn.routing,
-            num_experts=config.num_experts,
+            routing="dense" if config.is_dense(i) else config.ffn.routing,
+            num_experts=1 if config.is_dense(i) else config.num_experts,
+            most_experts=0 if config.is_dense(i) else config.ffn.most_experts or 0,
             depth_router=config.has_depth_router(i),
             exit=i in config.depth.exit_layers,
             positions=config.positions_of(i),

@@ -105,9 +105,9 @@ def weights_of(model: Transformer) -> dict[str, Array]:
 
 
 def _tensors_of_graph(model: Transformer) -> dict[str, Tensor]:
-    levels, windows = ".level_logit", ".window_controller.window"
+    levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias")
     tensors = {name: value.detach() for name, value in model.named_parameters() if not name.endswith(levels)}
-    return tensors | {name: value for name, value in model.named_buffers() if name.endswith(windows)}
+    return tensors | {name: value for name, value in model.named_buffers() if name.endswith(buffers)}
 
 
 def stored_lazily(tensor: Tensor) -> LazyArray:

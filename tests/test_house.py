@@ -52,6 +52,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("inspection", "calibration"),
         ("measuring", "structured"),
         ("generation",),
+        ("chat",),
         ("speculation",),
         ("execution",),
         ("dial",),

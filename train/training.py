@@ -153,6 +153,11 @@ def resume(
                 if checkpoint is None:
                     raise no_checkpoint(run)
                 config = make_config(checkpoint.config.model_dump(mode="json"), overrides)
+                if checkpoint.state.get("imported") and config != checkpoint.config:
+                    raise UserError(
+                        f"{run.path} was imported, so it has no training to resume; train a new run from it: adaptive "
+                        f"train --from {run.name} --data FILE --name NAME"
+                    )
                 overridden = require_same(run, checkpoint.config, config, override)
                 for key, (before, after) in overridden.items():
                     display.log(f"note: {key} was {before!r} and is {after!r} from step {checkpoint.step} on")

@@ -3,13 +3,15 @@
 B batch, T time, N = B*T tokens, D width, H query heads, K key/value heads, W width of a head, C capacity of the cache.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ...runtime.format.manifest import KV, Precisions
 from ...train.model.config import ModelConfig
 from ..graph.builder import INT32, Graph
 from ..graph.lazy_array import concatenate
-from ..graph.weights import Weights
+from ..graph.weights import Weights, plus
 from ..model.attention import Attention, Cache, Cells, Shared
 from ..model.signature import CACHE_TYPES
 from ..model.window import Ring
@@ -29,14 +31,16 @@ def kv_of(precisions: Precisions) -> KV:
 def is_grouped(config: ModelConfig, precisions: Precisions, layer: int) -> bool:
     """Return whether GroupQueryAttention computes the attention of a layer.
 
-    Its CUDA kernels exist for fp16 only and rotate heads of a multiple of 16. It writes the keys of every token of the
-    pass, has one window for all of them and adds nothing to their products, so it cannot leave out a token or a head.
+    Its CUDA kernels exist for fp16 only and rotate a multiple of 16 components. It writes the keys of every token of
+    the pass, has one window for all of them and adds nothing to their products, so it cannot leave out a token or a
+    head.
     """
-    width = config.resolved_head_dim
+    width, rope = config.resolved_head_dim, config.rope_of(layer)
     return (
         kv_of(precisions) == "fp16"
         and width % 16 == 0
         and width <= MOST_HEAD_DIM
+        and (rope is None or rope.rotated(width) % 16 == 0)
         and config.positions_of(layer) != "cope"
         and not config.window_of(layer)
         and not config.can_skip(layer)
@@ -63,11 +67,18 @@ class CudaAttention(Attention):
         if self.positions == "cope":  # its products with positions are float32
             widened = present._replace(key=wide(g, present.key), value=wide(g, present.value))
             return super()._mix(g, q, widened, seen, ring, cells)
-        return wide(g, g.op("Attention", half(g, q), present.key, present.value, seen))
+        return wide(g, g.op("Attention", half(g, q), present.key, present.value, seen, **self._cap()))
 
 
 def grouped_query_attention(
-    g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, past: Cache, present: Cache
+    g: Graph,
+    weights: Weights,
+    config: ModelConfig,
+    layer: int,
+    x: str,
+    past: Cache,
+    present: Cache,
+    rotary: tuple[str, str] | None,
 ) -> str:
     """Write GroupQueryAttention for normed x (N, D) -> (N, D) float32; keys and values are written in place.
 
@@ -76,8 +87,11 @@ def grouped_query_attention(
     """
     name = f"layers.{layer}.attention"
     heads, groups, width = config.num_heads, config.num_kv_heads, config.resolved_head_dim
+    # heads that are normed by themselves stand apart, those normed together side by side
+    apart = config.attention.qk_norm == "head"
+    q_shape, k_shape = ((heads, width), (groups, width)) if apart else ((heads * width,), (groups * width,))
     q, k, v = (
-        g.op("Reshape", part, shape)
+        g.op("Reshape", part, _grid(g, *shape))
         for part, shape in zip(
             g.ops(
                 "Split",
@@ -86,30 +100,34 @@ def grouped_query_attention(
                 outputs=3,
                 axis=1,
             ),
-            (_grid(g, heads, width), _grid(g, groups, width), _grid(g, groups * width)),
+            (q_shape, k_shape, (groups * width,)),
             strict=True,
         )
     )
-    q, k = (
-        g.op("Reshape", _norm(g, weights, f"{name}.{norm}", part, config.norm_eps), _grid(g, number * width))
-        for norm, part, number in (("q_norm", q, heads), ("k_norm", k, groups))
-    )
-    rotates = config.positions_of(layer) == "rope"
-    tables = _tables(g) if rotates else ("", "")
+    if config.attention.qk_norm != "none":
+        q = _norm(g, weights, f"{name}.q_norm", q, config.norm_eps)
+        k = _norm(g, weights, f"{name}.k_norm", k, config.norm_eps)
+    if apart:
+        q, k = (g.op("Reshape", part, _grid(g, number * width)) for part, number in ((q, heads), (k, groups)))
+    tables = ("", "") if rotary is None else _tables(g, rotary)
+    softcap: dict[str, Any] = {"softcap": config.attention.softcap} if config.attention.softcap else {}
     mixed, *_ = g.ops(
         "GroupQueryAttention", q, k, v, past.key, past.value, *_lengths(g, past.key), *tables,
         outputs=3, results=("", present.key, present.value), domain=MICROSOFT,
-        num_heads=heads, kv_num_heads=groups, do_rotary=int(rotates),
+        num_heads=heads, kv_num_heads=groups, do_rotary=int(rotary is not None), **softcap,
     )  # fmt: skip
     output = weights.stored(g, f"{name}.o.weight", weights.matrix(f"{name}.o.weight"), "fp16")
-    return wide(g, g.op("Gemm", g.op("Reshape", mixed, g.int64(-1, heads * width)), output, name="o", transB=1))
+    out = wide(g, g.op("Gemm", g.op("Reshape", mixed, g.int64(-1, heads * width)), output, name="o", transB=1))
+    return plus(g, out, weights.bias(g, f"{name}.o.weight"))
 
 
 def _packed(g: Graph, weights: Weights, name: str, x: str) -> str:
-    """Multiply by q, k and v in one product: (N, D) -> (N, (H + 2 K) W) fp16."""
+    """Multiply by q, k and v in one product and add their biases: (N, D) -> (N, (H + 2 K) W) fp16."""
     matrices = [weights.matrix(f"{name}.{part}.weight") for part in ("q", "kv")]
     stored = weights.stored(g, f"{name}.qkv.weight", concatenate(matrices), "fp16")
-    return g.op("Gemm", half(g, x), stored, name="qkv", transB=1)
+    biases = [weights.take(bias) for part in ("q", "kv") if (bias := f"{name}.{part}.bias") in weights.state]
+    added = [g.weight(f"{name}.qkv.bias.fp16", np.concatenate(biases).astype(np.float16))] if biases else []
+    return g.op("Gemm", half(g, x), stored, *added, name="qkv", transB=1)
 
 
 def _norm(g: Graph, weights: Weights, name: str, heads: str, epsilon: float) -> str:
@@ -125,11 +143,9 @@ def _grid(g: Graph, *shape: int) -> str:
     return g.derived[key][0]
 
 
-def _tables(g: Graph) -> tuple[str, str]:
-    """Return cos and sin of RoPE, (context_length, W / 2) fp16 each, once for every layer."""
-    if ("half_tables",) not in g.derived:
-        g.derived["half_tables",] = tuple(half(g, f"rotary.{name}") for name in ("cos", "sin"))
-    cos, sin = g.derived["half_tables",]
+def _tables(g: Graph, rotary: tuple[str, str]) -> tuple[str, str]:
+    """Return cos and sin of RoPE, (context_length, R / 2) fp16 each, once for all layers that share them."""
+    cos, sin = (half(g, table) for table in rotary)
     return cos, sin
 
 

@@ -12,6 +12,7 @@ from ..graph.builder import FLOAT, Graph
 from ..model.attention import Attended
 from ..model.block import Batch, Block, LayerInputs, LayerOutputs
 from ..model.depth import DepthRoutes
+from ..model.router import ExpertLevels
 from .attention import MICROSOFT, CudaAttention, grouped_query_attention, is_grouped
 from .experts import fused_moe, is_fused
 from .half import HalfWeights
@@ -31,7 +32,10 @@ class CudaBlock(Block):
             return super().write(g, x, alive, inputs)
         normed = self._norm(g, x, "attention_norm")
         with g.scope("attention"):
-            out = grouped_query_attention(g, self.weights, self.config, self.layer, normed, inputs.past, inputs.present)
+            rotary = self.batch.attention.rotary[self.layer]
+            out = grouped_query_attention(
+                g, self.weights, self.config, self.layer, normed, inputs.past, inputs.present, rotary
+            )
         out, chosen = self._feed_forward(g, x, Attended(out, []), inputs)
         return LayerOutputs(out, None, chosen)
 
@@ -74,10 +78,10 @@ class CudaBlock(Block):
         )  # fmt: skip
         return h, normed
 
-    def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
+    def _moe(self, g: Graph, normed: str, levels: ExpertLevels, h: str) -> tuple[str, str]:
         if not is_fused(self.config):
-            return super()._moe(g, normed, router_top_p, h)
-        return fused_moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, h)
+            return super()._moe(g, normed, levels, h)
+        return fused_moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, h)
 
 
 def someone(g: Graph, tokens: str) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from ...train.model.config import ModelConfig
 from ...train.model.sections import FFNConfig
 from ..graph.builder import Array, Graph
-from ..model.moe import dense_ffn
-from ..model.router import router
+from ..model.moe import shared_expert
+from ..model.router import ExpertLevels, router
 from .attention import MICROSOFT
 from .half import HalfWeights, half, wide
 
@@ -29,20 +29,25 @@ def is_fused(config: ModelConfig) -> bool:
     ffn = config.ffn
     sizes = (config.dim, ffn.expert_dim)
     fits = all(size >= LEAST_SIZE and size % ALIGNMENT == 0 for size in sizes)
+    fits = fits and ffn.activation == "silu" and ffn.gated and not ffn.bias
     return ffn.routing != "dense" and fits and config.num_experts <= MOST_EXPERTS
 
 
 def fused_moe(
-    g: Graph, weights: HalfWeights, name: str, config: FFNConfig, x: str, router_top_p: str, residual: str
+    g: Graph, weights: HalfWeights, name: str, config: FFNConfig, x: str, levels: ExpertLevels, residual: str
 ) -> tuple[str, str]:
     """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
 
     Without a residual, "", the sum alone. The operator chooses k experts by a softmax over its own input. The logarithm
-    of our routing weights makes it choose as our router did: under top-p k is E, and under top-k it is the number that
-    every token has.
+    of our routing weights makes it choose as our router did: k is the number that every token has under top-k, else the
+    most that a token can have.
     """
-    routes = router(g, weights, f"{name}.router", config, x, router_top_p)
-    scores = g.op("Log", g.op("Max", routes.routing_weights, g.scalar(NOTHING)), name="routing_scores")
+    routes = router(g, weights, f"{name}.router", config, x, levels)
+    routing_weights = routes.routing_weights
+    if routes.candidates:
+        nothing = g.op("ConstantOfShape", g.op("Shape", routes.selected))
+        routing_weights = g.op("ScatterElements", nothing, routes.candidates, routing_weights, axis=-1)  # (N, E)
+    scores = g.op("Log", g.op("Max", routing_weights, g.scalar(NOTHING)), name="routing_scores")
     gate_up, down = (weights.matrix(f"{name}.{part}") for part in ("gate_up", "down"))  # (E, D, 2F), (E, F, D)
     precision = weights.precision_of(f"{name}.gate_up")
     in_half = precision == "fp16"
@@ -52,19 +57,18 @@ def fused_moe(
         store(g, f"{name}.gate_up.rows", gate_up.map(interleaved, (gate_up.shape[2], gate_up.shape[1])), precision), "",
         store(g, f"{name}.down.rows", down.swapaxes(1, 2), precision), "",
         domain=MICROSOFT, name="experts",
-        k=int(config.experts_per_token) if config.routing == "top_k" else config.num_experts,
+        k=int(config.experts_per_token) if config.routing == "top_k" else config.candidates,
         normalize_routing_weights=1, activation_type="swiglu", swiglu_fusion=1,
         activation_alpha=1.0, activation_beta=0.0,
     )  # fmt: skip
     if in_half:
         out = wide(g, out)
     if not config.renormalize:  # the operator's weights add up to 1, those of this model to the mass that was chosen
-        out = g.op("Mul", out, g.op("ReduceSum", routes.routing_weights, g.int64(1), keepdims=1))
+        out = g.op("Mul", out, g.op("ReduceSum", routing_weights, g.int64(1), keepdims=1))
     if residual:
         out = g.op("Add", residual, out)
     if config.shared_expert_dim:
-        with g.scope("shared"):
-            out = g.op("Add", out, dense_ffn(g, weights, f"{name}.shared", x))
+        out = g.op("Add", out, shared_expert(g, weights, name, config, x))
     return out, routes.selected
 
 

@@ -24,7 +24,7 @@ def mechanisms(config: ModelConfig, precisions: Precisions) -> dict[str, Executo
         "windows": (config.has_windows, STANDARD),
         "head routing": (config.heads.routing != "all", MASKED),
         "experts": (config.ffn.routing != "dense", _experts(config)),
-        "dense feed-forward": (config.ffn.routing == "dense", STANDARD),
+        "dense feed-forward": (any(config.is_dense(i) for i in layers), STANDARD),
         "depth routing": (any(config.has_depth_router(i) for i in layers), SKIPPED),
         "early exits": (bool(config.depth.exit_layers), SKIPPED),
         "output head": (True, STANDARD),

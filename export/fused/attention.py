@@ -11,7 +11,7 @@ from ...train.model.rope import rotary_tables
 from ...train.model.window import window_by_length, window_levels
 from ..graph.builder import Graph
 from ..graph.weights import Weights
-from .packed import bias, matrix, number, ours, parameter, predictor, table
+from .packed import bias, matrix, number, ours, parameter, predictor, state_norm, table
 
 POLICIES = {"none": 1, "project": 2}
 """The attribute `policy` of a layer that tokens can skip; 0 where every token runs it."""
@@ -34,7 +34,7 @@ def policy_of(config: ModelConfig, layer: int) -> int:
 
 
 def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str) -> Attended:
-    """Write the attention of a layer, with the norm before it and the residual after it.
+    """Write the attention of a layer, with the norms around it and the residual after it.
 
     Args:
         g: The graph.
@@ -45,7 +45,7 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
         runs: (N, 1) bool, the tokens that run the layer; "" for all.
     """
     name, precision = f"layers.{layer}.attention", number(weights.precisions.attention)
-    norm = parameter(g, weights, f"layers.{layer}.attention_norm.weight")
+    norm = state_norm(g, weights, config, f"layers.{layer}.attention_norm", config.has_norms_before)
     selected, head_weights = _head_router(g, weights, config, layer, x, runs, norm)
     windows = _windows(g, weights, config, layer, x, runs, norm)
     positions, rope = config.positions_of(layer), config.rope_of(layer)
@@ -55,7 +55,8 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
     parts = ("key", "value", "counted") if config.counts_cells(layer) else ("key", "value")
     past = [f"past_{part}.{layer}" for part in parts]
     h, new_lengths, *_ = ours(
-        g, "Attention", x, runs, "positions", "slots", "lengths", windows, head_weights, norm,
+        g, "Attention", x, runs, "positions", "slots", "lengths", windows, head_weights, *norm,
+        *state_norm(g, weights, config, f"layers.{layer}.attention_post_norm", config.has_norms_after),
         matrix(g, weights, f"{name}.q.weight"),
         matrix(g, weights, f"{name}.kv.weight"),
         matrix(g, weights, f"{name}.o.weight"),
@@ -91,7 +92,7 @@ def rotary(g: Graph, config: ModelConfig, layer: int) -> tuple[str, str]:
 
 
 def _head_router(
-    g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: str
+    g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: tuple[str, str]
 ) -> tuple[str, str]:
     """Choose heads: (N, H) bool and their weights (N, H) float32, 0 where not chosen."""
     heads, name = config.heads, f"layers.{layer}.attention.head_router"
@@ -99,7 +100,7 @@ def _head_router(
         return "", ""
     shifts = heads.routing != "adaptive" and heads.per_token
     selected, head_weights = ours(
-        g, "HeadRouter", x, runs, norm, "head_top_p" if heads.routing != "top_k" else "",
+        g, "HeadRouter", x, runs, *norm, "head_top_p" if heads.routing != "top_k" else "",
         parameter(g, weights, f"{name}.weight"),
         parameter(g, weights, f"{name}.balance") if heads.shared_heads else "",
         *predictor(g, weights, f"{name}.per_token", shifts or heads.routing == "adaptive"),
@@ -116,7 +117,9 @@ def by_token(config: ModelConfig) -> bool:
     return config.has_windows and config.attention.window_kind in ("length", "learned")
 
 
-def _windows(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: str) -> str:
+def _windows(
+    g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: tuple[str, str]
+) -> str:
     """Choose the window of each token, (N,) int64; "" where they have one number."""
     if not config.window_of(layer) or not by_token(config):
         return ""
@@ -124,7 +127,7 @@ def _windows(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str
     values = (window_levels if learned else window_by_length)(config, layer)
     numbers = table(g, f"{name}.window_levels" if learned else f"{name}.window_by_length", values)
     (windows,) = ours(
-        g, "Windows", x, runs, "slots", "lengths", norm,
+        g, "Windows", x, runs, "slots", "lengths", *norm,
         *predictor(g, weights, f"{name}.window_router", learned),
         *((numbers, "") if learned else ("", numbers)),
         layer=layer, eps=config.norm_eps, policy=policy_of(config, layer),

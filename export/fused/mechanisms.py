@@ -14,7 +14,7 @@ def mechanisms(config: ModelConfig) -> dict[str, Executor]:
         "windows": config.has_windows,
         "head routing": config.heads.routing != "all",
         "experts": config.ffn.routing != "dense",
-        "dense feed-forward": config.ffn.routing == "dense",
+        "dense feed-forward": any(config.is_dense(i) for i in layers),
         "depth routing": any(config.has_depth_router(i) for i in layers),
         "early exits": bool(config.depth.exit_layers),
         "output head": True,

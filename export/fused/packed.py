@@ -8,6 +8,7 @@ import numpy as np
 from ...runtime.format.manifest import Precision
 from ...runtime.ops.layout import GROUP, PRECISIONS, pack, packed_bytes, padded
 from ...runtime.ops.probe import DOMAIN
+from ...train.model.config import ModelConfig
 from ..graph.builder import Array, Graph
 from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights
@@ -69,10 +70,23 @@ def parameter(g: Graph, weights: Weights, name: str) -> str:
     return g.weight(name, value if value.ndim else value.reshape(1))
 
 
+def state_norm(g: Graph, weights: Weights, config: ModelConfig, name: str, present: bool = True) -> tuple[str, str]:
+    """Add weight and bias of a norm of the hidden state; RMSNorm has no bias, a norm that is not present neither."""
+    if not present:
+        return "", ""
+    bias = parameter(g, weights, f"{name}.bias") if config.norm == "layer" else ""
+    return parameter(g, weights, f"{name}.weight"), bias
+
+
 def bias(g: Graph, weights: Weights, name: str) -> str:
     """Add the bias of a matrix, by the name of its weight; "" where it has none."""
     bias = f"{name.removesuffix('.weight')}.bias"
     return parameter(g, weights, bias) if bias in weights.state else ""
+
+
+def shaped(g: Graph, weights: Weights, name: str, shape: tuple[int, ...]) -> str:
+    """Add a float32 parameter under its own name, in another shape."""
+    return g.weight(name, weights.take(name).reshape(shape))
 
 
 def predictor(g: Graph, weights: Weights, name: str, present: bool) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights
 from .attention import attention, by_token, window_of
 from .feed_forward import feed_forward
-from .packed import matrix, number, ours, parameter, predictor
+from .packed import matrix, number, ours, parameter, predictor, state_norm
 from .signature import graph_inputs, graph_outputs
 
 CRITERIA = ("top_prob", "margin", "entropy", "router")
@@ -86,18 +86,20 @@ class _Transformer:
         self._report(runs_of, selected, heads, windows, exit_layer)
         g.op("Concat", *lengths, axis=0, name="new_lengths", result="new_lengths")
         ours(
-            g, "Logits", x, parameter(g, self.weights, "norm.weight"), self._head(), "logit_rows",
-            results=["logits"], eps=config.norm_eps, vocab=config.vocab_size,
+            g, "Logits", x, *state_norm(g, self.weights, config, "norm"), self._head(), "logit_rows",
+            results=["logits"], eps=config.norm_eps, softcap=config.logits_softcap, vocab=config.vocab_size,
             precision=number(self.weights.precisions.head),
         )  # fmt: skip
 
     def _embed(self) -> str:
         """Embed the ids (B, T) -> (N, D)."""
-        precision = self.weights.precisions.embedding
+        config, precision = self.config, self.weights.precisions.embedding
+        learned = config.has_learned_positions
         table = matrix(self.g, self.weights, "embedding.weight")
         (x,) = ours(
-            self.g, "Embedding", "ids", table,
-            dim=self.config.dim, vocab=self.config.vocab_size, precision=number(precision),
+            self.g, "Embedding", "ids", table, "positions" if learned else "",
+            parameter(self.g, self.weights, "learned_positions") if learned else "",
+            scale=config.embedding_scale, dim=config.dim, vocab=config.vocab_size, precision=number(precision),
         )  # fmt: skip
         return x
 
@@ -123,11 +125,13 @@ class _Transformer:
         criterion = self.config.depth.exit_criterion
         learned = criterion == "router"
         still, left = ours(
-            self.g, "Exit", x, alive, exit_layer, "exit_threshold", parameter(self.g, self.weights, "norm.weight"),
+            self.g, "Exit", x, alive, exit_layer, "exit_threshold",
+            *state_norm(self.g, self.weights, self.config, "norm"),
             *predictor(self.g, self.weights, f"exit_routers.{layer}", learned),
             "" if learned else self._head(),
             outputs=2, layer=layer, eps=self.config.norm_eps, criterion=CRITERIA.index(criterion),
-            vocab=self.config.vocab_size, precision=number(self.weights.precisions.head),
+            softcap=self.config.logits_softcap, vocab=self.config.vocab_size,
+            precision=number(self.weights.precisions.head),
         )  # fmt: skip
         return still, left
 

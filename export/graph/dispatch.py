@@ -43,25 +43,34 @@ class Dispatch:
             row_scale = g.op("Gather", row_scale, self.token, axis=0)
         return dequantize(g, product, row_scale, g.op("Gather", g.weight(f"{name}.scale", column_scale), self.part))
 
-    def combine(self, out: str, part_weights: str) -> str:
+    def add(self, rows: str, name: str) -> str:
+        """Add to each row the bias of its part: rows (R, O), the bias (E, O)."""
+        g = self.g
+        return g.op("Add", rows, g.op("Gather", self.weights.parameter(g, name), self.part, axis=0))
+
+    def combine(self, out: str, part_weights: str, candidates: str = "") -> str:
         """Add up each token's rows, weighted: out (R, D), part_weights (N, E), 0 where not chosen -> (N, D).
+
+        Where tokens choose among few `candidates` (N, C), part_weights are theirs, (N, C), and nothing is built that
+        has a row for every token and part.
 
         Each token gathers its rows. ScatterND with reduction "add" would do it in one node, but ONNX Runtime runs it on
         several threads without a lock, so that one of two additions to a token is sometimes lost.
         """
-        rows = self.spread(out)  # (N, E, D)
+        rows = self.spread(out, candidates)  # (N, E or C, D)
         mixed = self.g.op("MatMul", self.g.op("Unsqueeze", part_weights, self.g.int64(1)), rows, name="combine")
         return self.g.op("Squeeze", mixed, self.g.int64(1))  # of (N, 1, D)
 
-    def spread(self, rows: str) -> str:
-        """Return the rows of each token: (R, O) -> (N, E, O). A part that it did not choose has the first row."""
+    def spread(self, rows: str, candidates: str = "") -> str:
+        """Return the rows of each token: (R, O) -> (N, E, O), or (N, C, O). A part not chosen has the first row."""
         if self._places is None:
             g = self.g
             flat = g.op("Reshape", self.by_part, g.int64(-1))
             row = g.op("Mul", g.op("CumSum", flat, g.scalar(0), exclusive=1), flat)
             row = g.op("Reshape", g.op("Cast", row, to=INT64), g.int64(self.num_parts, -1))
             self._places = g.op("Transpose", row, perm=[1, 0])  # (N, E)
-        return self.g.op("Gather", rows, self._places, axis=0)
+        places = self.g.op("GatherElements", self._places, candidates, axis=1) if candidates else self._places
+        return self.g.op("Gather", rows, places, axis=0)
 
     def _rows(self, x: str, gather: bool) -> tuple[str, ...]:
         rows = self.g.op("Gather", x, self.token, axis=0, name="dispatch") if gather else x

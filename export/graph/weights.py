@@ -34,10 +34,10 @@ def part_of(name: str) -> Part:
 def is_matrix(name: str, dimensions: int) -> bool:
     """Return whether a parameter of the checkpoint is a matrix whose precision can be chosen.
 
-    Routers and positions stay float32.
+    Routers, gates of shared experts, positions and biases stay float32.
     """
-    positions = name == "learned_positions" or name.endswith("position_embedding")
-    return dimensions > 1 and "router" not in name and not positions
+    kept = "router" in name or "shared_gate" in name or name.endswith(("positions", "position_embedding", "bias"))
+    return dimensions > 1 and not kept
 
 
 class Weights:

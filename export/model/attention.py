@@ -5,7 +5,7 @@ of a head, C capacity of the cache.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...train.model.config import ModelConfig
 from ..graph.builder import FLOAT, INT64_ZERO, Graph
@@ -155,7 +155,7 @@ class Attention:
             mixed = g.op("Attention", q, present.key, present.value, seen, **self._cap())
         return g.op("Slice", mixed, g.int64(0), g.int64(-1), g.int64(2)) if spare else mixed
 
-    def _cap(self) -> dict[str, float]:
+    def _cap(self) -> dict[str, Any]:
         """Return the limit of the scores as an attribute; none where there is no limit."""
         softcap = self.config.attention.softcap
         return {"softcap": softcap} if softcap else {}
@@ -221,7 +221,7 @@ class Attention:
         if tables is None or rope is None:
             return heads
         rotated = rope.rotated(self.config.resolved_head_dim)
-        share = {"rotary_embedding_dim": rotated} if rope.share < 1 else {}
+        share: dict[str, Any] = {"rotary_embedding_dim": rotated} if rope.share < 1 else {}
         return g.op("RotaryEmbedding", heads, *tables, cells.positions, **share)
 
     def _norm(self, g: Graph, x: str, norm: str) -> str:

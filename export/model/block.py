@@ -15,6 +15,7 @@ from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
 from .moe import dense_ffn, moe
 from .norm import parameters_of, state_norm
+from .router import ExpertLevels
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class LayerInputs(NamedTuple):
     router_top_p: str  # (N, 1) float32
     depth_threshold: str  # (N, 1) float32
     head_top_p: str  # (N, 1) float32, where heads have a threshold
+    router_ratio: str  # (N, 1) float32, where tokens choose among few candidates
 
 
 class LayerOutputs(NamedTuple):
@@ -107,8 +109,9 @@ class Block:
                 normed = self._norm(b, own, "attention_norm")
                 cache = self.attention.write(b, normed, cells, inputs.past, inputs.lengths, Cache("", ""))
             here = inputs._replace(router_top_p=b.op("Gather", inputs.router_top_p, rows, axis=0))
-            if inputs.head_top_p:
-                here = here._replace(head_top_p=b.op("Gather", inputs.head_top_p, rows, axis=0))
+            for name in ("head_top_p", "router_ratio"):
+                if getattr(inputs, name):
+                    here = here._replace(**{name: b.op("Gather", getattr(inputs, name), rows, axis=0)})
             out, chosen = self._residuals(b, own, normed, cells, cache, here)
             if depth is not None:
                 gate = b.op("Mul", b.op("Gather", depth.scores, rows, axis=0), b.scalar(2.0))
@@ -150,21 +153,24 @@ class Block:
     def _feed_forward(self, g: Graph, x: str, attended: Attended, inputs: LayerInputs) -> tuple[str, str]:
         """Write what follows attention: the residual h = x + attention, and out = h + moe(norm(h))."""
         h, normed = self._residual(g, x, self._norm(g, attended.out, "attention_post_norm"))
-        if self.config.ffn.routing == "dense":
+        if self.config.is_dense(self.layer):
             with g.scope("ffn"):
-                update = dense_ffn(g, self.weights, f"{self.name}.ffn", normed)
+                update = dense_ffn(g, self.weights, f"{self.name}.ffn", self.config.ffn, normed)
                 out = g.op("Add", h, self._norm(g, update, "ffn_post_norm"))
-                selected = self._column(g, x, 1.0)
+                selected = [self._column(g, x, 1.0)]
+            if self.config.num_experts > 1:
+                selected.append(self._column(g, x, 0.0, self.config.num_experts - 1))
         else:
             with g.scope("moe"):
-                after = self.config.has_norms_after
-                out, selected = self._moe(g, normed, inputs.router_top_p, "" if after else h)
+                after, levels = self.config.has_norms_after, ExpertLevels(inputs.router_top_p, inputs.router_ratio)
+                out, experts = self._moe(g, normed, levels, "" if after else h)
                 if after:
                     out = g.op("Add", h, self._norm(g, out, "ffn_post_norm"))
-        chosen = [selected, *attended.choices]
+                selected = [experts]
+        chosen = [*selected, *attended.choices]
         if "windows" in reported(self.config) and not self.config.window_of(self.layer):
             chosen.append(self._column(g, x, 0.0))
-        return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else selected
+        return out, g.op("Concat", *chosen, axis=1, name="chosen") if len(chosen) > 1 else chosen[0]
 
     def _residual(self, g: Graph, x: str, attended: str) -> tuple[str, str]:
         """Compute h = x + attention, and the input of the feed-forward part: norm(h), of parallel parts norm(x)."""
@@ -172,9 +178,9 @@ class Block:
             h = g.op("Add", x, attended)
         return h, self._norm(g, x if self.config.parallel_residual else h, "ffn_norm")
 
-    def _moe(self, g: Graph, normed: str, router_top_p: str, h: str) -> tuple[str, str]:
+    def _moe(self, g: Graph, normed: str, levels: ExpertLevels, h: str) -> tuple[str, str]:
         """Compute h + moe(normed), (n, D), without h where it is "", and the selected experts, (n, E) float32."""
-        return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, router_top_p, residual=h)
+        return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:
         """Build the grid of the rows that run: side by side in a prompt, one per sequence in a batch of tokens."""
@@ -203,9 +209,9 @@ class Block:
         names = parameters_of(self.config, f"{self.name}.{which}")
         return state_norm(g, self.config, x, tuple(self.weights.parameter(g, name) for name in names), which)
 
-    def _column(self, g: Graph, x: str, value: float) -> str:
-        """Fill a column (n, 1) float32 with one value, for x (n, D)."""
-        shape = g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(1), axis=0)
+    def _column(self, g: Graph, x: str, value: float, columns: int = 1) -> str:
+        """Fill columns (n, columns) float32 with one value, for x (n, D)."""
+        shape = g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(columns), axis=0)
         return g.op("Expand", g.scalar(value), shape)
 
     def _zeros(self, g: Graph) -> str:

@@ -30,6 +30,8 @@ def graph_inputs(config: ModelConfig, kv: KV = "fp32") -> Signature:
     }
     if config.heads.routing in ("top_p", "adaptive"):
         signature["head_top_p"] = (FLOAT, [layers, "B"])
+    if config.dials_ratio:
+        signature["router_ratio"] = (FLOAT, [layers, "B"])
     return signature | _caches(config, "past", kv)
 
 

@@ -101,6 +101,9 @@ class TransformerGraph:
             if "head_top_p" in graph_inputs(config):
                 level = g.op("Max", self._or_everything("head_top_p"), g.scalar(FIRST))
                 self.head_top_p = self._per_token(level)
+            self.router_ratio: tuple[str, ...] = ("",) * config.num_layers
+            if config.dials_ratio:
+                self.router_ratio = self._per_token("router_ratio")
             self.depth_threshold = self._per_token("depth_threshold")
             self.exit_threshold = self._per_token("exit_threshold")
             self.lengths = self._per_layer(g.op("Reshape", "lengths", g.int64(-1)))  # (B,) each
@@ -117,7 +120,7 @@ class TransformerGraph:
             with g.scope(f"layers.{i}"):
                 parts = ("key", "value", "counted") if self.config.counts_cells(i) else ("key", "value")
                 past, present = (Cache(*(f"{when}_{part}.{i}" for part in parts)) for when in ("past", "present"))
-                levels = (self.router_top_p[i], self.depth_threshold[i], self.head_top_p[i])
+                levels = (self.router_top_p[i], self.depth_threshold[i], self.head_top_p[i], self.router_ratio[i])
                 inputs = LayerInputs(past, present, self.lengths[i], *levels)
                 out = self.block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
                 x = out.x

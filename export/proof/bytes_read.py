@@ -108,10 +108,15 @@ def _positions(config: ModelConfig, layer: int) -> float:
     return 4.0 * config.resolved_head_dim * config.attention.max_positions
 
 
+def _most_experts(config: ModelConfig, layer: int) -> int:
+    """Return the most experts that a token can use; a dense FFN counts as one."""
+    return 1 if config.is_dense(layer) else config.ffn.candidates
+
+
 def _dense(target: Target, config: ModelConfig) -> int:
     table = target.costs.weight_bytes
     layers = (
-        one.attention - _positions(config, i) + one.shared_expert + one.expert * config.num_experts
+        one.attention - _positions(config, i) + one.shared_expert + one.expert * _most_experts(config, i)
         + one.head * config.num_heads
         for i, one in enumerate(table.layers)
     )  # fmt: skip

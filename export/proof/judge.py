@@ -34,7 +34,10 @@ def points(source: Source) -> dict[str, ThresholdTensors]:
     config = source.config
     if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
         depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
-        thresholds["little"] = ThresholdTensors(trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2)
+        ratio = 0.2 * ones if config.dials_ratio else None
+        thresholds["little"] = ThresholdTensors(
+            trained.router_top_p / 2, depth, 0.5 * ones, trained.head_top_p / 2, ratio
+        )
     return thresholds
 
 

@@ -150,7 +150,7 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
     """Run the torch model on ids (1, T), with the margin of every decision; on (B, T), the tokens side by side."""
     out = model(ids, thresholds)
     tokens = ids.numel()
-    experts = [layer.routes.selected_experts if layer.routes else layer.runs[:, None] for layer in out.routing]
+    experts = [layer.routes.selected_experts if layer.routes else _one_of(model, layer.runs) for layer in out.routing]
     no_heads, no_window = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
     heads = [layer.heads.selected_heads if layer.heads else no_heads for layer in out.routing]
     windows = [layer.windows.sizes if layer.windows else no_window for layer in out.routing]
@@ -163,6 +163,13 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
         torch.stack(windows).numpy(),
         margins(out, thresholds, model).numpy(),
     )
+
+
+def _one_of(model: Transformer, runs: Tensor) -> Tensor:
+    """Return what a dense FFN reports of the tokens that run it, (T, E) bool: the first of the experts of the model."""
+    selected = runs.new_zeros(len(runs), model.config.num_experts)
+    selected[:, 0] = runs
+    return selected
 
 
 def margins(out: ModelOutput, thresholds: ThresholdTensors, model: Transformer) -> Tensor:
@@ -189,10 +196,13 @@ def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: T
     """Yield the margins, (T,) each, of what a token decides inside a layer that it runs."""
     config = model.config
     if layer.routes is not None:
-        yield _rank_margin(layer.routes.router_probs, layer.routes.selected_experts)
-        if config.ffn.routing == "top_p" and thresholds.router_top_p[i] < 1:
-            limit = shifted(thresholds.router_top_p[i], layer.routes.shift)
-            yield (layer.routes.mass_before[:, 1:] - limit).abs().amin(-1)
+        routes, candidates = layer.routes, config.ffn.candidates
+        yield _rank_margin(routes.ranking, routes.selected_experts)
+        if config.ffn.routing == "top_p" and candidates > 1 and thresholds.router_top_p[i] < 1:
+            limit = shifted(thresholds.router_top_p[i], routes.shift)
+            yield (routes.mass_before[:, 1:] - limit).abs().amin(-1)
+        if candidates > 1 and thresholds.router_ratio is not None and thresholds.router_ratio[i] > 0:
+            yield (routes.ranked[:, 1:] / routes.ranked[:, :1] - thresholds.router_ratio[i]).abs().amin(-1)
     if layer.heads is not None:
         yield _rank_margin(layer.heads.router_probs, layer.heads.selected_heads[:, config.heads.shared_heads :])
         if config.heads.routing != "top_k" and thresholds.head_top_p[i] < 1:

@@ -22,7 +22,7 @@ from ...runtime.format.manifest import Manifest
 from ...train.model import ThresholdTensors
 from ..graph.builder import Array
 
-EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|down)\.(\d+)$")
+EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|up|down)\.(\d+)$")
 HEAD = re.compile(r"layers\.(\d+)/(?:run/)?attention/([qo])\.(\d+)$")
 LAYER = re.compile(r"layers\.(\d+)/(?:run/)?attention/(?:Attention|cope/gates)$")
 
@@ -120,7 +120,7 @@ def prove(folder: Path, manifest: Manifest, ids: Sequence[int], thresholds: Sequ
     return Proof(
         tokens=len(reported),
         rows_multiplied=int(sum(one.rows[:, 0].sum() for one in executed)),
-        rows_dense=len(reported) * int(routed.sum()) * model.num_experts,
+        rows_dense=len(reported) * sum(one.candidates for one in model.layers if one.routing != "dense"),
         layers_entered=int(sum(one.layers.sum() for one in executed)),
         failures=failures,
         head_rows_multiplied=int(sum(one.head_rows[:, 0].sum() for one in executed)),
@@ -145,7 +145,7 @@ def read_profile(events: list[dict[str, Any]], num_layers: int, num_experts: int
         one = executed[int(starts.searchsorted(event["ts"], side="right")) - 1]
         if expert := EXPERT.match(name):
             shape = next(iter(event["args"]["input_type_shape"][0].values()))
-            one.rows[int(expert[1]), ("gate_up", "down").index(expert[2]), int(expert[3])] += shape[0]
+            one.rows[int(expert[1]), int(expert[2] == "down"), int(expert[3])] += shape[0]
         elif head := HEAD.match(name):
             shape = next(iter(event["args"]["input_type_shape"][0].values()))
             one.head_rows[int(head[1]), ("q", "o").index(head[2]), int(head[3])] += shape[0]

@@ -57,7 +57,7 @@ def mechanisms(manifest: Manifest) -> list[Mechanism]:
 
         return level
 
-    experts = tuple(i for i, one in enumerate(model.layers) if one.routing == "top_p" and one.num_experts > 1)
+    experts = tuple(i for i, one in enumerate(model.layers) if one.routing == "top_p" and one.candidates > 1)
     routed = tuple(i for i, one in enumerate(model.layers) if one.head_routing in ("top_p", "adaptive")
                    and len(set(one.head_range(model.num_heads))) > 1)  # fmt: skip
     routers = tuple(i for i, one in enumerate(model.layers) if one.depth_router)

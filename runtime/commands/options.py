@@ -49,6 +49,8 @@ def dial_options(command: Command) -> Command:
                      help="Share of tokens that run each layer with a depth router, 0 to 1; by default as trained."),
         click.option("--router-top-p", type=float, metavar="MASS",
                      help="Probability mass that a token's experts reach, above 0, at most 1; 1 keeps every expert."),
+        click.option("--router-ratio", type=float, metavar="RATIO",
+                     help="Least score of an expert, relative to a token's first, 0 to 1; 0 keeps all candidates."),
         click.option("--head-top-p", type=float, metavar="MASS",
                      help="Probability mass that a token's heads reach, 0 to 1; 1 keeps every head."),
         click.option("--depth-threshold", type=float, metavar="SCORE",

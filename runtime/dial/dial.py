@@ -18,12 +18,18 @@ SINGLE = (
     "heads",
     "layers_share",
     "router_top_p",
+    "router_ratio",
     "head_top_p",
     "depth_threshold",
     "exit_threshold",
 )
 # Pairs of fields that set the same threshold.
-SAME_THRESHOLD = (("experts", "router_top_p"), ("heads", "head_top_p"), ("layers_share", "depth_threshold"))
+SAME_THRESHOLD = (
+    ("experts", "router_top_p"),
+    ("experts", "router_ratio"),
+    ("heads", "head_top_p"),
+    ("layers_share", "depth_threshold"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,11 @@ class Dial:
     layers_share: float | None = None
     """Share of the tokens that run each layer with a depth router, 0 to 1, by the same table."""
     router_top_p: float | None = None
-    """Threshold of the experts of all layers, above 0, at most 1; 1 keeps every expert. Excludes `experts`."""
+    """Threshold of the experts of all layers, above 0, at most 1; 1 keeps every expert, or every candidate of a token
+    in a model with `most_experts`. Excludes `experts`."""
+    router_ratio: float | None = None
+    """Least score of an expert, relative to that of the token's first, 0 to 1; 0 keeps every candidate. For a model
+    with `most_experts`. Excludes `experts`."""
     depth_threshold: float | None = None
     """A layer runs for a token with at least this score, 0 to 1; 0 runs every layer. Excludes `layers_share`."""
     exit_threshold: float | None = None
@@ -66,7 +76,9 @@ class Dial:
             raise WrongUsageError(f"found experts {self.experts}, expected at least 1, such as 1.6")
         if self.heads is not None and not (math.isfinite(self.heads) and self.heads >= 1):
             raise WrongUsageError(f"found heads {self.heads}, expected at least 1, such as 5.5")
-        for name in ("layers_share", "router_top_p", "depth_threshold", "exit_threshold", "head_top_p"):
+        for name in (
+            "layers_share", "router_top_p", "router_ratio", "depth_threshold", "exit_threshold", "head_top_p"
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise WrongUsageError(f"found {name} {value}, expected 0 to 1; leave it out to keep the model's own")
@@ -107,7 +119,7 @@ def resolve(manifest: Manifest, dial: Dial) -> Thresholds:
         UserError: the model has no such choice, or not at that value. No field is ignored.
     """
     thresholds = _from_curve(manifest, dial) if dial.calibrated else Thresholds.of(manifest.thresholds)
-    _set_experts(manifest, dial, thresholds.router_top_p)
+    _set_experts(manifest, dial, thresholds.router_top_p, thresholds.router_ratio)
     _set_heads(manifest, dial, thresholds.head_top_p)
     _set_depth(manifest, dial, thresholds.depth_threshold, thresholds.exit_threshold)
     return thresholds
@@ -160,7 +172,7 @@ def warnings_for(manifest: Manifest, dial: Dial, machine: dict[str, Any]) -> lis
     return warnings
 
 
-def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats) -> None:
+def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats, ratio: Floats) -> None:
     model, table = manifest.model, manifest.dial
     routed = [i for i, layer in enumerate(model.layers) if layer.routing == "top_p"]
     if (dial.experts is not None or dial.router_top_p is not None) and not routed:
@@ -168,11 +180,19 @@ def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats) -> None:
         raise UserError(
             f"the number of experts is fixed in this model (routing {kinds}); leave out experts, router_top_p"
         )
+    capped = [i for i in routed if model.layers[i].most_experts]
+    if dial.router_ratio not in (None, 0) and not capped:
+        raise UserError("this model has no most_experts, so router_top_p alone decides; leave out router_ratio")
     for i in routed:
         if dial.router_top_p is not None:
             top_p[i] = dial.router_top_p
         elif dial.experts is not None:
-            top_p[i] = _for_experts(dial.experts, model.layers[i].num_experts, table.grid, table.router_top_p[i])
+            top_p[i] = _for_experts(dial.experts, model.layers[i].candidates, table.grid, table.router_top_p[i])
+    for i in capped:
+        if dial.router_ratio is not None:
+            ratio[i] = dial.router_ratio
+        elif dial.experts is not None:
+            ratio[i] = 0  # the table is that of the mass alone
 
 
 def _set_heads(manifest: Manifest, dial: Dial, head_top_p: Floats) -> None:

@@ -19,10 +19,13 @@ class Thresholds:
     exit_threshold: Floats
     head_top_p: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     """Empty stands for 1 in every layer."""
+    router_ratio: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Empty stands for 0 in every layer."""
 
     def __post_init__(self) -> None:
-        if not len(self.head_top_p):
-            object.__setattr__(self, "head_top_p", np.ones_like(self.router_top_p))
+        for name, fill in (("head_top_p", np.ones_like), ("router_ratio", np.zeros_like)):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, fill(self.router_top_p))
 
     @classmethod
     def of(cls, lists: schema.ThresholdLists) -> "Thresholds":
@@ -33,12 +36,16 @@ class Thresholds:
     def everything(cls, num_layers: int) -> "Thresholds":
         """Return thresholds that run every expert, head and layer, and let no token leave early."""
         one = np.ones(num_layers, np.float32)
-        return cls(one, np.zeros_like(one), one.copy(), one.copy())
+        return cls(one, np.zeros_like(one), one.copy(), one.copy(), np.zeros_like(one))
 
     def stacked(self) -> Floats:
-        """Copy all thresholds into one array (4, L), in the order of the fields."""
+        """Copy all thresholds into one array (5, L), in the order of the fields."""
         return np.stack([getattr(self, one.name) for one in fields(self)])
 
     def as_lists(self) -> dict[str, list[float]]:
-        """Return lists for JSON, each number the shortest decimal that reads back as the same float32."""
-        return {one.name: [float(str(value)) for value in getattr(self, one.name)] for one in fields(self)}
+        """Return lists for JSON, each number the shortest decimal that reads back as the same float32.
+
+        A `router_ratio` of 0 in every layer is left out, since most models have none.
+        """
+        names = [one.name for one in fields(self) if one.name != "router_ratio" or self.router_ratio.any()]
+        return {name: [float(str(value)) for value in getattr(self, name)] for name in names}

@@ -4,10 +4,12 @@ L layers, N rows (tokens of a pass), R rows whose logits are computed, E experts
 """
 
 from collections.abc import Sequence as Works
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from ..dial.thresholds import Thresholds
 from .graph import Graph, reported, thresholds_of
 from .kv_cache import Cache
 from .routes import Ints, Routes, between
@@ -38,7 +40,7 @@ class Pass:
         self.positions = np.zeros(rows, np.int64)
         self.slots = np.zeros(rows, np.int64)
         self.logit_rows = np.zeros(num_logits, np.int64)
-        self.thresholds = np.zeros((4, L, rows if mixes else 1), np.float32)
+        self.thresholds = np.zeros((len(fields(Thresholds)), L, rows if mixes else 1), np.float32)
         self.logits = np.zeros((num_logits, model.vocab_size), np.float32)
         self.selected_experts = np.zeros((L, rows, model.num_experts), np.bool_)
         self.layers_run = np.zeros((L, rows), np.bool_)
@@ -61,7 +63,8 @@ class Pass:
             "positions": self.positions.reshape(grid),
             "lengths": cache.lengths,
         }
-        inputs |= {name: self.thresholds[index] for index, name in enumerate(thresholds_of(model))}
+        places = {field.name: place for place, field in enumerate(fields(Thresholds))}
+        inputs |= {name: self.thresholds[places[name]] for name in thresholds_of(model)}
         if mixes:
             inputs |= {"slots": self.slots, "logit_rows": self.logit_rows}
         else:

@@ -5,7 +5,7 @@
                                                      + (head + head_per_key * keys) * heads used)
              + depth router and exit check, wherever they ran
              + keys and values of skipped layers (policy `project`)
-    dense    = the same with every layer, expert and head, without windows and exit checks
+    dense    = the same with every layer and head and the most experts of a token, without windows and exit checks
 
 L layers, T tokens of one pass.
 """
@@ -37,7 +37,7 @@ class Usage:
     executed_flops: float
     """FLOPs that ran; a multiply-add is 2."""
     dense_flops: float
-    """FLOPs of the same token if every layer, expert and head had run."""
+    """FLOPs of the same token if every layer and head and the most experts had run."""
     executed_bytes: float
     """Bytes of weights and KV cache that were read."""
     dense_bytes: float
@@ -93,7 +93,7 @@ class Meter:
         model, costs = manifest.model, costs or manifest.costs
         tables = (costs.flops, costs.weight_bytes)
         L = model.num_layers
-        num_experts = np.array([layer.num_experts for layer in model.layers], dtype=np.float64)  # (L,)
+        most_experts = np.array([layer.candidates for layer in model.layers], dtype=np.float64)  # (L,)
 
         def column(name: str) -> Floats:
             return np.array([[getattr(layer, name) for layer in table.layers] for table in tables], dtype=np.float64)
@@ -114,7 +114,7 @@ class Meter:
         adaptive = (block, *decided, zero, zero, zero)
         self._costs = np.concatenate([np.concatenate(rows, axis=1) for rows in (executed, adaptive)])  # (4, 8 * L)
         self._lm_head = np.array([[table.lm_head] for table in tables])  # (2, 1)
-        self._full = (block + expert * num_experts + head * H).sum(axis=1, keepdims=True)  # (2, 1): every layer
+        self._full = (block + expert * most_experts + head * H).sum(axis=1, keepdims=True)  # (2, 1): every layer
         self._key = (key + head_key * H).sum(axis=1, keepdims=True)  # (2, 1)
         self._routers = (column("router") + depth_router).sum(axis=1, keepdims=True)  # (2, 1)
         self._index = np.arange(L)[:, None]  # (L, 1)

@@ -37,7 +37,7 @@ def reported(model: Model) -> list[str]:
 
 def thresholds_of(model: Model) -> tuple[str, ...]:
     """Name the inputs of the graph that are thresholds."""
-    return (*THRESHOLDS, "head_top_p") if model.dials_heads else THRESHOLDS
+    return (*THRESHOLDS, *["head_top_p"] * model.dials_heads, *["router_ratio"] * model.dials_ratio)
 
 
 def expected_names(model: Model, *, mixes_sequences: bool) -> tuple[set[str], set[str]]:

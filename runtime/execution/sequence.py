@@ -57,13 +57,13 @@ class Sequence:
     @thresholds.setter
     def thresholds(self, thresholds: Thresholds) -> None:
         self.limits = thresholds.stacked()
-        """(4, L): thresholds of experts, depth, exits and heads. A new array whenever they change."""
+        """(5, L), in the order of `Thresholds`. A new array whenever they change."""
         self.exits_open = self.limits[2] < 1
         """(L,): whether the exit check of each layer is made."""
         self._record_limits()
 
     def computed_at(self, limits: Floats) -> int:
-        """Return how many of the first tokens were computed at the thresholds `limits` (4, L)."""
+        """Return how many of the first tokens were computed at the thresholds `limits` (5, L)."""
         return next((begin for begin, own in self._changes if not np.array_equal(own, limits)), len(self.ids))
 
     def prefill(self, ids: Ids[int], num_logits: int = 1) -> Step:

@@ -160,7 +160,7 @@ def suitable_threads(manifest: Manifest, cores: int | None = None) -> int:
     H = manifest.model.num_heads
     experts = zip(table.layers, manifest.model.layers, strict=True)
     dense = table.lm_head + sum(
-        costs.attention + costs.head * H + costs.expert * layer.num_experts for costs, layer in experts
+        costs.attention + costs.head * H + costs.expert * layer.candidates for costs, layer in experts
     )
     return 1 if dense < SMALL_BYTES else cores or usable_cores()
 

@@ -128,6 +128,7 @@ class Manifest(Part):
             names = ("router_top_p", "depth_threshold", "exit_threshold")
             lists += [(f"{where}.{name}", getattr(own, name)) for name in names]
             lists.append((f"{where}.head_top_p", own.head_top_p or [1] * L))
+            lists.append((f"{where}.router_ratio", own.router_ratio or [0] * L))
         for name, values in lists:
             if len(values) != L:
                 raise ValueError(f"{name} has {len(values)} entries for {L} layers")

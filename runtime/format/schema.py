@@ -72,6 +72,8 @@ class Layer(Part):
     """The routing of experts; `dense` has no router."""
     num_experts: Positive
     """1 where the FFN is dense."""
+    most_experts: Count = 0
+    """Most experts of a token, of which `router_top_p` and `router_ratio` leave out some; 0: any number of experts."""
     depth_router: bool
     """Whether a router decides which tokens run the layer."""
     exit: bool
@@ -86,6 +88,11 @@ class Layer(Part):
     """Fewest heads that a token can use."""
     most_heads: Count = 0
     """Most heads that a token can use; 0: every head of the model."""
+
+    @property
+    def candidates(self) -> int:
+        """Most experts that a token can use in this layer."""
+        return self.most_experts or self.num_experts
 
     def head_range(self, num_heads: int) -> tuple[int, int]:
         """Return the fewest and the most heads that a token can use in this layer."""
@@ -140,6 +147,8 @@ class Model(Part):
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if any(layer.num_experts > self.num_experts for layer in self.layers):
             raise ValueError(f"a layer has more experts than num_experts {self.num_experts}")
+        if any(layer.most_experts > layer.num_experts for layer in self.layers):
+            raise ValueError("most_experts of a layer is higher than its num_experts")
         for layer in self.layers:
             least, most = layer.head_range(self.num_heads)
             if not layer.shared_heads <= least <= most <= self.num_heads:
@@ -163,6 +172,11 @@ class Model(Part):
     def dials_heads(self) -> bool:
         """Whether `head_top_p` decides how many heads run."""
         return any(layer.head_routing in ("top_p", "adaptive") for layer in self.layers)
+
+    @property
+    def dials_ratio(self) -> bool:
+        """Whether `router_ratio` decides how many experts run: tokens choose among few candidates."""
+        return any(layer.most_experts for layer in self.layers)
 
     @property
     def has_windows(self) -> bool:
@@ -227,6 +241,8 @@ class ThresholdLists(Part):
     exit_threshold: list[Share]
     head_top_p: list[Share] = Field(default_factory=list)
     """Empty stands for 1 in every layer."""
+    router_ratio: list[Share] = Field(default_factory=list)
+    """Least score of an expert, relative to that of the token's first. Empty stands for 0 in every layer."""
 
 
 class DialTarget(Part):

@@ -8,6 +8,7 @@ from typing import Any
 from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
+from ..chat.prompt import ChatOptions, chat_ids
 from ..dial.thresholds import Thresholds
 from ..execution.batch import Batch
 from ..execution.kv_cache import cache_bytes
@@ -16,7 +17,6 @@ from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from ..speculation.speculation import Speculation
-from .chat import chat_ids
 from .loop import Event, Loop
 from .many import Completion, Completions
 from .mask import Grammar
@@ -301,9 +301,9 @@ class Engine:
         whole = cache_bytes(self.manifest.model, context, graph.kv, max(slots, 1))
         return context if whole <= UNASKED_BYTES else room
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> list[int]:
         """Return the ids of a prompt that asks for the next answer; see `chat_ids`."""
-        return chat_ids(self.manifest, self.tokenizer, messages)
+        return chat_ids(self.manifest, self.tokenizer, messages, options)
 
 
 def load(

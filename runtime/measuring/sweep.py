@@ -24,6 +24,7 @@ from .timing import Timed, time_points
 
 EXPERTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 TOP_P = (0.1, 0.2, 0.4, 0.6, 0.8)  # for a model without a table
+RATIOS = (0.1, 0.2, 0.4, 0.6, 0.8)
 LAYERS_SHARE = (0.85, 0.7, 0.5, 0.3)
 DEPTH_THRESHOLD = (0.3, 0.5, 0.7, 0.9)  # for a model without a table
 EXIT_THRESHOLD = (0.95, 0.8, 0.6, 0.4)
@@ -55,11 +56,13 @@ def points(manifest: Manifest, dial: Dial) -> list[Point]:
 
     routed = [i for i, layer in enumerate(model.layers) if layer.routing == "top_p"]
     if routed and all(table.router_top_p[i] is not None for i in routed):
-        most = min(model.layers[i].num_experts for i in routed)
+        most = min(model.layers[i].candidates for i in routed)
         values = [value for value in EXPERTS if value < most]
         walk("experts", [most, *reversed(values)], ("experts", "router_top_p"))
     elif routed:
         walk("router_top_p", [1, *reversed(TOP_P)], ("router_top_p", "experts"))
+    if model.dials_ratio:
+        walk("router_ratio", RATIOS, ("router_ratio", "experts"))
     if model.dials_heads:
         by_mass = [i for i, layer in enumerate(model.layers) if layer.head_routing in ("top_p", "adaptive")]
         least, most = (max(ends) for ends in zip(*(model.layers[i].head_range(model.num_heads) for i in by_mass),

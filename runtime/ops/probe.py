@@ -43,8 +43,10 @@ def probe_answer() -> NDArray[np.float64]:
 def probe_model() -> bytes:
     """Return the ONNX file of the probe."""
     inputs = probe_inputs()
-    node = b"".join(_text(1, name) for name in inputs) + _text(2, "logits") + _text(4, "Logits") + _text(7, DOMAIN)
-    node += b"".join(_message(5, _attribute(*pair)) for pair in {"eps": 1e-5, "vocab": VOCAB, "precision": 0}.items())
+    names = ("x", "norm", "", "head", "logit_rows")  # LayerNorm would have a bias
+    node = b"".join(_text(1, name) for name in names) + _text(2, "logits") + _text(4, "Logits") + _text(7, DOMAIN)
+    attributes = {"eps": 1e-5, "softcap": 0.0, "vocab": VOCAB, "precision": 0}
+    node += b"".join(_message(5, _attribute(*pair)) for pair in attributes.items())
     types = {np.dtype(np.float32): FLOAT, np.dtype(np.int64): INT64, np.dtype(np.uint8): UINT8}
     graph = _message(1, node) + _text(2, "probe")
     graph += b"".join(_message(11, _value(n, types[a.dtype], a.shape)) for n, a in inputs.items())

@@ -38,6 +38,8 @@ LIMITS: dict[str, Any] = {
 """Limits of llguidance on the work and memory of a grammar, and of each mask."""
 WHITESPACE = r"( |\n[ \t]{0,20})"
 """Between the parts of JSON, once; unlimited, a model can write it for ever."""
+TOKEN_ID = "<["  # noqa: S105 - no password
+"""Begins a token id in a grammar."""
 SHOWN = 300
 """Characters of an error of llguidance that are shown."""
 
@@ -69,6 +71,7 @@ class Compiler:
         self._library = llguidance
         vocabulary = Vocabulary(tokenizer)
         self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=vocabulary.ends)  # type: ignore[arg-type]
+        self._ids = tokenizer.size
         self._trial = Trial(SECONDS)
         self._lock = threading.Lock()
         self._clock, self._room = clock, threading.Semaphore(MOST_COMPILING)
@@ -109,7 +112,8 @@ class Compiler:
 
     def _compiled(self, constraint: Constraint) -> "llguidance.LLMatcher":
         library, grammar = self._library, self._grammar(constraint)
-        reason = self._trial.error_of(grammar, LIMITS)
+        ids = self._ids if constraint.kind == "grammar" and TOKEN_ID in constraint.source else 0
+        reason = self._trial.error_of(grammar, LIMITS, ids)
         if reason:
             raise unusable(constraint, reason)
         limits = library.LLParserLimits(**LIMITS)

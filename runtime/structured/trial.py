@@ -29,8 +29,13 @@ class Trial:
         """The process, while it runs."""
         self._answers: Queue[str] = Queue()
 
-    def error_of(self, grammar: str, limits: dict[str, Any]) -> str:
+    def error_of(self, grammar: str, limits: dict[str, Any], ids: int = 0) -> str:
         """Return why a grammar cannot be compiled, "" if it can.
+
+        Args:
+            grammar: The grammar.
+            limits: Limits of llguidance.
+            ids: The token ids that it may name are below this.
 
         Raises:
             UserError: The process does not start.
@@ -39,7 +44,7 @@ class Trial:
             process = self._started()
             assert process.stdin is not None
             try:
-                process.stdin.write(json.dumps({"grammar": grammar, "limits": limits}) + "\n")
+                process.stdin.write(json.dumps({"grammar": grammar, "limits": limits, "ids": ids}) + "\n")
                 process.stdin.flush()
             except OSError:  # it ended since
                 self._stop()

@@ -1,13 +1,15 @@
 """Child process that compiles grammars one after the other; `trial.py` ends it where one takes too long.
 
 It is run as a file of its own, so it imports nothing of this package. Each line of stdin is a JSON object with
-`grammar` and `limits`; the answer is a line with the error as JSON, "" where there is none.
+`grammar`, `limits` and `ids`, the number of token ids that the grammar may name; the answer is a line with the error as
+JSON, "" where there is none.
 """
 
 import contextlib
 import json
 import signal
 import sys
+from functools import cache
 from typing import Any
 
 import llguidance
@@ -19,17 +21,25 @@ MAX_BYTES = 2 << 30
 
 
 class Bytes:
-    """A vocabulary of the 256 bytes and an end of the text."""
+    """A vocabulary of the 256 bytes, an end of the text, and tokens without text up to the number of ids."""
 
     is_tokenizer_wrapper = True
     eos_token_id = 256
     bos_token_id = None
     special_token_ids = (256,)
-    tokens = (*(bytes([byte]) for byte in range(256)), b"")
+
+    def __init__(self, ids: int) -> None:
+        self.tokens = [*(bytes([byte]) for byte in range(256)), *[b""] * max(ids - 256, 1)]
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Return the ids of a text."""
         return list(text.encode() if isinstance(text, str) else text)
+
+
+@cache
+def tokenizer_of(ids: int) -> llguidance.LLTokenizer:
+    """Return a tokenizer with so many ids."""
+    return llguidance.LLTokenizer(Bytes(ids))  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -38,18 +48,19 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
-    tokenizer = llguidance.LLTokenizer(Bytes())  # type: ignore[arg-type]
+    tokenizer_of(0)
     print(json.dumps("ready"), flush=True)
     alarm = getattr(signal, "alarm", int)  # Windows has none
     for line in sys.stdin:
         alarm(MAX_SECONDS)
-        print(json.dumps(answer(tokenizer, **json.loads(line))), flush=True)
+        print(json.dumps(answer(**json.loads(line))), flush=True)
         alarm(0)
 
 
-def answer(tokenizer: llguidance.LLTokenizer, grammar: str, limits: dict[str, Any]) -> str:
+def answer(grammar: str, limits: dict[str, Any], ids: int) -> str:
     """Return the error of a grammar, "" where there is none."""
-    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits(**limits))
+    most = llguidance.LLParserLimits(**limits)
+    matcher = llguidance.LLMatcher(tokenizer_of(ids), grammar, log_level=0, limits=most)
     if not matcher.is_error():
         matcher.compute_bitmask()
     return str(matcher.get_error())

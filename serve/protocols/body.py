@@ -18,7 +18,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 def _no_tools(value: list[Any] | None) -> list[Any] | None:
     if value:
-        raise ValueError("found tools, this server has no model with a template for them; leave the field out")
+        raise ValueError("found tools, this endpoint takes none; send them as `tools` to POST /v1/chat/completions")
     return value
 
 

@@ -1,6 +1,7 @@
 """`response_format` to grammars: one compiler for each model."""
 
 import threading
+from collections.abc import Callable
 
 from ...contract.errors import UserError
 from ...runtime.generation.mask import Grammar
@@ -27,16 +28,28 @@ class Grammars:
         """
         if format is None or isinstance(format, TextFormat):
             return None
+        return self._compiled(lambda: constraint_of(format), model, "response_format")
+
+    def lark(self, source: str, model: ModelInfo, param: str) -> Grammar:
+        """Return a grammar that the field `param` asks for.
+
+        Raises:
+            BadRequestError: It is not valid, too complex, or the library is missing.
+            UnavailableError: Too many wait to be compiled.
+        """
+        return self._compiled(lambda: Constraint.grammar(source), model, param)
+
+    def _compiled(self, constraint: Callable[[], Constraint], model: ModelInfo, param: str) -> Grammar:
         try:
             with self._lock:
                 compiler = self._compilers.get(model.name)
                 if compiler is None:
                     compiler = self._compilers[model.name] = Compiler(model.tokenizer)
-            grammar: Grammar = compiler.compile(constraint_of(format))
+            grammar: Grammar = compiler.compile(constraint())
         except BusyError as error:
-            raise UnavailableError(str(error), param="response_format", headers={"Retry-After": "3"}) from None
+            raise UnavailableError(str(error), param=param, headers={"Retry-After": "3"}) from None
         except UserError as error:
-            raise BadRequestError(str(error), param="response_format") from None
+            raise BadRequestError(str(error), param=param) from None
         return grammar
 
     def close(self) -> None:

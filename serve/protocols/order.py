@@ -1,9 +1,10 @@
 """A request of any protocol, ready for the scheduler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...contract.errors import UserError
+from ...runtime.chat.tools.parts import ToolParser
 from ...runtime.generation.params import Params
 from ..errors import BadRequestError, ServeError
 from ..scheduler.job import Job, ModelInfo
@@ -40,6 +41,10 @@ class Order:
     """Whether a text begins with its prompt."""
     hides_text: bool = False
     """Whether the new tokens are left out, because none were asked for: `max_tokens` 0."""
+    new_parser: Callable[[], ToolParser] | None = None
+    """Returns what reads the calls of a text; None where no tools may be called."""
+    most_calls: int | None = None
+    """The most calls that a text holds; None sets no limit."""
     ignored: Sequence[str] = ()
     """Fields of the body without effect."""
 

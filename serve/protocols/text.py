@@ -1,9 +1,10 @@
 """A text as it grows from the events of its job, and what each event adds to the answer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...runtime.chat.tools.parts import Answer, Part, TextPart, ToolCall, ToolParser
 from ...runtime.generation.request import Token
 from ...runtime.generation.summary import token_json
 from ...runtime.generation.text_stream import TextStream
@@ -52,6 +53,8 @@ class Piece:
     index: int
     """Which text of the answer."""
     text: str = ""
+    parts: Sequence[Part] = ()
+    """The text and the calls of tools in their order, where tools may be called."""
     scored: Sequence[ScoredToken] = ()
     """Log-probabilities of the tokens whose text is shown now."""
     records: Sequence[Mapping[str, Any]] = ()
@@ -59,12 +62,14 @@ class Piece:
     prompt: Sequence[ScoredToken] | None = None
     """Log-probabilities of the prompt, once it is computed."""
     finish_reason: str | None = None
-    """Set on the last piece: "eos", "stop" or "length"."""
+    """Set on the last piece: "eos", "stop", "length" or "tool_calls"."""
 
     @property
     def empty(self) -> bool:
         """Whether a client would see nothing new."""
-        return not (self.text or self.scored or self.records or self.finish_reason or self.prompt is not None)
+        return not (
+            self.text or self.parts or self.scored or self.records or self.finish_reason or self.prompt is not None
+        )
 
 
 @dataclass
@@ -80,6 +85,10 @@ class Text:
     records: list[Mapping[str, Any]] = field(default_factory=list)
     prompt: list[ScoredToken] | None = None
     end: EndEvent | None = None
+    reason: str = ""
+    """Why it ended, once it has: "eos", "stop", "length" or "tool_calls"."""
+    _parser: ToolParser | None = None
+    _answer: Answer = field(default_factory=Answer)
     _waiting: list[tuple[int, ScoredToken]] = field(default_factory=list)
     """Tokens whose text is not shown yet, each with the place at which its text begins."""
     _shown: int = 0
@@ -88,10 +97,19 @@ class Text:
     """Characters that the tokens stand for, those of a stop string included."""
     _stream: TextStream | None = None
 
+    def __post_init__(self) -> None:
+        if self.order.new_parser is not None:
+            self._parser = self.order.new_parser()
+
     @property
     def text(self) -> str:
-        """The text so far."""
-        return "".join(self.pieces)
+        """The text so far, without calls of tools."""
+        return "".join(self.pieces) if self._parser is None else self._answer.text
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of tools so far."""
+        return self._answer.calls
 
     def add(self, event: Event) -> Piece:
         """Take an event, and return what it added.
@@ -117,7 +135,9 @@ class Text:
         if order.logprobs is not None and not order.hides_text:
             one = ScoredToken.of(tokenizer, token.id, token.logprob, token.top_logprobs)
             if self._stream is None:
-                self._stream = tokenizer.stream(order.jobs[self.index].prompt)
+                self._stream = tokenizer.stream(
+                    order.jobs[self.index].prompt, order.jobs[self.index].params.show_special
+                )
             before = self._certain
             self._certain += len(self._stream.push(token.id))
             # A token can also make bytes before it certain, as characters that were never finished.
@@ -125,7 +145,22 @@ class Text:
             self._waiting.append((max(before, own), one))
             self._shown += len(text)
             scored = self._release()
-        return Piece(self.index, text, scored, records)
+        return self._piece([] if self._parser is None else self._parser.push(text), text, scored, records)
+
+    def _piece(
+        self,
+        parts: Sequence[Part],
+        text: str = "",
+        scored: Sequence[ScoredToken] = (),
+        records: Sequence[Mapping[str, Any]] = (),
+    ) -> Piece:
+        """Return what was added; where tools may be called, `parts` in place of `text`."""
+        if self._parser is not None:
+            most = self.order.most_calls
+            parts = [part for part in parts if most is None or isinstance(part, TextPart) or part.index < most]
+            self._answer.add(parts)
+            text = "".join(part.text for part in parts if isinstance(part, TextPart))
+        return Piece(self.index, text, parts, scored, records)
 
     def _release(self, *, all: bool = False) -> list[ScoredToken]:
         """Return the waiting tokens of which some text is shown, so that a stop string does not leak through them."""
@@ -151,13 +186,15 @@ class Text:
         if event.reason == "cancelled":
             raise UnavailableError("the server stopped before the text ended; try again", headers={"Retry-After": "1"})
         scored = self._release(all=event.reason == "length")
-        return Piece(self.index, scored=scored, finish_reason=event.reason)
+        piece = self._piece([] if self._parser is None else self._parser.flush(), scored=scored)
+        self.reason = "tool_calls" if self.calls and event.reason != "length" else event.reason
+        return replace(piece, finish_reason=self.reason)
 
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text; None if none did."""
         stops = self.order.jobs[self.index].params.stop
-        if self.end is None or self.end.reason != "stop" or not stops:
+        if self.end is None or self.reason != "stop" or not stops:
             return None
         raw, shown = self.order.model.tokenizer.decode(self.ids), self.text
         places = {stop: raw.find(stop, max(len(shown) - 1, 0)) for stop in stops}

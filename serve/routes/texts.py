@@ -12,6 +12,7 @@ from ..protocols.openai.embeddings import EmbeddingBody, embedding_list
 from ..protocols.order import room_for
 from ..protocols.ours.texts import Content, DetokenizeBody, TokenizeBody, Tokens
 from ..protocols.prepare import conversation_ids, encode
+from ..protocols.tool_use import tool_use_of
 from .requests import caller_of, json_answer, read_body
 
 
@@ -38,8 +39,13 @@ async def count_tokens(request: Request) -> Response:
     """Count the tokens of a conversation."""
     body = await read_body(request, CountBody)
     model, _ = find_model(caller_of(request).models, body.model)
-    ids = await asyncio.to_thread(lambda: conversation_ids(body.chat(), model))
-    return json_answer(TokenCount(input_tokens=len(ids)), body.ignored)
+
+    def count() -> int:
+        chat = body.chat()
+        return len(conversation_ids(chat, model, tool_use_of(chat, model, None)))
+
+    number = await asyncio.to_thread(count)
+    return json_answer(TokenCount(input_tokens=number), body.ignored)
 
 
 async def embeddings(request: Request) -> Response:
@@ -54,7 +60,8 @@ async def embeddings(request: Request) -> Response:
             param="model",
         )
     texts = [
-        await asyncio.to_thread(encode, model, one, "input") if isinstance(one, str) else one for one in body.inputs
+        await asyncio.to_thread(encode, model, one, "input", begins=True) if isinstance(one, str) else one
+        for one in body.inputs
     ]
     for ids in texts:
         room_for(ids, 1, model, "input")

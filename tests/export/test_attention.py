@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 from support.bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
-from support.models import ADAPTS_DEPTH, busy_thresholds, even_thresholds, tiny_ids
+from support.models import ADAPTS_DEPTH, as_arrays, busy_thresholds, even_thresholds, tiny_ids
 
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import ThresholdTensors
@@ -16,7 +16,7 @@ POLICIES = ["top_p", *ADAPTS_DEPTH, "top_k_project"]
 def plain_caches(name: str, ids: np.ndarray, limits: ThresholdTensors) -> tuple[reference.Sequence, reference.Result]:
     """Run the plain model on one text (1, T)."""
     model = model_of(name)
-    arrays = reference.ThresholdArrays(*(limit.numpy() for limit in limits))
+    arrays = as_arrays(limits)
     weights = {key: np.asarray(value, np.float64) for key, value in weights_of(model).items()}
     result = reference.forward(weights, model.config, ids, arrays)
     sequence = reference.Sequence(weights, model.config, arrays, np.float64)

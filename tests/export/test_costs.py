@@ -73,6 +73,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "masked": {"heads": {"routing": "top_p", "shared_heads": 1, "heads_per_token": 2.5, "per_token": True}},
     "sliced": {"heads": {"routing": "adaptive", "heads_per_token": 2}},
     "cope": {"attention": {"positions": ["cope", "rope", "cope"], "max_positions": 5, "window": [0, 0, 8]}},
+    "attention": {
+        "attention": {
+            "qk_norm": "full",
+            "qkv_bias": True,
+            "o_bias": True,
+            "softcap": 5.0,
+            "rope": {"share": 0.5},
+        }
+    },
     "factors": {
         "ffn": {"num_experts": 4, "expert_dim": 16, "per_token": True},
         "depth": {"layers_share": 0.5, "per_token": True, "exit_layers": [0, 1], "exit_criterion": "router"},

@@ -19,7 +19,7 @@ from support.bare_graph import (
     same_decisions,
     weights_of,
 )
-from support.models import busy_thresholds, decisions, judge, season, tiny_ids, variant
+from support.models import BIASES, LONGER, busy_thresholds, decisions, judge, season, tiny_ids, variant
 
 from adaptive_lm.export.cuda.attention import is_grouped
 from adaptive_lm.export.cuda.transformer import build
@@ -32,6 +32,12 @@ FP32, HALF = Precisions.of("fp32"), Precisions.of("fp16")
 T = 24
 WIDE = {"expert_dim": 24}
 HEADS = {"head_dim": 16}
+WIDE_ROPES = (
+    {"scaling": {"kind": "llama3", **LONGER}},
+    {"share": 0.5, "scaling": {"kind": "yarn", **LONGER}},
+    {"share": 0.25},  # 8 components, which GroupQueryAttention does not rotate
+    {"theta": 500.0},
+)
 FUSED = {
     "top_p": variant(ffn=WIDE, **HEADS),
     "raw_weights": variant(ffn={**WIDE, "renormalize": False}, **HEADS),
@@ -44,7 +50,18 @@ FUSED = {
     "project": variant(ffn=WIDE, **EVERYTHING, **HEADS),
     "exit_router_project": variant(ffn=WIDE, depth={**EVERYTHING["depth"], "exit_criterion": "router"}, **HEADS),
     "cope_project": variant(ffn=WIDE, attention={"positions": "cope", "max_positions": 6}, **EVERYTHING, **HEADS),
+    "layer_norm": variant(norm="layer", ffn=WIDE, **HEADS),
+    "post": variant(norm_place="post", ffn={**WIDE, "shared_expert_dim": 20}, **HEADS),
+    "sandwich_project": variant(
+        norm="layer", norm_place="sandwich", logits_softcap=6.0, embedding_scale=2.0, ffn=WIDE, **EVERYTHING, **HEADS
+    ),
+    "parallel_learned": variant(parallel_residual=True, ffn=WIDE, attention={"positions": "learned"}, **HEADS),
     "none": variant(ffn=WIDE, depth={**EVERYTHING["depth"], "skipped_kv": "none"}, **HEADS),
+    "qk_norm_none": variant(ffn=WIDE, attention={"qk_norm": "none", **BIASES}, **HEADS),
+    "qk_norm_full": variant(ffn=WIDE, attention={"qk_norm": "full", **BIASES}, **HEADS),
+    "ropes": variant(ffn=WIDE, attention={"rope": WIDE_ROPES}, head_dim=32),
+    "softcap": variant(ffn=WIDE, attention={"softcap": 2.0}, **HEADS),
+    "softcap_project": variant(ffn=WIDE, attention={"softcap": 2.0, "qk_norm": "full"}, **EVERYTHING, **HEADS),
 }
 """Models of shapes that the contrib operators take."""
 
@@ -111,7 +128,9 @@ def test_fp16_computes_nearly_what_torch_does_with_the_rounded_weights(name: str
     assert op_types(graph).count("GroupQueryAttention") == sum(is_grouped(FUSED[name], HALF, i) for i in layers)
 
 
-@pytest.mark.parametrize("name", ["top_p", "top_k", "no_positions", "one_kv_head"])
+@pytest.mark.parametrize(
+    "name", ["top_p", "top_k", "no_positions", "one_kv_head", "qk_norm_none", "qk_norm_full", "softcap"]
+)
 def test_every_layer_of_a_plain_fp16_model_is_grouped_query_attention(name: str) -> None:
     assert op_types(graph_for_cuda(name, HALF)).count("GroupQueryAttention") == FUSED[name].num_layers
 

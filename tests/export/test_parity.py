@@ -160,5 +160,5 @@ def test_a_token_that_left_is_asked_nothing_more() -> None:
         out = model(ids, leave)
         assert (out.exit_layer == 0).all()
         one_layer = margins(out, leave, model)
-        elsewhere = ThresholdTensors(*(torch.cat([limit[:1], limit[1:] + 0.01]) for limit in leave))
+        elsewhere = ThresholdTensors(*(torch.cat([limit[:1], limit[1:] + 0.01]) for limit in leave.given().values()))
         assert torch.equal(one_layer, margins(out, elsewhere, model))

@@ -8,6 +8,7 @@ import pytest
 from support.rich_graph import H, sections
 from support.tiny_graph import E, L, manifest_content
 
+from adaptive_lm.contract.errors import WrongUsageError
 from adaptive_lm.runtime import Dial, Manifest, UserError
 from adaptive_lm.runtime.dial import Thresholds, resolve
 
@@ -214,5 +215,40 @@ def test_thresholds_without_heads_have_every_head() -> None:
 def test_a_level_just_below_one_is_not_written_as_one() -> None:
     """At 1 all experts run; six decimals would make it of this one."""
     below = np.nextafter(np.float32(1), np.float32(0))
-    lists = Thresholds(*(np.full(L, below) for _ in range(4))).as_lists()
+    lists = Thresholds(*(np.full(L, below) for _ in range(5))).as_lists()
     assert all(value < 1 and np.float32(value) == below for values in lists.values() for value in values)
+
+
+def capped(**thresholds: list[float]) -> Manifest:
+    """Return the manifest of a model whose tokens choose among 2 of the experts, in all layers but the last."""
+    content = manifest().model_dump()
+    for layer in content["model"]["layers"][:-1]:
+        layer["most_experts"] = 2
+    content["thresholds"] |= thresholds
+    return Manifest.model_validate(content)
+
+
+def test_the_ratio_is_set_where_tokens_choose_among_few_candidates() -> None:
+    thresholds = resolve(capped(), Dial(router_ratio=0.25))
+    np.testing.assert_array_equal(thresholds.router_ratio, np.float32([0.25] * (L - 1) + [0]))
+    assert thresholds.as_lists()["router_ratio"] == [0.25] * (L - 1) + [0]
+    assert "router_ratio" not in resolve(capped(), Dial(router_ratio=0)).as_lists()
+    np.testing.assert_array_equal(resolve(capped(router_ratio=[0.5] * L), Dial()).router_ratio, np.float32([0.5] * L))
+
+
+def test_an_average_number_of_experts_is_at_most_that_of_the_candidates() -> None:
+    thresholds = resolve(capped(router_ratio=[0.5] * L), Dial(experts=2))
+    np.testing.assert_array_equal(thresholds.router_top_p[:-1], 1)
+    np.testing.assert_array_equal(thresholds.router_ratio[:-1], 0)  # the table is that of the mass alone
+    with pytest.raises(UserError, match=r"found experts 2\.5, this model has 2 per layer"):
+        resolve(capped(), Dial(experts=2.5))
+
+
+def test_a_ratio_is_refused_where_it_would_do_nothing() -> None:
+    with pytest.raises(UserError, match="no most_experts"):
+        resolve(manifest(), Dial(router_ratio=0.5))
+    np.testing.assert_array_equal(resolve(manifest(), Dial(router_ratio=0)).router_ratio, 0)
+    with pytest.raises(WrongUsageError, match=r"found router_ratio 1\.5, expected 0 to 1"):
+        Dial(router_ratio=1.5)
+    with pytest.raises(WrongUsageError, match="found both experts and router_ratio"):
+        Dial(router_ratio=0.5, experts=2)

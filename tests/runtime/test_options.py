@@ -48,7 +48,7 @@ SEARCH: dict[str, Callable[..., object]] = {
 }
 PARAMS = {"generate": Params, "bench": BenchParams, "calibrate": CalibrateParams, "inspect": InspectParams}
 DIAL = {"compute", "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p",
-        "head_top_p", "depth_threshold", "exit_threshold"}  # fmt: skip
+        "router_ratio", "head_top_p", "depth_threshold", "exit_threshold"}  # fmt: skip
 CASES = [
     (command, option.name, phrase)
     for command in PARAMS

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
-from support.served import TEMPLATE, served
+from support.scripted import TEMPLATE as TOOL_TEMPLATE
+from support.scripted import Scripted
+from support.served import TEMPLATE, ScriptedScheduler, served
 from support.tiny_graph import write_manifest, write_model
 
 
@@ -37,4 +39,29 @@ CURVE = {
 def client(folder: Path) -> Iterator[TestClient]:
     """Serve the tiny model."""
     with served(folder) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_model(tmp_path_factory.mktemp("tools") / "demo" / "model")
+    generation = {"dialect": "huggingface", "sampling": {"temperature": 0.5, "top_k": 7}}
+    return write_manifest(folder, chat_template=TOOL_TEMPLATE, generation=generation)
+
+
+@pytest.fixture(scope="session")
+def scripted(tool_folder: Path) -> Iterator[Scripted]:
+    made: list[ScriptedScheduler] = []
+
+    def wrap(inner: Any) -> Any:
+        made.append(ScriptedScheduler(inner))
+        return made[0]
+
+    with served(tool_folder, wrap=wrap) as client:
+        yield Scripted(client, made[0])
+
+
+@pytest.fixture(scope="session")
+def tool_client(tool_folder: Path) -> Iterator[TestClient]:
+    with served(tool_folder) as client:
         yield client

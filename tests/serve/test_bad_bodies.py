@@ -75,7 +75,7 @@ def test_text_that_is_not_utf_8_is_refused_s3(client: TestClient, body: bytes) -
         ("/v1/chat/completions", {"messages": []}, "messages"),
         ("/v1/chat/completions", {"messages": "hi"}, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "pirate", "content": "a"}]}, "messages.0.role"),
-        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role"),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "a"}]}, "messages.0.tool_call_id"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content"),
@@ -151,10 +151,18 @@ def test_deep_nesting_is_refused_s9(client: TestClient, path: str, opening: str,
         refused(client, path, body)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
-def test_tools_are_refused_clearly(client: TestClient, path: str) -> None:
-    body = {"messages": USER, "input": "hi", "max_tokens": 1, "tools": [{"type": "function"}]}
-    assert "found tools" in refused(client, path, json.dumps(body))["message"]
+@pytest.mark.parametrize(
+    ("path", "tool"),
+    [
+        ("/v1/chat/completions", {"type": "function", "function": {"name": "now"}}),
+        ("/v1/responses", {"type": "function", "name": "now"}),
+        ("/v1/messages", {"name": "now", "input_schema": {"type": "object"}}),
+    ],
+)
+def test_tools_are_refused_where_no_template_takes_them(client: TestClient, path: str, tool: dict[str, Any]) -> None:
+    body = {"messages": USER, "input": "hi", "max_tokens": 1, "tools": [tool]}
+    message = refused(client, path, json.dumps(body))["message"]
+    assert "found tools, the model demo has no chat template that takes them" in message
     assert client.post(path, json={**body, "tools": []}).is_success
 
 

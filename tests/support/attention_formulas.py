@@ -27,9 +27,9 @@ class Sequence:
 
     def step(self, x: Array, runs: bool, window: int, head_weights: Array) -> Array:
         """Compute h (D,) of the next token x (D,)."""
-        s, weights, position = self.setting, self.weights, self.position
+        s, position = self.setting, self.position
         self.position += 1
-        normed = rms_norm(x.astype(np.float64), EPS, weights["norm"])
+        normed = self.normed_state(x.astype(np.float64), "norm")
         if runs or s.policy != "none":
             keys, values = self.projected("kv", normed).reshape(2, s.num_kv_heads, s.head_dim)
             turned = [self.turned(key, position) for key in self.normed(keys, "k_norm")]
@@ -51,7 +51,14 @@ class Sequence:
                 scores = scores + self.contextual(query, scores, self.ran[seen])
             shares = softmax(scores)
             mixed[head] = head_weights[head] * (shares @ np.stack([value[group] for value in self.values[seen]]))
-        return x + self.projected("o", mixed.reshape(-1))
+        return x + self.normed_state(self.projected("o", mixed.reshape(-1)), "post_norm")
+
+    def normed_state(self, x: Array, name: str) -> Array:
+        """Normalise a state (D,), or return it where the layer has no such norm."""
+        if name not in self.weights:
+            return x
+        centred = x - x.mean() if self.setting.norm == "layer" else x
+        return np.asarray(rms_norm(centred, EPS, self.weights[name]) + self.weights.get(f"{name}_bias", 0.0))
 
     def projected(self, name: str, x: Array) -> Array:
         """Multiply x (I,) by a matrix and add its bias, if any: -> (O,)."""

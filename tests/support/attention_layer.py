@@ -26,9 +26,9 @@ NUM_POSITIONS = 9
 POLICIES = ("every", "none", "project")
 QK_NORMS = ("none", "head", "full")
 INPUTS = (
-    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights", "norm", "q", "kv", "o", "q_bias"),
-    *("kv_bias", "o_bias", "q_norm", "k_norm", "cos", "sin", "position_embedding"),
-    *("past_key", "past_value", "past_counted"),
+    *("x", "runs", "positions", "slots", "lengths", "windows", "head_weights"),
+    *("norm", "norm_bias", "post_norm", "post_norm_bias", "q", "kv", "o", "q_bias", "kv_bias", "o_bias"),
+    *("q_norm", "k_norm", "cos", "sin", "position_embedding", "past_key", "past_value", "past_counted"),
 )
 CACHES = ("key", "value", "counted")
 KEYS_AND_VALUES = ("present_key", "present_value")
@@ -53,6 +53,8 @@ class Setting:
     capacity: int = 33
     cache: CacheType = "float32"
     precision: Precision = "fp32"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_place: Literal["pre", "post", "sandwich"] = "pre"
     qk_norm: Literal["none", "head", "full"] = "head"
     biases: bool = False
     softcap: float = 0.0
@@ -78,11 +80,15 @@ class Setting:
         """Draw the matrices and vectors of the layer."""
         D, H, K, W = self.dim, self.num_heads, self.num_kv_heads, self.head_dim
         weights = {
-            "norm": 1 + normal(D, seed=1) / 4,
             "q": normal(H * W, D, seed=2) / D**0.5,
             "kv": normal(2 * K * W, D, seed=3) / D**0.5,
             "o": normal(D, H * W, seed=4) / (H * W) ** 0.5,
         }
+        for place, name in enumerate(("norm", "post_norm")):
+            if self.norm_place in (("pre", "post")[place], "sandwich"):
+                weights[name] = 1 + normal(D, seed=1 + 20 * place) / 4
+                if self.norm == "layer":
+                    weights[f"{name}_bias"] = normal(D, seed=18 + place) / 4
         if self.qk_norm != "none":
             of_q, of_k = (H * W, K * W) if self.qk_norm == "full" else (W, W)
             weights |= {"q_norm": 1 + normal(of_q, seed=5) / 4, "k_norm": 1 + normal(of_k, seed=6) / 4}

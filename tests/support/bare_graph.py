@@ -222,12 +222,13 @@ def shifted(thresholds: ThresholdTensors, by: float) -> ThresholdTensors:
         thresholds.depth_threshold + by / 2,
         thresholds.exit_threshold + by,
         thresholds.head_top_p - 3 * by,
+        None if thresholds.router_ratio is None else thresholds.router_ratio + by,
     )
 
 
 def everything_on(config: ModelConfig) -> ThresholdTensors:
     ones = torch.ones(config.num_layers)
-    return ThresholdTensors(ones, 0 * ones, ones, ones)
+    return ThresholdTensors(ones, 0 * ones, ones, ones, 0 * ones if config.dials_ratio else None)
 
 
 def graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

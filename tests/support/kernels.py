@@ -96,6 +96,16 @@ class Table:
         self._call("rms_norm", x, weight, eps, out, len(x))
         return out
 
+    def layer_norm(self, x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+        out = np.full_like(x, np.nan)
+        self._call("layer_norm", x, weight, bias, eps, out, len(x))
+        return out
+
+    def softcap(self, x: Floats, cap: float) -> Floats:
+        x = x.copy()
+        self._call("softcap", x, cap, len(x))
+        return x
+
     def rotate(self, head: Floats, cos: Floats, sin: Floats) -> Floats:
         turned = head.copy()
         self._call("rotate", turned, cos, sin, len(head))
@@ -109,14 +119,18 @@ class Table:
         self._call("add_scaled", y, x, factor, len(y))
         return y
 
-    def silu_product(self, gate: Floats, up: Floats, factor: float) -> Floats:
+    def activate(self, activation: str, gate: Floats, up: Floats | None, factor: float) -> Floats:
         out = np.full_like(gate, np.nan)
-        self._call("silu_product", gate, up, factor, out, len(gate))
+        self._call("activate", ACTIVATIONS.index(activation), gate, up, factor, out, len(gate))
         return out
 
     def softmax(self, x: Floats) -> tuple[Floats, float]:
         x = x.copy()
         return x, float(self._call("softmax", x, len(x), result=ctypes.c_float))
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+"""In the order of the numbers that an attribute states."""
 
 
 def open_library(path: Path = LIBRARY) -> ctypes.CDLL:

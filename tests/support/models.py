@@ -159,6 +159,105 @@ CONFIGS |= {
         num_kv_heads=1,
     ),
 }
+# norms, residuals, embedding and logits
+CONFIGS |= {
+    "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
+    "layer_norm_none": variant(
+        norm="layer",
+        heads={**BY_MASS, **PER_TOKEN},
+        depth={**BOTH, "exit_criterion": "router", "skipped_kv": "none"},
+    ),
+    "post_project": variant(
+        norm_place="post",
+        heads=BY_MASS_AND_SHARED,
+        attention=LEARNED,
+        ffn={**PER_TOKEN, "shared_expert_dim": 20},
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
+        **SIX_HEADS,
+    ),
+    "post_none": variant(norm="layer", norm_place="post", heads=BY_COMPLEXITY, depth={**BOTH, "skipped_kv": "none"}),
+    "post_dense": variant(norm_place="post", ffn={"routing": "dense", "dim": 40}),
+    "sandwich_project": variant(
+        norm_place="sandwich",
+        ffn={"renormalize": False},
+        depth={**BOTH, "exit_criterion": "entropy", "skipped_kv": "project"},
+        tie_embeddings=True,
+        embedding_scale=2.5,
+        logits_softcap=6.0,
+    ),
+    "sandwich_none": variant(
+        norm="layer",
+        norm_place="sandwich",
+        attention={**COPE, "window": 7},
+        ffn={"routing": "top_k", "experts_per_token": 2, "shared_expert_dim": 20},
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "parallel_project": variant(
+        norm="layer", parallel_residual=True, depth={**BOTH, "skipped_kv": "project"}, ffn={"shared_expert_dim": 20}
+    ),
+    "parallel_none": variant(
+        norm_place="post", parallel_residual=True, heads=BY_MASS, depth={**BOTH, "skipped_kv": "none"}
+    ),
+    "parallel_sandwich": variant(
+        norm_place="sandwich", parallel_residual=True, ffn={"routing": "dense", "dim": 40}, attention={"window": 5}
+    ),
+    "learned_positions": variant(norm="layer", attention={"positions": "learned"}, tie_embeddings=True),
+    "learned_positions_none": variant(
+        attention={**LENGTH, "positions": "learned"},
+        embedding_scale=1.5,
+        logits_softcap=5.0,
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "none"},
+    ),
+    "post_capped": variant(
+        norm_place="post",
+        attention={**BIASES, "qk_norm": "none"},
+        ffn={
+            "num_experts": 8,
+            "most_experts": 4,
+            "dense_layers": (1,),
+            "dim": 24,
+            "bias": True,
+            "shared_expert_dim": 20,
+            "shared_gate": True,
+            "score": "sigmoid",
+            "selection_bias": True,
+            **FIXED,
+        },
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "sandwich_parallel_capped": variant(
+        norm="layer",
+        norm_place="sandwich",
+        parallel_residual=True,
+        attention={**BIASES, **LEARNED, "softcap": 3.0},
+        ffn={"num_experts": 8, "most_experts": 3, "bias": True, "gated": False, "activation": "relu", **FIXED},
+        depth={**BOTH, "skipped_kv": "project"},
+    ),
+    # shapes of whole families
+    "olmo2_shape": variant(norm_place="post", attention={"qk_norm": "full"}, ffn={"routing": "dense", "dim": 40}),
+    "gemma2_shape": variant(
+        norm_place="sandwich",
+        attention={"qk_norm": "none", "softcap": 5.0, "window": (6, 0, 6, 0)},
+        ffn={"routing": "dense", "dim": 40, "activation": "gelu_tanh"},
+        tie_embeddings=True,
+        embedding_scale=5.6,
+        logits_softcap=6.0,
+    ),
+    "gpt2_shape": variant(
+        norm="layer",
+        attention={**BIASES, "qk_norm": "none", "positions": "learned"},
+        ffn={"routing": "dense", "dim": 40, "bias": True, "gated": False, "activation": "gelu_tanh"},
+        num_kv_heads=4,
+        tie_embeddings=True,
+    ),
+    "neox_shape": variant(
+        norm="layer",
+        parallel_residual=True,
+        attention={**BIASES, "qk_norm": "none", "rope": {"share": 0.25}},
+        ffn={"routing": "dense", "dim": 40, "bias": True, "gated": False, "activation": "gelu"},
+        num_kv_heads=4,
+    ),
+}
 CONFIGS |= {
     # the forms of trained mixtures and dense models of others
     "capped": variant(ffn={"num_experts": 8, "most_experts": 3, **FIXED}),
@@ -193,56 +292,6 @@ CONFIGS |= {
         **SIX_HEADS,
     ),
     "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
-    # norms, residuals, embedding and logits
-    "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
-    "layer_norm_none": variant(
-        norm="layer",
-        heads={**BY_MASS, **PER_TOKEN},
-        depth={**BOTH, "exit_criterion": "router", "skipped_kv": "none"},
-    ),
-    "post_project": variant(
-        norm_place="post",
-        heads=BY_MASS_AND_SHARED,
-        attention=LEARNED,
-        ffn={**PER_TOKEN, "shared_expert_dim": 20},
-        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
-        **SIX_HEADS,
-    ),
-    "post_none": variant(
-        norm="layer", norm_place="post", heads=BY_COMPLEXITY, depth={**BOTH, **PER_TOKEN, "skipped_kv": "none"}
-    ),
-    "post_dense": variant(norm_place="post", ffn={"routing": "dense", "dim": 40}),
-    "sandwich_project": variant(
-        norm_place="sandwich",
-        ffn={"renormalize": False},
-        depth={**BOTH, "exit_criterion": "entropy", "skipped_kv": "project"},
-        tie_embeddings=True,
-        embedding_scale=2.5,
-        logits_softcap=6.0,
-    ),
-    "sandwich_none": variant(
-        norm="layer",
-        norm_place="sandwich",
-        attention={**COPE, "window": 7},
-        ffn={"routing": "top_k", "experts_per_token": 2, "shared_expert_dim": 20},
-        depth={**BOTH, "skipped_kv": "none"},
-    ),
-    "parallel_project": variant(
-        norm="layer", parallel_residual=True, depth={**BOTH, "skipped_kv": "project"}, ffn={"shared_expert_dim": 20}
-    ),
-    "parallel_none": variant(
-        norm_place="post", parallel_residual=True, heads=BY_MASS, depth={**BOTH, "skipped_kv": "none"}
-    ),
-    "parallel_sandwich": variant(
-        norm_place="sandwich", parallel_residual=True, ffn={"routing": "dense", "dim": 40}, attention={"window": 5}
-    ),
-    "learned_positions": variant(norm="layer", attention={"positions": "learned"}, tie_embeddings=True),
-    "learned_positions_none": variant(
-        attention={**LENGTH, "positions": "learned"},
-        embedding_scale=1.5,
-        logits_softcap=5.0,
-        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "none"},
-    ),
 }  # fmt: skip
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
@@ -311,8 +360,12 @@ def judge(
 ) -> reference.Result:
     """Run tests/reference.py with the weights of `model`."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    limits = reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
-    return reference.forward(weights, model.config, ids.numpy(), limits, dtype)
+    return reference.forward(weights, model.config, ids.numpy(), as_arrays(thresholds), dtype)
+
+
+def as_arrays(thresholds: ThresholdTensors) -> reference.ThresholdArrays:
+    """Return thresholds as the plain model takes them."""
+    return reference.ThresholdArrays(**{name: limit.numpy() for name, limit in thresholds.given().items()})
 
 
 @cache

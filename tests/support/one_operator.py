@@ -16,17 +16,20 @@ from .kernels import LIBRARY, open_library
 Array = NDArray[Any]
 
 PER_TOKEN = ("per_token_weight", "per_token_bias")
+NORM = ("norm", "norm_bias")
+NORMS = (*NORM, "post_norm", "post_norm_bias")
 INPUTS: dict[str, tuple[str, ...]] = {
-    "Embedding": ("ids", "table"),
+    "Embedding": ("ids", "table", "positions", "learned_positions"),
     "DepthRouter": ("x", "alive", "depth_threshold", "weight", "bias", *PER_TOKEN),
     "FeedForward": (
-        *("h", "x", "runs", "gate", "router_top_p", "norm", "router", *PER_TOKEN),
-        *("gate_up", "down", "shared_gate_up", "shared_down"),
+        *("h", "x", "runs", "gate", "router_top_p", *NORMS, "router", *PER_TOKEN),
+        *("gate_up", "down", "shared_gate_up", "shared_down", "router_ratio", "router_bias", "selection_bias"),
+        *("gate_up_bias", "down_bias", "shared_gate_up_bias", "shared_down_bias", "shared_gate"),
     ),
-    "Exit": ("x", "alive", "exit_layer", "exit_threshold", "norm", "weight", "bias", "head"),
-    "Logits": ("x", "norm", "head", "logit_rows"),
-    "HeadRouter": ("x", "runs", "norm", "head_top_p", "weight", "balance", *PER_TOKEN),
-    "Windows": ("x", "runs", "slots", "lengths", "norm", "weight", "bias", "levels", "by_place"),
+    "Exit": ("x", "alive", "exit_layer", "exit_threshold", *NORM, "weight", "bias", "head"),
+    "Logits": ("x", *NORM, "head", "logit_rows"),
+    "HeadRouter": ("x", "runs", *NORM, "head_top_p", "weight", "balance", *PER_TOKEN),
+    "Windows": ("x", "runs", "slots", "lengths", *NORM, "weight", "bias", "levels", "by_place"),
 }
 """The inputs of each operator, in order."""
 OUTPUTS: dict[str, dict[str, Any]] = {

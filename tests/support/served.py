@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +90,54 @@ class FailingStream:
             if taken:
                 return taken
         return [EndEvent("error", None, 0, 0, 0, 0, 0.0, 0.0, error=self.error)]
+
+
+class ScriptedScheduler:
+    """Answers each job with given pieces of text, one a token, in place of those of the model.
+
+    Args:
+        inner: Where the usage of the tokens comes from.
+        pieces: The text of each token.
+        reason: Why the text ends.
+    """
+
+    def __init__(self, inner: Scheduler, pieces: Sequence[str] = (), reason: str = "eos") -> None:
+        self.inner, self.pieces, self.reason = inner, pieces, reason
+        self.jobs: list[Job] = []
+        """The jobs so far."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def submit(self, model: str, job: Job) -> Any:
+        """Queue a job whose text is the script."""
+        self.jobs.append(job)
+        return ScriptedStream(await self.inner.submit(model, job), list(self.pieces), self.reason)
+
+
+class ScriptedStream:
+    """A stream of given pieces of text."""
+
+    def __init__(self, inner: Any, pieces: list[str], reason: str) -> None:
+        self.inner, self.pieces, self.reason = inner, pieces, reason
+        self.ended = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.inner.cancel()
+
+    async def take(self) -> list[Event]:
+        """Return all pieces, each as a token, and the end."""
+        if self.ended:
+            return []
+        first = None
+        while first is None:
+            first = next((event for event in await self.inner.take() if isinstance(event, TokenEvent)), None)
+        self.ended = True
+        tokens: list[Event] = [TokenEvent(replace(first.token, text=piece)) for piece in self.pieces]
+        return [*tokens, EndEvent(self.reason, None, 0, 0, 0, 0, 0.0, 0.0)]
 
 
 class HeldScheduler:

@@ -29,7 +29,7 @@ def every_mechanism() -> Transformer:
     return Transformer(ModelConfig.model_validate({
         **TINY, "num_layers": 3,
         "attention": {"positions": ["cope", "rope", "cope"], "max_positions": 8, "window": [0, 12, 0],
-                      "window_kind": "learned", "window_least": 4},
+                      "window_kind": "learned", "window_least": 4, "qkv_bias": True, "o_bias": True},
         "heads": {"routing": "top_p", "shared_heads": 0, "controller": "learned"},
         "ffn": {**TINY["ffn"], "controller": "learned", "per_token": True},
         "depth": {"layers_share": 0.5, "per_token": True, "exit_layers": [0], "exit_criterion": "router"},
@@ -50,6 +50,7 @@ def test_routers_thresholds_positions_and_all_of_one_dimension_go_with_adamw() -
     matrices, rest = split_parameters(dict(model.named_parameters()))
     parts = {name.split(".", 2)[-1] for name in matrices}
     assert parts == {"attention.q.weight", "attention.kv.weight", "attention.o.weight", "moe.gate_up", "moe.down"}
+    assert {"layers.0.attention.q.bias", "layers.1.attention.kv.bias", "layers.2.attention.o.bias"} <= set(rest)
     expected = ["position_embedding", "head_router.weight", "moe.router.weight", "depth_router", "window_router",
                 "level_logit", "per_token.weight", "exit_routers.0"]  # fmt: skip
     assert all(any(part in name for name in rest) for part in expected)

@@ -22,16 +22,19 @@ SECONDS = 8.0
 """The sampling ends after this time: each token computes its text again, since the model in torch has no cache."""
 
 
-def own_text(foreign: ForeignModel, log: Callable[[str], None], seconds: float = SECONDS) -> Heldout:
+def own_text(
+    foreign: ForeignModel, log: Callable[[str], None], seconds: float = SECONDS, largest: int = LARGEST
+) -> Heldout:
     """Sample texts from the model, or take the built-in text where the model is large.
 
     Args:
         foreign: The model.
         log: Is told which text it is.
         seconds: Where to stop.
+        largest: Parameters up to which the model samples.
     """
     parameters = sum(value.numel() for value in hollow(foreign.config).parameters())
-    if parameters > LARGEST:
+    if parameters > largest:
         text = "\n\n".join(f"{one['prompt']}\n{one['completion']}" for one in builtin_records("facts"))  # type: ignore[index]
         log(
             "held-out text: the built-in questions and answers, since the model is too large to sample from here. "

@@ -43,10 +43,10 @@ class ModelConfig(Section):
     """Term added to the mean square in RMSNorm, to the variance in LayerNorm, greater than 0."""
     tie_embeddings: bool = False
     """Whether the output head shares its weights with the embedding."""
-    embedding_scale: float = Field(1.0, gt=0)
-    """Factor of the embedded tokens, greater than 0 (Gemma: the square root of `dim`)."""
-    logits_softcap: float = Field(0.0, ge=0)
-    """Largest absolute value c of a logit, which becomes c tanh(logit / c) (Gemma 2); 0 for none."""
+    embedding_scale: float = Field(1.0, gt=0, le=1e6)
+    """Factor of the embedded tokens, greater than 0, at most a million (Gemma: the square root of `dim`)."""
+    logits_softcap: float = Field(0.0, ge=0, le=1e6)
+    """Largest absolute value c of a logit, which becomes c tanh(logit / c) (Gemma 2); at most a million, 0 for none."""
     attention: AttentionConfig = AttentionConfig()
     """Projections, positions and windows."""
     heads: HeadsConfig = HeadsConfig()

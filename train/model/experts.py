@@ -29,6 +29,14 @@ class ExpertForm(NamedTuple):
     gate_up_bias: Tensor | None = None  # (E, H)
     down_bias: Tensor | None = None  # (E, D)
 
+    def inner(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute act(gate) * up of gate|up (..., 2F), or act(up) of (..., F), after adding the bias."""
+        hidden = hidden if bias is None else hidden + bias
+        if not self.gated:
+            return activate(self.activation, hidden)
+        gate, up = hidden.chunk(2, -1)
+        return activate(self.activation, gate) * up
+
 
 SWIGLU = ExpertForm()
 """Experts without biases, as in Mixtral."""
@@ -84,10 +92,10 @@ def _forward(
     gate_up: Tensor,
     down: Tensor,
     onednn: bool,
-    activation: str = "silu",
-    gated: bool = True,
-    gate_up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
+    activation: str,
+    gated: bool,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
 ) -> list[Tensor]:
     """Run the experts.
 
@@ -144,10 +152,10 @@ def _(
     gate_up: Tensor,
     down: Tensor,
     onednn: bool,
-    activation: str = "silu",
-    gated: bool = True,
-    gate_up_bias: Tensor | None = None,
-    down_bias: Tensor | None = None,
+    activation: str,
+    gated: bool,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
 ) -> list[Tensor]:
     context = torch.library.get_ctx()
     if _in_cpp(x, weights, gate_up, activation, gated, gate_up_bias):
@@ -247,9 +255,9 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # torch
 
 
 def _differentiate(ctx, gradients):  # type: ignore[no-untyped-def]  # torch.library's own signature
-    *inputs, gate_up_bias, down_bias = ctx.saved_tensors[:7]
-    form = (ctx.onednn, ctx.activation, ctx.gated)
-    found = _backward(gradients[0].contiguous(), *inputs, gate_up_bias, down_bias, list(ctx.saved_tensors[7:]), *form)
+    x, weights, selected, gate_up, down, gate_up_bias, down_bias, *saved = ctx.saved_tensors  # read once: recomputing
+    inputs = (x, weights, selected, gate_up, down, gate_up_bias, down_bias)
+    found = _backward(gradients[0].contiguous(), *inputs, saved, ctx.onednn, ctx.activation, ctx.gated)
     of_x, of_weights, of_gate_up, of_down, of_gate_up_bias, of_down_bias = found
     of_biases = (None if gate_up_bias is None else of_gate_up_bias, None if down_bias is None else of_down_bias)
     return of_x, of_weights, None, of_gate_up, of_down, None, None, None, *of_biases
@@ -296,11 +304,8 @@ def run_experts_plainly(
     x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, form: ExpertForm = SWIGLU
 ) -> Tensor:
     """Return the same by running every expert for every token. It is slow; `run_experts` is tested against it."""
-    hidden = torch.einsum("nd,edf->enf", x, gate_up)  # (E, N, H)
-    if form.gate_up_bias is not None:
-        hidden = hidden + form.gate_up_bias[:, None]
-    gate, up = hidden.chunk(2, -1) if form.gated else (hidden, None)  # (E, N, F)
-    inner = activate(form.activation, gate) if up is None else activate(form.activation, gate) * up
+    bias = None if form.gate_up_bias is None else form.gate_up_bias[:, None]
+    inner = form.inner(torch.einsum("nd,edf->enf", x, gate_up), bias)  # (E, N, F)
     every = torch.einsum("enf,efd->end", inner, down)  # (E, N, D)
     if form.down_bias is not None:
         every = every + form.down_bias[:, None]

@@ -27,6 +27,7 @@ def scaled(frequencies: Tensor, rope: RopeConfig, context_length: int) -> Tensor
     """Scale the inverse frequencies (R / 2,) float64, in radians per token, for a context of that many tokens."""
     scaling = rope.scaling
     if scaling.kind == "linear":
+        assert scaling.factor is not None
         return frequencies / scaling.factor
     if scaling.kind == "llama3":
         return _by_wavelength(frequencies, scaling)

@@ -5,15 +5,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ....runtime.chat.tools.parts import ArgumentsPart, CallBegin, TextPart
 from ...errors import ServeError
 from ..answer import frame, new_id, now
 from ..body import Body
 from ..order import Order
 from ..text import Piece, ScoredToken, Text, token_name
 from .errors import error_body
+from .tools import Call, CallDelta, FunctionDelta
 from .usage import Usage, usage_of
 
-FINISH: dict[str, Literal["stop", "length"]] = {"eos": "stop", "stop": "stop", "length": "length"}
+Finish = Literal["stop", "length", "tool_calls"]
+FINISH: dict[str, Finish] = {"eos": "stop", "stop": "stop", "length": "length", "tool_calls": "tool_calls"}
 """Our reason for an end -> OpenAI's."""
 
 
@@ -45,8 +48,11 @@ class AnswerMessage(Body):
     """The answer as a turn of the conversation."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    """Null where the answer only calls tools."""
     refusal: None = None
+    tool_calls: list[Call] = Field(default_factory=list)
+    """The tools that the answer calls; left out where it calls none."""
 
 
 class ChatChoice(Body):
@@ -54,7 +60,7 @@ class ChatChoice(Body):
 
     index: int
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Finish
     logprobs: ChatLogprobs | None
     compute: list[dict[str, Any]] = Field(default_factory=list)
     """Not of OpenAI: the compute of each token, with `compute_details`."""
@@ -76,6 +82,7 @@ class Delta(Body):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] = Field(default_factory=list)
 
 
 class ChunkChoice(Body):
@@ -83,7 +90,7 @@ class ChunkChoice(Body):
 
     index: int
     delta: Delta
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Finish | None
     logprobs: ChatLogprobs | None
     compute: list[dict[str, Any]] = Field(default_factory=list)
 
@@ -116,6 +123,21 @@ def finite(logprob: float | None) -> float:
     return -9999.0 if logprob is None else max(logprob, -9999.0)
 
 
+def answer_message(text: Text) -> AnswerMessage:
+    """Write the answer as a turn of the conversation."""
+    calls = [Call(**call.message) for call in text.calls]
+    fields: dict[str, Any] = {"tool_calls": calls} if calls else {}
+    return AnswerMessage(role="assistant", content=text.text or (None if calls else ""), refusal=None, **fields)
+
+
+def call_delta(part: CallBegin | ArgumentsPart) -> CallDelta:
+    """Write what a part adds to a call."""
+    if isinstance(part, ArgumentsPart):
+        return CallDelta(index=part.index, function=FunctionDelta(arguments=part.text))
+    function = FunctionDelta(name=part.name, arguments="")
+    return CallDelta(index=part.index, id=part.id, type="function", function=function)
+
+
 class ChatAnswer:
     """Writes the answer to a chat."""
 
@@ -134,6 +156,9 @@ class ChatAnswer:
         if piece.text or piece.records or piece.scored:
             logprobs = self._logprobs(piece.scored)
             yield self._chunk(piece.index, Delta(content=piece.text), None, logprobs, piece.records)
+        calls = [call_delta(part) for part in piece.parts if not isinstance(part, TextPart)]
+        if calls:
+            yield self._chunk(piece.index, Delta(tool_calls=calls), None)
         if piece.finish_reason is not None:
             yield self._chunk(piece.index, Delta(), FINISH[piece.finish_reason])
 
@@ -151,13 +176,12 @@ class ChatAnswer:
         """Return the answer that does not stream."""
         choices = []
         for text in texts:
-            assert text.end is not None
             fields: dict[str, Any] = {"compute": text.records} if self.order.details else {}
             choices.append(
                 ChatChoice(
                     index=text.index,
-                    message=AnswerMessage(role="assistant", content=text.text, refusal=None),
-                    finish_reason=FINISH[text.end.reason],
+                    message=answer_message(text),
+                    finish_reason=FINISH[text.reason],
                     logprobs=self._logprobs(text.scored),
                     **fields,
                 )

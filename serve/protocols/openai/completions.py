@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from ..body import NoTools
 from .sampling import SamplingFields
 
 MAX_PROMPTS = 128
@@ -31,6 +32,8 @@ class CompletionBody(SamplingFields):
     """Whether the answer begins with the prompt, with its log-probabilities if `logprobs` is given."""
     best_of: int | None = None
     """Only the value of `n`."""
+    tools: NoTools = None
+    """Refused: tools need a conversation."""
     suffix: str | None = None
     """Refused: the models do not fill in."""
 

@@ -44,10 +44,8 @@ class SamplingFields(ComputeFields):
     """Token id -> what is added to its logit, -100 to 100."""
     response_format: ResponseFormat | None = None
     """What the text must match."""
-    tools: NoTools = None
-    """Refused: no model of this server has a template for tools."""
     functions: NoTools = None
-    """Refused, as `tools`."""
+    """Refused: the older form of `tools`."""
 
     @field_validator("stop")
     @classmethod

@@ -15,8 +15,8 @@ from ..body import Body
 
 Share = Annotated[float, Field(gt=0, le=1)]
 DIALS = (
-    "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p", "head_top_p",
-    "depth_threshold", "exit_threshold",
+    "target_ms", "target_loss", "agreement", "experts", "heads", "layers_share", "router_top_p", "router_ratio",
+    "head_top_p", "depth_threshold", "exit_threshold",
 )  # fmt: skip
 
 ADDED_AT_ONCE = 32
@@ -44,6 +44,8 @@ class ComputeFields(Body):
     """Share of the tokens that run each layer with a depth router."""
     router_top_p: float | None = None
     """Threshold of the experts of all layers."""
+    router_ratio: float | None = None
+    """Least score of an expert, relative to that of the token's first."""
     head_top_p: float | None = None
     """Threshold of the heads of all layers."""
     depth_threshold: float | None = None

@@ -13,10 +13,12 @@ void adaptive_ops_multiply(const char*, int64_t, int64_t, int64_t, const uint8_t
 void adaptive_ops_quantize(const char*, const float*, int64_t, int8_t*, float*, int32_t*);
 void adaptive_ops_matrix_row(const char*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, float*);
 void adaptive_ops_rms_norm(const char*, const float*, const float*, float, float*, int64_t);
+void adaptive_ops_layer_norm(const char*, const float*, const float*, const float*, float, float*, int64_t);
+void adaptive_ops_softcap(const char*, float*, float, int64_t);
 void adaptive_ops_rotate(const char*, float*, const float*, const float*, int64_t);
 float adaptive_ops_dot(const char*, const float*, const float*, int64_t);
 void adaptive_ops_add_scaled(const char*, float*, const float*, float, int64_t);
-void adaptive_ops_silu_product(const char*, const float*, const float*, float, float*, int64_t);
+void adaptive_ops_activate(const char*, int64_t, const float*, const float*, float, float*, int64_t);
 float adaptive_ops_softmax(const char*, float*, int64_t);
 void adaptive_ops_attend(const char*, int64_t, int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*,
                          const float*, const float*, int64_t, float, float*);
@@ -91,10 +93,18 @@ void vectors(const char* name, int64_t n, float scale) {
   print("dot", n, 0, &dot, 4);
   adaptive_ops_rms_norm(name, a.data(), b.data(), 1e-5f, out.data(), n);
   print("rms_norm", n, 0, out.data(), 4 * n);
+  adaptive_ops_layer_norm(name, a.data(), b.data(), head.data(), 1e-5f, out.data(), n);
+  print("layer_norm", n, 0, out.data(), 4 * n);
+  adaptive_ops_softcap(name, out.data(), 0.9f, n);
+  print("softcap", n, 0, out.data(), 4 * n);
   adaptive_ops_rotate(name, head.data(), b.data(), b.data(), 2 * n);
   print("rotate", n, 0, head.data(), 8 * n);
-  adaptive_ops_silu_product(name, a.data(), b.data(), 0.7f, out.data(), n);
-  print("silu_product", n, 0, out.data(), 4 * n);
+  for (int64_t activation = 0; activation < 4; ++activation) {
+    adaptive_ops_activate(name, activation, a.data(), b.data(), 0.7f, out.data(), n);
+    print("activate", n, activation, out.data(), 4 * n);
+    adaptive_ops_activate(name, activation, a.data(), nullptr, 0.7f, out.data(), n);
+    print("activate_alone", n, activation, out.data(), 4 * n);
+  }
   adaptive_ops_add_scaled(name, out.data(), a.data(), 0.3f, n);
   print("add_scaled", n, 0, out.data(), 4 * n);
   const float sum = adaptive_ops_softmax(name, a.data(), n);

@@ -44,6 +44,13 @@ MECHANISMS = [
         ("none", "rope", "cope"), ((0, False), (6, False), (9, True)), ("every", "none", "project"), (False, True)
     )
 ]
+MECHANISMS += [
+    Setting(norm=norm, norm_place=place, policy=policy, routed=policy == "none", precision=precision, dim=dim)
+    for (norm, place), (policy, precision, dim) in product(
+        (("rms", "post"), ("rms", "sandwich"), ("layer", "pre"), ("layer", "post"), ("layer", "sandwich")),
+        (("every", "fp32", 48), ("none", "fp32", 48), ("project", "int8", 80)),
+    )
+]
 SHAPES = [
     Setting(head_dim=head_dim, capacity=capacity, cache=cache, positions=positions, window=window, num_heads=6)
     for (head_dim, positions), (capacity, window), cache in product(

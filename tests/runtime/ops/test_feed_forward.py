@@ -51,6 +51,7 @@ class Layer:
         self.attributes: dict[str, Any] = {
             "layer": 1,
             "eps": EPS,
+            "parallel": 0,
             "num_experts": experts,
             "hidden": hidden,
             "routing": routing,
@@ -60,6 +61,11 @@ class Layer:
             "shared_hidden": shared,
             "precision_experts": code,
             "precision_shared": code,
+            "most_experts": 0,
+            "score": 0,
+            "activation": 0,
+            "gated": 1,
+            "columns": experts,
         }
         self.shared = None
         if shared:
@@ -98,6 +104,41 @@ def test_a_feed_forward_is_that_of_numpy(
         assert sorted(chosen) == np.flatnonzero(row).tolist()
         expected.append(layer.expected(h, chosen))
     close(out, np.array(expected), precision)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("place", ["pre", "post", "sandwich"])
+def test_norms_stand_before_the_experts_or_after_their_sum(place: str, kind: str, parallel: bool) -> None:
+    """Router and experts read the same state. `h` is added last; parallel parts read the input of the layer, x."""
+    layer, dim = Layer("fp32", TOP_K, 40, 72, experts=6, shared=50), 40
+    layer.attributes["parallel"] = int(parallel)
+    x, h = normal(5, dim, seed=9), layer.inputs["h"]
+    norms = {"norm": 1 + normal(dim, seed=11) / 4, "post_norm": 1 + normal(dim, seed=12) / 4}
+    biases = {"norm_bias": normal(dim, seed=13) / 4, "post_norm_bias": normal(dim, seed=14) / 4}
+    absent = {"pre": "post_norm", "post": "norm", "sandwich": "-"}[place]
+    given = {key: value for key, value in norms.items() if key != absent}
+    if kind == "layer":
+        given |= {key: value for key, value in biases.items() if key.removesuffix("_bias") != absent}
+    layer.inputs = {key: value for key, value in layer.inputs.items() if key != "norm"} | given
+    out, selected = layer.run(**({"x": x} if parallel else {}))
+
+    def normed(state: Array, name: str) -> Array:
+        if name not in given:
+            return state
+        centred = state - state.mean() if kind == "layer" else state
+        return np.asarray(rms_norm(centred, EPS, given[name]) + given.get(f"{name}_bias", 0.0))
+
+    expected = []
+    assert layer.shared is not None
+    for own, state, row in zip(h.astype(np.float64), (x if parallel else h).astype(np.float64), selected, strict=True):
+        z = normed(state, "norm")
+        probs = softmax(layer.router @ z)
+        chosen = choose(probs, "top_k", 0.0, 2)
+        assert sorted(chosen) == np.flatnonzero(row).tolist()
+        update = sum(probs[e] / probs[chosen].sum() * run_expert(layer.routed, e, z) for e in chosen)
+        expected.append(own + normed(update + run_expert(layer.shared, 0, z), "post_norm"))
+    close(out, np.array(expected), "fp32")
 
 
 def test_routing_weights_are_those_of_the_softmax_without_renormalisation() -> None:

@@ -26,6 +26,23 @@ def normal(*shape: int, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+NORMS: dict[str, dict[str, Array]] = {
+    "rms": {"norm": 1 + normal(D, seed=2) / 4},
+    "layer": {"norm": 1 + normal(D, seed=2) / 4, "norm_bias": normal(D, seed=12) / 4},
+    "none": {},
+}
+"""The norm of x as inputs of an operator."""
+
+
+def normed(inputs: dict[str, Array], row: int) -> Array:
+    """Return a row of x as the router reads it."""
+    x, bias = inputs["x"][row].astype(np.float64), inputs.get("norm_bias")
+    if "norm" not in inputs:
+        return x
+    plain = rms_norm(x if bias is None else x - x.mean(), EPS, inputs["norm"])
+    return np.asarray(plain if bias is None else plain + bias)
+
+
 class Heads:
     """A random router of heads, as inputs of the operator and as the plain model."""
 
@@ -85,7 +102,7 @@ class Heads:
             weights |= {f"{name}.per_token.bias": inputs["per_token_bias"][0]}
         result: Any = SimpleNamespace(margins=defaultdict(lambda: np.zeros((1, 1, 1))))
         plain = Attention(weights, config, LAYER, level, np.float64)
-        return plain.heads(rms_norm(inputs["x"][row], EPS, inputs["norm"]), result, (0, 0, 0))
+        return plain.heads(normed(inputs, row), result, (0, 0, 0))
 
     def check(self, selected: Array, head_weights: Array, row: int, level: float) -> None:
         expected = self.expected(row, level)
@@ -103,6 +120,18 @@ def test_top_k_heads_are_those_of_the_plain_model(shared: int, heads: int, mean:
     for row in range(len(router.x)):
         router.check(selected[row], head_weights[row], row, 1.0)
     assert (selected.sum(1) == mean).all()
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_heads_are_chosen_from_a_state_with_a_layer_norm_or_without_a_norm(routing: str, norm: str) -> None:
+    router = Heads(routing, per_token=True)
+    del router.inputs["norm"]
+    router.inputs |= NORMS[norm]
+    levels = np.linspace(0.2, 0.8, len(router.x), dtype=np.float32)
+    selected, head_weights = router.run(*([] if routing == "top_k" else [levels]))
+    for row in range(len(router.x)):
+        router.check(selected[row], head_weights[row], row, float(levels[row]))
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -223,7 +252,7 @@ class Windows:
         weights = {f"{router}.weight": inputs["weight"], f"{router}.bias": inputs["bias"][0]} if self.learned else {}
         result: Any = SimpleNamespace(margins=defaultdict(lambda: np.zeros((1, 1, 1))))
         plain = Attention(weights, config, LAYER, 1.0, np.float64)
-        return plain.window(rms_norm(inputs["x"][row], EPS, inputs["norm"]), place, result, (0, 0, 0))
+        return plain.window(normed(inputs, row), place, result, (0, 0, 0))
 
 
 @pytest.mark.parametrize("policy", ["every", "none", "project"])
@@ -237,6 +266,17 @@ def test_windows_are_those_of_the_plain_model(learned: bool, policy: str) -> Non
         for t in range(9):
             place = length + (runs[b, :t].sum() if policy == "none" else t)
             assert windows[b, t] == (router.expected(9 * b + t, int(place)) if runs[b, t] else 0)
+    assert len(np.unique(windows)) > 3
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+def test_windows_are_learned_from_a_state_with_a_layer_norm_or_without_a_norm(norm: str) -> None:
+    router = Windows(learned=True)
+    del router.inputs["norm"]
+    router.inputs |= NORMS[norm]
+    windows = router.run().reshape(2, 9)
+    for b, length in enumerate((11, 5)):
+        assert [router.expected(9 * b + t, length + t) for t in range(9)] == windows[b].tolist()
     assert len(np.unique(windows)) > 3
 
 

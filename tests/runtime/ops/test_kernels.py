@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from numpy.typing import NDArray
-from support.kernels import GIVEN, LIBRARY, Floats, Table, open_library, tables
+from support.kernels import ACTIVATIONS, GIVEN, LIBRARY, Floats, Table, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import BLOCK, GROUP, PRECISIONS, Precision, pack, rounded
 
@@ -181,11 +182,14 @@ def run_all(table: Table, n: int, seed: int, factor: float = 1.0) -> dict[str, A
     return {
         "dot": table.dot(a, b),
         "rms_norm": table.rms_norm(a, b, 1e-5),
+        "layer_norm": table.layer_norm(a, b, angles, 1e-5),
+        "softcap": table.softcap(a, 1.5),
         "rotate": table.rotate(np.r_[a, b], np.cos(angles), np.sin(angles)),
         "add_scaled": table.add_scaled(a, b, 0.3),
-        "silu_product": table.silu_product(a, b, 0.7),
         "softmax": powers,
         "softmax_sum": total,
+        **{name: table.activate(name, a, b, 0.7) for name in ACTIVATIONS},
+        **{f"{name} alone": table.activate(name, a, None, 0.7) for name in ACTIVATIONS},
     }
 
 
@@ -198,11 +202,14 @@ def expected_of(n: int, seed: int, factor: float = 1.0) -> dict[str, Any]:
     return {
         "dot": a @ b,
         "rms_norm": a / np.sqrt((a * a).mean() + 1e-5) * b,
+        "layer_norm": (a - a.mean()) / np.sqrt(a.var() + 1e-5) * b + angles,
+        "softcap": 1.5 * np.tanh(a / 1.5),
         "rotate": np.r_[a * c - b * s, b * c + a * s],
         "add_scaled": a + np.float64(np.float32(0.3)) * b,
-        "silu_product": a / (1 + np.exp(-a)) * b * np.float64(np.float32(0.7)),
         "softmax": powers,
         "softmax_sum": powers.sum(),
+        **{name: reference.ACTIVATIONS[name](a) * b * np.float64(np.float32(0.7)) for name in ACTIVATIONS},
+        **{f"{name} alone": reference.ACTIVATIONS[name](a) * np.float64(np.float32(0.7)) for name in ACTIVATIONS},
     }
 
 
@@ -236,10 +243,38 @@ def test_softmax_is_close_over_the_whole_range_of_the_exponential(table: Table) 
 
 
 @each_table
-def test_silu_has_its_limits_and_passes_nan_on(table: Table) -> None:
-    gate = np.array([-np.inf, -1e30, -100, 0, 100, 1e30, np.nan], np.float32)
-    out = table.silu_product(gate, np.ones(7, np.float32), 1.0)
-    assert same(out + 0.0, np.array([np.nan, 0, 0, 0, 100, 1e30, np.nan]))
+def test_a_softcap_is_close_over_the_whole_range_and_nearly_changes_nothing_near_0(table: Table) -> None:
+    x = np.concatenate([np.linspace(-60, 60, 100_001), np.geomspace(1e-30, 60, 1001)]).astype(np.float32)
+    expected = 5 * np.tanh(x.astype(np.float64) / 5)
+    assert (np.abs(table.softcap(x, 5.0) - expected) <= 4 * 2.0**-23 * np.abs(expected)).all()
+    ends = table.softcap(np.array([-np.inf, -1e30, 0, 1e30, np.inf, np.nan], np.float32), 5.0)
+    assert same(ends, np.array([-5, -5, 0, 5, 5, np.nan], np.float32))
+
+
+@each_table
+def test_a_layer_norm_of_a_far_mean_keeps_its_digits(table: Table) -> None:
+    """The variance is that of the centred values: a mean square less a squared mean would leave none of its digits."""
+    x = normal(512, seed=3) + np.float32(1000)
+    expected = (x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64)
+    out = table.layer_norm(x, np.ones(512, np.float32), np.zeros(512, np.float32), 0.0)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+
+
+@each_table
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_have_their_limits_and_pass_nan_on(table: Table, activation: str) -> None:
+    gate = np.array([-1e30, -100, 0, 100, 1e30, np.nan], np.float32)
+    for up in (np.ones(6, np.float32), None):
+        out = table.activate(activation, gate, up, 1.0)
+        assert same(out + 0.0, np.array([0, 0, 0, 100, 1e30, np.nan]))
+
+
+@each_table
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_close_over_the_whole_range(table: Table, activation: str) -> None:
+    x = np.linspace(-12, 12, 48_001, dtype=np.float32)
+    out, expected = table.activate(activation, x, None, 1.0), reference.ACTIVATIONS[activation](x.astype(np.float64))
+    np.testing.assert_allclose(out, expected, rtol=4e-7, atol=4e-7)
 
 
 @each_table

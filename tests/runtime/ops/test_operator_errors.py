@@ -33,8 +33,13 @@ def ones(*shape: int) -> Array:
 
 VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
     "Embedding": (
-        {"ids": np.zeros((2, 2), np.int64), "table": packed(VOCAB, DIM)},
-        {"dim": DIM, "vocab": VOCAB, "precision": 2},
+        {
+            "ids": np.zeros((2, 2), np.int64),
+            "table": packed(VOCAB, DIM),
+            "positions": np.zeros((2, 2), np.int64),
+            "learned_positions": ones(5, DIM),
+        },
+        {"scale": 2.0, "dim": DIM, "vocab": VOCAB, "precision": 2},
     ),
     "DepthRouter": (
         {
@@ -56,6 +61,9 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "gate": ones(TOKENS, 1),
             "router_top_p": ones(2, 2),
             "norm": ones(DIM),
+            "norm_bias": ones(DIM),
+            "post_norm": ones(DIM),
+            "post_norm_bias": ones(DIM),
             "router": ones(EXPERTS, DIM),
             "per_token_weight": ones(DIM),
             "per_token_bias": ones(1),
@@ -63,10 +71,19 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "down": packed(DIM, HIDDEN, EXPERTS),
             "shared_gate_up": packed(2 * HIDDEN, DIM),
             "shared_down": packed(DIM, HIDDEN),
+            "router_ratio": ones(2, 2),
+            "router_bias": ones(EXPERTS),
+            "selection_bias": ones(EXPERTS),
+            "gate_up_bias": ones(EXPERTS, 2 * HIDDEN),
+            "down_bias": ones(EXPERTS, DIM),
+            "shared_gate_up_bias": ones(1, 2 * HIDDEN),
+            "shared_down_bias": ones(1, DIM),
+            "shared_gate": ones(DIM),
         },
         {
             "layer": 1,
             "eps": 1e-5,
+            "parallel": 1,
             "num_experts": EXPERTS,
             "hidden": HIDDEN,
             "shared_hidden": HIDDEN,
@@ -76,6 +93,11 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "reach": 1.0,
             "precision_experts": 2,
             "precision_shared": 2,
+            "most_experts": 2,
+            "score": 0,
+            "activation": 0,
+            "gated": 1,
+            "columns": EXPERTS,
         },
     ),
     "Exit": (
@@ -85,26 +107,31 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
             "exit_layer": np.zeros((TOKENS, 1), np.int64),
             "exit_threshold": np.zeros((2, 2), FLOAT),
             "norm": ones(DIM),
+            "norm_bias": ones(DIM),
             "weight": ones(DIM),
             "bias": ones(1),
             "head": packed(VOCAB, DIM),
         },
-        {"layer": 1, "eps": 1e-5, "criterion": 0, "vocab": VOCAB, "precision": 2},
+        {"layer": 1, "eps": 1e-5, "criterion": 0, "softcap": 5.0, "vocab": VOCAB, "precision": 2},
     ),
     "Logits": (
         {
             "x": ones(TOKENS, DIM),
             "norm": ones(DIM),
+            "norm_bias": ones(DIM),
             "head": packed(VOCAB, DIM),
             "logit_rows": np.array([3, 0]),
         },
-        {"eps": 1e-5, "vocab": VOCAB, "precision": 2},
+        {"eps": 1e-5, "softcap": 5.0, "vocab": VOCAB, "precision": 2},
     ),
 }
 OPTIONAL = {
     "DepthRouter": {"alive"},
-    "FeedForward": {"runs", "gate"},
-    "Exit": {"alive", "exit_layer", "weight", "bias"},
+    "FeedForward": {
+        *("runs", "gate", "norm_bias", "post_norm_bias", "router_bias", "selection_bias", "shared_gate"),
+    },
+    "Exit": {"alive", "exit_layer", "norm_bias", "weight", "bias"},
+    "Logits": {"norm_bias"},
 }
 """Inputs without which these attributes still give a result."""
 
@@ -159,13 +186,14 @@ MUTATIONS: tuple[Callable[[Array], Array], ...] = (
 
 
 def fits(name: str, input: str, array: Array) -> bool:
-    """Whether another shape is right, too: more ids, tokens or layers, or what this criterion does not read."""
+    """Whether another shape is right, too: more tokens, layers or positions, or what this criterion does not read."""
     if name == "Exit" and input in ("weight", "bias"):
         return True
     if name == "Logits" and input in ("x", "logit_rows"):
         return array.shape == (TOKENS + 1, DIM) if input == "x" else array.ndim == 1
-    layers = input.endswith(("threshold", "top_p")) and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
-    return layers or (name == "Embedding" and input == "ids" and array.ndim == 2)
+    levels = input.endswith(("threshold", "top_p", "ratio"))
+    layers = levels and array.ndim == 2 and len(array) > 1 and array.shape[1] == 2
+    return layers or (input == "learned_positions" and array.ndim == 2 and len(array) > 0 and array.shape[1] == DIM)
 
 
 @cases("input")
@@ -231,6 +259,29 @@ def test_a_token_outside_the_vocabulary_is_refused(id: int) -> None:
     assert f"input ids holds {id}, expected 0 to {VOCAB - 1}" in text
 
 
+@pytest.mark.parametrize("place", [-1, 5, 2**62, -(2**63)])
+def test_a_position_without_a_learned_vector_is_refused(place: int) -> None:
+    inputs, attributes = VALID["Embedding"]
+    text = message("Embedding", inputs | {"positions": np.array([[0, 0], [place, 0]])}, **attributes)
+    assert f"input positions holds {place}, but learned_positions has 5 rows" in text
+    fewer = {key: array for key, array in inputs.items() if key != "positions"}
+    assert "positions and learned_positions come together" in message("Embedding", fewer, **attributes)
+
+
+@pytest.mark.parametrize("norm", ["norm", "post_norm"])
+def test_a_bias_of_a_norm_without_its_weight_is_refused(norm: str) -> None:
+    inputs, attributes = VALID["FeedForward"]
+    fewer = {key: array for key, array in inputs.items() if key != norm}
+    text = message("FeedForward", fewer, **attributes)
+    assert f"input {norm}_bias is given, but the weight of the norm is not" in text
+
+
+def test_parallel_parts_need_the_input_of_the_layer() -> None:
+    inputs, attributes = VALID["FeedForward"]
+    fewer = {key: array for key, array in inputs.items() if key not in ("x", "gate")}
+    assert "parallel = 1, x is needed" in message("FeedForward", fewer, **attributes)
+
+
 @pytest.mark.parametrize("wanted", [-1, TOKENS, 2**62, -(2**63)])
 def test_logits_of_a_token_that_is_not_there_are_refused(wanted: int) -> None:
     inputs, attributes = VALID["Logits"]
@@ -240,7 +291,9 @@ def test_logits_of_a_token_that_is_not_there_are_refused(wanted: int) -> None:
 
 def test_routing_without_its_inputs_and_dense_routing_with_experts_are_refused() -> None:
     inputs, attributes = VALID["FeedForward"]
-    assert "num_experts 3" in message("FeedForward", inputs, **attributes | {"routing": 0})
+    assert "num_experts 3" in message("FeedForward", inputs, **attributes | {"routing": 0, "most_experts": 0})
+    assert "most_experts is 2, expected 0 to 0" in message("FeedForward", inputs, **attributes | {"routing": 2})
+    attributes = attributes | {"most_experts": 0}
     router = {key: array for key, array in inputs.items() if key != "router"}
     assert "need the input router" in message("FeedForward", router, **attributes | {"routing": 2})
 

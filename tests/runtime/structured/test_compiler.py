@@ -170,7 +170,7 @@ def test_a_rule_that_could_not_be_used_is_refused_at_once_for_a_while(
     now, tried = [0.0], []
     compiler = Compiler(engine.tokenizer, clock=lambda: now[0])
 
-    def slow(trial: Trial, grammar: str, limits: Any) -> str:
+    def slow(trial: Trial, grammar: str, limits: Any, ids: int) -> str:
         tried.append(grammar)
         return "it takes more than 3 s to compile"
 

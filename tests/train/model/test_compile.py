@@ -224,6 +224,7 @@ def test_graphs_are_one_per_kind_of_block_and_way_of_running(name: str, half: bo
 
 
 NEW = ["heads_shared", "window_length", "window_entropy", "controllers"]
+NEW += ["layer_norm", "post_none", "sandwich_project", "parallel_none", "learned_positions_none"]
 NEW += ["everything_project", "everything_none"]  # shared experts, contextual positions and skipped keys are in these
 
 

@@ -9,6 +9,9 @@ from support.models import CONFIGS, variant
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer
 from adaptive_lm.train.model.threshold_config import Controlled
 
+YARN = {"kind": "yarn", "factor": 2, "original_context": 16}
+LLAMA3 = {**YARN, "kind": "llama3"}
+LONGROPE = {**YARN, "kind": "longrope", "short_factors": [1, 1, 1, 1], "long_factors": [1, 1, 1]}
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"num_heads": 4, "num_kv_heads": 3}, ["num_heads (4)", "multiple of num_kv_heads (3)"]),
     ({"dim": 30}, ["dim (30)", "multiple of num_heads (4)", "head_dim"]),
@@ -36,6 +39,38 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"attention": {"positions": "alibi"}}, ["attention.positions", "rope", "cope", "none", "alibi"]),
     ({"attention": {"positions": ("rope", "cope")}}, ["attention.positions", "lists 2 layers", "num_layers is 4"]),
     ({"attention": {"positions": "cope", "max_positions": 1}}, ["max_positions", "greater than or equal to 2", "1"]),
+    ({"attention": {"rope": {"theta": 0.0}}}, ["attention.rope", "theta", "greater than 0"]),
+    ({"attention": {"rope": [{}, {}]}}, ["attention.rope", "lists 2 layers", "num_layers is 4"]),
+    ({"head_dim": 8, "attention": {"rope": {"share": 0.4}}}, ["share 0.4 of 8 is 3", "even", "attention.rope.share"]),
+    ({"head_dim": 8, "attention": {"rope": {"share": 0.1}}}, ["share 0.1 of 8 is 0", "at least 2"]),
+    ({"attention": {"rope": {"scaling": {"kind": "linear"}}}}, ["kind linear needs factor"]),
+    ({"attention": {"rope": {"scaling": {"kind": "linear", "factor": 0.5}}}}, ["factor", "greater than or equal to 1"]),
+    ({"attention": {"rope": {"scaling": {"kind": "llama3", "factor": 8}}}}, ["kind llama3 needs original_context"]),
+    ({"attention": {"rope": {"scaling": {"kind": "ntk"}}}}, ["scaling.kind", "llama3", "longrope", "ntk"]),
+    ({"attention": {"rope": {"scaling": {"factor": 2}}}}, ["factor is set", "kind none", "linear", "leave it out"]),
+    (
+        {"attention": {"rope": {"scaling": {**YARN, "low_frequency_factor": 2}}}},
+        ["low_frequency_factor is set", "kind yarn does not read it", "llama3 would"],
+    ),
+    ({"attention": {"rope": {"scaling": {**YARN, "beta_slow": 40}}}}, ["beta_slow is 40", "less than beta_fast (32"]),
+    ({"attention": {"rope": {"theta": 1, "scaling": YARN}}}, ["theta is 1.0", "yarn", "greater than 1"]),
+    (
+        {"attention": {"rope": {"scaling": {**LLAMA3, "low_frequency_factor": 4}}}},
+        ["low_frequency_factor is 4", "less than high_frequency_factor (4"],
+    ),
+    ({"head_dim": 8, "attention": {"rope": {"scaling": LONGROPE}}}, ["long_factors lists 3 numbers", "expected 4"]),
+    (
+        {"attention": {"rope": {"scaling": {**LONGROPE, "short_factors": []}}}},
+        ["kind longrope needs short_factors"],
+    ),
+    ({"rope_theta": 9.0, "attention": {"rope": {"theta": 8.0}}}, ["rope_theta is attention.rope.theta now"]),
+    # queries and keys
+    ({"attention": {"qk_norm": "all"}}, ["attention.qk_norm", "none", "head", "full", "all"]),
+    (
+        {"attention": {"qk_norm": "full"}, "heads": {"routing": "top_k"}},
+        ["attention.qk_norm is full", "heads.routing is top_k", "head or none"],
+    ),
+    ({"attention": {"softcap": -1.0}}, ["attention.softcap", "greater than or equal to 0"]),
     # windows
     (
         {"attention": {"positions": "cope", "window": 32}},
@@ -156,23 +191,43 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         "attention.q.weight": (heads * width, dim),
         "attention.kv.weight": (2 * kv_heads * width, dim),
         "attention.o.weight": (dim, heads * width),
-        "attention.q_norm.weight": (width,),
-        "attention.k_norm.weight": (width,),
         "ffn_norm.weight": (dim,),
     }
+    if config.attention.qk_norm != "none":
+        of_q, of_k = (heads, kv_heads) if config.attention.qk_norm == "full" else (1, 1)
+        held |= {"attention.q_norm.weight": (of_q * width,), "attention.k_norm.weight": (of_k * width,)}
+    if config.attention.qkv_bias:
+        held |= {"attention.q.bias": (heads * width,), "attention.kv.bias": (2 * kv_heads * width,)}
+    if config.attention.o_bias:
+        held["attention.o.bias"] = (dim,)
     routers: list[tuple[str, Controlled, bool]] = []
-    if ffn.routing == "dense":
-        held |= {"ffn.gate_up.weight": (2 * ffn.dim, dim), "ffn.down.weight": (dim, ffn.dim)}
+    first, both = ("gate_up", 2) if ffn.gated else ("up", 1)
+
+    def dense(name: str, hidden: int) -> dict[str, tuple[int, ...]]:
+        matrices = {f"{name}.{first}.weight": (both * hidden, dim), f"{name}.down.weight": (dim, hidden)}
+        biases = {f"{name}.{first}.bias": (both * hidden,), f"{name}.down.bias": (dim,)}
+        return matrices | biases if ffn.bias else matrices
+
+    if config.is_dense(layer):
+        held |= dense("ffn", ffn.dim if isinstance(ffn.dim, int) else ffn.dim[layer])
     else:
         held |= {
             "moe.router.weight": (ffn.num_experts, dim),
-            "moe.gate_up": (ffn.num_experts, dim, 2 * ffn.expert_dim),
+            f"moe.{first}": (ffn.num_experts, dim, both * ffn.expert_dim),
             "moe.down": (ffn.num_experts, ffn.expert_dim, dim),
         }
+        if ffn.bias:
+            held[f"moe.{first}_bias"] = (ffn.num_experts, both * ffn.expert_dim)
+            held["moe.down_bias"] = (ffn.num_experts, dim)
+        if ffn.router_bias:
+            held["moe.router.bias"] = (ffn.num_experts,)
+        if ffn.selection_bias:
+            held["moe.router.selection_bias"] = (ffn.num_experts,)
         routers.append(("moe.router", ffn, False))
         if ffn.shared_expert_dim:
-            held["moe.shared.gate_up.weight"] = (2 * ffn.shared_expert_dim, dim)
-            held["moe.shared.down.weight"] = (dim, ffn.shared_expert_dim)
+            held |= dense("moe.shared", ffn.shared_expert_dim)
+        if ffn.shared_gate:
+            held["moe.shared_gate.weight"] = (1, dim)
     if config.heads.routing != "all":
         held["attention.head_router.weight"] = (heads, dim)
         if config.heads.shared_heads:

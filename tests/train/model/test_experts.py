@@ -7,7 +7,7 @@ import torch
 from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
-from adaptive_lm.train.model.experts import ROW_MULTIPLE, _forward, plan_rows, run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts import ROW_MULTIPLE, SWIGLU, _forward, plan_rows, run_experts, run_experts_plainly
 from adaptive_lm.train.model.linear import has_onednn
 
 N, D, E, F = 23, 8, EXPERTS, 6
@@ -60,7 +60,7 @@ def test_the_operator_keeps_the_rules_of_torch() -> None:
     x, weights, gate_up, down = arguments(dtype=torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     for chosen in ("mixed", "no_pairs"):
-        torch.library.opcheck(_forward, (x, weights, routed(chosen), gate_up, down, False), test_utils=tests)
+        torch.library.opcheck(_forward, (x, weights, routed(chosen), gate_up, down, False, *SWIGLU), test_utils=tests)
 
 
 @pytest.mark.parametrize("chosen", CHOICES)
@@ -124,9 +124,9 @@ def test_the_rows_multiplied_are_the_pairs_chosen(chosen: str) -> None:
     selected = routed(chosen)
     counts = selected.sum(0)
     x, weights, gate_up, down = (tensor.detach() for tensor in arguments(dtype=torch.float32))
-    _, hidden, *_ = _forward(x, weights, selected, gate_up, down, False)
+    _, hidden, *_ = _forward(x, weights, selected, gate_up, down, False, *SWIGLU)
     assert len(hidden) == counts.sum()
-    _, hidden, *_ = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16(), False)
+    _, hidden, *_ = _forward(x.bfloat16(), weights, selected, gate_up.bfloat16(), down.bfloat16(), False, *SWIGLU)
     assert len(hidden) == ((counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE).sum()
 
 

@@ -78,6 +78,20 @@ def test_a_layer_has_the_output_and_the_gradients_of_torchs(shape: tuple[int, ..
             torch.testing.assert_close(one.double(), exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_bias_is_added_and_gets_its_gradient(onednn: bool) -> None:
+    layer = Linear(5, 7, bias=True)
+    layer.onednn = onednn
+    x, of_out = drawn(6, 5), drawn(6, 7, seed=2)
+    out = layer(x)
+    torch.testing.assert_close(out, x @ layer.weight.t() + layer.bias, rtol=0, atol=1e-6)
+    of_weight, of_bias = torch.autograd.grad(out, [layer.weight, layer.bias], of_out)
+    torch.testing.assert_close(of_bias, of_out.sum(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(of_weight, of_out.t() @ x, rtol=0, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == (torch.float32 if onednn else torch.bfloat16)
+
+
 def test_the_operator_keeps_the_rules_of_torch() -> None:
     """Its schema, fake implementation and gradient, which torch.compile relies on."""
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -10,7 +10,7 @@ from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.model import native
-from adaptive_lm.train.model.experts import run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts import SWIGLU, run_experts, run_experts_plainly
 from adaptive_lm.train.run.identity import compare_identity
 
 E = EXPERTS
@@ -60,7 +60,7 @@ def require_near(found: list[Tensor], exact: list[Tensor]) -> None:
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_it_gives_what_all_pairs_give_in_float64(chosen: str, shape: tuple[int, int, int]) -> None:
     selected = routed(chosen, shape[0])
-    assert len(FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False)) == 2, "not run in C++"
+    assert len(FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False, *SWIGLU)) == 2, "not run in C++"
     found = in_half(selected, arguments(shape))
     exact = with_gradients(run_experts_plainly, selected, arguments(shape, torch.float64))
     require_near(found, exact)
@@ -81,7 +81,7 @@ def test_a_machine_without_it_gives_the_same_to_rounding(chosen: str, monkeypatc
     selected = routed(chosen, shape[0])
     found = in_half(selected, arguments(shape))
     monkeypatch.setattr(native, "library", lambda: None)
-    assert len(FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False)) > 2, "run in C++"
+    assert len(FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False, *SWIGLU)) > 2, "run in C++"
     require_near(found, in_half(selected, arguments(shape)))
 
 
@@ -143,14 +143,14 @@ def test_the_operator_keeps_the_rules_of_torch() -> None:
     for chosen in ("mixed", "no_pairs"):
         x, weights, selected, gate_up, down = half(arguments((23, 16, 6)), routed(chosen, 23))
         torch.library.opcheck(
-            FORWARD, (x.detach().requires_grad_(), weights, selected, gate_up, down, False), test_utils=tests
+            FORWARD, (x.detach().requires_grad_(), weights, selected, gate_up, down, False, *SWIGLU), test_utils=tests
         )
 
 
 def test_what_it_keeps_is_gate_and_up_of_the_pairs_chosen() -> None:
     shape = (64, 96, 37)
     selected = routed("mixed", shape[0])
-    _, hidden = FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False)
+    _, hidden = FORWARD(*(t.detach() for t in half(arguments(shape), selected)), False, *SWIGLU)
     assert hidden.shape == (selected.sum(), 2 * 48)
 
 

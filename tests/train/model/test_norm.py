@@ -1,11 +1,11 @@
-"""RMS norm on a CPU, compared with torch's own."""
+"""RMS norm on a CPU and layer norm, compared with torch's own."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaptive_lm.train.model.norm import OnCPU, RMSNorm
+from adaptive_lm.train.model.norm import LayerNorm, OnCPU, RMSNorm
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
@@ -55,3 +55,14 @@ def test_the_layer_is_the_same_with_and_without_gradients() -> None:
         norm.weight.copy_(weight)
         plain = norm(x)
     torch.testing.assert_close(norm(x).detach(), plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_layer_norm_is_torchs_own_with_its_parameters_in_the_dtype_of_x(dtype: torch.dtype) -> None:
+    ours, theirs = LayerNorm(16, 1e-5), torch.nn.LayerNorm(16, 1e-5)
+    x, weight, bias = values((5, 16), torch.float32)
+    for norm in (ours, theirs):
+        norm.load_state_dict({"weight": weight, "bias": bias[0]})
+    y = ours(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, theirs.to(dtype)(x.to(dtype)), rtol=0, atol=0)

@@ -8,13 +8,13 @@ import reference
 import torch
 from reference_attention import Attention
 from reference_routing import choose_best, choose_by_complexity, choose_by_mass, confidence
-from support.models import CONFIGS, T, busy_thresholds, judge, tiny_ids, tiny_model, variant
+from support.models import CONFIGS, T, as_arrays, busy_thresholds, judge, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 
 
 def run_plain(config: ModelConfig, weights: dict[str, np.ndarray], limits: ThresholdTensors) -> reference.Result:
-    arrays = reference.ThresholdArrays(*(limit.numpy() for limit in limits))
+    arrays = as_arrays(limits)
     return reference.forward(weights, config, tiny_ids(batch=1).numpy(), arrays)
 
 

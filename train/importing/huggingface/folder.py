@@ -83,15 +83,22 @@ def text_part(settings: Settings) -> tuple[Settings, str]:
 class Layout(Protocol):
     """The config and the tensors of a family."""
 
-    prefixes: Sequence[str]
-    """What may stand before the names of its tensors, the most specific first."""
-    first: str
-    """A tensor that every model has."""
-    head: str
-    """The output head, which stands outside the prefix."""
     tied: bool
+    """Whether embedding and output head are one matrix."""
     vocab: int
     dim: int
+
+    @property
+    def prefixes(self) -> Sequence[str]:
+        """Return what may stand before the names of its tensors, the most specific first."""
+
+    @property
+    def first(self) -> str:
+        """Return a tensor that every model has."""
+
+    @property
+    def head(self) -> str:
+        """Return the output head, which stands outside the prefix."""
 
     def config(self) -> dict[str, Any]:
         """Return the sections of our config."""

@@ -98,7 +98,7 @@ class SafetensorsSource:
     def _read_header(self, path: Path) -> None:
         refuse_repeated_names(path)
         with damaged(path):
-            file = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt")
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 if name in self._places:
                     raise ForeignFileError(f"{short(name)} is in {self._places[name]} and in {path}; {CURE}")

@@ -27,6 +27,26 @@ void rms_norm(const float* x, const float* weight, float eps, float* out, int64_
   if (i < n) store_first(out + i, load_first(x + i, n - i) * factor * load_first(weight + i, n - i), n - i);
 }
 
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, float* out, int64_t n) {
+  F16 sums = zero();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) sums = sums + load(x + i);
+  if (i < n) sums = sums + load_first(x + i, n - i);
+  const F16 mean = all(sum(sums) / static_cast<float>(n));
+  for (i = 0; i + 16 <= n; i += 16) store(out + i, load(x + i) - mean);
+  if (i < n) store_first(out + i, load_first(x + i, n - i) - mean, n - i);
+  rms_norm(out, weight, eps, out, n);
+  for (i = 0; i + 16 <= n; i += 16) store(out + i, load(out + i) + load(bias + i));
+  if (i < n) store_first(out + i, load_first(out + i, n - i) + load_first(bias + i, n - i), n - i);
+}
+
+void softcap(float* x, float cap, int64_t n) {
+  const F16 c = all(cap);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, c * tanh(load(x + i) / c));
+  if (i < n) store_first(x + i, c * tanh(load_first(x + i, n - i) / c), n - i);
+}
+
 void rotate(float* head, const float* cos, const float* sin, int64_t components) {
   const int64_t n = components / 2;
   float* other = head + n;
@@ -51,13 +71,47 @@ void add_scaled(float* y, const float* x, float factor, int64_t n) {
   if (i < n) store_first(y + i, fma(f, load_first(x + i, n - i), load_first(y + i, n - i)), n - i);
 }
 
-ALWAYS_INLINE F16 silu(F16 x) { return x / (all(1.0f) + exp(zero() - x)); }
+// The functions of `Activation`. A NaN stays one: `max` returns its second argument where one is NaN.
+template <Activation activation>
+ALWAYS_INLINE F16 act(F16 x) {
+  if constexpr (activation == Activation::silu) return x / (all(1.0f) + exp(zero() - x));
+  if constexpr (activation == Activation::relu) return max(zero(), x);
+  if constexpr (activation == Activation::gelu_tanh) {
+    // x (1 + tanh u) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+    const F16 u = x * (all(0.0713548163f) * x * x + all(1.59576912f));  // 2u
+    return x / (all(1.0f) + exp(zero() - u));
+  }
+  // max(x, 0) - |x| q, q = 1 - Phi(|x|) = erfc(|x| / sqrt 2) / 2 by Abramowitz and Stegun 7.1.26, exact to 1e-7
+  const F16 size = abs(x);
+  const F16 t = all(1.0f) / fma(all(0.231641888f), size, all(1.0f));
+  F16 p = fma(all(0.5307027145f), t, all(-0.7265760135f));
+  p = fma(p, t, all(0.7107068705f));
+  p = fma(p, t, all(-0.142248368f));
+  p = fma(p, t, all(0.127414796f));
+  const F16 q = p * t * exp(all(-0.5f) * x * x);
+  return max(zero(), x) - size * q;
+}
 
-void silu_product(const float* gate, const float* up, float factor, float* out, int64_t n) {
+template <Activation activation>
+ALWAYS_INLINE void activate_as(const float* gate, const float* up, float factor, float* out, int64_t n) {
   const F16 f = all(factor);
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store(out + i, silu(load(gate + i)) * load(up + i) * f);
-  if (i < n) store_first(out + i, silu(load_first(gate + i, n - i)) * load_first(up + i, n - i) * f, n - i);
+  if (up == nullptr) {
+    for (; i + 16 <= n; i += 16) store(out + i, act<activation>(load(gate + i)) * f);
+    if (i < n) store_first(out + i, act<activation>(load_first(gate + i, n - i)) * f, n - i);
+    return;
+  }
+  for (; i + 16 <= n; i += 16) store(out + i, act<activation>(load(gate + i)) * load(up + i) * f);
+  if (i < n) store_first(out + i, act<activation>(load_first(gate + i, n - i)) * load_first(up + i, n - i) * f, n - i);
+}
+
+void activate(Activation activation, const float* gate, const float* up, float factor, float* out, int64_t n) {
+  switch (activation) {
+    case Activation::silu: return activate_as<Activation::silu>(gate, up, factor, out, n);
+    case Activation::gelu: return activate_as<Activation::gelu>(gate, up, factor, out, n);
+    case Activation::gelu_tanh: return activate_as<Activation::gelu_tanh>(gate, up, factor, out, n);
+    case Activation::relu: return activate_as<Activation::relu>(gate, up, factor, out, n);
+  }
 }
 
 float softmax(float* x, int64_t n) {

@@ -14,6 +14,7 @@ constexpr int64_t kGroup = 64;  // outputs of a group
 constexpr int64_t kBlock = 32;  // inputs of a block, which share a scale in int8 and int4
 
 enum class Precision : int64_t { fp32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class Activation : int64_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3 };
 
 // A packed matrix, W in y = W x; runtime/ops/layout.py describes the bytes.
 struct Matrix {
@@ -70,6 +71,12 @@ struct Kernels {
   // out = x / sqrt(mean(x^2) + eps) * weight; out may be x.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t n);
 
+  // out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias; out may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* out, int64_t n);
+
+  // x = cap * tanh(x / cap)
+  void (*softcap)(float* x, float cap, int64_t n);
+
   // Turn the pairs (head[i], head[i + n / 2]) of the first n components by n / 2 angles, given as cosines and sines.
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t n);
 
@@ -78,8 +85,8 @@ struct Kernels {
   // y += factor * x, rounded once.
   void (*add_scaled)(float* y, const float* x, float factor, int64_t n);
 
-  // out = gate / (1 + e^-gate) * up * factor; out may be gate or up.
-  void (*silu_product)(const float* gate, const float* up, float factor, float* out, int64_t n);
+  // out = act(gate) * up * factor, without up act(gate) * factor; out may be gate or up.
+  void (*activate)(Activation activation, const float* gate, const float* up, float factor, float* out, int64_t n);
 
   // x = e^(x - max(x)); returns the sum, by which the caller divides.
   float (*softmax)(float* x, int64_t n);

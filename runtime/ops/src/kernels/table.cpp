@@ -9,8 +9,8 @@
 #include "write_cell.h"
 
 #define ADAPTIVE_TABLE(name) \
-  extern const Kernels kernels_##name = {#name, quantize, multiply, matrix_row, rms_norm, rotate, dot, add_scaled, \
-                                         silu_product, softmax, attend, write_cell}
+  extern const Kernels kernels_##name = {#name, quantize, multiply, matrix_row, rms_norm, layer_norm, softcap, rotate, dot, \
+                                         add_scaled, activate, softmax, attend, write_cell}
 
 namespace adaptive {
 #if defined(ADAPTIVE_ISA_avx512vnni)

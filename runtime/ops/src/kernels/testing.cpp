@@ -5,6 +5,7 @@
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
+using adaptive::Activation;
 using adaptive::Blocks;
 using adaptive::Kernels;
 using adaptive::kernels_named;
@@ -54,6 +55,15 @@ EXPORTED void adaptive_ops_rms_norm(const char* kernel, const float* x, const fl
   kernels_named(kernel)->rms_norm(x, weight, eps, out, n);
 }
 
+EXPORTED void adaptive_ops_layer_norm(const char* kernel, const float* x, const float* weight, const float* bias,
+                                      float eps, float* out, int64_t n) {
+  kernels_named(kernel)->layer_norm(x, weight, bias, eps, out, n);
+}
+
+EXPORTED void adaptive_ops_softcap(const char* kernel, float* x, float cap, int64_t n) {
+  kernels_named(kernel)->softcap(x, cap, n);
+}
+
 EXPORTED void adaptive_ops_rotate(const char* kernel, float* head, const float* cos, const float* sin,
                                   int64_t head_dim) {
   kernels_named(kernel)->rotate(head, cos, sin, head_dim);
@@ -67,9 +77,9 @@ EXPORTED void adaptive_ops_add_scaled(const char* kernel, float* y, const float*
   kernels_named(kernel)->add_scaled(y, x, factor, n);
 }
 
-EXPORTED void adaptive_ops_silu_product(const char* kernel, const float* gate, const float* up, float factor,
-                                        float* out, int64_t n) {
-  kernels_named(kernel)->silu_product(gate, up, factor, out, n);
+EXPORTED void adaptive_ops_activate(const char* kernel, int64_t activation, const float* gate, const float* up,
+                                    float factor, float* out, int64_t n) {
+  kernels_named(kernel)->activate(static_cast<Activation>(activation), gate, up, factor, out, n);
 }
 
 EXPORTED float adaptive_ops_softmax(const char* kernel, float* x, int64_t n) {

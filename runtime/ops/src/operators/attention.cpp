@@ -1,4 +1,4 @@
-// Attention of one layer, from its norm to its residual, with the cache that it writes.
+// Attention of one layer, from its norms to its residual, with the cache that it writes.
 //
 // N tokens, M of them run the layer, S slots, D width, H query heads, K key/value heads, W width of a head, P
 // contextual positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
@@ -78,7 +78,7 @@ class Attention : AttentionPorts {
     const Rows normed(scratch, writing, dim, is_integer(shape_.precision_q) || is_integer(shape_.precision_kv));
     call.parallel(writing, writing * dim * 16, [&](int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j) {
-        kernels().rms_norm(states.data + places.writing[j] * dim, weights.norm, shape_.eps, normed.values(j), dim);
+        weights.before.apply(states.data + places.writing[j] * dim, normed.values(j));
         normed.quantize(j);
       }
     });
@@ -207,7 +207,7 @@ class Attention : AttentionPorts {
     });
   }
 
-  // out = x + (o mixed + bias) for the running rows.
+  // out = x + (o mixed + bias) for the running rows, or x + norm(o mixed + bias).
   void multiply_output(Call& call, const AttentionWeights& weights, const Tensor<const float>& states,
                        const Places& places, const ChosenHeads& heads, const Rows& mixed, float* out) const {
     Scratch scratch;
@@ -234,10 +234,20 @@ class Attention : AttentionPorts {
         if (weights.o_bias != nullptr) {
           for (int64_t j = begin; j < end; ++j) into[i][j] += weights.o_bias[j];
         }
-        const float* residual = states.data + (into[i] - out);
-        for (int64_t j = begin; j < end; ++j) into[i][j] += residual[j];
+        if (!weights.after) add_residual(states.data + (into[i] - out), into[i], begin, end);
       }
     });
+    if (!weights.after) return;
+    call.parallel(count, count * dim * 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        weights.after.apply(into[i], into[i]);
+        add_residual(states.data + (into[i] - out), into[i], 0, dim);
+      }
+    });
+  }
+
+  static void add_residual(const float* residual, float* row, int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) row[j] += residual[j];
   }
 
   // Return the first place that each running row sees (M,), and check that the cache holds all that is seen and

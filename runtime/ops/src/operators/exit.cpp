@@ -2,10 +2,11 @@
 //
 // B batch, N = B*T tokens, D width, V vocabulary, L layers. Mirrors `_exits` in `export/model/transformer.py` and
 // `export/model/exits.py`. Only tokens that are here, and whose threshold is below 1, compute a confidence.
-// Attributes: layer, the row of exit_threshold and what a leaving token reports; eps, added to the mean square;
-// criterion; vocab V and precision, of the head.
+// Attributes: layer, the row of exit_threshold and what a leaving token reports; eps, added to the mean square or
+// the variance; criterion; softcap, vocab V and precision, of the head as in Logits.
 
 #include "../parts/levels.h"
+#include "../parts/norm.h"
 #include "../parts/product.h"
 
 namespace adaptive {
@@ -15,13 +16,14 @@ namespace {
 class Exit {
  public:
   static constexpr const char* kName = "Exit";
-  enum Input { x, alive, exit_layer, exit_threshold, norm, weight, bias, head };
+  enum Input { x, alive, exit_layer, exit_threshold, norm, norm_bias, weight, bias, head };
   static constexpr Port kInputs[] = {
       {"x", Element::float32},                 // (N, D)
       {"alive", Element::boolean, optional},   // (N, 1); absent: every token is here
       {"exit_layer", Element::int64, optional},  // (N, 1) of the tokens that left before; absent: -1
       {"exit_threshold", Element::float32},    // (L, B)
       {"norm", Element::float32},              // (D,)
+      {"norm_bias", Element::float32, optional},  // (D,), of LayerNorm
       {"weight", Element::float32, optional},  // (D,), of the criterion `router`
       {"bias", Element::float32, optional},    // (1,)
       {"head", Element::uint8, optional},      // packed (V, D), of the other criteria
@@ -37,6 +39,7 @@ class Exit {
       : layer_(attributes.integer("layer", 0, kMostLayers)),
         eps_(attributes.real("eps", 0, 1)),
         criterion_(static_cast<Criterion>(attributes.integer("criterion", top_prob, router))),
+        softcap_(attributes.real("softcap", 0, kMostSoftcap)),
         vocab_(attributes.integer("vocab", 2, kMostWidth)),
         precision_(precision_of(attributes, "precision")) {}
 
@@ -46,7 +49,7 @@ class Exit {
     const auto here = call.input<bool>(alive, {count, 1});
     const auto left = call.input<int64_t>(exit_layer, {count, 1});
     const Levels thresholds(call, exit_threshold, layer_, count);
-    const auto scale = call.input<float>(norm, {dim});
+    const Norm final_norm(call, norm, norm_bias, dim, eps_);
     const auto stays = call.output<bool>(alive_after, {count, 1});
     const auto layers = call.output<int64_t>(exit_layer_after, {count, 1});
 
@@ -64,16 +67,16 @@ class Exit {
       layers.data[n] = layer_;
     };
     if (criterion_ == router) {
-      ask_router(call, states.data, dim, scale.data, asked, num_asked, leave);
+      ask_router(call, states.data, dim, final_norm, asked, num_asked, leave);
     } else {
-      ask_head(call, states.data, dim, scale.data, asked, num_asked, leave);
+      ask_head(call, states.data, dim, final_norm, asked, num_asked, leave);
     }
   }
 
  private:
   // sigmoid(w . norm(x) + b)
   template <class Leave>
-  void ask_router(const Call& call, const float* states, int64_t dim, const float* norm_weight, const int64_t* asked,
+  void ask_router(const Call& call, const float* states, int64_t dim, const Norm& final_norm, const int64_t* asked,
                   int64_t num_asked, const Leave& leave) const {
     const auto scorer = call.input<float>(weight, {dim});
     const auto offset = call.input<float>(bias, {1});
@@ -81,14 +84,14 @@ class Exit {
     Scratch scratch;
     auto* normed = scratch.take<float>(dim);
     for (int64_t i = 0; i < num_asked; ++i) {
-      kernels().rms_norm(states + asked[i] * dim, norm_weight, eps_, normed, dim);
+      final_norm.apply(states + asked[i] * dim, normed);
       leave(asked[i], sigmoid(kernels().dot(normed, scorer.data, dim) + *offset.data));
     }
   }
 
   // the confidence of the logits that a token would have here
   template <class Leave>
-  void ask_head(const Call& call, const float* states, int64_t dim, const float* norm_weight, const int64_t* asked,
+  void ask_head(const Call& call, const float* states, int64_t dim, const Norm& final_norm, const int64_t* asked,
                 int64_t num_asked, const Leave& leave) const {
     const Matrix table = matrix(call, head, precision_, vocab_, dim);
     for (int64_t start = 0; start < num_asked; start += kRowsAtOnce) {
@@ -98,7 +101,7 @@ class Exit {
       auto** row = scratch.take<const Row*>(num_rows);
       auto** logits = scratch.take<float*>(num_rows);
       for (int64_t i = 0; i < num_rows; ++i) {
-        kernels().rms_norm(states + asked[start + i] * dim, norm_weight, eps_, rows.values(i), dim);
+        final_norm.apply(states + asked[start + i] * dim, rows.values(i));
         rows.quantize(i);
         row[i] = rows.row(i);
         logits[i] = scratch.take<float>(vocab_);
@@ -107,7 +110,10 @@ class Exit {
         multiply(table, row, num_rows, logits, first, last);
       });
       call.parallel(num_rows, num_rows * vocab_ * kCostOfConfidence, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) leave(asked[start + i], confidence(logits[i]));
+        for (int64_t i = first; i < last; ++i) {
+          if (softcap_ > 0) kernels().softcap(logits[i], softcap_, vocab_);
+          leave(asked[start + i], confidence(logits[i]));
+        }
       });
     }
   }
@@ -140,6 +146,7 @@ class Exit {
   int64_t layer_;
   float eps_;
   Criterion criterion_;
+  float softcap_;
   int64_t vocab_;
   Precision precision_;
 };

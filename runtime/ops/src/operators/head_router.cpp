@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../parts/levels.h"
+#include "../parts/norm.h"
 #include "../parts/product.h"
 
 namespace adaptive {
@@ -17,11 +18,12 @@ enum class Routing : int64_t { top_k = 0, top_p = 1, adaptive = 2 };
 class HeadRouter {
  public:
   static constexpr const char* kName = "HeadRouter";
-  enum Input { x, runs, norm, head_top_p, weight, balance, per_token_weight, per_token_bias };
+  enum Input { x, runs, norm, norm_bias, head_top_p, weight, balance, per_token_weight, per_token_bias };
   static constexpr Port kInputs[] = {
       {"x", Element::float32},                     // (N, D)
       {"runs", Element::boolean, optional},        // (N, 1); absent: every token runs
-      {"norm", Element::float32},                  // (D,)
+      {"norm", Element::float32, optional},        // (D,); absent: x is read without a norm
+      {"norm_bias", Element::float32, optional},   // (D,), of LayerNorm
       {"head_top_p", Element::float32, optional},  // (L, B), not for top_k
       {"weight", Element::float32},                // (H, D), shared heads first
       {"balance", Element::float32, optional},     // (2, D), of shared and routed heads
@@ -56,8 +58,8 @@ class HeadRouter {
     const int64_t rows = states.shape[0], dim = states.shape[1];
     const auto running = call.input<bool>(runs, {rows, 1});
     const auto router = call.input<float>(weight, {any, dim});
-    const Router own{call.input<float>(norm, {dim}).data,
-                     router.data,
+    const Norm before(call, norm, norm_bias, dim, eps_);
+    const Router own{router.data,
                      call.input<float>(balance, {2, dim}).data,
                      token_shift(call, per_token_weight, per_token_bias, dim, reach_),
                      dim,
@@ -82,7 +84,7 @@ class HeadRouter {
     auto* order = scratch.take<int32_t>(own.heads);
     for (int64_t n = 0; n < rows; ++n) {
       if (running && !running.data[n]) continue;
-      kernels().rms_norm(states.data + n * dim, own.norm, eps_, normed, dim);
+      before.apply(states.data + n * dim, normed);
       const float level = routing_ == Routing::top_k ? 1.0f : levels.of(n);
       route(own, normed, level, order, chosen.data + n * own.heads, factors.data + n * own.heads);
     }
@@ -90,7 +92,7 @@ class HeadRouter {
 
  private:
   struct Router {
-    const float *norm, *weight, *balance;
+    const float *weight, *balance;
     TokenShift shift;
     int64_t dim, heads;
   };

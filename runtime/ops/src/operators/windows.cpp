@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "../parts/norm.h"
 #include "../parts/places.h"
 #include "../parts/product.h"
 #include "../parts/router.h"
@@ -18,13 +19,14 @@ constexpr int64_t kLevels = 15;  // sizes of a learned window, from its least to
 class Windows {
  public:
   static constexpr const char* kName = "Windows";
-  enum Input { x, runs, slots, lengths, norm, weight, bias, levels, by_place };
+  enum Input { x, runs, slots, lengths, norm, norm_bias, weight, bias, levels, by_place };
   static constexpr Port kInputs[] = {
       {"x", Element::float32},                 // (N, D)
       {"runs", Element::boolean, optional},    // (N, 1); absent: every token runs
       {"slots", Element::int64},               // (B,), the slot of each row of tokens
       {"lengths", Element::int64},             // (L, S), tokens that each layer's cache holds
-      {"norm", Element::float32},              // (D,)
+      {"norm", Element::float32, optional},       // (D,); absent: x is read without a norm
+      {"norm_bias", Element::float32, optional},  // (D,), of LayerNorm
       {"weight", Element::float32, optional},  // (D,), of the score of a learned window
       {"bias", Element::float32, optional},    // (1,)
       {"levels", Element::int64, optional},    // (15,), the learned window of each level
@@ -43,7 +45,7 @@ class Windows {
     const auto states = call.input<float>(x, {any, any});
     const int64_t rows = states.shape[0], dim = states.shape[1];
     const Places places = places_of(call, {runs, slots, lengths}, rows, layer_, policy_, scratch);
-    const auto scale = call.input<float>(norm, {dim});
+    const Norm before(call, norm, norm_bias, dim, eps_);
     const auto scorer = call.input<float>(weight, {dim});
     const auto offset = call.input<float>(bias, {1});
     const auto of_level = call.input<int64_t>(levels, {kLevels});
@@ -65,7 +67,7 @@ class Windows {
         out.data[row] = of_place.data[place];
         continue;
       }
-      kernels().rms_norm(states.data + row * dim, scale.data, eps_, normed, dim);
+      before.apply(states.data + row * dim, normed);
       const float score = sigmoid(kernels().dot(normed, scorer.data, dim) + *offset.data);
       const float level = std::floor(static_cast<float>(kLevels) * score);
       out.data[row] = of_level.data[level >= 1 ? std::min(static_cast<int64_t>(level), kLevels - 1) : 0];

@@ -11,8 +11,8 @@ namespace adaptive {
 struct AttentionPorts {
   // clang-format off
   enum Input {
-    x, runs, positions, slots, lengths, windows, head_weights, norm, q, kv, o, q_bias, kv_bias, o_bias, q_norm, k_norm,
-    cos, sin, position_embedding, past_key, past_value, past_counted
+    x, runs, positions, slots, lengths, windows, head_weights, norm, norm_bias, post_norm, post_norm_bias, q, kv, o,
+    q_bias, kv_bias, o_bias, q_norm, k_norm, cos, sin, position_embedding, past_key, past_value, past_counted
   };
   // clang-format on
   static constexpr Port kInputs[] = {
@@ -23,7 +23,10 @@ struct AttentionPorts {
       {"lengths", Element::int64},                         // (L, S), tokens that each layer's cache holds
       {"windows", Element::int64, optional},               // (N,), tokens that each looks back at, itself included
       {"head_weights", Element::float32, optional},        // (N, H), factors of the heads' outputs; 0: not chosen
-      {"norm", Element::float32},                          // (D,)
+      {"norm", Element::float32, optional},                // (D,), of x; absent: x is read without a norm
+      {"norm_bias", Element::float32, optional},           // (D,), of LayerNorm
+      {"post_norm", Element::float32, optional},           // (D,), of the output, before x is added; absent: none
+      {"post_norm_bias", Element::float32, optional},      // (D,)
       {"q", Element::uint8},                               // packed (H W, D)
       {"kv", Element::uint8},                              // packed (2 K W, D), keys first
       {"o", Element::uint8},                               // packed (D, H W)

@@ -28,11 +28,12 @@ AttentionShape::AttentionShape(const Attributes& attributes)
 }
 
 AttentionWeights::AttentionWeights(const Call& call, const AttentionShape& shape, int64_t tokens, int64_t dim,
-                                   const Places& places) {
+                                   const Places& places)
+    : before(call, Ports::norm, Ports::norm_bias, dim, shape.eps),
+      after(call, Ports::post_norm, Ports::post_norm_bias, dim, shape.eps) {
   const int64_t inner = shape.num_heads * shape.head_dim, groups = shape.num_kv_heads * shape.head_dim;
   const int64_t half = shape.rotated > 0 ? shape.rotated / 2 : any;  // without RoPE the tables are refused below
   const bool together = shape.qk_norm == QKNorm::full;
-  norm = call.input<float>(Ports::norm, {dim}).data;
   q_norm = call.input<float>(Ports::q_norm, {together ? inner : shape.head_dim}).data;
   k_norm = call.input<float>(Ports::k_norm, {together ? groups : shape.head_dim}).data;
   for (const size_t port : {Ports::q_norm, Ports::k_norm}) {

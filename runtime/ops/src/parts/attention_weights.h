@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attention_ports.h"
+#include "norm.h"
 #include "places.h"
 #include "product.h"
 
@@ -35,7 +36,8 @@ struct AttentionWeights {
     kernels().rotate(head, cos.data + at, sin.data + at, shape.rotated);
   }
 
-  const float *norm, *q_norm, *k_norm, *q_bias, *kv_bias, *o_bias;
+  Norm before, after;  // of x, and of the output
+  const float *q_norm, *k_norm, *q_bias, *kv_bias, *o_bias;
   Matrix q, kv, o;
   Tensor<const float> cos, sin, position_embedding;
   const int64_t* positions;  // (N,)

@@ -11,7 +11,9 @@ constexpr int64_t kCostOfSilu = 16;        // bytes that could be read while one
 
 }  // namespace
 
-void Experts::add(const Matrix& gate_up, const Matrix& down) { stacks_[num_stacks_++] = {gate_up, down}; }
+void Experts::add(const Matrix& gate_up, const Matrix& down, Biases biases) {
+  stacks_[num_stacks_++] = {gate_up, down, biases};
+}
 
 bool Experts::any_integer() const {
   return is_integer(stacks_[0].gate_up.precision) ||
@@ -28,15 +30,19 @@ Experts::Run Experts::expert(int64_t number, int64_t first, int64_t last) const 
   const bool shared = number == num_routed_;
   const Stack& stack = stacks_[shared ? 1 : 0];
   const int64_t within = shared ? 0 : number;
-  return {nth(stack.gate_up, within), nth(stack.down, within), first, last, 0, nullptr};
+  Biases biases = stack.biases;
+  if (biases.gate_up != nullptr) biases.gate_up += within * stack.gate_up.outputs;
+  if (biases.down != nullptr) biases.down += within * stack.down.outputs;
+  return {nth(stack.gate_up, within), nth(stack.down, within), first, last, 0, nullptr, biases};
 }
 
-void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, float* out) const {
+void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights,
+                  const float* shared_weights, float* out) const {
   Scratch scratch;
   // ends[e]: first the number of pairs of expert e, then the place where they start, then the one where they end
   auto* ends = scratch.zeros<int64_t>(num_experts() + 1);
   for (int64_t i = 0; i < x.count(); ++i) {
-    const bool* own = chosen + tokens[i] * num_routed_;
+    const bool* own = chosen + tokens[i] * columns_;
     for (int64_t e = 0; e < num_routed_; ++e) ends[e + 1] += own[e];
   }
   if (num_stacks_ > 1) ends[num_experts()] = x.count();
@@ -44,11 +50,11 @@ void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, cons
   const int64_t num_pairs = ends[num_experts()];
   auto* pairs = scratch.take<Pair>(num_pairs);
   for (int64_t i = 0; i < x.count(); ++i) {
-    const bool* own = chosen + tokens[i] * num_routed_;
+    const bool* own = chosen + tokens[i] * columns_;
     for (int64_t e = 0; e < num_routed_; ++e) {
       if (own[e]) pairs[ends[e]++] = {i, weights[i * num_routed_ + e]};
     }
-    if (num_stacks_ > 1) pairs[ends[num_routed_]++] = {i, 1.0f};
+    if (num_stacks_ > 1) pairs[ends[num_routed_]++] = {i, shared_weights == nullptr ? 1.0f : shared_weights[i]};
   }
 
   const int64_t most = most_pairs();
@@ -82,7 +88,7 @@ void Experts::compute(const Rows& x, const int64_t* tokens, const Pair* pairs, R
     run.inner = new (scratch.take<Rows>(1)) Rows(scratch, run.size(), width, is_integer(run.down.precision));
     for (int64_t p = run.first; p < run.last; ++p) {
       rows[p] = x.row(pairs[p].row);
-      hidden[p] = scratch.take<float>(2 * width);
+      hidden[p] = scratch.take<float>(form_.hidden_outputs(width));
       inner[p] = run.inner->row(p - run.first);
       sums[p] = scratch.take<float>(dim_);
     }
@@ -107,7 +113,11 @@ void Experts::compute(const Rows& x, const int64_t* tokens, const Pair* pairs, R
       while (runs[r].last <= p) ++r;
       const Run& run = runs[r];
       const int64_t width = run.down.inputs, own = p - run.first;
-      kernels().silu_product(hidden[p], hidden[p] + width, pairs[p].weight, run.inner->values(own), width);
+      if (run.biases.gate_up != nullptr) {
+        kernels().add_scaled(hidden[p], run.biases.gate_up, 1.0f, form_.hidden_outputs(width));
+      }
+      const float* up = form_.gated ? hidden[p] + width : nullptr;
+      kernels().activate(form_.activation, hidden[p], up, pairs[p].weight, run.inner->values(own), width);
       run.inner->quantize(own);
     }
   });
@@ -117,7 +127,11 @@ void Experts::compute(const Rows& x, const int64_t* tokens, const Pair* pairs, R
       const Run& run = runs[r];
       multiply(run.down, inner + run.first, run.size(), sums + run.first, first, last);
       for (int64_t p = run.first; p < run.last; ++p) {
-        kernels().add_scaled(out + tokens[pairs[p].row] * dim_ + start, sums[p] + start, 1.0f, width);
+        float* y = out + tokens[pairs[p].row] * dim_ + start;
+        if (run.biases.down != nullptr) {
+          kernels().add_scaled(sums[p] + start, run.biases.down + start, pairs[p].weight, width);
+        }
+        kernels().add_scaled(y, sums[p] + start, 1.0f, width);
       }
     }
   });

@@ -9,27 +9,46 @@
 
 namespace adaptive {
 
-// Adds to each token's row the sum over its experts of g_e (silu(x Wg_e) * (x Wu_e)) Wd_e.
+// The form of the experts, besides their matrices.
+struct ExpertForm {
+  Activation activation = Activation::silu;
+  bool gated = true;
+
+  int64_t hidden_outputs(int64_t width) const { return gated ? 2 * width : width; }
+};
+
+// The biases of a stack of experts, (E, 2F or F) and (E, D); null where there are none.
+struct Biases {
+  const float *gate_up = nullptr, *down = nullptr;
+};
+
+// Adds to each token's row the sum over its experts of g_e (act(x Wg_e) * (x Wu_e)) Wd_e, or of g_e act(x Wu_e) Wd_e
+// without a gate. A bias follows each product.
 //
 // The pairs are ordered by expert, then by token, so that a matrix is read once for all its tokens. A row takes its
 // experts in rising order, however many rows there are: a prompt, single tokens and a batch give the same bits.
 class Experts {
  public:
-  Experts(const Call& call, int64_t dim, int64_t num_routed) : call_(call), dim_(dim), num_routed_(num_routed) {}
+  // `columns` is the width of `chosen`, at least the number of routed experts.
+  Experts(const Call& call, int64_t dim, int64_t num_routed, int64_t columns, ExpertForm form)
+      : call_(call), dim_(dim), num_routed_(num_routed), columns_(columns), form_(form) {}
 
   // Add a stack of experts: the routed ones first, then the shared one, which every token takes.
-  void add(const Matrix& gate_up, const Matrix& down);
+  void add(const Matrix& gate_up, const Matrix& down, Biases biases);
 
   bool any_integer() const;
 
   // Add the experts of `tokens` to their rows of `out` (N, D).
   //
-  // `chosen` (N, E) tells the experts of a token and `weights` (n, E) their factors.
-  void run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, float* out) const;
+  // `chosen` (N, columns) tells the experts of a token and `weights` (n, E) their factors; `shared_weights` (n,) are those
+  // of the shared expert, null for 1.
+  void run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, const float* shared_weights,
+           float* out) const;
 
  private:
   struct Stack {
     Matrix gate_up, down;
+    Biases biases;
   };
   struct Pair {
     int64_t row;  // of x
@@ -40,6 +59,7 @@ class Experts {
     int64_t first, last;
     int64_t groups_before;  // groups of gate_up of the runs before this one
     const Rows* inner;      // (last - first, F)
+    Biases biases;          // of this expert
 
     int64_t size() const { return last - first; }
   };
@@ -51,7 +71,8 @@ class Experts {
   void compute(const Rows& x, const int64_t* tokens, const Pair* pairs, Run* runs, int64_t num_runs, float* out) const;
 
   const Call& call_;
-  int64_t dim_, num_routed_;
+  int64_t dim_, num_routed_, columns_;
+  ExpertForm form_;
   Stack stacks_[2];
   int64_t num_stacks_ = 0;
 };

@@ -9,6 +9,7 @@
 namespace adaptive {
 
 constexpr int64_t kMostWidth = int64_t{1} << 24;  // of any width that an attribute states
+constexpr float kMostSoftcap = 1e6f;
 constexpr int64_t kMostExperts = int64_t{1} << 16;
 
 inline bool is_integer(Precision precision) { return precision == Precision::int8 || precision == Precision::int4; }

@@ -47,14 +47,16 @@ ALWAYS_INLINE void in_order() { __asm__ volatile("" ::: "memory"); }
 // Bring a line, and the translation of its page, near. The address may be outside of every allocation.
 ALWAYS_INLINE void touch(const uint8_t* address) { __builtin_prefetch(address); }
 
-struct Power {  // e^x = scale (1 + rest)
+// e^x as scale (1 + rest).
+struct Power {
   F16 scale, rest;
 };
+
+// Return e^x for x in -88.3..89 or NaN.
 ALWAYS_INLINE Power power_of(F16 x) {
   // x = n ln 2 + r, n in -127..128, whose powers are made as the bits of 0 and infinity. Adding 1.5 * 2^23 leaves n,
-  // rounded, in the low bits of the sum. A NaN passes both limits.
+  // rounded, in the low bits of the sum.
   const F16 magic = all(12582912.0f);
-  x = max(all(-88.3f), min(all(89.0f), x));
   const F16 shifted = fma(x, all(1.44269504f), magic);
   const F16 n = shifted - magic;
   F16 r = fma(n, all(-0.693145752f), x);
@@ -68,15 +70,16 @@ ALWAYS_INLINE Power power_of(F16 x) {
   return {floats(exponent), fma(r * r, q, r)};
 }
 
-// e^x to 2 units in the last place; infinite from 88.4 on, 0 below -87.7.
+// e^x to 2 units in the last place; infinite from 88.4 on, 0 below -87.7. A NaN passes both limits.
 ALWAYS_INLINE F16 exp(F16 x) {
-  const Power power = power_of(x);
+  const Power power = power_of(max(all(-88.3f), min(all(89.0f), x)));
   return (power.rest + all(1.0f)) * power.scale;
 }
 
-// tanh x to 4 units in the last place, as m / (m + 2) with m = e^2x - 1.
+// tanh(x) to 4 units in the last place, also near 0. From 10 on it is 1.
 ALWAYS_INLINE F16 tanh(F16 x) {
-  const Power power = power_of(max(all(-40.0f), min(all(40.0f), x + x)));
+  // With m = e^2x - 1 it is m / (m + 2). scale - 1 is exact or does not matter, so m is accurate where it is small.
+  const Power power = power_of(max(all(-20.0f), min(all(20.0f), x + x)));
   const F16 m = fma(power.scale, power.rest, power.scale - all(1.0f));
   return m / (m + all(2.0f));
 }

@@ -9,7 +9,7 @@ from support.tokenizer_families import END, FAMILIES, family
 
 from adaptive_lm.contract.messages import Message
 from adaptive_lm.runtime import Engine, Tokenizer, UserError, load
-from adaptive_lm.runtime.generation.chat import prompt_turns
+from adaptive_lm.runtime.chat.prompt import prompt_turns
 from adaptive_lm.train.data.chat import ChatTemplate
 from adaptive_lm.train.data.tokenizers import Encoder
 
