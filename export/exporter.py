@@ -1,5 +1,6 @@
 """Export a checkpoint as a checked ONNX model."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,7 @@ def _check(
         return Session(folder, manifest, device="cpu", target=target, threads=threads, verify=False)
 
     outcome = check(source, open_session("portable"), log, judge)
+    gc.collect()  # sessions are in reference cycles, and one holds a copy of its matrices
     proof = prove(folder, manifest, profiled, thresholds)
     report = outcome.report | {"skipping": proof.report()}
     lines, failures = [*outcome.lines, proof.line(source.config.num_layers)], [*outcome.failures, *proof.failures[:1]]
@@ -160,6 +162,8 @@ def _check(
                 log(f"  {line}")
             targets["cpu"] = own.report | {"checked": True, "kernel": library.kernel, "skipping": read.report()}
             failures += [*own.failures, *read.failures[:1]]
+            del session
+            gc.collect()
     if "cuda" in manifest.targets:  # ONNX Runtime has all of its operators for the CPU too
         own = check(source, open_session("cuda"), log, judge, outcome.passes)
         for line in own.lines:

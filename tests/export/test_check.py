@@ -13,6 +13,7 @@ from support.runs import write_run
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
+from adaptive_lm.export.graph.lazy_array import LazyArray
 from adaptive_lm.export.model import transformer
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import check as check_module
@@ -250,8 +251,13 @@ def test_int8_that_is_nonsense_is_told_from_int8_that_is_coarse(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scales of the output head in the wrong order: prompt and single tokens agree, but the text is scored badly."""
-    true = transformer.quantize_columns
-    monkeypatch.setattr(transformer, "quantize_columns", lambda w: (true(w)[0], 3 * true(w)[1][::-1].copy()))
+    true = transformer.quantize_lazily
+
+    def nonsense(weight: LazyArray) -> tuple[LazyArray, LazyArray]:
+        codes, scale = true(weight)
+        return codes, LazyArray.of(np.asarray(scale)[::-1], lambda values: 3 * values)
+
+    monkeypatch.setattr(transformer, "quantize_lazily", nonsense)
     outcome = check(source, graph_of(source, tmp_path / "model", "int8"), lambda line: None)
     assert outcome.report["quantisation"]["passed"] is False
 
