@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/real_model.py --text README.md
 
 All start from one GGUF file (Q4_1). We import it and export it in int8 and int4. llama.cpp runs the file itself, and
-the same quantised by its own tool as Q8_0: each pair has about the same bits. The participants take turns in one process,
-and every ratio is taken within a round. Losses are those of the same tokens, one at a time from the first.
+the same quantised by its own tool as Q8_0: each pair has about the same bits. The participants take turns in one
+process, and every ratio is taken within a round. Losses are those of the same tokens, one at a time from the first.
 Needs the packages gguf and llama-cpp-python.
 """
 
@@ -80,7 +80,7 @@ def prepare(heldout: Path) -> None:
 def opened(name: str) -> Participant:
     """Open a participant by its precision."""
     if name in PAIRS:
-        layers = len(Manifest.read(WORK / name, verify=False).layers)
+        layers = Manifest.read(WORK / name, verify=False).model.num_layers
         return Ours(WORK / name, "cpu", 1, CAPACITY, Thresholds.everything(layers))
     from decode_models import Size
 
@@ -165,7 +165,7 @@ def report(result: dict[str, Any]) -> str:
         share = np.median(np.divide(times[ours]["token"], times[theirs]["token"]))
         met = "met" if share <= MOST_TIME and above <= MOST_LOSS else "missed"
         lines.append(
-            f"- {ours} over {theirs}, loss: {above:+.2%}; {MOST_TIME} of the time and {MOST_LOSS:.0%} of the loss: {met}"
+            f"- {ours} over {theirs}, loss: {above:+.2%}; {MOST_TIME} of the time, {MOST_LOSS:.0%} of the loss: {met}"
         )
     return "\n".join(lines)
 
