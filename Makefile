@@ -61,7 +61,7 @@ demo: $(STAMP)
 demo-chat: $(STAMP) $(SMOLLM)
 	$(BIN)/adaptive import $(SMOLLM) --name smollm2 --overwrite --heldout README.md
 	$(BIN)/adaptive export smollm2 --onnx --quantize int8
-	$(BIN)/adaptive generate --model runs/smollm2/model --temperature 0 --max-new-tokens 60 "What is the capital of France?"
+	$(BIN)/adaptive generate --model runs/smollm2/model --temperature 0 --max-new-tokens 60 "What is gravity?"
 	$(BIN)/adaptive bench --model runs/smollm2/model
 
 # From whatever index pip is configured for; the hash says that it is the same file everywhere. Without its dependencies, which would be

@@ -1,10 +1,13 @@
-"""Draw the picture of the README: a real `adaptive generate --usage tokens`, as a terminal shows it, saved as SVG.
+"""Draw the pictures of the README: real commands, as a terminal shows them, saved as SVG.
 
     make demo
     .venv/bin/python docs/tools/picture.py
+    make demo-chat
+    .venv/bin/python docs/tools/picture.py --chat
 
-The command runs in a pseudo-terminal, so the colours and widths are those that people see. Only the table's rows after
-the first eight are left out, and the picture says how many. It names no font file, so nothing is loaded from elsewhere.
+The first is `adaptive generate --usage tokens`, the second the model of `make demo-chat`, asked and measured. They run
+in a pseudo-terminal, so the colours and widths are those that people see. Only the table's rows after the first eight
+are left out, and the picture says how many. It names no font file, so nothing is loaded from elsewhere.
 """
 
 import argparse
@@ -30,6 +33,12 @@ ROWS = 8
 """Rows of the table that are shown."""
 FONTS = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 PROMPT = "How do mountains form?"
+CHAT_OUT = OUT.with_name("demo-chat.svg")
+CHAT = (
+    ["generate", "--model", "runs/smollm2/model", "--temperature", "0", "--max-new-tokens", "60", "What is gravity?"],
+    ["bench", "--model", "runs/smollm2/model"],
+)
+"""The commands of the second picture."""
 THEME = TerminalTheme(
     (250, 250, 250),
     (36, 41, 47),
@@ -92,19 +101,35 @@ def svg(lines: list[Text]) -> str:
     return picture
 
 
+def chat(program: str) -> list[Text]:
+    """Run the commands of the second picture, and return what the terminal shows."""
+    lines: list[Text] = []
+    for command in CHAT:
+        lines += [Text(f"$ adaptive {shlex.join(command)}", style="bold")]
+        output = terminal_output([program, *command]).rstrip("\n")
+        lines += [*(Text.from_ansi(line) for line in output.split("\n")), Text("")]
+    return lines[:-1]
+
+
 def main() -> None:
-    """Generate text with the model of `--model`, and write the picture to `--out`."""
-    parser = argparse.ArgumentParser(description="Draw the picture of the README from a real generation.")
+    """Run the commands, and write the picture to `--out`."""
+    parser = argparse.ArgumentParser(description="Draw a picture of the README from real commands.")
+    parser.add_argument("--chat", action="store_true", help="the model of `make demo-chat` in place of a generation")
     parser.add_argument("--model", type=Path, default=Path("runs/demo/model"), help="an exported model")
-    parser.add_argument("--out", type=Path, default=OUT, help="where to write the SVG")
+    parser.add_argument("--out", type=Path, help="where to write the SVG")
     options = parser.parse_args()
     program = str(Path(sys.executable).with_name("adaptive"))
-    shared = ["--temperature", "0", "--usage", "tokens"]
-    output = terminal_output([program, "generate", PROMPT, "--model", str(options.model), "--seed", "0", *shared])
-    command = Text(f'$ adaptive generate "{PROMPT}" --model runs/demo/model {shlex.join(shared)}', style="bold")
-    lines = [Text.from_ansi(line) for line in output.rstrip("\n").split("\n")]
-    options.out.write_text(svg([command, *shortened(lines)]), encoding="utf-8")
-    print(options.out)
+    out = options.out or (CHAT_OUT if options.chat else OUT)
+    if options.chat:
+        lines = chat(program)
+    else:
+        shared = ["--temperature", "0", "--usage", "tokens"]
+        output = terminal_output([program, "generate", PROMPT, "--model", str(options.model), "--seed", "0", *shared])
+        command = Text(f'$ adaptive generate "{PROMPT}" --model runs/demo/model {shlex.join(shared)}', style="bold")
+        shown = [Text.from_ansi(line) for line in output.rstrip("\n").split("\n")]
+        lines = [command, *shortened(shown)]
+    out.write_text(svg(lines), encoding="utf-8")
+    print(out)
 
 
 if __name__ == "__main__":

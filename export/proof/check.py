@@ -41,6 +41,10 @@ MAX_ROUNDED_WORSE = 0.005
 """The same share, compared with torch with the rounded weights: what rounding of activations and cache may cost."""
 ROWS = 32
 """Tokens whose logits are widened to float64 at a time."""
+PER_ROW = 0.005
+"""What a portable graph in int8 may lose besides: its activations have one scale per row (decision 0001), which costs
+more where some are much larger than the others. SmolLM2-135M-Instruct loses 0.7 % with it, and 0.1 % with the scales
+per block of the target cpu."""
 SETTINGS = {"trained": "trained thresholds", "everything": "everything on", "little": "low compute"}
 """The thresholds to compare at, as the user reads them."""
 
@@ -216,9 +220,11 @@ def _quantisation(
     exact = judge.passes(graph.target, FP32, "trained")
     rounded = judge.passes(graph.target, graph.precisions, "trained")
     own, torch_bits, rounded_bits = (_bits_per_byte(judge, passes) for passes in (actual, exact, rounded))
-    limit, worse, rounded_worse = MAX_WORSE[graph.precisions.narrowest], own / torch_bits - 1, own / rounded_bits - 1
+    worse, rounded_worse = own / torch_bits - 1, own / rounded_bits - 1
+    per_row = graph.target == "portable" and graph.precisions.narrowest in ("int8", "int4")
+    limit = MAX_WORSE[graph.precisions.narrowest] + PER_ROW * per_row
     flips = _flips(exact, actual)
-    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE
+    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE + PER_ROW * per_row
     report["quantisation"] = {
         "bits_per_byte": own,
         "bits_per_byte_torch": torch_bits,
