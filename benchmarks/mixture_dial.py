@@ -2,10 +2,10 @@
 
     python benchmarks/mixture_dial.py --minutes 20 --out mixture.json
 
-A mixture of the shape of Qwen3-MoE (top-2 of 8 experts unless `--active` says more, SwiGLU, QK-norm by head) is trained on `--data` for the given
-minutes, written as a Hugging Face folder, and read back by `adaptive import`, so that it has what an imported model
-has: fixed routing and no table of its router's quantiles from training. Then it is exported, calibrated and measured.
-The loss, the KL divergence and the agreement are those on text that no threshold was chosen on.
+A mixture of the shape of Qwen3-MoE (8 experts, of which a token uses `--active`, SwiGLU, QK-norm by head) is trained on
+`--data` for the given minutes, written as a Hugging Face folder, and read back by `adaptive import`. So it has what an
+imported model has: fixed routing, and nothing of its training. Then it is exported, calibrated and measured. The loss,
+the KL divergence and the agreement are those on text that no threshold was chosen on.
 """
 
 import json
@@ -74,8 +74,8 @@ def rows(curve: dict[str, Any]) -> list[str]:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work; by default a temporary folder.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON to this file.")
 def main(
-    minutes: float, data: Path, target: tuple[str, ...], active: int, small: bool, precision: str, tokens: int, repeats: int,
-    folder: Path | None, out: Path | None,
+    minutes: float, data: Path, target: tuple[str, ...], active: int, small: bool, precision: str, tokens: int,
+    repeats: int, folder: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Train a mixture, import it as if it were foreign, and print the curve of its dial."""
     with tempfile.TemporaryDirectory() as temporary:

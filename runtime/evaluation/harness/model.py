@@ -147,10 +147,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         """
         prompts, params = [], []
         for context, settings in (request.args for request in requests):
-            one = self.params(settings)
+            own = self.params(settings)
             ids = tuple(self.tok_encode(context))
-            prompts.append(self._scorer.fitted(ids, self.max_length - (one.max_new_tokens or 0)))
-            params.append(one)
+            prompts.append(self._scorer.fitted(ids, self.max_length - (own.max_new_tokens or 0)))
+            params.append(own)
         answers = []
         for one in self._engine.generate_many(prompts, params):
             if one.error is not None:
