@@ -2,10 +2,10 @@
 
     python benchmarks/mixture_dial.py --minutes 20 --out mixture.json
 
-A mixture of the shape of Qwen3-MoE (top-2 of 8 experts, SwiGLU, QK-norm by head) is trained on `--data` for the given
-minutes, written as a Hugging Face folder, and read back by `adaptive import`, so that it has what an imported model
-has: fixed routing and no table of its router's quantiles from training. Then it is exported, calibrated and measured.
-The loss, the KL divergence and the agreement are those on text that no threshold was chosen on.
+A mixture of the shape of Qwen3-MoE (8 experts, of which a token uses `--active`, SwiGLU, QK-norm by head) is trained on
+`--data` for the given minutes, written as a Hugging Face folder, and read back by `adaptive import`. So it has what an
+imported model has: fixed routing, and nothing of its training. Then it is exported, calibrated and measured. The loss,
+the KL divergence and the agreement are those on text that no threshold was chosen on.
 """
 
 import json
@@ -66,6 +66,7 @@ def rows(curve: dict[str, Any]) -> list[str]:
 @click.option("--data", type=click.Path(path_type=Path), default=DATA,
               help="JSON lines with a field `text`; by default ../shared/data/cpp-docs/pages.jsonl.")  # fmt: skip
 @click.option("--target", multiple=True, default=("cpu",), show_default=True, help="Graphs to write.")
+@click.option("--active", type=int, default=2, show_default=True, help="Experts of a token; from 3 the rules differ.")
 @click.option("--small", is_flag=True, help="A model of a few hundred thousand parameters, to try the script.")
 @click.option("--precision", default="int8", show_default=True, help="Precision of the export.")
 @click.option("--tokens", type=int, default=16384, show_default=True, help="Tokens to calibrate on.")
@@ -73,14 +74,14 @@ def rows(curve: dict[str, Any]) -> list[str]:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work; by default a temporary folder.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON to this file.")
 def main(
-    minutes: float, data: Path, target: tuple[str, ...], small: bool, precision: str, tokens: int, repeats: int,
-    folder: Path | None, out: Path | None,
+    minutes: float, data: Path, target: tuple[str, ...], active: int, small: bool, precision: str, tokens: int,
+    repeats: int, folder: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Train a mixture, import it as if it were foreign, and print the curve of its dial."""
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
-        mixture(place, minutes, data, SHAPE | SMALL if small else SHAPE)
+        mixture(place, minutes, data, SHAPE | (SMALL if small else {}) | {"model.ffn.experts_per_token": active})
         result = measure(place, precision, target, tokens, repeats)
     for rule, loss in sorted(result["curve"]["rule_losses"].items()):
         mark = ", the dial" * (rule == result["curve"]["expert_rule"])

@@ -148,10 +148,12 @@ def mean_losses(paths: Mapping[ExpertRule, Sequence[Measured]]) -> dict[ExpertRu
     least = max(steps[-1].cost for steps in paths.values())
     most = min(steps[0].cost for steps in paths.values())
     costs = np.linspace(least, most, COMPARED)
-    return {
-        rule: float(np.interp(costs, *zip(*((step.cost, step.loss) for step in reversed(steps)), strict=True)).mean())
-        for rule, steps in paths.items()
-    }
+    means: dict[ExpertRule, float] = {}
+    for rule, steps in paths.items():
+        rising = sorted(steps, key=lambda step: step.cost)
+        losses = np.interp(costs, [step.cost for step in rising], [step.loss for step in rising])
+        means[rule] = float(losses.mean())
+    return means
 
 
 def computes(least: float, most: float) -> list[float]:

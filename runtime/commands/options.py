@@ -52,7 +52,7 @@ DIAL = (
 """The options that set how much of the model runs, one for each field of `Dial`: name, unit and help."""
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg] # generic in the newest click alone
     """Numbers with commas between them, such as `1,0.7,0.5`."""
 
     name = "numbers"

@@ -6,7 +6,7 @@ whose prompts begin with a BOS token reads it at the beginning of each window, a
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import HELDOUT
@@ -19,8 +19,14 @@ from ..measuring.machine import describe
 from ..measuring.perplexity import Text, Window, score, windows
 from ..measuring.timing import Timed, time_points
 from ..terminal.progress import Progress
-from .figures import Scored, point_json, score_json
+from .figures import Scored, point_json
 from .params import LONGEST_WINDOW, EvalParams, name_of
+
+if TYPE_CHECKING:
+    from .harness.tasks import Tasks
+
+FIRST = ("loss", "perplexity", "bits_per_byte", "tokens", "kl", "agreement", "tasks")
+"""Figures of the first point that stand at the top of the output too."""
 
 
 def evaluate(
@@ -33,13 +39,10 @@ def evaluate(
         UserError: A model cannot be loaded (see `load`) or has no such dial, a text cannot be read, the reference has
             another vocabulary, or a task cannot be run.
     """
-    tasks = None
-    if params.tasks is not None:
-        from .harness.tasks import Tasks  # an extra; and a mistake in a name shows before the model is loaded
-
-        progress.show("loading the tasks")
-        tasks = Tasks(params.tasks)
+    tasks = load_tasks(params, progress)
     engine = load(folder, device=device, target=target, threads=threads, verify=verify)
+    if tasks is not None:
+        tasks.check(engine)
     reference = None
     if params.has_reference:
         place = params.against or folder
@@ -58,34 +61,36 @@ def evaluate(
         progress.show(f"scoring {sum(len(one.targets) for one in cut)} tokens of {name}")
         by_text[name] = scores(points, reference, cut)
     timed, origin = _timed(points, folder, texts, params, progress)
+    in_tasks = [] if tasks is None else [tasks.run(engine, dial, progress) for dial in params.dials]
+
     measured = []
     for place_of, (dial, point) in enumerate(zip(params.dials, points, strict=True)):
-        own = {name: each[place_of] for name, each in by_text.items()}
-        one = point_json(dial, point, own, timed[place_of])
-        if tasks is not None:
-            one["tasks"], harness = tasks.run(engine, dial, progress)
-        measured.append(one)
-
-    result: dict[str, Any] = {
-        "model": str(folder),
-        "machine": describe(engine.session),
-        "settings": {
-            "window": window, "stride": stride, "bos": engine.tokenizer.bos_id is not None, "tokens": params.tokens,
-            "repeats": params.rounds, "prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens,
-            "seed": params.seed, "tokens_from": origin,
-        },
+        one = point_json(dial, point, {name: each[place_of] for name, each in by_text.items()}, timed[place_of])
+        measured.append(one | ({"tasks": in_tasks[place_of][0]} if in_tasks else {}))
+    settings = {
+        "window": window, "stride": stride, "bos": engine.tokenizer.bos_id is not None, "tokens": params.tokens,
+        "repeats": params.rounds, "prompt_tokens": params.prompt_tokens, "new_tokens": params.new_tokens,
+        "seed": params.seed, "tokens_from": origin,
     }  # fmt: skip
+    result = {"model": str(folder), "machine": describe(engine.session), "settings": settings}
     if reference is not None:
+        name = name_of(params.against_dial)
         result["against"] = {
-            "model": str(params.against or folder),
-            "name": name_of(params.against_dial),
-            "thresholds": reference.thresholds.as_lists(),
-        }
-    if tasks is not None:
-        result["harness"] = harness
-    first = measured[0]
-    shared = [*score_json([each[0] for each in by_text.values()]), *(["tasks"] if tasks is not None else [])]
-    return result | {name: first[name] for name in shared} | {"points": measured}
+            "model": str(params.against or folder), "name": name, "thresholds": reference.thresholds.as_lists()
+        }  # fmt: skip
+    if in_tasks:
+        result["harness"] = in_tasks[0][1]
+    return result | {key: measured[0][key] for key in FIRST if key in measured[0]} | {"points": measured}
+
+
+def load_tasks(params: EvalParams, progress: Progress) -> "Tasks | None":
+    """Load the tasks, before the models: they need an extra, and a mistyped name shows at once."""
+    if params.tasks is None:
+        return None
+    from .harness.tasks import Tasks
+
+    progress.show("loading the tasks")
+    return Tasks(params.tasks)
 
 
 def check_vocabulary(folder: Path, engine: Engine, place: Path, other: Engine) -> None:

@@ -85,14 +85,14 @@ def test_each_rule_has_a_curve_and_the_one_that_loses_less_is_the_dial(calibrate
         for point in points[:-1]:
             levels = point["thresholds"]
             assert (min(levels["router_top_p"]) < 1) == (rule == "mass")
-            assert (max(levels["router_ratio"]) > 0) == (rule == "ratio")
+            assert any(levels["router_ratio"]) == (rule == "ratio")
 
 
 def test_the_last_point_is_the_trained_model_and_the_first_runs_one_expert(calibrated: tuple[Path, Result]) -> None:
     for points in content(calibrated)["rules"].values():
         first, last = points[0], points[-1]
         assert last["thresholds"]["router_top_p"] == [1] * 3
-        assert last["thresholds"]["router_ratio"] == [0] * 3
+        assert not any(last["thresholds"]["router_ratio"])
         assert last["experts_per_token"] == CANDIDATES
         assert (last["executed_share"], last["kl"], last["agreement"]) == (1, 0, 1)
         assert first["experts_per_token"] == pytest.approx(1, abs=0.05)

@@ -147,10 +147,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
         """
         prompts, params = [], []
         for context, settings in (request.args for request in requests):
-            one = self._params(settings)
+            own = self.params(settings)
             ids = tuple(self.tok_encode(context))
-            prompts.append(self._scorer.fitted(ids, self.max_length - (one.max_new_tokens or 0)))
-            params.append(one)
+            prompts.append(self._scorer.fitted(ids, self.max_length - (own.max_new_tokens or 0)))
+            params.append(own)
         answers = []
         for one in self._engine.generate_many(prompts, params):
             if one.error is not None:
@@ -159,8 +159,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc] # the harness publishes no
             self._watch(1)
         return answers
 
-    def _params(self, settings: Mapping[str, Any]) -> Params:
-        """Return our settings of a generation for those of a task."""
+    def params(self, settings: Mapping[str, Any]) -> Params:
+        """Return our settings of a generation for those of a task.
+
+        Raises:
+            UserError: A setting has no counterpart here, or is outside its range.
+        """
         task = normalize_gen_kwargs(dict(settings), NEW_TOKENS)
         unknown = sorted(set(task) - {*SAMPLING, *IGNORED})
         if unknown:

@@ -49,6 +49,15 @@ class Tasks:
             for task in self._loaded["tasks"].values():
                 set_examples(task, params.num_fewshot)
 
+    def check(self, engine: Engine) -> None:
+        """Raise UserError if the model cannot run the tasks, before anything is computed."""
+        model = HarnessModel(engine, Dial())
+        if self._params.apply_chat_template:
+            model.apply_chat_template([{"role": "user", "content": "?"}])
+        for task in self._loaded["tasks"].values():
+            if task.get_config("output_type") == "generate_until":
+                model.params(task.get_config("generation_kwargs") or {})
+
     def run(self, engine: Engine, dial: Dial, progress: Progress) -> tuple[Json, Json]:
         """Run the tasks at a point of the dial.
 
