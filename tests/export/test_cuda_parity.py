@@ -62,7 +62,16 @@ FUSED = {
     "ropes": variant(ffn=WIDE, attention={"rope": WIDE_ROPES}, head_dim=32),
     "softcap": variant(ffn=WIDE, attention={"softcap": 2.0}, **HEADS),
     "softcap_project": variant(ffn=WIDE, attention={"softcap": 2.0, "qk_norm": "full"}, **EVERYTHING, **HEADS),
-}
+    "capped": variant(
+        ffn={**WIDE, "num_experts": 8, "most_experts": 3, "shared_expert_dim": 20, "shared_gate": True,
+             "dense_layers": (1,), "dim": 24}, **HEADS,
+    ),
+    "sigmoid_capped": variant(
+        ffn={**WIDE, "num_experts": 8, "most_experts": 4, "score": "sigmoid", "selection_bias": True,
+             "renormalize": False}, **HEADS,
+    ),
+    "gelu": variant(ffn={**WIDE, "activation": "gelu", "most_experts": 3}, **HEADS),
+}  # fmt: skip
 """Models of shapes that the contrib operators take."""
 
 
@@ -110,7 +119,7 @@ def test_the_contrib_operators_decide_as_the_plain_model(name: str) -> None:
     graph_out = Sequences(graph_for_cuda(name)).run(prompt.numpy(), limits)
     same_decisions(graph_out, plain)
     np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=TOLERANCE["fp32"])
-    assert ("MoE" in op_types(graph_for_cuda(name))) is (name not in ("dense", "many_experts"))
+    assert ("MoE" in op_types(graph_for_cuda(name))) is (name not in ("dense", "many_experts", "gelu"))
 
 
 @pytest.mark.parametrize("name", FUSED)

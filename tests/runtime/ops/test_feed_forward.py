@@ -288,3 +288,24 @@ def test_experts_that_are_not_chosen_are_not_read(precision: Precision) -> None:
     before = bytes_read()
     layer.run(runs=np.zeros((1, 1), bool))
     assert bytes_read() == before
+
+
+def test_the_candidates_of_many_experts_are_those_of_highest_score() -> None:
+    """300 experts, 5 candidates: those of highest score, in each token's own order."""
+    layer = Layer("fp32", TOP_P, 40, 8, experts=300)
+    layer.attributes |= {"most_experts": 5}
+    ratio = np.zeros((2, 1), np.float32)
+    out, selected = layer.run(router_top_p=np.ones((2, 1), np.float32), router_ratio=ratio)
+    for h, row, own in zip(layer.inputs["h"], selected, out, strict=True):
+        chosen = np.flatnonzero(row).tolist()
+        assert chosen == sorted(np.argsort(-layer.probs(h), kind="stable")[:5].tolist())
+        close(own, layer.expected(h, chosen), "fp32")
+
+
+def test_nan_selects_every_expert_of_a_mixture_with_candidates_too() -> None:
+    layer = Layer("fp32", TOP_P, 40, 8, experts=6)
+    layer.attributes |= {"most_experts": 2}
+    layer.inputs["h"][1] = np.nan
+    _, selected = layer.run(router_ratio=np.zeros((2, 1), np.float32))
+    assert selected[1].all()
+    assert (selected[[0, 2, 3, 4]].sum(-1) <= 2).all()

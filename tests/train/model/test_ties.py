@@ -86,3 +86,13 @@ def test_a_margin_tells_how_close_a_decision_was() -> None:
     assert plain.near_ties().all()
     busy = judge(tiny_model("both_none"), ids, even_thresholds(4))
     assert not busy.near_ties().any()
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4])
+def test_a_router_never_uses_more_than_its_candidates_and_ties_go_to_lower_numbers(candidates: int) -> None:
+    router = Router(8, FFNConfig(num_experts=4, most_experts=candidates, experts_per_token=1))
+    torch.nn.init.zeros_(router.weight)
+    for ratio in (None, torch.tensor(0.0), torch.tensor(1.0)):
+        routes = router(torch.randn(3, 8), torch.tensor(1.0), ratio)
+        assert routes.selected_experts.tolist() == [[expert < candidates for expert in range(4)]] * 3
+        assert torch.allclose(routes.routing_weights.sum(-1), torch.ones(3))
