@@ -23,6 +23,7 @@ from ...runtime.execution.step import Step
 from ...train.model import ModelOutput, ThresholdTensors, Transformer
 from ...train.model.block import LayerRouting
 from ...train.model.heads import HeadRoutes
+from ...train.model.router import Routes
 from ...train.model.thresholded_router import shifted
 from ...train.model.window import LEVELS
 from ..graph.builder import Array
@@ -200,9 +201,9 @@ def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: T
         yield _rank_margin(routes.ranking, routes.selected_experts)
         if config.ffn.routing == "top_p" and candidates > 1 and thresholds.router_top_p[i] < 1:
             limit = shifted(thresholds.router_top_p[i], routes.shift)
-            yield (routes.mass_before[:, 1:] - limit).abs().amin(-1)
+            yield _asked(routes.mass_before[:, 1:] - limit, routes)
         if candidates > 1 and thresholds.router_ratio is not None and thresholds.router_ratio[i] > 0:
-            yield (routes.ranked[:, 1:] / routes.ranked[:, :1] - thresholds.router_ratio[i]).abs().amin(-1)
+            yield _asked(routes.ranked[:, 1:] / routes.ranked[:, :1] - thresholds.router_ratio[i], routes)
     if layer.heads is not None:
         yield _rank_margin(layer.heads.router_probs, layer.heads.selected_heads[:, config.heads.shared_heads :])
         if config.heads.routing != "top_k" and thresholds.head_top_p[i] < 1:
@@ -210,6 +211,13 @@ def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: T
     if layer.windows is not None and layer.windows.scores is not None:
         score = LEVELS * layer.windows.scores
         yield (score - score.round().clamp(1, LEVELS - 1)).abs() / LEVELS
+
+
+def _asked(distances: Tensor, routes: Routes) -> Tensor:
+    """Return the least of the distances (T, ranks) of the ranks after the first, up to the first that is left out."""
+    ranks = torch.arange(distances.shape[1], device=distances.device)
+    asked = ranks < routes.selected_experts.sum(-1, keepdim=True)
+    return torch.where(asked, distances.abs(), torch.inf).amin(-1)
 
 
 def _head_limit_margin(heads: HeadRoutes, level: Tensor, model: Transformer) -> Tensor:

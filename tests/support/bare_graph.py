@@ -140,7 +140,8 @@ class Sequences:
         else:
             inputs["num_logits"] = np.asarray(number, np.int64)
         for name in (field for field in ThresholdTensors._fields if field in graph_inputs(self.graph.config)):
-            per_sequence = [getattr(limits, name).numpy() for limits in thresholds]
+            given = [getattr(limits, name) for limits in thresholds]  # a ratio that is None is 0: all candidates
+            per_sequence = [np.zeros(self.graph.config.num_layers) if one is None else one.numpy() for one in given]
             inputs[name] = np.stack(per_sequence, 1).astype(np.float32)  # (L, B)
         binding = self.graph.session.io_binding()
         for name, value in inputs.items():

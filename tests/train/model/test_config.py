@@ -196,17 +196,24 @@ def test_the_first_and_the_last_block_always_run() -> None:
     assert not any(CONFIGS["exits_none"].has_depth_router(layer) for layer in range(4))
 
 
+def expected_of_norm(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    """List the tensors of a norm of the hidden state."""
+    parts = ("weight", "bias") if config.norm == "layer" else ("weight",)
+    return {f"{name}.{part}": (config.dim,) for part in parts}
+
+
 def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
     """List the tensors of one layer by name, with their shapes."""
     ffn, dim, width = config.ffn, config.dim, config.resolved_head_dim
     heads, kv_heads = config.num_heads, config.num_kv_heads
     held: dict[str, tuple[int, ...]] = {
-        "attention_norm.weight": (dim,),
         "attention.q.weight": (heads * width, dim),
         "attention.kv.weight": (2 * kv_heads * width, dim),
         "attention.o.weight": (dim, heads * width),
-        "ffn_norm.weight": (dim,),
     }
+    for part in ("attention", "ffn"):
+        held |= expected_of_norm(config, f"{part}_norm") if config.norm_place in ("pre", "sandwich") else {}
+        held |= expected_of_norm(config, f"{part}_post_norm") if config.norm_place in ("post", "sandwich") else {}
     if config.attention.qk_norm != "none":
         of_q, of_k = (heads, kv_heads) if config.attention.qk_norm == "full" else (1, 1)
         held |= {"attention.q_norm.weight": (of_q * width,), "attention.k_norm.weight": (of_k * width,)}
@@ -272,7 +279,9 @@ def test_a_model_holds_what_its_config_says(name: str) -> None:
     """One weight, one name: exactly the names that the exported graph needs."""
     config = CONFIGS[name]
     expected: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocab_size, config.dim)}
-    expected |= {"norm.weight": (config.dim,), "head.weight": expected["embedding.weight"]}
+    expected |= {**expected_of_norm(config, "norm"), "head.weight": expected["embedding.weight"]}
+    if config.attention.positions == "learned":
+        expected["learned_positions"] = (config.context_length, config.dim)
     for layer in range(config.num_layers):
         block = expected_of_block(config, layer)
         expected |= {f"layers.{layer}.{key}": shape for key, shape in block.items()}
