@@ -143,6 +143,7 @@ def _check(
     outcome = check(source, open_session("portable"), log, judge)
     gc.collect()  # sessions are in reference cycles, and one holds a copy of its matrices
     proof = prove(folder, manifest, profiled, thresholds)
+    gc.collect()
     report = outcome.report | {"skipping": proof.report()}
     lines, failures = [*outcome.lines, proof.line(source.config.num_layers)], [*outcome.failures, *proof.failures[:1]]
     for line in lines:

@@ -1,9 +1,11 @@
 """Models whose matrices are read when they run, as those larger than memory are."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from support.models import tiny_ids
@@ -163,6 +165,23 @@ def test_a_weight_that_is_not_finite_is_found_in_a_streamed_model(tmp_path: Path
     save_checkpoint(run / "checkpoints", checkpoint.step, checkpoint.config, state, {}, {})
     with pytest.raises(Exception, match="not finite"):
         read(run)
+
+
+@pytest.mark.usefixtures("quick")
+def test_only_one_session_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session holds a copy of its matrices: two of them would break the memory rule."""
+    opened: list[weakref.ref[Any]] = []
+    true = onnxruntime.InferenceSession
+
+    class Watched(true):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            assert not [one for one in opened if one() is not None], "the session before is still open"
+            opened.append(weakref.ref(self))
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
+    run_export(str(write_run(tmp_path / "runs" / "tiny")), targets=["cpu", "cuda"], threads=1)
+    assert len(opened) >= 4
 
 
 @pytest.mark.usefixtures("streamed")
