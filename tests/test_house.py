@@ -429,9 +429,10 @@ def test_help_ends_with_an_example_that_works_as_typed(command: str) -> None:
 def test_the_commands_of_make_demo_can_be_typed() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lines = re.findall(r"^\t\$\(BIN\)/(adaptive .*)$", makefile, flags=re.MULTILINE)
-    assert [line.split()[1] for line in lines] == ["train", "export", "generate", "bench"]
+    shared = ["export", "generate", "bench"]
+    assert [line.split()[1] for line in lines] == ["train", *shared, "import", *shared]
     for line in lines:
-        parse(line.replace("$(NAME)", "demo"))
+        parse(line.replace("$(NAME)", "demo").replace("$(SMOLLM)", "model.gguf"))
 
 
 def pages_of(nav: object) -> set[str]:
