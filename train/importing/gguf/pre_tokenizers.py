@@ -47,7 +47,9 @@ class PreTokenizer(NamedTuple):
 
     def build(self) -> pre_tokenizers.PreTokenizer:
         """Return the pre-tokenizer of the library."""
-        steps = [pre_tokenizers.Digits(individual_digits=True)] if self.digits else []
+        steps: list[pre_tokenizers.PreTokenizer] = []
+        if self.digits:
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
         steps += [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not self.patterns))
         return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
