@@ -20,7 +20,7 @@ def sampling_options(command: Command) -> Command:
             click.option(
                 "--max-new-tokens",
                 type=int,
-                help="Most tokens to generate, at least 1; by default 128, or fewer if the context ends, and for `chat` "
+                help="Most tokens to generate, at least 1; by default 128, or fewer if the context ends, and in a chat "
                 "what the context has room for.",
             ),
             click.option(
