@@ -127,7 +127,7 @@ def _add_model(writer: Any, config: ModelConfig, name: str, dtypes: Iterable[tor
         writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
         writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
         # llama.cpp multiplies its own factor, which is that of the paper.
-        writer.add_rope_scaling_attn_factors(attention_factor(scaling) / (0.1 * math.log(scaling.factor) + 1))
+        writer.add_rope_scaling_attn_factors(attention_factor(scaling) / (0.1 * math.log(scaling.factor or 1.0) + 1))
     if ffn.routing == "dense":
         writer.add_feed_forward_length(ffn.dim)
         return

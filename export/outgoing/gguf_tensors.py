@@ -4,6 +4,7 @@ E experts, F their width, D the model's width, H heads, W their width.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -58,8 +59,8 @@ def _of_layer(config: ModelConfig, at: State, to: str, family: Family) -> Iterat
         if f"attention.q.{kind}" in at:
             q, kv = at[f"attention.q.{kind}"], at[f"attention.kv.{kind}"]
             key, value = kv.chunk(2)
-            yield _made(f"{to}.attn_q.{kind}", q, lambda q=q: neighbours_paired(q, width))
-            yield _made(f"{to}.attn_k.{kind}", key, lambda key=key: neighbours_paired(key, width))
+            yield _made(f"{to}.attn_q.{kind}", q, partial(neighbours_paired, q, width))
+            yield _made(f"{to}.attn_k.{kind}", key, partial(neighbours_paired, key, width))
             yield _same(f"{to}.attn_v.{kind}", value)
         if f"attention.o.{kind}" in at:
             yield _same(f"{to}.attn_output.{kind}", at[f"attention.o.{kind}"])
@@ -95,4 +96,4 @@ def neighbours_paired(tensor: Tensor, width: int) -> Tensor:
     """
     if not width:
         return tensor
-    return tensor.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
+    return tensor.view(-1, 2, width // 2, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)

@@ -141,7 +141,7 @@ class Chat:
         """Begin an answer; the oldest turns are forgotten where the context has no room for it."""
         context = self.engine.manifest.model.context_length
         asked = self.params().max_new_tokens
-        least = min(asked or RESERVED, context // 4) if asked is None else asked
+        least = min(RESERVED, context // 4) if asked is None else asked
         forgotten = 0
         while True:
             ids = self.engine.chat(self.history.messages())

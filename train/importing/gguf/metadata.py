@@ -65,7 +65,7 @@ class Metadata:
 
         def read(value: Value) -> tuple[int, ...] | None:
             if isinstance(value, np.ndarray):
-                whole = value.dtype.kind in "iub" and value.size == count and (value >= 0).all()
+                whole = value.dtype.kind in "iub" and value.size == count and bool(np.all(value.astype(np.int64) >= 0))
                 return tuple(int(each) for each in value) if whole else None
             is_integer = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             return (int(value),) * count if is_integer else None  # type: ignore[arg-type]  # it is an int

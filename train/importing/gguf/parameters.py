@@ -87,7 +87,8 @@ class _Layer:
         return parameters
 
     def norms(self) -> dict[str, LazyTensor]:
-        config, names = self.config, {}
+        config = self.config
+        names: dict[str, str] = {}
         if config.norm_place != "post":
             names |= {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
         if config.norm_place != "pre":
@@ -157,8 +158,8 @@ def halves_paired(tensor: LazyTensor, width: int, rotated: int) -> LazyTensor:
         return tensor
 
     def read() -> Tensor:
-        heads = tensor.read().unflatten(0, (-1, width)).clone()  # (heads, W, ...)
-        pairs = heads[:, :rotated].unflatten(1, (rotated // 2, 2))
+        heads = tensor.read().reshape(-1, width, *tensor.shape[1:]).clone()  # (heads, W, ...)
+        pairs = heads[:, :rotated].reshape(len(heads), rotated // 2, 2, *tensor.shape[1:])
         heads[:, :rotated] = pairs.transpose(1, 2).flatten(1, 2).clone()
         return heads.flatten(0, 1)
 
