@@ -149,8 +149,8 @@ def test_every_weight_is_written_once_packed_or_as_it_is(name: str, precision: P
 def test_a_tied_head_is_the_matrix_of_the_embedding() -> None:
     proto = fused("shared_tied_project", "int8")
     (embedding,), (logits,) = ours(proto, "Embedding"), ours(proto, "Logits")
-    assert embedding.input[1] == logits.input[2] == "embedding.weight.packed"
-    assert {node.input[7] for node in ours(proto, "Exit")} == {"embedding.weight.packed"}
+    assert embedding.input[1] == logits.input[3] == "embedding.weight.packed"
+    assert {node.input[8] for node in ours(proto, "Exit")} == {"embedding.weight.packed"}
 
 
 def test_a_weight_that_no_node_uses_is_a_defect() -> None:

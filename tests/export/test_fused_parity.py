@@ -71,7 +71,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_bf16_gives_what_torch_gives_with_the_rounded_weights(name: str) -> None:
     model = rounded_model(model_of(name), "cpu", Precisions.of("bf16"))
-    limits, prompt = busy_thresholds(MODELS[name]), tiny_ids(seed=4, batch=1, time=T)
+    limits, prompt = busy_thresholds(MODELS[name]), tiny_ids(seed=6 if name == "relu_experts" else 4, batch=1, time=T)
     plain = judge(model, prompt, limits)
     assert not plain.near_ties().any(), "choose another seed: these decisions may fall either way"
     graph_out = Sequences(fused(name, "bf16")).run(prompt.numpy(), limits)
