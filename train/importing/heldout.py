@@ -47,7 +47,7 @@ def own_text(
         "held-out text: samples of the model itself, on which it does better than on the text of others. Give text "
         "like your own by --heldout FILE"
     )
-    return Heldout("\n\n".join(texts) + "\n", "own")
+    return Heldout("\n\n".join(texts).replace("\0", "") + "\n", "own")  # a file with a zero byte is not read as text
 
 
 def loaded(foreign: ForeignModel) -> Transformer:
