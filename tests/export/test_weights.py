@@ -246,7 +246,8 @@ def test_int4_gives_a_token_the_same_alone_and_in_a_prompt(name: str) -> None:
     graph = graph_of(name, "int4")
     alone, prompt = Sequences(graph).steps(ids, limits), Sequences(graph).run(ids, limits)
     same_decisions(prompt, alone)
-    np.testing.assert_array_equal(prompt.logits, alone.logits)
+    atol = 0 if rounds_alike(MODELS[name]) else TOLERANCE["fp32"]
+    np.testing.assert_allclose(prompt.logits, alone.logits, rtol=0, atol=atol)
 
 
 def test_a_part_alone_can_be_quantised() -> None:
