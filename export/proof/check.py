@@ -64,7 +64,9 @@ def only_ties(reports: Iterable[dict[str, Any]]) -> bool:
     parts = [part for report in reports for part in report.values()]
     failed = [part for part in parts if isinstance(part, dict) and not part.get("passed", True)]
     return bool(failed) and all(
-        part.get("wrong_decisions") == 0 and part["largest_logit_difference"] <= part["tolerance"] for part in failed
+        part.get("wrong_decisions") == 0
+        and max(part["largest_logit_difference"], part.get("largest_hidden_difference", 0.0)) <= part["tolerance"]
+        for part in failed
     )
 
 
@@ -156,11 +158,13 @@ def _compare(pairs: Iterable[tuple[Pass, Pass]], epsilon: float, *, capped: bool
 
 
 def _note(name: str, comparison: Comparison, tolerance: float, lines: list[str], failures: list[str]) -> None:
-    wrong = comparison.wrong_decisions
+    wrong, hidden = comparison.wrong_decisions, comparison.largest_hidden_difference
     decisions = "all decisions equal" if not wrong else f"decisions DIFFER for {wrong} tokens"
     line = (
         f"{name}: {comparison.tokens} tokens, {decisions} ({comparison.near_ties} near ties, {comparison.flipped} "
-        f"flipped), largest logit difference {comparison.largest_difference:.1e} (tolerance {tolerance:.0e})"
+        f"flipped), largest logit difference {comparison.largest_difference:.1e}"
+        + ("" if hidden is None else f", of hidden states {hidden:.1e}")
+        + f" (tolerance {tolerance:.0e})"
     )
     lines.append(line)
     if not comparison.passes(tolerance):

@@ -63,16 +63,20 @@ class Comparison:
     largest_difference: float = 0.0
     """Largest difference of a logit, in units of the standard deviation of the window's logits where that is above
     1."""
+    largest_hidden_difference: float | None = None
+    """The same of a number of the hidden states; None where the graph does not give them."""
     failures: list[str] = field(default_factory=list)
     """The first wrong decision of each window, for the user."""
 
     def passes(self, tolerance: float) -> bool:
         """Return whether decisions and logits agree within the tolerance."""
         few_ties = not self.capped or self.near_ties <= max(NEAR_TIES * self.tokens, 1)
-        return not self.wrong_decisions and few_ties and self.largest_difference <= tolerance and self.tokens > 0
+        close = self.largest_difference <= tolerance and (self.largest_hidden_difference or 0.0) <= tolerance
+        return not self.wrong_decisions and few_ties and close and self.tokens > 0
 
     def report(self, tolerance: float) -> dict[str, Any]:
         """Return the figures for the manifest."""
+        hidden = self.largest_hidden_difference
         return {
             "tokens": self.tokens,
             "near_ties": self.near_ties,
@@ -80,6 +84,7 @@ class Comparison:
             "not_compared": self.not_compared,
             "wrong_decisions": self.wrong_decisions,
             "largest_logit_difference": self.largest_difference,
+            **({} if hidden is None else {"largest_hidden_difference": hidden}),
             "tolerance": tolerance,
             "passed": self.passes(tolerance),
         }
@@ -95,6 +100,7 @@ class Pass:
     exit_layer: Array  # (T,)
     selected_heads: Array  # (L, T, H) bool; (L, T, 0) where heads are not routed
     windows: Array  # (L, T) int64; zeros where no layer has one
+    hidden: Array | LazyArray  # (T, D): states after the last norm; (T, 0) where they are not given
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
 
     def tokens(self, begin: int, end: int) -> Pass:
@@ -103,6 +109,7 @@ class Pass:
         parts = {name: getattr(self, name)[:, begin:end] for name in by_layer}
         return Pass(
             logits=self.logits[begin:end],
+            hidden=self.hidden[begin:end],
             exit_layer=self.exit_layer[begin:end],
             margins=self.margins[begin:end],
             **parts,
@@ -135,14 +142,18 @@ def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
     into.tokens += len(differs)
     into.near_ties += int(tie.sum())
     if end:
-        logits = expected.logits[:end]
-        differences = logits - actual.logits[:end]
-        difference = float(np.abs(differences, out=differences).max())
-        if np.isfinite(difference):
-            scaled = difference / max(1.0, float(logits.std()))
-        else:
-            scaled = float("inf")
-        into.largest_difference = max(into.largest_difference, scaled)
+        difference = largest_difference(expected.logits[:end], actual.logits[:end])
+        into.largest_difference = max(into.largest_difference, difference)
+        if actual.hidden.shape[1]:
+            difference = largest_difference(expected.hidden[:end], actual.hidden[:end])
+            into.largest_hidden_difference = max(into.largest_hidden_difference or 0.0, difference)
+
+
+def largest_difference(expected: Array, actual: Array) -> float:
+    """Return the largest difference in units of the standard deviation of `expected` where that is above 1."""
+    differences = expected - actual
+    difference = float(np.abs(differences, out=differences).max())
+    return difference / max(1.0, float(expected.std())) if np.isfinite(difference) else float("inf")
 
 
 @torch.no_grad()
@@ -161,6 +172,7 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
         out.exit_layer.flatten().numpy(),
         torch.stack(heads).numpy(),
         torch.stack(windows).numpy(),
+        out.hidden.flatten(0, 1).float().numpy(),
         margins(out, thresholds, model).numpy(),
     )
 
@@ -258,6 +270,7 @@ def _as_pass(steps: list[Step], tokens: int) -> Pass:
     layers = len(routes[0].layers_run)
     heads = [one.selected_heads for one in routes if one.selected_heads is not None]
     windows = [one.windows for one in routes if one.windows is not None]
+    hidden = [step.hidden for step in steps if step.hidden is not None]
     return Pass(
         np.concatenate([step.logits for step in steps]),
         np.concatenate([one.selected_experts for one in routes], 1),
@@ -265,5 +278,6 @@ def _as_pass(steps: list[Step], tokens: int) -> Pass:
         np.concatenate([one.exit_layer for one in routes]),
         np.concatenate(heads, 1) if heads else np.zeros((layers, tokens, 0), np.bool_),
         np.concatenate(windows, 1) if windows else np.zeros((layers, tokens), np.int64),
+        np.concatenate(hidden) if hidden else np.zeros((tokens, 0), np.float32),
         np.full(tokens, np.inf),
     )

@@ -26,6 +26,7 @@ def one() -> Pass:
         np.full(T, -1),
         random.random((L, T, H)) < 0.5,
         np.full((L, T), 8),
+        random.normal(size=(T, 6)).astype(np.float32),
         np.full(T, 0.1),
     )
 
