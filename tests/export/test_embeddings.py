@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from click.testing import CliRunner
 from support.our_library import needs_library
 from support.runs import write_run
+from support.served import served
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.file_names import MANIFEST
+from adaptive_lm.export import package
 from adaptive_lm.export.cuda.transformer import build as build_cuda
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.fused.transformer import build as build_fused
 from adaptive_lm.export.graph.weights import FP32
-from adaptive_lm.export.model import transformer
 from adaptive_lm.export.model.transformer import build as build_portable
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import Source, read
@@ -105,6 +107,23 @@ def test_an_embedding_has_the_same_bits_whatever_is_computed_beside_it(
 
 
 @needs_library
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_server_gives_the_vectors_of_the_engine_beside_texts_that_decode(
+    models: dict[Precision, Path], precision: Precision
+) -> None:
+    alone = [load(models[precision], device="cpu", threads=1).embed([text])[0] for text in TEXTS]
+    writes = {"prompt": "the moon", "max_tokens": 120, "seed": 3}
+    with served(models[precision], target="cpu") as client, ThreadPoolExecutor() as pool:
+        texts = [pool.submit(client.post, "/v1/completions", json=writes) for _ in range(3)]
+        answers = [pool.submit(client.post, "/v1/embeddings", json={"input": TEXTS}) for _ in range(3)]
+        assert len({one.result().json()["choices"][0]["text"] for one in texts}) == 1
+        for answer in answers:
+            vectors = [np.float32(one["embedding"]) for one in answer.result().json()["data"]]
+            for vector, other in zip(vectors, alone, strict=True):
+                np.testing.assert_array_equal(vector, other)
+
+
+@needs_library
 def test_a_text_that_follows_an_embedded_one_continues_its_cells(model: Path) -> None:
     engine = load(model, device="cpu", target="cpu", threads=1)
     expected = [token.id for token in engine.generate(TEXTS[0], Params(temperature=0, max_new_tokens=8))]
@@ -161,12 +180,16 @@ def test_without_the_option_nothing_is_said_of_hidden_states(here: Path) -> None
 
 @pytest.mark.usefixtures("quick")
 def test_wrong_hidden_states_are_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = transformer.TransformerGraph._hidden
+    def wrong(*given: Any, **options: Any) -> onnx.ModelProto:
+        proto = build_portable(*given, **options)
+        last = next(node for node in proto.graph.node if "hidden" in node.output)
+        last.output[0] = "right"
+        factor = onnx.numpy_helper.from_array(np.float32(1.001), "factor")
+        proto.graph.initializer.append(factor)
+        proto.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], ["hidden"]))
+        return proto
 
-    def wrong(self: transformer.TransformerGraph, x: str) -> None:
-        right(self, self.g.op("Add", x, self.g.scalar(0.01)))
-
-    monkeypatch.setattr(transformer.TransformerGraph, "_hidden", wrong)
+    monkeypatch.setattr(package, "build", wrong)
     with pytest.raises(UserError, match="of hidden states"):
         run_export(str(run), tmp_path / "model", targets=(), threads=1, embeddings=True)
     assert not (tmp_path / "model").exists()
