@@ -39,6 +39,8 @@ MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005
 fp32 is for weights in fp32 with a narrower cache."""
 MAX_ROUNDED_WORSE = 0.005
 """The same share, compared with torch with the rounded weights: what rounding of activations and cache may cost."""
+LEAST_COSINE = 0.95
+"""Least cosine between the embedding of a window and that of the torch model, where the graph rounds."""
 ROWS = 32
 """Tokens whose logits are widened to float64 at a time."""
 SETTINGS = {"trained": "trained thresholds", "everything": "everything on", "little": "low compute"}
@@ -222,7 +224,8 @@ def _quantisation(
     own, torch_bits, rounded_bits = (_bits_per_byte(judge, passes) for passes in (actual, exact, rounded))
     limit, worse, rounded_worse = MAX_WORSE[graph.precisions.narrowest], own / torch_bits - 1, own / rounded_bits - 1
     flips = _flips(exact, actual)
-    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE
+    cosine = _least_cosine(exact, actual)
+    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE and (cosine is None or cosine >= LEAST_COSINE)
     report["quantisation"] = {
         "bits_per_byte": own,
         "bits_per_byte_torch": torch_bits,
@@ -230,6 +233,7 @@ def _quantisation(
         "worse_share": worse,
         "flipped_decisions_share": flips,
         "flipped_against_rounded_share": _flips(rounded, actual),
+        **({} if cosine is None else {"least_embedding_cosine": cosine}),
         "passed": passed,
     }
     who = "" if graph.target == "portable" else f"{graph.label}, "
@@ -238,9 +242,21 @@ def _quantisation(
         f"{who}{graph.precisions.narrowest}{cache}: {own:.4f} bits per byte, torch {torch_bits:.4f} "
         f"({worse:+.2%}, limit {limit:+.1%}), with the rounded weights {rounded_bits:.4f}; "
         f"{flips:.2%} of the routing decisions differ"
+        + ("" if cosine is None else f"; least cosine of an embedding {cosine:.4f}, limit {LEAST_COSINE:.2f}")
     )
     if not passed:
         failures.append(lines[-1])
+
+
+def _least_cosine(expected: list[Pass], actual: list[Pass]) -> float | None:
+    """Return the least cosine between the embeddings of a window; None where the graph gives no hidden states."""
+    if not actual[0].hidden.shape[1]:
+        return None
+    cosines = []
+    for one, other in zip(expected, actual, strict=True):
+        first, second = (states.hidden[:].mean(0, dtype=np.float64) for states in (one, other))
+        cosines.append(float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second))))
+    return min(cosines)
 
 
 def _flips(expected: list[Pass], actual: list[Pass]) -> float:

@@ -24,6 +24,7 @@ from adaptive_lm.export.fused.transformer import build as build_fused
 from adaptive_lm.export.graph.weights import FP32
 from adaptive_lm.export.model.transformer import build as build_portable
 from adaptive_lm.export.package import write_files
+from adaptive_lm.export.proof import check
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime import Dial, Engine, Params, load
 from adaptive_lm.runtime.dial import resolve
@@ -193,6 +194,26 @@ def test_wrong_hidden_states_are_refused(run: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="of hidden states"):
         run_export(str(run), tmp_path / "model", targets=(), threads=1, embeddings=True)
     assert not (tmp_path / "model").exists()
+
+
+@needs_library
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_export_reports_how_far_rounding_turns_an_embedding(here: Path, precision: str) -> None:
+    done = CliRunner().invoke(group, ["export", "tiny", "--embeddings", "--quantize", precision, "--threads", "1"])
+    assert "least cosine of an embedding 0.9" in done.stderr, done.output
+    manifest = Manifest.read("runs/tiny/model")
+    for report in (manifest.parity, manifest.parity["targets"]["cpu"]):
+        assert report["quantisation"]["least_embedding_cosine"] >= check.LEAST_COSINE
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_embedding_that_rounding_turns_away_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "LEAST_COSINE", 1.1)
+    with pytest.raises(UserError, match=r"least cosine of an embedding 0\.9\d+, limit 1\.10"):
+        run_export(str(run), tmp_path / "model", Precisions.of("int8"), targets=(), threads=1, embeddings=True)
 
 
 @needs_library
