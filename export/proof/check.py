@@ -39,8 +39,8 @@ MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005
 fp32 is for weights in fp32 with a narrower cache."""
 MAX_ROUNDED_WORSE = 0.005
 """The same share, compared with torch with the rounded weights: what rounding of activations and cache may cost."""
-LEAST_COSINE = 0.95
-"""Least cosine between the embedding of a window and that of the torch model, where the graph rounds."""
+LEAST_COSINE: dict[Precision, float] = {"fp32": 0.98, "bf16": 0.98, "fp16": 0.98, "int8": 0.98, "int4": 0.9}
+"""Least cosine between the embedding of a window and that of the torch model, by the narrowest precision."""
 ROWS = 32
 """Tokens whose logits are widened to float64 at a time."""
 SETTINGS = {"trained": "trained thresholds", "everything": "everything on", "little": "low compute"}
@@ -225,7 +225,8 @@ def _quantisation(
     limit, worse, rounded_worse = MAX_WORSE[graph.precisions.narrowest], own / torch_bits - 1, own / rounded_bits - 1
     flips = _flips(exact, actual)
     cosine = _least_cosine(exact, actual)
-    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE and (cosine is None or cosine >= LEAST_COSINE)
+    least = LEAST_COSINE[graph.precisions.narrowest]
+    passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE and (cosine is None or cosine >= least)
     report["quantisation"] = {
         "bits_per_byte": own,
         "bits_per_byte_torch": torch_bits,
@@ -242,7 +243,7 @@ def _quantisation(
         f"{who}{graph.precisions.narrowest}{cache}: {own:.4f} bits per byte, torch {torch_bits:.4f} "
         f"({worse:+.2%}, limit {limit:+.1%}), with the rounded weights {rounded_bits:.4f}; "
         f"{flips:.2%} of the routing decisions differ"
-        + ("" if cosine is None else f"; least cosine of an embedding {cosine:.4f}, limit {LEAST_COSINE:.2f}")
+        + ("" if cosine is None else f"; least cosine of an embedding {cosine:.4f}, limit {least:g}")
     )
     if not passed:
         failures.append(lines[-1])
