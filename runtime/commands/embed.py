@@ -31,8 +31,8 @@ AT_A_TIME = 64
 @model_options
 @click.pass_context
 def embed(
-    ctx: click.Context, text: str | None, texts: str | None, as_json: bool, model: str | None, device: str, target: str,
-    threads: int | None, verify: bool, **dial: float | None,
+    ctx: click.Context, /, text: str | None, texts: str | None, as_json: bool, model: str | None, device: str,
+    target: str, threads: int | None, verify: bool, **dial: float | None,
 ) -> None:  # fmt: skip
     """Print the embedding of TEXT: the mean of its tokens' hidden states after the last layer.
 

@@ -38,7 +38,7 @@ CURVE = {
 @pytest.fixture(scope="session")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the tiny model with hidden states; it is served as `demo`."""
-    return write_embedder(tmp_path_factory.mktemp("embedder") / "demo" / "model", curve=CURVE)
+    return write_embedder(tmp_path_factory.mktemp("embedder") / "demo" / "model", chat_template=TEMPLATE, curve=CURVE)
 
 
 @pytest.fixture(scope="session")
