@@ -18,6 +18,7 @@ from .parity import (
     EPSILON,
     HALF_EPSILON,
     HALF_TOLERANCE,
+    HIDDEN_FACTOR,
     TOLERANCE,
     Comparison,
     Pass,
@@ -67,7 +68,8 @@ def only_ties(reports: Iterable[dict[str, Any]]) -> bool:
     failed = [part for part in parts if isinstance(part, dict) and not part.get("passed", True)]
     return bool(failed) and all(
         part.get("wrong_decisions") == 0
-        and max(part["largest_logit_difference"], part.get("largest_hidden_difference", 0.0)) <= part["tolerance"]
+        and part["largest_logit_difference"] <= part["tolerance"]
+        and part.get("largest_hidden_difference", 0.0) <= part.get("hidden_tolerance", 0.0)
         for part in failed
     )
 
@@ -164,9 +166,8 @@ def _note(name: str, comparison: Comparison, tolerance: float, lines: list[str],
     decisions = "all decisions equal" if not wrong else f"decisions DIFFER for {wrong} tokens"
     line = (
         f"{name}: {comparison.tokens} tokens, {decisions} ({comparison.near_ties} near ties, {comparison.flipped} "
-        f"flipped), largest logit difference {comparison.largest_difference:.1e}"
-        + ("" if hidden is None else f", of hidden states {hidden:.1e}")
-        + f" (tolerance {tolerance:.0e})"
+        f"flipped), largest logit difference {comparison.largest_difference:.1e} (tolerance {tolerance:.0e})"
+        + ("" if hidden is None else f", of hidden states {hidden:.1e} (tolerance {HIDDEN_FACTOR * tolerance:.0e})")
     )
     lines.append(line)
     if not comparison.passes(tolerance):

@@ -162,7 +162,7 @@ def test_the_export_reports_how_far_the_hidden_states_are_from_torch(here: Path)
     assert manifest.outputs["hidden"].shape == ["B", "T", 32]
     for report in (manifest.parity, manifest.parity["targets"]["cpu"]):
         part = report["torch_thresholds_trained"]
-        assert part["largest_hidden_difference"] <= part["tolerance"]
+        assert part["largest_hidden_difference"] <= part["tolerance"] < part["hidden_tolerance"]
     assert manifest.parity["targets"]["cpu"]["prompt_against_single_tokens"]["largest_hidden_difference"] == 0.0
     assert len(load("runs/tiny/model", device="cpu", threads=1).embed(["the sun"])) == 1
 
@@ -185,7 +185,7 @@ def test_wrong_hidden_states_are_refused(run: Path, tmp_path: Path, monkeypatch:
         proto = build_portable(*given, **options)
         last = next(node for node in proto.graph.node if "hidden" in node.output)
         last.output[0] = "right"
-        factor = onnx.numpy_helper.from_array(np.float32(1.001), "factor")
+        factor = onnx.numpy_helper.from_array(np.float32(1.003), "factor")
         proto.graph.initializer.append(factor)
         proto.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], ["hidden"]))
         return proto

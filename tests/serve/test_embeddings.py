@@ -281,3 +281,13 @@ def test_vectors_have_the_same_bits_alone_and_beside_others(client: TestClient) 
     together = vectors(client.post(PATH, json={"input": texts}).json())
     alone = [vectors(client.post(PATH, json={"input": text}).json())[0] for text in texts]
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["null", "true", "{}", "1.5", "[true]", '[1, "a"]', '[["a"]]', "[[1], []]", "[-1]", "[99999999999999999999]",
+     "[1.5]", '"\\ud800"', '["\\ud800"]', '[null]', "[[[1]]]", '"\\u0000"'],
+)  # fmt: skip
+def test_no_input_gives_a_500(client: TestClient, raw: str) -> None:
+    response = client.post(PATH, content=f'{{"input": {raw}}}', headers={"Content-Type": "application/json"})
+    assert response.status_code == (200 if raw == '"\\u0000"' else 400), response.text
