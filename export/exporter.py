@@ -44,6 +44,7 @@ def run_export(
     calibrate_text: Path | None = None,
     threads: int | None = None,
     checkpoint: str = "last",
+    embeddings: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Export a run or a checkpoint.
@@ -57,6 +58,7 @@ def run_export(
         calibrate_text: A text by which the scales of int8 and int4 are chosen; None takes the ranges of the weights.
         threads: Threads for the check; None takes one per core.
         checkpoint: Which checkpoint of a run: `best`, `last` (the newest undamaged one), or a step.
+        embeddings: Whether the graphs also give the hidden states, so that the model can embed texts.
         log: Called with each line for the user.
 
     Raises:
@@ -74,7 +76,7 @@ def run_export(
         log(f"  {line}")
     scales = calibration.scales if calibration else {}
     with replacing(target) as folder:
-        manifest = write_files(source, folder, precisions, targets, kv, scales, log)
+        manifest = write_files(source, folder, precisions, targets, kv, scales, log, hidden=embeddings)
         report, failures = _check(Judge(source, scales, folder), folder, manifest, threads or usable_cores(), log)
         if calibration:
             report["calibration"] = calibration.report()

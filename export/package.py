@@ -98,6 +98,8 @@ def write_files(
     kv: KV = "fp32",
     scales: Mapping[str, Array] | None = None,
     log: Callable[[str], None] = lambda line: None,
+    *,
+    hidden: bool = False,
 ) -> Manifest:
     """Write graphs, weights and tokenizer into `folder`; return the manifest, without the report of the check.
 
@@ -109,12 +111,13 @@ def write_files(
         kv: Precision of the cache in the graph of the target `cpu`.
         scales: Factors of the scales of blocks by matrix, from a calibration.
         log: Called with what is written, and how large it is, before it is.
+        hidden: Whether the graphs also give the hidden states, for embeddings.
 
     Raises:
         UserError: The disk has less room than the model takes.
     """
     config, thresholds = source.config, source.thresholds()
-    files = _write_graphs(source, folder, precisions, targets, kv, scales, log)
+    files = _write_graphs(source, folder, precisions, targets, kv, scales, log, hidden=hidden)
     extra: dict[str, Target] = {}
     if "cpu" in targets:
         graph, data = target_files("cpu")
@@ -151,11 +154,11 @@ def write_files(
             "run": source.checkpoint.run.name,
             "step": source.checkpoint.step,
         },
-        model=_model(source, precisions),
+        model=_model(source, precisions, hidden=hidden),
         chat_template=source.chat_template,
         generation=_generation(source),
         inputs=_tensors(graph_inputs(config)),
-        outputs=_tensors(graph_outputs(config)),
+        outputs=_tensors(graph_outputs(config, hidden=hidden)),
         thresholds=ThresholdLists(**{name: value.tolist() for name, value in thresholds.given().items()}),
         dial=dial(source),
         costs=costs(config, precisions),
@@ -172,6 +175,8 @@ def _write_graphs(
     kv: KV,
     scales: Mapping[str, Array] | None,
     log: Callable[[str], None],
+    *,
+    hidden: bool,
 ) -> list[WrittenFile]:
     """Write the graph and the weights of each target, one target after the other.
 
@@ -182,11 +187,11 @@ def _write_graphs(
     """
     config, state = source.config, source.weights()
     later: dict[str, Later] = {name: {} for name in ("portable", "cpu", "cuda")}
-    graphs = {"portable": build(config, state, precisions, None, scales, later["portable"])}
+    graphs = {"portable": build(config, state, precisions, None, scales, later["portable"], hidden=hidden)}
     if "cpu" in targets:
-        graphs["cpu"] = build_fused(config, state, precisions, kv, scales, later["cpu"])
+        graphs["cpu"] = build_fused(config, state, precisions, kv, scales, later["cpu"], hidden=hidden)
     if "cuda" in targets:
-        graphs["cuda"] = build_cuda(config, state, precisions, later["cuda"])
+        graphs["cuda"] = build_cuda(config, state, precisions, later["cuda"], hidden=hidden)
     sizes = {name: size_of(proto, later[name]) for name, proto in graphs.items()}
     parts = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items())
     log(f"writing {parts} to {folder.parent}")
@@ -214,7 +219,7 @@ def require_room(folder: Path, size: int, parts: str) -> None:
         )
 
 
-def _model(source: Source, precisions: Precisions) -> Model:
+def _model(source: Source, precisions: Precisions, *, hidden: bool) -> Model:
     config = source.config
     layers = [
         Layer(
@@ -249,6 +254,7 @@ def _model(source: Source, precisions: Precisions) -> Model:
         num_experts=config.num_experts,
         layers=layers,
         exit_criterion=config.depth.exit_criterion,
+        hidden_states=hidden,
     )
 
 

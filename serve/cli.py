@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "calibrate": "adaptive_lm.runtime.commands.calibrate:calibrate",
     "generate": "adaptive_lm.runtime.commands.generate:generate",
     "chat": "adaptive_lm.runtime.commands.chat:chat",
+    "embed": "adaptive_lm.runtime.commands.embed:embed",
     "serve": "adaptive_lm.serve.commands.serve:serve",
     "bench": "adaptive_lm.runtime.commands.bench:bench",
     "eval": "adaptive_lm.runtime.commands.eval:evaluate",

@@ -107,6 +107,11 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
     help="Choose the scales of blocks in int8 and int4 by the activations on this text, not the held-out one.",
 )
 @click.option(
+    "--embeddings",
+    is_flag=True,
+    help="Let the graphs also give the hidden states, for adaptive embed and POST /v1/embeddings.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
@@ -115,7 +120,7 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
     source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, to: str | None, targets: tuple[str, ...],
-    quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, threads: int | None,
+    quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, embeddings: bool, threads: int | None,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Export a run or a checkpoint as an ONNX model, and check that its graphs equal the torch model.
@@ -123,7 +128,9 @@ def export(
     Without an argument the newest run under ./runs is exported, from its newest undamaged checkpoint.
     """
     if to is not None:
-        for_onnx = {"--onnx": as_onnx, "--quantize": quantize, "--calibrate-text": calibrate_text}
+        for_onnx = {
+            "--onnx": as_onnx, "--quantize": quantize, "--calibrate-text": calibrate_text, "--embeddings": embeddings,
+        }  # fmt: skip
         export_to(to, source, checkpoint, out, [option for option, given in for_onnx.items() if given], as_json)
         return
     precisions = precisions_of(quantize)
@@ -140,6 +147,7 @@ def export(
         calibrate_text=calibrate_text,
         threads=threads,
         checkpoint=checkpoint,
+        embeddings=embeddings,
         log=lambda line: click.echo(line, err=True),
     )
     if as_json:

@@ -26,6 +26,8 @@ def build(
     state: Mapping[str, Array | LazyArray],
     precisions: Precisions = FP32,
     later: Later | None = None,
+    *,
+    hidden: bool = False,
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of standard and contrib operators.
 
@@ -34,6 +36,7 @@ def build(
         state: The checkpoint's weights by name; of controllers only the windows, see `source.weights_of`.
         precisions: Precision of each part: fp32, bf16 or fp16.
         later: Takes the content of large weights; None puts it into the graph.
+        hidden: Whether the graph also gives the hidden states, after the last norm, of every token.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used.
@@ -41,10 +44,10 @@ def build(
     weights = HalfWeights(state, precisions)
     g = Graph("adaptive.cuda", later=later)
     # routed heads are masked: to compute only the chosen ones, the GPU would have to report how many tokens chose each
-    CudaTransformerGraph(g, weights, config, "masked").write()
+    CudaTransformerGraph(g, weights, config, "masked").write(hidden=hidden)
     kv = kv_of(precisions)
-    prune(g, set(graph_outputs(config, kv)))
-    return finished(g, weights, config, kv, {MICROSOFT: 1})
+    prune(g, set(graph_outputs(config, kv, hidden=hidden)))
+    return finished(g, weights, config, kv, {MICROSOFT: 1}, hidden=hidden)
 
 
 class CudaTransformerGraph(TransformerGraph):

@@ -25,9 +25,10 @@ def graph_inputs(config: ModelConfig, kv: KV = "fp32") -> Signature:
     return inputs
 
 
-def graph_outputs(config: ModelConfig, kv: KV = "fp32") -> Signature:
-    """Return the element type and shape of each output, by name."""
-    outputs = {name: _by_slot(name, entry) for name, entry in signature.graph_outputs(config, kv).items()}
+def graph_outputs(config: ModelConfig, kv: KV = "fp32", *, hidden: bool = False) -> Signature:
+    """Return the element type and shape of each output, by name; the hidden states among them where asked for."""
+    signatures = signature.graph_outputs(config, kv, hidden=hidden)
+    outputs = {name: _by_slot(name, entry) for name, entry in signatures.items()}
     outputs["logits"] = (outputs["logits"][0], ["R", config.vocab_size])
     outputs["new_lengths"] = (INT64, [config.num_layers, "S"])
     return outputs

@@ -17,6 +17,7 @@ from ...train.model.config import ModelConfig
 from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights
+from ..model.norm import state_norm as norm_of_rows
 from .attention import attention, by_token, window_of
 from .feed_forward import feed_forward
 from .packed import matrix, number, ours, parameter, predictor, state_norm
@@ -32,6 +33,8 @@ def build(
     kv: KV = "fp32",
     scales: Mapping[str, Array] | None = None,
     later: Later | None = None,
+    *,
+    hidden: bool = False,
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of our operators.
 
@@ -42,17 +45,19 @@ def build(
         kv: Precision of keys and values in the cache.
         scales: Factors of the scales of blocks by matrix, from a calibration.
         later: Takes the content of large weights; None puts it into the graph.
+        hidden: Whether the graph also gives the hidden states, after the last norm, of every token.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used.
     """
     weights = Weights(state, precisions, scales)
     g = Graph("adaptive.cpu", later=later)
-    _Transformer(g, weights, config).write()
+    _Transformer(g, weights, config).write(hidden=hidden)
     if weights.untaken():
         raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
     inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config, kv).items()]
-    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_outputs(config, kv).items()]
+    signature = graph_outputs(config, kv, hidden=hidden)
+    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in signature.items()]
     graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adaptive-lm")
@@ -62,7 +67,7 @@ class _Transformer:
     def __init__(self, g: Graph, weights: Weights, config: ModelConfig) -> None:
         self.g, self.weights, self.config = g, weights, config
 
-    def write(self) -> None:
+    def write(self, *, hidden: bool) -> None:
         g, config = self.g, self.config
         x, alive, exit_layer = self._embed(), "", ""
         runs_of: list[str] = []
@@ -90,6 +95,8 @@ class _Transformer:
             results=["logits"], eps=config.norm_eps, softcap=config.logits_softcap, vocab=config.vocab_size,
             precision=number(self.weights.precisions.head),
         )  # fmt: skip
+        if hidden:
+            self._hidden(x)
 
     def _embed(self) -> str:
         """Embed the ids (B, T) -> (N, D)."""
@@ -102,6 +109,13 @@ class _Transformer:
             scale=config.embedding_scale, dim=config.dim, vocab=config.vocab_size, precision=number(precision),
         )  # fmt: skip
         return x
+
+    def _hidden(self, x: str) -> None:
+        """Write the hidden states of all tokens, after the last norm, by the standard operator: (N, D) -> (B, T, D)."""
+        g, config = self.g, self.config
+        parameters = tuple(name for name in state_norm(g, self.weights, config, "norm") if name)
+        grid = g.op("Concat", g.op("Shape", "ids"), g.int64(config.dim), axis=0)
+        g.op("Reshape", norm_of_rows(g, config, x, parameters, "hidden_norm"), grid, result="hidden")
 
     def _head(self) -> str:
         """Return the output head, which is the embedding where they are tied."""

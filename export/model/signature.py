@@ -1,7 +1,7 @@
 """The inputs and outputs of the graph of every target: names, element types and shapes.
 
-B batch, T time, L layers, E experts, H heads, K key/value heads, V vocabulary, C capacity of a cache, W width of a
-head.
+B batch, T time, D width, L layers, E experts, H heads, K key/value heads, V vocabulary, C capacity of a cache, W width
+of a head.
 """
 
 from onnx import TensorProto
@@ -35,8 +35,8 @@ def graph_inputs(config: ModelConfig, kv: KV = "fp32") -> Signature:
     return signature | _caches(config, "past", kv)
 
 
-def graph_outputs(config: ModelConfig, kv: KV = "fp32") -> Signature:
-    """Return the element type and shape of each output, by name."""
+def graph_outputs(config: ModelConfig, kv: KV = "fp32", *, hidden: bool = False) -> Signature:
+    """Return the element type and shape of each output, by name; the hidden states among them where asked for."""
     layers = config.num_layers
     signature: Signature = {
         "logits": (FLOAT, ["B", "num_logits", config.vocab_size]),
@@ -49,6 +49,8 @@ def graph_outputs(config: ModelConfig, kv: KV = "fp32") -> Signature:
         signature["selected_heads"] = (BOOL, [layers, "B", "T", config.num_heads])
     if config.has_windows:
         signature["windows"] = (INT64, [layers, "B", "T"])
+    if hidden:
+        signature["hidden"] = (FLOAT, ["B", "T", config.dim])
     return signature | _caches(config, "present", kv)
 
 

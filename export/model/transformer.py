@@ -39,6 +39,8 @@ def build(
     heads: Execution | None = None,
     scales: Mapping[str, Array] | None = None,
     later: Later | None = None,
+    *,
+    hidden: bool = False,
 ) -> onnx.ModelProto:
     """Build the model as one ONNX graph of standard operators.
 
@@ -49,18 +51,25 @@ def build(
         heads: How routed heads run; None takes the faster way for their size.
         scales: Factors of the scales of blocks in int4 by matrix, from a calibration.
         later: Takes the content of large weights; None puts it into the graph.
+        hidden: Whether the graph also gives the hidden states, after the last norm, of every token.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used exactly once.
     """
     weights = Weights(state, precisions, scales)
     g = Graph("adaptive", later=later)
-    TransformerGraph(g, weights, config, heads or execution_of(config, precisions.attention)).write()
-    return finished(g, weights, config)
+    TransformerGraph(g, weights, config, heads or execution_of(config, precisions.attention)).write(hidden=hidden)
+    return finished(g, weights, config, hidden=hidden)
 
 
 def finished(
-    g: Graph, weights: Weights, config: ModelConfig, kv: KV = "fp32", domains: Mapping[str, int] | None = None
+    g: Graph,
+    weights: Weights,
+    config: ModelConfig,
+    kv: KV = "fp32",
+    domains: Mapping[str, int] | None = None,
+    *,
+    hidden: bool = False,
 ) -> onnx.ModelProto:
     """Return the model of a graph that is complete.
 
@@ -70,6 +79,7 @@ def finished(
         config: The model.
         kv: Precision of keys and values in the cache.
         domains: Versions of the operator sets besides the standard one.
+        hidden: Whether the graph gives the hidden states.
 
     Raises:
         AssertionError: A weight of the checkpoint is not used.
@@ -77,7 +87,8 @@ def finished(
     if weights.untaken():
         raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
     inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config, kv).items()]
-    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_outputs(config, kv).items()]
+    signature = graph_outputs(config, kv, hidden=hidden)
+    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in signature.items()]
     graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
     opsets = [helper.make_opsetid(name, version) for name, version in ({"": OPSET} | dict(domains or {})).items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adaptive-lm")
@@ -109,8 +120,8 @@ class TransformerGraph:
             self.lengths = self._per_layer(g.op("Reshape", "lengths", g.int64(-1)))  # (B,) each
         self._read_embedding()
 
-    def write(self) -> None:
-        """Write every operator, up to the outputs of the graph."""
+    def write(self, *, hidden: bool = False) -> None:
+        """Write every operator, up to the outputs of the graph; the hidden states are one where asked for."""
         g, layers = self.g, self.config.num_layers
         every_token = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))
@@ -138,6 +149,8 @@ class TransformerGraph:
         g.op("Reshape", exit_layer, g.op("Shape", "ids"), result="exit_layer")
         g.op("Add", "lengths", self._written(layers_run), result="new_lengths")
         self._last_logits(x)
+        if hidden:
+            self._hidden(x)
 
     def _report(self, chosen: list[str], per_layer: str, layers_run: str) -> None:
         """Write what each token used as outputs: chosen of each layer (N, X), layers_run (L, B, T)."""
@@ -311,3 +324,8 @@ class TransformerGraph:
         logits = self._logits(g, self._normed(g, g.op("Reshape", last, g.int64(-1, self.config.dim))))
         shape = g.op("Concat", self.size, wanted, g.int64(self.config.vocab_size), axis=0)
         g.op("Reshape", logits, shape, result="logits")
+
+    def _hidden(self, x: str) -> None:
+        """Write the hidden states of all tokens, after the last norm: (N, D) -> (B, T, D)."""
+        grid = self.g.op("Concat", self.size, self.time, self.g.int64(self.config.dim), axis=0)
+        self.g.op("Reshape", self._normed(self.g, x), grid, result="hidden")

@@ -18,6 +18,7 @@ from .parity import (
     EPSILON,
     HALF_EPSILON,
     HALF_TOLERANCE,
+    HIDDEN_FACTOR,
     TOLERANCE,
     Comparison,
     Pass,
@@ -39,6 +40,8 @@ MAX_WORSE: dict[Precision, float] = {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005
 fp32 is for weights in fp32 with a narrower cache."""
 MAX_ROUNDED_WORSE = 0.005
 """The same share, compared with torch with the rounded weights: what rounding of activations and cache may cost."""
+LEAST_COSINE: dict[Precision, float] = {"fp32": 0.98, "bf16": 0.98, "fp16": 0.98, "int8": 0.98, "int4": 0.9}
+"""Least cosine between the embedding of a window and that of the torch model, by the narrowest precision."""
 ROWS = 32
 """Tokens whose logits are widened to float64 at a time."""
 PER_ROW = 0.005
@@ -68,7 +71,10 @@ def only_ties(reports: Iterable[dict[str, Any]]) -> bool:
     parts = [part for report in reports for part in report.values()]
     failed = [part for part in parts if isinstance(part, dict) and not part.get("passed", True)]
     return bool(failed) and all(
-        part.get("wrong_decisions") == 0 and part["largest_logit_difference"] <= part["tolerance"] for part in failed
+        part.get("wrong_decisions") == 0
+        and part["largest_logit_difference"] <= part["tolerance"]
+        and part.get("largest_hidden_difference", 0.0) <= part.get("hidden_tolerance", 0.0)
+        for part in failed
     )
 
 
@@ -160,11 +166,12 @@ def _compare(pairs: Iterable[tuple[Pass, Pass]], epsilon: float, *, capped: bool
 
 
 def _note(name: str, comparison: Comparison, tolerance: float, lines: list[str], failures: list[str]) -> None:
-    wrong = comparison.wrong_decisions
+    wrong, hidden = comparison.wrong_decisions, comparison.largest_hidden_difference
     decisions = "all decisions equal" if not wrong else f"decisions DIFFER for {wrong} tokens"
     line = (
         f"{name}: {comparison.tokens} tokens, {decisions} ({comparison.near_ties} near ties, {comparison.flipped} "
         f"flipped), largest logit difference {comparison.largest_difference:.1e} (tolerance {tolerance:.0e})"
+        + ("" if hidden is None else f", of hidden states {hidden:.1e} (tolerance {HIDDEN_FACTOR * tolerance:.0e})")
     )
     lines.append(line)
     if not comparison.passes(tolerance):
@@ -224,7 +231,10 @@ def _quantisation(
     per_row = graph.target == "portable" and graph.precisions.narrowest in ("int8", "int4")
     limit = MAX_WORSE[graph.precisions.narrowest] + PER_ROW * per_row
     flips = _flips(exact, actual)
+    cosine = _least_cosine(exact, actual)
+    least = LEAST_COSINE[graph.precisions.narrowest]
     passed = worse <= limit and rounded_worse <= MAX_ROUNDED_WORSE + PER_ROW * per_row
+    passed = passed and (cosine is None or cosine >= least)
     report["quantisation"] = {
         "bits_per_byte": own,
         "bits_per_byte_torch": torch_bits,
@@ -232,6 +242,7 @@ def _quantisation(
         "worse_share": worse,
         "flipped_decisions_share": flips,
         "flipped_against_rounded_share": _flips(rounded, actual),
+        **({} if cosine is None else {"least_embedding_cosine": cosine}),
         "passed": passed,
     }
     who = "" if graph.target == "portable" else f"{graph.label}, "
@@ -240,9 +251,21 @@ def _quantisation(
         f"{who}{graph.precisions.narrowest}{cache}: {own:.4f} bits per byte, torch {torch_bits:.4f} "
         f"({worse:+.2%}, limit {limit:+.1%}), with the rounded weights {rounded_bits:.4f}; "
         f"{flips:.2%} of the routing decisions differ"
+        + ("" if cosine is None else f"; least cosine of an embedding {cosine:.4f}, limit {least:g}")
     )
     if not passed:
         failures.append(lines[-1])
+
+
+def _least_cosine(expected: list[Pass], actual: list[Pass]) -> float | None:
+    """Return the least cosine between the embeddings of a window; None where the graph gives no hidden states."""
+    if not actual[0].hidden.shape[1]:
+        return None
+    cosines = []
+    for one, other in zip(expected, actual, strict=True):
+        first, second = (states.hidden[:].mean(0, dtype=np.float64) for states in (one, other))
+        cosines.append(float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second))))
+    return min(cosines)
 
 
 def _flips(expected: list[Pass], actual: list[Pass]) -> float:

@@ -92,8 +92,8 @@ class Judge:
         return self._passes[key]
 
     def keep(self, one: Pass) -> Pass:
-        """Return a pass whose logits, where they are large, are on the disk."""
-        return replace(one, logits=self._scratch.keep(one.logits))
+        """Return a pass whose logits and hidden states, where they are large, are on the disk."""
+        return replace(one, logits=self._scratch.keep(one.logits), hidden=self._scratch.keep(one.hidden))
 
     def num_bytes(self) -> int:
         """Return the bytes of text that the windows code after their first tokens."""

@@ -36,6 +36,9 @@ NEAR_TIES = 0.01
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp16": 1e-4, "int8": 1e-4, "int4": 1e-4}
 """Largest difference of a logit. int8 is compared with itself, a prompt with its single tokens: they are equal to the
 last bit (docs/decisions/0006), since one that differed would soon move an activation by one of its 255 steps."""
+HIDDEN_FACTOR = 10
+"""Largest difference of a hidden state, in tolerances of a logit: a few of its numbers are many times the others, and
+round more coarsely. Those of SmolLM2 (30 layers) differ by 0.8 tolerances."""
 HALF_EPSILON = 5e-3
 """The margin of a near tie where products are in fp16, which has 11 bits."""
 HALF_TOLERANCE = 1e-2
@@ -64,16 +67,22 @@ class Comparison:
     largest_difference: float = 0.0
     """Largest difference of a logit, in units of the standard deviation of the window's logits where that is above
     1."""
+    largest_hidden_difference: float | None = None
+    """The same of a number of the hidden states; None where the graph does not give them."""
     failures: list[str] = field(default_factory=list)
     """The first wrong decision of each window, for the user."""
 
     def passes(self, tolerance: float) -> bool:
         """Return whether decisions and logits agree within the tolerance."""
         few_ties = not self.capped or self.near_ties <= max(NEAR_TIES * self.tokens, 1)
-        return not self.wrong_decisions and few_ties and self.largest_difference <= tolerance and self.tokens > 0
+        hidden = self.largest_hidden_difference or 0.0
+        close = self.largest_difference <= tolerance and hidden <= HIDDEN_FACTOR * tolerance
+        return not self.wrong_decisions and few_ties and close and self.tokens > 0
 
     def report(self, tolerance: float) -> dict[str, Any]:
         """Return the figures for the manifest."""
+        hidden = self.largest_hidden_difference
+        of_hidden = {"largest_hidden_difference": hidden, "hidden_tolerance": HIDDEN_FACTOR * tolerance}
         return {
             "tokens": self.tokens,
             "near_ties": self.near_ties,
@@ -82,6 +91,7 @@ class Comparison:
             "wrong_decisions": self.wrong_decisions,
             "largest_logit_difference": self.largest_difference,
             "tolerance": tolerance,
+            **({} if hidden is None else of_hidden),
             "passed": self.passes(tolerance),
         }
 
@@ -96,6 +106,7 @@ class Pass:
     exit_layer: Array  # (T,)
     selected_heads: Array  # (L, T, H) bool; (L, T, 0) where heads are not routed
     windows: Array  # (L, T) int64; zeros where no layer has one
+    hidden: Array | LazyArray  # (T, D): states after the last norm; (T, 0) where they are not given
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
 
     def tokens(self, begin: int, end: int) -> Pass:
@@ -104,6 +115,7 @@ class Pass:
         parts = {name: getattr(self, name)[:, begin:end] for name in by_layer}
         return Pass(
             logits=self.logits[begin:end],
+            hidden=self.hidden[begin:end],
             exit_layer=self.exit_layer[begin:end],
             margins=self.margins[begin:end],
             **parts,
@@ -136,14 +148,18 @@ def compare(into: Comparison, expected: Pass, actual: Pass) -> None:
     into.tokens += len(differs)
     into.near_ties += int(tie.sum())
     if end:
-        logits = expected.logits[:end]
-        differences = logits - actual.logits[:end]
-        difference = float(np.abs(differences, out=differences).max())
-        if np.isfinite(difference):
-            scaled = difference / max(1.0, float(logits.std()))
-        else:
-            scaled = float("inf")
-        into.largest_difference = max(into.largest_difference, scaled)
+        difference = largest_difference(expected.logits[:end], actual.logits[:end])
+        into.largest_difference = max(into.largest_difference, difference)
+        if actual.hidden.shape[1]:
+            difference = largest_difference(expected.hidden[:end], actual.hidden[:end])
+            into.largest_hidden_difference = max(into.largest_hidden_difference or 0.0, difference)
+
+
+def largest_difference(expected: Array, actual: Array) -> float:
+    """Return the largest difference in units of the standard deviation of `expected` where that is above 1."""
+    differences = expected - actual
+    difference = float(np.abs(differences, out=differences).max())
+    return difference / max(1.0, float(expected.std())) if np.isfinite(difference) else float("inf")
 
 
 @torch.no_grad()
@@ -162,6 +178,7 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
         out.exit_layer.flatten().numpy(),
         torch.stack(heads).numpy(),
         torch.stack(windows).numpy(),
+        out.hidden.flatten(0, 1).float().numpy(),
         margins(out, thresholds, model).numpy(),
     )
 
@@ -266,6 +283,7 @@ def _as_pass(steps: list[Step], tokens: int) -> Pass:
     layers = len(routes[0].layers_run)
     heads = [one.selected_heads for one in routes if one.selected_heads is not None]
     windows = [one.windows for one in routes if one.windows is not None]
+    hidden = [step.hidden for step in steps if step.hidden is not None]
     return Pass(
         np.concatenate([step.logits for step in steps]),
         np.concatenate([one.selected_experts for one in routes], 1),
@@ -273,5 +291,6 @@ def _as_pass(steps: list[Step], tokens: int) -> Pass:
         np.concatenate([one.exit_layer for one in routes]),
         np.concatenate(heads, 1) if heads else np.zeros((layers, tokens, 0), np.bool_),
         np.concatenate(windows, 1) if windows else np.zeros((layers, tokens), np.int64),
+        np.concatenate(hidden) if hidden else np.zeros((tokens, 0), np.float32),
         np.full(tokens, np.inf),
     )

@@ -237,4 +237,10 @@ class Batch:
 
 
 def _joined(steps: Ids[Step]) -> Step:
-    return Step(np.concatenate([one.logits for one in steps]), joined([one.routes for one in steps]), steps[0].meter)
+    hidden = [one.hidden for one in steps if one.hidden is not None]
+    return Step(
+        np.concatenate([one.logits for one in steps]),
+        joined([one.routes for one in steps]),
+        steps[0].meter,
+        np.concatenate(hidden) if hidden else None,
+    )

@@ -1,6 +1,6 @@
 """One call of the graph: its input and output arrays, bound once.
 
-L layers, N rows (tokens of a pass), R rows whose logits are computed, E experts, H query heads, V vocabulary.
+L layers, N rows (tokens of a pass), R rows whose logits are computed, D width, E experts, H query heads, V vocabulary.
 """
 
 from collections.abc import Sequence as Works
@@ -48,6 +48,7 @@ class Pass:
         self.new_lengths = np.zeros_like(cache.lengths)
         self.selected_heads = np.zeros((L, rows, model.num_heads), np.bool_)
         self.windows = np.zeros((L, rows), np.int64)
+        self.hidden = np.zeros((rows, model.dim if model.hidden_states else 0), np.float32)
         self.cache = cache
         self.reused = False
         """Whether the arrays are written again by a later pass, so that results are copied."""
@@ -82,6 +83,7 @@ class Pass:
             "new_lengths": self.new_lengths,
             "selected_heads": self.selected_heads.reshape(L, *grid, -1),
             "windows": self.windows.reshape(L, *grid),
+            "hidden": self.hidden.reshape(*grid, self.hidden.shape[1]),
         }
         for name in reported(model):
             self._binding.bind_ortvalue_output(name, value(shapes[name]))
@@ -92,7 +94,8 @@ class Pass:
     @property
     def bytes(self) -> int:
         """Bytes of the arrays that grow with the rows."""
-        return self.logits.nbytes + self.selected_experts.nbytes + self.selected_heads.nbytes + self.thresholds.nbytes
+        arrays = (self.logits, self.selected_experts, self.selected_heads, self.thresholds, self.hidden)
+        return sum(one.nbytes for one in arrays)
 
     def bind_inputs(self) -> None:
         """Bind the input arrays to the graph."""
@@ -113,17 +116,20 @@ class Pass:
         self.execute()
         lengths[:] = self.new_lengths
         routes, logits = self._routes(work, before), self.logits.copy() if self.reused else self.logits
-        meter = self._graph.meter
+        meter, hidden = self._graph.meter, None
+        if self.hidden.size:
+            hidden = self.hidden.copy() if self.reused else self.hidden
         if len(work) == 1:
             sequence, ids, num_logits = work[0]
             sequence.extend(ids, routes.layers_run)
-            return [Step(logits[:num_logits], routes, meter)]
+            return [Step(logits[:num_logits], routes, meter, hidden)]
         steps = []
         row = logit = 0
         for sequence, ids, num_logits in work:
+            own = None if hidden is None else hidden[row : row + len(ids)]
             one = between(routes, row, row := row + len(ids), sequence.exits_open)
             sequence.extend(ids, one.layers_run)
-            steps.append(Step(logits[logit : (logit := logit + num_logits)], one, meter))
+            steps.append(Step(logits[logit : (logit := logit + num_logits)], one, meter, own))
         return steps
 
     def _fill(self, work: Works[Work]) -> None:

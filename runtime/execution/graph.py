@@ -32,7 +32,8 @@ class Graph:
 def reported(model: Model) -> list[str]:
     """Name the outputs of the graph other than caches."""
     names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
-    return names + ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
+    names += ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
+    return names + ["hidden"] * model.hidden_states
 
 
 def thresholds_of(model: Model) -> tuple[str, ...]:

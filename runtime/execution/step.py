@@ -35,6 +35,9 @@ class Step:
     """The experts, heads and layers that every token used."""
     meter: Meter
     """Computes the cost of `routes`."""
+    hidden: NDArray[np.float32] | None = None
+    """(T, D): states of all tokens of the pass after the last norm; None where the graph does not give them. The array
+    is not written again."""
 
     @cached_property
     def usage(self) -> Usage:

@@ -135,6 +135,8 @@ class Model(Part):
     layers: list[Layer]
     exit_criterion: Literal["top_prob", "margin", "entropy", "router"] = "top_prob"
     """The confidence that is compared with the exit threshold."""
+    hidden_states: bool = False
+    """Whether the graphs also give the hidden states after the last norm, whose mean is the embedding of a text."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -2,13 +2,18 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...contract.errors import UserError
 from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
 from ..chat.prompt import ChatOptions, chat_ids
+from ..dial.dial import Dial
 from ..dial.thresholds import Thresholds
 from ..execution.batch import Batch
 from ..execution.kv_cache import cache_bytes
@@ -127,14 +132,16 @@ class Engine:
         sampler: TokenChooser | None = None,
         grammar: Grammar | None = None,
         prompt_logprobs: int | None = None,
+        embeds: bool = False,
     ) -> Request:
-        """Make a request for a `Loop`; the arguments and errors are those of `generate`."""
+        """Make a request for a `Loop`; the arguments and errors are those of `generate`, or of `embed`."""
         ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         request = Request(
             self.manifest, self.tokenizer, ids, params or self.params(), sampler, grammar=grammar,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=prompt_logprobs, embeds=embeds,
         )  # fmt: skip
-        request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
+        if not embeds:
+            request.make_drafter = self.speculation.maker(request.params.speculate, request.thresholds)
         return request
 
     def generate(
@@ -199,6 +206,32 @@ class Engine:
         requests = [one.request for one in completions if one.request is not None]
         loop = self.begin([], slots=min(slots, len(requests)), room=max([one.capacity for one in requests], default=1))
         return Completions(loop, completions, watch)
+
+    def embed(
+        self, prompts: Sequence[str | Sequence[int]], dial: Dial | None = None, *, slots: int = MANY_SLOTS
+    ) -> list[NDArray[np.float32]]:
+        """Return the embedding of each text, (D,) float32: the mean of its tokens' hidden states after the last norm.
+
+        The vector of a text does not depend on the other texts.
+
+        Args:
+            prompts: Texts, or ids.
+            dial: How much of the model runs; None takes the thresholds of training.
+            slots: The most texts to compute at a time.
+
+        Raises:
+            UserError: The model was exported without its hidden states, a text is empty or exceeds the context, or the
+                model does not have that dial.
+        """
+        params = Params(**({} if dial is None else {one.name: getattr(dial, one.name) for one in fields(Dial)}))
+        requests = [self.request(prompt, params, embeds=True) for prompt in prompts]
+        loop = self.begin(requests, slots=min(slots, len(requests)))
+        while loop.busy:
+            for event in loop.step():
+                if event.request.error is not None:
+                    self._end()
+                    raise event.request.error
+        return [one.embedding for one in requests]
 
     def search(
         self,

@@ -27,13 +27,10 @@ class Event(NamedTuple):
 
     request: Request
     token: Token | None
-    """None where the request failed; `request.error` says why."""
+    """None where the request failed, `request.error` says why, or where its prompt was embedded."""
     last: bool = True
     """Whether the request ended with it. A pass with a draft may give several tokens."""
 
-
-SCORED_TOKENS = 64
-"""Tokens of a prompt in one pass where each has its log-probability computed, which bounds the memory of the logits."""
 
 SCORED_TOKENS = 64
 """Tokens of a prompt in one pass where each needs its log-probability, which bounds the memory of the logits."""
@@ -126,9 +123,13 @@ class Loop:
                 try:
                     if isinstance(result, Exception):
                         raise result
-                    if request.prompt_logprobs is not None and not request.new_tokens:
+                    if request.reads_all and not request.new_tokens:
                         request.read(result)
-                    if not request.reading:  # else the prompt goes on
+                    if request.embeds:
+                        if not request.reading:
+                            self._release(request, "embedded")
+                            events.append(Event(request, None))
+                    elif not request.reading:  # else the prompt goes on
                         drafter = request.drafter if request.new_tokens else None
                         right = self._take(request, result, draft, begin, events)
                         served.append(request)
@@ -171,7 +172,7 @@ class Loop:
     def _slot(self, request: Request) -> Tokens:
         """Return a sequence for a request: one that continues a prefix in memory, or an empty one."""
         grid = 1 if self.batch.graph.mixes_sequences else ALONE_GRID
-        others = self.batch.sequences if request.prompt_logprobs is None else []  # else all logits must be computed
+        others = [] if request.reads_all else self.batch.sequences
         origin, count = longest_prefix(request.ids, request.thresholds, others, grid)
         if origin is None:
             self._make_room()
@@ -237,7 +238,9 @@ class Loop:
         assert request.sequence is not None
         begin = len(request.sequence.ids)
         end = min(begin + most, request.prompt_tokens)
-        logits = int(end == request.prompt_tokens) if request.prompt_logprobs is None else end - begin
+        logits = int(end == request.prompt_tokens and not request.embeds)
+        if request.prompt_logprobs is not None:
+            logits = end - begin
         return request, Work(request.sequence, request.ids[begin:end], logits), []
 
     def _compute(self, work: list[Work]) -> Sequence[Step | Exception]:

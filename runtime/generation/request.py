@@ -1,9 +1,12 @@
-"""One text to generate: its prompt and settings, and what came of it so far."""
+"""One text to generate or to embed: its prompt and settings, and what came of it so far."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...contract.errors import UserError
 from ..dial.dial import resolve
@@ -72,10 +75,12 @@ class Request:
         grammar: What the text must match; it ends where nothing can follow. None: anything.
         prompt_logprobs: How many alternatives to report with the log-probability of each token of the prompt, 0 to 20;
             the whole prompt is computed then. None reports neither.
+        embeds: Whether to compute the embedding of the prompt and no text; of `params` only the dial counts then.
 
     Raises:
         UserError: The prompt is empty, an id is outside the vocabulary, prompt and new tokens exceed the context, the
-            model does not have that dial, or `prompt_logprobs` is outside its range.
+            model does not have that dial or gives no hidden states to embed with, or `prompt_logprobs` is outside its
+            range.
         ValueError: There are both a sampler and a grammar.
     """
 
@@ -89,6 +94,7 @@ class Request:
         *,
         grammar: Grammar | None = None,
         prompt_logprobs: int | None = None,
+        embeds: bool = False,
     ) -> None:
         model = manifest.model
         for where, ids in (("the prompt", prompt), ("logit_bias", params.logit_bias)):
@@ -98,16 +104,18 @@ class Request:
         check_logprobs("prompt_logprobs", prompt_logprobs)
         if sampler is not None and grammar is not None:
             raise ValueError("found both a sampler and a grammar, expected one: the sampler would not see the grammar")
+        if embeds:
+            require_embeddable(manifest, prompt)
         self.params = params
         self.prompt_tokens = len(prompt)
-        self.max_new_tokens = new_tokens_of(params, len(prompt), model.context_length)
+        self.max_new_tokens = 0 if embeds else new_tokens_of(params, len(prompt), model.context_length)
         self.thresholds = resolve(manifest, params)
         self.ids = list(prompt)
         """Prompt and text so far."""
         self.status = "waiting"
         """"waiting", "running" or "ended"."""
         self.finish_reason: str | None = None
-        """None until it ends, then "eos", "stop", "length", "cancelled" or "error"."""
+        """None until it ends, then "eos", "stop", "length", "embedded", "cancelled" or "error"."""
         self.error: Exception | None = None
         """Why it failed, with the reason "error"."""
         self.seed: int | None = params.seed if sampler is None else sampler.seed
@@ -131,8 +139,11 @@ class Request:
         """How many alternatives to report for each token of the prompt; None reports nothing."""
         self.prompt_scores: list[TokenLogprob] = []
         """The log-probability of each token of the prompt computed so far, where `prompt_logprobs` is set."""
+        self.embeds = embeds
+        """Whether it ends with the embedding of its prompt."""
         self.elapsed = 0.0
         """Seconds of the passes since the last token."""
+        self._hidden_sum = np.zeros(model.dim if embeds else 0)  # (D,) float64
         self._tokenizer, self._size = tokenizer, model.tokenizer_size
         self._stop = checked_stops((*params.stop, *manifest.generation.stop))
         self._sampler, self._grammar = sampler, grammar
@@ -155,9 +166,21 @@ class Request:
         left = 0 if self.sequence is None else self.prompt_tokens - len(self.sequence.ids)
         return left if left > 0 else 0
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether it needs a result for each token of the prompt, so that none is taken from memory."""
+        return self.embeds or self.prompt_logprobs is not None
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """The mean of the hidden states of the prompt, (D,); once it has ended with the reason "embedded"."""
+        return (self._hidden_sum / self.prompt_tokens).astype(np.float32)
+
     def begin(self, sequence: Sequence) -> None:
         """Start to run in `sequence`, which may hold the first tokens of the prompt."""
         self.status, self.sequence, self.cached_tokens = "running", sequence, len(sequence.ids)
+        if self.embeds:
+            return
         if self._sampler is None:
             self._mask = None if self._grammar is None else self._grammar.mask()
             self._sampler = Sampler(self.params, self._size, self.ids, mask=self._mask)
@@ -166,7 +189,10 @@ class Request:
         self.drafter = None if self.make_drafter is None else self.make_drafter(sequence)
 
     def read(self, step: Step) -> None:
-        """Compute the log-probabilities of the tokens of the prompt that follow from a part of it."""
+        """Take what is needed from a part of the prompt: hidden states, or the log-probabilities of what follows."""
+        if self.embeds:
+            self._add(step)
+            return
         alternatives, sequence = self.prompt_logprobs, self.sequence
         assert alternatives is not None
         assert sequence is not None
@@ -176,6 +202,18 @@ class Request:
         following = self.ids[first : self.prompt_tokens]  # one fewer than rows at the end of the prompt
         for logits, token in zip(step.logits, following, strict=False):
             self.prompt_scores.append(token_logprob(logits[: self._size], token, alternatives))
+
+    def _add(self, step: Step) -> None:
+        """Add up hidden states, token by token, so that the sum does not depend on where a part of the prompt ends.
+
+        Raises:
+            ArithmeticError: They are not finite numbers.
+        """
+        assert step.hidden is not None
+        for state in step.hidden:
+            self._hidden_sum += state
+        if not np.isfinite(self._hidden_sum).all():
+            raise ArithmeticError("the model gave hidden states that are not finite numbers")
 
     def take(self, step: Step, draft: list[int]) -> list[Choice]:
         """Choose the tokens that follow from a pass over the last token and `draft`.
@@ -206,3 +244,28 @@ class Request:
             self.drafting_verdict = self.drafter.verdict()
         self.status, self.finish_reason, self.error = "ended", reason, error
         self.sequence = self.drafter = self._sampler = self._mask = self._text = self.make_drafter = None
+
+
+def require_hidden_states(manifest: Manifest) -> None:
+    """Refuse a model that cannot embed texts.
+
+    Raises:
+        UserError: It was exported without its hidden states.
+    """
+    if not manifest.model.hidden_states:
+        raise UserError(
+            "this model was exported without its hidden states, so it has no embeddings; export it again with: "
+            "adaptive export RUN --onnx --embeddings"
+        )
+
+
+def require_embeddable(manifest: Manifest, prompt: list[int]) -> None:
+    """Refuse a prompt that cannot be embedded.
+
+    Raises:
+        UserError: The model was exported without its hidden states, or the prompt is empty or exceeds the context.
+    """
+    require_hidden_states(manifest)
+    context = manifest.model.context_length
+    if not 1 <= len(prompt) <= context:
+        raise UserError(f"found a text of {len(prompt)} tokens, expected 1 to {context}; shorten it or split it")

@@ -19,7 +19,7 @@ from ..protocols.ours.props import Health, Props
 from ..protocols.ours.texts import Content, DetokenizeBody, TokenizeBody, TokenizerInfo, Tokens
 from ..protocols.responses.answer import Response as ResponsesAnswer
 from ..protocols.responses.body import ResponsesBody
-from ..routes import generation, server, texts
+from ..routes import embeddings, generation, server, texts
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/responses", generation.responses, ResponsesAnswer, ResponsesBody),
     Endpoint("POST", "/v1/messages", generation.messages, MessageAnswer, MessagesBody),
     Endpoint("POST", "/v1/messages/count_tokens", texts.count_tokens, TokenCount, CountBody),
-    Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingList, EmbeddingBody),
+    Endpoint("POST", "/v1/embeddings", embeddings.embeddings, EmbeddingList, EmbeddingBody),
     Endpoint("POST", "/tokenize", texts.tokenize, Tokens, TokenizeBody),
     Endpoint("POST", "/detokenize", texts.detokenize, Content, DetokenizeBody),
     Endpoint("GET", "/tokenizer_info", texts.tokenizer_info, TokenizerInfo),

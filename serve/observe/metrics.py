@@ -19,7 +19,7 @@ from .tally import Tally
 if TYPE_CHECKING:
     from .jobs import JobRecord
 
-REASONS = ("eos", "stop", "length", "cancelled", "deadline", "error")
+REASONS = ("eos", "stop", "length", "embedded", "cancelled", "deadline", "error")
 REJECTIONS: tuple[Rejection, ...] = (
     "queue_full",
     "memory",

@@ -48,7 +48,7 @@ class JobObserver:
         """Record the end of the job; further calls change nothing.
 
         Args:
-            reason: "eos", "stop", "length", "cancelled", "deadline" or "error".
+            reason: "eos", "stop", "length", "embedded", "cancelled", "deadline" or "error".
             dial: The `compute` in force at the end.
             cached_tokens: Tokens of the prompt that were in memory already.
             drafted: Tokens that were guessed ahead.

@@ -60,18 +60,8 @@ def room_for(prompt: Sequence[int], wanted: int | None, model: ModelInfo, param:
     Raises:
         BadRequestError: The prompt is empty or fills the context, or a number is wrong.
     """
-    context, size = model.context, model.manifest.model.tokenizer_size
-    if not prompt:
-        raise BadRequestError(
-            "found an empty prompt, expected at least one token; send a text to continue",
-            code="empty_prompt", param=param,
-        )  # fmt: skip
-    wrong = next((token for token in prompt if not 0 <= token < size), None)
-    if wrong is not None:
-        raise BadRequestError(
-            f"found token {wrong} in the prompt, this model has 0 to {size - 1}; send ids of POST /tokenize",
-            param=param,
-        )
+    require_prompt(prompt, model, param)
+    context = model.context
     if len(prompt) >= context:
         raise BadRequestError(
             f"found a prompt of {len(prompt)} tokens, this model's context is {context} tokens, one of them for "
@@ -83,6 +73,26 @@ def room_for(prompt: Sequence[int], wanted: int | None, model: ModelInfo, param:
     if model.room is not None and len(prompt) < model.room:
         left = min(left, model.room - len(prompt))
     return left if wanted is None else min(wanted, left)
+
+
+def require_prompt(prompt: Sequence[int], model: ModelInfo, param: str) -> None:
+    """Refuse a prompt that is no text of the model.
+
+    Raises:
+        BadRequestError: It is empty, or a number is wrong.
+    """
+    size = model.manifest.model.tokenizer_size
+    if not prompt:
+        raise BadRequestError(
+            "found an empty prompt, expected at least one token; send a text to continue",
+            code="empty_prompt", param=param,
+        )  # fmt: skip
+    wrong = next((token for token in prompt if not 0 <= token < size), None)
+    if wrong is not None:
+        raise BadRequestError(
+            f"found token {wrong} in the prompt, this model has 0 to {size - 1}; send ids of POST /tokenize",
+            param=param,
+        )
 
 
 def checked_params(**settings: object) -> Params:

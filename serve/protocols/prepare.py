@@ -6,13 +6,14 @@ from typing import Any
 from ...contract.errors import UserError
 from ...runtime.chat.prompt import ChatOptions, chat_ids
 from ...runtime.chat.templates import tool_template_of
-from ..errors import BadRequestError
+from ..errors import BadRequestError, UnavailableError, UnsupportedError
 from ..scheduler.job import Job, ModelInfo
 from .names import find_model
 from .openai.chat import ChatBody
 from .openai.completions import DEFAULT_NEW_TOKENS, CompletionBody
+from .openai.embeddings import EmbeddingBody, EmbeddingOrder
 from .openai.sampling import SamplingFields
-from .order import Caller, Order, checked_params, room_for, user_error
+from .order import Caller, Order, checked_params, require_prompt, room_for, user_error
 from .tool_use import ToolUse, tool_use_of
 
 
@@ -46,6 +47,69 @@ def prepare_completion(body: CompletionBody, caller: Caller) -> Order:
     scores = body.logprobs if body.echo else None
     jobs = jobs_of(body, model, dial, caller, prompts, body.logprobs, prompt_logprobs=scores)
     return order_of(body, model, jobs, logprobs=body.logprobs, echo=bool(body.echo), hides_text=body.max_tokens == 0)
+
+
+def prepare_embeddings(body: EmbeddingBody, caller: Caller) -> EmbeddingOrder:
+    """Return the jobs that embed the texts of a body.
+
+    Raises:
+        ServeError: The model does not exist, has no embeddings, or cannot take a text.
+    """
+    model, named = find_model(caller.models, body.model)
+    if not model.manifest.model.hidden_states:
+        raise UnsupportedError(
+            f"the model {model.name} was exported without its hidden states, so it has no embeddings; export it with "
+            "`adaptive export RUN --onnx --embeddings`",
+            code="unsupported",
+            param="model",
+        )
+    dial, auto = body.dial(named, caller.settings, model.manifest)
+    if auto is not None:
+        raise BadRequestError(
+            'found compute "auto", which depends on the load, so that the vectors of two requests could not be '
+            "compared; give a number, or leave compute out",
+            param="compute",
+        )
+    width = model.manifest.model.dim
+    if body.dimensions not in (None, width):
+        raise BadRequestError(
+            f"found dimensions {body.dimensions}, the vectors of this model have {width} numbers and cannot be "
+            "cut; leave dimensions out",
+            param="dimensions",
+        )
+    params, jobs = checked_params(**dial), []
+    for one in body.inputs:
+        ids = encode(model, one, "input", begins=True) if isinstance(one, str) else one
+        require_embeddable(ids, model)
+        jobs.append(Job(prompt=tuple(ids), params=params, client=caller.client, embeds=True))
+    return EmbeddingOrder(
+        model=model,
+        name=body.model or model.name,
+        jobs=jobs,
+        base64=body.encoding_format == "base64",
+        ignored=[*body.ignored, *["compute_details"] * body.compute_details],
+    )
+
+
+def require_embeddable(ids: Sequence[int], model: ModelInfo) -> None:
+    """Refuse a text that is empty or too long.
+
+    Raises:
+        ServeError: It does not fit the context, or the memory of the server.
+    """
+    require_prompt(ids, model, "input")
+    if len(ids) > model.context:
+        raise BadRequestError(
+            f"found a text of {len(ids)} tokens, this model's context is {model.context} tokens; split the text",
+            code="context_length_exceeded",
+            param="input",
+        )
+    if model.room is not None and len(ids) > model.room:
+        raise UnavailableError(
+            f"found a text of {len(ids)} tokens, the memory of this server holds texts of {model.room}; split the "
+            "text, or start the server with more --kv-memory",
+            code="out_of_memory",
+        )
 
 
 def conversation_ids(body: ChatBody, model: ModelInfo, tools: ToolUse | None = None) -> list[int]:

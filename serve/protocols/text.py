@@ -10,7 +10,7 @@ from ...runtime.generation.summary import token_json
 from ...runtime.generation.text_stream import TextStream
 from ...runtime.generation.tokenizer import Tokenizer
 from ..errors import ServeError, UnavailableError
-from ..scheduler.job import EndEvent, Event, PromptEvent, TokenEvent
+from ..scheduler.job import EmbeddingEvent, EndEvent, Event, PromptEvent, TokenEvent
 from .order import Order
 from .ours.compute import ComputeSum
 
@@ -121,6 +121,7 @@ class Text:
             return self._token(event.token)
         if isinstance(event, PromptEvent):
             return self._prompt(event)
+        assert not isinstance(event, EmbeddingEvent)  # no text
         return self._end(event)
 
     def _token(self, token: Token) -> Piece:

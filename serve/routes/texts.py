@@ -1,15 +1,13 @@
-"""The endpoints that compute no new text: tokens, counts and embeddings."""
+"""The endpoints that compute nothing with a model: tokens and counts."""
 
 import asyncio
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import BadRequestError, UnsupportedError
+from ..errors import BadRequestError
 from ..protocols.anthropic.messages import CountBody, TokenCount
 from ..protocols.names import find_model
-from ..protocols.openai.embeddings import EmbeddingBody, embedding_list
-from ..protocols.order import room_for
 from ..protocols.ours.texts import Content, DetokenizeBody, TokenizeBody, TokenizerInfo, Tokens
 from ..protocols.prepare import conversation_ids, encode, encode_special
 from ..protocols.tool_use import tool_use_of
@@ -69,25 +67,3 @@ async def count_tokens(request: Request) -> Response:
 
     number = await asyncio.to_thread(count)
     return json_answer(TokenCount(input_tokens=number), body.ignored)
-
-
-async def embeddings(request: Request) -> Response:
-    """Return a vector for each text."""
-    body = await read_body(request, EmbeddingBody)
-    model, _ = find_model(caller_of(request).models, body.model)
-    if model.embed is None:
-        raise UnsupportedError(
-            f"the model {model.name} was exported without its hidden states, so it has no embeddings; "
-            "use POST /v1/completions or POST /v1/chat/completions",
-            code="unsupported",
-            param="model",
-        )
-    texts = [
-        await asyncio.to_thread(encode, model, one, "input", begins=True) if isinstance(one, str) else one
-        for one in body.inputs
-    ]
-    for ids in texts:
-        room_for(ids, 1, model, "input")
-    vectors = await model.embed(texts)
-    answer = embedding_list(body, body.model or model.name, vectors, sum(map(len, texts)))
-    return json_answer(answer, body.ignored)

@@ -1,8 +1,11 @@
 """What the endpoints give to the scheduler, and what comes back: the seam between protocols and engines."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...runtime.format.manifest import Manifest
 from ...runtime.generation.mask import Grammar
@@ -22,7 +25,7 @@ class AutoCompute:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One text to generate for a client. A request with `n` texts is n jobs."""
+    """One text to generate or to embed for a client. A request with `n` texts is n jobs."""
 
     prompt: tuple[int, ...]
     """Token ids."""
@@ -38,6 +41,8 @@ class Job:
     """Alternatives to report for each token of the prompt; None reports nothing."""
     grammar: Grammar | None = None
     """What the text must match (`runtime/structured`); None: anything."""
+    embeds: bool = False
+    """Whether to compute the embedding of the prompt in place of a text; of `params` only the dial counts then."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,18 @@ class PromptEvent:
 
 
 @dataclass(frozen=True)
+class EmbeddingEvent:
+    """The embedding of the prompt, where the job `embeds`."""
+
+    vector: NDArray[np.float32]  # (D,)
+
+
+@dataclass(frozen=True)
 class EndEvent:
     """The text has ended; nothing follows."""
 
     reason: str
-    """"eos", "stop", "length", "cancelled" or "error"."""
+    """"eos", "stop", "length", "embedded", "cancelled" or "error"."""
     dial: float | None
     """The `compute` in force at the end; None where thresholds were given or those of training hold."""
     prompt_tokens: int
@@ -78,7 +90,7 @@ class EndEvent:
     """Why it ended, with the reason "error"."""
 
 
-Event = TokenEvent | PromptEvent | EndEvent
+Event = TokenEvent | PromptEvent | EmbeddingEvent | EndEvent
 
 
 class Stream(Protocol):
@@ -103,8 +115,6 @@ class Stream(Protocol):
         """Free the slot, within one token; may be called again."""
 
 
-Embed = Callable[[Sequence[Sequence[int]]], Awaitable[Sequence[Sequence[float]]]]
-"""Returns the mean of the last hidden states of each list of ids."""
 Status = Literal["loading", "ready", "draining", "failed"]
 """What `Scheduler.status` returns."""
 
@@ -121,8 +131,6 @@ class ModelInfo:
     """Used from the event loop and its worker threads."""
     dials: Sequence[float] = field(default_factory=tuple)
     """Points of the dial that have names of their own, such as `demo@0.5`; () where the model is not calibrated."""
-    embed: Embed | None = None
-    """Computes embeddings; None where the model was exported without its hidden states."""
     room: int | None = None
     """The most tokens of one text that the memory of the server holds; None while the model is not open."""
 

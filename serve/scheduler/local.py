@@ -189,7 +189,7 @@ class LocalScheduler:
         """Check `auto`, and give that of the server to jobs that say nothing about the dial."""
         if job.auto is None:
             says = any(getattr(job.params, name) is not None for name in DIAL_FIELDS)
-            least = self._settings.auto_compute
+            least = None if job.embeds else self._settings.auto_compute  # vectors of several dials are not alike
             return job if says or least is None or worker.controller is None else replace(job, auto=AutoCompute(least))
         if worker.controller is None:
             raise BadRequestError(
@@ -206,6 +206,7 @@ class LocalScheduler:
         new = DEFAULT_NEW_TOKENS if params.max_new_tokens is None else params.max_new_tokens
         room = max(context - len(job.prompt), 1)
         new = min(new, room) if params.max_new_tokens is None else new
+        new = 0 if job.embeds else new
         if len(job.prompt) + new > context:
             raise BadRequestError(
                 f"found {len(job.prompt)} prompt tokens and {new} new ones, {len(job.prompt) + new} together; the "
@@ -220,7 +221,9 @@ class LocalScheduler:
                 code="out_of_memory",
             )
         try:
-            request = engine.request(job.prompt, params, grammar=job.grammar, prompt_logprobs=job.prompt_logprobs)
+            request = engine.request(
+                job.prompt, params, grammar=job.grammar, prompt_logprobs=job.prompt_logprobs, embeds=job.embeds
+            )
             curve, dial = worker.info.manifest.curve, None
             if curve is not None and (params.compute, params.target_ms, params.target_loss) != (None, None, None):
                 dial = wanted_compute(curve, params)
@@ -233,9 +236,13 @@ class LocalScheduler:
             return
         got = len(ticket.request.ids) - ticket.request.prompt_tokens
         where = "it waited for a slot all the time" if ticket.begun is None else f"it had {got} new tokens"
+        advice = "lower max_tokens, give it more time"
+        if ticket.job.embeds:
+            where = where if ticket.begun is None else "a text was not read to its end"
+            advice = "send fewer or shorter texts"
         error = DeadlineError(
-            f"this request did not end within its {seconds:g} s: {where}; lower max_tokens, give it more time, or try "
-            "again when the server is less busy",
+            f"this request did not end within its {seconds:g} s: {where}; {advice}, or try again when the server is "
+            "less busy",
             code="timeout",
         )
         worker.stop(ticket, "error", error)

@@ -18,7 +18,7 @@ from ..errors import DeadlineError, ServeError
 from ..observe.observer import ModelState, Observer
 from .failures import LOG, client_error
 from .fair_queue import FairQueue
-from .job import Event, Job, ModelInfo, PromptEvent, TokenEvent
+from .job import EmbeddingEvent, Event, Job, ModelInfo, PromptEvent, TokenEvent
 from .memory import Room
 from .stream import JobStream
 from .ticket import Ticket
@@ -225,7 +225,8 @@ class Worker:
         if decoding < len(self._running):
             reading = sum(ticket.read() for ticket in self._running.values())
         share = len(self._running) / loop.batch.slots
-        self.pace.passed(now, now - begin, len(events), decoding=decoding, occupancy=share)
+        new_tokens = sum(event.token is not None for event in events)
+        self.pace.passed(now, now - begin, new_tokens, decoding=decoding, occupancy=share)
         self.observer.pass_done(self.info.name, seconds=now - begin, decoding=decoding, reading=reading)
         if now >= self._next_look:
             self._look(now)
@@ -257,6 +258,8 @@ class Worker:
             if token is not None:
                 parcel.append(TokenEvent(token))
                 ticket.watch.token(token)
+            elif request.finish_reason == "embedded":
+                parcel.append(EmbeddingEvent(request.embedding))
         for ticket, parcel in parcels.items():
             request = ticket.request
             if request.status == "ended":
@@ -270,7 +273,7 @@ class Worker:
         for request in [one for one in self._running if one.status == "ended"]:
             ticket = self._running.pop(request)
             self._queue.done(ticket.job.client, correction=request.new_tokens - ticket.expected)
-            if request.finish_reason not in ("cancelled", "error"):
+            if request.finish_reason not in ("embedded", "cancelled", "error"):
                 self.pace.ended(request.new_tokens)
 
     def _look(self, now: float) -> None:

@@ -26,6 +26,7 @@ def one() -> Pass:
         np.full(T, -1),
         random.random((L, T, H)) < 0.5,
         np.full((L, T), 8),
+        np.zeros((T, 0), np.float32),
         np.full(T, 0.1),
     )
 
@@ -51,6 +52,20 @@ def test_the_same_is_equal(one: Pass) -> None:
         "tokens": T, "near_ties": 0, "flipped_near_ties": 0, "not_compared": 0, "wrong_decisions": 0,
         "largest_logit_difference": 0.0, "tolerance": 1e-4, "passed": True,
     }  # fmt: skip
+
+
+def test_hidden_states_have_a_tolerance_of_their_own(one: Pass) -> None:
+    states = np.random.default_rng(1).normal(size=(T, 8)).astype(np.float32)
+    given = replace(one, hidden=states)
+    for difference, passes in ((0.0, True), (9e-4, True), (2e-3, False), (np.nan, False)):
+        changed = states.copy()
+        changed[T - 1, 3] += difference
+        result = compared(given, replace(one, hidden=changed))
+        report = result.report(1e-4)
+        assert result.passes(1e-4) is report["passed"] is passes
+        assert report["hidden_tolerance"] == pytest.approx(1e-3)
+        assert report["largest_logit_difference"] == 0.0
+    assert "hidden_tolerance" not in compared(given, one).report(1e-4), "a graph that does not give them is not judged"
 
 
 @pytest.mark.parametrize("which", ["selected_experts", "layers_run", "exit_layer", "selected_heads", "windows"])

@@ -38,10 +38,10 @@ def write_packed_only(
     """Write a model whose graph of our operators alone is built from changed weights."""
     true = exporter.write_files.__globals__["build_fused"]
 
-    def changed(config: Any, state: dict[str, Any], *more: Any) -> onnx.ModelProto:
+    def changed(config: Any, state: dict[str, Any], *more: Any, **options: Any) -> onnx.ModelProto:
         own = {name: np.array(value) for name, value in state.items()}
         change(own)
-        proto: onnx.ModelProto = true(config, own, *more)
+        proto: onnx.ModelProto = true(config, own, *more, **options)
         return proto
 
     monkeypatch.setitem(exporter.write_files.__globals__, "build_fused", changed)
@@ -238,10 +238,10 @@ def test_one_weight_of_the_graph_for_cuda_that_is_off_is_found(
 ) -> None:
     true = package.build_cuda
 
-    def changed(config: Any, state: dict[str, Any], *more: Any) -> onnx.ModelProto:
+    def changed(config: Any, state: dict[str, Any], *more: Any, **options: Any) -> onnx.ModelProto:
         own = {name: np.array(value) for name, value in state.items()}
         own["layers.1.moe.down"][2] *= 3
-        proto: onnx.ModelProto = true(config, own, *more)
+        proto: onnx.ModelProto = true(config, own, *more, **options)
         return proto
 
     monkeypatch.setattr(package, "build_cuda", changed)

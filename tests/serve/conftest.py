@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from support.scripted import TEMPLATE as TOOL_TEMPLATE
 from support.scripted import Scripted
 from support.served import TEMPLATE, ScriptedScheduler, served
-from support.tiny_graph import write_manifest, write_model
+from support.tiny_graph import write_embedder, write_manifest, write_model
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,12 @@ CURVE = {
     "machine": {"cpu": "this one", "threads": 1, "device": "cpu"},
     "points": [point(0.5, 0.2, 0.8, 0.4), point(1.0, 1.0, 0.0, 1.0)],
 }
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the tiny model with hidden states; it is served as `demo`."""
+    return write_embedder(tmp_path_factory.mktemp("embedder") / "demo" / "model", chat_template=TEMPLATE, curve=CURVE)
 
 
 @pytest.fixture(scope="session")

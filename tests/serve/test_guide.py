@@ -17,9 +17,9 @@ SCRIPTS = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
+def address(embedder: Path) -> Iterator[str]:
     """Start the server as the guide does, on a free port; give its address."""
-    command = [sys.executable, "-m", "adaptive_lm.serve", "serve", "--model", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "adaptive_lm.serve", "serve", "--model", str(embedder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -18,7 +18,7 @@ from adaptive_lm.contract.byte_table import byte_characters
 from adaptive_lm.runtime.format.files import digest
 from adaptive_lm.runtime.format.manifest import Manifest
 
-L, E, K, H, V, TOKENS, CONTEXT, EOS = 3, 4, 1, 2, 260, 257, 96, 256
+L, E, K, H, V, D, TOKENS, CONTEXT, EOS = 3, 4, 1, 2, 260, 8, 257, 96, 256
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 _random = np.random.default_rng(7)
@@ -32,6 +32,8 @@ TABLES: dict[str, NDArray[Any]] = {
     "logits": _random.normal(size=(V, V)).astype(np.float32),  # (V, V)
     "drift": (_random.normal(size=V) / 1000).astype(np.float32),  # (V,), times the sum of all ids so far
 }
+STATES = _random.normal(size=(V, D)).astype(np.float32)
+"""(V, D): the hidden state of each id, to which the sum of all ids so far is added."""
 
 
 def expected(
@@ -46,7 +48,19 @@ def expected(
     return logits, selected, run, np.where(left, 0, -1)
 
 
-def graph(vocab: int = V) -> onnx.ModelProto:
+def expected_embedding(ids: list[int]) -> NDArray[Any]:
+    """Return the mean of the hidden states of a whole sequence, (D,)."""
+    states = STATES[ids] + np.cumsum(ids)[:, None].astype(np.float32)
+    mean: NDArray[Any] = states.astype(np.float64).mean(0).astype(np.float32)
+    return mean
+
+
+def write_embedder(folder: Path, **changes: Any) -> Path:
+    """Write the model with hidden states among its outputs."""
+    return write_model(folder, graph(hidden=True), **changes | {"model": {"hidden_states": True}})
+
+
+def graph(vocab: int = V, *, hidden: bool = False) -> onnx.ModelProto:
     """Build the graph; with a `vocab` other than V it does not fit its manifest."""
     nodes: list[onnx.NodeProto] = []
     constants = {name: value[..., :vocab] if name in ("logits", "drift") else value for name, value in TABLES.items()}
@@ -86,6 +100,9 @@ def graph(vocab: int = V) -> onnx.ModelProto:
     past = op("ReduceSum", op("Where", seen, held, "nothing"), keepdims=0)
     constants["nothing"] = np.array(0, np.float32)
     so_far = op("Add", op("CumSum", as_float, "axis"), past)  # (1, T)
+    if hidden:
+        constants["states"] = STATES
+        op("Add", op("Gather", "states", "ids"), op("Unsqueeze", so_far, "far_end"), out="hidden")
     begin = op("Unsqueeze", op("Neg", "num_logits"), "zero")
     last_ids = op("Slice", "ids", begin, "far", "one")
     sums = op("Unsqueeze", op("Slice", so_far, begin, "far", "one"), "far_end")
@@ -120,7 +137,8 @@ def graph(vocab: int = V) -> onnx.ModelProto:
          info("num_logits", INT64), *past_info],
         [info("logits", FLOAT, 1, "n", vocab), info("selected_experts", BOOL, L, 1, "T", E),
          info("layers_run", BOOL, L, 1, "T"),
-         info("exit_layer", INT64, 1, "T"), info("new_lengths", INT64, L, 1), *present],
+         info("exit_layer", INT64, 1, "T"), info("new_lengths", INT64, L, 1),
+         *([info("hidden", FLOAT, 1, "T", D)] if hidden else []), *present],
         weights,
     )  # fmt: skip
     return helper.make_model(proto, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
@@ -144,7 +162,7 @@ def manifest_content() -> dict[str, Any]:
     grid = [0.0, 0.5, 1.0]
     return {
         "format": "adaptive-lm", "format_version": 2, "created_by": {"adaptive_lm": "0.1.0"},
-        "model": {"vocab_size": V, "tokenizer_size": TOKENS, "context_length": CONTEXT, "dim": 8, "num_layers": L,
+        "model": {"vocab_size": V, "tokenizer_size": TOKENS, "context_length": CONTEXT, "dim": D, "num_layers": L,
                   "num_heads": 2, "num_kv_heads": K, "head_dim": H, "precision": "fp32", "skipped_kv": "project",
                   "eos_id": EOS, "num_experts": E, "layers": layers},
         "chat_template": None, "inputs": {}, "outputs": {},

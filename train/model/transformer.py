@@ -40,6 +40,7 @@ class ModelOutput(NamedTuple):
     exit_hidden: dict[int, Tensor]  # exit layer -> normed state after it (B, T, D)
     exit_confidence: dict[int, Tensor]  # exit layer -> confidence (B, T) float32; empty where no token can leave
     exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
+    hidden: Tensor  # (B, T, D): normed state after the last layer; of a token that left, its frozen one
     residual_rms: tuple[Tensor, ...] = ()  # L of (): root mean square of x after each block, if asked for
 
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
@@ -146,8 +147,9 @@ class Transformer(nn.Module):
                     exits = alive & (exit_confidence[i] > limits.exit_threshold[i])
                     exit_layer = torch.where(exits, i, exit_layer)
                     alive = alive & ~exits
-        logits = self.logits(self.norm(x))
-        return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, tuple(residual_rms))
+        hidden = self.norm(x)
+        logits = self.logits(hidden)
+        return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, hidden, tuple(residual_rms))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of a normed state (..., D), (..., V), within the softcap where there is one."""
