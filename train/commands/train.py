@@ -19,6 +19,9 @@ Train in two parts; on a CPU the result is the same to the last bit:
 The learning rate is scheduled over all steps of a run. If you resume a complete run with more --steps, the schedule
 is stretched to the new number; with schedule.kind=constant, nothing changes.
 
+Go on from the weights of a run with another text (see docs/guides/fine-tuning.md):
+  adaptive train --from demo --data notes.txt --name notes
+
 Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
 \b
@@ -104,6 +107,17 @@ Example: adaptive train quickstart --name demo
     help="Recompute activations in the backward pass, to save memory.",
 )
 @click.option(
+    "--from",
+    "origin",
+    metavar="RUN",
+    help="Go on from the weights of a run, trained here or imported: with its model and its tokenizer.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="WHICH",
+    help="Which checkpoint of --from: best, last or a step; by default the last one.",
+)
+@click.option(
     "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."
 )
 @click.option(
@@ -135,7 +149,8 @@ def train(nproc: int | None, **options: Any) -> None:
     """Train a model, and print the folder of the run.
 
     RECIPE is the name of a built-in recipe, or the path of a YAML file in the format of --print-config. Without RECIPE,
-    --data trains on your text with settings for a small text and two minutes; without both, quickstart is trained.
+    --data trains on your text with settings for a small text and two minutes; without both, quickstart is trained. With
+    --from RUN and no RECIPE, the recipe is fine-tune.
     """
     # Threads that spin while they wait make a trainer on busy cores ten times slower (measured: 9.8 against 0.8 s a
     # step). The OpenMP under torch reads this when it is loaded.
@@ -163,6 +178,8 @@ class Request:
         *,
         recipe: str | None,
         stage: str | None,
+        origin: str | None,
+        checkpoint: str | None,
         name: str | None,
         stop_at: int | None,
         resume: bool,
@@ -174,6 +191,7 @@ class Request:
         **flags: Any,
     ) -> None:
         self.recipe, self.stage, self.name, self.stop_at = recipe, stage, name, stop_at
+        self.origin, self.checkpoint = origin, checkpoint
         self.resume, self.override_resume, self.overwrite = resume, override_resume, overwrite
         self.begin_or_resume, self.print_config = begin_or_resume, print_config
         self.settings, self.flags = settings, flags
@@ -190,6 +208,13 @@ class Request:
             raise click.UsageError("--override-resume changes settings when a run is resumed; give --resume with it")
         if self.stage is not None and (self.recipe is None or self.resume):
             raise click.UsageError("--stage begins stages of a RECIPE; resume a stage with --resume --name NAME-stageN")
+        if self.checkpoint is not None and self.origin is None:
+            raise click.UsageError("--checkpoint names a checkpoint of another run; give that run with --from RUN")
+        if self.origin is not None and (self.resume or self.stage is not None):
+            raise click.UsageError(
+                "--from begins a run with the weights of another one; leave out --stage and --resume, by which a run "
+                "goes on from its own"
+            )
         if self.stage == "all" and (self.stop_at or self.print_config):
             raise click.UsageError("--stop-at and --print-config need one stage: give --stage baseline, 1, 2, 3 or 4")
 

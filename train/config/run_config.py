@@ -20,6 +20,7 @@ from ..system.yaml_values import dump_yaml, load_setting, load_yaml
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig
+from .origin import OriginConfig
 from .trainer import TrainerConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -34,6 +35,8 @@ class RunConfig(Section):
     """Name of the recipe that the run began from; set by the program."""
     parent: str | None = Field(None, pattern=NAME)
     """Name of the run that this one should improve on. If a gate of this run fails, the parent stays the best."""
+    origin: OriginConfig | None = None
+    """The run whose weights, model and tokenizer this one goes on from; null begins with new weights."""
     data: DataConfig = DataConfig()
     """The text: sources, held-out part, packing, augmentation."""
     tokenizer: TokenizerConfig = TokenizerConfig()

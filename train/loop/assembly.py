@@ -7,6 +7,7 @@ from dataclasses import fields
 import torch
 
 from ..config.run_config import RunConfig
+from ..model.continued import Taken, take_weights
 from ..model.transformer import Transformer
 from ..optim.optimizer import Optimizers
 from ..parallel.placement import Placement
@@ -19,9 +20,13 @@ from .compilation import compile_model
 
 
 def assemble(
-    config: RunConfig, device: torch.device, checkpoint: Checkpoint | None, world: World
-) -> tuple[Transformer, Optimizers, Counters]:
-    """Build the model, its optimizers and the counters.
+    config: RunConfig,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    world: World,
+    origin: Checkpoint | None = None,
+) -> tuple[Transformer, Optimizers, Counters, Taken | None]:
+    """Build the model, its optimizers and the counters; `checkpoint` is resumed, `origin` gives a new run its weights.
 
     Every rank builds the whole model from the same seed or checkpoint, then keeps its part.
 
@@ -32,6 +37,7 @@ def assemble(
     model = Transformer(config.model).to(device)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model_state)
+    taken = take_weights(model, origin.model_state) if checkpoint is None and origin is not None else None
     if world.size == 1:
         placed = Placement(model)
     else:
@@ -51,4 +57,4 @@ def assemble(
         )
     if config.trainer.compile:
         compile_model(model, cache_folder(config.data.cache_dir), device)
-    return model, optimizers, counters
+    return model, optimizers, counters, taken
