@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..contract.errors import UserError
 from ..contract.file_names import CONFIG
@@ -26,6 +27,7 @@ from .parallel.world import World, require_division
 from .results.examine import examine
 from .results.lineage import require_parent
 from .results.verdict import REPORT, Report, exit_code_of, has_report, read_report
+from .run.adapted import write_base
 from .run.checkpoint import Checkpoint, clean, set_aside
 from .run.checkpoint_names import list_checkpoints
 from .run.differences import require_same
@@ -33,7 +35,7 @@ from .run.folder import Run
 from .run.identity import compare_identity, identity_of, refuse_other_data
 from .run.lock_over_ranks import held, newest
 from .run.metrics import open_metrics, read_metrics
-from .run.origin import carry_over, given_tokenizer, read_origin, refuse_itself
+from .run.origin import carry_over, complete_file, given_tokenizer, read_origin, refuse_itself
 from .run.other_ranks import NullMetrics
 from .run.trackers import load
 from .system.cache_folder import cache_folder
@@ -86,6 +88,8 @@ def begin(
     with StopSignals() as signals:
         training = Training(run, signals, display or Progress())
         try:
+            if config.lora is not None and config.origin is None:
+                raise UserError("lora trains adapters of a run that exists: name it with --from RUN, or leave lora out")
             origin = None if config.origin is None else read_origin(config.origin)
             if origin is not None:
                 refuse_itself(run, origin)
@@ -93,6 +97,9 @@ def begin(
                 training.world.on_rank_zero(lambda: make_way(config, run, overwrite))
                 if origin is not None:
                     training.world.on_rank_zero(lambda: carry_over(origin, config, run))
+                    if config.lora is not None:
+                        digest = complete_file(origin)
+                        training.world.on_rank_zero(lambda: write_base(run.path, origin.model_state, digest))
                 return training.run_from(config, origin=origin, stop_at=stop_at)
         except Stopped as stopped:
             training.display.log(f"{stopped}: nothing was trained yet; the same command starts again")
@@ -308,7 +315,8 @@ class Training:
         """
         config, corpus, device = prepared.config, prepared.corpus, prepared.device
         world, run, display, precision = self.world, self.run, self.display, prepared.identity["precision"]
-        model, optimizers, counters, taken = assemble(config, device, checkpoint, world, origin)
+        adapters = None if checkpoint is not None else self.first_adapters(config, origin)
+        model, optimizers, counters, taken = assemble(config, device, checkpoint, world, origin, adapters, run.path)
         matmul = settle_matmul(
             model, config.trainer, config.sequence_length, cache_folder(config.data.cache_dir),
             precision=precision, checkpoint=checkpoint, world=world, display=display,
@@ -345,6 +353,14 @@ class Training:
             state=checkpoint.state if checkpoint else None,
             stop=lambda: world.max_over_ranks(self.signals.received or 0) > 0,
         )  # fmt: skip
+
+    def first_adapters(self, config: RunConfig, origin: Checkpoint | None) -> Mapping[str, Tensor] | None:
+        """Read the adapters in the format of peft that a run begins with; None where it begins with new ones."""
+        if config.lora is None or config.lora.initial is None or origin is None:
+            return None
+        from .importing.peft import read_peft
+
+        return read_peft(config.lora.initial, config.model, origin.run).tensors
 
     def show_beginning(self, loop: Trainer) -> None:
         """Log the held-out loss before the first step, which the training should lower."""

@@ -150,14 +150,17 @@ def resolve_resume(request: Request, overrides: Sequence[Mapping[str, Any]]) -> 
 
 def resolve_begin(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
     """Choose the action of a request for a new run."""
-    from ..config.run_config import make_config, read_recipe
+    from ..config.run_config import read_recipe
 
-    without = "fine-tune" if request.origin else None if request.flags["sources"] else "quickstart"
+    if request.origin is not None:
+        without: str | None = "lora" if request.lora else "fine-tune"
+    else:
+        without = None if request.flags["sources"] else "quickstart"
     recipe = request.recipe or without
     base = read_recipe(recipe) if recipe else {}
     origin = origin_of(request, base)
     if request.print_config:
-        return PrintConfig(make_config(base, overrides) if origin is None else continued(origin, base, overrides))
+        return PrintConfig(new_config(request, origin, base, overrides))
     # Here, because the ranks need torch, and a config is printed without it.
     from ..parallel.world import World, restarted
     from ..run.folder import named_run, next_run
@@ -167,7 +170,7 @@ def resolve_begin(request: Request, overrides: Sequence[Mapping[str, Any]]) -> A
     again = request.begin_or_resume or restarted()
     if again and origin is not None and World().broadcast_float(run.begun):
         return Resume(run, overrides, request.stop_at, False)  # it needs the other run no more
-    config = make_config(base, overrides) if origin is None else continued(origin, base, overrides)
+    config = new_config(request, origin, base, overrides)
     if again:
         return BeginOrResume(config, run, overrides, request.stop_at)
     return Begin(config, run, request.overwrite, request.stop_at)
@@ -181,11 +184,24 @@ def origin_of(request: Request, base: Mapping[str, Any]) -> Mapping[str, Any] | 
     return given if isinstance(given, Mapping) and "run" in given else None
 
 
-def continued(origin: Mapping[str, Any], base: Mapping[str, Any], overrides: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """Make the config of a run that goes on from another one."""
+def new_config(
+    request: Request,
+    origin: Mapping[str, Any] | None,
+    base: Mapping[str, Any],
+    overrides: Sequence[Mapping[str, Any]],
+) -> RunConfig:
+    """Make the config of a new run: of a new model, or of one that goes on from `origin`."""
     from ..config.run_config import make_config
-    from ..run.origin import config_from
+
+    if origin is None:
+        return make_config(base, overrides)
+    from ..run.origin import config_from, read_origin
 
     checked = make_config({"origin": origin}).origin
     assert checked is not None
+    if request.lora is not None:
+        from ..importing.peft import read_peft
+
+        source = read_origin(checked)
+        overrides = [{"lora": read_peft(request.lora, source.config.model, source.run).settings}, *overrides]
     return config_from(checked, base, overrides)

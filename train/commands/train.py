@@ -118,6 +118,11 @@ Example: adaptive train quickstart --name demo
     help="Which checkpoint of --from: best, last or a step; by default the last one.",
 )
 @click.option(
+    "--lora",
+    metavar="FOLDER",
+    help="Begin with an adapter in the format of peft, for the model of --from; new adapters: --set lora.rank=16.",
+)
+@click.option(
     "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."
 )
 @click.option(
@@ -180,6 +185,7 @@ class Request:
         stage: str | None,
         origin: str | None,
         checkpoint: str | None,
+        lora: str | None,
         name: str | None,
         stop_at: int | None,
         resume: bool,
@@ -191,7 +197,7 @@ class Request:
         **flags: Any,
     ) -> None:
         self.recipe, self.stage, self.name, self.stop_at = recipe, stage, name, stop_at
-        self.origin, self.checkpoint = origin, checkpoint
+        self.origin, self.checkpoint, self.lora = origin, checkpoint, lora
         self.resume, self.override_resume, self.overwrite = resume, override_resume, overwrite
         self.begin_or_resume, self.print_config = begin_or_resume, print_config
         self.settings, self.flags = settings, flags
@@ -210,6 +216,8 @@ class Request:
             raise click.UsageError("--stage begins stages of a RECIPE; resume a stage with --resume --name NAME-stageN")
         if self.checkpoint is not None and self.origin is None:
             raise click.UsageError("--checkpoint names a checkpoint of another run; give that run with --from RUN")
+        if self.lora is not None and self.origin is None:
+            raise click.UsageError("--lora adapts the model of another run; give that run with --from RUN")
         if self.origin is not None and (self.resume or self.stage is not None):
             raise click.UsageError(
                 "--from begins a run with the weights of another one; leave out --stage and --resume, by which a run "

@@ -70,10 +70,11 @@ def take_weights(model: Transformer, state: Mapping[str, Tensor]) -> Taken:
                 )
             value.copy_(taken)
     names = {name for name, _ in model.named_parameters()}
-    return Taken(tuple(name for name in new if name in names), tuple(n for n in left_out if not _is_buffer(n)))
+    return Taken(tuple(name for name in new if name in names), tuple(n for n in left_out if not is_buffer(n)))
 
 
-def _is_buffer(name: str) -> bool:
+def is_buffer(name: str) -> bool:
+    """Return whether a name of a state is that of a buffer of a controller."""
     return name.rpartition(".")[2] in ("table", "num_updates", "level", "error", "window")
 
 

@@ -160,7 +160,7 @@ class Transformer(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) -> (B, T, D), with learned positions where the model has them."""
-        x: Tensor = self.embedding(ids)
+        x: Tensor = self.embedding(ids).float()
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         return x if self.learned_positions is None else x + self.learned_positions[: ids.shape[1]]

@@ -42,8 +42,14 @@ def read_origin(origin: OriginConfig) -> Checkpoint:
 
 def digest_of_weights(checkpoint: Checkpoint) -> str:
     """Return the sha256 of the file of its weights, as it was verified."""
+    return str(complete_file(checkpoint)["sha256"])
+
+
+def complete_file(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return size and sha256 of the file of its weights."""
     content = json.loads((checkpoint.path / COMPLETE).read_bytes())
-    return str(content["files"]["model.safetensors"]["sha256"])
+    weights: Mapping[str, Any] = content["files"]["model.safetensors"]
+    return weights
 
 
 def config_from(
