@@ -217,6 +217,15 @@ def test_more_experts_than_were_trained_are_refused_and_fewer_are_not(imported: 
     assert read_metrics(run / "metrics.jsonl")[-1]["experts_per_token"] <= 2
 
 
+def test_an_imported_mixture_trains_with_random_experts_and_is_measured_with_all(imported: Path, here: Path) -> None:
+    settings = ("--set", "model.ffn.random_experts=[1, 3]", "--set", "trainer.batch_size=8")
+    run = trained("quick.yaml", "--from", imported, "--name", "next", *settings)
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    # one layer of three has experts, a dense FFN counts as one
+    assert (2 + 1.8) / 3 < last["experts_per_token"] < (2 + 2.2) / 3
+    assert last["val_experts_per_token"] == pytest.approx((2 + 3) / 3)
+
+
 def test_context_controller_and_depth_may_change(base: Path, here: Path) -> None:
     settings = ["model.context_length=64", "model.ffn.controller=learned", "model.depth.exit_layers=[0]"]
     settings += ["model.depth.exit_criterion=router", "losses.threshold_loss=0.01"]
