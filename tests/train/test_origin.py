@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from support.foreign import write_folder
 from adaptive_lm.contract.generation_settings import GenerationSettings
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
-from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import prepare
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.losses import cross_entropy
@@ -146,6 +147,25 @@ def test_the_printed_config_is_a_recipe_for_the_same_run(base: Path, here: Path)
         trained("again.yaml", "--name", "b"),
     )
     assert_same(load_checkpoint(first), load_checkpoint(second))
+
+
+def test_the_path_of_a_checkpoint_is_recorded_as_run_and_step(base: Path, here: Path) -> None:
+    place = base / "checkpoints" / "step-000005"
+    config = load_yaml(adaptive("train", "quick.yaml", "--from", place, "--print-config").stdout.encode())
+    assert (config["origin"]["run"], config["origin"]["checkpoint"]) == (str(base), "5")
+
+
+def test_conversations_have_the_template_of_a_run_that_was_trained_here(tiny: dict[str, Any], here: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "the sun"}, {"role": "assistant", "content": "rises"}]}
+    (here / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 40)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    data = {**tiny["data"], "sources": ["chats.jsonl"], "chat_template": template}
+    training.begin(make_config(tiny, [{"data": data}]), Run(here / "runs" / "chatty"))
+    run = trained("quick.yaml", "--from", "chatty", "--name", "next", "--data", "chats.jsonl")
+    assert (run / "chat_template.jinja").read_text() == template
+    assert (run / "heldout.txt").read_text().startswith("<user>the sun<|endoftext|><assistant>rises<|endoftext|>")
+    plain = trained("quick.yaml", "--from", "chatty", "--name", "plain")
+    assert (plain / "chat_template.jinja").read_text() == template
 
 
 def test_weights_that_changed_since_are_refused(base: Path, here: Path) -> None:

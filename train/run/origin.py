@@ -16,7 +16,7 @@ from ..model.config import ModelConfig
 from ..model.continued import contradictions
 from .checkpoint import Checkpoint, load_checkpoint
 from .checkpoint_names import COMPLETE
-from .find import find
+from .find import find, find_run
 from .folder import Run
 
 TEXT_LENGTH = 512
@@ -76,7 +76,9 @@ def config_from(
     lengths = {} if isinstance(trainer, Mapping) and any(trainer.get(name) for name in LENGTHS) else {
         "trainer": {"sequence_length": min(TEXT_LENGTH, model.context_length)}
     }  # fmt: skip
-    resolved = OriginConfig(run=origin.run, checkpoint=str(checkpoint.step), sha256=digest_of_weights(checkpoint))
+    # the path of a checkpoint is recorded as its run and its step
+    run = origin.run if find_run(origin.run) == checkpoint.run else str(checkpoint.run)
+    resolved = OriginConfig(run=run, checkpoint=str(checkpoint.step), sha256=digest_of_weights(checkpoint))
     taken = {
         "model": model.model_dump(mode="json"),
         "tokenizer": own.tokenizer.model_dump(mode="json"),
