@@ -178,7 +178,7 @@ def _tensors(
             f"{place} {what}: it is the adapter of another model, or adapts experts, embedding or head, which this "
             "program leaves frozen; import the model that it was trained for, or one merged by peft (merge_and_unload)"
         )
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, pair in found.items():
         tensors |= {f"{name}{ADAPTER}{kind}": tensor for kind, tensor in zip("ab", pair, strict=True)}
     return tensors, list(found)

@@ -88,17 +88,17 @@ def linear(x: Tensor, weight: Tensor, onednn: bool, bias: Tensor | None = None) 
 
 
 class _Frozen(torch.autograd.Function):
-    """x W^T of a frozen W of another dtype, which is converted for each pass and not kept."""
+    """x W^T + b of a frozen W of another dtype, which is converted for each pass and not kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return F.linear(x, weight.to(x.dtype))
+        return F.linear(x, weight.to(x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return gradients[0] @ weight.to(gradients[0].dtype), None
+        return gradients[0] @ weight.to(gradients[0].dtype), None, None
 
 
 class Linear(nn.Linear):
@@ -116,8 +116,7 @@ class Linear(nn.Linear):
         """Multiply x (..., K) by the weight and add the bias -> (..., N)."""
         if self.weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             assert not self.weight.requires_grad
-            out: Tensor = _Frozen.apply(x, self.weight)  # type: ignore[no-untyped-call]
-            out = out if self.bias is None else out + self.bias
+            out: Tensor = _Frozen.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         else:
             out = linear(x, self.weight, self.onednn and self.weight.dtype == torch.float32, self.bias)
         return out if self.adapter is None else out + self.adapter(x)

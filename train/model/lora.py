@@ -43,7 +43,7 @@ class Adapter(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         inner = F.linear(x, self.a.flatten(0, 1))  # (..., p r)
-        parts = inner.unflatten(-1, (len(self.a), -1)).unbind(-2)  # p of (..., r)
+        parts = inner.chunk(len(self.a), -1)  # p of (..., r)
         out = torch.cat([F.linear(part, b) for part, b in zip(parts, self.b, strict=True)], -1)
         return self.scale * out
 
@@ -105,11 +105,10 @@ def adapted(config: ModelConfig, lora: LoraConfig, base: Mapping[str, Tensor], d
     for module in model.modules():
         for name, value in list(module.named_parameters(recurse=False)):
             setattr(module, name, loaded[id(value)])
-    buffers = dict(model.named_buffers())
     with torch.no_grad():
-        for name, value in buffers.items():
+        for name, buffer in model.named_buffers():
             if name in base:
-                value.copy_(base[name])
+                buffer.copy_(base[name])
     add_adapters(model, lora)
     return model.to(device).train()
 
