@@ -324,6 +324,9 @@ class Training:
         identity = {**prepared.identity, "matmul": matmul}
         parameters = optimizers.placed.count()
 
+        whole = sum(weight.numel() for weight in model.parameters())
+        of_frozen = "" if config.lora is None else f"trained of {whole / 1e6:.2f}M "
+
         def prepare_folder() -> None:
             require_space(run, parameters)
             note = {"overridden": {"step": counters.step, **overridden}} if overridden else {}
@@ -332,7 +335,7 @@ class Training:
 
         world.on_rank_zero(prepare_folder)
         display.log(
-            f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
+            f"{run.path}: {parameters / 1e6:.2f}M {of_frozen}parameters, vocabulary {config.model.vocab_size}, "
             f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
             + kernels_message(identity)
             + (f", {world.size} ranks, {config.trainer.parallel}" if world.size > 1 else "")

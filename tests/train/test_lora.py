@@ -1,6 +1,7 @@
 """Adapters of frozen weights: training, checkpoints, merging, and the format of peft."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,12 @@ def test_the_merged_model_equals_the_model_with_its_adapters(here: Path) -> None
     with torch.no_grad():
         assert torch.allclose(source.model(random_ids(24)).logits, logits_of(run), atol=1e-6)
     assert val is not None
+
+
+def test_the_display_names_how_many_weights_are_trained(here: Path) -> None:
+    imported(here, "llama")
+    result = adaptive("train", "fp32.yaml", "--from", "llama", "--name", "tuned", "--steps", "0")
+    assert re.search(r"runs/tuned: 0\.\d+M trained of 0\.\d+M parameters", result.stderr)
 
 
 def test_adapters_of_a_tuned_run_begin_from_its_merged_weights(here: Path) -> None:
