@@ -18,9 +18,9 @@ Train in two parts; on a CPU the result is the same to the last bit:
   adaptive train --resume --name b
 The learning rate is scheduled over all steps of a run. If you resume a complete run with more --steps, the schedule
 is stretched to the new number; with schedule.kind=constant, nothing changes.
-
-Go on from the weights of a run with another text (see docs/guides/fine-tuning.md):
+Go on from the weights of a run with another text, or train adapters beside them (see docs/guides/fine-tuning.md):
   adaptive train --from demo --data notes.txt --name notes
+  adaptive train lora --from demo --data notes.txt --name notes
 
 Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
@@ -68,7 +68,7 @@ Example: adaptive train quickstart --name demo
 @click.option(
     "--name",
     metavar="NAME",
-    help="Name of the run, in the folder runs/NAME; by default the recipe or text and a number.",
+    help="Name of the run, in the folder runs/NAME; by default the recipe, text or run of --from, and a number.",
 )
 @click.option(
     "--steps", type=click.IntRange(min=0), metavar="N", help="Steps of the whole run; 0 writes the initial weights."
@@ -120,7 +120,7 @@ Example: adaptive train quickstart --name demo
 @click.option(
     "--lora",
     metavar="FOLDER",
-    help="Begin with an adapter in the format of peft, for the model of --from; new adapters: --set lora.rank=16.",
+    help="Begin with an adapter in the format of peft, for the model of --from; the recipe lora makes new ones.",
 )
 @click.option(
     "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."

@@ -18,7 +18,7 @@ FREE = re.compile(
     r"|heads\.(heads_per_token|head_top_p)(\..+)?"
     r"|ffn\.(experts_per_token|most_experts|random_experts|router_top_p(\..+)?)"
 )
-"""Settings that the weights don't fix: how far a text reaches, and how much of the model runs."""
+"""Settings that the weights do not fix: how far a text reaches, and how much of the model runs."""
 OF_CONTROL = re.compile(
     r"(^|\.)(depth_router|controller|pi|per_token)\.|^(exit_routers|pi)\.|\.level_logit$|\.window_controller\."
 )
@@ -26,7 +26,7 @@ OF_CONTROL = re.compile(
 
 
 def contradictions(own: ModelConfig, wanted: ModelConfig) -> dict[str, tuple[object, object]]:
-    """Return the settings of `wanted` that the weights of `own` can't have: key -> (own, wanted)."""
+    """Return the settings of `wanted` that the weights of `own` cannot have: key -> (own, wanted)."""
     before, after = _flat(own.model_dump(mode="json")), _flat(wanted.model_dump(mode="json"))
     changed = {
         key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)
@@ -43,7 +43,7 @@ class Taken(NamedTuple):
     """How the weights of another model fitted."""
 
     new: tuple[str, ...]
-    """Weights that it doesn't have, which begin as in a new model."""
+    """Weights that it does not have, which begin as in a new model."""
     left_out: tuple[str, ...]
     """Weights of it that this model has no use for."""
 

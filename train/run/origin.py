@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...contract.errors import UserError
-from ...contract.file_names import CHAT_TEMPLATE, CONFIG, GENERATION, PROVENANCE, TOKENIZER
+from ...contract.file_names import CHAT_TEMPLATE, GENERATION, PROVENANCE, TOKENIZER
 from ...contract.generation_settings import GenerationSettings
 from ..config.origin import OriginConfig
 from ..config.run_config import RunConfig, make_config, merge
@@ -63,7 +63,7 @@ def config_from(
         overrides: Settings that differ from those of the recipe, one after the other.
 
     Raises:
-        UserError: The run can't be read, or a setting contradicts its weights or its tokenizer.
+        UserError: The run cannot be read, or a setting contradicts its weights or its tokenizer.
     """
     checkpoint = read_origin(origin)
     given: dict[str, Any] = dict(base)
@@ -105,8 +105,8 @@ def _model(own: ModelConfig, given: Any, name: str) -> ModelConfig:
         lines = "\n  ".join(f"model.{key}: {values[1]!r}, in {name} {values[0]!r}" for key, values in wrong.items())
         raise UserError(
             f"these settings contradict the weights of {name}:\n  {lines}\n"
-            "Leave them out: the model is that of the run. A recipe for new models can't be used with --from; give the "
-            f"text instead: adaptive train --from {name} --data FILE"
+            "Leave them out: the model is that of the run. A recipe for new models cannot be used with --from; give "
+            f"the text instead: adaptive train --from {name} --data FILE"
         )
     return model
 
@@ -134,7 +134,7 @@ def carry_over(checkpoint: Checkpoint, config: RunConfig, run: Run) -> None:
     A chat template that the config names takes the place of a foreign one, and our dialect that of Hugging Face.
 
     Raises:
-        UserError: A file can't be read or written.
+        UserError: A file cannot be read or written.
     """
     source, files = checkpoint.run, {TOKENIZER: read_text(checkpoint.run / TOKENIZER)}
     generation = generation_of(source)
@@ -162,7 +162,7 @@ def given_tokenizer(run: Path) -> GivenTokenizer:
     """Return the tokenizer that `carry_over` wrote into the folder of a run.
 
     Raises:
-        UserError: A file can't be read, or is damaged.
+        UserError: A file cannot be read, or is damaged.
     """
     content, generation = read_text(run / TOKENIZER), generation_of(run)
     name = str(run / TOKENIZER)
@@ -194,7 +194,7 @@ def read_text(path: Path) -> str:
     """Read a file of a run.
 
     Raises:
-        UserError: It can't be read.
+        UserError: It cannot be read.
     """
     try:
         return path.read_bytes().decode("utf-8")
@@ -210,6 +210,5 @@ def refuse_itself(run: Run, checkpoint: Checkpoint) -> None:
     """
     if checkpoint.run.resolve() == run.path.resolve():
         raise UserError(
-            f"{run.path} is the run that training goes on from, and would be deleted; give the new run another --name; "
-            f"or continue it: {run.resume_command}, see {run.path / CONFIG}"
+            f"{run.path} is the run that training goes on from, and would be deleted; give the new run another --name"
         )
