@@ -148,6 +148,19 @@ def test_an_onnx_export_of_a_tuned_run_is_checked_against_torch(here: Path) -> N
     assert result.exit_code == 0, result.stderr
 
 
+def test_transformers_computes_the_same_with_the_merged_weights(here: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    imported(here, "qwen3")
+    run = trained("fp32.yaml", "--from", "qwen3", "--name", "tuned")
+    result = adaptive("export", "tuned", "--to", "hf", "--out", "merged")
+    assert result.exit_code == 0, result.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(here / "merged", dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(random_ids(24), use_cache=False).logits
+    assert float((expected - logits_of(run)).abs().max() / (expected.max() - expected.min())) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["llama_biased", "qwen2", "qwen3_moe", "qwen2_moe", "gemma3_text"])
 def test_peft_computes_the_same_with_adapters_written_here(here: Path, name: str) -> None:
     peft = pytest.importorskip("peft")
