@@ -10,6 +10,7 @@ from ..contract.errors import UserError
 from ..runtime.execution.session import Session, usable_cores
 from ..runtime.format.manifest import KV, Manifest, Precisions
 from ..runtime.ops.library import NoLibraryError, load_library
+from ..train.run.find import find
 from .calibration import calibrate
 from .graph.weights import FP32
 from .package import replacing, write_files
@@ -17,7 +18,7 @@ from .proof.bytes_read import prove_bytes
 from .proof.check import check, only_ties
 from .proof.judge import Judge
 from .proof.skipping import prove
-from .source import Source, find, read
+from .source import Source, read
 from .summary import executors, quantisation_table, sizes
 
 PROFILED = 12

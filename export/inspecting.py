@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..runtime.inspection.inspect import Inspection, InspectParams, inspect_model
+from ..train.run.find import find
 from .package import write_files
-from .source import find, read
+from .source import read
 
 
 def inspect_checkpoint(

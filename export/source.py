@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ..contract.errors import UserError
-from ..contract.file_names import CHAT_TEMPLATE, CONFIG, GENERATION, HELDOUT, TOKENIZER
-from ..contract.files import user_path
+from ..contract.file_names import CHAT_TEMPLATE, GENERATION, HELDOUT, TOKENIZER
 from ..contract.generation_settings import GenerationSettings
 from ..contract.messages import EOS
 from ..runtime.format.manifest import DialTable, DialTarget
@@ -22,9 +21,8 @@ from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.model.controllers import GRID_POINTS
 from ..train.model.thresholded_router import shifted
-from ..train.run.best import checkpoint_of
 from ..train.run.checkpoint import Checkpoint, load_checkpoint
-from ..train.run.folder import RUNS, Run, newest_run
+from ..train.run.folder import Run
 from .graph.builder import Array
 from .graph.lazy_array import LazyArray
 from .streaming import load
@@ -145,41 +143,6 @@ def clear_of(level: float, scores: Tensor) -> float:
     candidates = [min(level + TIE_DISTANCE * (1 + step / 4), 1 - 2**-20) for step in range(80)]
     free = (each for each in candidates if not len(scores) or (scores - each).abs().min() >= TIE_DISTANCE / 2)
     return next(free, candidates[0])
-
-
-def find(name: str | None, which: str = "last") -> Path:
-    """Find a checkpoint.
-
-    Args:
-        name: Name or path of a run, or path of a checkpoint; None takes the newest run.
-        which: Which checkpoint of a run: `best`, `last`, or a step.
-
-    Raises:
-        UserError: There is no such run, or it has no such checkpoint.
-    """
-    path = newest_run().path if name is None else find_run(name)
-    if which != "last" and not (path / "checkpoints").is_dir():
-        raise UserError(f"--checkpoint {which} needs a run, but {path} is not a run; leave --checkpoint out")
-    return checkpoint_of(path, which)
-
-
-def find_run(name: str) -> Path:
-    """Find a run by name or path, or a checkpoint by path.
-
-    Raises:
-        UserError: There is neither.
-    """
-    # the run first: a folder here may share its name, and can be given as ./NAME
-    if Path(name).name == name and (RUNS / name / CONFIG).is_file():
-        return RUNS / name
-    path = user_path(name)
-    if path.is_dir():
-        return path
-    names = sorted(path.parent.name for path in RUNS.glob(f"*/{CONFIG}"))
-    advice = (
-        f"runs here: {', '.join(names)}" if names else "there are no runs here; train one: adaptive train quickstart"
-    )
-    raise UserError(f"there is no run or checkpoint {name}; {advice}")
 
 
 def read(path: Path) -> Source:

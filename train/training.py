@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..contract.errors import UserError
 from ..contract.file_names import CONFIG
@@ -26,6 +27,7 @@ from .parallel.world import World, require_division
 from .results.examine import examine
 from .results.lineage import require_parent
 from .results.verdict import REPORT, Report, exit_code_of, has_report, read_report
+from .run.adapted import write_base
 from .run.checkpoint import Checkpoint, clean, set_aside
 from .run.checkpoint_names import list_checkpoints
 from .run.differences import require_same
@@ -33,6 +35,7 @@ from .run.folder import Run
 from .run.identity import compare_identity, identity_of, refuse_other_data
 from .run.lock_over_ranks import held, newest
 from .run.metrics import open_metrics, read_metrics
+from .run.origin import carry_over, complete_file, given_tokenizer, read_origin, refuse_itself
 from .run.other_ranks import NullMetrics
 from .run.trackers import load
 from .system.cache_folder import cache_folder
@@ -85,9 +88,19 @@ def begin(
     with StopSignals() as signals:
         training = Training(run, signals, display or Progress())
         try:
+            if config.lora is not None and config.origin is None:
+                raise UserError("lora trains adapters of a run that exists: name it with --from RUN, or leave lora out")
+            origin = None if config.origin is None else read_origin(config.origin)
+            if origin is not None:
+                refuse_itself(run, origin)
             with held(run, training.world):
                 training.world.on_rank_zero(lambda: make_way(config, run, overwrite))
-                return training.run_from(config, stop_at=stop_at)
+                if origin is not None:
+                    training.world.on_rank_zero(lambda: carry_over(origin, config, run))
+                    if config.lora is not None:
+                        digest = complete_file(origin)
+                        training.world.on_rank_zero(lambda: write_base(run.path, origin.model_state, digest))
+                return training.run_from(config, origin=origin, stop_at=stop_at)
         except Stopped as stopped:
             training.display.log(f"{stopped}: nothing was trained yet; the same command starts again")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
@@ -222,24 +235,28 @@ class Training:
         config: RunConfig,
         checkpoint: Checkpoint | None = None,
         *,
+        origin: Checkpoint | None = None,
         stop_at: int | None = None,
         ended: bool = False,
         overridden: Mapping[str, Any] | None = None,
     ) -> Outcome:
-        """Train from `checkpoint` on, or from new weights.
+        """Train from `checkpoint` on, or from the weights of `origin`, or from new weights.
 
         Args:
             config: The config of the run.
             checkpoint: The checkpoint to resume from.
+            origin: The checkpoint of another run, which gives a new one its weights.
             stop_at: Stop after this step.
             ended: The checkpoint is that of the last step: do not train, only judge.
             overridden: Settings that differ from those of the checkpoint, for versions.json.
         """
         prepared = self.prepare(config, checkpoint)
-        loop = self.build(prepared, checkpoint, overridden or {})
+        loop = self.build(prepared, checkpoint, overridden or {}, origin)
         evaluation, report = None, None
         try:
             with self.signals.deferred(), self.display, loop.saver:
+                if origin is not None and config.trainer.steps != 0:
+                    self.show_beginning(loop)
                 complete = ended or loop.train(stop_at)
                 if complete:
                     evaluation, report = self.judge(loop)
@@ -274,6 +291,7 @@ class Training:
             lambda: prepare(
                 config.data, config.tokenizer, seed=trainer.seed, log=self.display.log, length=config.sequence_length,
                 progress=self.display.work,
+                given=None if config.origin is None else given_tokenizer(self.run.path),
             )
         )  # fmt: skip
         identity = identity_of(config.model, corpus, device, precision, world)
@@ -283,7 +301,13 @@ class Training:
         config = with_end(with_vocabulary(config, corpus), corpus)
         return Prepared(config, corpus, device, identity, libraries)
 
-    def build(self, prepared: Prepared, checkpoint: Checkpoint | None, overridden: Mapping[str, Any]) -> Trainer:
+    def build(
+        self,
+        prepared: Prepared,
+        checkpoint: Checkpoint | None,
+        overridden: Mapping[str, Any],
+        origin: Checkpoint | None = None,
+    ) -> Trainer:
         """Build the model and its optimizers, write the files of the run, and open its metrics.
 
         Raises:
@@ -291,13 +315,17 @@ class Training:
         """
         config, corpus, device = prepared.config, prepared.corpus, prepared.device
         world, run, display, precision = self.world, self.run, self.display, prepared.identity["precision"]
-        model, optimizers, counters = assemble(config, device, checkpoint, world)
+        adapters = None if checkpoint is not None else self.first_adapters(config, origin)
+        model, optimizers, counters, taken = assemble(config, device, checkpoint, world, origin, adapters, run.path)
         matmul = settle_matmul(
             model, config.trainer, config.sequence_length, cache_folder(config.data.cache_dir),
             precision=precision, checkpoint=checkpoint, world=world, display=display,
         )  # fmt: skip
         identity = {**prepared.identity, "matmul": matmul}
         parameters = optimizers.placed.count()
+
+        whole = sum(weight.numel() for weight in model.parameters())
+        of_frozen = "" if config.lora is None else f"trained of {whole / 1e6:.2f}M "
 
         def prepare_folder() -> None:
             require_space(run, parameters)
@@ -307,12 +335,17 @@ class Training:
 
         world.on_rank_zero(prepare_folder)
         display.log(
-            f"{run.path}: {parameters / 1e6:.2f}M parameters, vocabulary {config.model.vocab_size}, "
+            f"{run.path}: {parameters / 1e6:.2f}M {of_frozen}parameters, vocabulary {config.model.vocab_size}, "
             f"{corpus.train_tokens} training and {corpus.val_tokens} held-out tokens, {device.type} {precision}"
             + kernels_message(identity)
             + (f", {world.size} ranks, {config.trainer.parallel}" if world.size > 1 else "")
             + (f", from step {counters.step}" if counters.step else "")
         )
+        if origin is not None and taken is not None:
+            display.log(f"the weights are those of {origin.path}")
+            for what, names in (("new", taken.new), ("not used", taken.left_out)):
+                if names:
+                    display.log(f"{what}: {', '.join(names)}")
         metrics = world.on_rank_zero(
             lambda: open_metrics(run.path, config, counters.step, prepared.libraries, display.log)
         )
@@ -323,6 +356,20 @@ class Training:
             state=checkpoint.state if checkpoint else None,
             stop=lambda: world.max_over_ranks(self.signals.received or 0) > 0,
         )  # fmt: skip
+
+    def first_adapters(self, config: RunConfig, origin: Checkpoint | None) -> Mapping[str, Tensor] | None:
+        """Read the adapters in the format of peft that a run begins with; None where it begins with new ones."""
+        if config.lora is None or config.lora.initial is None or origin is None:
+            return None
+        from .importing.peft import read_peft
+
+        return read_peft(config.lora.initial, config.model, origin.run).tensors
+
+    def show_beginning(self, loop: Trainer) -> None:
+        """Log the held-out loss before the first step, which the training should lower."""
+        evaluation = loop.evaluate(loop.config.trainer.eval_tokens)
+        if evaluation is not None:
+            self.display.log(f"before training: held-out loss {evaluation.loss:.4f}")
 
     def judge(self, loop: Trainer) -> tuple[Evaluation | None, Report | None]:
         """Evaluate the trained model, and examine it by the gates of its config.

@@ -71,9 +71,9 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 @click.option("--onnx", "as_onnx", is_flag=True, help="Write ONNX, which is the default.")
 @click.option(
     "--to",
-    type=click.Choice(["hf", "gguf"]),
+    type=click.Choice(["hf", "gguf", "peft"]),
     help="Write the format of another program instead, to the place of --out: hf is a folder with safetensors and "
-    "config.json for transformers, gguf a file for llama.cpp.",
+    "config.json for transformers, gguf a file for llama.cpp, peft a folder with the adapters of a run alone.",
 )
 @click.option(
     "--target",
@@ -170,6 +170,8 @@ def export_to(
         raise click.UsageError(f"--to {to} needs a place: add --out PATH")
     if to == "hf":
         from ..outgoing.hf import export_hf as write
+    elif to == "peft":
+        from ..outgoing.peft import export_peft as write
     else:
         from ..outgoing.gguf import export_gguf as write
     written = write(source, out, checkpoint=checkpoint, log=lambda line: click.echo(line, err=True))

@@ -15,7 +15,7 @@ from ...contract.generation_settings import GenerationSettings
 from ...train.data.tokenizers import eos_id, parse_tokenizer
 from ...train.model import ModelConfig
 from ...train.run.checkpoint import load_checkpoint
-from ..source import find
+from ...train.run.find import find
 from .gguf_family import experts_used, family_of
 from .gguf_tensors import Outgoing, State, tensors_of
 from .gguf_vocabulary import Vocabulary, vocabulary_of

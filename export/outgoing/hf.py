@@ -16,8 +16,8 @@ from ...contract.files import cannot_write, write_whole
 from ...contract.generation_settings import GenerationSettings
 from ...contract.messages import EOS
 from ...train.run.checkpoint import load_checkpoint
+from ...train.run.find import find
 from ...train.run.tensor_file import write_tensors
-from ..source import find
 from .hf_family import outgoing
 from .hf_tensors import hf_tensors
 

@@ -17,13 +17,14 @@ from adaptive_lm.contract.file_names import GENERATION
 from adaptive_lm.contract.generation_settings import GenerationSettings, template_file
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.source import TIE_DISTANCE, Source, clear_of, dial, find, read
+from adaptive_lm.export.source import TIE_DISTANCE, Source, clear_of, dial, read
 from adaptive_lm.runtime.dial.dial import Dial, resolve
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.data.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import ThresholdTensors
 from adaptive_lm.train.run.best import Score, point_at
 from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json
+from adaptive_lm.train.run.find import find
 
 
 def test_a_run_is_found_by_name_and_by_path_and_a_checkpoint_by_path(

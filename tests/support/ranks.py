@@ -103,6 +103,12 @@ ACTS: dict[str, dict[str, Any]] = {
 """Monitors that act on the rate of a layer, on the batch, or on the losses that spread routers."""
 ONEDNN = {**SMOOTH, "trainer": {"steps": 3, "matmul": "onednn"}}
 COMPILED = {**RICH, "trainer": {**RICH["trainer"], "compile": True}}
+DRAWN: dict[str, Any] = {
+    **SMOOTH,
+    "model": {"ffn": {"most_experts": 3, "random_experts": [1, 3], "controller": "fixed", "router_top_p": 1.0}},
+    "trainer": {"steps": 3, "micro_batches": 2},
+}
+"""Each token draws how many of its experts may run."""
 KINDS = ("replicate", "shard", "experts")
 
 
@@ -114,6 +120,7 @@ SAME: dict[str, dict[str, Any]] = {
     **{f"muon-{kind}": over({}, kind) for kind in KINDS},
     **{f"rich-{kind}": over(RICH, kind) for kind in KINDS},
     **({"rich-compiled": over(COMPILED, "shard")} if has_compiler() else {}),
+    **{f"drawn-{kind}": over(DRAWN, kind) for kind in ("replicate", "experts")},
     "lars-shard": over(LENGTHS, "shard"),
     "lars-experts": over(LENGTHS, "experts"),
     "sgd-shard": over(USUAL, "shard"),

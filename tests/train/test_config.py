@@ -15,8 +15,10 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.explain import known_keys
 from adaptive_lm.train.config.gates import AnswerGate, BandGate, GatesConfig
 from adaptive_lm.train.config.monitor import MonitorConfig
+from adaptive_lm.train.config.origin import OriginConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config, parse_setting, read_recipe, recipe_names
 from adaptive_lm.train.config.trainer import TrainerConfig
+from adaptive_lm.train.model.lora_config import LoraConfig
 from adaptive_lm.train.optim import BatchChange, OptimizerConfig, ScheduleConfig
 from adaptive_lm.train.run.differences import differences
 from adaptive_lm.train.system.section import Section
@@ -51,7 +53,7 @@ def test_every_packaged_recipe_comes_back_from_its_printed_form(tmp_path: Path, 
 @pytest.mark.parametrize(
     "section",
     [
-        *(RunConfig, TrainerConfig, MonitorConfig, GatesConfig, BandGate, AnswerGate),
+        *(RunConfig, TrainerConfig, MonitorConfig, GatesConfig, BandGate, AnswerGate, OriginConfig, LoraConfig),
         *(OptimizerConfig, ScheduleConfig, BatchChange),
     ],
     ids=lambda section: section.__name__,

@@ -258,7 +258,7 @@ def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pyte
     monkeypatch.setattr(examine, "greedy_answer", answer)
     # 200 steps teach it these words and that a line ends in a full stop
     outcome = train("a", steps=200, answer={"prompt": "the sun ", "contains": "rises", "max_tokens": 60})
-    assert asked == [("the sun ", 60, "fp32")]
+    assert asked == [("the sun ", 60, "fp32", 0)]
     assert outcome.report is not None
     (verdict,) = outcome.report.verdicts
     tokenizer, found = Tokenizer.from_file("runs/a/tokenizer.json"), load_checkpoint("runs/a")

@@ -38,6 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"kind": "sgd", "clip": "agc"}},
     "percentile": {"optimizer": {"clip": "percentile", "clip_percentile": 50}},  # T17: the history of norms
     "random sparsity": {"schedule": {"dense_share": 0.2, "sparsify_share": 0.5, "random_sparsity": [0.5, 1.5]}},
+    "random experts": {  # the number of experts of each token
+        "model": {"ffn": {"most_experts": 3, "random_experts": [1, 3], "controller": "fixed", "router_top_p": 1.0}}
+    },
     "exit curriculum": {  # T17: which exit's turn it is, and who drops which layer
         "model": {"num_layers": 3, "depth": {"exit_layers": [0, 1], "layer_dropout": 0.5}},
         "losses": {"exit_curriculum": "rotational"},

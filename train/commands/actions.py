@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -149,19 +150,58 @@ def resolve_resume(request: Request, overrides: Sequence[Mapping[str, Any]]) -> 
 
 def resolve_begin(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
     """Choose the action of a request for a new run."""
-    from ..config.run_config import make_config, read_recipe
+    from ..config.run_config import read_recipe
 
-    recipe = request.recipe or (None if request.flags["sources"] else "quickstart")
-    config = make_config(read_recipe(recipe) if recipe else {}, overrides)
+    if request.origin is not None:
+        without: str | None = "lora" if request.lora else "fine-tune"
+    else:
+        without = None if request.flags["sources"] else "quickstart"
+    recipe = request.recipe or without
+    base = read_recipe(recipe) if recipe else {}
+    origin = origin_of(request, base)
     if request.print_config:
-        return PrintConfig(config)
+        return PrintConfig(new_config(request, origin, base, overrides))
     # Here, because the ranks need torch, and a config is printed without it.
     from ..parallel.world import World, restarted
     from ..run.folder import named_run, next_run
 
-    run = named_run(
-        World().broadcast_text(request.name or next_run(request.stem(config.recipe), again=restarted()).name)
-    )
-    if request.begin_or_resume or restarted():
+    name = base.get("recipe") if origin is None else Path(origin["run"]).name
+    run = named_run(World().broadcast_text(request.name or next_run(request.stem(name), again=restarted()).name))
+    again = request.begin_or_resume or restarted()
+    if again and origin is not None and World().broadcast_float(run.begun):
+        return Resume(run, overrides, request.stop_at, False)  # it needs the other run no more
+    config = new_config(request, origin, base, overrides)
+    if again:
         return BeginOrResume(config, run, overrides, request.stop_at)
     return Begin(config, run, request.overwrite, request.stop_at)
+
+
+def origin_of(request: Request, base: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the section `origin`: that of --from and --checkpoint, else that of the recipe, if there is one."""
+    if request.origin is not None:
+        return {"run": request.origin, "checkpoint": request.checkpoint or "last"}
+    given = base.get("origin")
+    return given if isinstance(given, Mapping) and "run" in given else None
+
+
+def new_config(
+    request: Request,
+    origin: Mapping[str, Any] | None,
+    base: Mapping[str, Any],
+    overrides: Sequence[Mapping[str, Any]],
+) -> RunConfig:
+    """Make the config of a new run: of a new model, or of one that goes on from `origin`."""
+    from ..config.run_config import make_config
+
+    if origin is None:
+        return make_config(base, overrides)
+    from ..run.origin import config_from, read_origin
+
+    checked = make_config({"origin": origin}).origin
+    assert checked is not None
+    if request.lora is not None:
+        from ..importing.peft import read_peft
+
+        source = read_origin(checked)
+        overrides = [{"lora": read_peft(request.lora, source.config.model, source.run).settings}, *overrides]
+    return config_from(checked, base, overrides)

@@ -18,6 +18,9 @@ Train in two parts; on a CPU the result is the same to the last bit:
   adaptive train --resume --name b
 The learning rate is scheduled over all steps of a run. If you resume a complete run with more --steps, the schedule
 is stretched to the new number; with schedule.kind=constant, nothing changes.
+Go on from the weights of a run with another text, or train adapters beside them (see docs/guides/fine-tuning.md):
+  adaptive train --from demo --data notes.txt --name notes
+  adaptive train lora --from demo --data notes.txt --name notes
 
 Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
@@ -65,7 +68,7 @@ Example: adaptive train quickstart --name demo
 @click.option(
     "--name",
     metavar="NAME",
-    help="Name of the run, in the folder runs/NAME; by default the recipe or text and a number.",
+    help="Name of the run, in the folder runs/NAME; by default the recipe, text or run of --from, and a number.",
 )
 @click.option(
     "--steps", type=click.IntRange(min=0), metavar="N", help="Steps of the whole run; 0 writes the initial weights."
@@ -104,6 +107,22 @@ Example: adaptive train quickstart --name demo
     help="Recompute activations in the backward pass, to save memory.",
 )
 @click.option(
+    "--from",
+    "origin",
+    metavar="RUN",
+    help="Go on from the weights of a run, trained here or imported: with its model and its tokenizer.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="WHICH",
+    help="Which checkpoint of --from: best, last or a step; by default the last one.",
+)
+@click.option(
+    "--lora",
+    metavar="FOLDER",
+    help="Begin with an adapter in the format of peft, for the model of --from; the recipe lora makes new ones.",
+)
+@click.option(
     "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."
 )
 @click.option(
@@ -135,7 +154,8 @@ def train(nproc: int | None, **options: Any) -> None:
     """Train a model, and print the folder of the run.
 
     RECIPE is the name of a built-in recipe, or the path of a YAML file in the format of --print-config. Without RECIPE,
-    --data trains on your text with settings for a small text and two minutes; without both, quickstart is trained.
+    --data trains on your text with settings for a small text and two minutes; without both, quickstart is trained. With
+    --from RUN and no RECIPE, the recipe is fine-tune.
     """
     # Threads that spin while they wait make a trainer on busy cores ten times slower (measured: 9.8 against 0.8 s a
     # step). The OpenMP under torch reads this when it is loaded.
@@ -163,6 +183,9 @@ class Request:
         *,
         recipe: str | None,
         stage: str | None,
+        origin: str | None,
+        checkpoint: str | None,
+        lora: str | None,
         name: str | None,
         stop_at: int | None,
         resume: bool,
@@ -174,6 +197,7 @@ class Request:
         **flags: Any,
     ) -> None:
         self.recipe, self.stage, self.name, self.stop_at = recipe, stage, name, stop_at
+        self.origin, self.checkpoint, self.lora = origin, checkpoint, lora
         self.resume, self.override_resume, self.overwrite = resume, override_resume, overwrite
         self.begin_or_resume, self.print_config = begin_or_resume, print_config
         self.settings, self.flags = settings, flags
@@ -190,6 +214,15 @@ class Request:
             raise click.UsageError("--override-resume changes settings when a run is resumed; give --resume with it")
         if self.stage is not None and (self.recipe is None or self.resume):
             raise click.UsageError("--stage begins stages of a RECIPE; resume a stage with --resume --name NAME-stageN")
+        if self.checkpoint is not None and self.origin is None:
+            raise click.UsageError("--checkpoint names a checkpoint of another run; give that run with --from RUN")
+        if self.lora is not None and self.origin is None:
+            raise click.UsageError("--lora adapts the model of another run; give that run with --from RUN")
+        if self.origin is not None and (self.resume or self.stage is not None):
+            raise click.UsageError(
+                "--from begins a run with the weights of another one; leave out --stage and --resume, by which a run "
+                "goes on from its own"
+            )
         if self.stage == "all" and (self.stop_at or self.print_config):
             raise click.UsageError("--stop-at and --print-config need one stage: give --stage baseline, 1, 2, 3 or 4")
 

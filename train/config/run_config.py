@@ -12,6 +12,7 @@ from ...contract.errors import UserError
 from ...contract.files import user_path
 from ..data.config import DataConfig, TokenizerConfig
 from ..model.config import ModelConfig
+from ..model.lora_config import LoraConfig
 from ..model.loss_config import LossConfig
 from ..optim.optimizer_config import OptimizerConfig
 from ..optim.schedule_config import ScheduleConfig
@@ -20,6 +21,7 @@ from ..system.yaml_values import dump_yaml, load_setting, load_yaml
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig
+from .origin import OriginConfig
 from .trainer import TrainerConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -34,12 +36,16 @@ class RunConfig(Section):
     """Name of the recipe that the run began from; set by the program."""
     parent: str | None = Field(None, pattern=NAME)
     """Name of the run that this one should improve on. If a gate of this run fails, the parent stays the best."""
+    origin: OriginConfig | None = None
+    """The run whose weights, model and tokenizer this one goes on from; null begins with new weights."""
     data: DataConfig = DataConfig()
     """The text: sources, held-out part, packing, augmentation."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """Kind and size of the vocabulary."""
     model: ModelConfig = ModelConfig()
     """Shape of the model and its routing."""
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the weights of `origin`; null trains the weights."""
     losses: LossConfig = LossConfig()
     """Weights of the auxiliary losses."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -82,9 +88,24 @@ class RunConfig(Section):
             scheduled=bool(self.trainer.batch_schedule),
             parallel=self.trainer.parallel,
         )
+        if self.lora is not None:
+            self._fit_lora()
         if self.gates.no_worse_than_parent and self.parent is None:
             raise ValueError("gates.no_worse_than_parent needs a parent: name its run, as in --set parent=baseline")
         return self
+
+    def _fit_lora(self) -> None:
+        """Raise ValueError for a setting that adapters do not work with."""
+        trainer = self.trainer
+        for name, value, works in (
+            ("optimizer.kind", self.optimizer.kind, "adamw"),
+            ("trainer.compile", trainer.compile, False),
+            ("trainer.parallel", trainer.parallel, "replicate"),
+        ):
+            if value != works:
+                raise ValueError(
+                    f"{name} is {value!r}, but the adapters of lora need {works!r}: set it, or leave lora out"
+                )
 
     @property
     def sequence_length(self) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...contract.messages import EOS
 from .cache import Entry, EntryWriter
 from .config import TokenizerConfig
 from .documents import Segment
@@ -27,12 +26,28 @@ def write_entry(
     wide: bool,
     masked: bool,
     eos_id: int,
+    end: str,
+    bos_id: int | None,
     unknown: int | None,
     advance: Callable[[int], None],
 ) -> None:
-    """Tokenise `segments` into the arrays of an entry in `folder`; `advance` gets the bytes of text done."""
+    """Tokenise `segments` into the arrays of an entry in `folder`.
+
+    Args:
+        folder: Where the arrays are written.
+        segments: The text.
+        encoder: Text to ids.
+        wide: Whether ids take four bytes.
+        masked: Whether tokens may be left out of the loss.
+        eos_id: Token id that ends a document.
+        end: Its text, for the held-out text.
+        bos_id: Token id that begins a document without a chat template; None for none.
+        unknown: Token id of what the vocabulary lacks; None where it lacks nothing.
+        advance: Called with the bytes of text done.
+    """
     writer = EntryWriter(folder, wide, masked, eos_id)
     eos = np.array([eos_id])
+    bos = None if bos_id is None else np.array([bos_id])
     stats = dict.fromkeys(
         ("train_bytes", "train_scored", "train_unknown", "val_bytes", "val_scored", "val_unknown", "val_scored_bytes"),
         0,
@@ -44,6 +59,9 @@ def write_entry(
             part = "val" if segment.held_out else "train"
             if segment.starts:
                 writer.start_document(part)
+                if bos is not None and not segment.chat:
+                    writer.append(part, bos, segment.scored)
+                    stats[f"{part}_scored"] += segment.scored
             writer.append(part, ids, segment.scored)
             if segment.eos:
                 writer.append(part, eos, segment.scored)
@@ -56,10 +74,10 @@ def write_entry(
             if segment.held_out:
                 stats["val_scored_bytes"] += raw * segment.scored
                 if heldout_bytes < HELDOUT_BYTES:
-                    heldout.append((segment.text + EOS * segment.eos).encode())
+                    heldout.append((segment.text + end * segment.eos).encode())
                     heldout_bytes += len(heldout[-1])
             advance(raw)
-        text = b"".join(heldout)[:HELDOUT_BYTES].decode(errors="ignore").removesuffix(EOS)
+        text = b"".join(heldout)[:HELDOUT_BYTES].decode(errors="ignore").removesuffix(end)
         writer.finish(stats, text)
     finally:
         writer.close()

@@ -7,14 +7,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ...contract.errors import UserError
-from ...contract.messages import EOS
 from .augment.variants import series
 from .augment.word_noise import Noise
 from .batches import Batch, Row, document_rows, sequential_rows, stack
 from .cache import Entry, Stream
 from .order import Mixture, mix
 from .stages import Stages
-from .tokenizers import eos_id, vocabulary_size
+from .tokenizers import vocabulary_size
 
 
 class Corpus:
@@ -23,7 +22,7 @@ class Corpus:
     Attributes:
         tokenizer: Text to tokens and back.
         vocab_size: Its tokens, added ones included.
-        eos_id: The id of `<|endoftext|>`.
+        eos_id: The token id that ends a text.
         chat_template: The jinja2 text when any source holds conversations, else None.
         digest: Changes when content, tokenizer or settings do.
         train_tokens: Tokens to train on, of all sources.
@@ -38,6 +37,7 @@ class Corpus:
         self,
         *,
         tokenizer: Tokenizer,
+        eos_id: int,
         entries: list[Entry],
         val: list[Entry],
         weights: list[float],
@@ -59,7 +59,7 @@ class Corpus:
         """
         self.tokenizer = tokenizer
         self.vocab_size = vocabulary_size(tokenizer)
-        self.eos_id = eos_id(tokenizer)
+        self.eos_id = eos_id
         self.chat_template = chat_template
         self.digest = digest
         self.notes = tuple(notes)
@@ -165,7 +165,7 @@ class Corpus:
             yield stack(rows)
 
     def heldout_text(self, max_bytes: int) -> str:
-        """Return the first held-out text, at most `max_bytes` of UTF-8, with `<|endoftext|>` between documents.
+        """Return the first held-out text, at most `max_bytes` of UTF-8, with the end token between documents.
 
         Each of several sources gives its share.
         """
@@ -173,7 +173,7 @@ class Corpus:
         for entry in self._val:
             share = max_bytes * (len(entry.val.tokens) - 1) // max(1, self.val_tokens)
             texts.append(entry.heldout.encode()[:share].decode(errors="ignore"))
-        joined = EOS.join(text for text in texts if text)
+        joined = str(self.tokenizer.id_to_token(self.eos_id)).join(text for text in texts if text)
         return joined.encode()[:max_bytes].decode(errors="ignore")
 
 

@@ -25,6 +25,8 @@ class Segment(NamedTuple):
     held_out: bool
     answer: bool = False
     """Whether the assistant is the speaker."""
+    chat: bool = False
+    """Whether a chat template wrote it."""
 
 
 def segments(
@@ -74,4 +76,4 @@ def segments(
         for index, (text, answer, eos) in enumerate(pieces):
             last = index == len(pieces) - 1
             scored = answer or not answers_only
-            yield Segment(encodable(text, where), scored, index == 0, eos or last, held_out, answer)
+            yield Segment(encodable(text, where), scored, index == 0, eos or last, held_out, answer, chat=True)

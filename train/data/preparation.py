@@ -19,6 +19,7 @@ from .chat import ChatTemplate
 from .config import DataConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
+from .given_tokenizer import GivenTokenizer
 from .parts import Part, share_out
 from .round_trip import notes_on_losses
 from .scan import Progress, scan_sources
@@ -42,6 +43,7 @@ def prepare(
     progress: Progress | None = None,
     log: Log = log_to_stderr,
     length: int | None = None,
+    given: GivenTokenizer | None = None,
 ) -> Corpus:
     """Read, cut and tokenise the text of `data`, or take it from the cache.
 
@@ -52,24 +54,34 @@ def prepare(
         progress: Called now and then with (name of the work, bytes done, bytes in all).
         log: Called with each message for the user.
         length: Refuse a training text shorter than one window of this length here, not at the first batch.
+        given: The tokenizer, where the run goes on from another one; then `tokenizer` only says of what kind it is.
 
     Raises:
         UserError: something is wrong with the input; the message names file and line.
     """
-    return _Preparation(data, tokenizer, progress, log).run(seed, length)
+    return _Preparation(data, tokenizer, progress, log, given).run(seed, length)
 
 
 class _Preparation:
     """The work of one `prepare`."""
 
-    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None, log: Log) -> None:
-        self.data, self.tokenizer_config = data, tokenizer
+    def __init__(
+        self,
+        data: DataConfig,
+        tokenizer: TokenizerConfig,
+        progress: Progress | None,
+        log: Log,
+        given: GivenTokenizer | None,
+    ) -> None:
+        self.data, self.tokenizer_config, self.given = data, tokenizer, given
         self.progress = progress or _silent
         self.notes: list[str] = []
         self._log = log
         self._cut_noted = False
         self.folder = cache_folder(data.cache_dir)
-        self.template = ChatTemplate.from_config(data.chat_template)
+        own = None if given is None else given.template
+        named = data.chat_template
+        self.template = ChatTemplate(own) if named is None else ChatTemplate.from_config(named)
 
     def log(self, text: str) -> None:
         self.notes.append(text)
@@ -86,9 +98,12 @@ class _Preparation:
         ]
         val = [Part(held, scanned[-1], 1.0)] if held else train
         chats = sum(part.chats for part in [*train, *(val if held else [])])
+        if self.given is not None:
+            self.given.refuse_conversations(chats, self.data.chat_template)
         trained_on = self._refuse_or_report(train, val, chats, separate=held is not None)
         plan = Plan([part.augment or self.data.augment for part in train])
         tokenizer = self._tokenizer(train, plan.phrases)
+        end = self.given.end if self.given else eos_id(tokenizer)
         tokenizer_json = tokenizer.to_str()
         encoder = Encoder(tokenizer_json, self.tokenizer_config.kind, self._note_cut)
         self._note_losses(train, tokenizer_json)
@@ -112,6 +127,7 @@ class _Preparation:
         weights = share_out(train, [len(entry.train.tokens) - 1 for entry in entries])
         corpus = Corpus(
             tokenizer=tokenizer,
+            eos_id=end,
             entries=entries,
             val=val_entries,
             weights=weights,
@@ -127,6 +143,7 @@ class _Preparation:
                     [part.weight for part in train],
                     self._settings(chats),
                     self.data.pack,
+                    *self._ends(),
                     *([[part.epochs for part in train]] if any(part.epochs for part in train) else []),
                     *plan.identity([[item.name for item in part.items] for part in train]),
                 ]
@@ -168,6 +185,10 @@ class _Preparation:
             return None
         return resolve_source(data.val, data.text_field, self.log, data.dir, data.end_marker)
 
+    def _ends(self) -> list[object]:
+        """Return what is part of a key where texts begin or end with tokens of another program."""
+        return self.given.identity() if self.given else []
+
     def _settings(self, chats: int) -> list[object]:
         return [self.data.loss_on, self.template.text] if chats else []
 
@@ -200,6 +221,8 @@ class _Preparation:
         The same text and settings make the same tokenizer.
         """
         config = self.tokenizer_config
+        if self.given is not None:
+            return self.given.load()
         if config.is_file or config.kind == "bytes":
             return make_tokenizer(config, iter(()))
         bounded = config.kind in ("bpe", "words")
@@ -260,8 +283,10 @@ class _Preparation:
     ) -> Entry:
         masked = self.data.loss_on == "answers" and part.chats > 0
         variant = [] if rewriter is None else [rewriter.identity, part.left(rewriter)]
-        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), self._settings(part.chats), *variant])
+        settings = [*self._settings(part.chats), *self._ends()]
+        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), settings, *variant])
         folder = self.folder / "tokens" / key[:32]
+        end = self.given.end if self.given else eos_id(tokenizer)
         wide = vocabulary_size(tokenizer) > 2**16
         for _ in range(3):  # another process may remove a damaged entry just when we have written a good one
             entry = open_entry(folder)
@@ -289,7 +314,9 @@ class _Preparation:
                     encoder,
                     wide=wide,
                     masked=masked,
-                    eos_id=eos_id(tokenizer),
+                    eos_id=end,
+                    end=str(tokenizer.id_to_token(end)),
+                    bos_id=self.given.begin if self.given else None,
                     unknown=unknown_id(tokenizer),
                     advance=advance,
                 )

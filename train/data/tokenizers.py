@@ -156,7 +156,7 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
     Raises:
         UserError: It is no tokenizer, or has no usable vocabulary.
     """
-    tokenizer = _parsed(text, name)
+    tokenizer = open_tokenizer(text, name)
     count, size = tokenizer.get_vocab_size(), vocabulary_size(tokenizer)
     if count == 0:
         raise UserError(f"the tokenizer {name} has an empty vocabulary; train it first, or use --tokenizer bpe")
@@ -170,7 +170,7 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
         # The library would give a new token the id `count`, which may be that of another one.
         content = json.loads(text)
         content["model"]["vocab"][EOS] = size
-        tokenizer = _parsed(json.dumps(content), name)
+        tokenizer = open_tokenizer(json.dumps(content), name)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.add_special_tokens([EOS])
@@ -184,7 +184,12 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
     return tokenizer
 
 
-def _parsed(text: str, name: str) -> Tokenizer:
+def open_tokenizer(text: str, name: str) -> Tokenizer:
+    """Make the tokenizer that `text` holds as JSON, without any change; `name` is what messages call it.
+
+    Raises:
+        UserError: It is no tokenizer.
+    """
     try:
         return Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from ...contract.errors import UserError
 from ..config.run_config import RunConfig
+from ..model.continued import Taken, take_weights
+from ..model.lora import adapted
+from ..model.lora_config import LoraConfig
 from ..model.transformer import Transformer
 from ..optim.optimizer import Optimizers
 from ..parallel.placement import Placement
 from ..parallel.world import World
+from ..run.adapted import AdaptedTensors, read_base
 from ..run.checkpoint import Checkpoint
 from ..run.counters import Counters
 from ..system.cache_folder import cache_folder
@@ -19,9 +27,17 @@ from .compilation import compile_model
 
 
 def assemble(
-    config: RunConfig, device: torch.device, checkpoint: Checkpoint | None, world: World
-) -> tuple[Transformer, Optimizers, Counters]:
-    """Build the model, its optimizers and the counters.
+    config: RunConfig,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    world: World,
+    origin: Checkpoint | None = None,
+    adapters: Mapping[str, Tensor] | None = None,
+    run: Path = Path(),
+) -> tuple[Transformer, Optimizers, Counters, Taken | None]:
+    """Build the model, its optimizers and the counters; `checkpoint` is resumed, `origin` gives a new run its weights.
+
+    Of a run with adapters the frozen weights are read from the folder `run`; `adapters` are those that it begins with.
 
     Every rank builds the whole model from the same seed or checkpoint, then keeps its part.
 
@@ -29,9 +45,15 @@ def assemble(
         UserError: `trainer.parallel` cannot distribute the model, or the checkpoint is of another model.
     """
     seed_all(config.trainer.seed)
-    model = Transformer(config.model).to(device)
-    if checkpoint is not None:
-        model.load_state_dict(checkpoint.model_state)
+    taken = None
+    if config.lora is not None:
+        model = with_adapters(config, config.lora, device, checkpoint, adapters, run)
+    else:
+        model = Transformer(config.model).to(device)
+        if checkpoint is not None:
+            model.load_state_dict(checkpoint.model_state)
+        elif origin is not None:
+            taken = take_weights(model, origin.model_state)
     if world.size == 1:
         placed = Placement(model)
     else:
@@ -51,4 +73,36 @@ def assemble(
         )
     if config.trainer.compile:
         compile_model(model, cache_folder(config.data.cache_dir), device)
-    return model, optimizers, counters
+    return model, optimizers, counters, taken
+
+
+def with_adapters(
+    config: RunConfig,
+    lora: LoraConfig,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    adapters: Mapping[str, Tensor] | None,
+    run: Path,
+) -> Transformer:
+    """Build the frozen model of a run with its adapters: new ones, those of `adapters`, or those of `checkpoint`.
+
+    Raises:
+        UserError: The frozen weights cannot be read or are of another model, or a target has no layers.
+    """
+    state = None if checkpoint is None else checkpoint.model_state
+    base = state.base if isinstance(state, AdaptedTensors) else read_base(run)
+    own = state.own if isinstance(state, AdaptedTensors) else adapters or {}
+    try:
+        model = adapted(config.model, lora, base, device)
+    except KeyError as error:
+        raise UserError(
+            f"the frozen weights have no {error.args[0]}, which settings of model add; with lora the model stays as it "
+            "was: leave those settings out"
+        ) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name in own:
+                value.copy_(own[name])
+    return model

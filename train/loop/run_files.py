@@ -38,7 +38,8 @@ def require_space(run: Run, parameters: int, free: Callable[[Run], int] = free_b
 def write_beside(config: RunConfig, run: Run, corpus: Corpus, made_by: Mapping[str, Any]) -> None:
     """Write what export needs beside the checkpoints."""
     run.write_config(config)
-    run.write(TOKENIZER, corpus.tokenizer_json())
+    if config.origin is None:  # else the files of that run stay as they are
+        run.write(TOKENIZER, corpus.tokenizer_json())
     run.write(HELDOUT, corpus.heldout_text(HELDOUT_BYTES))
     if corpus.chat_template:
         run.write(CHAT_TEMPLATE, corpus.chat_template)

@@ -15,12 +15,13 @@ from .router import Routes
 
 
 class Levels(NamedTuple):
-    """The thresholds of one layer, each () float32."""
+    """The thresholds of one layer, each () float32, and what was drawn for its tokens."""
 
     router_top_p: Tensor
     depth_threshold: Tensor
     head_top_p: Tensor
     router_ratio: Tensor | None = None  # None: 0
+    random_experts: Tensor | None = None  # (N,) int64, the experts that each token may run; None: all candidates
 
 
 class LayerRouting(NamedTuple):
@@ -115,5 +116,7 @@ class Block(nn.Module):
         if self.moe is None:
             assert self.ffn is not None
             return self.ffn(h), None
-        update, routes = self.moe(h.flatten(0, 1), runs.flatten(), levels.router_top_p, levels.router_ratio)
+        update, routes = self.moe(
+            h.flatten(0, 1), runs.flatten(), levels.router_top_p, levels.router_ratio, levels.random_experts
+        )
         return update.view(h.shape), routes

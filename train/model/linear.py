@@ -1,6 +1,7 @@
 """Linear layers whose float32 products are torch's or oneDNN's. M rows, K inputs, N outputs."""
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,15 +87,36 @@ def linear(x: Tensor, weight: Tensor, onednn: bool, bias: Tensor | None = None) 
     return out if bias is None else out + bias
 
 
+class _Frozen(torch.autograd.Function):
+    """x W^T + b of a frozen W of another dtype, which is converted for each pass and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(x, weight.to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return gradients[0] @ weight.to(gradients[0].dtype), None, None
+
+
 class Linear(nn.Linear):
-    """nn.Linear, by default without a bias."""
+    """nn.Linear, by default without a bias; its weight may be frozen in another dtype than that of the input."""
 
     onednn = False
     """Whether oneDNN multiplies; only for float32 on a CPU, see `train/loop/matmul_backend.py`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__(in_features, out_features, bias)
+        self.adapter: nn.Module | None = None
+        """Adds to the output, see `lora.py`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) by the weight and add the bias -> (..., N)."""
-        return linear(x, self.weight, self.onednn, self.bias)
+        if self.weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            assert not self.weight.requires_grad
+            out: Tensor = _Frozen.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        else:
+            out = linear(x, self.weight, self.onednn and self.weight.dtype == torch.float32, self.bias)
+        return out if self.adapter is None else out + self.adapter(x)

@@ -68,7 +68,12 @@ class MoE(nn.Module):
         """Replaced where experts are on several ranks, to send tokens to them (`train/parallel/token_dispatch.py`)."""
 
     def forward(
-        self, x: Tensor, runs: Tensor, router_top_p: Tensor, router_ratio: Tensor | None = None
+        self,
+        x: Tensor,
+        runs: Tensor,
+        router_top_p: Tensor,
+        router_ratio: Tensor | None = None,
+        random_experts: Tensor | None = None,
     ) -> tuple[Tensor, Routes]:
         """Run the experts of each token: -> (N, D) and its routes.
 
@@ -77,8 +82,9 @@ class MoE(nn.Module):
             runs: (N,) bool, the tokens that run this layer.
             router_top_p: (), the level of the router.
             router_ratio: (), the least share of the first score; None for a router without `most_experts`.
+            random_experts: (N,) int64, the experts that each token may run; None for all candidates.
         """
-        routes = self.router(x, router_top_p, router_ratio)
+        routes = self.router(x, router_top_p, router_ratio, random_experts)
         routes = routes._replace(selected_experts=routes.selected_experts & runs[:, None])
         chosen = (routes.routing_weights, routes.selected_experts)
         out = self.run_experts(x, *chosen, self.stack(), self.down, self.onednn, self.form())

@@ -60,13 +60,20 @@ class Router(Thresholded):
         self.register_buffer("selection_bias", torch.zeros(config.num_experts) if config.selection_bias else None)
         self.per_token = TokenShift(dim, config.per_token_reach) if config.per_token else None
 
-    def forward(self, x: Tensor, router_top_p: Tensor, router_ratio: Tensor | None = None) -> Routes:
+    def forward(
+        self,
+        x: Tensor,
+        router_top_p: Tensor,
+        router_ratio: Tensor | None = None,
+        random_experts: Tensor | None = None,
+    ) -> Routes:
         """Choose experts for x (N, D), in float32 even under autocast.
 
         Args:
             x: (N, D).
             router_top_p: (), the level of the layer.
             router_ratio: (), least score relative to that of the first, of a router with `most_experts`; None means 0.
+            random_experts: (N,) int64, the experts that each token may run; None means all candidates.
         """
         candidates = self.config.candidates
         with torch.autocast(x.device.type, enabled=False):
@@ -100,6 +107,8 @@ class Router(Thresholded):
                     # a selection bias ranks by another score, so the first rank that falls short ends the choice
                     short = ranked < router_ratio * ranked[:, :1]
                     below = below & (short.cumsum(-1) == 0)
+                if random_experts is not None:
+                    below = below & (place[:candidates] < random_experts[:, None])
                 last = below.sum(-1, keepdim=True).clamp(min=1) - 1
             # Select those ranked no lower than the last rank kept, in order of expert. A scatter of the ranks gives the
             # same, but is slower than the sort when compiled. NaN selects all experts, so that it cannot go unnoticed.

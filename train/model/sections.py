@@ -111,6 +111,9 @@ class FFNConfig(Controlled):
     most_experts: int | None = Field(None, ge=1)
     """Most experts of a token under `top_p`, 1 to `num_experts`: the candidates, those of highest score. The mass is
     then relative to the candidates, so that a `router_top_p` of 1 is top-k routing. null means all experts."""
+    random_experts: tuple[int, int] | None = None
+    """Least and most experts of a token in training, [1, k], at most `most_experts`: each token draws in each layer how
+    many of its candidates may run, so that few of them are good too. null draws none; evaluation never does."""
     score: Score = "softmax"
     """Score of an expert, from the logits of the router: `softmax` over all experts, or `sigmoid` of its own."""
     renormalize: bool = True
@@ -136,7 +139,10 @@ class FFNConfig(Controlled):
             self._refuse(OF_EXPERTS, "routing is dense: choose top_p or top_k")
             return self
         if self.routing == "top_k":
-            self._refuse(("most_experts",), "under top_k, experts_per_token is the number of experts of every token")
+            self._refuse(
+                ("most_experts", "random_experts"),
+                "under top_k, experts_per_token is the number of experts of every token",
+            )
         if self.shared_gate and not self.shared_expert_dim:
             raise ValueError("shared_gate is true, but shared_expert_dim 0 builds no shared expert; set its width")
         if self.candidates > self.num_experts:
@@ -150,12 +156,32 @@ class FFNConfig(Controlled):
                 f"experts_per_token is {self.experts_per_token} but {name} is only {self.candidates}; "
                 "lower the first or raise the second"
             )
+        self._fit_random()
         if self.routing == "top_k" and self.experts_per_token != int(self.experts_per_token):
             raise ValueError(
                 f"top_k needs a whole experts_per_token, found {self.experts_per_token}: set it to "
                 f"{round(self.experts_per_token)}, or use top_p"
             )
         return self
+
+    def _fit_random(self) -> None:
+        """Raise ValueError where `random_experts` does not fit the candidates or the controller."""
+        if self.random_experts is None:
+            return
+        least, most = self.random_experts
+        if self.most_experts is None:
+            raise ValueError("random_experts draws among the candidates of a token: set most_experts, or leave it out")
+        if not 1 <= least <= most <= self.most_experts:
+            raise ValueError(
+                f"random_experts is {[least, most]}; expected two numbers from 1 to most_experts "
+                f"({self.most_experts}), the smaller first, as in [1, {self.most_experts}]"
+            )
+        if self.controller in ("pi", "learned") or self.per_token:
+            kind = "per_token" if self.per_token else f"controller {self.controller}"
+            raise ValueError(
+                f"random_experts and {kind} exclude each other, since it would make up for the draws; set controller "
+                "to fixed or quantile and per_token to false, or leave random_experts out"
+            )
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         """Raise ValueError for a field that is set although nothing would read it."""
@@ -169,7 +195,7 @@ class FFNConfig(Controlled):
         return self.most_experts or self.num_experts
 
 
-OF_EXPERTS = ("dense_layers", "most_experts", "score", "router_bias", "selection_bias", "shared_gate")
+OF_EXPERTS = ("dense_layers", "most_experts", "random_experts", "score", "router_bias", "selection_bias", "shared_gate")
 """Fields of `FFNConfig` that mean something only where there are experts, besides those with a size."""
 
 

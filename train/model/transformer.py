@@ -128,11 +128,14 @@ class Transformer(nn.Module):
         alive = torch.ones_like(ids, dtype=torch.bool)
         exit_layer = torch.full_like(ids, -1)
         dropped = self._dropped(ids.shape[0])
+        drawn = self._drawn_experts(ids.numel())
         routing, exit_hidden, exit_confidence = [], {}, {}
         residual_rms: list[Tensor] = []
         for i, block in enumerate(self.layers):
             ratio = None if limits.router_ratio is None else limits.router_ratio[i]
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i], ratio)
+            if drawn is not None:
+                levels = levels._replace(random_experts=drawn[i])
             here = alive if dropped is None else alive & ~dropped[i, :, None]
             table = self.rotary_of[i]
             rotary = None if table is None else tables[table]
@@ -159,7 +162,7 @@ class Transformer(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) -> (B, T, D), with learned positions where the model has them."""
-        x: Tensor = self.embedding(ids)
+        x: Tensor = self.embedding(ids).float()
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         return x if self.learned_positions is None else x + self.learned_positions[: ids.shape[1]]
@@ -227,6 +230,15 @@ class Transformer(nn.Module):
             return None
         rates = torch.tensor(dropout_rates(self.layer_dropout, self.config.num_layers), device=self._device())
         return drawn_for_all(batch, len(rates), rates.device) < rates[:, None]
+
+    def _drawn_experts(self, tokens: int) -> Tensor | None:
+        """Draw how many experts each token may run in each layer, (L, N) int64; None without `random_experts`."""
+        limits = self.config.ffn.random_experts
+        if not self.training or limits is None:
+            return None
+        least, most = limits
+        drawn = drawn_for_all(tokens, self.config.num_layers, self._device())
+        return (least + drawn * (most - least + 1)).long().clamp(max=most)
 
     def _confidence(self, layer: int, hidden: Tensor) -> Tensor:
         """Return the confidence after a layer, (B, T) float32, from its normed state (B, T, D)."""

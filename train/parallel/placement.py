@@ -43,8 +43,13 @@ class Placement:
         self.weights: dict[str, nn.Parameter] = {}
         self._splits: dict[nn.Parameter, Split] = {}
         self._sources: dict[nn.Parameter, nn.Parameter] = {}
+        self._frozen = {
+            name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad
+        }
         for name, weight in model.named_parameters():
             name = name.replace("_orig_mod.", "")
+            if name in self._frozen:
+                continue
             own = weight
             if is_sharded(weight.data):
                 own = nn.Parameter(local(weight.data))  # of the same memory
@@ -142,11 +147,16 @@ class Placement:
         return tensor if split is None or not tensor.ndim else tensor[split.mine]
 
     def model_state(self) -> dict[str, Tensor]:
-        """Return the state of the whole model, as one process would have it; the same on every rank."""
+        """Return the state of the whole model, as one process would have it; the same on every rank.
+
+        Frozen weights are left out.
+        """
         self.rest()
         state = {}
         for name, value in self.model.state_dict().items():
             name = name.replace("_orig_mod.", "")
+            if name in self._frozen:
+                continue
             weight = self.weights.get(name)
             if is_sharded(value):
                 value = _full(value)

@@ -29,7 +29,9 @@ def examine(loop: Trainer, evaluation: Evaluation) -> Report | None:
     gate = gates.answer
     answer = None
     if gate is not None:
-        answer = greedy_answer(loop.model, loop.corpus.tokenizer, gate.prompt, gate.max_tokens, loop.precision)
+        answer = greedy_answer(
+            loop.model, loop.corpus.tokenizer, gate.prompt, gate.max_tokens, loop.precision, loop.corpus.eos_id
+        )
     if not loop.world.is_first:  # every rank computes the answer, since each may have a part of the model
         return None
     records = read_metrics(run.path / "metrics.jsonl")

@@ -11,14 +11,18 @@ from ..system.device import autocast
 
 
 @torch.no_grad()
-def greedy_answer(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, precision: str) -> str:
+def greedy_answer(
+    model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, precision: str, end: int | None = None
+) -> str:
     """Return the continuation of `prompt`, without it, up to the end of the text or `max_tokens` tokens.
+
+    The token `end` ends a text; None takes `<|endoftext|>`.
 
     Each token reads the whole text again at the present thresholds of the controllers: slow, but nothing changes.
     """
     device, length = model.embedding.weight.device, model.config.context_length
     ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    prompt_length, end = len(ids), eos_id(tokenizer)
+    prompt_length, end = len(ids), eos_id(tokenizer) if end is None else end
     model.eval()
     try:
         # A compiled block would be compiled again for each length.

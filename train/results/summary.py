@@ -51,6 +51,8 @@ class Summary:
     """The checkpoint with the least held-out loss."""
     parent: str | None
     """The run that this one is compared with."""
+    origin: str | None
+    """The run that this one went on from."""
     gated: bool
     """Whether it has gates."""
     report: Report | None
@@ -94,7 +96,7 @@ def summary(path: Path) -> Summary:
     state = newest_state(path)
     speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second") is not None]
     scored = [record["val_loss"] for record in records if record.get("val_loss") is not None]
-    parent = config.get("parent")
+    parent, origin = config.get("parent"), config.get("origin.run")
     names = ("experts_per_token", "heads_per_token", "layers_per_token", "window")
     return Summary(
         name=path.name,
@@ -111,6 +113,7 @@ def summary(path: Path) -> Summary:
         alarms=sum(len(record.get("alarms", ())) for record in records),
         best_checkpoint=read_best(path),
         parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
+        origin=origin if isinstance(origin, str) else None,
         gated=gated,
         report=read_report(path),
         config=config,

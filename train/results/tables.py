@@ -54,10 +54,11 @@ def cells(one: Summary) -> dict[str, str]:
         "best at": best_before(one),
         "gates": gates_in_short(one),
         "parent": one.parent or "-",
+        "from": "-" if one.origin is None else Path(one.origin).name,
     }
 
 
-SOMETIMES = ("alarms", "best at", "gates", "parent")
+SOMETIMES = ("alarms", "best at", "gates", "parent", "from")
 """Columns that are left out if they are empty in all runs."""
 
 

@@ -24,6 +24,7 @@ from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
 from ...contract.files import cannot_write, remove_temporary_files, sync_folder, user_path
 from ..config.run_config import RunConfig, make_config, merge
+from .adapted import AdaptedTensors, read_base
 from .checkpoint_names import COMPLETE, FILES, checkpoint_name, list_checkpoints
 from .mapped_tensors import MappedTensors
 from .tensor_file import LazyTensor, write_tensors
@@ -43,7 +44,7 @@ class Checkpoint:
 
     config: RunConfig
     model_state: Mapping[str, Tensor]
-    """Weights and buffers by name, in the dtypes of the file. Each is read when it is taken."""
+    """Weights and buffers by name, in the dtypes of the file. Each is read when it is taken; adapters are merged."""
     step: int
     path: Path
     run: Path
@@ -151,7 +152,9 @@ def read_checkpoint(path: Path, damaged: tuple[Path, ...] = ()) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_bytes())
         config = make_config(merge(BEFORE, state.pop("config")))
-        model_state = MappedTensors(path / "model.safetensors")
+        model_state: Mapping[str, Tensor] = MappedTensors(path / "model.safetensors")
+        if config.lora is not None:
+            model_state = AdaptedTensors(read_base(path.parent.parent), model_state, config.lora)
         optimizer_state = load_file(path / "optimizer.safetensors")
         step = int(state["step"])
     except UserError:

@@ -24,6 +24,8 @@ NEVER: Mapping[str, str] = {
     "trainer.sequence_length": "the position in the text is counted in windows of its length",
     "trainer.sequence_lengths": "the position in the text is counted in windows of each length",
     "recipe": "it names the recipe that the run began from",
+    "origin": "it names the weights that the run began from",
+    "lora": "the adapters have these shapes and this scale",
     "model": "the weights belong to the model that they were trained in",
     "tokenizer": "the weights belong to the token ids of the tokenizer",
     "data": "the position in the text would point to another place",

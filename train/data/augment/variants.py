@@ -58,7 +58,7 @@ def series(streams: Sequence[Stream], key: int, pack: str, eos_id: int, noise: N
         streams: Its text and the rewritten variants.
         key: Chooses the order of windows.
         pack: "stream" or "documents".
-        eos_id: The id of `<|endoftext|>`.
+        eos_id: The token id that ends a text.
         noise: Changes the windows, if given.
     """
     variants: list[Windows] = []
