@@ -52,7 +52,7 @@ def main() -> None:
     address = parser.parse_args().address.rstrip("/")
     parts = [HEAD]
     for name, (title, install) in SECTIONS.items():
-        language = "python" if name.endswith(".py") else "sh"
+        language = "python" if name.endswith(".py") else "bash"
         source = (CLIENTS / name).read_text("utf-8").strip()
         printed = re.sub(r"[ \t]+$", "", run(name, address), flags=re.MULTILINE).strip("\n")
         parts.append(

@@ -41,7 +41,10 @@ def within(seconds: float, condition: Callable[[], bool]) -> float:
 def send(port: int, body: str, path: str = "/v1/completions") -> socket.socket:
     """Send a request and read nothing."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + body.encode())
     return connection
 

@@ -139,7 +139,7 @@ def test_clients_that_send_nothing_or_drop_by_drop_hold_no_connection_and_delay_
     host, port = server.url.removeprefix("http://").split(":")
     idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(100)]
     for one in idle[50:]:
-        one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n")
+        one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
     for one in idle[90:]:
         one.sendall(b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
     with server.client() as client:

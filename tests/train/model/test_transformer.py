@@ -88,27 +88,25 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
 @pytest.mark.parametrize("name", CONFIGS, ids=IDS)
 def test_every_weight_matters_to_the_plain_model(name: str) -> None:
     """Each weight matters where everything runs or where little does: some weights only move a threshold."""
-    config, ids = CONFIGS[name], tiny_ids(batch=1).numpy()
+    config = CONFIGS[name]
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
     everything = as_arrays(even_thresholds(config.num_layers))
     busy = as_arrays(busy_thresholds(config))
-    before = {
-        time: reference.forward(weights, config, ids[:, :time], limits).logits
-        for time, limits in ((3, everything), (T, busy))
-    }
+    texts = [tiny_ids(seed, batch=1).numpy() for seed in (5, 6, 7)]  # a threshold may decide nothing in one of them
+
+    def logits(of: dict[str, np.ndarray], text: int, time: int, limits: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(reference.forward(of, config, texts[text][:, :time], limits).logits)
+
+    before = {(0, 3): logits(weights, 0, 3, everything)} | {(n, T): logits(weights, n, T, busy) for n in range(3)}
     generator = np.random.default_rng(0)
     for key, _ in tiny_model(name).named_parameters():
         if key.endswith("level_logit"):  # a starting threshold; the thresholds are given here
             continue
         by = 3 * generator.normal(size=weights[key].shape) if weights[key].ndim else 6.0
-        tries = ((3, everything, by), (T, busy, by), (T, busy, -by))
+        tries = [(0, 3, everything, by), *((n, T, busy, sign * by) for n in range(3) for sign in (1, -1))]
         assert any(
-            abs(
-                reference.forward({**weights, key: weights[key] + moved}, config, ids[:, :time], limits).logits
-                - before[time]
-            ).max()
-            > 1e-3
-            for time, limits, moved in tries
+            abs(logits({**weights, key: weights[key] + moved}, text, time, limits) - before[text, time]).max() > 1e-3
+            for text, time, limits, moved in tries
         ), key
 
 
