@@ -61,7 +61,7 @@ def _kept(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, leve
         return g.op("Expand", kept_ranks, g.op("Shape", ranked))
     mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")
     if config.most_experts is not None or config.score != "softmax":
-        mass = g.op("Max", g.op("ReduceSum", ranked, g.int64(1), keepdims=1), g.scalar(np.float32(LEAST_MASS)))
+        mass = g.op("Max", _sum_in_order(g, ranked), g.scalar(np.float32(LEAST_MASS)))
         mass_before = g.op("Div", mass_before, mass, name="share_before")
     reach = config.per_token_reach if config.per_token else None
     kept = g.op("Less", mass_before, limit(g, weights, name, x, levels.router_top_p, reach))
@@ -81,8 +81,20 @@ def _few(g: Graph, config: FFNConfig, scores: str, expert: str, ranked: str, kep
     selected = g.op("ScatterElements", nothing, expert, kept_ranks, axis=-1, name="selected_experts")
     routing_weights = g.op("Mul", ranked, kept_ranks)
     if config.renormalize:
-        routing_weights = g.op("Div", routing_weights, _total(g, config, routing_weights), name="routing_weights")
+        total = _sum_in_order(g, routing_weights)
+        if config.score != "softmax":
+            total = g.op("Max", total, g.scalar(np.float32(LEAST_MASS)))
+        routing_weights = g.op("Div", routing_weights, total, name="routing_weights")
     return Routes(selected, routing_weights, expert)
+
+
+def _sum_in_order(g: Graph, values: str) -> str:
+    """Return the sum of each row, (N, C) -> (N, 1), which does not depend on the rows beside it.
+
+    ONNX Runtime's ReduceSum adds up a row by its alignment in memory: a row of 7 in a prompt has other bits than alone.
+    """
+    running = g.op("CumSum", values, g.scalar(1))
+    return g.op("Slice", running, g.int64(-1), g.int64(2**62), g.int64(1))
 
 
 def _total(g: Graph, config: FFNConfig, routing_weights: str) -> str:

@@ -23,7 +23,7 @@ from support.bare_graph import (
     weights_of,
 )
 from support.bare_graph import proto_of as graph_proto
-from support.models import busy_thresholds, judge, rounds_alike, season, tiny_ids, variant
+from support.models import busy_thresholds, judge, season, tiny_ids, variant
 
 from adaptive_lm.export.graph import dispatch, weights
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, UINT8
@@ -130,8 +130,7 @@ def test_int8_gives_a_token_the_same_alone_in_a_prompt_and_in_a_batch(name: str)
     in_parts = joined([parts.run(ids[:1, at], limits) for at in (slice(0, 9), slice(9, 10), slice(10, 24))])
     for other in (prompt, batch, in_parts):
         same_decisions(other, alone)
-        atol = 0 if rounds_alike(MODELS[name]) else TOLERANCE["fp32"]
-        np.testing.assert_allclose(other.logits, alone.logits, rtol=0, atol=atol)
+        np.testing.assert_array_equal(other.logits, alone.logits)
 
 
 def test_int8_of_a_deep_model_decodes_bit_for_bit_as_its_prompt() -> None:
@@ -246,8 +245,7 @@ def test_int4_gives_a_token_the_same_alone_and_in_a_prompt(name: str) -> None:
     graph = graph_of(name, "int4")
     alone, prompt = Sequences(graph).steps(ids, limits), Sequences(graph).run(ids, limits)
     same_decisions(prompt, alone)
-    atol = 0 if rounds_alike(MODELS[name]) else TOLERANCE["fp32"]
-    np.testing.assert_allclose(prompt.logits, alone.logits, rtol=0, atol=atol)
+    np.testing.assert_array_equal(prompt.logits, alone.logits)
 
 
 def test_a_part_alone_can_be_quantised() -> None:

@@ -17,7 +17,7 @@ from support.bare_graph import (
     together,
     weights_of,
 )
-from support.models import HAS_WINDOWS, busy_thresholds, decisions, judge, rounds_alike, tiny_ids
+from support.models import HAS_WINDOWS, busy_thresholds, decisions, judge, tiny_ids
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET
 from adaptive_lm.export.graph.builder import Graph as Builder
@@ -65,7 +65,7 @@ def test_a_batch_of_sequences_whose_rings_have_turned_differently(name: str, pre
     for b in range(3):
         expected = alone[b].steps(rest[b : b + 1], limits)
         same_decisions(row(batch, b), expected)
-        if precision == "int8" and rounds_alike(MODELS[name]):  # bit for bit, since the rings are of one size
+        if precision == "int8":  # bit for bit, since the rings are of one size
             np.testing.assert_array_equal(batch.logits[b], expected.logits[0])
         np.testing.assert_allclose(batch.logits[b], expected.logits[0], rtol=0, atol=FP32)
 
@@ -75,8 +75,7 @@ def test_int8_gives_a_token_the_same_alone_and_in_parts_of_a_prompt(name: str) -
     ids, limits = tiny_ids(2, batch=1, time=T).numpy(), busy_thresholds(MODELS[name])
     alone, parts = (Sequences(graph_of(name, "int8"), longest=7).parts(ids, n, limits) for n in (1, 7))
     same_decisions(parts, alone)
-    atol = 0 if rounds_alike(MODELS[name]) else FP32
-    np.testing.assert_allclose(parts.logits, alone.logits, rtol=0, atol=atol)
+    np.testing.assert_array_equal(parts.logits, alone.logits)
 
 
 @pytest.mark.parametrize("name", ["window_fixed", "learned_project", "window_none", "cope_window_project"])

@@ -312,11 +312,6 @@ def seed_of(name: str) -> int:
     return NUMBERED.get(name, zlib.crc32(name.encode()))
 
 
-def rounds_alike(config: ModelConfig) -> bool:
-    """Return whether standard operators give a row the same bits wherever in a call it is: Erf, in GELU, does not."""
-    return config.ffn.activation != "gelu"
-
-
 def season(model: Transformer, seed: int) -> None:
     """Redraw every weight, so that none is 0, equal or 1: half of a fresh model has no effect on the output."""
     generator = torch.Generator().manual_seed(seed)
