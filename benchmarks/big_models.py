@@ -94,8 +94,10 @@ def shards(config: Mapping[str, Any]) -> Iterator[dict[str, tuple[int, ...]]]:
             one |= {f"{part}.{name}_proj.weight": (hidden, dim) for name in ("gate", "up")}
             one[f"{part}.down_proj.weight"] = (dim, hidden)
         yield {f"model.layers.{layer}.{name}": shape for name, shape in one.items()}
-    last = {"model.norm.weight": (dim,)}
-    yield last if config["tie_word_embeddings"] else last | {"lm_head.weight": (words, dim)}
+    last: dict[str, tuple[int, ...]] = {"model.norm.weight": (dim,)}
+    if not config["tie_word_embeddings"]:
+        last["lm_head.weight"] = (words, dim)
+    yield last
 
 
 def draw(name: str, shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
@@ -119,7 +121,8 @@ def tokenizer() -> Tokenizer:
 def write_model(folder: Path, config: Mapping[str, Any]) -> int:
     """Write a random model as a Hugging Face folder, one shard at a time; return the bytes of its weights."""
     folder.mkdir(parents=True)
-    draws, weight_map, total = torch.Generator().manual_seed(0), {}, 0
+    draws, total = torch.Generator().manual_seed(0), 0
+    weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards(config)):
         name = f"model-{number:05d}.safetensors"
         values = {tensor: draw(tensor, shape, draws) for tensor, shape in tensors.items()}

@@ -202,7 +202,8 @@ class Transformers:
 
         torch.set_num_threads(threads)
         options: dict[str, Any] = {"num_experts_per_tok": experts} if experts > 1 else {}
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+        load: Any = AutoModelForCausalLM.from_pretrained  # untyped in some releases, typed in others
+        self.model = load(folder, dtype=torch.float32, **options).eval()
         self.batch = batch
         self.out: Any = None
 

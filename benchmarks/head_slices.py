@@ -100,7 +100,7 @@ def _session(config: ModelConfig, execution: str, precision: Precision) -> Any:
         _ifs(g, state, config, precision)
     else:
         shapes = (g.int64(1, -1, heads, width), "")
-        shared = Shared(None, shapes, [0], [None], "sliced" if execution == "sliced" else "masked")
+        shared = Shared([None], shapes, [0], [None], "sliced" if execution == "sliced" else "masked")
         attention = Attention(Weights(state, Precisions.of(precision)), _without_positions(config), 0, shared)
         seen = spare_row(g, attention.weights, "seen")
         cells = Cells(None, None, "", "", seen)

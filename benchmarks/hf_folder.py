@@ -46,7 +46,7 @@ def write_hf(folder: Path, model: Transformer, tokenizer_json: str) -> None:
             )
         )
     else:
-        other = Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=config.ffn.dim))
+        other = Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=config.ffn_dim(0)))
     _load(other, weights(model))
     _save(folder, other, tokenizer_json)
 

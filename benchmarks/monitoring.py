@@ -31,7 +31,7 @@ def trainer_of(recipe: str) -> Trainer:
     corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None, length=config.sequence_length)
     config = with_end(with_vocabulary(config, corpus), corpus)
     torch.set_num_threads(1)
-    model, optimizers, counters = assemble(config, torch.device("cpu"), None, World())
+    model, optimizers, counters, _ = assemble(config, torch.device("cpu"), None, World())
     run = named_run("a")
     run.checkpoints.mkdir(parents=True)
     quiet = Progress(Console(quiet=True))

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def token_time(one: Participant, ids: Sequence[int]) -> float:
     """Return the median CPU seconds of a token after CONTEXT tokens."""
     one.begin(ids[:CONTEXT])
     one.step(ids[CONTEXT])
-    return float(np.median([cpu(lambda token=token: one.step(token)) for token in ids[CONTEXT + 1 :][:TURN]]))
+    return float(np.median([cpu(partial(one.step, token)) for token in ids[CONTEXT + 1 :][:TURN]]))
 
 
 def loss(one: Participant, ids: Sequence[int]) -> float:
@@ -128,7 +129,7 @@ def race(ids: Sequence[int], rounds: int) -> dict[str, Any]:
             one = participants[name]
             times = {"token": token_time(one, ids)}
             for length in PROMPTS:
-                times[f"prompt {length}"] = cpu(lambda one=one, length=length: one.begin(ids[:length]))
+                times[f"prompt {length}"] = cpu(partial(one.begin, ids[:length]))
             if number:  # the first round warms up
                 for work, seconds in times.items():
                     rows[name].setdefault(work, []).append(seconds)

@@ -15,9 +15,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -67,10 +68,12 @@ class Bench:
             self.files.write_exports("int8")
         return folder
 
-    def body(self, eos: int, tokens: int = NEW) -> dict[str, Any]:
+    def body(self, eos: int, tokens: int = NEW, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return a request whose prompt no other request shares, and that gives exactly `tokens` tokens."""
         prompt = "".join(self.random.choices("abcdefghijklmnopqrstuvwxyz ", k=PROMPT))
-        return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logit_bias": {str(eos): -100}}
+        return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logit_bias": {str(eos): -100}} | dict(
+            more or {}
+        )
 
     def ready(self) -> Result:
         """Time the start of a server on the calibrated model."""
@@ -204,14 +207,14 @@ class Bench:
             ours(self.model, *options) as fixed,
             ours(self.model, *options, "--auto-compute", str(LEAST_DIAL)) as auto,
         ):
-            body = lambda: {**self.body(eos), "compute": 1.0}  # noqa: E731
-            alone = median(asyncio.run(complete(fixed.port, body())).seconds for _ in range(5))
+            whole = [{**self.body(eos), "compute": 1.0} for _ in range(5)]
+            alone = median(asyncio.run(complete(fixed.port, body)).seconds for body in whole)
             capacity = median(asyncio.run(self.rate(fixed, STREAMS[-1], eos)) for _ in range(3))
             result |= {"alone_ms": 1000 * alone, "capacity": capacity}
             for name, server, more in (("fixed", fixed, {"compute": 1.0}), ("auto", auto, {"compute": "auto"})) * 2:
                 asked = 40 * self.rounds
                 answers = asyncio.run(
-                    self.arrivals(server, MOST_LOAD * capacity / NEW, asked, lambda m=more: {**self.body(eos), **m})
+                    self.arrivals(server, MOST_LOAD * capacity / NEW, asked, partial(self.body, eos, more=more))
                 )
                 done = [one for one in answers if one.status == 200]
                 used = [one.usage["compute"]["share"] for one in done if "compute" in one.usage]
