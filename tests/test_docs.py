@@ -24,8 +24,8 @@ from adaptive_lm.serve.cli import group
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(Path(sys.executable).with_name("adaptive"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SERVED = ROOT / "docs/guides/serve.md"
-"""Its code needs a server; tests/serve/test_guide.py runs it."""
+SERVED = {ROOT / "docs/guides/serve.md", ROOT / "docs/guides/clients.md"}
+"""Their code needs a server; tests/serve/test_guide.py runs it."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -276,7 +276,7 @@ def test_the_commands_of_a_page_run_as_typed(page: Path, workshop: Path, forks: 
 
 @pytest.mark.slow
 @needs_fork
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page != SERVED], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in SERVED], ids=name_of)
 def test_the_python_of_a_page_runs_as_typed(page: Path, workshop: Path) -> None:
     for code in blocks(page, "python"):
         assert run([sys.executable, "-c", code], workshop)

@@ -1,5 +1,7 @@
-"""The commands of docs/guides/serve.md, run against a real process on loopback."""
+"""The commands of docs/guides/serve.md and the programs of examples/clients, run against a real process on loopback."""
 
+import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -10,7 +12,15 @@ from pathlib import Path
 import pytest
 from support.served import events
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "guides" / "serve.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+CLIENTS = sorted((ROOT / "examples" / "clients").iterdir())
+NEEDS = {
+    "anthropic_message.py": "anthropic",
+    "langchain_chat.py": "langchain_openai",
+    "llm.sh": "llm",
+    "lm_eval.sh": "tenacity",
+}
+GUIDE = (ROOT / "docs" / "guides" / "serve.md").read_text(encoding="utf-8")
 CONSOLE = "\n".join(re.findall(r"^```console\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL))
 CURLS = [line for line in CONSOLE.splitlines() if line.startswith("curl ")]
 SCRIPTS = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
@@ -52,3 +62,26 @@ def test_the_script_of_the_guide_works_as_typed(address: str, script: str) -> No
 def test_the_guide_has_commands_to_run() -> None:
     assert len(CURLS) >= 10
     assert len(SCRIPTS) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", CLIENTS, ids=lambda path: path.name)
+def test_the_program_of_a_client_runs_as_it_is(address: str, program: Path, tmp_path: Path) -> None:
+    library = NEEDS.get(program.name, "openai")
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    bin_folder = Path(sys.executable).parent
+    environment = {
+        **os.environ, "BASE_URL": f"http://{address}/v1", "LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": "",
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    command = [sys.executable if program.suffix == ".py" else "sh", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_page_of_clients_shows_the_programs_as_they_are() -> None:
+    page = (ROOT / "docs" / "guides" / "clients.md").read_text(encoding="utf-8")
+    assert len(CLIENTS) == 5
+    assert [path.name for path in CLIENTS if path.read_text(encoding="utf-8").strip() not in page] == []
