@@ -22,7 +22,7 @@ PROMPT = "How do mountains form?"
 
 
 def ask(page: Page, *, tokens: int, token: int | None = None) -> None:
-    """Send the prompt; wait for so many tokens of each answer; choose a token."""
+    """Send the prompt; wait for `tokens` tokens of each answer; choose one."""
     page.fill("#prompt", PROMPT)
     page.press("#prompt", "Enter")
     page.locator(".answer:last-child .t").nth(tokens - 1).wait_for(timeout=60_000)

@@ -191,7 +191,7 @@ class Engine:
             watch: Is called with every new token and failure, as they come.
 
         Raises:
-            UserError: The caches of so many texts do not fit the memory.
+            UserError: The caches of `slots` texts do not fit the memory.
             ValueError: There are not as many settings as prompts.
         """
         each = [params] * len(prompts) if params is None or isinstance(params, Params) else list(params)

@@ -60,7 +60,7 @@ def params_of(generation: Generation, **given: Any) -> Params:
 
 
 def check_logprobs(name: str, alternatives: int | None) -> None:
-    """Raise WrongUsageError unless so many alternatives can be reported."""
+    """Raise WrongUsageError unless that number of alternatives can be reported."""
     if alternatives is not None:
         check_whole(name, alternatives, 0, MAX_LOGPROBS, "leave it out for no log-probabilities")
 

@@ -38,7 +38,7 @@ class Bytes:
 
 @cache
 def tokenizer_of(ids: int) -> llguidance.LLTokenizer:
-    """Return a tokenizer with so many ids."""
+    """Return a tokenizer of that size."""
     return llguidance.LLTokenizer(Bytes(ids))  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ class Pace:
         return sum(count for _, count in self._recent) / WINDOW
 
     def seconds_of(self, tokens: float) -> float:
-        """Return how long a text of so many new tokens runs; 0 where nothing is measured."""
+        """Return how long a text of that number of new tokens runs; 0 where nothing is measured."""
         return tokens * (self.milliseconds_per_token or 0.0) / 1000
 
     def wait(self, before: int) -> float | None:

@@ -136,7 +136,7 @@ def dequantised(raw: NDArray[np.uint8], kind: GGMLQuantizationType, shape: tuple
     """Return the numbers that the bytes `raw` of a quantised tensor stand for."""
     rows = raw.reshape(-1, len(raw) * shape[-1] // int(np.prod(shape)))
     numbers = np.empty((len(rows), shape[-1]), np.float32)
-    with np.errstate(all="ignore"):  # a damaged scale may be infinite or nan; whoever uses the weights checks them
+    with np.errstate(all="ignore"):  # a damaged scale may be infinite or nan; the export checks that
         for start, stop in _chunks(len(rows), max(1, CHUNK // shape[-1])):
             numbers[start:stop] = dequantize(rows[start:stop], kind)
     return numbers.reshape(shape)
