@@ -45,13 +45,16 @@ class Soak:
         self.longest = manifest.model.context_length // 2
         self.calibrated = manifest.curve is not None
         self.random = random.Random(seed)
+        # The library of tokenizers keeps the ids of the last 10,000 words, which takes some 9 MB: words that never come
+        # again would fill it during the measurement.
+        self.words = ["".join(self.random.choices("abcdefghijklmnop", k=self.random.randint(1, 9))) for _ in range(400)]
         self.problems: list[str] = []
         self.left = self.answered = self.tokens = 0
 
     def draw(self) -> Case:
         """Draw a request."""
         draw = self.random
-        prompt = "".join(draw.choices("abcdefghij klmnop\n", k=draw.randint(1, self.longest)))
+        prompt = " ".join(draw.choices(self.words, k=self.longest))[: draw.randint(1, self.longest)]
         tokens = draw.randint(1, self.longest // 2)
         body = {"prompt": prompt, "max_tokens": tokens, "logit_bias": {str(self.eos): -100}}
         body |= {"temperature": draw.choice([0, 0, 0.8]), "seed": draw.randint(0, 2**31)}
