@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from support.bare_graph import MODELS, initializers, model_of, proto_of, weights_of
+from support.bare_graph import COVER, MODELS, initializers, model_of, proto_of, weights_of
+from support.cover import in_each
 from support.runs import write_run
 
 from adaptive_lm.contract.file_names import GRAPH, WEIGHTS
@@ -134,8 +135,7 @@ def experts_of(config: ModelConfig, layer: int) -> int:
     return 1 if config.is_dense(layer) else config.num_experts
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, ["fp32", "int8"]))
 def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision: Precision) -> None:
     config = MODELS[name]
     table = costs(config, Precisions.of(precision)).weight_bytes
@@ -225,8 +225,7 @@ def test_the_checker_reads_the_graph_with_its_weights_outside(tmp_path: Path) ->
     onnx.checker.check_model(tmp_path / GRAPH, full_check=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, ["fp32", "bf16", "int8", "int4"]))
 def test_packed_bytes_are_those_of_the_matrices_in_the_file_with_their_padding(name: str, precision: Precision) -> None:
     config = MODELS[name]
     precisions = Precisions.of(precision)

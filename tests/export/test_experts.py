@@ -3,7 +3,19 @@
 import numpy as np
 import onnx
 import pytest
-from support.bare_graph import MODELS, Graph, Sequences, everything_on, graph_of, model_of, nodes, proto_of, weights_of
+from support.bare_graph import (
+    COVER,
+    MODELS,
+    Graph,
+    Sequences,
+    everything_on,
+    graph_of,
+    model_of,
+    nodes,
+    proto_of,
+    weights_of,
+)
+from support.cover import in_each
 from support.models import busy_thresholds, season, tiny_ids, variant
 
 from adaptive_lm.export.model.transformer import build
@@ -11,8 +23,7 @@ from adaptive_lm.runtime.format.manifest import Precision
 from adaptive_lm.train.model import Transformer
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, ["fp32", "int8"]))
 def test_nothing_is_scattered_with_a_reduction(name: str, precision: Precision) -> None:
     """ONNX Runtime adds without a lock; see docs/decisions/0002."""
     for node in nodes(proto_of(name, precision)):

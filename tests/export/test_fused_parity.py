@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.bare_graph import (
+    COVER,
     DECISIONS,
     MODELS,
     Graph,
@@ -20,6 +21,7 @@ from support.bare_graph import (
     together,
     weights_of,
 )
+from support.cover import in_each
 from support.models import busy_thresholds, decisions, judge, tiny_ids
 from support.our_library import needs_library
 
@@ -68,7 +70,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", COVER)
 def test_bf16_gives_what_torch_gives_with_the_rounded_weights(name: str) -> None:
     model = rounded_model(model_of(name), "cpu", Precisions.of("bf16"))
     limits, prompt = busy_thresholds(MODELS[name]), tiny_ids(seed=6 if name == "relu_experts" else 4, batch=1, time=T)
@@ -92,10 +94,9 @@ def test_quantised_weights_say_nearly_what_torch_says_with_them(name: str, preci
     assert 1e-4 < np.median(error) < 0.05
 
 
-@pytest.mark.parametrize(("precision", "kv"), FORMS, ids=[f"{p}-{kv}" for p, kv in FORMS])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_token_has_the_same_bits_alone_in_a_prompt_and_in_a_batch(name: str, precision: Precision, kv: KV) -> None:
-    limits, graph = busy_thresholds(MODELS[name]), fused(name, precision, kv)
+@pytest.mark.parametrize(("name", "form"), in_each(MODELS, COVER, FORMS))
+def test_a_token_has_the_same_bits_alone_in_a_prompt_and_in_a_batch(name: str, form: tuple[Precision, KV]) -> None:
+    limits, graph = busy_thresholds(MODELS[name]), fused(name, *form)
     alone = Sequences(graph).steps(ids()[:1], limits)
     parts = Sequences(graph)
     others = [

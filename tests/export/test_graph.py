@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support.bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
+from support.bare_graph import COVER, MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
+from support.cover import in_each
 
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, Graph
 from adaptive_lm.export.graph.weights import Weights
@@ -19,8 +20,7 @@ TABLES = ("rotary.cos", "rotary.sin")
 PRECISIONS: list[Precision] = ["fp32", "int8"]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_the_graph_is_standard_onnx_of_the_stated_version(name: str, precision: Precision) -> None:
     proto = proto_of(name, precision)
     onnx.checker.check_model(proto, full_check=False)
@@ -31,8 +31,7 @@ def test_the_graph_is_standard_onnx_of_the_stated_version(name: str, precision: 
     assert len(names) == len(set(names)), "two nodes of one name: a profile could not tell them apart"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, precision: Precision) -> None:
     proto, state = proto_of(name, precision), weights_of(model_of(name))
     written = Counter(tensor.name for tensor in initializers(proto))
@@ -68,8 +67,7 @@ def test_the_weights_in_the_file_are_those_of_the_checkpoint(name: str) -> None:
             np.testing.assert_array_equal(written[weight], value, err_msg=weight)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_a_large_weight_lies_in_the_branch_that_reads_it(name: str, precision: Precision) -> None:
     """ONNX Runtime does not prepack a weight of the root graph that a branch multiplies with."""
     root = {t.name: numpy_helper.to_array(t).nbytes for t in proto_of(name, precision).graph.initializer}

@@ -24,6 +24,7 @@ from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.ops.library import load_library
 from adaptive_lm.runtime.ops.probe import DOMAIN
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
+from support.cover import covering
 from support.models import CONFIGS, NUMBERED, season, tiny_model, variant
 
 DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
@@ -39,6 +40,8 @@ MORE = {
     "top_k_project": variant(ffn={"routing": "top_k", "experts_per_token": 2}, **EVERYTHING),
 }
 MODELS = CONFIGS | MORE
+COVER = covering(MODELS)
+"""Models that together have every mechanism, for what is tested in each precision."""
 
 
 @cache

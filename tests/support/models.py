@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
 from adaptive_lm.train.model.norm import LayerNorm, RMSNorm
 from adaptive_lm.train.model.sections import AttentionConfig, HeadsConfig
+from support.cover import covering
 
 B, T, V = 2, 17, 29
 BASE: dict[str, Any] = {
@@ -293,6 +294,8 @@ CONFIGS |= {
     ),
     "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
 }  # fmt: skip
+COVER = covering(CONFIGS)
+"""Models that together have every mechanism, for tests that would be slow with all."""
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
 ROUTES_HEADS = [name for name, config in CONFIGS.items() if config.heads.routing != "all"]

@@ -8,7 +8,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from support.models import CONFIGS, B, T, tiny_ids, tiny_model
+from support.models import COVER, B, T, tiny_ids, tiny_model
 
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.controllers import GRID_POINTS, PIController, QuantileController, quantiles
@@ -77,7 +77,7 @@ def test_a_pi_controller_at_the_end_of_its_range_comes_back_at_once() -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COVER)
 def test_only_observing_moves_the_tables(name: str, mode: str) -> None:
     """T37. Neither reading nor differentiating does; the trainer observes, evaluation never."""
     model = copy.deepcopy(tiny_model(name)).train(mode == "train")

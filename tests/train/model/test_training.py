@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.counting import Counted
-from support.models import CONFIGS, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
+from support.models import CONFIGS, COVER, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
 
 from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, attention, training_loss
@@ -88,7 +88,7 @@ def test_weights_start_at_the_documented_scales(tied: bool) -> None:
     assert all((value == 1).all() for name, value in weights.items() if name.endswith("norm.weight"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COVER)
 def test_recomputing_activations_changes_no_bit(name: str) -> None:
     """T38: the same loss, the same gradients, the same routes, tolerance 0."""
     kept, again = (copy.deepcopy(tiny_model(name)).train() for _ in range(2))
@@ -171,7 +171,7 @@ def heard(module: torch.nn.Module) -> tuple[list[tuple[Tensor, Any]], Any]:
 
 
 @pytest.mark.parametrize("part", ["moe.router", "attention.head_router", "depth_router", "attention.window_router"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COVER)
 def test_a_router_stays_float32_under_bf16_autocast(name: str, part: str) -> None:
     """T43: in bf16 its logits would be off by about 1e-2. Contextual positions are tested in test_attention.py."""
     model = tiny_model(name)
@@ -212,7 +212,7 @@ def test_an_exit_router_stays_float32_under_bf16_autocast(name: str) -> None:
     torch.testing.assert_close(score.double(), exact, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", COVER)
 def test_bf16_autocast_stays_near_float32(name: str) -> None:
     """On a text whose decisions equal those in float32; gradients are returned in float32.
 
