@@ -90,13 +90,14 @@ def _ours(files: Files, target: str, precision: Precision, threads: int) -> Entr
     def open_(setting: Setting) -> Participant:
         thresholds = thresholds_of(files.size, setting.experts, setting.skipped or 0)
         folder = files.export(precision, skipping=setting.skipped is not None)
-        return Ours(folder, target, threads, setting.capacity, thresholds)
+        return Ours(folder, target, threads, setting.capacity, thresholds, setting.batch)
 
     def bytes_(_: Setting, participant: Participant, __: float) -> float:
         assert isinstance(participant, Ours)
         return participant.bytes_per_token()
 
-    return Entrant(target, open_, bytes_, sets_experts=True, skips_layers=files.name in SKIPPING)
+    skips = files.name in SKIPPING
+    return Entrant(target, open_, bytes_, most_batch=64, sets_experts=True, skips_layers=skips)
 
 
 def _cache_bytes(size: Size, context: float, width: int) -> float:

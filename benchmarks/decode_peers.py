@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.execution.session import Session
-from adaptive_lm.runtime.execution.step import Step
+from adaptive_lm.runtime.execution.step import Step, Work
 
 Floats = NDArray[np.float32]
 CHUNK = 512
@@ -55,22 +55,26 @@ class Participant(Protocol):
 
 
 class Ours:
-    """A session of our runtime, for one sequence."""
+    """A session of our runtime, for B sequences."""
 
-    def __init__(self, folder: Path, target: str, threads: int, capacity: int, thresholds: Thresholds) -> None:
+    def __init__(
+        self, folder: Path, target: str, threads: int, capacity: int, thresholds: Thresholds, batch: int = 1
+    ) -> None:
         self.folder = folder
         self.session = Session(folder, device="cpu", target=target, threads=threads, verify=False)
-        self.sequence = self.session.sequence(thresholds, capacity)
+        self.batch = self.session.batch(batch, capacity)
+        self.sequences = [self.batch.join(thresholds) for _ in range(batch)]
         self.last: Step | None = None
 
     def begin(self, ids: Sequence[int]) -> None:
-        """Start a new sequence with `ids`."""
-        self.sequence.rewind(0)
-        self.last = self.sequence.prefill(ids)
+        """Start new sequences with `ids`."""
+        for sequence in self.sequences:
+            sequence.rewind(0)
+            self.last = sequence.prefill(ids)
 
     def step(self, token: int) -> None:
-        """Compute one token."""
-        self.last = self.sequence.step(token)
+        """Compute one token in each sequence."""
+        *_, self.last = self.batch.run([Work(sequence, (token,)) for sequence in self.sequences])
 
     def logits(self) -> Floats:
         """Return the logits (V,) after the last token."""
@@ -85,7 +89,7 @@ class Ours:
 
     def close(self) -> None:
         """Free the session."""
-        del self.session, self.sequence, self.last
+        del self.session, self.batch, self.sequences, self.last
 
 
 class LlamaCpp:
