@@ -27,10 +27,9 @@ def covering(configs: Mapping[str, ModelConfig]) -> list[str]:
 
 def settings(config: BaseModel, path: str = "") -> Iterator[str]:
     """Yield the settings that differ from the default: a word with its value, anything else by its field alone."""
-    default = type(config).model_construct()
-    for field in type(config).model_fields:
-        value, at = getattr(config, field), f"{path}{field}"
-        if value == getattr(default, field) or at in SIZES:
+    for name, field in type(config).model_fields.items():
+        value, at = getattr(config, name), f"{path}{name}"
+        if value == field.get_default() or at in SIZES:
             continue
         if isinstance(value, BaseModel):
             yield from settings(value, f"{at}.")
