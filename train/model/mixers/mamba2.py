@@ -45,7 +45,7 @@ class Mamba2(Mixer):
         self.norm = RMSNorm(inner, config.norm_eps)
         self.o = Linear(inner, config.dim)
 
-    def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:  # noqa: ARG002  # no rotary positions
+    def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
         projected: Tensor = self.get_submodule("in")(x)
         with exact(x):
