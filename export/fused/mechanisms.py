@@ -9,8 +9,9 @@ def mechanisms(config: ModelConfig) -> dict[str, Executor]:
     layers = range(config.num_layers)
     present = {
         "embedding": True,
-        "attention": True,
+        "attention": config.has_attention,
         "contextual positions": any(config.positions_of(i) == "cope" for i in layers),
+        "recurrent mixers": config.has_states,
         "windows": config.has_windows,
         "head routing": config.heads.routing != "all",
         "experts": config.ffn.routing != "dense",

@@ -28,7 +28,7 @@ def part_of(name: str) -> Part:
         return "embedding"
     if name == "head.weight":
         return "head"
-    return "attention" if ".attention." in name else "experts"
+    return "attention" if ".attention." in name or ".mixer." in name else "experts"
 
 
 def is_matrix(name: str, dimensions: int) -> bool:
