@@ -106,4 +106,20 @@ class RetNet(Mixer):
         return self.linear("o", np.concatenate(out))
 
 
-MIXERS: dict[str, type[Mixer]] = {"retnet": RetNet}
+class Mamba2(Mixer):
+    """State-space duality, Dao and Gu 2024 (arXiv 2405.21060), with one B and one C for all heads."""
+
+    def mix(self, x: np.ndarray, _position: int) -> np.ndarray:
+        inner, W = self.H * self.W, self.W
+        z, rest, dt = np.split(self.linear("in", x), [inner, 2 * inner + 2 * W])
+        values, B, C = np.split(self.convolve(rest), [inner, inner + W])
+        out = []
+        for head, value in enumerate(values.reshape(self.H, W)):
+            step = np.logaddexp(0, dt[head] + self.of("dt_bias")[head])  # softplus
+            decay = np.exp(-step * np.exp(self.of("A_log")[head]))
+            out.append(self.recur(head, C, B, step * value, decay) + self.of("D")[head] * value)
+        gated = np.concatenate(out) * silu(z)
+        return self.linear("o", rms_norm(gated, self.config.norm_eps, self.of("norm.weight")))
+
+
+MIXERS: dict[str, type[Mixer]] = {"mamba2": Mamba2, "retnet": RetNet}

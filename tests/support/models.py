@@ -294,11 +294,25 @@ CONFIGS |= {
     "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
 }  # fmt: skip
 # mixers with a recurrent state
-HYBRID = ("retnet", "retnet", "attention", "retnet")
 CONFIGS |= {
     "retnet_project": variant(mixers="retnet", depth={**BOTH, "skipped_kv": "project"}),
     "retnet_hybrid_none": variant(
-        mixers=HYBRID, heads=BY_MASS, attention={"window": (0, 0, 6, 0)}, depth={**BOTH, "skipped_kv": "none"}
+        mixers=("retnet", "retnet", "attention", "retnet"),
+        heads=BY_MASS,
+        attention={"window": (0, 0, 6, 0)},
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "mamba2_hybrid_project": variant(
+        mixers=("mamba2", "attention", "mamba2", "mamba2"),
+        heads=BY_COMPLEXITY,
+        ffn=PER_TOKEN,
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
+    ),
+    "mamba2_none": variant(
+        mixers="mamba2",
+        ffn={"routing": "dense", "dim": 40},
+        depth={**BOTH, "skipped_kv": "none"},
+        norm_place="sandwich",
     ),
 }
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]

@@ -1,10 +1,11 @@
 """The table of mixers."""
 
 from ..config import ModelConfig
+from .mamba2 import Mamba2
 from .mixer import Mixer
 from .retnet import RetNet
 
-MIXERS: dict[str, type[Mixer]] = {"retnet": RetNet}
+MIXERS: dict[str, type[Mixer]] = {"mamba2": Mamba2, "retnet": RetNet}
 
 
 def build_mixer(config: ModelConfig, layer: int) -> Mixer | None:
