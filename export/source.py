@@ -97,7 +97,8 @@ class Source:
 def weights_of(model: Transformer) -> dict[str, Array]:
     """Return every parameter that the graph holds, tied ones once, and the buffers that it holds.
 
-    These are windows that controllers have set, biases of selection, and fixed decays of recurrent mixers. Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
+    These are windows that controllers have set, biases of selection, and fixed decays of recurrent mixers. Levels,
+    learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
     return {name: value.numpy() for name, value in _tensors_of_graph(model).items()}
 

@@ -20,7 +20,7 @@ def mechanisms(config: ModelConfig, precisions: Precisions) -> dict[str, Executo
     rows: dict[str, tuple[bool, Executor]] = {
         "embedding": (True, STANDARD),
         "attention": (config.has_attention, attention),
-        **{mixer: (True, STANDARD) for mixer in config.recurrent_mixers},
+        **dict.fromkeys(config.recurrent_mixers, (True, STANDARD)),
         "contextual positions": (any(config.positions_of(i) == "cope" for i in layers), STANDARD),
         "windows": (config.has_windows, STANDARD),
         "head routing": (config.heads.routing != "all", MASKED),

@@ -14,7 +14,6 @@ from ..linear import Linear
 from ..norm import RMSNorm
 from .convolution import ShortConvolution
 from .delta_rule import chunked_gated_delta
-from .kernels import gated_delta_kernel
 from .mixer import Mixer, exact
 from .recurrence import recurrent
 
