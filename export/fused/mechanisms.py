@@ -10,8 +10,8 @@ def mechanisms(config: ModelConfig) -> dict[str, Executor]:
     present = {
         "embedding": True,
         "attention": config.has_attention,
+        **dict.fromkeys(config.recurrent_mixers, True),
         "contextual positions": any(config.positions_of(i) == "cope" for i in layers),
-        "recurrent mixers": config.has_states,
         "windows": config.has_windows,
         "head routing": config.heads.routing != "all",
         "experts": config.ffn.routing != "dense",

@@ -58,8 +58,10 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 
 
 class Operator:
-    """A session whose graph is one node. Inputs that are not given are absent from the node, and so are the outputs
-    named in `without`."""
+    """A session whose graph is one node.
+
+    Inputs that are not given are absent from the node, and so are the outputs named in `without`.
+    """
 
     def __init__(
         self, name: str, inputs: Mapping[str, Array], threads: int = 1, without: Sequence[str] = (), **attributes: Any

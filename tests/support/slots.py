@@ -26,7 +26,7 @@ class Part:
 
 
 class Slots:
-    """S slots, whose caches hold bytes 255 until they are written: NaN, or -1 in the codes of int8. States are zeros."""
+    """S slots, whose caches hold bytes 255 until they are written: NaN, or -1 in int8. States are zeros."""
 
     def __init__(self, graph: Graph, slots: int, capacity: int = 32, longest: int | None = None) -> None:
         config = graph.config

@@ -184,6 +184,12 @@ class ModelConfig(Section):
         return not all(self.attends(layer) for layer in range(self.num_layers))
 
     @property
+    def recurrent_mixers(self) -> list[MixerKind]:
+        """The mixers with a recurrent state, each once, in the order of the layers."""
+        mixers = (self.mixer_of(layer) for layer in range(self.num_layers) if not self.attends(layer))
+        return list(dict.fromkeys(mixers))
+
+    @property
     def state_head_dim(self) -> int:
         """Width of keys and values of a head of mixers with a state, with its default filled in."""
         return self.recurrence.head_dim or self.resolved_head_dim
