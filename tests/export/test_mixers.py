@@ -4,8 +4,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import reference
 import torch
@@ -22,6 +20,7 @@ from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.outgoing.gguf import export_gguf
 from adaptive_lm.export.outgoing.hf import export_hf
 from adaptive_lm.export.package import write_files
+from adaptive_lm.export.proof.judge import rounded_model
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.export.source import read, weights_of
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
@@ -167,8 +166,6 @@ def test_a_layer_that_no_token_runs_leaves_its_states_to_the_last_bit(name: str)
 
 @pytest.mark.parametrize("name", ["all_kinds", "odd_sizes"])
 def test_bf16_says_what_torch_says_with_rounded_weights(name: str) -> None:
-    from adaptive_lm.export.proof.judge import rounded_model
-
     model = rounded_model(mixer_model(name), "portable", Precisions.of("bf16"))
     plain = judge(model, torch.from_numpy(ids()[:1]), limits_of(name))
     assert not plain.near_ties().any(), "choose another seed: these decisions may fall either way"

@@ -34,7 +34,10 @@ MIXER_MODELS: dict[str, ModelConfig] = {
     "all_kinds": variant(
         mixers=("mamba2", "rwkv7", "attention", "gated_delta", "retnet"),
         num_layers=5,
-        attention={**LENGTH, "window": (0, 0, 8, 0, 0), "positions": ("rope", "rope", "cope", "none", "rope"), "max_positions": 6},
+        attention={
+            **LENGTH, "window": (0, 0, 8, 0, 0), "positions": ("rope", "rope", "cope", "none", "rope"),
+            "max_positions": 6,
+        },
         heads=BY_MASS_AND_SHARED,
         depth={**BOTH, "exit_criterion": "router", "skipped_kv": "none"},
         norm="layer",
