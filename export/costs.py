@@ -7,7 +7,7 @@ from ..runtime.format.manifest import KV, Costs, CostTable, LayerCosts, Precisio
 from ..runtime.ops.layout import packed_bytes
 from ..train.model.config import ModelConfig
 from .cuda.experts import is_fused
-from .mixer_costs import fixed_matrices, matrices, state_bytes, state_flops
+from .mixer_costs import gate_rows, low_rank, matrices, state_bytes, state_flops
 from .model.heads import execution_of
 from .model.signature import cache_width
 
@@ -37,6 +37,8 @@ class _Count:
     """Bytes of the keys and values of one place; None where the table counts FLOPs."""
     packed: bool = False
     """Whether our operators run: heads that were not chosen do not attend either."""
+    low_rank: Cost | None = None
+    """Cost of a low-rank matrix of a recurrent mixer where it is not that of any matrix that stays fp32."""
     all_experts: bool = False
     """Whether every expert that a token can use is computed for it."""
 
@@ -76,6 +78,7 @@ def packed_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
         head=(matrix(dim, heads * width) + matrix(heads * width, dim)) / heads if sliced else 0.0,
         key=2.0 * config.num_kv_heads * cache_width(config, kv) * CACHE_BYTES[kv],
         packed=True,
+        low_rank=_packed_bytes("fp32"),
     )
     flops = _flop_count(config, sliced, packed=True)
     return Costs(flops=_table(config, flops), weight_bytes=_table(config, read))
@@ -179,7 +182,8 @@ def _recurrent(config: ModelConfig, layer: int, count: _Count) -> dict[str, floa
     Nothing grows with the text, and a token that skips the layer writes nothing.
     """
     attention = sum(count.attention(*shape) for shape in matrices(config, layer))
-    attention += sum(count.router(*shape) for shape in fixed_matrices(config, layer))
+    attention += sum(count.router(*shape) for shape in gate_rows(config, layer))
+    attention += sum((count.low_rank or count.router)(*shape) for shape in low_rank(config, layer))
     state = state_flops(config, layer) if count.key is None else state_bytes(config, layer)
     return {"attention": attention, "attention_per_key": 0.0, "skipped_kv": 0.0, "state": state}
 

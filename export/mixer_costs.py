@@ -22,15 +22,17 @@ def matrices(config: ModelConfig, layer: int) -> list[Shape]:
     return [*[(dim, inner)] * projections, (inner, dim)]
 
 
-def fixed_matrices(config: ModelConfig, layer: int) -> list[Shape]:
-    """Return the small matrices of a layer, which are float32 in every precision."""
-    dim, inner, mixer = config.dim, config.num_heads * config.state_head_dim, config.mixer_of(layer)
-    if mixer == "gated_delta":
-        return [(dim, config.num_heads)] * 2  # a_proj and b_proj
-    if mixer == "rwkv7":
-        rank = config.recurrence.resolved_rank(dim)
-        return [(dim, rank), (rank, inner)] * 3  # of w, a and g
-    return []
+def gate_rows(config: ModelConfig, layer: int) -> list[Shape]:
+    """Return the small matrices of a layer with one output per head, which are float32 and not packed."""
+    return [(config.dim, config.num_heads)] * 2 if config.mixer_of(layer) == "gated_delta" else []
+
+
+def low_rank(config: ModelConfig, layer: int) -> list[Shape]:
+    """Return the low-rank matrices of a layer, which are float32 in every precision; our operators pack them."""
+    if config.mixer_of(layer) != "rwkv7":
+        return []
+    rank = config.recurrence.resolved_rank(config.dim)
+    return [(config.dim, rank), (rank, config.num_heads * config.state_head_dim)] * 3  # of w, a and g
 
 
 def state_flops(config: ModelConfig, layer: int) -> float:

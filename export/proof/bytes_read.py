@@ -17,7 +17,7 @@ from ...runtime.ops.layout import BLOCK, BLOCK_BYTES, GROUP, padded
 from ...runtime.ops.library import Library
 from ...train.model import ModelConfig, ThresholdTensors
 from ..graph.builder import Array
-from ..mixer_costs import fixed_matrices
+from ..mixer_costs import gate_rows
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def slices(target: Target, config: ModelConfig, selected: Array) -> float:
 
 
 def _not_packed(config: ModelConfig, layer: int) -> float:
-    """Return the bytes of CoPE's embeddings, or of the small matrices of a mixer, which are float32 and not packed."""
+    """Return the bytes of CoPE's embeddings, or of the rows of gates of a mixer, which are float32 and not packed."""
     if not config.attends(layer):
-        return sum(4.0 * inputs * outputs for inputs, outputs in fixed_matrices(config, layer))
+        return sum(4.0 * inputs * outputs for inputs, outputs in gate_rows(config, layer))
     if config.positions_of(layer) != "cope":
         return 0.0
     return 4.0 * config.resolved_head_dim * config.attention.max_positions
