@@ -1,4 +1,4 @@
-"""The decay of a state over the time that a token chooses. Mirrors `train/model/mixers/decay.py`. n rows, H heads."""
+"""The decay of a state over the time that a token chooses, for Mamba-2 and the gated delta rule. n rows, H heads."""
 
 import numpy as np
 
