@@ -11,6 +11,7 @@ from ....train.model.config import ModelConfig
 from ...graph.builder import Graph
 from ...graph.weights import Weights
 from .convolution import last_inputs, with_past
+from .elementary import exp
 from .recurrence import Terms, recurrence
 from .steps import Mixed, States, Steps
 from .unit import unit
@@ -44,7 +45,7 @@ def rwkv7(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, s
 
     r, k, v = (weights.linear(g, lerp(part), f"{name}.{part}.weight") for part in "rkv")  # (n, H W)
     rate = plus(small(g.op("Tanh", small(lerp("w"), "w1")), "w2"), "w0")
-    decay = g.op("Exp", g.op("Mul", g.op("Sigmoid", rate), g.scalar(-math.exp(-0.5))), name="decays")  # (n, H W)
+    decay = exp(g, g.op("Mul", g.op("Sigmoid", rate), g.scalar(-math.exp(-0.5))))  # (n, H W)
     a = g.op("Sigmoid", plus(small(small(lerp("a"), "a1"), "a2"), "a0"))
     gate = small(g.op("Sigmoid", small(lerp("g"), "g1")), "g2")
 
