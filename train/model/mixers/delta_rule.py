@@ -53,6 +53,7 @@ def chunked_delta(
     """
     state = _first(k, v) if state is None else state
     time, values, keys = k.shape[1], v.shape[3], k.shape[3]
+    chunk = min(chunk, time)
     r, k, v, log_w, a, b = (_chunks(x, chunk) for x in (r, k, v, log_w, a, b))  # (R, C, K or V)
     g = log_w.cumsum(1)
     remaining, inverse = g.exp(), (-g).exp()  # (R, C, K)
@@ -61,7 +62,9 @@ def chunked_delta(
     scores = (read @ write.mT) * _earlier(k, chunk)  # (R, 2C, 2C)
     of_b, of_k = scores[..., :chunk], scores[..., chunk:]
     of_v = of_k @ v  # (R, 2C, V)
-    known = torch.cat([of_v[:, :chunk], read[:, :chunk]], 2)  # (R, C, V + K): U is the first V, and the rest times S_0^T
+    known = torch.cat(
+        [of_v[:, :chunk], read[:, :chunk]], 2
+    )  # (R, C, V + K): U is the first V, and the rest times S_0^T
     u = torch.linalg.solve_triangular(-of_b[:, :chunk], known, upper=False, unitriangular=True)
     of_u = of_b[:, chunk:] @ u  # (R, C, V + K)
     written = u.mT @ write[:, :chunk]  # (R, V + K, K)
@@ -100,6 +103,7 @@ def chunked_gated_delta(
     """
     state = _first(k, v) if state is None else state
     time, values, keys = k.shape[1], v.shape[3], k.shape[3]
+    chunk = min(chunk, time)
     r, k, v, beta = (_chunks(x, chunk) for x in (r, k, v, beta[..., None]))  # (R, C, K, V or 1)
     g = _chunks(log_w.clamp(min=LEAST_LOG_DECAY)[..., None], chunk).cumsum(1)  # (R, C, 1)
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
