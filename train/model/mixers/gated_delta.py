@@ -13,7 +13,7 @@ from ..norm import RMSNorm
 from .convolution import ShortConvolution
 from .delta_rule import chunked_gated_delta
 from .kernels import run_kernel
-from .mixer import Mixer, exact, first_steps
+from .mixer import Mixer, exact, first_steps, wide
 from .recurrence import recurrent
 
 RATES = (1e-3, 16.0)
@@ -50,12 +50,12 @@ class GatedDelta(Mixer):
         qkv, gate = torch.cat([self.q(x), self.k(x), self.v(x)], -1), self.gate(x)
         a, b = self.a_proj(x), self.b_proj(x)
         with exact(x):
-            qkv = F.silu(qkv.float()) if self.conv is None else self.conv(qkv.float())
+            qkv = F.silu(wide(qkv)) if self.conv is None else self.conv(wide(qkv))
             q, k, v = (self.heads(one) for one in qkv.chunk(3, -1))  # (B, T, H, W)
             q, k = unit(q) * self.head_dim**-0.5, unit(k)
-            log_alpha = -self.A_log.exp() * F.softplus(a.float() + self.dt_bias)  # (B, T, H)
-            o = self.recur_delta(q, k, v, log_alpha, b.float().sigmoid(), gate)
-            gated = self.norm(o).flatten(2) * F.silu(gate.float())
+            log_alpha = -self.A_log.exp() * F.softplus(wide(a) + self.dt_bias)  # (B, T, H)
+            o = self.recur_delta(q, k, v, log_alpha, wide(b).sigmoid(), gate)
+            gated = self.norm(o).flatten(2) * F.silu(wide(gate))
         out: Tensor = self.o(gated)
         return out
 

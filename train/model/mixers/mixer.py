@@ -79,13 +79,18 @@ class Mixer(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """Split x (B, T, H W) into heads (B, T, H, W) float32."""
-        return x.float().unflatten(-1, (self.num_heads, self.head_dim))
+        return wide(x).unflatten(-1, (self.num_heads, self.head_dim))
 
 
 def first_steps(heads: int) -> Tensor:
     """Draw values (H,) whose softplus is even in its logarithm over STEPS."""
     steps = torch.empty(heads).uniform_(*(math.log(each) for each in STEPS)).exp()
     return steps + (-(-steps).expm1()).log()
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def exact(x: Tensor) -> torch.autocast:

@@ -14,7 +14,7 @@ from ..linear import Linear
 from ..norm import LayerNorm
 from .delta_rule import chunked_delta
 from .kernels import run_kernel
-from .mixer import Mixer, exact
+from .mixer import Mixer, exact, wide
 from .recurrence import recurrent
 
 STRONGEST_DECAY = math.exp(-0.5)
@@ -65,15 +65,15 @@ class RWKV7(Mixer):
         r, k, v = self.r(x_r), self.k(x_k), self.v(x_v)
         w, a, g = self.w2(self.w1(x_w).tanh()), self.a2(self.a1(x_a)), self.g2(self.g1(x_g).sigmoid())
         with exact(x):
-            log_w = -STRONGEST_DECAY * (w.float() + self.w0).sigmoid()
-            a, k = (a.float() + self.a0).sigmoid(), k.float()
+            log_w = -STRONGEST_DECAY * (wide(w) + self.w0).sigmoid()
+            a, k = (wide(a) + self.a0).sigmoid(), wide(k)
             kappa = F.normalize(self.heads(k * self.k_k), dim=-1, eps=1e-12)
             k = k + k * (a - 1) * self.k_a
             r, log_w, k, v, a = (self.heads(one) for one in (r, log_w, k, v, a))  # (B, T, H, W)
             o = self.recur_delta(r, k, v, log_w, -kappa, a * kappa, g)
             bonus = (r * k * self.r_k.view(k.shape[2:])).sum(-1, keepdim=True) * v
             y = self.normed(o) + bonus.flatten(2)
-            gated = y * g.float()
+            gated = y * wide(g)
         out: Tensor = self.o(gated)
         return out
 
