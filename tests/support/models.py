@@ -295,15 +295,17 @@ CONFIGS |= {
 }  # fmt: skip
 # mixers with a recurrent state
 CONFIGS |= {
-    "retnet_project": variant(mixers="retnet", depth={**BOTH, "skipped_kv": "project"}),
+    "retnet_project": variant(mixers="retnet", recurrence={"chunk": 4}, depth={**BOTH, "skipped_kv": "project"}),
     "retnet_hybrid_none": variant(
         mixers=("retnet", "retnet", "attention", "retnet"),
+        recurrence={"chunk": 5},
         heads=BY_MASS,
         attention={"window": (0, 0, 6, 0)},
         depth={**BOTH, "skipped_kv": "none"},
     ),
     "mamba2_hybrid_project": variant(
         mixers=("mamba2", "attention", "mamba2", "mamba2"),
+        recurrence={"chunk": 5, "head_dim": 12, "conv": 3},
         heads=BY_COMPLEXITY,
         ffn=PER_TOKEN,
         depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},

@@ -12,7 +12,7 @@ from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, Norm
 
 
 class ModelConfig(Section):
-    """A decoder with grouped-query attention, or mixers with a recurrent state in some or all layers.
+    """A decoder with grouped-query attention, or with mixers that keep a recurrent state, in some or all layers.
 
     Each token may choose its experts, heads, window and layers.
     """

@@ -15,11 +15,16 @@ def compact(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         The rows (B, T, D), and the place from which each came, (B, T) int64.
     """
     order = torch.sort((~present).to(torch.uint8), dim=1, stable=True).indices
-    return x.gather(1, order[..., None].expand(x.shape)), order
+    return _rows(x, order), order
 
 
 def in_place(rows: Tensor, present: Tensor) -> Tensor:
     """Move rows (B, T, D) that `compact` moved back to their places; the rows of all others are 0."""
     rank = (present.cumsum(1) - 1).clamp(min=0)  # (B, T)
-    moved = rows.gather(1, rank[..., None].expand(rows.shape))
-    return torch.where(present[..., None], moved, 0.0)
+    return torch.where(present[..., None], _rows(rows, rank), 0.0)
+
+
+def _rows(x: Tensor, places: Tensor) -> Tensor:
+    """Take the rows of x (B, T, D) at places (B, T) of the same sequence; `gather` is slower by each number."""
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (places + first).flatten()).view(x.shape)

@@ -112,7 +112,12 @@ def _states(own: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, T
     batch, number, heads, width, keys = own.shape
     first = own.new_zeros(batch, 1, heads, width, keys) if state is None else state[:, None]
     parts = torch.cat([first, own], 1)  # (B, n + 1, H, V, K)
-    sums = F.pad(total.expand(-1, number, -1).cumsum(1), (0, 0, 1, 0)).transpose(1, 2)  # (B or 1, H, n + 1)
-    states = _decays(sums) @ parts.transpose(1, 2).flatten(3)  # (B, H, n + 1, V K)
+    logs = F.pad(total.expand(-1, number, -1), (0, 0, 1, 0)).transpose(1, 2)  # (B or 1, H, n + 1)
+    # Sums of each stretch by itself: over a whole text, the difference of two large sums would be inexact.
+    places = torch.arange(number + 1, device=own.device)
+    after = places[:, None] > places  # (n + 1, n + 1): what place j left has been through place i
+    stretches = logs[..., None].masked_fill(~after, 0.0).cumsum(-2)
+    decays = stretches.masked_fill(places[:, None] < places, float("-inf")).exp()
+    states = decays @ parts.transpose(1, 2).flatten(3)  # (B, H, n + 1, V K)
     states = states.unflatten(3, (width, keys)).transpose(1, 2)
     return states[:, :-1], states[:, -1]
