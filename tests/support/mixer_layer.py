@@ -175,7 +175,7 @@ class Operator:
         """Return the inputs of a pass over some tokens, by name; the parameters are in the graph."""
         batch, time = text.runs.shape
         inputs = {
-            "x": text.x.reshape(batch * time, -1),
+            "x": text.x.reshape(batch * time, self.setting.dim),
             "slots": np.arange(batch),
             "lengths": self.lengths,
         }
