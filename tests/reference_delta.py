@@ -26,7 +26,7 @@ class GatedDelta(Mixer):
         return self.linear("o", np.concatenate(out))
 
 
-class Rwkv7(Mixer):
+class RWKV7(Mixer):
     """Time mixing of RWKV-7, Peng et al. 2025 (arXiv 2503.14456), without the values of the first layer."""
 
     def mix(self, x: np.ndarray, position: int) -> np.ndarray:

@@ -52,24 +52,25 @@ def chunked_delta(
         state: (B, H, V, K) before the first token; None for zeros.
     """
     state = _first(k, v) if state is None else state
-    time, values, keys = k.shape[1], v.shape[3], k.shape[3]
+    time, sizes = k.shape[1], (v.shape[3], k.shape[3])
+    chunk = min(chunk, time)
     r, k, v, log_w, a, b = (_chunks(x, chunk) for x in (r, k, v, log_w, a, b))  # (R, C, K or V)
     g = log_w.cumsum(1)
     remaining, inverse = g.exp(), (-g).exp()  # (R, C, K)
-    read = torch.cat([a * (g - log_w).exp(), r * remaining], 1)  # (R, 2C, K)
-    write = torch.cat([b * inverse, k * inverse], 1)  # (R, 2C, K)
-    scores = (read @ write.mT) * _earlier(k, chunk)  # (R, 2C, 2C)
-    of_b, of_k = scores[..., :chunk], scores[..., chunk:]
-    of_v = of_k @ v  # (R, 2C, V)
-    known = torch.cat([of_v[:, :chunk], read[:, :chunk]], 2)  # (R, C, V + K): U is the first V, and the rest times S_0^T
-    u = torch.linalg.solve_triangular(-of_b[:, :chunk], known, upper=False, unitriangular=True)
-    of_u = of_b[:, chunk:] @ u  # (R, C, V + K)
-    written = u.mT @ write[:, :chunk]  # (R, V + K, K)
+    a, r, b, k = a * (g - log_w).exp(), r * remaining, b * inverse, k * inverse
+    scores = (torch.cat([a, r], 1) @ torch.cat([b, k], 1).mT) * _earlier(k, chunk)  # (R, 2C, 2C)
+    of_b, of_k = scores.split(chunk, 2)
+    a_b, r_b = of_b.split(chunk, 1)  # (R, C, C)
+    a_v, r_v = (of_k @ v).split(chunk, 1)  # (R, C, V)
+    # U is the first V columns, and the others times S_0^T
+    u = torch.linalg.solve_triangular(-a_b, torch.cat([a_v, a], 2), upper=False, unitriangular=True)  # (R, C, V + K)
+    written, turned = (u.mT @ b).split(sizes, 1)  # (R, V, K) and (R, K, K)
     last = remaining[:, -1:]  # (R, 1, K)
-    update = (written[:, :values] + v.mT @ write[:, chunk:]) * last
-    transition = (written[:, values:] + torch.eye(keys, dtype=k.dtype, device=k.device)) * last
+    update = (written + v.mT @ k) * last
+    transition = (turned + torch.eye(sizes[1], dtype=k.dtype, device=k.device)) * last
     before, state = carry(transition, update, state)
-    out = of_u[..., :values] + of_v[:, chunk:] + (read[:, chunk:] + of_u[..., values:]) @ before.mT
+    own, of_state = (r_b @ u).split(sizes, 2)
+    out = own + r_v + (r + of_state) @ before.mT
     return _tokens(out, state, time), state
 
 
@@ -99,20 +100,22 @@ def chunked_gated_delta(
         state: (B, H, V, K) before the first token; None for zeros.
     """
     state = _first(k, v) if state is None else state
-    time, values, keys = k.shape[1], v.shape[3], k.shape[3]
+    time, sizes = k.shape[1], (v.shape[3], k.shape[3])
+    chunk = min(chunk, time)
     r, k, v, beta = (_chunks(x, chunk) for x in (r, k, v, beta[..., None]))  # (R, C, K, V or 1)
     g = _chunks(log_w.clamp(min=LEAST_LOG_DECAY)[..., None], chunk).cumsum(1)  # (R, C, 1)
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
     decays = (g - g.mT).masked_fill(later, float("-inf")).exp()  # (R, C, C)
     remaining, last = g.exp(), g[:, -1:]
-    of_k, of_r = (torch.cat([beta * k, r], 1) @ k.mT).chunk(2, 1)  # (R, C, C) each
-    known = torch.cat([beta * v, beta * remaining * k], 2)  # (R, C, V + K): E is the first V, less the rest times S_0^T
-    e = torch.linalg.solve_triangular(of_k * decays, known, upper=False, unitriangular=True)
-    of_e = (of_r * decays) @ e  # (R, C, V + K)
-    written = e.mT @ (k * (last - g).exp())  # (R, V + K, K)
-    transition = last.exp() * torch.eye(keys, dtype=k.dtype, device=k.device) - written[:, values:]
-    before, state = carry(transition, written[:, :values], state)
-    out = of_e[..., :values] + (r * remaining - of_e[..., values:]) @ before.mT
+    of_k, of_r = (torch.cat([beta * k, r], 1) @ k.mT).split(chunk, 1)  # (R, C, C)
+    # E is the first V columns, less the others times S_0^T
+    given = torch.cat([beta * v, beta * remaining * k], 2)
+    e = torch.linalg.solve_triangular(of_k * decays, given, upper=False, unitriangular=True)  # (R, C, V + K)
+    update, turned = (e.mT @ (k * (last - g).exp())).split(sizes, 1)  # (R, V, K) and (R, K, K)
+    transition = last.exp() * torch.eye(sizes[1], dtype=k.dtype, device=k.device) - turned
+    before, state = carry(transition, update, state)
+    own, of_state = ((of_r * decays) @ e).split(sizes, 2)
+    out = own + (r * remaining - of_state) @ before.mT
     return _tokens(out, state, time), state
 
 

@@ -3,8 +3,6 @@
 W width of a head.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,13 +12,12 @@ from ..linear import Linear
 from ..norm import RMSNorm
 from .convolution import ShortConvolution
 from .delta_rule import chunked_gated_delta
-from .mixer import Mixer, exact
+from .kernels import run_kernel
+from .mixer import Mixer, exact, first_steps, wide
 from .recurrence import recurrent
 
-LEAST_DECAY, MOST_DECAY = 1e-3, 16.0
-"""Range of exp(A_log) at the start."""
-LEAST_STEP, MOST_STEP = 1e-3, 0.1
-"""Range of softplus(dt_bias) at the start."""
+RATES = (1e-3, 16.0)
+"""Range of exp(A_log) at the start, drawn evenly."""
 
 
 class GatedDelta(Mixer):
@@ -53,28 +50,32 @@ class GatedDelta(Mixer):
         qkv, gate = torch.cat([self.q(x), self.k(x), self.v(x)], -1), self.gate(x)
         a, b = self.a_proj(x), self.b_proj(x)
         with exact(x):
-            qkv = qkv.float() if self.conv is None else self.conv(qkv.float())
-            q, k, v = (self.heads(one) for one in F.silu(qkv).chunk(3, -1))
+            qkv = F.silu(wide(qkv)) if self.conv is None else self.conv(wide(qkv))
+            q, k, v = (self.heads(one) for one in qkv.chunk(3, -1))  # (B, T, H, W)
             q, k = unit(q) * self.head_dim**-0.5, unit(k)
-            log_alpha = -self.A_log.exp() * F.softplus(a.float() + self.dt_bias)  # (B, T, H)
-            o = self.recur_delta(q, k, v, log_alpha, b.float().sigmoid())
-            gated = self.norm(o).flatten(2) * F.silu(gate.float())
+            log_alpha = -self.A_log.exp() * F.softplus(wide(a) + self.dt_bias)  # (B, T, H)
+            o = self.recur_delta(q, k, v, log_alpha, wide(b).sigmoid(), gate)
+            gated = self.norm(o).flatten(2) * F.silu(wide(gate))
         out: Tensor = self.o(gated)
         return out
 
-    def recur_delta(self, q: Tensor, k: Tensor, v: Tensor, log_alpha: Tensor, beta: Tensor) -> Tensor:
-        """Run the recurrence for q, k, v (B, T, H, W), log_alpha and beta (B, T, H) -> (B, T, H, W)."""
+    def recur_delta(self, q: Tensor, k: Tensor, v: Tensor, log_alpha: Tensor, beta: Tensor, like: Tensor) -> Tensor:
+        """Run the recurrence for q, k, v (B, T, H, W), log_alpha and beta (B, T, H) -> (B, T, H, W).
+
+        The device and dtype of `like`, a projection of the input, decide whether a kernel runs.
+        """
         if self.plain:
             a = -(log_alpha.exp() * beta)[..., None] * k
             return recurrent(q, k, beta[..., None] * v, log_alpha, a, k)[0]
+        if self.kernels(like):
+            return run_kernel("gated_delta", like.dtype, q, k, v, log_alpha, beta)
         return chunked_gated_delta(q, k, v, log_alpha, beta, self.chunk)[0]
 
     @torch.no_grad()
     def draw(self) -> None:
-        """Draw decays and steps as the authors do: exp(A_log) even in 0 to 16, softplus(dt_bias) even as a logarithm."""
-        self.A_log.uniform_(LEAST_DECAY, MOST_DECAY).log_()
-        step = self.dt_bias.uniform_(math.log(LEAST_STEP), math.log(MOST_STEP)).exp_()
-        step.add_((-(-step).expm1()).log())  # the inverse of softplus
+        """Draw the decays as the authors' code does."""
+        self.A_log.copy_(torch.empty(self.num_heads).uniform_(*RATES).log())
+        self.dt_bias.copy_(first_steps(self.num_heads))
 
 
 def unit(x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from ..config import ModelConfig
 from ..linear import Linear
 from ..norm import LayerNorm
 from .delta_rule import chunked_delta
-from .mixer import Mixer, exact
+from .kernels import run_kernel
+from .mixer import Mixer, exact, wide
 from .recurrence import recurrent
 
 STRONGEST_DECAY = math.exp(-0.5)
@@ -23,7 +24,7 @@ NORM_EPS = 64e-5
 LERPS = ("r", "w", "k", "v", "a", "g")
 
 
-class Rwkv7(Mixer):
+class RWKV7(Mixer):
     """Time mixing of RWKV-7.
 
         x_c = x + mu_c (x' - x) for c in r, w, k, v, a, g;  x' is the token before, 0 at the start
@@ -47,7 +48,7 @@ class Rwkv7(Mixer):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        dim, inner, rank = config.dim, self.num_heads * self.head_dim, config.recurrence_rank
+        dim, inner, rank = config.dim, self.num_heads * self.head_dim, config.recurrence.resolved_rank(config.dim)
         self.mu_r, self.mu_w, self.mu_k, self.mu_v, self.mu_a, self.mu_g = (_vector(dim) for _ in LERPS)
         self.r, self.k, self.v = (Linear(dim, inner) for _ in range(3))
         self.w1, self.a1, self.g1 = (Linear(dim, rank) for _ in range(3))
@@ -55,7 +56,7 @@ class Rwkv7(Mixer):
         self.w0, self.a0, self.k_k, self.k_a, self.r_k = (_vector(inner) for _ in range(5))
         self.norm = LayerNorm(inner, NORM_EPS)
         self.o = Linear(inner, dim)
-        self.place = layer / max(1, config.num_layers - 1), layer / config.num_layers
+        self.num_layers = config.num_layers
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
@@ -64,15 +65,15 @@ class Rwkv7(Mixer):
         r, k, v = self.r(x_r), self.k(x_k), self.v(x_v)
         w, a, g = self.w2(self.w1(x_w).tanh()), self.a2(self.a1(x_a)), self.g2(self.g1(x_g).sigmoid())
         with exact(x):
-            log_w = -STRONGEST_DECAY * (w.float() + self.w0).sigmoid()
-            a, k = (a.float() + self.a0).sigmoid(), k.float()
+            log_w = -STRONGEST_DECAY * (wide(w) + self.w0).sigmoid()
+            a, k = (wide(a) + self.a0).sigmoid(), wide(k)
             kappa = F.normalize(self.heads(k * self.k_k), dim=-1, eps=1e-12)
             k = k + k * (a - 1) * self.k_a
             r, log_w, k, v, a = (self.heads(one) for one in (r, log_w, k, v, a))  # (B, T, H, W)
-            o = self.recur_delta(r, k, v, log_w, -kappa, a * kappa)
+            o = self.recur_delta(r, k, v, log_w, -kappa, a * kappa, g)
             bonus = (r * k * self.r_k.view(k.shape[2:])).sum(-1, keepdim=True) * v
             y = self.normed(o) + bonus.flatten(2)
-            gated = y * g.float()
+            gated = y * wide(g)
         out: Tensor = self.o(gated)
         return out
 
@@ -81,10 +82,15 @@ class Rwkv7(Mixer):
         mu = torch.stack([self.mu_r, self.mu_w, self.mu_k, self.mu_v, self.mu_a, self.mu_g]).to(x.dtype)
         return torch.addcmul(x, before - x, mu[:, None, None]).unbind()
 
-    def recur_delta(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Run the recurrence for inputs (B, T, H, W) -> (B, T, H, W)."""
+    def recur_delta(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+        """Run the recurrence for inputs (B, T, H, W) -> (B, T, H, W).
+
+        The device and dtype of `like`, a projection of the input, decide whether a kernel runs.
+        """
         if self.plain:
             return recurrent(r, k, v, log_w, a, b)[0]
+        if self.kernels(like):
+            return run_kernel("delta", like.dtype, r, k, v, log_w, a, b)
         return chunked_delta(r, k, v, log_w, a, b, self.chunk)[0]
 
     def normed(self, o: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ class Rwkv7(Mixer):
     @torch.no_grad()
     def draw(self) -> None:
         """Draw what the authors' training code draws by its own rules."""
-        along, passed = self.place  # 0 to 1 over the layers; the share of the layers before this one
+        along, passed = self.layer / max(1, self.num_layers - 1), self.layer / self.num_layers
         share = torch.arange(len(self.mu_r)) / len(self.mu_r)
         for name, power in zip(LERPS, (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True):
             getattr(self, f"mu_{name}").copy_(1 - share ** (power * (1 - passed)))
@@ -111,7 +117,7 @@ class Rwkv7(Mixer):
             first.weight.zero_()
             nn.init.orthogonal_(second.weight, gain=0.1)
         self.k.weight.normal_(std=0.1 * self.k.in_features**-0.5)
-        self.norm.weight.fill_((along * 0 + passed + 0) ** 0.7 if False else 1.0)
+        self.norm.weight.fill_(((self.layer + 1) / self.num_layers) ** 0.7)
 
 
 def _vector(size: int) -> nn.Parameter:
