@@ -192,12 +192,14 @@ def test_a_mixer_compiles_without_a_graph_break(kind: str) -> None:
 @KINDS
 def test_gradients_of_a_mixer_are_those_of_finite_differences(kind: str) -> None:
     """Of its input and of every weight, in float64; tokens that are skipped have none."""
-    model = model_of(kind, dim=6, num_heads=2, num_kv_heads=1, recurrence={"chunk": 2, "conv": 2, "rank": 2})
+    model = model_of(
+        kind, dim=8, num_heads=2, num_kv_heads=1, recurrence={"head_dim": 3, "chunk": 2, "conv": 2, "rank": 2}
+    )
     season(model, 3)
     mixer = model.blocks()[1].mixer
     assert mixer is not None
     mixer.double()
-    x = torch.randn(1, 5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64).requires_grad_()
+    x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64).requires_grad_()
     present = torch.tensor([[True, True, False, True, True]])
     names, weights = zip(*mixer.named_parameters(), strict=True)
 
