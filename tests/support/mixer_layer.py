@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
-from reference_mixers import MIXERS
+from reference import MIXERS
 from reference_routing import state_norm
 
 from adaptive_lm.export.fused.mixers import mixer
@@ -147,7 +147,7 @@ def expected(setting: Setting, text: Text) -> tuple[Array, dict[str, Array]]:
     for b in range(len(h)):
         sequence = Rounded(exact, config, LAYER, np.float64)
         for t in np.flatnonzero(text.runs[b]):
-            out = sequence.step(h[b, t], int(t), None, (0, 0, 0))
+            out = sequence.step(h[b, t].copy(), int(t), None, (0, 0, 0))
             h[b, t] += state_norm(exact, config, f"layers.{LAYER}.attention_post_norm", out)
         states.append(sequence.states)
     return h, {"state": np.stack(states)}
@@ -175,7 +175,7 @@ class Operator:
         """Return the inputs of a pass over some tokens, by name; the parameters are in the graph."""
         batch, time = text.runs.shape
         inputs = {
-            "x": text.x.reshape(batch * time, -1),
+            "x": text.x.reshape(batch * time, self.setting.dim),
             "slots": np.arange(batch),
             "lengths": self.lengths,
         }
