@@ -1,11 +1,13 @@
-"""Training speed beside peers of equal shape, and the cost of routing: interleaved, in one process.
+"""Training speed beside peers of equal shape, and the cost of routing and of mixers: interleaved, in one process.
 
     python benchmarks/train_speed.py --size small --size medium
+    python benchmarks/train_speed.py --size small --part mixers
 
 Needs the extra `bench` (transformers). First, tokens per second of forward and backward with batch 12 x 64 and
 vocabulary 65. Then, with batch 16 x 128, a mixture of experts beside the dense model that uses as many weights: forward
-and backward, and whole steps (with clipping, optimizer and controllers). Every ratio is taken within a round, so that a
-disturbance of the machine affects both sides.
+and backward, and whole steps (with clipping, optimizer and controllers). Last, with batch 2 x 1,024, whole steps of
+models that differ in their mixers. Every ratio is taken within a round, so that a disturbance of the machine affects
+both sides.
 """
 
 import os
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.model.losses import training_loss
+from adaptive_lm.train.model.mixers.build import MIXERS
 from adaptive_lm.train.model.transformer import ModelOutput, Transformer
 from adaptive_lm.train.optim.clipping import Clipping
 from adaptive_lm.train.optim.optimizer import Optimizers
@@ -35,6 +38,7 @@ from adaptive_lm.train.system.device import autocast, choose_precision
 
 CPU = torch.device("cpu")
 VOCABULARY = 65
+PARTS = ("peers", "routing", "mixers")
 SETTLING = 20
 """Batches shown to the controllers before anything is timed. A new model holds its average only after they settled: it
 starts with 1.86 experts per token at 0.8M weights and 1.35 at 10.6M, where 1.6 are wanted."""
@@ -108,15 +112,17 @@ class Contest:
         model = module.GPT(config)
         return self.step_of(model, lambda: model(self.ids, self.targets)[1])
 
-    def config(self, ffn: dict[str, Any]) -> RunConfig:
+    def config(self, ffn: dict[str, Any], mixers: str = "attention") -> RunConfig:
         """Return the config of our model of this size."""
         _, length, dim, layers, heads = self.shape
         shape = {"vocab_size": VOCABULARY, "dim": dim, "num_layers": layers, "context_length": length}
-        return make_config({"model": {**shape, "num_heads": heads, "num_kv_heads": heads, "ffn": ffn}})
+        return make_config(
+            {"model": {**shape, "num_heads": heads, "num_kv_heads": heads, "ffn": ffn, "mixers": mixers}}
+        )
 
-    def ours(self, ffn: dict[str, Any], compiled: bool, whole: bool = False) -> Step:
+    def ours(self, ffn: dict[str, Any], compiled: bool, whole: bool = False, mixers: str = "attention") -> Step:
         """Return a step of our model; a `whole` one also clips, optimises and moves the controllers."""
-        config = self.config(ffn)
+        config = self.config(ffn, mixers)
         model = Transformer(config.model)
         with torch.no_grad(), autocast(CPU, self.precision):
             for _ in range(SETTLING):
@@ -218,21 +224,43 @@ def of_routing(name: str, precision: str, rounds: int) -> None:
         report(title, contest.tokens, race(steps, rounds), ratios)
 
 
+def of_mixers(name: str, precision: str, rounds: int) -> None:
+    """Time models of each mixer with a state beside one of attention, at a length where attention is long."""
+    size = SIZES[name]
+    contest = Contest(size, 2, 1024, precision)
+    dense = {"routing": "dense", "dim": size.dense}
+    for mode in ("", ", compiled"):
+        steps = {
+            f"{mixer}{mode}": contest.ours(dense, compiled=bool(mode), whole=True, mixers=mixer)
+            for mixer in ("attention", *MIXERS)
+        }
+        title = f"{name}, {precision}, whole steps of 2 x 1024 tokens"
+        report(title, contest.tokens, race(steps, rounds), [(f"attention{mode}", f"{one}{mode}") for one in MIXERS])
+
+
 @click.command()
 @click.option("--size", "sizes", multiple=True, type=click.Choice(list(SIZES)), default=list(SIZES), show_default=True,
               help="Size to time; may be repeated.")  # fmt: skip
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True,
+              help="Part to time; may be repeated.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
               help="Precision of the products.")  # fmt: skip
 @click.option("--rounds", default=15, show_default=True, help="Interleaved rounds of two steps each.")
 @click.option("--threads", default=1, show_default=True, help="Threads of torch.")
 @click.option("--nanogpt", type=click.Path(exists=True, path_type=Path), help="Path of nanoGPT's model.py, to time it.")
-def main(sizes: tuple[str, ...], precision: str, rounds: int, threads: int, nanogpt: Path | None) -> None:
+def main(
+    sizes: tuple[str, ...], parts: tuple[str, ...], precision: str, rounds: int, threads: int, nanogpt: Path | None
+) -> None:
     """Print tokens per second of ours and of peers, and the ratios."""
     torch.set_num_threads(threads)
     precision = choose_precision(precision, CPU)
     for name in sizes:
-        against_peers(name, precision, rounds, nanogpt)
-        of_routing(name, precision, rounds)
+        if "peers" in parts:
+            against_peers(name, precision, rounds, nanogpt)
+        if "routing" in parts:
+            of_routing(name, precision, rounds)
+        if "mixers" in parts:
+            of_mixers(name, precision, rounds)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Settings:
     max_batch: int = 8
     """Slots of each model."""
     kv_memory: int | None = None
-    """Bytes for keys and values of all models; None takes a share of the free memory."""
+    """Bytes for keys, values and states of all models; None takes a share of the free memory."""
     max_body: int = 2 * 2**20
     """Bytes of a request's body."""
     timeout: float = 600.0

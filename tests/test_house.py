@@ -64,7 +64,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("package", "summary", "calibration"),
         ("proof",),
         ("fused", "source", "costs"),
-        ("cuda", "streaming"),
+        ("cuda", "streaming", "mixer_costs"),
         ("model",),
         ("graph",),
     ),

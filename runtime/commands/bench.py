@@ -9,9 +9,20 @@ import click
 from .options import PATH, check_plot, dial_options, model_options, option_names
 
 
+def whole_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the numbers of a list such as 64,1024."""
+    if value is None:
+        return ()
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"found {value!r}, expected whole numbers, such as 64,1024") from error
+
+
 @click.command(
     epilog="""\b
 Example: adaptive bench --sweep --plot dial.svg
+Example: adaptive bench --contexts 64,1024
 Example: adaptive bench --compare quickstart:cpu quickstart:portable"""
 )
 @click.argument("models", nargs=-1, metavar="[--compare MODEL[:TARGET] MODEL[:TARGET]...]")
@@ -28,6 +39,12 @@ Example: adaptive bench --compare quickstart:cpu quickstart:portable"""
     default=0,
     show_default=True,
     help="Seed of the prompt's place in the text and of the sampling, at least 0.",
+)
+@click.option(
+    "--contexts",
+    metavar="N,N...",
+    callback=whole_numbers,
+    help="Also measure decoding after texts of these lengths, in turns, such as 64,1024.",
 )
 @click.option("--sweep", "walk", is_flag=True, help="Measure quality and time at several points of the dial.")
 @click.option("--compare", is_flag=True, help="Compare the speed of the models or targets given, in one run.")
@@ -46,7 +63,7 @@ Example: adaptive bench --compare quickstart:cpu quickstart:portable"""
 def bench(
     model: str | None, plot_path: Path | None, text: Path | None, as_json: bool, device: str, target: str,
     threads: int | None, verify: bool, models: tuple[str, ...], compare: bool, prompt_tokens: int, new_tokens: int,
-    repeats: int, seed: int, walk: bool, text_tokens: int, **dial: float | None,
+    repeats: int, seed: int, walk: bool, text_tokens: int, contexts: tuple[int, ...], **dial: float | None,
 ) -> None:  # fmt: skip
     """Measure an exported model on this machine: prefill, decode, load time, memory, and the memory floor.
 
@@ -60,15 +77,20 @@ def bench(
     pass) and measured (time, over that of the point `all`), and the bits per byte on held-out text. The plot is drawn
     beside the model's folder, or to --plot.
 
+    --contexts decodes after texts of several lengths, in alternating rounds. It shows the ratio of the times to those
+    of the first one, the bytes that a token reads, and the memory of a text: keys and values grow with the text, the
+    states of recurrent layers do not.
+
     --compare measures two or more models in alternating rounds, and shows the ratio of each time to that of the first
     one: paired by round, with its median, its 5th and 95th percentile, and beside the clock the CPU time. MODEL is a
     folder or the name of a run. Models with different tokenizers read the same random ids.
     """
     if models and not compare:
         raise click.UsageError(f"found {models[0]!r}; to measure one model, type: adaptive bench --model {models[0]}")
-    if compare and (model or walk):
+    if compare and (model or walk or contexts):
+        option = "--model" if model else "--sweep" if walk else "--contexts"
         raise click.UsageError(
-            f"--compare names its models itself and measures no sweep; leave {'--model' if model else '--sweep'} out"
+            f"--compare names its models itself and measures no sweep and no contexts; leave {option} out"
         )
     if plot_path and not walk:
         raise click.UsageError("--plot draws a sweep; add --sweep")
@@ -80,7 +102,7 @@ def bench(
 
     with option_names():
         params = BenchParams(prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, seed=seed, walk=walk,
-                             text=text, text_tokens=text_tokens, dial=Dial(**dial))  # fmt: skip
+                             text=text, text_tokens=text_tokens, contexts=contexts, dial=Dial(**dial))  # fmt: skip
     if compare:
         from ..measuring.bench_tables import show_comparison
         from ..measuring.compare import compare_models, entries

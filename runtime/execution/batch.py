@@ -8,15 +8,22 @@ from ...contract.errors import UserError
 from ..dial import Dial, Thresholds, resolve
 from .binding import Passes
 from .graph import Graph
-from .kv_cache import CHUNK, ROUND_CAPACITY, Cache, cache_bytes
-from .memory import check_fits
-from .routes import joined
+from .kv_cache import CHUNK, ROUND_CAPACITY, Cache
+from .memory import check_fits, slot_bytes
+from .routes import Bools, between, joined
 from .sequence import Sequence
+from .states import States
 from .step import Step, Work
+
+REPEATED_TOKENS = 128
+"""Most tokens that are computed again beside new ones; more are computed before, in passes that end at its multiples.
+
+A prompt of a graph that computes each sequence alone begins its passes there too, so they have the same bits.
+"""
 
 
 class Batch:
-    """Slots for sequences, with one cache per layer.
+    """Slots for sequences, with one cache or state per layer.
 
     The result of a sequence does not depend on the others. A graph that mixes sequences computes all of them in one
     pass and reads each weight once; any other computes one sequence after another, each in a cache of its own.
@@ -38,7 +45,7 @@ class Batch:
         self._vocab_size = graph.manifest.model.vocab_size
         self.capacity = self._rounded(capacity, graph.manifest.model.context_length)
         if graph.device == "cpu":
-            check_fits(cache_bytes(graph.manifest.model, self.capacity, graph.kv, slots), slots, self.capacity)
+            check_fits(slot_bytes(graph.manifest.model, self.capacity, graph.kv, slots), slots, self.capacity)
         self._sequences: list[Sequence | None] = [None] * slots
         # A graph that mixes sequences has one cache for all of them, else each has its own, made when it joins.
         self._passes: list[Passes | None] = [None] * slots
@@ -75,12 +82,14 @@ class Batch:
             passes = self._passes[place] = self._bound(room, 1)
         slot = place if self.graph.mixes_sequences else 0
         passes.cache.begin(slot)
-        sequence = Sequence(self, place, passes.cache, slot, thresholds or resolve(self.graph.manifest, Dial()))
+        passes.states.begin(slot)
+        thresholds = thresholds or resolve(self.graph.manifest, Dial())
+        sequence = Sequence(self, place, passes.cache, passes.states, slot, thresholds)
         self._sequences[place] = sequence
         return sequence
 
     def fork(self, sequence: Sequence, position: int | None = None, capacity: int | None = None) -> Sequence:
-        """Copy a sequence into a free slot: its tokens, cells and thresholds. It stays as it is.
+        """Copy a sequence into a free slot: its tokens, cells, states and thresholds. It stays as it is.
 
         Args:
             sequence: The sequence to copy.
@@ -102,7 +111,7 @@ class Batch:
         return copy
 
     def follow(self, sequence: Sequence, other: Sequence) -> Sequence:
-        """Make `sequence` a copy of `other`, and copy only what follows the tokens that both begin with.
+        """Make `sequence` a copy of `other`, and copy only the cells after the tokens that both begin with.
 
         Args:
             sequence: A sequence of equal capacity; if its thresholds are those of `other`, then since its beginning.
@@ -141,11 +150,12 @@ class Batch:
 
         Args:
             sequence: A sequence of this batch. It cannot be computed any more.
-            clear: Overwrite its cells, which hold numbers that are not finite.
+            clear: Overwrite its cells and states, which hold numbers that are not finite.
         """
         self._require(sequence)
         if clear:
             sequence.cache.clear(sequence.slot)
+            sequence.states.begin(sequence.slot)
         self._sequences[sequence.place] = None
 
     def run(self, work: Ids[Work]) -> list[Step]:
@@ -160,21 +170,44 @@ class Batch:
         if len(work) > 1 and len({one.sequence.place for one in work}) < len(work):
             raise ValueError("found a sequence twice in one pass, expected each at most once")
         try:
+            whole = [self._with_owed(one) if one.sequence.owed else one for one in work]
             if len(work) == 1 or self.graph.mixes_sequences:
-                return self._together(work)
-            return [step for one in work for step in self._together([one])]
+                steps = self._together(whole)
+            else:
+                steps = [step for one in whole for step in self._together([one])]
         except BaseException:
             for (sequence, *_), mark in zip(work, marks, strict=True):
                 if sequence.can_rewind(mark):
-                    sequence.rewind(mark)
+                    sequence.recover(mark)
                 else:
                     self.leave(sequence)
             raise
+        return [
+            step if one is own else _without_first(step, len(one.ids) - len(own.ids), own.sequence.exits_open)
+            for step, one, own in zip(steps, whole, work, strict=True)
+        ]
+
+    def _with_owed(self, work: Work) -> Work:
+        """Add the tokens that a sequence owes to its work; compute before those that are many or had other thresholds.
+
+        They are computed again at the thresholds that they had.
+        """
+        sequence, ids, num_logits = work
+        while sequence.owed:
+            begin = sequence.computed
+            limits, end = sequence.stretch(begin)
+            if end == len(sequence.ids) and end - begin < REPEATED_TOKENS and np.array_equal(limits, sequence.limits):
+                break
+            end = min(end, (begin // REPEATED_TOKENS + 1) * REPEATED_TOKENS)
+            with sequence.computing_at(limits):
+                self._together([Work(sequence, sequence.ids[begin:end], 0)])
+        return Work(sequence, [*sequence.ids[sequence.computed :], *ids], num_logits)
 
     def _together(self, work: Ids[Work]) -> list[Step]:
         """Compute `work` in one pass, or in several where a ring is too small for one."""
         for sequence, ids, _ in work:
-            if len(ids) > 1 and sequence.cache.longest_pass(len(sequence.ids), len(sequence.ids) + len(ids)) < len(ids):
+            begin, count = sequence.computed, len(ids)
+            if count > 1 and sequence.cache.longest_pass(begin, begin + count) < count:
                 return self._in_chunks(work)
         return self._one_pass(work)
 
@@ -224,7 +257,8 @@ class Batch:
 
     def _bound(self, capacity: int, slots: int) -> Passes:
         graph = self.graph
-        passes = Passes(graph, Cache(graph.ort, graph.manifest, graph.device, capacity, graph.kv, slots))
+        cache = Cache(graph.ort, graph.manifest, graph.device, capacity, graph.kv, slots)
+        passes = Passes(graph, cache, States(graph.ort, graph.manifest.model, graph.device, slots))
         passes.of(1, 1)  # the pass of every decoded token, so that none of them waits for its binding
         return passes
 
@@ -234,6 +268,12 @@ class Batch:
             holder = "this model" if most == self.graph.manifest.model.context_length else "this batch"
             raise UserError(f"found {room} tokens, {holder} holds 1 to {most}; shorten the text")
         return min(-(-room // ROUND_CAPACITY) * ROUND_CAPACITY, most)
+
+
+def _without_first(step: Step, count: int, exits_open: Bools) -> Step:
+    """Return the step without its first tokens, whose logits it does not have."""
+    routes = between(step.routes, count, step.routes.layers_run.shape[1], exits_open)
+    return Step(step.logits, routes, step.meter, None if step.hidden is None else step.hidden[count:])
 
 
 def _joined(steps: Ids[Step]) -> Step:

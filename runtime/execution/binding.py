@@ -13,6 +13,7 @@ from ..dial.thresholds import Thresholds
 from .graph import Graph, reported, thresholds_of
 from .kv_cache import Cache
 from .routes import Ints, Routes, between
+from .states import States
 from .step import Step, Work
 
 KEPT_BYTES = 32 * 2**20
@@ -28,11 +29,12 @@ class Pass:
     Args:
         graph: The graph.
         cache: The caches that the call reads and writes.
+        states: The states that it reads and writes.
         rows: Tokens of the call.
         num_logits: Rows whose logits are computed, at least one.
     """
 
-    def __init__(self, graph: Graph, cache: Cache, rows: int, num_logits: int) -> None:
+    def __init__(self, graph: Graph, cache: Cache, states: States, rows: int, num_logits: int) -> None:
         model, mixes = graph.manifest.model, graph.mixes_sequences
         L = model.num_layers
         self.rows = rows
@@ -87,7 +89,7 @@ class Pass:
         }
         for name in reported(model):
             self._binding.bind_ortvalue_output(name, value(shapes[name]))
-        for (kind, layer), one in cache.values.items():
+        for (kind, layer), one in (cache.values | states.values).items():
             self._binding.bind_ortvalue_input(f"past_{kind}.{layer}", one)
             self._binding.bind_ortvalue_output(f"present_{kind}.{layer}", one)
 
@@ -136,7 +138,7 @@ class Pass:
         """Write the inputs of `work`; slots, thresholds and rows of logits only where they differ from the last run."""
         row, layout = 0, []
         for sequence, ids, num_logits in work:
-            count, begin = len(ids), len(sequence.ids)
+            count, begin = len(ids), sequence.computed
             if count == 1:
                 self.ids[row] = ids[0]
                 self.positions[row] = begin
@@ -202,10 +204,11 @@ class Pass:
 
 
 class Passes:
-    """The passes of one cache, each bound when its number of rows and logits is first used, the last used kept."""
+    """The passes over one memory, each bound when its number of rows and logits is first used, the last used kept."""
 
-    def __init__(self, graph: Graph, cache: Cache) -> None:
+    def __init__(self, graph: Graph, cache: Cache, states: States) -> None:
         self.cache = cache
+        self.states = states
         self._graph = graph
         self._passes: dict[tuple[int, int], Pass] = {}
         self._bytes = 0
@@ -215,7 +218,7 @@ class Passes:
         shape = (rows, num_logits)
         one = self._passes.get(shape)
         if one is None:
-            one = Pass(self._graph, self.cache, rows, num_logits)
+            one = Pass(self._graph, self.cache, self.states, rows, num_logits)
             if one.bytes <= KEPT_BYTES // 4:
                 one.reused = True
                 self._passes[shape] = one

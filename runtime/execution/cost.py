@@ -1,7 +1,7 @@
 """The cost of a token: FLOPs (a multiply-add is 2) and bytes read, by the tables of the manifest.
 
-    executed = lm_head + sum over the layers run of (attention + attention_per_key * keys + router + shared_expert
-                                                     + expert * experts used
+    executed = lm_head + sum over the layers run of (attention + attention_per_key * keys + state
+                                                     + router + shared_expert + expert * experts used
                                                      + (head + head_per_key * keys) * heads used)
              + depth router and exit check, wherever they ran
              + keys and values of skipped layers (policy `project`)
@@ -27,7 +27,8 @@ class Usage:
     experts: tuple[tuple[int, ...], ...]
     """For each of the L layers the ids of the experts; empty where the layer was skipped."""
     heads: tuple[tuple[int, ...], ...]
-    """For each layer the ids of the query heads; all where heads are not routed, empty where the layer was skipped."""
+    """For each layer the ids of the query heads; all where heads are not routed, empty where the layer was skipped
+    or has no attention."""
     windows: tuple[int, ...]
     """For each layer the most tokens looked back at; 0 where the layer has no window or was skipped."""
     layers_run: tuple[int, ...]
@@ -39,7 +40,7 @@ class Usage:
     dense_flops: float
     """FLOPs of the same token if every layer and head and the most experts had run."""
     executed_bytes: float
-    """Bytes of weights and KV cache that were read."""
+    """Bytes of weights and KV cache that were read, and of states that were read and written."""
     dense_bytes: float
     """Bytes that a dense pass would have read."""
 
@@ -61,7 +62,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Spent:
-    """Costs of T tokens, each (2, T): FLOPs in the first row, bytes of weights and KV cache in the second.
+    """Costs of T tokens, each (2, T): FLOPs in the first row, bytes of weights, KV cache and states in the second.
 
     The bytes are what a token alone would read; tokens of one pass share the weights, but not the KV cache.
     """
@@ -101,7 +102,7 @@ class Meter:
         zero = np.zeros((2, L))
         self._num_heads = H = model.num_heads
         block, key, expert = (
-            column("attention") + column("shared_expert"),
+            column("attention") + column("state") + column("shared_expert"),
             column("attention_per_key"),
             column("expert"),
         )
@@ -118,6 +119,7 @@ class Meter:
         self._key = (key + head_key * H).sum(axis=1, keepdims=True)  # (2, 1)
         self._routers = (column("router") + depth_router).sum(axis=1, keepdims=True)  # (2, 1)
         self._index = np.arange(L)[:, None]  # (L, 1)
+        self._heads = [tuple(range(H)) if layer.attends else () for layer in model.layers]
 
     def spent(self, routes: Routes) -> Spent:
         """Return the cost of each token of `routes`, and that of the same token in a dense pass."""
@@ -170,10 +172,9 @@ class Meter:
         spent = self.spent(one)
         run = one.layers_run[:, 0].tolist()
         exit_layer = int(one.exit_layer[0])
-        every = tuple(range(self._num_heads))
         return Usage(
             experts=_ids(one.selected_experts),
-            heads=tuple(every if ran else () for ran in run)
+            heads=tuple(heads if ran else () for ran, heads in zip(run, self._heads, strict=True))
             if one.selected_heads is None
             else _ids(one.selected_heads),
             windows=tuple(0 for _ in run) if one.windows is None else tuple(one.windows[:, 0].tolist()),

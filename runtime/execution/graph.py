@@ -6,6 +6,7 @@ from typing import Any
 from ..format.manifest import KV, Manifest, Model
 from .cost import Meter
 from .kv_cache import THRESHOLDS, cache_shapes
+from .states import state_shapes
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Graph:
 
 
 def reported(model: Model) -> list[str]:
-    """Name the outputs of the graph other than caches."""
+    """Name the outputs of the graph other than caches and states."""
     names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
     names += ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
     return names + ["hidden"] * model.hidden_states
@@ -44,7 +45,7 @@ def thresholds_of(model: Model) -> tuple[str, ...]:
 def expected_names(model: Model, *, mixes_sequences: bool) -> tuple[set[str], set[str]]:
     """Name the inputs and outputs that the graph must have."""
     rows = ("slots", "logit_rows") if mixes_sequences else ("num_logits",)
-    caches = cache_shapes(model, 1)
+    caches = [*cache_shapes(model, 1), *state_shapes(model)]
     inputs = {"ids", "positions", "lengths", *rows, *thresholds_of(model)}
     inputs |= {f"past_{kind}.{layer}" for kind, layer in caches}
     return inputs, {*reported(model), *(f"present_{kind}.{layer}" for kind, layer in caches)}

@@ -33,7 +33,7 @@ CELL_BLOCK = 16
 
 
 class Cache:
-    """Keys and values of every layer and slot, and the number of tokens that each holds.
+    """Keys and values of every layer with attention and slot, and the number of tokens that each layer holds.
 
     Past and present are one OrtValue: the graph writes new keys in place, and nothing is copied as the text grows.
     The cache of a layer with a window is a ring buffer of `ring` cells.
@@ -93,6 +93,7 @@ class Cache:
     def cut(self, slot: int, lengths: Ints) -> None:
         """Shorten every layer of a slot to `lengths` (L,), which it `holds`."""
         np.maximum(self._written[:, slot], self.lengths[:, slot], out=self._written[:, slot])
+        self._written[lengths == 0, slot] = 0  # such a layer begins again
         self.lengths[:, slot] = lengths
 
     def copy(self, source: "Cache", from_slot: int, slot: int, lengths: Ints, equal: Ints | None = None) -> None:
@@ -155,11 +156,15 @@ def cache_shapes(
 ) -> dict[tuple[str, int], tuple[int, int, int, int]]:
     """Map (kind, layer) of every cache to its shape: keys and values (S, K, C, W), counted (S, 1, C, 1).
 
+    A layer with a recurrent mixer has none.
+
     In int8 each key and value has a float32 scale behind its W numbers.
     """
     width = model.head_dim + (SCALE_BYTES if kv == "int8" else 0)
     shapes = {}
     for index, layer in enumerate(model.layers):
+        if not layer.attends:
+            continue
         cells = ring(layer.window, capacity)
         for kind in ("key", "value"):
             shapes[kind, index] = (slots, model.num_kv_heads, cells, width)

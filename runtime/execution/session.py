@@ -127,6 +127,12 @@ class Session:
         return self._target.costs
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of the files of the graph and its weights."""
+        files = self.manifest.files
+        return sum(files[name].bytes for name in (self._target.graph, self._target.data) if name in files)
+
+    @property
     def note(self) -> str | None:
         """Why a faster graph of the model does not run, in one line; None where there is nothing to say."""
         return self._target.note

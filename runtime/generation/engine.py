@@ -16,8 +16,7 @@ from ..chat.prompt import ChatOptions, chat_ids
 from ..dial.dial import Dial
 from ..dial.thresholds import Thresholds
 from ..execution.batch import Batch
-from ..execution.kv_cache import cache_bytes
-from ..execution.memory import UNASKED_BYTES
+from ..execution.memory import UNASKED_BYTES, slot_bytes
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
@@ -331,7 +330,7 @@ class Engine:
     def _capacity(self, slots: int, room: int) -> int:
         """Return the whole context where that is small, so that a longer text finds the same memory, else `room`."""
         graph, context = self.session.graph, self.manifest.model.context_length
-        whole = cache_bytes(self.manifest.model, context, graph.kv, max(slots, 1))
+        whole = slot_bytes(self.manifest.model, context, graph.kv, max(slots, 1))
         return context if whole <= UNASKED_BYTES else room
 
     def chat(self, messages: Sequence[Message], options: ChatOptions | None = None) -> list[int]:

@@ -16,6 +16,8 @@ from ..speculation.pass_costs import PassCosts
 from .prefixes import ALONE_GRID, longest_prefix
 from .request import Request, Token
 
+LEAST_COPIED = 32
+"""Tokens from one copy of the states in a prompt to the next: fewer are as well computed again."""
 PROMPT_TOKENS = 128
 """Tokens of prompts in one pass beside sequences that decode, which wait for no more than this (decision 0028)."""
 IDLE_PROMPT_TOKENS = 512
@@ -112,19 +114,23 @@ class Loop:
                 self._remove_cancelled()
             events = self._admit() if self._waiting else []
             plan = self._plan(events)
+            owed = [work.sequence.owed for _, work, _ in plan]
             before = time.perf_counter()
             results = self._compute([work for _, work, _ in plan])
             pass_seconds = time.perf_counter() - before
-            rows = sum(len(work.ids) for _, work, _ in plan)
-            if self._costs is not None and rows == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
+            new = sum(len(work.ids) for _, work, _ in plan)
+            rows = new + sum(owed)
+            if self._costs is not None and new == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
                 self._costs.add(rows, pass_seconds)
             served = []
-            for (request, _, draft), result in zip(plan, results, strict=True):
+            for (request, _, draft), again, result in zip(plan, owed, results, strict=True):
                 try:
                     if isinstance(result, Exception):
                         raise result
                     if request.reads_all and not request.new_tokens:
                         request.read(result)
+                    if request.sequence is not None and request.sequence.position in request.borders:
+                        request.sequence.checkpoint()
                     if request.embeds:
                         if not request.reading:
                             self._release(request, "embedded")
@@ -134,7 +140,8 @@ class Loop:
                         right = self._take(request, result, draft, begin, events)
                         served.append(request)
                         if drafter is not None:
-                            drafter.verified(len(draft), right, rows, pass_seconds)
+                            drafter.verified(len(draft), right, rows, pass_seconds + request.copying, again)
+                        request.copying = 0.0
                 except Exception as error:  # of one request: its sampler, its logits, its text
                     events.append(self._fail(request, error))
             if len(served) < len(self._running):
@@ -162,29 +169,49 @@ class Loop:
                 continue
             self._running.append(request)
             try:
-                sequence = self._slot(request)
+                sequence, shared = self._slot(request)
                 sequence.thresholds = request.thresholds  # a prefix may be that of a text whose dial has moved since
                 request.begin(sequence)
+                request.borders = self._borders(request, sequence, shared)
             except Exception as error:
                 events.append(self._fail(request, error))
         return events
 
-    def _slot(self, request: Request) -> Tokens:
-        """Return a sequence for a request: one that continues a prefix in memory, or an empty one."""
+    def _slot(self, request: Request) -> tuple[Tokens, int]:
+        """Return a sequence for a request, and how many first tokens of the prompt were in another one.
+
+        The sequence continues a prefix in memory, or is empty.
+        """
         grid = 1 if self.batch.graph.mixes_sequences else ALONE_GRID
         others = [] if request.reads_all else self.batch.sequences
-        origin, count = longest_prefix(request.ids, request.thresholds, others, grid)
+        origin, count, shared = longest_prefix(request.ids, request.thresholds, others, grid)
         if origin is None:
             self._make_room()
-            return self.batch.join(request.thresholds, request.capacity)
+            return self.batch.join(request.thresholds, request.capacity), shared
         # An ended sequence whose greater part is reused, or the only one that can give up its slot, is continued.
         if origin in self._ended and not self.batch.free and (2 * count > len(origin.ids) or len(self._ended) == 1):
             del self._ended[origin]
-            return self.batch.resume(origin, count, request.capacity)
+            return self.batch.resume(origin, count, request.capacity), shared
         if origin in self._ended:
             self._ended[origin] = self._ended.pop(origin)  # the last used
         self._make_room(keep=origin)
-        return self.batch.fork(origin, count, request.capacity)
+        return self.batch.fork(origin, count, request.capacity), shared
+
+    def _borders(self, request: Request, sequence: Tokens, shared: int) -> tuple[int, ...]:
+        """Choose where the prompt is read in two passes, with a copy of the states in between.
+
+        That is where this prompt and one before it go their ways, since a third may begin like both (2411.19379), and
+        before the last token, for another text after the same prompt. Where sequences run alone, a prefix ends at the
+        grid, as passes do anyway.
+        """
+        if not sequence.recurrent or request.reads_all or not self.batch.graph.mixes_sequences:
+            return ()
+        borders, before = [], len(sequence.ids)
+        for border in (shared, request.prompt_tokens - 1):
+            if border - before >= LEAST_COPIED:
+                borders.append(border)
+                before = border
+        return tuple(borders)
 
     def _make_room(self, keep: Tokens | None = None) -> None:
         if not self.batch.free:
@@ -199,17 +226,22 @@ class Loop:
         if len(decoding) < len(self._running):
             plan = self._prompts([one for one in self._running if one.reading], bool(decoding))
         rows = sum([len(work.ids) for _, work, _ in plan]) + len(decoding)
+        rows += sum([one.sequence.owed for one in decoding if one.sequence is not None])
         for request in decoding:
             sequence, ids = request.sequence, request.ids
             assert sequence is not None
             draft: list[int] = []
-            if request.drafter is not None:
+            if request.drafter is not None and not sequence.owed:  # else they would soon be many
                 try:
                     draft = self._draft(request.drafter, request, rows - 1)
                 except Exception as error:
                     events.append(self._fail(request, error))
                     continue
                 rows += len(draft)
+                if draft and sequence.recurrent:
+                    begin = time.perf_counter()
+                    sequence.mark()
+                    request.copying += time.perf_counter() - begin
             plan.append((request, Work(sequence, [ids[-1], *draft], 1 + len(draft)), draft))
         return plan
 
@@ -237,7 +269,7 @@ class Loop:
     def _part(self, request: Request, most: int) -> Part:
         assert request.sequence is not None
         begin = len(request.sequence.ids)
-        end = min(begin + most, request.prompt_tokens)
+        end = min([begin + most, request.prompt_tokens, *(one for one in request.borders if one > begin)])
         logits = int(end == request.prompt_tokens and not request.embeds)
         if request.prompt_logprobs is not None:
             logits = end - begin
@@ -271,7 +303,10 @@ class Loop:
             right = sum(one.token == guess for one, guess in zip(taken, draft, strict=False))
             sequence = request.sequence
             assert sequence is not None
+            begin_of_rewind = time.perf_counter()
             sequence.rewind(len(sequence.ids) - len(draft) + right)
+            if sequence.recurrent:
+                request.copying += time.perf_counter() - begin_of_rewind
             request.drafted += len(draft)
             request.accepted += right
         seconds = (request.elapsed + time.perf_counter() - begin) / len(taken)

@@ -1,6 +1,7 @@
 """Reuse of what is in memory: the text whose beginning a prompt shares with a sequence of the batch."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ..dial.thresholds import Thresholds
 from ..execution.sequence import Sequence
@@ -13,12 +14,23 @@ nor on where a reused prefix ends.
 """
 
 
-def longest_prefix(
-    ids: list[int], thresholds: Thresholds, sequences: Iterable[Sequence], grid: int
-) -> tuple[Sequence | None, int]:
-    """Return the sequence that holds the most first tokens of `ids`, computed at the same thresholds, and how many.
+class Prefix(NamedTuple):
+    """The first tokens of a prompt that are in memory."""
 
-    The last token is left to be computed, for its logits. A ring limits how far a sequence can go back.
+    sequence: Sequence | None
+    """The sequence that holds them; None where there is none."""
+    count: int
+    """Tokens that need not be computed again."""
+    shared: int
+    """Most first tokens that a sequence has in common with the prompt. More than `count` where no copy of the states
+    was made there, or a ring has overwritten its cells."""
+
+
+def longest_prefix(ids: list[int], thresholds: Thresholds, sequences: Iterable[Sequence], grid: int) -> Prefix:
+    """Return the sequence that holds the most first tokens of `ids`, computed at the same thresholds.
+
+    The last token is left to be computed, for its logits. A ring limits how far a sequence can go back, and one with
+    states goes back to a copy of these.
 
     Args:
         ids: A prompt.
@@ -26,16 +38,19 @@ def longest_prefix(
         sequences: Where to look.
         grid: The number of tokens is a multiple of this.
     """
-    best: tuple[Sequence | None, int] = (None, 0)
+    best: Sequence | None = None
+    most = longest = 0
     limits = thresholds.stacked()
     for sequence in sequences:
-        usable = sequence.computed_at(limits) if len(sequence.ids) > best[1] else 0
-        if usable <= best[1]:
+        usable = sequence.computed_at(limits) if len(sequence.ids) > most else 0
+        if usable <= most:
             continue
         common = shared(ids, sequence.ids, min(usable, len(ids) - 1)) // grid * grid
-        if common > best[1] and sequence.can_rewind(common):
-            best = (sequence, common)
-    return best
+        longest = max(longest, common)
+        count = sequence.nearest(common, grid) if common > most else 0
+        if count > most:
+            best, most = sequence, count
+    return Prefix(best, most, longest)
 
 
 def shared(ids: list[int], other: list[int], most: int) -> int:

@@ -122,6 +122,8 @@ class Request:
         """The seed in use, drawn or given; a drawn one is None until the request runs."""
         self.cached_tokens = 0
         """Tokens of the prompt that were in memory already."""
+        self.borders: tuple[int, ...] = ()
+        """Positions in the prompt at which a pass ends, so that the states there are copied."""
         self.drafted = 0
         """Tokens that were guessed ahead."""
         self.accepted = 0
@@ -143,6 +145,8 @@ class Request:
         """Whether it ends with the embedding of its prompt."""
         self.elapsed = 0.0
         """Seconds of the passes since the last token."""
+        self.copying = 0.0
+        """Seconds of copying states for drafts since the last pass."""
         self._hidden_sum = np.zeros(model.dim if embeds else 0)  # (D,) float64
         self._tokenizer, self._size = tokenizer, model.tokenizer_size
         self._stop = checked_stops((*params.stop, *manifest.generation.stop))

@@ -14,8 +14,10 @@ import numpy as np
 from ...contract.errors import UserError, WrongUsageError
 from ..dial import Dial, Thresholds, resolve, warnings_for
 from ..execution.cost import Usage
+from ..execution.kv_cache import cache_bytes
 from ..execution.routes import Routes, joined
-from ..format.manifest import Model
+from ..execution.states import state_bytes
+from ..format.manifest import Mixer, Model
 from ..generation.engine import Engine, load
 from ..measuring.given_text import read_text
 from ..measuring.machine import describe
@@ -79,6 +81,14 @@ class Inspection:
     window_uses: tuple[WindowUse, ...]
     sample: tuple[tuple[str, Usage], ...]
     """Text and usage of the first tokens."""
+    mixers: tuple[Mixer, ...]
+    """The token mixer of each layer."""
+    weight_bytes: int
+    """Bytes of the files of the graph that ran."""
+    cache_bytes: int
+    """Bytes of the keys and values of a text as long as the context."""
+    state_bytes: int
+    """Bytes of the states of a text of any length."""
     saturations: tuple[Saturation, ...]
     """Saturation of experts and of heads, if the run has kept their choices."""
     warnings: tuple[str, ...]
@@ -94,6 +104,9 @@ class Inspection:
             "model": self.model, "text": self.text, "tokens": self.tokens, "unknown_tokens": self.unknown,
             "executed_flops_share": self.executed_share,
             "dead_below": self.dead_below,
+            "mixers": self.mixers,
+            "memory": {"weight_bytes": self.weight_bytes, "cache_bytes": self.cache_bytes,
+                       "state_bytes": self.state_bytes},
             "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},
             **{name: self._part(name) for name in ("experts", "heads", "layers")},
             "windows": [self._window_use(use) for use in self.window_uses] or None,
@@ -169,6 +182,10 @@ def inspect_model(
         parts=tuple(parts_of(model, routes, groupings, params.dead_below)),
         window_uses=tuple(window_uses(model, routes, groupings)),
         sample=tuple(_sample(engine, text.text, spans, routes)),
+        mixers=tuple(layer.mixer for layer in model.layers),
+        weight_bytes=engine.session.file_bytes,
+        cache_bytes=cache_bytes(model, model.context_length, engine.session.graph.kv),
+        state_bytes=state_bytes(model),
         saturations=tuple(settled),
         warnings=(*_warnings(engine, params, len(ids), unknown), *damaged),
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from ..terminal.text import console
+from ..terminal.text import console, size
 from .figures import Choice, Part, Split, Spread
 from .saturation import Saturation
 from .token_groups import REST
@@ -71,6 +71,11 @@ def lines(inspection: "Inspection") -> list[str]:
         summary.append(
             f"dead {part.name} (used by less than {inspection.dead_below:.3g} of a layer's tokens): {dead_units}"
         )
+    weights, cache = size(inspection.weight_bytes), size(inspection.cache_bytes)
+    states = f", states {size(inspection.state_bytes)} at any length" if inspection.state_bytes else ""
+    summary.append(f"memory: weights {weights}; a text: keys and values up to {cache}{states}")
+    if inspection.state_bytes:
+        summary.append(f"mixers of the layers: {', '.join(inspection.mixers)}")
     return summary
 
 

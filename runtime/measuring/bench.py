@@ -10,7 +10,9 @@ import numpy as np
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import HELDOUT
 from ..dial import Dial, resolve
+from ..execution.states import state_bytes
 from ..generation.engine import Engine, load
+from .contexts import check_contexts, time_contexts
 from .given_text import read_text
 from .machine import describe, peak_memory
 from .memory_bound import floor_seconds, read_bandwidth
@@ -42,6 +44,8 @@ class BenchParams:
     """Text to read and to score; None takes the held-out text of the run, if there is one."""
     text_tokens: int = 8192
     """Most tokens to score at each point, at least 1."""
+    contexts: tuple[int, ...] = ()
+    """Lengths of text after which decoding is measured too, each at least 1."""
     dial: Dial = field(default_factory=Dial)
     """The point of the dial at which the model runs."""
 
@@ -49,6 +53,9 @@ class BenchParams:
         for name in ("prompt_tokens", "new_tokens", "repeats", "text_tokens"):
             if getattr(self, name) < 1:
                 raise WrongUsageError(f"found {name} {getattr(self, name)}, expected at least 1")
+        for context in self.contexts:
+            if context < 1:
+                raise WrongUsageError(f"found contexts {context}, expected at least 1")
         if self.seed < 0:
             raise WrongUsageError(f"found seed {self.seed}, expected a whole number of at least 0")
 
@@ -69,6 +76,7 @@ def bench(
     engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     load_seconds = time.perf_counter() - begin
     check_fits(engine, params)
+    check_contexts(engine, params.contexts, params.new_tokens)
     text, run = None, folder / ".."
     if params.text is not None or (run / HELDOUT).is_file():
         text, _ = read_text(engine, params.text, run, "--text", least=2)  # the first token is not scored
@@ -96,6 +104,7 @@ def bench(
             "routes_heads": model.routes_heads,
             "vocab_size": model.vocab_size,
             "context_length": model.context_length,
+            "state_bytes": state_bytes(model),
             "file_bytes": sum(info.bytes for info in engine.manifest.files.values()),
             "load_seconds": round(load_seconds, 4),
             "peak_memory_bytes": memory,
@@ -106,6 +115,12 @@ def bench(
         "prefill": prefill_json(timed, params.prompt_tokens),
         "decode": decode_json(engine, timed),
     }  # fmt: skip
+    if params.contexts:
+        count = max(params.contexts) + params.new_tokens
+        ids, _ = tokens_to_read(engine, text, count, params.seed)
+        result["contexts"] = time_contexts(
+            engine, point, ids, params.contexts, params.new_tokens, repeats=params.repeats, seed=params.seed
+        )
     if params.walk:
         walked = points(engine.manifest, params.dial)
         result["sweep"] = sweep(

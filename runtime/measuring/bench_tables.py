@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..terminal.text import console
+from ..terminal.text import console, size
 
 Figures = dict[str, Any]
 
@@ -15,6 +15,9 @@ def show(result: Figures) -> None:
     out = console(stderr=False)
     for line in lines(result):
         out.print(line, markup=False)
+    if "contexts" in result:
+        out.print()
+        out.print(contexts_table(result["contexts"]), soft_wrap=False)
     if "sweep" in result:
         out.print()
         out.print(sweep_table(result["sweep"], heads=result["model"]["routes_heads"]), soft_wrap=False)
@@ -27,10 +30,11 @@ def lines(result: Figures) -> list[str]:
     prompt = prefill["milliseconds"]
     speed, bandwidth = decode["milliseconds_per_token"], decode["memory_bandwidth"]
     experts = f"{model['num_layers']} layers of {model['dim']} · {model['num_experts']} experts"
-    memory = f"loaded in {model['load_seconds']:.2f} s · peak memory {_megabytes(model['peak_memory_bytes'])}"
+    states = [f"states {size(model['state_bytes'])} per text"] if model["state_bytes"] else []
+    memory = f"loaded in {model['load_seconds']:.2f} s · peak memory {size(model['peak_memory_bytes'])}"
     heads = f"{decode['heads_per_token']:.2f} heads, " if model["routes_heads"] else ""
     used = f"{decode['experts_per_token']:.2f} experts, {heads}{decode['layers_per_token']:.2f} layers"
-    read = _megabytes(decode["bytes_per_token"])
+    read = size(decode["bytes_per_token"])
     rate, cores = bandwidth["bytes_per_second"] / 1e9, f"{machine['threads']} of {machine['cores']} cores"
     parts = (
         ("machine", machine["cpu"], cores, machine["device"], f"onnxruntime {machine['onnxruntime']}"),
@@ -40,7 +44,8 @@ def lines(result: Figures) -> list[str]:
             model["precision"],
             graph_name(result),
             experts,
-            _megabytes(model["file_bytes"]),
+            size(model["file_bytes"]),
+            *states,
             memory,
         ),
         (
@@ -101,6 +106,26 @@ def comparison_table(models: list[Figures], phase: str, unit: str) -> Table:
             f"{ratio['p5']:.2f} - {ratio['p95']:.2f}",
             f"{cpu_ratio['median']:.2f}",
             str(model["nodes_per_token"]) if phase == "decode" else "",
+        )
+    return table
+
+
+def contexts_table(contexts: list[Figures]) -> Table:
+    """Build a table with a row per length of text; its ratios are to the first one."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("context", "ms per token", "p5 to p95", "ratio", "p5 to p95", "read", "KV cache", "states"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in contexts:
+        speed, ratio = one["milliseconds_per_token"], one["ratio"]
+        table.add_row(
+            str(one["context"]),
+            f"{speed['median']:.3f}",
+            f"{speed['p5']:.3f} - {speed['p95']:.3f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['p5']:.2f} - {ratio['p95']:.2f}",
+            size(one["bytes_per_token"]),
+            size(one["cache_bytes"]),
+            size(one["state_bytes"]),
         )
     return table
 
@@ -188,10 +213,6 @@ def plot(result: Figures, path: Path) -> None:
         figure.savefig(path, dpi=120)
     finally:
         pyplot.close(figure)
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 2**20:.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:.0f} MiB"
 
 
 def _range(values: Figures) -> str:

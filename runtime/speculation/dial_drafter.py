@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..dial import Thresholds
 from ..format.manifest import Manifest
 from .guard import Guard
-from .pass_costs import MAX_ROWS, SAMPLES, PassCosts, quartile
+from .pass_costs import MAX_ROWS, SAMPLES, PassCosts, quartile, repeat_loss, repeat_seconds
 
 MIN_GAIN = 1.05
 """How much faster a draft must promise to be, as in `ngram`."""
@@ -45,6 +45,9 @@ class Text(Protocol):
     def step(self, token: int) -> Any:
         """Compute one token; the result has `logits`."""
 
+    def mark(self) -> None:
+        """Prepare to go back to this position."""
+
     def rewind(self, position: int) -> None:
         """Forget the tokens from a position on."""
 
@@ -75,15 +78,17 @@ class Setting:
             self.weight = min(self.weight + 1, LONGEST_MEMORY)
             self.share += (right - self.share) / self.weight
 
-    def best_length(self, curve: Sequence[float], others: int) -> tuple[float, int]:
+    def best_length(self, curve: Sequence[float], others: int, *, repeats: bool = False) -> tuple[float, int]:
         """Return the gain of the best length of draft over plain decoding, and that length; (1, 0) if none gains."""
         rows = others + 1
         plain = rows / curve[rows]
-        best, length, tokens, probability = 1.0, 0, float(rows), 1.0
+        best, length, tokens, probability, again = 1.0, 0, float(rows), 1.0, 0.0
         for drafted, seconds in enumerate(curve[rows + 1 : rows + 1 + MAX_DRAFT], 1):
+            if repeats:
+                again += probability * (1 - self.share) * repeat_seconds(curve, rows, drafted)
             probability *= self.share
             tokens += probability
-            gain = tokens / (seconds + drafted * self.seconds) / plain
+            gain = tokens / (seconds + again + drafted * self.seconds) / plain
             if gain > best:
                 best, length = gain, drafted
         return best, length
@@ -119,6 +124,7 @@ class DialDrafter:
         costs: Times of passes, shared likewise.
         choose: Returns the token to draft from logits (V,).
         clock: Returns seconds.
+        repeats: Whether what was right of a draft is computed again where the rest was wrong; see `repeat_seconds`.
     """
 
     def __init__(
@@ -128,8 +134,10 @@ class DialDrafter:
         costs: PassCosts,
         choose: Callable[[NDArray[np.float32]], int],
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        repeats: bool = False,
     ) -> None:
-        self._clock = clock
+        self._clock, self._repeats = clock, repeats
         self._text, self._settings, self._costs, self._choose = text, settings, costs, choose
         self._used: Setting | None = None
         self._length = self._left = 0
@@ -149,8 +157,9 @@ class DialDrafter:
         setting, text = self._used, self._text
         position, thresholds = text.position, text.thresholds
         draft = [ids[-1]]
-        text.thresholds = setting.thresholds
         begin = self._clock()
+        text.mark()
+        text.thresholds = setting.thresholds
         try:
             for _ in range(length):
                 draft.append(self._choose(text.step(draft[-1]).logits[-1]))
@@ -162,13 +171,15 @@ class DialDrafter:
         del setting.times[:-SAMPLES]
         return draft[1:]
 
-    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float, again: int = 0) -> None:
         """Take note of a pass, see `Drafter`."""
         gain, curve = 0.0, self._costs.curve()
         if drafted and self._used is not None:
             self._used.observe(drafted, accepted)
             if rows == 1 + drafted and not self._trial:  # else other texts were in the pass
                 gain = 1 + accepted - (self._spent + seconds) / curve[1]
+        elif again and not self._trial:
+            gain = -repeat_loss(curve, rows, again, seconds)
         self._guard.count(gain)
 
     def verdict(self) -> str | None:
@@ -178,14 +189,17 @@ class DialDrafter:
         curve = self._costs.curve()
         if not curve or not any(one.trials for one in self._settings):
             return None
-        if not self._guard.resting and any(one.best_length(curve, 0)[0] >= MIN_GAIN for one in self._settings):
+        if not self._guard.resting and any(self._best(one, curve)[0] >= MIN_GAIN for one in self._settings):
             return None
-        best = max(self._settings, key=lambda one: one.best_length(curve, 0)[0])
+        best = max(self._settings, key=lambda one: self._best(one, curve)[0])
         return (
             f"drafts by the dial do not pay here and are switched off: the best of {len(self._settings)} settings "
             f"({best.name}) takes {best.seconds / curve[1]:.2f} of a pass per token and is right for {best.share:.0%}; "
             f"checking two tokens takes {curve[2] / curve[1]:.2f} of a pass"
         )
+
+    def _best(self, setting: Setting, curve: Sequence[float], others: int = 0) -> tuple[float, int]:
+        return setting.best_length(curve, others, repeats=self._repeats)
 
     def _plan(self, others: int) -> None:
         """Choose the setting and the length of the next drafts, or nothing, and for how many passes that holds."""
@@ -197,7 +211,7 @@ class DialDrafter:
             self._left = self._pause
             return
         tried = [one for one in self._settings if one.trials >= TRIALS // 2]
-        plans = [(*one.best_length(curve, others), one) for one in tried]
+        plans = [(*self._best(one, curve, others), one) for one in tried]
         gain, length, best = max(plans, key=itemgetter(0), default=(0.0, 0, self._settings[0]))
         self._trial = gain < MIN_GAIN
         if not self._trial:

@@ -16,14 +16,15 @@ class Drafter(Protocol):
             others: Rows that other sequences have in the coming pass.
         """
 
-    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float, again: int = 0) -> None:
         """Take note of a pass that decoded this text, with drafted tokens or without.
 
         Args:
             drafted: Tokens that `draft` returned.
             accepted: How many of them were right.
             rows: Tokens of the whole pass.
-            seconds: Time of the whole pass.
+            seconds: Time of the whole pass, and of copying states for the draft.
+            again: Rows of the pass that computed tokens of this text again, because the draft before was wrong.
         """
 
     def verdict(self) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from .acceptance import CLASS_BEGINS, CLASS_OF, NUM_CLASSES, Acceptance
 from .guard import LOOK_SECONDS, WORTH_LOOKING, Guard
 from .ngram_index import MAX_MATCH, NgramIndex
-from .pass_costs import MAX_ROWS, PassCosts
+from .pass_costs import DISTURBED, MAX_ROWS, PassCosts, repeat_loss, repeat_seconds
 
 MAX_DRAFT = 15
 """Tokens of a draft: with the one before them, a pass of 16 rows, as many as our operators block."""
@@ -15,8 +15,6 @@ LEARNED = 128
 """Tokens of a prompt, its last ones, that teach how often guesses are right; it takes 0.2 ms."""
 LEAST_SURPRISE = 0.5
 """A draft ends before a token that was itself mispredicted, such as a value in a record, if those repeat less often."""
-DISTURBED = 1.3
-"""A pass that took longer than the measured time of such passes by this factor was disturbed by other programs."""
 
 
 class NgramDrafter:
@@ -28,10 +26,11 @@ class NgramDrafter:
 
     Args:
         costs: Times of passes, shared by the texts of a session.
+        repeats: Whether what was right of a draft is computed again where the rest was wrong; see `repeat_seconds`.
     """
 
-    def __init__(self, costs: PassCosts) -> None:
-        self._costs = costs
+    def __init__(self, costs: PassCosts, *, repeats: bool = False) -> None:
+        self._costs, self._repeats = costs, repeats
         self._acceptance = Acceptance()
         self._index = NgramIndex()
         self._surprises = bytearray()  # for each token whether another one was predicted
@@ -51,7 +50,7 @@ class NgramDrafter:
         if not curve:
             return []  # what a plain pass takes is not known yet
         if plan is None or plan.curve is not curve:
-            plan = self._plans[others] = Plan(self._acceptance, curve, others)
+            plan = self._plans[others] = Plan(self._acceptance, curve, others, repeats=self._repeats)
         self._plan = plan
         count = min(plan.length(CLASS_OF[self._length]), most)
         if self._acceptance.surprise < LEAST_SURPRISE:
@@ -66,7 +65,7 @@ class NgramDrafter:
             draft.append(draft[-period])
         return draft
 
-    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float, again: int = 0) -> None:
         """Take note of a pass, see `Drafter`."""
         plan, gain = self._plan, -WORTH_LOOKING * LOOK_SECONDS / seconds
         if (
@@ -74,6 +73,8 @@ class NgramDrafter:
         ):  # else other texts drafted too, and the time is theirs as well
             taken = min(seconds, DISTURBED * plan.curve[rows])
             gain += 1 + accepted / plan.rows - taken / plan.seconds
+        elif again:
+            gain -= repeat_loss(self._costs.curve(), rows, again, seconds)
         self._guard.count(gain)
 
     def verdict(self) -> None:
@@ -109,14 +110,15 @@ class Plan:
         acceptance: Shares of right predictions.
         curve: Seconds of a pass by rows. The plan is good while that is the newest.
         others: Rows of other sequences in the pass, each of which gives a token.
+        repeats: As in `NgramDrafter`.
     """
 
-    def __init__(self, acceptance: Acceptance, curve: Sequence[float], others: int) -> None:
+    def __init__(self, acceptance: Acceptance, curve: Sequence[float], others: int, *, repeats: bool = False) -> None:
         self.rows = others + 1
         """Rows of a pass without a draft."""
         self.seconds = curve[min(self.rows, MAX_ROWS)]
         """Time of that pass."""
-        self.curve, self._acceptance = curve, acceptance
+        self.curve, self._acceptance, self._repeats = curve, acceptance, repeats
         self._lengths: list[int | None] = [None] * NUM_CLASSES
 
     def length(self, class_: int) -> int:
@@ -128,10 +130,13 @@ class Plan:
 
     def _best_length(self, match: int) -> int:
         best, length = MIN_GAIN * self.rows / self.seconds, 0
-        tokens, probability = float(self.rows), 1.0
+        tokens, probability, again = float(self.rows), 1.0, 0.0
         for drafted, seconds in enumerate(self.curve[self.rows + 1 : self.rows + 1 + MAX_DRAFT], 1):
-            probability *= self._acceptance.share(match + drafted - 1)
+            share = self._acceptance.share(match + drafted - 1)
+            if self._repeats:
+                again += probability * (1 - share) * repeat_seconds(self.curve, self.rows, drafted)
+            probability *= share
             tokens += probability
-            if tokens > best * seconds:
-                best, length = tokens / seconds, drafted
+            if tokens > best * (seconds + again):
+                best, length = tokens / (seconds + again), drafted
         return length

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_ROWS = 32
 """Passes of more rows are not measured."""
@@ -14,6 +14,9 @@ REFRESH_PASSES = 64
 """Passes after which the curve is computed again."""
 FORGET_PASSES = 1024
 """Passes after which one old time of each number of rows is dropped, so that a wrong one is measured again."""
+
+DISTURBED = 1.3
+"""A pass that took longer than the measured time of such passes by this factor was disturbed by other programs."""
 
 
 def typical_cost(rows: int) -> float:
@@ -28,6 +31,34 @@ def quartile(values: Iterable[float]) -> float:
     """Return the lower quartile, one of the values; the median of three."""
     ordered = sorted(values)
     return ordered[min(max(len(ordered) // 4, 1), len(ordered) - 1)]
+
+
+def repeat_seconds(curve: Sequence[float], rows: int, wrong: int) -> float:
+    """Return the time that is lost where token `wrong` of a draft, from 1, is the first that is wrong.
+
+    The states after the pass are those after the wrong tokens too. The next pass begins at the states before it, and
+    computes the token before the draft and the right ones again: as many as `wrong`, beside its own rows.
+
+    Args:
+        curve: Seconds of a pass by rows.
+        rows: Rows of the next pass without these.
+        wrong: Place in the draft.
+    """
+    return curve[rows + wrong] - curve[rows]
+
+
+def repeat_loss(curve: Sequence[float], rows: int, again: int, seconds: float) -> float:
+    """Return what rows that were computed again cost, in passes without them.
+
+    Args:
+        curve: Seconds of a pass by rows.
+        rows: Rows of the pass.
+        again: How many of them were computed again.
+        seconds: Time of the pass.
+    """
+    if not curve or rows > MAX_ROWS:
+        return 0.0
+    return max(min(seconds, DISTURBED * curve[rows]) / curve[rows - again] - 1, 0.0)
 
 
 class PassCosts:

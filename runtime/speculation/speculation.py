@@ -40,6 +40,7 @@ class Speculation:
     def __init__(self, manifest: Manifest, *, exact: bool) -> None:
         self.costs = PassCosts()
         self._manifest, self._exact = manifest, exact
+        self._repeats = manifest.model.has_states
         self._settings: dict[bytes, list[Setting]] = {}  # of each setting of the dial, those below it
 
     def maker(self, speculate: Speculate | None, thresholds: Thresholds) -> Callable[[Text], Drafter] | None:
@@ -62,8 +63,11 @@ class Speculation:
             )
         if speculate == "dial":
             settings = self._below(thresholds)
-            return lambda text: DialDrafter(text, settings, self.costs, lambda logits: int(np.argmax(logits)))
-        return lambda _: NgramDrafter(self.costs)
+            repeats = self._repeats
+            return lambda text: DialDrafter(
+                text, settings, self.costs, lambda logits: int(np.argmax(logits)), repeats=repeats
+            )
+        return lambda _: NgramDrafter(self.costs, repeats=self._repeats)
 
     def _below(self, thresholds: Thresholds) -> list[Setting]:
         key = b"".join(values.tobytes() for values in vars(thresholds).values())

@@ -17,3 +17,10 @@ def console(*, stderr: bool = True) -> Console:
 def printable(text: str, *, lines: bool = False) -> str:
     """Escape the control characters by which a model could control the terminal; `lines` keeps line ends and tabs."""
     return "".join(char if char.isprintable() or (lines and char in "\n\t") else repr(char)[1:-1] for char in text)
+
+
+def size(count: float) -> str:
+    """Format a number of bytes."""
+    if count < 2**20:
+        return f"{count / 2**10:.1f} KiB"
+    return f"{count / 2**20:.1f} MiB" if count < 100 * 2**20 else f"{count / 2**20:.0f} MiB"

@@ -39,8 +39,8 @@ DEFAULTS = Settings()
 @click.option("--max-queue", type=click.IntRange(0, 100_000), default=DEFAULTS.max_queue, show_default=True,
               help="Requests that may wait, all models together; more get the status 429.")  # fmt: skip
 @click.option("--kv-memory", type=parse_bytes, metavar="SIZE",
-              help="Memory for keys and values of all models, such as 512M or 4G; by default half of what is "
-                   "free.")  # fmt: skip
+              help="Memory for keys, values and states of all models, such as 512M or 4G; by default half of what "
+                   "is free.")  # fmt: skip
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=DEFAULTS.timeout, show_default=True,
               metavar="SECONDS", help="Most time of a request, from its arrival to its last token.")  # fmt: skip
 @click.option("--shutdown-timeout", type=click.FloatRange(0), default=DEFAULTS.shutdown_timeout, show_default=True,

@@ -171,8 +171,8 @@ class Metrics(Collector):
             ("jobs_running", "Jobs in a slot.", "running"),
             ("jobs_waiting", "Jobs that wait for a slot.", "waiting"),
             ("slots", "Slots of the batch.", "slots"),
-            ("kv_bytes", "Bytes of keys and values in use.", "kv_bytes"),
-            ("kv_limit_bytes", "Bytes of keys and values that may be used.", "kv_limit"),
+            ("kv_bytes", "Bytes of keys, values and states in use.", "kv_bytes"),
+            ("kv_limit_bytes", "Bytes of keys, values and states that may be used.", "kv_limit"),
             ("auto_compute", 'The dial that compute "auto" gives now.', "dial"),
         ):
             gauge = GaugeMetricFamily(f"adaptive_{name}", text, labels=["model"])

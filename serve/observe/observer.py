@@ -26,9 +26,9 @@ class ModelState:
     slots: int
     """Slots of the batch."""
     kv_bytes: int
-    """Bytes of keys and values in use."""
+    """Bytes of keys, values and states in use."""
     kv_limit: int
-    """Bytes of keys and values that may be used."""
+    """Bytes of keys, values and states that may be used."""
     dial: float | None = None
     """The `compute` that "auto" gives now; None where the model has no dial."""
 

@@ -1,14 +1,14 @@
-"""The memory for keys and values: how many slots of how many tokens fit."""
+"""The memory for keys, values and states: how many slots of how many tokens fit."""
 
 from dataclasses import dataclass
 
 from ...contract.errors import UserError
-from ...runtime.execution.kv_cache import ROUND_CAPACITY, cache_bytes
-from ...runtime.execution.memory import available_memory
+from ...runtime.execution.kv_cache import ROUND_CAPACITY
+from ...runtime.execution.memory import available_memory, slot_bytes
 from ...runtime.format.manifest import KV, Model
 
 SHARE_OF_FREE = 0.5
-"""Share of the free memory for keys and values where none was given."""
+"""Share of the free memory for keys, values and states where none was given."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Room:
 
 
 def share_of_memory(kv_memory: int | None, models: int) -> int:
-    """Return the bytes for keys and values of one of `models` models."""
+    """Return the bytes for keys, values and states of one of `models` models."""
     total = int(available_memory() * SHARE_OF_FREE) if kv_memory is None else kv_memory
     return total // max(models, 1)
 
@@ -43,7 +43,7 @@ def fit(model: Model, kv: KV, budget: int, slots: int) -> Room:
     """
 
     def size(slots: int, capacity: int) -> int:
-        return cache_bytes(model, capacity, kv, slots)
+        return slot_bytes(model, capacity, kv, slots)
 
     context = model.context_length
     fitting = next((count for count in range(slots, 0, -1) if size(count, context) <= budget), 0)
@@ -56,7 +56,7 @@ def fit(model: Model, kv: KV, budget: int, slots: int) -> Room:
     if not low:
         least = size(1, min(ROUND_CAPACITY, context))
         raise UserError(
-            f"found {budget / 2**20:.3g} MiB for keys and values of this model, expected at least "
+            f"found {budget / 2**20:.3g} MiB for keys, values and states of this model, expected at least "
             f"{least / 2**20:.3g} MiB, which {min(ROUND_CAPACITY, context)} tokens take; raise --kv-memory"
         )
     return Room(1, low * ROUND_CAPACITY, size(1, low * ROUND_CAPACITY))

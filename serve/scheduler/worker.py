@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ...contract.errors import UserError
+from ...runtime.execution.memory import states_of_slot
 from ...runtime.generation.engine import Engine
 from ...runtime.generation.loop import Event as PassEvent
 from ...runtime.generation.loop import Loop
@@ -115,8 +116,11 @@ class Worker:
         opened = self._opened
         used = limit = 0
         if opened is not None:
-            limit, cells = opened.room.bytes, opened.room.slots * opened.room.capacity
-            used = limit * sum(len(sequence.ids) for sequence in opened.loop.batch.sequences) // cells
+            room, sequences = opened.room, opened.loop.batch.sequences
+            limit, states = room.bytes, states_of_slot(self.info.manifest.model)
+            cells = limit - room.slots * states  # bytes that grow with the tokens
+            tokens = sum(len(sequence.ids) for sequence in sequences)
+            used = cells * tokens // (room.slots * room.capacity) + len(sequences) * states
         return ModelState(
             running=self.running, waiting=self.waiting, slots=self.slots, kv_bytes=used, kv_limit=limit, dial=self.dial
         )

@@ -86,7 +86,7 @@ class Guesses:
         draft = [*self._text[len(ids) : len(ids) + most], *[0] * most][:most]
         return [token if (len(ids) + place) % 3 else (token + 1) % 20 for place, token in enumerate(draft)]
 
-    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float, again: int = 0) -> None:
         pass
 
     def verdict(self) -> None:

@@ -47,7 +47,7 @@ class Guessing:
         draft += [0] * (count - len(draft))
         return [(token + 1) % 20 if self._draw.random() < self.errors else token for token in draft]
 
-    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float, again: int = 0) -> None:
         assert seconds > 0
         self.passes.append((drafted, accepted, rows))
 

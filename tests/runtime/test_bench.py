@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from support.rich_graph import CURVE
+from support.state_graph import write_hybrid
 from support.tiny_graph import TABLES, L, V, expected
 
 from adaptive_lm.runtime import Dial, Engine, Manifest, Sequence
@@ -64,6 +65,29 @@ def test_json_has_the_keys_that_others_rely_on(bench: Callable[..., Result]) -> 
     assert content["prefill"]["cpu_milliseconds"] > 0
 
 
+def test_contexts_show_what_grows_with_the_text(bench: Callable[..., Result], copy: Path) -> None:
+    first, second = json.loads(bench("--json", "--contexts", "8,64").stdout)["contexts"]
+    assert (first["context"], second["context"]) == (8, 64)
+    assert first["ratio"] == {"median": 1.0, "p5": 1.0, "p95": 1.0}
+    assert second["cache_bytes"] > first["cache_bytes"] > 0
+    assert second["bytes_per_token"] > first["bytes_per_token"] + 3 * 56, "3 bytes a key in each layer that ran"
+    assert first["state_bytes"] == 0
+    table = bench("--contexts", "8,64").stdout.splitlines()
+    assert table[6].split()[:3] == ["context", "ms", "per"]
+    assert [line.split()[0] for line in table[7:9]] == ["8", "64"]
+
+
+def test_states_do_not_grow_with_the_text(bench: Callable[..., Result], copy: Path) -> None:
+    write_hybrid(copy, mixes=True, attention=False)
+    result = bench("--json", "--contexts", "8,300")
+    content = json.loads(result.stdout)
+    first, second = content["contexts"]
+    assert content["model"]["state_bytes"] == first["state_bytes"] == second["state_bytes"] == 4 * 6
+    assert first["cache_bytes"] == second["cache_bytes"] == 0
+    assert second["bytes_per_token"] == pytest.approx(first["bytes_per_token"], rel=0.3), "other tokens, no more keys"
+    assert "states 0.0 KiB per text" in bench().stdout
+
+
 def test_a_sweep_has_every_direction_and_all_its_figures(bench: Callable[..., Result], copy: Path) -> None:
     content = json.loads(bench("--json", "--sweep", "--text-tokens", "300").stdout)
     assert (copy.parent / "model-sweep.png").read_bytes()[:4] == b"\x89PNG"
@@ -111,6 +135,9 @@ def test_people_read_lines_and_a_table(bench: Callable[..., Result], tmp_path: P
     ("args", "code", "message"),
     [
         (["--new-tokens", "100"], 1, "this model's context is 96"),
+        (["--contexts", "8,90"], 1, "found a context of 90 tokens and 12 new ones; this model's context is 96"),
+        (["--contexts", "8,x"], 2, "found '8,x', expected whole numbers, such as 64,1024"),
+        (["--contexts", "0"], 2, "found --contexts 0, expected at least 1"),
         (["--repeats", "0"], 2, "found --repeats 0, expected at least 1"),
         (["--seed", "-1"], 2, "found --seed -1"),
         (["--plot", "x.png"], 2, "add --sweep"),

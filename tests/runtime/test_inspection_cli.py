@@ -1,6 +1,7 @@
 """The command `adaptive inspect`: its tables, its JSON, its picture and its page."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
@@ -71,6 +72,8 @@ def test_people_read_tables_of_every_kind(rich: Path) -> None:
     assert lines[1].startswith("experts per layer: ")
     assert "of 4 per token" in lines[1]
     assert lines[2].startswith("dead experts (used by less than 0.001 of a layer's tokens): ")
+    (memory,) = [line for line in lines if line.startswith("memory: ")]
+    assert re.fullmatch(r"memory: weights [\d.]+ [KM]iB; a text: keys and values up to [\d.]+ KiB", memory)
     for title in ("experts: number", "heads: number", "layers: number", "experts: share", "heads: share",
                   "text classes: ", "windows, in tokens"):  # fmt: skip
         assert any(line.startswith(title) for line in lines), title
@@ -86,7 +89,7 @@ def test_json_has_every_figure_under_its_name(rich: Path) -> None:
     assert result.exit_code == 0, result.stderr
     content = json.loads(result.stdout)
     assert set(content) == {"model", "text", "tokens", "unknown_tokens", "thresholds", "executed_flops_share",
-                            "dead_below", "groups", "experts", "heads", "layers", "windows",
+                            "dead_below", "mixers", "memory", "groups", "experts", "heads", "layers", "windows",
                             "saturation"}  # fmt: skip
     assert content["tokens"] == 700
     assert content["thresholds"]["exit_threshold"] == [0.6, 1.0, 1.0]

@@ -219,7 +219,7 @@ class Guessing:
         guess = self.text[len(ids) : len(ids) + 4]
         return [token if place < self.right else 256 - token for place, token in enumerate(guess)]
 
-    def verified(self, drafted: int, accepted: int, rows: int, seconds: float) -> None:
+    def verified(self, drafted: int, accepted: int, rows: int, seconds: float, again: int = 0) -> None:
         assert seconds > 0
         self.verdicts.append((drafted, accepted, rows))
 
@@ -298,8 +298,8 @@ def test_a_prefix_is_reused_up_to_where_the_thresholds_of_its_text_moved(engine:
     (ended,) = loop.batch.sequences
     assert (ended.computed_at(high), ended.computed_at(low.stacked())) == (computed, 0)
     both = moved.ids + list(b" and cold")
-    assert longest_prefix(both, resolve(engine.manifest, Dial()), [ended], 1) == (ended, computed)
-    assert longest_prefix(both, low, [ended], 1) == (None, 0)
+    assert longest_prefix(both, resolve(engine.manifest, Dial()), [ended], 1) == (ended, computed, computed)
+    assert longest_prefix(both, low, [ended], 1) == (None, 0, 0)
     ended.rewind(5)
     assert (ended.computed_at(high), ended.computed_at(low.stacked())) == (5, 0)
     ended.rewind(0)

@@ -78,7 +78,7 @@ class ContinuationScorer:
             members = readings[ids]
             count = max(len(targets) for _, targets in members)
             common = shared(list(ids), sequence.ids, len(ids) - count)
-            sequence.rewind(common if sequence.can_rewind(common) else 0)
+            sequence.rewind(sequence.nearest(common))
             for place, logits in self._read(sequence, ids, count, rows):
                 for result, targets in members:
                     self._add(result, targets, logits, place - (count - len(targets)))
@@ -109,6 +109,7 @@ class ContinuationScorer:
         self.tokens_read += len(ids) - begin
         for place in range(begin, scored, PASS_TOKENS):
             sequence.prefill(ids[place : min(place + PASS_TOKENS, scored)], 0)
+        sequence.checkpoint()  # the next reading may go back to here
         for place in range(scored, len(ids), rows):
             part = ids[place : place + rows]
             yield place - scored, sequence.prefill(part, len(part)).logits[:, : self._size]

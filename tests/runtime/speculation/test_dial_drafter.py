@@ -35,6 +35,7 @@ class Counting:
     def __init__(self, clock: list[float], share: float, low_cost: float) -> None:
         self.clock, self.share, self.low_cost = clock, share, low_cost
         self.thresholds, self.position, self.steps = FULL, 0, 0
+        self.marked = -1
         self._draw = random.Random(0)
 
     def step(self, token: int) -> Step:
@@ -43,7 +44,11 @@ class Counting:
         self.position, self.steps = self.position + 1, self.steps + 1
         return Step((token + 1 if self._draw.random() < self.share else token) % VOCABULARY)
 
+    def mark(self) -> None:
+        self.marked = self.position
+
     def rewind(self, position: int) -> None:
+        assert position == self.marked
         self.position = position
 
 
