@@ -47,7 +47,9 @@ class Mamba2(Mixer):
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
-        projected: Tensor = self.get_submodule("in")(x)
+        projection = self._modules["in"]  # a keyword: torch.compile fails on an attribute of that name
+        assert projection is not None
+        projected: Tensor = projection(x)
         with exact(x):
             z, rest, dt = projected.float().split(self.sizes, -1)
             rest = F.silu(rest) if self.conv is None else self.conv(rest)
