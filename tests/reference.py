@@ -1,8 +1,8 @@
 """The third definition of the model, which the other two are compared with: plain numpy, token by token, with a cache.
 
 Written from the formulas and the routing rules. It is slow on purpose: loops instead of fused operations.
-Attention is in reference_attention.py, mixers with a state in reference_mixers.py, the rules of choosing in
-reference_routing.py.
+Attention is in reference_attention.py, mixers with a state in reference_mixers.py and reference_delta.py, the
+rules of choosing in reference_routing.py.
 
     B batch, T time, L layers, D width, H query heads, K key/value heads, W width of a head, E experts,
     F hidden width of an expert, V vocabulary. Everything here is for one token: x is (D,), P is (E,).
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from reference_attention import Attention
-from reference_mixers import MIXERS, Mixer
+from reference_delta import RWKV7, GatedDelta
+from reference_mixers import Mamba2, Mixer, RetNet
 from reference_routing import (
     Weights,
     choose_best,
@@ -34,6 +35,7 @@ from reference_routing import (
 if TYPE_CHECKING:
     from adaptive_lm.train.model import ModelConfig
 
+MIXERS: dict[str, type[Mixer]] = {"gated_delta": GatedDelta, "mamba2": Mamba2, "retnet": RetNet, "rwkv7": RWKV7}
 NEAR_TIE = 1e-5  # a decision with a smaller margin may fall either way in float32; such tokens are counted
 FP32_TOLERANCE = 5e-5  # the largest difference of a logit (of size 10) between float32 and this file in float64
 MARGINS = ("expert_mass", "expert_rank", "expert_ratio", "depth", "exit", "head_limit", "head_rank", "window")

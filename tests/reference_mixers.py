@@ -120,6 +120,3 @@ class Mamba2(Mixer):
             out.append(self.recur(head, C, B, step * value, decay) + self.of("D")[head] * value)
         gated = np.concatenate(out) * silu(z)
         return self.linear("o", rms_norm(gated, self.config.norm_eps, self.of("norm.weight")))
-
-
-MIXERS: dict[str, type[Mixer]] = {"mamba2": Mamba2, "retnet": RetNet}

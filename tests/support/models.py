@@ -316,6 +316,15 @@ CONFIGS |= {
         depth={**BOTH, "skipped_kv": "none"},
         norm_place="sandwich",
     ),
+    "gated_delta_hybrid_none": variant(
+        mixers=("gated_delta", "attention", "gated_delta", "gated_delta"),
+        recurrence={"conv": 3, "chunk": 8, "head_dim": 12},
+        ffn={"shared_expert_dim": 20},
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "rwkv7_project": variant(
+        mixers="rwkv7", recurrence={"chunk": 8, "rank": 6}, norm="layer", depth={**BOTH, "skipped_kv": "project"}
+    ),
 }
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
 from adaptive_lm.train.model.linear import Linear
 from adaptive_lm.train.model.mixers.build import MIXERS
-from adaptive_lm.train.model.mixers.mamba2 import RATES, STEPS, Mamba2
-from adaptive_lm.train.model.mixers.mixer import Mixer
+from adaptive_lm.train.model.mixers.mamba2 import RATES, Mamba2
+from adaptive_lm.train.model.mixers.mixer import STEPS, Mixer
 
 aten = torch.ops.aten
 TOLERANCE = 2e-4

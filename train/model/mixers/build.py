@@ -1,11 +1,13 @@
 """The table of mixers."""
 
 from ..config import ModelConfig
+from .gated_delta import GatedDelta
 from .mamba2 import Mamba2
 from .mixer import Mixer
 from .retnet import RetNet
+from .rwkv7 import RWKV7
 
-MIXERS: dict[str, type[Mixer]] = {"mamba2": Mamba2, "retnet": RetNet}
+MIXERS: dict[str, type[Mixer]] = {"gated_delta": GatedDelta, "mamba2": Mamba2, "retnet": RetNet, "rwkv7": RWKV7}
 
 
 def build_mixer(config: ModelConfig, layer: int) -> Mixer | None:
@@ -19,4 +21,4 @@ def build_mixer(config: ModelConfig, layer: int) -> Mixer | None:
         return None
     if kind not in MIXERS:
         raise ValueError(f"mixers of layer {layer} is {kind}, which is not built yet; take one of {', '.join(MIXERS)}")
-    return MIXERS[kind](config)
+    return MIXERS[kind](config, layer)

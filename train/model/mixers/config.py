@@ -22,3 +22,7 @@ class RecurrenceConfig(Section):
     of a step, not its result. `rwkv7` takes at most 16."""
     rank: int = Field(0, ge=0)
     """Inner width of the low-rank matrices of `rwkv7`; 0 means dim / 8, rounded up to a multiple of 16."""
+
+    def resolved_rank(self, dim: int) -> int:
+        """Return `rank` of a model of that width, with its default filled in."""
+        return self.rank or -(-dim // 128) * 16

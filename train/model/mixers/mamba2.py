@@ -1,6 +1,5 @@
 """Mamba-2: a state with a decay that each token chooses. B batch, T time, D width, H heads, W width of a head."""
 
-import math
 from typing import ClassVar
 
 import torch
@@ -11,10 +10,8 @@ from ..config import ModelConfig
 from ..linear import Linear
 from ..norm import RMSNorm
 from .convolution import ShortConvolution
-from .mixer import Mixer, exact
+from .mixer import Mixer, exact, first_steps
 
-STEPS = (1e-3, 1e-1)
-"""Range of the steps dt at the start, drawn evenly in their logarithm."""
 RATES = (1.0, 16.0)
 """Range of exp(A_log) at the start, drawn evenly."""
 
@@ -34,8 +31,8 @@ class Mamba2(Mixer):
 
     drawn: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias", "D")
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
         inner, keys = self.num_heads * self.head_dim, self.head_dim
         self.sizes = [inner, inner + 2 * keys, self.num_heads]  # z, x | B | C, dt
         self.add_module("in", Linear(config.dim, sum(self.sizes)))
@@ -47,16 +44,16 @@ class Mamba2(Mixer):
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
-        projection = self._modules["in"]  # a keyword: torch.compile fails on an attribute of that name
-        assert projection is not None
-        projected: Tensor = projection(x)
+        inputs = self._modules["in"]  # by its key: torch.compile cannot guard an attribute whose name is a keyword
+        assert inputs is not None
+        projected: Tensor = inputs(x)
         with exact(x):
             z, rest, dt = projected.float().split(self.sizes, -1)
             rest = F.silu(rest) if self.conv is None else self.conv(rest)
             inner, B, C = rest.split([self.sizes[0], self.head_dim, self.head_dim], -1)
             dt = F.softplus(dt + self.dt_bias)  # (B, T, H)
             inner = self.heads(inner)  # (B, T, H, W)
-            o = self.recur(C[:, :, None], B[:, :, None], dt[..., None] * inner, -dt * self.A_log.exp())
+            o = self.recur(C[:, :, None], B[:, :, None], dt[..., None] * inner, -dt * self.A_log.exp(), projected)
             o = (o + self.D[:, None] * inner).flatten(2)
             normed = self.norm(o * F.silu(z))
         out: Tensor = self.o(normed)
@@ -65,7 +62,6 @@ class Mamba2(Mixer):
     @torch.no_grad()
     def draw(self) -> None:
         """Draw decays and steps, so that heads remember from a few tokens to about a thousand."""
-        step = torch.empty(self.num_heads).uniform_(*(math.log(each) for each in STEPS)).exp()
-        self.dt_bias.copy_(step + (-(-step).expm1()).log())  # softplus of this is the step
+        self.dt_bias.copy_(first_steps(self.num_heads))
         self.A_log.copy_(torch.empty(self.num_heads).uniform_(*RATES).log())
         self.D.fill_(1)

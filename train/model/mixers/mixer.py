@@ -1,5 +1,6 @@
 """What all mixers with a state share. B batch, T time, D width, H heads, K width of keys, V width of values."""
 
+import math
 from typing import ClassVar
 
 import torch
@@ -7,7 +8,11 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from .compaction import compact, in_place
+from .kernels import run_kernel, serve
 from .recurrence import chunked, recurrent
+
+STEPS = (1e-3, 1e-1)
+"""Range of the steps of time that the decays of `mamba2` and `gated_delta` start with."""
 
 
 class Mixer(nn.Module):
@@ -19,11 +24,14 @@ class Mixer(nn.Module):
 
     plain = False
     """Whether to compute token by token; slow, and the judge of the chunked form."""
+    kernels = staticmethod(serve)
+    """Whether the kernels of `fla` run the recurrence, by a projection of the input (B, T, .)."""
     drawn: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that `draw` gives their first values; `initialize` of the model draws all others."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.num_heads, self.head_dim = config.num_heads, config.state_head_dim
         self.chunk = config.recurrence.chunk
 
@@ -52,14 +60,37 @@ class Mixer(nn.Module):
     def draw(self) -> None:
         """Draw the first values of the parameters in `drawn`."""
 
-    def recur(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor) -> Tensor:
-        """Run the recurrence with one decay per head: see `recurrence.py` -> (B, T, H, V)."""
-        out, _ = recurrent(r, k, v, log_w) if self.plain else chunked(r, k, v, log_w, self.chunk)
-        return out
+    def recur(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, like: Tensor) -> Tensor:
+        """Run the recurrence with one decay per head: see `recurrence.py` -> (B, T, H, V).
+
+        Args:
+            r: (B, T, H or 1, K).
+            k: As r.
+            v: (B, T, H, V).
+            log_w: (H,) or (B, T, H).
+            like: A projection of the input, whose device and dtype decide whether a kernel runs.
+        """
+        if self.plain:
+            return recurrent(r, k, v, log_w)[0]
+        if self.kernels(like):
+            r, k = (one.expand(*v.shape[:3], -1) for one in (r, k))
+            return run_kernel("simple_gla", like.dtype, r, k, v, log_w.expand(v.shape[:3]))
+        return chunked(r, k, v, log_w, self.chunk)[0]
 
     def heads(self, x: Tensor) -> Tensor:
         """Split x (B, T, H W) into heads (B, T, H, W) float32."""
-        return x.float().unflatten(-1, (self.num_heads, self.head_dim))
+        return wide(x).unflatten(-1, (self.num_heads, self.head_dim))
+
+
+def first_steps(heads: int) -> Tensor:
+    """Draw values (H,) whose softplus is even in its logarithm over STEPS."""
+    steps = torch.empty(heads).uniform_(*(math.log(each) for each in STEPS)).exp()
+    return steps + (-(-steps).expm1()).log()
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it is that."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def exact(x: Tensor) -> torch.autocast:

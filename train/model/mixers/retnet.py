@@ -23,8 +23,8 @@ class RetNet(Mixer):
 
     decay: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
         inner = self.num_heads * self.head_dim
         self.q, self.k, self.v, self.gate = (Linear(config.dim, inner) for _ in range(4))
         self.o = Linear(inner, config.dim)
@@ -38,7 +38,7 @@ class RetNet(Mixer):
             q, k, v = self.heads(q), self.heads(k) * self.head_dim**-0.5, self.heads(v)
             if rotary is not None:
                 q, k = (rotate(one.transpose(1, 2), rotary).transpose(1, 2) for one in (q, k))
-            o = self.recur(q, k, v, self.decay.log())
+            o = self.recur(q, k, v, self.decay.log(), gate)
             normed = F.rms_norm(o, o.shape[-1:], eps=self.norm_eps).flatten(2)
             gated = normed * F.silu(gate.float())
         out: Tensor = self.o(gated)
