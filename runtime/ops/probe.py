@@ -14,7 +14,7 @@ from .layout import pack
 
 DOMAIN = "adaptive_lm"
 """Domain of our operators."""
-VERSION = 3
+VERSION = 4
 """Version of the operators and of the layout of their weights; a library or a graph of another one is not used."""
 DIM, VOCAB = 40, 70
 """Shape of the product: neither is a whole number of blocks or groups."""

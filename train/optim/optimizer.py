@@ -14,7 +14,7 @@ from .layer_scaling import factors, layer_norms, layer_of
 from .muon import Muon
 from .optimizer_config import OptimizerConfig
 
-VECTORS = ("router", "position_embedding", "shared_gate")
+VECTORS = ("router", "position_embedding", "shared_gate", "zero_experts")
 """Words in the names of weights that are no matrix between two layers, though they have two dimensions."""
 
 

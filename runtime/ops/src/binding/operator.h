@@ -27,7 +27,7 @@
 namespace adaptive {
 
 // Version of our domain. Changes with the layout of packed matrices and with the meaning of any operator.
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 
 class Failure : public std::runtime_error {
  public:
