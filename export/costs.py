@@ -7,6 +7,7 @@ from ..runtime.format.manifest import KV, Costs, CostTable, LayerCosts, Precisio
 from ..runtime.ops.layout import packed_bytes
 from ..train.model.config import ModelConfig
 from .cuda.experts import computes_all, is_fused
+from .mixer_costs import gate_rows, low_rank, matrices, state_bytes, state_flops
 from .model.heads import execution_of
 from .model.signature import cache_width
 
@@ -36,6 +37,8 @@ class _Count:
     """Bytes of the keys and values of one place; None where the table counts FLOPs."""
     packed: bool = False
     """Whether our operators run: heads that were not chosen do not attend either."""
+    low_rank: Cost | None = None
+    """Cost of a low-rank matrix of a recurrent mixer where it is not that of any matrix that stays fp32."""
     all_experts: bool = False
     """Whether every expert that a token can use is computed for it."""
 
@@ -75,6 +78,7 @@ def packed_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
         head=(matrix(dim, heads * width) + matrix(heads * width, dim)) / heads if sliced else 0.0,
         key=2.0 * config.num_kv_heads * cache_width(config, kv) * CACHE_BYTES[kv],
         packed=True,
+        low_rank=_packed_bytes("fp32"),
     )
     flops = _flop_count(config, sliced, packed=True)
     return Costs(flops=_table(config, flops), weight_bytes=_table(config, read))
@@ -136,32 +140,52 @@ def _table(config: ModelConfig, count: _Count) -> CostTable:
 def _layer(config: ModelConfig, layer: int, count: _Count) -> LayerCosts:
     """Return the costs of one layer."""
     dim, ffn = config.dim, config.ffn
-    queries, keys = config.num_heads * config.resolved_head_dim, config.num_kv_heads * config.resolved_head_dim
     dense, hidden, both = config.is_dense(layer), config.ffn_dim(layer), 1 + ffn.gated
     shared = 0 if dense else ffn.shared_expert_dim
-    keys_and_values = count.attention(dim, 2 * keys)
-    attention = keys_and_values + _positions(config, layer, count)
-    if not count.head:
-        attention += count.attention(dim, queries) + count.attention(queries, dim)
     learned = config.depth.exit_criterion == "router"
     exit_check = count.router(dim, 1) if learned else count.lm_head(dim, config.vocab_size)
-    per_key, per_head_and_key = _keys(config, layer, count)
     expert = count.experts(dim, both * hidden) + count.experts(hidden, dim)
     always = count.experts(dim, both * shared) + count.experts(shared, dim) if shared else 0.0
     if count.all_experts and not dense:
         expert, always = 0.0, always + ffn.candidates * expert
     return LayerCosts(
-        attention=attention,
-        attention_per_key=per_key,
+        **(_attention(config, layer, count) if config.attends(layer) else _recurrent(config, layer, count)),
         router=_routers(config, layer, count.router),
         expert=expert,
         shared_expert=always,
         depth_router=(1 + config.depth.per_token) * count.router(dim, 1) if config.has_depth_router(layer) else 0.0,
         exit_check=exit_check if layer in config.depth.exit_layers else 0.0,
-        skipped_kv=keys_and_values if config.depth.skipped_kv == "project" else 0.0,
-        head=count.head,
-        head_per_key=per_head_and_key,
     )
+
+
+def _attention(config: ModelConfig, layer: int, count: _Count) -> dict[str, float]:
+    """Return the costs of the attention of a layer, by the names of their fields."""
+    dim = config.dim
+    queries, keys = config.num_heads * config.resolved_head_dim, config.num_kv_heads * config.resolved_head_dim
+    keys_and_values = count.attention(dim, 2 * keys)
+    attention = keys_and_values + _positions(config, layer, count)
+    if not count.head:
+        attention += count.attention(dim, queries) + count.attention(queries, dim)
+    per_key, per_head_and_key = _keys(config, layer, count)
+    return {
+        "attention": attention,
+        "attention_per_key": per_key,
+        "skipped_kv": keys_and_values if config.depth.skipped_kv == "project" else 0.0,
+        "head": count.head,
+        "head_per_key": per_head_and_key,
+    }
+
+
+def _recurrent(config: ModelConfig, layer: int, count: _Count) -> dict[str, float]:
+    """Return the costs of the recurrent mixer of a layer, by the names of their fields.
+
+    Nothing grows with the text, and a token that skips the layer writes nothing.
+    """
+    attention = sum(count.attention(*shape) for shape in matrices(config, layer))
+    attention += sum(count.router(*shape) for shape in gate_rows(config, layer))
+    attention += sum((count.low_rank or count.router)(*shape) for shape in low_rank(config, layer))
+    state = state_flops(config, layer) if count.key is None else state_bytes(config, layer)
+    return {"attention": attention, "attention_per_key": 0.0, "skipped_kv": 0.0, "state": state}
 
 
 def _positions(config: ModelConfig, layer: int, count: _Count) -> float:
@@ -194,7 +218,7 @@ def _routers(config: ModelConfig, layer: int, router: Cost) -> float:
     if not config.is_dense(layer):
         outputs += config.ffn.num_logits + config.ffn.per_token + config.ffn.shared_gate
         outputs += 2 * config.ffn.zero_experts.constants  # their mix and their vectors
-    if config.heads.routing != "all":
+    if config.heads.routing != "all" and config.attends(layer):
         outputs += config.num_heads + 2 * bool(config.heads.shared_heads)
         outputs += config.heads.per_token or config.heads.routing == "adaptive"
     if config.window_of(layer) and config.attention.window_kind == "learned":

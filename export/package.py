@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -31,6 +32,7 @@ from ..runtime.format.manifest import (
 )
 from ..runtime.ops.probe import VERSION
 from ..train.data.tokenizers import vocabulary_size
+from ..train.model.config import ModelConfig
 from .costs import costs, cuda_costs, packed_costs
 from .cuda.attention import kv_of
 from .cuda.mechanisms import mechanisms as cuda_mechanisms
@@ -229,12 +231,7 @@ def _model(source: Source, precisions: Precisions, *, hidden: bool) -> Model:
             zero_experts=[] if config.is_dense(i) else config.ffn.zero_experts.kinds,
             depth_router=config.has_depth_router(i),
             exit=i in config.depth.exit_layers,
-            positions=config.positions_of(i),
-            window=config.window_of(i),
-            head_routing=config.heads.routing,
-            shared_heads=config.heads.shared_heads,
-            least_heads=config.least_heads,
-            most_heads=config.most_heads,
+            **_mixing(config, i),
         )
         for i in range(config.num_layers)
     ]
@@ -257,6 +254,24 @@ def _model(source: Source, precisions: Precisions, *, hidden: bool) -> Model:
         exit_criterion=config.depth.exit_criterion,
         hidden_states=hidden,
     )
+
+
+def _mixing(config: ModelConfig, layer: int) -> dict[str, Any]:
+    """Return the fields of a layer that describe its mixer."""
+    if not config.attends(layer):
+        return {
+            "mixer": config.mixer_of(layer),
+            "states": {name: list(shape) for name, shape in config.state_shapes(layer).items()},
+            "positions": config.positions_of(layer) if config.mixer_of(layer) == "retnet" else "none",
+        }
+    return {
+        "positions": config.positions_of(layer),
+        "window": config.window_of(layer),
+        "head_routing": config.heads.routing,
+        "shared_heads": config.heads.shared_heads,
+        "least_heads": config.least_heads,
+        "most_heads": config.most_heads,
+    }
 
 
 def _generation(source: Source) -> Generation:

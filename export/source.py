@@ -95,15 +95,16 @@ class Source:
 
 
 def weights_of(model: Transformer) -> dict[str, Array]:
-    """Return every parameter that the graph holds, tied ones once, and the windows that controllers have set.
+    """Return every parameter that the graph holds, tied ones once, and the buffers that it holds.
 
-    Levels, learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
+    These are windows that controllers have set, biases of selection, and fixed decays of recurrent mixers. Levels,
+    learned or controlled, are left out: they are numbers in the manifest and inputs of the graph.
     """
     return {name: value.numpy() for name, value in _tensors_of_graph(model).items()}
 
 
 def _tensors_of_graph(model: Transformer) -> dict[str, Tensor]:
-    levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias")
+    levels, buffers = ".level_logit", (".window_controller.window", ".selection_bias", ".mixer.decay")
     tensors = {name: value.detach() for name, value in model.named_parameters() if not name.endswith(levels)}
     return tensors | {name: value for name, value in model.named_buffers() if name.endswith(buffers)}
 
@@ -119,10 +120,10 @@ def scores_of_ids(model: Transformer) -> Tensor:
     """Return all scores that the heads of the first layer can have, as its level sees them, sorted (n,).
 
     They are finite in number: before the first attention a router sees nothing but the id of the token. With learned
-    positions it sees the position too; then none are returned.
+    positions it sees the position too; then none are returned, nor where the first layer has a recurrent mixer.
     """
     block = model.blocks()[0]
-    router = block.attention.head_router
+    router = None if block.attention is None else block.attention.head_router
     if router is None or model.learned_positions is not None:
         return torch.empty(0)
     with torch.no_grad():
@@ -273,7 +274,7 @@ def dial(source: Source) -> DialTable:
     for block in source.model.blocks():
         routed = block.moe is not None and config.ffn.routing in ("top_p", "relu")
         experts.append(_table(block.moe.router.controller.table) if routed and block.moe else None)
-        router = block.attention.head_router if chooses else None
+        router = block.attention.head_router if chooses and block.attention is not None else None
         if router is None:
             heads.append(None)
         else:  # a level of 1 is every head, whatever the largest score seen

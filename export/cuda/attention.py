@@ -37,7 +37,8 @@ def is_grouped(config: ModelConfig, precisions: Precisions, layer: int) -> bool:
     """
     width, rope = config.resolved_head_dim, config.rope_of(layer)
     return (
-        kv_of(precisions) == "fp16"
+        config.attends(layer)
+        and kv_of(precisions) == "fp16"
         and width % 16 == 0
         and width <= MOST_HEAD_DIM
         and (rope is None or rope.rotated(width) % 16 == 0)

@@ -12,6 +12,7 @@ from ..graph.builder import FLOAT, Graph
 from ..model.attention import Attended
 from ..model.block import Batch, Block, LayerInputs, LayerOutputs
 from ..model.depth import DepthRoutes
+from ..model.recurrent_block import RecurrentBlock
 from ..model.router import ExpertLevels
 from .attention import MICROSOFT, CudaAttention, grouped_query_attention, is_grouped
 from .experts import fused_moe, is_fused
@@ -82,6 +83,13 @@ class CudaBlock(Block):
         if not is_fused(self.config):
             return super()._moe(g, normed, levels, h)
         return fused_moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, h)
+
+
+class CudaRecurrentBlock(RecurrentBlock, CudaBlock):
+    """The operators of one layer with a recurrent mixer: the standard ones, and what follows as in `CudaBlock`.
+
+    The states leave out tokens that skip the layer, so these are listed, at the cost of one wait.
+    """
 
 
 def someone(g: Graph, tokens: str) -> str:

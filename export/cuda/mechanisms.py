@@ -15,11 +15,12 @@ SKIPPED: Executor = "standard operators (skipped where no token runs)"
 def mechanisms(config: ModelConfig, precisions: Precisions) -> dict[str, Executor]:
     """Return the operators of each mechanism that the model has."""
     layers = range(config.num_layers)
-    grouped = [is_grouped(config, precisions, i) for i in layers]
+    grouped = [is_grouped(config, precisions, i) for i in layers if config.attends(i)]
     attention: Executor = CONTRIB if all(grouped) else MIXED if any(grouped) else STANDARD
     rows: dict[str, tuple[bool, Executor]] = {
         "embedding": (True, STANDARD),
-        "attention": (True, attention),
+        "attention": (config.has_attention, attention),
+        **dict.fromkeys(config.recurrent_mixers, (True, STANDARD)),
         "contextual positions": (any(config.positions_of(i) == "cope" for i in layers), STANDARD),
         "windows": (config.has_windows, STANDARD),
         "head routing": (config.heads.routing != "all", MASKED),

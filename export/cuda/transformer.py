@@ -16,7 +16,7 @@ from ..model.exits import confidence, exit_router
 from ..model.signature import graph_outputs
 from ..model.transformer import TransformerGraph, finished
 from .attention import MICROSOFT, kv_of
-from .block import CudaBlock, someone
+from .block import CudaBlock, CudaRecurrentBlock, someone
 from .half import HalfWeights, product
 from .prune import prune
 
@@ -54,6 +54,7 @@ class CudaTransformerGraph(TransformerGraph):
     """Writes the operators of the whole model."""
 
     block = CudaBlock
+    recurrent_block = CudaRecurrentBlock
     weights: HalfWeights
 
     def _num_logits(self) -> str:

@@ -9,7 +9,8 @@ def mechanisms(config: ModelConfig) -> dict[str, Executor]:
     layers = range(config.num_layers)
     present = {
         "embedding": True,
-        "attention": True,
+        "attention": config.has_attention,
+        **dict.fromkeys(config.recurrent_mixers, True),
         "contextual positions": any(config.positions_of(i) == "cope" for i in layers),
         "windows": config.has_windows,
         "head routing": config.heads.routing != "all",

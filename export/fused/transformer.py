@@ -20,6 +20,7 @@ from ..graph.weights import Weights
 from ..model.norm import state_norm as norm_of_rows
 from .attention import attention, by_token, window_of
 from .feed_forward import feed_forward
+from .mixers import mixer
 from .packed import matrix, number, ours, parameter, predictor, state_norm
 from .signature import graph_inputs, graph_outputs
 
@@ -78,7 +79,8 @@ class _Transformer:
         for i in range(config.num_layers):
             with g.scope(f"layers.{i}"):
                 runs, gate = self._depth_router(i, x, alive) if config.has_depth_router(i) else (alive, "")
-                attended = attention(g, self.weights, config, i, x, runs)
+                mix = attention if config.attends(i) else mixer
+                attended = mix(g, self.weights, config, i, x, runs)
                 x, chosen = feed_forward(g, self.weights, config, i, attended.h, x, runs, gate)
                 runs_of.append(runs)
                 selected.append(chosen)
@@ -171,7 +173,8 @@ class _Transformer:
                 results = ("selected_experts", "zero_experts")
                 g.ops("Split", chosen, g.int64(config.num_experts, zero), outputs=2, results=results, axis=-1)
             if config.heads.routing != "all":
-                self._stack(heads, per_layer, config.num_heads, "selected_heads")
+                chosen = [one or self._no_heads(grid) for one in heads]
+                self._stack(chosen, per_layer, config.num_heads, "selected_heads")
             if by_token(config):
                 self._stack([one or self._no_windows(grid) for one in windows], per_layer, 0, "windows")
             elif config.has_windows:  # one number a layer
@@ -194,6 +197,14 @@ class _Transformer:
         g = self.g
         tokens = g.op("ReduceProd", grid, keepdims=1)
         return g.op("Expand", g.scalar(True), g.op("Concat", tokens, g.int64(1), axis=0))
+
+    def _no_heads(self, grid: str) -> str:
+        """Return (N, H) bool, all false, once for all layers without attention."""
+        g = self.g
+        if ("no_heads", grid) not in g.derived:
+            shape = g.op("Concat", g.op("ReduceProd", grid, keepdims=1), g.int64(self.config.num_heads), axis=0)
+            g.derived["no_heads", grid] = (g.op("Expand", g.scalar(False), shape),)
+        return g.derived["no_heads", grid][0]
 
     def _no_windows(self, grid: str) -> str:
         """Return (N,) int64, all 0, once for all layers without a window."""

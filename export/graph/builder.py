@@ -119,14 +119,51 @@ class Graph:
             branches[side] = graph.proto(write(graph), types)
         return self.ops("If", condition, outputs=len(types), name=name, results=results, **branches)
 
-    def proto(self, outputs: Sequence[str], types: Sequence[int]) -> onnx.GraphProto:
-        """Return this branch as a GraphProto. An outer value, or one returned twice, goes through an Identity."""
+    def scan(
+        self,
+        name: str,
+        states: Sequence[str],
+        inputs: Sequence[str],
+        outputs: int,
+        body: Callable[[Graph, Sequence[str], Sequence[str]], Sequence[str]],
+    ) -> tuple[str, ...]:
+        """Add a `Scan` over the first axis of `inputs`, all float32, whose body a function writes.
+
+        Args:
+            name: Name of the node.
+            states: The states before the first step.
+            inputs: The values with one entry for each step.
+            outputs: The number of values that each step gives, besides the states.
+            body: Called with the states and inputs of one step; returns the states after it, then its outputs.
+
+        Returns:
+            The states after the last step, then the outputs of all steps, stacked.
+        """
+        graph = Graph(self._unique("/".join([*self._scope, name, "body"])), self)
+        graph._scope = [*self._scope, name]
+        own = [[f"{graph.name}:{kind}.{i}" for i in range(len(x))] for kind, x in (("state", states), ("in", inputs))]
+        results = body(graph, *own)
+        number = len(states) + outputs
+        proto = graph.proto(results, [FLOAT] * number, [*own[0], *own[1]])
+        return self.ops(
+            "Scan", *states, *inputs, outputs=number, name=name, num_scan_inputs=len(inputs), body=proto
+        )  # fmt: skip
+
+    def proto(self, outputs: Sequence[str], types: Sequence[int], inputs: Sequence[str] = ()) -> onnx.GraphProto:
+        """Return this branch as a GraphProto. An outer value, or one returned twice, goes through an Identity.
+
+        Args:
+            outputs: Its results.
+            types: Their element types.
+            inputs: The float32 inputs of the body of a `Scan`; other branches have none.
+        """
         own = {output for node in self.nodes for output in node.output}
         names: list[str] = []
         for output in outputs:
             names.append(output if output in own and output not in names else self.op("Identity", output))
         infos = [helper.make_tensor_value_info(n, t, None) for n, t in zip(names, types, strict=True)]
-        return helper.make_graph(self.nodes, self.name, [], infos, list(self.initializers.values()))
+        given = [helper.make_tensor_value_info(name, FLOAT, None) for name in inputs]
+        return helper.make_graph(self.nodes, self.name, given, infos, list(self.initializers.values()))
 
     def lineage(self) -> list[Graph]:
         """Return this graph and those around it, innermost first."""

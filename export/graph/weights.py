@@ -19,6 +19,8 @@ from .lazy_array import LazyArray, steps
 
 FP32 = Precisions.of("fp32")
 ZERO_POINT = np.uint8(128)
+MIXER_MATRICES = tuple(f".mixer.{part}.weight" for part in ("q", "k", "v", "r", "gate", "in", "o"))
+"""Ends of the names of the large projections of recurrent mixers."""
 Part = Literal["experts", "attention", "embedding", "head"]
 
 
@@ -28,14 +30,17 @@ def part_of(name: str) -> Part:
         return "embedding"
     if name == "head.weight":
         return "head"
-    return "attention" if ".attention." in name else "experts"
+    return "attention" if ".attention." in name or ".mixer." in name else "experts"
 
 
 def is_matrix(name: str, dimensions: int) -> bool:
     """Return whether a parameter of the checkpoint is a matrix whose precision can be chosen.
 
-    Routers, gates of shared experts, positions and biases stay float32.
+    Routers, gates of shared experts, positions and biases stay float32, and of a recurrent mixer everything but its
+    large projections.
     """
+    if ".mixer." in name:
+        return name.endswith(MIXER_MATRICES)
     kept = "router" in name or "shared_gate" in name or name.endswith(("positions", "position_embedding", "bias"))
     return dimensions > 1 and not kept
 

@@ -14,6 +14,7 @@ from ..graph.builder import FLOAT, INT64_ZERO, Graph
 from ..graph.weights import Weights
 from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
 from .depth import DepthRoutes, depth_router
+from .mixers.steps import States, Steps
 from .moe import dense_ffn, moe
 from .norm import parameters_of, state_norm
 from .router import ExpertLevels
@@ -39,10 +40,12 @@ class Batch:
     """(B, 1, T, 1) as an int64 vector, where a cache counts its cells."""
     attention: Shared
     """The inputs that the attention of every layer shares."""
+    steps: Steps | None = None
+    """The steps of a layer that every token runs; None where no layer has a recurrent mixer."""
 
 
 class LayerInputs(NamedTuple):
-    """Inputs of one layer."""
+    """Inputs of one layer. One with attention has caches, one with a recurrent mixer has states."""
 
     past: Cache
     present: Cache  # the names of the outputs
@@ -51,6 +54,8 @@ class LayerInputs(NamedTuple):
     depth_threshold: str  # (N, 1) float32
     head_top_p: str  # (N, 1) float32, where heads have a threshold
     router_ratio: str  # (N, 1) float32, where tokens choose among few candidates
+    before: States = States("")
+    after: States = States("")  # the names of the outputs
 
 
 class LayerOutputs(NamedTuple):
@@ -85,10 +90,7 @@ class Block:
 
     def write(self, g: Graph, x: str, alive: str | None, inputs: LayerInputs) -> LayerOutputs:
         """Write the layer for x (N, D); alive (N, 1) bool is None before the first exit."""
-        runs, depth = alive, None
-        if self.routed:
-            depth = depth_router(g, self.weights, f"{self.name}.depth_router", self.config, x, inputs.depth_threshold)
-            runs = g.op("And", depth.passes, alive) if alive else depth.passes
+        runs, depth = self._runs(g, x, alive, inputs)
         if runs is None:
             normed = self._norm(g, x, "attention_norm")
             present = self.attention.write(g, normed, self.batch.cells, inputs.past, inputs.lengths, inputs.present)
@@ -96,12 +98,40 @@ class Block:
             return LayerOutputs(out, None, chosen)
         return self._skippable(g, x, runs, depth, inputs)
 
+    def _runs(self, g: Graph, x: str, alive: str | None, inputs: LayerInputs) -> tuple[str | None, DepthRoutes | None]:
+        """Return which tokens run the layer, (N, 1) bool, None for all, and what its depth router decided."""
+        if not self.routed:
+            return alive, None
+        depth = depth_router(g, self.weights, f"{self.name}.depth_router", self.config, x, inputs.depth_threshold)
+        return g.op("And", depth.passes, alive) if alive else depth.passes, depth
+
+    def _rows(self, g: Graph, runs: str) -> tuple[str, str]:
+        """Return the rows that run the layer, (n,) int64, and whether there are any."""
+        places = g.op("NonZero", g.op("Reshape", runs, g.int64(-1)))  # (1, n)
+        rows = g.op("Reshape", places, g.int64(-1), name="rows")  # (n,)
+        return rows, g.op("Greater", g.op("Size", rows), g.scalar(0), name="someone_runs")
+
+    def _of_rows(self, g: Graph, inputs: LayerInputs, rows: str) -> LayerInputs:
+        """Return the inputs with the thresholds of the rows that run the layer, (n, 1) each."""
+        names = ("router_top_p", "head_top_p", "router_ratio")
+        given = {name: value for name in names if (value := getattr(inputs, name))}
+        return inputs._replace(**{name: g.op("Gather", value, rows, axis=0) for name, value in given.items()})
+
+    def _scattered(
+        self, g: Graph, x: str, rows: str, own: str, out: str, chosen: str, depth: DepthRoutes | None
+    ) -> tuple[str, str]:
+        """Put the results of the rows, weighted by their depth score, among all: x (N, D), and the report (N, X)."""
+        if depth is not None:
+            gate = g.op("Mul", g.op("Gather", depth.scores, rows, axis=0), g.scalar(2.0))
+            out = g.op("Add", own, g.op("Mul", gate, g.op("Sub", out, own)), name="gated")
+        into = g.op("Unsqueeze", rows, g.int64(1))
+        out = g.op("ScatterND", x, into, out, name="scatter_rows")
+        return out, g.op("ScatterND", self._zeros(g), into, chosen)
+
     def _skippable(self, g: Graph, x: str, runs: str, depth: DepthRoutes | None, inputs: LayerInputs) -> LayerOutputs:
         """Write the layer inside its `If`, for the tokens that run it; without any, x passes through."""
         project = self.config.depth.skipped_kv == "project"
-        places = g.op("NonZero", g.op("Reshape", runs, g.int64(-1)))  # (1, n)
-        rows = g.op("Reshape", places, g.int64(-1), name="rows")  # (n,)
-        someone = g.op("Greater", g.op("Size", rows), g.scalar(0), name="someone_runs")
+        rows, someone = self._rows(g, runs)
         if project:
             all_normed, present = self._project(g, x, runs, inputs)
 
@@ -114,18 +144,8 @@ class Block:
             else:
                 normed = self._norm(b, own, "attention_norm")
                 cache = self.attention.write(b, normed, cells, inputs.past, inputs.lengths, Cache("", ""))
-            here = inputs._replace(router_top_p=b.op("Gather", inputs.router_top_p, rows, axis=0))
-            if inputs.head_top_p:
-                here = here._replace(head_top_p=b.op("Gather", inputs.head_top_p, rows, axis=0))
-            if inputs.router_ratio:
-                here = here._replace(router_ratio=b.op("Gather", inputs.router_ratio, rows, axis=0))
-            out, chosen = self._residuals(b, own, normed, cells, cache, here)
-            if depth is not None:
-                gate = b.op("Mul", b.op("Gather", depth.scores, rows, axis=0), b.scalar(2.0))
-                out = b.op("Add", own, b.op("Mul", gate, b.op("Sub", out, own)), name="gated")
-            into = b.op("Unsqueeze", rows, b.int64(1))
-            out = b.op("ScatterND", x, into, out, name="scatter_rows")
-            chosen = b.op("ScatterND", self._zeros(b), into, chosen)
+            result, chosen = self._residuals(b, own, normed, cells, cache, self._of_rows(b, inputs, rows))
+            out, chosen = self._scattered(b, x, rows, own, result, chosen, depth)
             return [out, chosen] if project else [out, chosen, cache.key, cache.value]
 
         def skip(b: Graph) -> Sequence[str]:

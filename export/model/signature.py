@@ -62,9 +62,16 @@ def cache_width(config: ModelConfig, kv: KV) -> int:
 
 
 def _caches(config: ModelConfig, when: str, kv: KV) -> Signature:
-    """Return the caches; a layer with a window has its own capacity, since its cache is a ring."""
+    """Return what layers remember: KV caches, or the states of a recurrent mixer, which are float32 with any KV cache.
+
+    A layer with a window has its own capacity, since its cache is a ring.
+    """
     signature: Signature = {}
     for i in range(config.num_layers):
+        if not config.attends(i):
+            for name, shape in config.state_shapes(i).items():
+                signature[f"{when}_{name}.{i}"] = (FLOAT, ["B", *shape])
+            continue
         capacity = f"C.{i}" if config.window_of(i) else "C"
         for part in ("key", "value"):
             signature[f"{when}_{part}.{i}"] = (

@@ -23,7 +23,9 @@ from .attention import Cache, Cells, Shared
 from .block import Batch, Block, LayerInputs, reported, seen
 from .exits import confidence, exit_router
 from .heads import Execution, execution_of
+from .mixers.steps import States, every_token
 from .norm import parameters_of, state_norm
+from .recurrent_block import RecurrentBlock
 from .signature import graph_inputs, graph_outputs
 from .thresholded_router import EVERYTHING
 from .window import Tables
@@ -98,7 +100,9 @@ class TransformerGraph:
     """Writes the operators of the whole model. The graph of the target `cuda` replaces some of its methods."""
 
     block: type[Block] = Block
-    """Writes one layer."""
+    """Writes one layer with attention."""
+    recurrent_block: type[RecurrentBlock] = RecurrentBlock
+    """Writes one layer with a recurrent mixer."""
 
     def __init__(self, g: Graph, weights: Weights, config: ModelConfig, heads: Execution) -> None:
         self.g, self.weights, self.config, self.heads = g, weights, config, heads
@@ -129,11 +133,8 @@ class TransformerGraph:
         chosen, runs = [], []
         for i in range(layers):
             with g.scope(f"layers.{i}"):
-                parts = ("key", "value", "counted") if self.config.counts_cells(i) else ("key", "value")
-                past, present = (Cache(*(f"{when}_{part}.{i}" for part in parts)) for when in ("past", "present"))
-                levels = (self.router_top_p[i], self.depth_threshold[i], self.head_top_p[i], self.router_ratio[i])
-                inputs = LayerInputs(past, present, self.lengths[i], *levels)
-                out = self.block(self.weights, self.config, i, self.batch).write(g, x, alive, inputs)
+                block = self.block if self.config.attends(i) else self.recurrent_block
+                out = block(self.weights, self.config, i, self.batch).write(g, x, alive, self._inputs(i))
                 x = out.x
                 chosen.append(out.chosen)
                 runs.append(out.runs or every_token)
@@ -151,6 +152,19 @@ class TransformerGraph:
         self._last_logits(x)
         if hidden:
             self._hidden(x)
+
+    def _inputs(self, layer: int) -> LayerInputs:
+        """Return the inputs of one layer."""
+        levels = tuple(
+            values[layer] for values in (self.router_top_p, self.depth_threshold, self.head_top_p, self.router_ratio)
+        )
+        if self.config.attends(layer):
+            parts = ("key", "value", "counted") if self.config.counts_cells(layer) else ("key", "value")
+            past, present = (Cache(*(f"{when}_{part}.{layer}" for part in parts)) for when in ("past", "present"))
+            return LayerInputs(past, present, self.lengths[layer], *levels)
+        none, names = Cache("", ""), self.config.state_shapes(layer)
+        before, after = (States(*(f"{when}_{name}.{layer}" for name in names)) for when in ("past", "present"))
+        return LayerInputs(none, none, self.lengths[layer], *levels, before, after)
 
     def _report(self, chosen: list[str], per_layer: str, layers_run: str) -> None:
         """Write what each token used as outputs: chosen of each layer (N, X), layers_run (L, B, T)."""
@@ -180,7 +194,7 @@ class TransformerGraph:
         g, config = self.g, self.config
         head_dim, layers = config.resolved_head_dim, range(config.num_layers)
         places = mask = ""
-        if unlimited := [i for i in layers if not config.window_of(i)]:
+        if unlimited := [i for i in layers if config.attends(i) and not config.window_of(i)]:
             capacity = g.op("Squeeze", g.op("Shape", f"past_key.{unlimited[0]}", start=2, end=3))
             places = g.op("Range", g.scalar(0), capacity, g.scalar(1))
         shapes = tuple(
@@ -202,6 +216,7 @@ class TransformerGraph:
             places=places,
             grid=g.op("Concat", self.size, g.int64(1), self.time, g.int64(1), axis=0) if counts else "",
             attention=Shared(self._rotary(), (shapes[0], shapes[1]), tables.windows, tables.reach, self.heads),
+            steps=every_token(g, self.size, self.time, positions) if config.has_states else None,
         )
 
     def _rotary(self) -> list[tuple[str, str] | None]:

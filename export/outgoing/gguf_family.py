@@ -49,6 +49,7 @@ def _features(config: ModelConfig) -> dict[str, bool]:
     one_rope = len(config.ropes) == 1
     scaling = config.ropes[0].scaling if one_rope else None
     return {
+        f"recurrent mixers (model.mixers: {', '.join(config.recurrent_mixers)})": config.has_states,
         f"a choice of heads by token (model.heads.routing: {config.heads.routing})": config.heads.routing != "all",
         "depth routers (model.depth.layers_share)": config.depth.layers_share < 1,
         "early exits (model.depth.exit_layers)": bool(config.depth.exit_layers),

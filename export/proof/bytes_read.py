@@ -17,6 +17,7 @@ from ...runtime.ops.layout import BLOCK, BLOCK_BYTES, GROUP, padded
 from ...runtime.ops.library import Library
 from ...train.model import ModelConfig, ThresholdTensors
 from ..graph.builder import Array
+from ..mixer_costs import gate_rows
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def packed_bytes_of(target: Target, config: ModelConfig, routes: Routes) -> int:
     total, left = table.lm_head, int(routes.exit_layer[0])
     for i, layer in enumerate(table.layers):
         if routes.layers_run[i, 0]:
-            total += layer.attention - _positions(config, i) + layer.shared_expert
+            total += layer.attention - _not_packed(config, i) + layer.shared_expert
             total += layer.expert * int(routes.selected_experts[i, 0].sum())
             if routes.selected_heads is not None:
                 total += slices(target, config, routes.selected_heads[i, 0])
@@ -101,8 +102,10 @@ def slices(target: Target, config: ModelConfig, selected: Array) -> float:
     return float(block_bytes * (int(groups.sum()) * (inputs // BLOCK) + int(blocks.sum()) * (rows // GROUP)))
 
 
-def _positions(config: ModelConfig, layer: int) -> float:
-    """Return the bytes of CoPE's embeddings, which are float32 and not packed."""
+def _not_packed(config: ModelConfig, layer: int) -> float:
+    """Return the bytes of CoPE's embeddings, or of the rows of gates of a mixer, which are float32 and not packed."""
+    if not config.attends(layer):
+        return sum(4.0 * inputs * outputs for inputs, outputs in gate_rows(config, layer))
     if config.positions_of(layer) != "cope":
         return 0.0
     return 4.0 * config.resolved_head_dim * config.attention.max_positions
@@ -116,7 +119,7 @@ def _most_experts(config: ModelConfig, layer: int) -> int:
 def _dense(target: Target, config: ModelConfig) -> int:
     table = target.costs.weight_bytes
     layers = (
-        one.attention - _positions(config, i) + one.shared_expert + one.expert * _most_experts(config, i)
+        one.attention - _not_packed(config, i) + one.shared_expert + one.expert * _most_experts(config, i)
         + one.head * config.num_heads
         for i, one in enumerate(table.layers)
     )  # fmt: skip

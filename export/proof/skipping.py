@@ -24,7 +24,7 @@ from ..graph.builder import Array
 
 EXPERT = re.compile(r"layers\.(\d+)/(?:run/)?moe/(gate_up|up|down)\.(\d+)$")
 HEAD = re.compile(r"layers\.(\d+)/(?:run/)?attention/([qo])\.(\d+)$")
-LAYER = re.compile(r"layers\.(\d+)/(?:run/)?attention/(?:Attention|cope/gates)$")
+LAYER = re.compile(r"layers\.(\d+)/(?:run/)?(?:attention/(?:Attention|cope/gates)|mixer/o)$")
 
 
 @dataclass(frozen=True)

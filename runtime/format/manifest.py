@@ -30,6 +30,7 @@ from .schema import (
     Layer,
     LayerCosts,
     Milliseconds,
+    Mixer,
     Model,
     Part,
     Precision,
@@ -38,7 +39,7 @@ from .schema import (
     Tensor,
     ThresholdLists,
 )
-from .upgrade import FORMAT_VERSION, upgrade
+from .upgrade import FORMAT_VERSION, upgrade, written_version
 
 __all__ = [
     "KV",
@@ -56,6 +57,7 @@ __all__ = [
     "LayerCosts",
     "Manifest",
     "Milliseconds",
+    "Mixer",
     "Model",
     "Precision",
     "Precisions",
@@ -74,7 +76,7 @@ class Manifest(Part):
     """The contract between export and runtime for one model; `schema.py` defines the sections."""
 
     format: Literal["adaptive-lm"] = "adaptive-lm"
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     created_by: dict[str, Any]
     """Versions of the libraries that exported the model, its run and step."""
     model: Model
@@ -210,10 +212,12 @@ class Manifest(Part):
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the manifest whole or not at all, and return its path. Write it last: it marks the model as complete.
 
+        The file says the oldest format version that describes the model, so that older programs read it.
+
         Raises:
             UserError: the file cannot be written; what was there is untouched.
         """
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json") | {"format_version": written_version(has_states=self.model.has_states)}
         return write_output(
             Path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         )

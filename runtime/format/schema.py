@@ -17,6 +17,8 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 """Precisions of weights. In the target `cuda`, fp16 is also that of the products; elsewhere products are in fp32."""
 KV = Literal["fp32", "fp16", "int8"]
 """Precisions of keys and values in the cache; the portable graph has fp32."""
+Mixer = Literal["attention", "mamba2", "rwkv7", "retnet", "gated_delta"]
+"""How a layer mixes tokens: attention over a KV cache, or a recurrence over a state of constant size."""
 Executor = Literal[
     "our operators",
     "standard operators",
@@ -85,6 +87,11 @@ class Layer(Part):
     """Whether a router decides which tokens run the layer."""
     exit: bool
     """Whether a token may leave after the layer."""
+    mixer: Mixer = "attention"
+    """The token mixer; only attention has a KV cache, positions, windows and routed heads."""
+    states: dict[Literal["state", "conv"], list[Positive]] = Field(default_factory=dict)
+    """Shapes of what a recurrent mixer remembers of one sequence, float32, by the name in `past_state.3`: `state`
+    (heads, values, keys), and `conv` (channels, inputs), the last inputs of a short convolution."""
     positions: Literal["rope", "cope", "none", "learned"] = "rope"
     window: Count = 0
     """Most tokens that the layer looks back at, including the token itself; 0: no window."""
@@ -95,6 +102,23 @@ class Layer(Part):
     """Fewest heads that a token can use."""
     most_heads: Count = 0
     """Most heads that a token can use; 0: every head of the model."""
+
+    @model_validator(mode="after")
+    def _states_fit_the_mixer(self) -> Self:
+        dimensions = {"state": 3, "conv": 2}
+        if (self.mixer != "attention") != ("state" in self.states):
+            raise ValueError(f"a layer with the mixer {self.mixer} has the states {sorted(self.states)}")
+        for name, shape in self.states.items():
+            if len(shape) != dimensions[name]:
+                raise ValueError(f"states.{name} has the shape {shape}, expected {dimensions[name]} dimensions")
+        if self.mixer != "attention" and (self.window or self.head_routing != "all"):
+            raise ValueError(f"a layer with the mixer {self.mixer} has a window or routed heads; these need attention")
+        return self
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has attention and so a KV cache."""
+        return self.mixer == "attention"
 
     @property
     def candidates(self) -> int:
@@ -207,10 +231,16 @@ class Model(Part):
         """Whether a layer has a window."""
         return any(layer.window for layer in self.layers)
 
+    @property
+    def has_states(self) -> bool:
+        """Whether a layer has a recurrent mixer, and so a state in place of a KV cache."""
+        return any(layer.states for layer in self.layers)
+
     def counts_cells(self, index: int) -> bool:
         """Whether a layer has a third cache that marks the tokens that ran it: CoPE does not count the others."""
-        skips = self.layers[index].depth_router or any(layer.exit for layer in self.layers[:index])
-        return skips and self.skipped_kv == "project" and self.layers[index].positions == "cope"
+        layer = self.layers[index]
+        skips = layer.depth_router or any(each.exit for each in self.layers[:index])
+        return skips and self.skipped_kv == "project" and layer.attends and layer.positions == "cope"
 
 
 class Generation(Part):
@@ -303,7 +333,7 @@ class LayerCosts(Part):
     """Cost of one token in one layer: FLOPs (1 multiply-add = 2) or bytes read, depending on the table."""
 
     attention: Cost
-    """Projections that every token of the layer needs."""
+    """Projections of attention, or of a recurrent mixer, that every token of the layer needs."""
     attention_per_key: Cost
     """Times the keys visible to the token."""
     router: Cost
@@ -319,6 +349,9 @@ class LayerCosts(Part):
     """Times the attention heads used; 0 where the graph computes every head, which is then part of `attention`."""
     head_per_key: Cost = 0
     """Times the attention heads used, times the keys visible to the token."""
+    state: Cost = 0
+    """The recurrence and short convolution of a recurrent mixer: their FLOPs, or the bytes of the state, which is read
+    and written. It does not grow with the text; 0 for attention."""
 
 
 class CostTable(Part):

@@ -4,13 +4,14 @@
 |---|---|
 | 1 | the first |
 | 2 | `costs.*.head`, the cost of the output head, is called `lm_head`: `head` is an attention head everywhere |
+| 3 | a layer may have a recurrent mixer, with `states` in place of a KV cache; only such models are written as 3 |
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORMAT_VERSION = 2
-"""The version that export writes. A change that an older reader would misunderstand needs a new one."""
+FORMAT_VERSION = 3
+"""The newest version. A change that an older reader would misunderstand needs a new one."""
 
 Content = dict[str, Any]
 
@@ -27,7 +28,11 @@ def _rename_lm_head(content: Content) -> Content:
     return content | {"costs": costs | tables}
 
 
-UPGRADES: Mapping[int, Callable[[Content], Content]] = {1: _rename_lm_head}
+def _unchanged(content: Content) -> Content:
+    return content
+
+
+UPGRADES: Mapping[int, Callable[[Content], Content]] = {1: _rename_lm_head, 2: _unchanged}
 """For each older version, the step to the next one."""
 
 
@@ -38,3 +43,11 @@ def upgrade(content: Content) -> Content:
         content = UPGRADES[version](content) | {"format_version": version + 1}
         version += 1
     return content
+
+
+def written_version(*, has_states: bool) -> int:
+    """Return the oldest version that describes a model: a program that knows no states must refuse one that has them.
+
+    It would find no KV caches in the graph, and could only call the model damaged.
+    """
+    return FORMAT_VERSION if has_states else 2

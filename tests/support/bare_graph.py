@@ -111,6 +111,9 @@ class Sequences:
         self.positions = np.zeros(batch, np.int64)
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(config.num_layers):
+            if not config.attends(layer):
+                shapes |= {f"{kind}.{layer}": (batch, *shape) for kind, shape in config.state_shapes(layer).items()}
+                continue
             window = config.window_of(layer)
             cells = min(window + self.longest - 1, capacity) if window else capacity
             for kind in ("key", "value"):
@@ -121,7 +124,8 @@ class Sequences:
         self.caches = {}
         for name, shape in shapes.items():
             width, dtype = own[f"past_{name}"].shape[-1], DTYPES[own[f"past_{name}"].type]
-            content = np.full((*shape[:-1], width), fill, dtype)
+            begins_with = 0.0 if name.startswith(("state.", "conv.")) else fill  # every number of a state counts
+            content = np.full((*shape[:-1], width), begins_with, dtype)
             self.caches[name] = onnxruntime.OrtValue.ortvalue_from_numpy(content, "cpu", 0)
 
     def run(self, ids: np.ndarray, *thresholds: ThresholdTensors, num_logits: int | None = None) -> GraphOutputs:

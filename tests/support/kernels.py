@@ -124,6 +124,41 @@ class Table:
         self._call("activate", ACTIVATIONS.index(activation), gate, up, factor, out, len(gate))
         return out
 
+    def sigmoid(self, x: Floats) -> Floats:
+        x = x.copy()
+        self._call("sigmoid", x, len(x))
+        return x
+
+    def exponential(self, x: Floats, factor: float) -> Floats:
+        x = x.copy()
+        self._call("exponential", x, factor, len(x))
+        return x
+
+    def recur(
+        self,
+        state: Floats,
+        w: Floats,
+        k: Floats,
+        r: Floats,
+        a: Floats | None,
+        b: Floats | None,
+        v: Floats,
+        together: int,
+    ) -> tuple[Floats, Floats]:
+        """Take a state (V, K) through tokens, `together` at a time: -> outputs (T, V), and the state after them."""
+        state, out = state.copy(), np.full_like(v, np.nan)
+        self._call("recur", w.shape[1], v.shape[1], len(v), together, state, w, k, r, a, b, v, out)
+        return out, state
+
+    def convolve(
+        self, state: Floats, weight: Floats | None, bias: Floats | None, rows: Floats, together: int, first: int = 0
+    ) -> tuple[Floats, Floats]:
+        """Convolve rows (T, C) from channel `first` on, `together` at a time: -> outputs, and the inputs (C, K - 1)."""
+        state, out = state.copy(), rows.copy()
+        channels, width = rows.shape[1], state.shape[1] + 1
+        self._call("convolve", channels, width, len(rows), together, weight, bias, state, out, first, channels)
+        return out, state
+
     def softmax(self, x: Floats) -> tuple[Floats, float]:
         x = x.copy()
         return x, float(self._call("softmax", x, len(x), result=ctypes.c_float))

@@ -18,6 +18,7 @@ Array = NDArray[Any]
 PER_TOKEN = ("per_token_weight", "per_token_bias")
 NORM = ("norm", "norm_bias")
 NORMS = (*NORM, "post_norm", "post_norm_bias")
+MIXER = ("x", "runs", "slots", "lengths", *NORMS, "past_state", "past_conv", "o")
 INPUTS: dict[str, tuple[str, ...]] = {
     "Embedding": ("ids", "table", "positions", "learned_positions"),
     "DepthRouter": ("x", "alive", "depth_threshold", "weight", "bias", *PER_TOKEN),
@@ -31,8 +32,16 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "Logits": ("x", *NORM, "head", "logit_rows"),
     "HeadRouter": ("x", "runs", *NORM, "head_top_p", "weight", "balance", *PER_TOKEN),
     "Windows": ("x", "runs", "slots", "lengths", *NORM, "weight", "bias", "levels", "by_place"),
+    "RetNet": (*MIXER, "positions", "q", "k", "v", "gate", "decay", "cos", "sin"),
+    "Mamba2": (*MIXER, "in", "conv_weight", "conv_bias", "dt_bias", "rate", "skip", "inner_norm"),
+    "GatedDelta": (*MIXER, "q", "k", "v", "gate", "conv_weight", "forget", "write", "dt_bias", "rate", "head_norm"),
+    "Rwkv7": (
+        *(*MIXER, "shift", "r", "k", "v", "decay_in", "decay_out", "decay_bias", "rate_in", "rate_out", "rate_bias"),
+        *("gate_in", "gate_out", "removal_key", "key_rate", "bonus", "head_norm", "head_norm_bias"),
+    ),
 }
 """The inputs of each operator, in order."""
+MIXED: dict[str, Any] = {"h": np.float32, "new_lengths": np.int64, "present_state": np.float32}
 OUTPUTS: dict[str, dict[str, Any]] = {
     "Embedding": {"x": np.float32},
     "DepthRouter": {"runs": np.bool_, "gate": np.float32},
@@ -41,26 +50,36 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "Logits": {"logits": np.float32},
     "HeadRouter": {"selected": np.bool_, "head_weights": np.float32},
     "Windows": {"windows": np.int64},
+    "RetNet": MIXED,
+    "Mamba2": MIXED | {"present_conv": np.float32},
+    "GatedDelta": MIXED | {"present_conv": np.float32},
+    "Rwkv7": MIXED | {"present_conv": np.float32},
 }
 """The outputs of each operator and their element types, in order."""
 
 
 class Operator:
-    """A session whose graph is one node. Inputs that are not given are absent from the node."""
+    """A session whose graph is one node.
 
-    def __init__(self, name: str, inputs: Mapping[str, Array], threads: int = 1, **attributes: Any) -> None:
+    Inputs that are not given are absent from the node, and so are the outputs named in `without`.
+    """
+
+    def __init__(
+        self, name: str, inputs: Mapping[str, Array], threads: int = 1, without: Sequence[str] = (), **attributes: Any
+    ) -> None:
         assert set(inputs) <= set(INPUTS[name]), f"{name} has the inputs {INPUTS[name]}, found {tuple(inputs)}"
         places = [key if key in inputs else "" for key in INPUTS[name]]
         while places and not places[-1]:
             places.pop()
         # an input and an output may have one name in the operator, not in a graph
         outputs = {f"{key}_out" if key in inputs else key: dtype for key, dtype in OUTPUTS[name].items()}
+        outputs = {("" if key in without else key): dtype for key, dtype in outputs.items()}
         node = helper.make_node(name, places, list(outputs), name=f"a_{name}", domain=DOMAIN, **attributes)
         graph = helper.make_graph(
             [node],
             name,
             [_value(key, array.dtype) for key, array in inputs.items()],
-            [_value(key, np.dtype(dtype)) for key, dtype in outputs.items()],
+            [_value(key, np.dtype(dtype)) for key, dtype in outputs.items() if key],
         )
         opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=11)

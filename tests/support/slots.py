@@ -26,7 +26,7 @@ class Part:
 
 
 class Slots:
-    """S slots, whose caches hold bytes 255 until they are written: NaN, or -1 in the codes of int8."""
+    """S slots, whose caches hold bytes 255 until they are written: NaN, or -1 in int8. States are zeros."""
 
     def __init__(self, graph: Graph, slots: int, capacity: int = 32, longest: int | None = None) -> None:
         config = graph.config
@@ -36,6 +36,9 @@ class Slots:
         self.caches: dict[str, np.ndarray] = {}
         for entry in graph.session.get_inputs():
             if not entry.name.startswith("past_"):
+                continue
+            if entry.name.startswith(("past_state", "past_conv")):
+                self.caches[entry.name] = np.zeros((slots, *entry.shape[1:]), np.float32)
                 continue
             window = config.window_of(int(entry.name.rsplit(".", 1)[1]))
             cells = min(window + (longest or capacity) - 1, capacity) if window else capacity

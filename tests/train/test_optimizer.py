@@ -8,6 +8,8 @@ from torch import nn
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.model.config import ModelConfig
+from adaptive_lm.train.model.linear import Linear
+from adaptive_lm.train.model.mixers.build import MIXERS
 from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.optim.muon import Muon
 from adaptive_lm.train.optim.optimizer import OptimizerConfig, Optimizers, split_parameters
@@ -43,6 +45,20 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adamw_everything_else() -> Non
     assert {"embedding.weight", "head.weight", "norm.weight", "layers.0.moe.router.weight"} <= set(rest)
     assert not any("router" in name or "norm" in name for name in matrices)
     assert len(matrices) + len(rest) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_decays_steps_and_convolutions_of_mixers_go_with_adamw_and_do_not_decay(kind: str) -> None:
+    model = Transformer(ModelConfig.model_validate({**TINY, "mixers": kind}))
+    matrices, rest = split_parameters(dict(model.named_parameters()))
+    layers = {name for name, module in model.named_modules() if isinstance(module, Linear) and ".mixer." in name}
+    assert {name for name in matrices if ".mixer." in name} == {f"{name}.weight" for name in layers}
+    small = {id(weight) for name, weight in rest.items() if ".mixer." in name}
+    adamw = Optimizers(model, OptimizerConfig()).all[-1]
+    for group in adamw.param_groups:
+        assert group["weight_decay"] == 0
+        small -= {id(weight) for weight in group["params"]}
+    assert not small
 
 
 def test_routers_thresholds_positions_and_all_of_one_dimension_go_with_adamw() -> None:

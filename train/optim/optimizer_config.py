@@ -19,8 +19,9 @@ BY_KIND: Mapping[str, dict[str, float]] = {
 class OptimizerConfig(Section):
     """Optimizer of the weights, its rates, and the clipping of gradients.
 
-    `kind` moves the matrices inside the blocks (attention, experts, dense FFN). Embedding, output head, norms, routers,
-    position embeddings and all tensors of one dimension always use AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+    `kind` moves the matrices inside the blocks (attention and other mixers, experts, dense FFN). Embedding, output
+    head, norms, routers, position embeddings, short convolutions and all tensors of one dimension always use AdamW
+    (Loshchilov and Hutter, arXiv 1711.05101).
 
     - `muon` (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the default; the fewest steps to a loss.
     - `adamw`: to repeat published recipes, or where Muon's matrix products take too long.

@@ -19,9 +19,15 @@ void adaptive_ops_rotate(const char*, float*, const float*, const float*, int64_
 float adaptive_ops_dot(const char*, const float*, const float*, int64_t);
 void adaptive_ops_add_scaled(const char*, float*, const float*, float, int64_t);
 void adaptive_ops_activate(const char*, int64_t, const float*, const float*, float, float*, int64_t);
+void adaptive_ops_sigmoid(const char*, float*, int64_t);
+void adaptive_ops_exponential(const char*, float*, float, int64_t);
 float adaptive_ops_softmax(const char*, float*, int64_t);
 void adaptive_ops_attend(const char*, int64_t, int64_t, int64_t, int64_t, int64_t, const float*, const float*, const float*,
                          const float*, const float*, int64_t, float, float*);
+void adaptive_ops_recur(const char*, int64_t, int64_t, int64_t, int64_t, float*, const float*, const float*, const float*,
+                        const float*, const float*, const float*, float*);
+void adaptive_ops_convolve(const char*, int64_t, int64_t, int64_t, int64_t, const float*, const float*, float*, float*,
+                           int64_t, int64_t);
 }
 
 namespace {
@@ -107,6 +113,10 @@ void vectors(const char* name, int64_t n, float scale) {
   }
   adaptive_ops_add_scaled(name, out.data(), a.data(), 0.3f, n);
   print("add_scaled", n, 0, out.data(), 4 * n);
+  adaptive_ops_sigmoid(name, out.data(), n);
+  print("sigmoid", n, 0, out.data(), 4 * n);
+  adaptive_ops_exponential(name, out.data(), -0.6f, n);
+  print("exponential", n, 0, out.data(), 4 * n);
   const float sum = adaptive_ops_softmax(name, a.data(), n);
   print("softmax", n, 0, a.data(), 4 * n);
   print("softmax_sum", n, 0, &sum, 4);
@@ -136,6 +146,28 @@ void attention(const char* name, int64_t type, int64_t head_dim, int64_t capacit
   print("attend_softcap", type, head_dim, out.data(), 4 * out.size());
 }
 
+void mixers(const char* name, int64_t width, float scale) {
+  const int64_t tokens = 5, n = tokens * width;
+  std::vector<float> w = random_floats(n, 1.0f), k = random_floats(n, 1.0f), r = random_floats(n, 1.0f);
+  std::vector<float> a = random_floats(n, 0.2f), b = random_floats(n, 0.2f), v = random_floats(n, scale), out(n);
+  for (float& one : w) one = one * one;
+  std::vector<float> state = random_floats(width * width, scale);
+  adaptive_ops_recur(name, width, width, tokens, 2, state.data(), w.data(), k.data(), r.data(), nullptr, nullptr, v.data(),
+                     out.data());
+  print("recur", width, 0, out.data(), 4 * n);
+  adaptive_ops_recur(name, width, width, tokens, 2, state.data(), w.data(), k.data(), r.data(), a.data(), b.data(),
+                     v.data(), out.data());
+  print("recur_delta", width, 0, out.data(), 4 * n);
+  print("recur_state", width, 0, state.data(), 4 * state.size());
+  for (int64_t seen = 1; seen <= 8; seen++) {
+    std::vector<float> rows = v, kept = random_floats(width * (seen - 1), scale);
+    const std::vector<float> weight = random_floats(width * seen, 1.0f);
+    adaptive_ops_convolve(name, width, seen, tokens, 3, weight.data(), a.data(), kept.data(), rows.data(), 0, width);
+    print("convolve", width, seen, rows.data(), 4 * n);
+    print("convolve_state", width, seen, kept.data(), 4 * kept.size());
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -149,6 +181,8 @@ int main(int argc, char** argv) {
     }
   for (int64_t n : {1, 15, 16, 17, 64, 100, 129, 512})
     for (float scale : {1.0f, 40.0f, 1e30f, 1e-38f}) vectors(argv[1], n, scale);
+  for (int64_t width : {5, 16, 80, 130})
+    for (float scale : {1.0f, 1e-3f, 1e4f}) mixers(argv[1], width, scale);
   for (int64_t type = 0; type < 3; type++)
     for (int64_t head_dim : {5, 16, 80})
       for (float scale : {1.0f, 1e-3f, 1e4f}) {

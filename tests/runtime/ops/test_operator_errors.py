@@ -31,6 +31,26 @@ def ones(*shape: int) -> Array:
     return np.ones(shape, FLOAT)
 
 
+HEADS, WIDTH, SLOTS, CONV, RANK = 2, 12, 3, 4, 5
+INNER = HEADS * WIDTH
+
+
+def mixer(kept: int, channels: int, **own: Array) -> dict[str, Array]:
+    """Return the inputs that every recurrent mixer has, and then its own."""
+    shared: dict[str, Array] = {
+        "x": ones(TOKENS, DIM),
+        "runs": np.ones((TOKENS, 1), BOOL),
+        "slots": np.array([2, 0]),
+        "lengths": np.zeros((2, SLOTS), np.int64),
+        **{name: ones(DIM) for name in ("norm", "norm_bias", "post_norm", "post_norm_bias")},
+        "past_state": ones(SLOTS, HEADS, WIDTH, WIDTH),
+    }
+    if kept:
+        shared["past_conv"] = ones(SLOTS, channels, kept)
+    return shared | {"o": packed(DIM, INNER)} | own
+
+
+MIXER = {"layer": 1, "eps": 1e-5, "num_heads": HEADS, "head_dim": WIDTH, "policy": 1, "precision": 2}
 VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
     "Embedding": (
         {
@@ -129,7 +149,62 @@ VALID: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
         },
         {"eps": 1e-5, "softcap": 5.0, "vocab": VOCAB, "precision": 2},
     ),
+    "RetNet": (
+        mixer(
+            0,
+            0,
+            positions=np.zeros((2, 2), np.int64),
+            **{name: packed(INNER, DIM) for name in ("q", "k", "v", "gate")},
+            decay=ones(HEADS),
+            cos=ones(8, 5),
+            sin=ones(8, 5),
+        ),
+        MIXER | {"rotated": 10},
+    ),
+    "Mamba2": (
+        mixer(
+            CONV - 1,
+            INNER + 2 * WIDTH,
+            **{"in": packed(2 * INNER + 2 * WIDTH + HEADS, DIM)},
+            conv_weight=ones(CONV, INNER + 2 * WIDTH),
+            conv_bias=ones(INNER + 2 * WIDTH),
+            dt_bias=ones(HEADS),
+            rate=ones(HEADS),
+            skip=ones(HEADS),
+            inner_norm=ones(INNER),
+        ),
+        MIXER | {"conv": CONV},
+    ),
+    "GatedDelta": (
+        mixer(
+            CONV - 1,
+            3 * INNER,
+            **{name: packed(INNER, DIM) for name in ("q", "k", "v", "gate")},
+            conv_weight=ones(CONV, 3 * INNER),
+            forget=ones(HEADS, DIM),
+            write=ones(HEADS, DIM),
+            dt_bias=ones(HEADS),
+            rate=ones(HEADS),
+            head_norm=ones(WIDTH),
+        ),
+        MIXER | {"conv": CONV},
+    ),
+    "Rwkv7": (
+        mixer(
+            1,
+            DIM,
+            shift=ones(6, DIM),
+            **{name: packed(INNER, DIM) for name in ("r", "k", "v")},
+            **{f"{name}_in": pack(ones(RANK, DIM), "fp32") for name in ("decay", "rate", "gate")},
+            **{f"{name}_out": pack(ones(INNER, RANK), "fp32") for name in ("decay", "rate", "gate")},
+            **{name: ones(INNER) for name in ("decay_bias", "rate_bias", "removal_key", "key_rate", "bonus")},
+            head_norm=ones(INNER),
+            head_norm_bias=ones(INNER),
+        ),
+        MIXER | {"rank": RANK},
+    ),
 }
+MIXERS = ("RetNet", "Mamba2", "GatedDelta", "Rwkv7")
 OPTIONAL = {
     "DepthRouter": {"alive"},
     "FeedForward": {
@@ -137,6 +212,7 @@ OPTIONAL = {
     },
     "Exit": {"alive", "exit_layer", "norm_bias", "weight", "bias"},
     "Logits": {"norm_bias"},
+    **{name: {"runs", "norm_bias", "post_norm_bias"} for name in MIXERS},
 }
 """Inputs without which these attributes still give a result."""
 
@@ -194,6 +270,12 @@ def fits(name: str, input: str, array: Array) -> bool:
     """Whether another shape is right, too: more tokens, layers or positions, or what this criterion does not read."""
     if name == "Exit" and input in ("weight", "bias"):
         return True
+    if name in MIXERS and input == "lengths":  # more layers
+        return array.ndim == 2 and len(array) > 1 and array.shape[1] == SLOTS
+    if name in MIXERS and input == "slots":  # rows that the tokens can be divided into, each in a slot
+        return array.ndim == 1 and len(array) in (1, 2, 4)
+    if name == "RetNet" and input in ("cos", "sin"):
+        return False
     if name == "Logits" and input in ("x", "logit_rows"):
         return array.shape == (TOKENS + 1, DIM) if input == "x" else array.ndim == 1
     levels = input.endswith(("threshold", "top_p", "ratio"))
@@ -308,6 +390,27 @@ def test_a_criterion_without_its_inputs_is_refused() -> None:
     few = {key: array for key, array in inputs.items() if key not in ("weight", "head")}
     assert "weight and bias" in message("Exit", few, **attributes | {"criterion": 3})
     assert "input head is missing" in message("Exit", few, **attributes)
+
+
+def test_a_mixer_without_a_convolution_has_no_inputs_to_keep() -> None:
+    inputs, attributes = VALID["RetNet"]
+    text = message("RetNet", inputs | {"past_conv": ones(SLOTS, 3, 1)}, **attributes)
+    assert "input past_conv has shape" in text
+    text = message("RetNet", inputs | {"past_conv": ones(SLOTS, 0, 0)}, **attributes)
+    assert "input past_conv is given, but the mixer looks back at no inputs" in text
+    inputs, attributes = VALID["Mamba2"]
+    assert "past_conv has shape" in message("Mamba2", inputs, **attributes | {"conv": 3})
+    without = {key: array for key, array in inputs.items() if key != "past_conv"}
+    assert "conv_weight has shape" in message("Mamba2", without, **attributes | {"conv": 1})
+    fewer = {key: array for key, array in inputs.items() if key not in ("past_conv", "conv_weight", "conv_bias")}
+    run("Mamba2", fewer, **attributes | {"conv": 1})
+
+
+def test_a_state_without_an_output_that_replaces_it_is_refused() -> None:
+    inputs, attributes = VALID["Mamba2"]
+    nodes = Operator("Mamba2", inputs, without=("present_conv",), **attributes)
+    with pytest.raises(Exception, match="past_conv is given, but the node does not name the output that replaces it"):
+        nodes(inputs)
 
 
 def test_a_failed_run_leaves_the_session_usable() -> None:

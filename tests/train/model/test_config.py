@@ -49,6 +49,19 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"ffn": {"dim": (8, 8)}}, ["ffn.dim lists 2 layers", "num_layers is 4"]),
     ({"ffn": {"dim": (8, 0, 8, 8)}}, ["dim holds 0", "at least 1"]),
     ({"ffn": {"activation": "swish"}}, ["ffn.activation", "silu", "gelu_tanh", "swish"]),
+    # mixers
+    ({"mixers": "mamba"}, ["mixers", "mamba2", "rwkv7", "retnet", "gated_delta", "mamba"]),
+    ({"mixers": ("retnet", "attention")}, ["mixers lists 2 layers", "num_layers is 4", "one for all"]),
+    ({"recurrence": {"conv": 3}}, ["recurrence.conv is set", "every layer has attention", "mixers to mamba2"]),
+    ({"mixers": "mamba2", "recurrence": {"conv": 9}}, ["recurrence.conv", "less than or equal to 8", "9"]),
+    ({"mixers": "mamba2", "recurrence": {"chunk": 0}}, ["recurrence.chunk", "greater than or equal to 1"]),
+    ({"mixers": "retnet", "recurrence": {"head_dim": 16}}, ["head_dim is 16", "8 wide", "retnet", "to none"]),
+    ({"mixers": "retnet", "attention": {"window": 8}}, ["attention.window is 8", "no layer has attention"]),
+    (
+        {"mixers": ("retnet", "attention") * 2, "attention": {"window": (8, 8, 0, 0)}},
+        ["attention.window of layer 0 is 8", "retnet", "set it to 0"],
+    ),
+    ({"mixers": "mamba2", "heads": {"routing": "top_p"}}, ["heads.routing is top_p", "no layer has attention"]),
     # positions
     ({"attention": {"positions": "alibi"}}, ["attention.positions", "rope", "cope", "none", "alibi"]),
     ({"attention": {"positions": ("rope", "cope")}}, ["attention.positions", "lists 2 layers", "num_layers is 4"]),

@@ -225,7 +225,7 @@ struct Description : OrtCustomOp {
                     [](const Port& port) { return port.type == Element::any; })) {
       infer_output_shape = [](const OrtCustomOp*, OrtShapeInferContext* context) {
         return guarded(Operator::kName,
-                       [&] { infer_types(Operator::kOutputs, std::size(Operator::kOutputs), context); });
+                       [&] { infer_types(std::data(Operator::kOutputs), std::size(Operator::kOutputs), context); });
       };
     }
     create_kernel_v2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
@@ -234,7 +234,7 @@ struct Description : OrtCustomOp {
     compute_v2 = [](void* kernel, OrtKernelContext* context) {
       const auto& own = *static_cast<const Kernel*>(kernel);
       return guarded(own.where, [&] {
-        Call call(own.where, Operator::kInputs, Operator::kOutputs, context);
+        Call call(own.where, std::data(Operator::kInputs), std::data(Operator::kOutputs), context);
         own.op.run(call);
       });
     };

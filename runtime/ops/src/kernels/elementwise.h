@@ -114,6 +114,19 @@ void activate(Activation activation, const float* gate, const float* up, float f
   }
 }
 
+void sigmoid(float* x, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, all(1.0f) / (all(1.0f) + exp(zero() - load(x + i))));
+  if (i < n) store_first(x + i, all(1.0f) / (all(1.0f) + exp(zero() - load_first(x + i, n - i))), n - i);
+}
+
+void exponential(float* x, float factor, int64_t n) {
+  const F16 f = all(factor);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store(x + i, exp(f * load(x + i)));
+  if (i < n) store_first(x + i, exp(f * load_first(x + i, n - i)), n - i);
+}
+
 float softmax(float* x, int64_t n) {
   if (n <= 0) return 0.0f;
   F16 most = all(x[0]);

@@ -55,6 +55,10 @@ struct Blocks {
 struct AttendTask;
 struct CacheHead;
 
+// Defined in recur_task.h.
+struct RecurTask;
+struct ConvolveTask;
+
 struct Kernels {
   const char* name;
 
@@ -88,6 +92,12 @@ struct Kernels {
   // out = act(gate) * up * factor, without up act(gate) * factor; out may be gate or up.
   void (*activate)(Activation activation, const float* gate, const float* up, float factor, float* out, int64_t n);
 
+  // x = 1 / (1 + e^-x)
+  void (*sigmoid)(float* x, int64_t n);
+
+  // x = e^(factor x)
+  void (*exponential)(float* x, float factor, int64_t n);
+
   // x = e^(x - max(x)); returns the sum, by which the caller divides.
   float (*softmax)(float* x, int64_t n);
 
@@ -95,6 +105,12 @@ struct Kernels {
 
   // Write a key and a value, head_dim floats each, to a cell of the cache.
   void (*write_cell)(const CacheHead& cache, int64_t cell, const float* key, const float* value);
+
+  // Take a head of a recurrent mixer through the tokens of a task.
+  void (*recur)(const RecurTask& task);
+
+  // Convolve channels [first, last), first a multiple of 16, over the rows of a task.
+  void (*convolve)(const ConvolveTask& task, int64_t first, int64_t last);
 };
 
 // The fastest table that this processor runs, or the one that the environment variable ADAPTIVE_KERNEL names.

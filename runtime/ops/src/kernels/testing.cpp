@@ -82,6 +82,12 @@ EXPORTED void adaptive_ops_activate(const char* kernel, int64_t activation, cons
   kernels_named(kernel)->activate(static_cast<Activation>(activation), gate, up, factor, out, n);
 }
 
+EXPORTED void adaptive_ops_sigmoid(const char* kernel, float* x, int64_t n) { kernels_named(kernel)->sigmoid(x, n); }
+
+EXPORTED void adaptive_ops_exponential(const char* kernel, float* x, float factor, int64_t n) {
+  kernels_named(kernel)->exponential(x, factor, n);
+}
+
 EXPORTED float adaptive_ops_softmax(const char* kernel, float* x, int64_t n) {
   return kernels_named(kernel)->softmax(x, n);
 }

@@ -21,8 +21,8 @@ class Attention : AttentionPorts {
   static constexpr const char* kName = "Attention";
   using AttentionPorts::kInputs;
   using AttentionPorts::kOutputs;
-  static constexpr CachePorts kCachePorts{past_key,    past_value,    past_counted,
-                                          present_key, present_value, present_counted};
+  static constexpr CachePorts kCachePorts{
+      {past_key, present_key}, {past_value, present_value}, {past_counted, present_counted}};
 
   explicit Attention(const Attributes& attributes)
       : layer_(attributes.integer("layer", 0, kMostWidth)),

@@ -7,6 +7,7 @@
 #include "norm.h"
 #include "places.h"
 #include "product.h"
+#include "rotary.h"
 
 namespace adaptive {
 
@@ -31,16 +32,14 @@ struct AttentionWeights {
   // under RoPE.
   void turn(const AttentionShape& shape, const float* weight, int64_t token, float* head) const {
     if (shape.qk_norm == QKNorm::head) kernels().rms_norm(head, weight, shape.eps, head, shape.head_dim);
-    if (shape.rotated == 0) return;
-    const int64_t at = positions[token] * (shape.rotated / 2);
-    kernels().rotate(head, cos.data + at, sin.data + at, shape.rotated);
+    rotary.turn(token, head);
   }
 
   Norm before, after;  // of x, and of the output
   const float *q_norm, *k_norm, *q_bias, *kv_bias, *o_bias;
   Matrix q, kv, o;
-  Tensor<const float> cos, sin, position_embedding;
-  const int64_t* positions;  // (N,)
+  Tensor<const float> position_embedding;
+  Rotary rotary;
 };
 
 }  // namespace adaptive

@@ -17,37 +17,30 @@ CacheType type_of(const Call& call, size_t index, Element type) {
   }
 }
 
-uint8_t* present(const Call& call, size_t output, std::initializer_list<int64_t> shape, const void* past,
-                 int64_t bytes) {
-  auto* data = static_cast<uint8_t*>(call.output<void>(output, shape).data);
-  if (data != past && bytes > 0) std::memcpy(data, past, static_cast<size_t>(bytes));
-  return data;
-}
-
 }  // namespace
 
 Cache read_cache(const Call& call, const CachePorts& ports, int64_t num_slots, int64_t num_kv_heads, int64_t head_dim) {
-  const auto keys = call.input<void>(ports.past_key, {num_slots, num_kv_heads, any, any});
+  const auto keys = call.input<void>(ports.key.past, {num_slots, num_kv_heads, any, any});
   Cache cache{
-      type_of(call, ports.past_key, keys.type), num_kv_heads, head_dim, keys.shape[2], nullptr, nullptr, nullptr};
+      type_of(call, ports.key.past, keys.type), num_kv_heads, head_dim, keys.shape[2], nullptr, nullptr, nullptr};
   const int64_t elements = cache.type == CacheType::int8 ? head_dim + 4 : head_dim;
   if (keys.shape[3] != elements) {
-    call.fail_input(ports.past_key, "has " + std::to_string(keys.shape[3]) + " elements of a cell, expected " +
+    call.fail_input(ports.key.past, "has " + std::to_string(keys.shape[3]) + " elements of a cell, expected " +
                                         std::to_string(elements) + " of " + name_of(keys.type));
   }
-  if (cache.capacity < 1) call.fail_input(ports.past_key, "has no cells, expected at least 1");
-  const auto values = call.input<void>(ports.past_value, {num_slots, num_kv_heads, cache.capacity, elements});
+  if (cache.capacity < 1) call.fail_input(ports.key.past, "has no cells, expected at least 1");
+  const auto values = call.input<void>(ports.value.past, {num_slots, num_kv_heads, cache.capacity, elements});
   if (values.type != keys.type) {
-    call.fail_input(ports.past_value,
+    call.fail_input(ports.value.past,
                     std::string("holds ") + name_of(values.type) + ", expected " + name_of(keys.type) + " as past_key");
   }
-  const auto ran = call.input<float>(ports.past_counted, {num_slots, 1, cache.capacity, 1});
+  const auto ran = call.input<float>(ports.counted.past, {num_slots, 1, cache.capacity, 1});
   const int64_t bytes = num_slots * num_kv_heads * cache.capacity * cell_bytes(cache.type, head_dim);
   const std::initializer_list<int64_t> shape = {num_slots, num_kv_heads, cache.capacity, elements};
-  cache.keys = present(call, ports.present_key, shape, keys.data, bytes);
-  cache.values = present(call, ports.present_value, shape, values.data, bytes);
+  cache.keys = present(call, ports.key, shape, keys.data, bytes);
+  cache.values = present(call, ports.value, shape, values.data, bytes);
   if (ran) {
-    uint8_t* data = present(call, ports.present_counted, {num_slots, 1, cache.capacity, 1}, ran.data, ran.size() * 4);
+    uint8_t* data = present(call, ports.counted, {num_slots, 1, cache.capacity, 1}, ran.data, ran.size() * 4);
     cache.ran = reinterpret_cast<float*>(data);
   }
   return cache;

@@ -4,13 +4,13 @@
 #pragma once
 
 #include "../kernels/attend_task.h"
+#include "in_place.h"
 #include "places.h"
 
 namespace adaptive {
 
 struct CachePorts {
-  size_t past_key, past_value, past_counted;           // indices of inputs
-  size_t present_key, present_value, present_counted;  // of outputs
+  InPlace key, value, counted;
 };
 
 struct Cache {

@@ -32,6 +32,7 @@ class Rows {
   Rows(Scratch& scratch, int64_t count, int64_t inputs, bool integers);
 
   int64_t count() const { return count_; }
+  int64_t stride() const { return (inputs_ + kBlock - 1) / kBlock * kBlock; }  // values from one row to the next
   float* values(int64_t i) const { return const_cast<float*>(rows_[i].values); }
   const Row* row(int64_t i) const { return &rows_[i]; }
   // Finish a row after its values are written.
