@@ -165,7 +165,7 @@ CONFIGS |= {
     "zero_experts": variant(
         ffn={"zero_experts": ZERO, "shared_expert_dim": 20, **PER_TOKEN}, depth={**BOTH, "skipped_kv": "none"}
     ),
-    "relu": variant(ffn={"routing": "relu"}, depth={**BOTH, "skipped_kv": "project"}),
+    "relu": variant(ffn={"routing": "relu", "num_experts": 3}, depth={**BOTH, "skipped_kv": "project"}),
 }
 # norms, residuals, embedding and logits
 CONFIGS |= {

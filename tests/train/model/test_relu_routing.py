@@ -104,7 +104,8 @@ def test_it_stands_among_the_losses_in_place_of_the_balancing_loss() -> None:
 
 
 @pytest.mark.parametrize("wanted", [0.75, 1.5])
-def test_training_holds_the_average_in_every_layer(wanted: float) -> None:
+def test_training_brings_the_average_down_to_the_one_wanted(wanted: float) -> None:
+    """The loss only lowers it; after a swing below, the cross-entropy has to raise it, on random text by chance."""
     torch.manual_seed(0)
     model = Transformer(variant(ffn={**RELU, "experts_per_token": wanted}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -119,7 +120,7 @@ def test_training_holds_the_average_in_every_layer(wanted: float) -> None:
             [one.routes.selected_experts.sum(-1).float().mean().item() for one in out.routing if one.routes]
         )
     assert np.mean(averages[0]) > 1.8, "half of the experts have a positive logit at the start"
-    assert np.mean(averages[180:], 0) == pytest.approx(wanted, abs=0.25)
+    assert np.mean(averages[180:]) == pytest.approx(wanted, abs=0.2)
 
 
 def test_sparsity_lets_the_wanted_average_follow_a_schedule() -> None:
