@@ -44,7 +44,8 @@ class Dial:
     """
 
     experts: float | None = None
-    """Average number of experts per token and layer, 1 to num_experts, by the model's quantile table."""
+    """Average number of experts per token and layer, 1 to num_experts, by the model's quantile table; above 0 where a
+    token can have none."""
     layers_share: float | None = None
     """Share of the tokens that run each layer with a depth router, 0 to 1, by the same table."""
     router_top_p: float | None = None
@@ -72,8 +73,8 @@ class Dial:
     the others stay as the model was trained."""
 
     def __post_init__(self) -> None:
-        if self.experts is not None and not (math.isfinite(self.experts) and self.experts >= 1):
-            raise WrongUsageError(f"found experts {self.experts}, expected at least 1, such as 1.6")
+        if self.experts is not None and not (math.isfinite(self.experts) and self.experts > 0):
+            raise WrongUsageError(f"found experts {self.experts}, expected more than 0, such as 1.6")
         if self.heads is not None and not (math.isfinite(self.heads) and self.heads >= 1):
             raise WrongUsageError(f"found heads {self.heads}, expected at least 1, such as 5.5")
         for name in (

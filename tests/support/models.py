@@ -162,7 +162,7 @@ CONFIGS |= {
 # experts that compute nothing, and tokens without any expert
 ZERO = {"zeros": 1, "copies": 1, "constants": 2}
 CONFIGS |= {
-    "zero_experts": variant(
+    "zero_experts_none": variant(
         ffn={"zero_experts": ZERO, "shared_expert_dim": 20, **PER_TOKEN}, depth={**BOTH, "skipped_kv": "none"}
     ),
     "relu": variant(ffn={"routing": "relu", "num_experts": 3}, depth={**BOTH, "skipped_kv": "project"}),

@@ -138,7 +138,7 @@ def test_the_paper_weighs_a_zero_computation_expert_by_tau() -> None:
 
 
 def test_decisions_and_logits_are_those_of_the_plain_model() -> None:
-    model, ids = tiny_model("zero_experts"), tiny_ids()
+    model, ids = tiny_model("zero_experts_none"), tiny_ids()
     limits = busy_thresholds(model.config)
     plain = judge(model, ids, limits)
     assert not plain.near_ties().any()
