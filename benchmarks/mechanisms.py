@@ -41,6 +41,8 @@ EXIT = {"model.depth.exit_layers": [1, 2]}
 COPE = {"model.attention.positions": "cope", "model.attention.max_positions": 32}
 WINDOWS = {"model.attention.window": 128, "model.attention.window_kind": "learned", "model.attention.window_least": 32}
 DENSE = {"model.ffn.routing": "dense"}
+ZERO_EXPERTS = {"zeros": 1, "copies": 1, "constants": 2}
+FINE = {"num_experts": 30, "expert_dim": 54, "experts_per_token": 4.4, "shared_expert_dim": 108}
 KINDS: dict[str, dict[str, Any]] = {
     "dense": DENSE,
     "dense, 3 layers": DENSE | {"model.num_layers": 3},
@@ -48,6 +50,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "dense, 192 wide": DENSE | {"model.dim": 192, "model.num_heads": 6, "model.num_kv_heads": 3, "model.ffn.dim": 516},
     "top-2": {"model.ffn.routing": "top_k", "model.ffn.experts_per_token": 2, "model.ffn.expert_dim": 172},
     "top-p": {},
+    "relu": {"model.ffn.routing": "relu"},
+    "fine-grained, shared": {f"model.ffn.{name}": value for name, value in FINE.items()},
+    "+ zero experts": {"model.ffn.zero_experts": ZERO_EXPERTS},
     "+ heads": HEADS,
     "+ depth": DEPTH,
     "+ exit": EXIT,
@@ -109,8 +114,8 @@ def trained(run: Path) -> bool:
     return bool(lines) and json.loads(lines[-1]).get("val_loss") is not None
 
 
-def train_all(folder: Path, data: str, seeds: int, seconds: float, jobs: int) -> None:
-    """Train every kind with each seed, in an order that rotates by one from seed to seed."""
+def train_all(folder: Path, data: str, names: list[str], seeds: int, seconds: float, jobs: int) -> None:
+    """Train each of these kinds with each seed, in an order that rotates by one from seed to seed."""
     cores: Queue[int | None] = Queue()
     for core in sorted(os.sched_getaffinity(0))[:jobs]:
         cores.put(core)
@@ -122,7 +127,6 @@ def train_all(folder: Path, data: str, seeds: int, seconds: float, jobs: int) ->
         finally:
             cores.put(core)
 
-    names = list(KINDS)
     with ThreadPoolExecutor(jobs) as pool:
         orders = ((seed, names[seed % len(names) :] + names[: seed % len(names)]) for seed in range(seeds))
         for task in [pool.submit(one, kind, seed) for seed, order in orders for kind in order]:
@@ -134,15 +138,17 @@ def run_name(kind: str, seed: int) -> str:
     return f"{kind.replace('+ ', 'with-').replace(', ', '-').replace(' ', '-').lower()}-{seed}"
 
 
-def measure(folder: Path, seed: int, tokens: int, rounds: int) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Measure all kinds of one seed, and the points of the full model's dial."""
-    engines = {kind: open_model(folder, kind, seed) for kind in KINDS}
-    full = engines["full"]
+def measure(
+    folder: Path, names: list[str], seed: int, tokens: int, rounds: int
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Measure these kinds with one seed, and the points of the full model's dial where it is among them."""
+    engines = {kind: open_model(folder, kind, seed) for kind in names}
     default = {kind: resolve(engine.manifest, default_dial(engine)) for kind, engine in engines.items()}
-    dial = {point: resolve(full.manifest, Dial(compute=float(point))) for point in POINTS}
     cases: list[tuple[str, Engine, Thresholds]] = [(kind, engines[kind], limits) for kind, limits in default.items()]
-    cases += [(point, full, limits) for point, limits in dial.items()]
-    text, _ = read_text(full, None, folder / "runs" / run_name("full", seed), "--data")
+    if "full" in engines:
+        full = engines["full"]
+        cases += [(point, full, resolve(full.manifest, Dial(compute=float(point)))) for point in POINTS]
+    text, _ = read_text(engines[names[-1]], None, folder / "runs" / run_name(names[-1], seed), "--data")
     prompt, answer = text.ids[:32], text.ids[32:112]
     timed = time_engines([(engine, limits) for _, engine, limits in cases], prompt, answer, repeats=rounds, seed=seed)
     rows, points = [], []
@@ -189,7 +195,7 @@ def table(rows: list[Row]) -> str:
         "| kind | steps | held-out loss | experts | heads | layers | MFLOPs per token | ms per token (p5 to p95) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for kind in KINDS:
+    for kind in dict.fromkeys(row.kind for row in rows):
         own = [row for row in rows if row.kind == kind]
         loss = [row.loss for row in own]
         spread = f" ± {(max(loss) - min(loss)) / 2:.3f}" if len(own) > 1 else ""
@@ -248,7 +254,7 @@ def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) 
             for c in POINTS
         ]  # fmt: skip
         panel.plot(*zip(*line, strict=True), marker=".", color="#b2182b", label="full, compute 0.25 to 1")
-        for kind in KINDS:
+        for kind in dict.fromkeys(row.kind for row in rows):
             own = [row for row in rows if row.kind == kind]
             at = (mean(own, name) * scale, mean(own, "loss"))
             panel.plot(*at, "s" if kind.startswith("dense") else "o", color="#2166ac" if "dense" in kind else "#d9a441")
@@ -265,6 +271,8 @@ def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) 
 @click.command()
 @click.option("--data", "sources", multiple=True, default=["builtin:python-docs"], show_default=True,
               help="Text to train on; may be repeated.")  # fmt: skip
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)),
+              help="Kind to measure; may be repeated. Default: all.")  # fmt: skip
 @click.option("--seconds", default=144.0, show_default=True, help="Training time of each kind, on one core.")
 @click.option("--seeds", default=1, show_default=True, help="Runs per kind.")
 @click.option("--jobs", default=1, show_default=True, help="Runs trained at once, each pinned to a core.")
@@ -273,29 +281,31 @@ def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) 
 @click.option("--folder", type=click.Path(path_type=Path), help="Folder of the runs; finished ones are reused.")
 @click.option("--plot", "plots", type=click.Path(path_type=Path), help="Folder for one PNG per text.")
 def main(
-    sources: tuple[str, ...], seconds: float, seeds: int, jobs: int, tokens: int, rounds: int, folder: Path | None,
-    plots: Path | None,
+    sources: tuple[str, ...], kinds: tuple[str, ...], seconds: float, seeds: int, jobs: int, tokens: int, rounds: int,
+    folder: Path | None, plots: Path | None,
 ) -> None:  # fmt: skip
-    """Print a table for each text, and what the full model's dial reaches."""
+    """Print a table for each text, and, of all kinds, what the full model's dial reaches."""
+    names = list(kinds or KINDS)
     with tempfile.TemporaryDirectory() as temporary:
         for source in sources:
             name = source.rpartition(":")[2].rpartition("/")[2].removesuffix(".txt")
             here = (folder or Path(temporary)).resolve() / name
             here.mkdir(parents=True, exist_ok=True)
             data = source if ":" in source else str(Path(source).resolve())
-            train_all(here, data, seeds, seconds, jobs)
+            train_all(here, data, names, seeds, seconds, jobs)
             rows: list[Row] = []
             points: list[dict[str, Any]] = []
             for seed in range(seeds):
-                for kind in ("+ exit", "full"):
+                for kind in {"+ exit", "full"} & set(names):
                     model = f"runs/{run_name(kind, seed)}/model"
                     adaptive("calibrate", "--model", model, "--threads", "1", folder=here)
-                more_rows, more_points = measure(here, seed, tokens, rounds)
+                more_rows, more_points = measure(here, names, seed, tokens, rounds)
                 rows += more_rows
                 points += more_points
             click.echo(f"\n{name}, {seconds:g} s of training on one core, {seeds} seeds\n\n{table(rows)}\n")
-            click.echo("\n".join(verdicts(rows, points)))
-            if plots is not None:
+            if points:
+                click.echo("\n".join(verdicts(rows, points)))
+            if points and plots is not None:
                 plots.mkdir(parents=True, exist_ok=True)
                 plot(rows, points, plots / f"dial-{name}.png", f"{name}: {seconds:g} s of training each")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..runtime.format.manifest import KV, Costs, CostTable, LayerCosts, Precision, Precisions
 from ..runtime.ops.layout import packed_bytes
 from ..train.model.config import ModelConfig
-from .cuda.experts import is_fused
+from .cuda.experts import computes_all, is_fused
 from .mixer_costs import gate_rows, low_rank, matrices, state_bytes, state_flops
 from .model.heads import execution_of
 from .model.signature import cache_width
@@ -86,7 +86,7 @@ def packed_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
 
 def cuda_costs(config: ModelConfig, precisions: Precisions, kv: KV) -> Costs:
     """Return the two tables of the graph of the target `cuda`, where all heads are computed, and often all experts."""
-    every = is_fused(config) and config.ffn.routing == "top_p"
+    every = is_fused(config) and computes_all(config.ffn)
     read = _Count(
         _cuda_bytes(precisions.experts),
         _cuda_bytes(precisions.attention),
@@ -212,11 +212,12 @@ def _keys(config: ModelConfig, layer: int, count: _Count) -> tuple[float, float]
 def _routers(config: ModelConfig, layer: int, router: Cost) -> float:
     """Return what a token that runs the layer pays for choosing experts, heads, window and their thresholds.
 
-    The gate of a shared expert is counted here, since it has the form of a router.
+    The gate of a shared expert and the rows of constant experts are counted here, since they have the form of a router.
     """
     outputs = 0
     if not config.is_dense(layer):
-        outputs += config.ffn.num_experts + config.ffn.per_token + config.ffn.shared_gate
+        outputs += config.ffn.num_logits + config.ffn.per_token + config.ffn.shared_gate
+        outputs += 2 * config.ffn.zero_experts.constants  # their mix and their vectors
     if config.heads.routing != "all" and config.attends(layer):
         outputs += config.num_heads + 2 * bool(config.heads.shared_heads)
         outputs += config.heads.per_token or config.heads.routing == "adaptive"

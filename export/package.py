@@ -228,6 +228,7 @@ def _model(source: Source, precisions: Precisions, *, hidden: bool) -> Model:
             routing="dense" if config.is_dense(i) else config.ffn.routing,
             num_experts=1 if config.is_dense(i) else config.num_experts,
             most_experts=0 if config.is_dense(i) else config.ffn.most_experts or 0,
+            zero_experts=[] if config.is_dense(i) else config.ffn.zero_experts.kinds,
             depth_router=config.has_depth_router(i),
             exit=i in config.depth.exit_layers,
             **_mixing(config, i),

@@ -272,7 +272,7 @@ def dial(source: Source) -> DialTable:
     depth: list[list[float] | None] = []
     chooses = config.heads.routing in ("top_p", "adaptive") and config.least_heads < config.most_heads
     for block in source.model.blocks():
-        routed = block.moe is not None and config.ffn.routing == "top_p"
+        routed = block.moe is not None and config.ffn.routing in ("top_p", "relu")
         experts.append(_table(block.moe.router.controller.table) if routed and block.moe else None)
         router = block.attention.head_router if chooses and block.attention is not None else None
         if router is None:

@@ -24,6 +24,7 @@ from reference_routing import (
     choose_best,
     choose_by_mass,
     choose_candidates,
+    choose_positive,
     confidence,
     per_token_limit,
     rms_norm,
@@ -57,6 +58,7 @@ class Result:
 
     logits: np.ndarray  # (B, T, V)
     selected_experts: np.ndarray  # (L, B, T, E) bool; all false in a skipped layer; a dense FFN is expert 0 of 1
+    zero_experts: np.ndarray  # (L, B, T, Z) bool: the zero-computation experts that a token chose
     # (L, B, T, H) bool; all false in a skipped layer or one without attention, all true where heads are not routed
     selected_heads: np.ndarray
     windows: np.ndarray  # (L, B, T) int64: the token's window, its own place included; 0 where none, or skipped
@@ -80,6 +82,7 @@ def forward(
     result = Result(
         logits=np.zeros((B, T, config.vocab_size), dtype),
         selected_experts=np.zeros((L, B, T, E), bool),
+        zero_experts=np.zeros((L, B, T, config.ffn.zero_experts.total), bool),
         selected_heads=np.zeros((L, B, T, config.num_heads), bool),
         windows=np.zeros((L, B, T), np.int64),
         layers_run=np.zeros((L, B, T), bool),
@@ -158,6 +161,10 @@ class Sequence:
             result.selected_experts[(*at, 0)] = True
             return self.ffn(f"layers.{layer}.ffn", h)
         for expert, weight in self.router(layer, h, result, at).items():
+            if expert >= ffn.num_experts:
+                y = y + weight * self.zero_expert(name, expert - ffn.num_experts, h)
+                result.zero_experts[(*at, expert - ffn.num_experts)] = True
+                continue
             hidden = h @ self.weights[f"{name}.{first}"][expert]  # (D, 2F), gate first, or (D, F)
             if ffn.bias:
                 hidden = hidden + self.weights[f"{name}.{first}_bias"][expert]
@@ -171,11 +178,28 @@ class Sequence:
         gate = sigmoid(self.weights[f"{name}.shared_gate.weight"][0] @ h) if ffn.shared_gate else 1
         return y + gate * self.ffn(f"{name}.shared", h)
 
+    def zero_expert(self, name: str, number: int, h: np.ndarray) -> np.ndarray:
+        """Return the output of a zero-computation expert: zeros come first, then copies, then constants."""
+        zero = self.config.ffn.zero_experts
+        constant = number - zero.zeros - zero.copies
+        if constant < 0:
+            return h if number >= zero.zeros else np.zeros_like(h)
+        share = sigmoid(self.weights[f"{name}.zero_experts.mix"][constant] @ h)
+        return share * h + (1 - share) * self.weights[f"{name}.zero_experts.constants"][constant]
+
     def router(self, layer: int, h: np.ndarray, result: Result, at: tuple[int, int, int]) -> dict[int, float]:
-        """Choose experts in order of P = softmax(W h) until the mass router_top_p, or k of them: {expert: g}."""
+        """Choose experts in order of P = softmax(W h) until the mass router_top_p, or k of them: {expert: g}.
+
+        Under `relu`, P = relu(W h), and only experts of positive P can be chosen.
+        """
         name, ffn = f"layers.{layer}.moe.router", self.config.ffn
         z = self.weights[f"{name}.weight"] @ h + (self.weights[f"{name}.bias"] if ffn.router_bias else 0)
         P = softmax(z) if ffn.score == "softmax" else sigmoid(z)  # (E,)
+        if ffn.routing == "relu":
+            chosen = choose_positive(z, self.thresholds.router_top_p[layer])
+            result.margins["expert_mass"][at] = chosen.limit_margin
+            result.margins["expert_rank"][at] = chosen.rank_margin
+            return {expert: z[expert] for expert in chosen.chosen}
         S = P + self.weights[f"{name}.selection_bias"] if ffn.selection_bias else P  # decides the order, and no more
         if ffn.routing == "top_p":
             limit = self.thresholds.router_top_p[layer]

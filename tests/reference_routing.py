@@ -46,6 +46,23 @@ def choose_by_mass(P: np.ndarray, limit: float) -> Choice:
     return choose_best(P, count)._replace(limit_margin=margin)
 
 
+def choose_positive(z: np.ndarray, limit: float) -> Choice:
+    """Choose in order of z among those above 0 until the share `limit` of their sum is reached; a limit of 1 takes all.
+
+    There may be none. The rank margin is also the least distance of a z to 0.
+    """
+    ranked = [i for i in choose_best(z, len(z)).chosen if z[i] > 0]
+    whole, mass, chosen, margin, rank_margin = sum(z[i] for i in ranked), 0, [], np.inf, np.abs(z).min()
+    for i in ranked:
+        if chosen and limit < 1:
+            margin = min(margin, abs(mass / whole - limit))
+        if limit < 1 and not mass / whole < limit:
+            rank_margin = min(rank_margin, z[chosen[-1]] - z[i])
+            break
+        chosen, mass = [*chosen, i], mass + z[i]
+    return Choice(chosen, margin, rank_margin)
+
+
 class Candidates(NamedTuple):
     """A choice among candidates and its margins, which are inf where no decision was taken."""
 

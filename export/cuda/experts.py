@@ -9,7 +9,7 @@ import numpy as np
 from ...train.model.config import ModelConfig
 from ...train.model.sections import FFNConfig
 from ..graph.builder import Array, Graph
-from ..model.moe import shared_expert
+from ..model.moe import add_others
 from ..model.router import ExpertLevels, router
 from .attention import MICROSOFT
 from .half import HalfWeights, half, wide
@@ -33,14 +33,19 @@ def is_fused(config: ModelConfig) -> bool:
     return ffn.routing != "dense" and fits and config.num_experts <= MOST_EXPERTS
 
 
+def computes_all(config: FFNConfig) -> bool:
+    """Return whether the MoE operator computes every expert that a token can use, and not only those it chose."""
+    return config.routing != "top_k" or config.has_zero_experts
+
+
 def fused_moe(
     g: Graph, weights: HalfWeights, name: str, config: FFNConfig, x: str, levels: ExpertLevels, residual: str
 ) -> tuple[str, str]:
-    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
+    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E + Z) float32.
 
     Without a residual, "", the sum alone. The operator chooses k experts by a softmax over its own input. The logarithm
     of our routing weights makes it choose as our router did: k is the number that every token has under top-k, else the
-    most that a token can have.
+    most that a token can have. A token without any expert gets their mean times 0.
     """
     routes = router(g, weights, f"{name}.router", config, x, levels)
     routing_weights = routes.routing_weights
@@ -57,20 +62,18 @@ def fused_moe(
         store(g, f"{name}.gate_up.rows", gate_up.map(interleaved, (gate_up.shape[2], gate_up.shape[1])), precision), "",
         store(g, f"{name}.down.rows", down.swapaxes(1, 2), precision), "",
         domain=MICROSOFT, name="experts",
-        k=int(config.experts_per_token) if config.routing == "top_k" else config.candidates,
+        k=config.candidates if computes_all(config) else int(config.experts_per_token),
         normalize_routing_weights=1, activation_type="swiglu", swiglu_fusion=1,
         activation_alpha=1.0, activation_beta=0.0,
     )  # fmt: skip
     if in_half:
         out = wide(g, out)
-    if not config.renormalize:  # the operator's weights add up to 1, those of this model to the mass that was chosen
+    if not config.renormalize or config.has_zero_experts:
+        # the operator's weights add up to 1, those of this model to the mass of the experts that were chosen
         out = g.op("Mul", out, g.op("ReduceSum", routing_weights, g.int64(1), keepdims=1))
     if residual:
         out = g.op("Add", residual, out)
-    if config.shared_expert_dim:
-        with g.scope("shared"):
-            out = g.op("Add", out, shared_expert(g, weights, name, config, x))
-    return out, routes.selected
+    return add_others(g, weights, name, config, x, routes, out), routes.all_selected or routes.selected
 
 
 def interleaved(gate_up: Array) -> Array:

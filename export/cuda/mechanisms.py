@@ -3,7 +3,7 @@
 from ...runtime.format.manifest import Executor, Precisions
 from ...train.model.config import ModelConfig
 from .attention import is_grouped
-from .experts import is_fused
+from .experts import computes_all, is_fused
 
 STANDARD: Executor = "standard operators"
 MIXED: Executor = "contrib or standard operators by layer"
@@ -36,4 +36,4 @@ def mechanisms(config: ModelConfig, precisions: Precisions) -> dict[str, Executo
 def _experts(config: ModelConfig) -> Executor:
     if not is_fused(config):
         return STANDARD
-    return CONTRIB if config.ffn.routing == "top_k" else "contrib operators (all computed)"
+    return "contrib operators (all computed)" if computes_all(config.ffn) else CONTRIB

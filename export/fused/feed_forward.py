@@ -1,15 +1,16 @@
 """The feed-forward part of a block in one node: router, experts, shared expert. Mirrors `export/model/moe.py`.
 
-N tokens, D width, E experts.
+N tokens, D width, E experts, Z zero-computation experts.
 """
 
 from ...train.model.config import ModelConfig
 from ...train.model.moe import input_name
+from ...train.model.zero_experts_config import ZeroExpertsConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .packed import matrix, number, ours, parameter, predictor, shaped, state_norm
 
-ROUTINGS = ("dense", "top_p", "top_k")
+ROUTINGS = ("dense", "top_p", "top_k", "relu")
 SCORES = ("softmax", "sigmoid")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
@@ -17,7 +18,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 def feed_forward(
     g: Graph, weights: Weights, config: ModelConfig, layer: int, h: str, x: str, runs: str, gate: str
 ) -> tuple[str, str]:
-    """Write out = h + moe(norm(h)), with the norms of the model: (N, D) and the selected experts (N, E) bool.
+    """Write out = h + moe(norm(h)), with the norms of the model: (N, D) and the selected experts (N, E + Z) bool.
 
     Args:
         g: The graph.
@@ -32,7 +33,8 @@ def feed_forward(
     ffn, precision, dense = config.ffn, number(weights.precisions.experts), config.is_dense(layer)
     routing = "dense" if dense else ffn.routing
     routed, shared = not dense, not dense and ffn.shared_expert_dim > 0
-    top_p, shifts = routing == "top_p", not dense and ffn.per_token
+    by_mass, shifts = routing in ("top_p", "relu"), not dense and ffn.per_token
+    zero = ZeroExpertsConfig() if dense else ffn.zero_experts
     capped = not dense and ffn.most_experts is not None
     name = f"layers.{layer}.{'ffn' if dense else 'moe'}"
     first, end = input_name(ffn), ".weight" if dense else ""
@@ -53,7 +55,7 @@ def feed_forward(
 
     out, selected = ours(
         g, "FeedForward", h, x if gate or config.parallel_residual else "", runs, gate,
-        "router_top_p" if top_p else "",
+        "router_top_p" if by_mass else "",
         *state_norm(g, weights, config, f"layers.{layer}.ffn_norm", config.has_norms_before),
         *state_norm(g, weights, config, f"layers.{layer}.ffn_post_norm", config.has_norms_after),
         vector("router.weight", routed),
@@ -68,13 +70,16 @@ def feed_forward(
         *biases("", True),
         *biases("shared.", shared),
         shaped(g, weights, f"{name}.shared_gate.weight", (-1,)) if shared and ffn.shared_gate else "",
+        vector("zero_experts.mix", zero.constants > 0),
+        vector("zero_experts.constants", zero.constants > 0),
         outputs=2, layer=layer, eps=config.norm_eps, parallel=int(config.parallel_residual),
         num_experts=1 if dense else config.num_experts,
+        zeros=zero.zeros, copies=zero.copies, constants=zero.constants,
         hidden=config.ffn_dim(layer), shared_hidden=ffn.shared_expert_dim if shared else 0,
         routing=ROUTINGS.index(routing), experts_per_token=0 if dense else int(ffn.experts_per_token),
         renormalize=int(ffn.renormalize), reach=float(ffn.per_token_reach) if shifts else 0.0,
         precision_experts=precision, precision_shared=precision,
         most_experts=ffn.candidates if capped else 0, score=SCORES.index(ffn.score),
-        activation=ACTIVATIONS.index(ffn.activation), gated=int(ffn.gated), columns=config.num_experts,
+        activation=ACTIVATIONS.index(ffn.activation), gated=int(ffn.gated), columns=config.num_choices,
     )  # fmt: skip
     return out, selected

@@ -165,7 +165,13 @@ class _Transformer:
                 layers_run = g.op("Reshape", stacked, per_layer, result="layers_run")
             else:
                 layers_run = g.op("Expand", g.scalar(True), per_layer, result="layers_run")
-            self._stack(selected, per_layer, config.num_experts, "selected_experts")
+            if config.num_choices == config.num_experts:
+                self._stack(selected, per_layer, config.num_experts, "selected_experts")
+            else:
+                chosen = self._stack(selected, per_layer, config.num_choices, "")
+                zero = config.num_choices - config.num_experts
+                results = ("selected_experts", "zero_experts")
+                g.ops("Split", chosen, g.int64(config.num_experts, zero), outputs=2, results=results, axis=-1)
             if config.heads.routing != "all":
                 chosen = [one or self._no_heads(grid) for one in heads]
                 self._stack(chosen, per_layer, config.num_heads, "selected_heads")
@@ -180,11 +186,11 @@ class _Transformer:
             else:
                 g.op("Expand", g.scalar(-1), grid, result="exit_layer")
 
-    def _stack(self, parts: list[str], per_layer: str, columns: int, result: str) -> None:
+    def _stack(self, parts: list[str], per_layer: str, columns: int, result: str) -> str:
         """Stack (N, columns) of each layer to (L, B, T, columns); without columns (N,) to (L, B, T)."""
         g = self.g
         shape = g.op("Concat", per_layer, g.int64(columns), axis=0) if columns else per_layer
-        g.op("Reshape", g.op("Concat", *parts, axis=0), shape, result=result)
+        return g.op("Reshape", g.op("Concat", *parts, axis=0), shape, result=result)
 
     def _everyone(self, grid: str) -> str:
         """Return (N, 1) bool, all true."""

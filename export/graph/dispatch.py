@@ -48,15 +48,19 @@ class Dispatch:
         g = self.g
         return g.op("Add", rows, g.op("Gather", self.weights.parameter(g, name), self.part, axis=0))
 
-    def combine(self, out: str, part_weights: str, candidates: str = "") -> str:
+    def combine(self, out: str, part_weights: str, candidates: str = "", *, spare_row: bool = False) -> str:
         """Add up each token's rows, weighted: out (R, D), part_weights (N, E), 0 where not chosen -> (N, D).
 
         Where tokens choose among few `candidates` (N, C), part_weights are theirs, (N, C), and nothing is built that
-        has a row for every token and part.
+        has a row for every token and part. With `spare_row`, it may be that no token chose any part.
 
         Each token gathers its rows. ScatterND with reduction "add" would do it in one node, but ONNX Runtime runs it on
         several threads without a lock, so that one of two additions to a token is sometimes lost.
         """
+        if spare_row:
+            width = self.g.op("Shape", out, start=1)
+            zeros = self.g.op("ConstantOfShape", self.g.op("Concat", self.g.int64(1), width, axis=0))
+            out = self.g.op("Concat", out, zeros, axis=0, name="spare_row")
         rows = self.spread(out, candidates)  # (N, E or C, D)
         mixed = self.g.op("MatMul", self.g.op("Unsqueeze", part_weights, self.g.int64(1)), rows, name="combine")
         return self.g.op("Squeeze", mixed, self.g.int64(1))  # of (N, 1, D)

@@ -36,12 +36,13 @@ def part_of(name: str) -> Part:
 def is_matrix(name: str, dimensions: int) -> bool:
     """Return whether a parameter of the checkpoint is a matrix whose precision can be chosen.
 
-    Routers, gates of shared experts, positions and biases stay float32, and of a recurrent mixer everything but its
-    large projections.
+    Routers, gates of shared experts, zero-computation experts, positions and biases stay float32, and of a recurrent
+    mixer everything but its large projections.
     """
     if ".mixer." in name:
         return name.endswith(MIXER_MATRICES)
-    kept = "router" in name or "shared_gate" in name or name.endswith(("positions", "position_embedding", "bias"))
+    kept = any(word in name for word in ("router", "shared_gate", "zero_experts"))
+    kept = kept or name.endswith(("positions", "position_embedding", "bias"))
     return dimensions > 1 and not kept
 
 

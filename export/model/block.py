@@ -1,7 +1,8 @@
 """One layer, in an `If` where a token may skip it. Mirrors `train/model/block.py`.
 
-B batch, T time, N = B*T tokens, n of them in this layer, D width, E experts, H heads, X = E + H + 1 columns that a
-layer reports of a token: its experts, its heads where they are routed, its window where the tokens of a layer differ.
+B batch, T time, N = B*T tokens, n of them in this layer, D width, E experts, Z zero-computation experts, H heads,
+X = E + Z + H + 1 columns that a layer reports of a token: its experts, its heads where they are routed, its window
+where the tokens of a layer differ.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,12 @@ def reported(config: ModelConfig) -> dict[str, int]:
     """Return the number of columns of each part that a layer reports, by name; X in all."""
     by_token = config.has_windows and config.attention.window_kind in ("length", "learned")
     heads = config.num_heads if config.heads.routing != "all" else 0
-    columns = {"selected_experts": config.num_experts, "selected_heads": heads, "windows": int(by_token)}
+    columns = {
+        "selected_experts": config.num_experts,
+        "zero_experts": config.ffn.zero_experts.total,
+        "selected_heads": heads,
+        "windows": int(by_token),
+    }
     return {name: number for name, number in columns.items() if number}
 
 
@@ -179,8 +185,8 @@ class Block:
                 update = dense_ffn(g, self.weights, f"{self.name}.ffn", self.config.ffn, normed)
                 out = g.op("Add", h, self._norm(g, update, "ffn_post_norm"))
                 selected = [self._column(g, x, 1.0)]
-            if self.config.num_experts > 1:
-                selected.append(self._column(g, x, 0.0, self.config.num_experts - 1))
+            if self.config.num_choices > 1:
+                selected.append(self._column(g, x, 0.0, self.config.num_choices - 1))
         else:
             with g.scope("moe"):
                 after, levels = self.config.has_norms_after, ExpertLevels(inputs.router_top_p, inputs.router_ratio)
@@ -200,7 +206,7 @@ class Block:
         return h, self._norm(g, x if self.config.parallel_residual else h, "ffn_norm")
 
     def _moe(self, g: Graph, normed: str, levels: ExpertLevels, h: str) -> tuple[str, str]:
-        """Compute h + moe(normed), (n, D), without h where it is "", and the selected experts, (n, E) float32."""
+        """Compute h + moe(normed), (n, D), without h where it is "", and the selected experts, (n, E + Z) float32."""
         return moe(g, self.weights, f"{self.name}.moe", self.config.ffn, normed, levels, residual=h)
 
     def _cells(self, g: Graph, rows: str, lengths: str) -> Cells:

@@ -25,5 +25,6 @@ def run_experts(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str
     out = dispatch.matmul(inner(g, config, hidden), down, weights.matrix(down), gather=False)  # (R, D)
     if config.bias:
         out = dispatch.add(out, f"{down}_bias")
-    mixed = dispatch.combine(out, routes.routing_weights, routes.candidates)
+    spare = config.least_experts == 0
+    mixed = dispatch.combine(out, routes.routing_weights, routes.candidates, spare_row=spare)
     return g.op("Add", residual, mixed) if residual else mixed

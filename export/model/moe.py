@@ -1,4 +1,7 @@
-"""The feed-forward part of a block. N tokens, D width, E experts, F hidden. Mirrors `train/model/moe.py`."""
+"""The feed-forward part of a block. Mirrors `train/model/moe.py`.
+
+N tokens, D width, E experts, Z zero-computation experts, F hidden.
+"""
 
 from ...train.model.moe import input_name
 from ...train.model.sections import FFNConfig
@@ -6,7 +9,8 @@ from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .activation import inner
 from .experts import run_experts
-from .router import ExpertLevels, router
+from .router import ExpertLevels, Routes, router
+from .zero_experts import zero_experts
 
 
 def dense_ffn(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str) -> str:
@@ -19,16 +23,26 @@ def dense_ffn(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str) 
 def moe(
     g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, levels: ExpertLevels, residual: str
 ) -> tuple[str, str]:
-    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E) float32.
+    """Compute residual + sum over selected e of g_e E_e(x) + shared(x), (N, D), and selected (N, E + Z) float32.
 
     Without a residual, "", the sum alone.
     """
     routes = router(g, weights, f"{name}.router", config, x, levels)
     out = run_experts(g, weights, name, config, x, routes, residual)
+    return add_others(g, weights, name, config, x, routes, out), routes.all_selected or routes.selected
+
+
+def add_others(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, routes: Routes, out: str) -> str:
+    """Add zero-computation experts and the shared expert, where there are any, to out (N, D)."""
+    if config.has_zero_experts:
+        with g.scope("zero_experts"):
+            part = f"{name}.zero_experts"
+            update = zero_experts(g, weights, part, config.zero_experts, x, routes.zero_weights)
+            out = g.op("Add", out, update) if update else out
     if config.shared_expert_dim:
         with g.scope("shared"):
             out = g.op("Add", out, shared_expert(g, weights, name, config, x))
-    return out, routes.selected
+    return out
 
 
 def shared_expert(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str) -> str:

@@ -1,4 +1,7 @@
-"""The choice of experts. N tokens, D width, E experts, C candidates of a token. Mirrors `train/model/router.py`."""
+"""The choice of experts. Mirrors `train/model/router.py`.
+
+N tokens, D width, E experts, Z zero-computation experts, C candidates of a token.
+"""
 
 from typing import NamedTuple
 
@@ -24,16 +27,20 @@ class Routes(NamedTuple):
     selected: str  # (N, E) float32, 1 where selected
     routing_weights: str  # (N, E) float32, or (N, C) in order of rank, 0 where not selected
     candidates: str = ""  # (N, C) int64: experts in order of rank, where a token has few candidates
+    all_selected: str = ""  # (N, E + Z) float32; "" without zero-computation experts
+    zero_weights: str = ""  # (N, Z) float32, likewise
 
 
 def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, levels: ExpertLevels) -> Routes:
     """Choose experts for x (N, D); float32 in every precision."""
-    candidates = g.int64(config.candidates)
+    candidates = g.int64(config.most_experts or config.num_logits)
     with g.scope("router"):
         bias = [weights.parameter(g, f"{name}.bias")] if config.router_bias else []
         matrix = weights.parameter(g, f"{name}.weight")
         router_logits = g.op("Gemm", x, matrix, *bias, transB=1, name="router_logits")  # (N, E)
-        if config.score == "softmax":
+        if config.routing == "relu":
+            scores = g.op("Relu", router_logits, name="gates")
+        elif config.score == "softmax":
             scores = g.op("Softmax", router_logits, axis=-1, name="router_probs")  # (N, E)
         else:
             scores = g.op("Sigmoid", router_logits, name="scores")
@@ -50,21 +57,28 @@ def router(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, lev
         routing_weights = g.op("Mul", scores, selected)
         if config.renormalize:
             routing_weights = g.op("Div", routing_weights, _total(g, config, routing_weights), name="routing_weights")
-    return Routes(selected, routing_weights)
+        if not config.has_zero_experts:
+            return Routes(selected, routing_weights)
+        sizes = g.int64(config.num_experts, config.zero_experts.total)
+        experts, _ = g.ops("Split", selected, sizes, outputs=2, axis=1)
+        routing_weights, zero_weights = g.ops("Split", routing_weights, sizes, outputs=2, axis=1)
+    return Routes(experts, routing_weights, all_selected=selected, zero_weights=zero_weights)
 
 
 def _kept(g: Graph, weights: Weights, name: str, config: FFNConfig, x: str, levels: ExpertLevels, ranked: str) -> str:
     """Return which ranks a token keeps, (N, C) bool."""
     if config.routing == "top_k":
-        rank = g.op("Range", g.scalar(0), g.scalar(config.num_experts), g.scalar(1))
+        rank = g.op("Range", g.scalar(0), g.scalar(config.num_logits), g.scalar(1))
         kept_ranks = g.op("Less", rank, g.scalar(int(config.experts_per_token)))
         return g.op("Expand", kept_ranks, g.op("Shape", ranked))
     mass_before = g.op("CumSum", ranked, g.scalar(1), exclusive=1, name="mass_before")
-    if config.most_experts is not None or config.score != "softmax":
+    if config.most_experts is not None or config.score != "softmax" or config.routing == "relu":
         mass = g.op("Max", _sum_in_order(g, ranked), g.scalar(np.float32(LEAST_MASS)))
         mass_before = g.op("Div", mass_before, mass, name="share_before")
     reach = config.per_token_reach if config.per_token else None
     kept = g.op("Less", mass_before, limit(g, weights, name, x, levels.router_top_p, reach))
+    if config.routing == "relu":
+        return g.op("And", kept, g.op("Greater", ranked, g.scalar(0.0)), name="positive")
     if config.most_experts is None:
         return kept
     first = g.op("Slice", ranked, g.int64(0), g.int64(1), g.int64(1))  # (N, 1)

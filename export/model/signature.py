@@ -1,7 +1,7 @@
 """The inputs and outputs of the graph of every target: names, element types and shapes.
 
-B batch, T time, D width, L layers, E experts, H heads, K key/value heads, V vocabulary, C capacity of a cache, W width
-of a head.
+B batch, T time, D width, L layers, E experts, Z zero-computation experts, H heads, K key/value heads, V vocabulary,
+C capacity of a cache, W width of a head.
 """
 
 from onnx import TensorProto
@@ -45,6 +45,8 @@ def graph_outputs(config: ModelConfig, kv: KV = "fp32", *, hidden: bool = False)
         "exit_layer": (INT64, ["B", "T"]),
         "new_lengths": (INT64, [layers, "B"]),
     }
+    if config.ffn.has_zero_experts:
+        signature["zero_experts"] = (BOOL, [layers, "B", "T", config.ffn.zero_experts.total])
     if config.heads.routing != "all":
         signature["selected_heads"] = (BOOL, [layers, "B", "T", config.num_heads])
     if config.has_windows:

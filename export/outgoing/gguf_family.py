@@ -53,7 +53,9 @@ def _features(config: ModelConfig) -> dict[str, bool]:
         f"a choice of heads by token (model.heads.routing: {config.heads.routing})": config.heads.routing != "all",
         "depth routers (model.depth.layers_share)": config.depth.layers_share < 1,
         "early exits (model.depth.exit_layers)": bool(config.depth.exit_layers),
-        "a number of experts that differs by token (model.ffn.routing: top_p)": ffn.routing == "top_p" and not capped,
+        f"a number of experts that differs by token (model.ffn.routing: {ffn.routing})": not capped
+        and ffn.routing in ("top_p", "relu"),
+        "zero-computation experts (model.ffn.zero_experts)": ffn.has_zero_experts,
         "a threshold of experts per token (model.ffn.per_token)": ffn.per_token,
         "a shared expert (model.ffn.shared_expert_dim)": not dense and ffn.shared_expert_dim > 0,
         "dense layers beside experts (model.ffn.dense_layers)": bool(ffn.dense_layers),

@@ -92,6 +92,7 @@ FEATURES: Mapping[str, Callable[[ModelConfig], bool]] = {
     "a number of experts that varies by token": lambda config: (
         config.ffn.routing == "dense" or _exact_experts(config) > 0
     ),
+    "zero-computation experts": lambda config: not config.ffn.has_zero_experts,
     "a shared expert": lambda config: config.ffn.routing == "dense" or not config.ffn.shared_expert_dim,
     "scores of experts other than softmax": lambda config: config.ffn.score == "softmax",
     "biases of its router": lambda config: not config.ffn.router_bias and not config.ffn.selection_bias,

@@ -32,7 +32,7 @@ def points(source: Source) -> dict[str, ThresholdTensors]:
     ones, zeros = torch.ones_like(trained.router_top_p), torch.zeros_like(trained.router_top_p)
     thresholds = {"trained": trained, "everything": ThresholdTensors(ones, zeros, ones, ones)}
     config = source.config
-    if config.adapts_depth or config.ffn.routing == "top_p" or config.heads.routing in ("top_p", "adaptive"):
+    if config.adapts_depth or config.ffn.routing in ("top_p", "relu") or config.heads.routing in ("top_p", "adaptive"):
         depth = (trained.depth_threshold + 0.1).clamp(max=1) if config.depth.layers_share < 1 else zeros
         ratio = 0.2 * ones if config.dials_ratio else None
         thresholds["little"] = ThresholdTensors(

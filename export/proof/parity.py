@@ -106,12 +106,13 @@ class Pass:
     exit_layer: Array  # (T,)
     selected_heads: Array  # (L, T, H) bool; (L, T, 0) where heads are not routed
     windows: Array  # (L, T) int64; zeros where no layer has one
+    zero_experts: Array  # (L, T, Z) bool; (L, T, 0) without zero-computation experts
     hidden: Array | LazyArray  # (T, D): states after the last norm; (T, 0) where they are not given
     margins: Array  # (T,): the smallest distance of a decision to its threshold; inf where it is not known
 
     def tokens(self, begin: int, end: int) -> Pass:
         """Return the outputs of tokens begin to end."""
-        by_layer = ("selected_experts", "layers_run", "selected_heads", "windows")
+        by_layer = ("selected_experts", "layers_run", "selected_heads", "windows", "zero_experts")
         parts = {name: getattr(self, name)[:, begin:end] for name in by_layer}
         return Pass(
             logits=self.logits[begin:end],
@@ -124,7 +125,7 @@ class Pass:
     def differs_from(self, other: Pass) -> Array:
         """Return for each token whether any decision about it differs, (T,) bool."""
         differs: Array = self.exit_layer != other.exit_layer
-        for name in ("selected_experts", "selected_heads"):
+        for name in ("selected_experts", "zero_experts", "selected_heads"):
             differs = differs | (getattr(self, name) != getattr(other, name)).any((0, 2))
         for name in ("layers_run", "windows"):
             differs = differs | (getattr(self, name) != getattr(other, name)).any(0)
@@ -171,6 +172,8 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
     no_heads, no_window = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
     heads = [layer.heads.selected_heads if layer.heads else no_heads for layer in out.routing]
     windows = [layer.windows.sizes if layer.windows else no_window for layer in out.routing]
+    no_zero = torch.zeros(tokens, model.config.ffn.zero_experts.total, dtype=torch.bool)
+    zero = [layer.routes.zero.selected if layer.routes and layer.routes.zero else no_zero for layer in out.routing]
     return Pass(
         out.logits.flatten(0, 1).float().numpy(),
         torch.stack(experts).numpy(),
@@ -178,6 +181,7 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
         out.exit_layer.flatten().numpy(),
         torch.stack(heads).numpy(),
         torch.stack(windows).numpy(),
+        torch.stack(zero).numpy(),
         out.hidden.flatten(0, 1).float().numpy(),
         margins(out, thresholds, model).numpy(),
     )
@@ -214,9 +218,12 @@ def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: T
     """Yield the margins, (T,) each, of what a token decides inside a layer that it runs."""
     config = model.config
     if layer.routes is not None:
-        routes, candidates = layer.routes, config.ffn.candidates
-        yield _rank_margin(routes.ranking, routes.selected_experts)
-        if config.ffn.routing == "top_p" and candidates > 1 and thresholds.router_top_p[i] < 1:
+        routes, candidates = layer.routes, layer.routes.ranked.shape[1]
+        yield _rank_margin(routes.ranking, routes.selected)
+        relu = config.ffn.routing == "relu"
+        if relu:
+            yield routes.router_logits.abs().amin(-1)
+        if (relu or config.ffn.routing == "top_p") and candidates > 1 and thresholds.router_top_p[i] < 1:
             limit = shifted(thresholds.router_top_p[i], routes.shift)
             yield _asked(routes.mass_before[:, 1:] - limit, routes)
         if candidates > 1 and thresholds.router_ratio is not None and thresholds.router_ratio[i] > 0:
@@ -233,7 +240,7 @@ def _choices(layer: LayerRouting, i: int, thresholds: ThresholdTensors, model: T
 def _asked(distances: Tensor, routes: Routes) -> Tensor:
     """Return the least of the distances (T, ranks) of the ranks after the first, up to the first that is left out."""
     ranks = torch.arange(distances.shape[1], device=distances.device)
-    asked = ranks < routes.selected_experts.sum(-1, keepdim=True)
+    asked = ranks < routes.selected.sum(-1, keepdim=True)
     return torch.where(asked, distances.abs(), torch.inf).amin(-1)
 
 
@@ -283,6 +290,7 @@ def _as_pass(steps: list[Step], tokens: int) -> Pass:
     layers = len(routes[0].layers_run)
     heads = [one.selected_heads for one in routes if one.selected_heads is not None]
     windows = [one.windows for one in routes if one.windows is not None]
+    zero = [one.zero_experts for one in routes if one.zero_experts is not None]
     hidden = [step.hidden for step in steps if step.hidden is not None]
     return Pass(
         np.concatenate([step.logits for step in steps]),
@@ -291,6 +299,7 @@ def _as_pass(steps: list[Step], tokens: int) -> Pass:
         np.concatenate([one.exit_layer for one in routes]),
         np.concatenate(heads, 1) if heads else np.zeros((layers, tokens, 0), np.bool_),
         np.concatenate(windows, 1) if windows else np.zeros((layers, tokens), np.int64),
+        np.concatenate(zero, 1) if zero else np.zeros((layers, tokens, 0), np.bool_),
         np.concatenate(hidden) if hidden else np.zeros((tokens, 0), np.float32),
         np.full(tokens, np.inf),
     )

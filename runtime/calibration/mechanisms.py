@@ -51,7 +51,7 @@ class Mechanism:
 def adapts(manifest: Manifest) -> bool:
     """Return whether a threshold decides how much of the model runs."""
     return any(
-        (one.routing == "top_p" and one.candidates > 1)
+        one.dials_experts
         or (one.head_routing in ("top_p", "adaptive") and len(set(one.head_range(manifest.model.num_heads))) > 1)
         or one.depth_router
         or one.exit
@@ -85,7 +85,7 @@ def mechanisms(manifest: Manifest, cost: Cost, rule: ExpertRule = "mass") -> lis
 
         return level
 
-    experts = tuple(i for i, one in enumerate(model.layers) if one.routing == "top_p" and one.candidates > 1)
+    experts = tuple(i for i, one in enumerate(model.layers) if one.dials_experts)
     routed = tuple(i for i, one in enumerate(model.layers) if one.head_routing in ("top_p", "adaptive")
                    and len(set(one.head_range(model.num_heads))) > 1)  # fmt: skip
     routers = tuple(i for i, one in enumerate(model.layers) if one.depth_router)

@@ -44,7 +44,8 @@ class Dial:
     """
 
     experts: float | None = None
-    """Average number of experts per token and layer, 1 to num_experts, by the model's quantile table."""
+    """Average number of experts per token and layer, 1 to num_experts, by the model's quantile table; above 0 where a
+    token can have none."""
     layers_share: float | None = None
     """Share of the tokens that run each layer with a depth router, 0 to 1, by the same table."""
     router_top_p: float | None = None
@@ -72,8 +73,8 @@ class Dial:
     the others stay as the model was trained."""
 
     def __post_init__(self) -> None:
-        if self.experts is not None and not (math.isfinite(self.experts) and self.experts >= 1):
-            raise WrongUsageError(f"found experts {self.experts}, expected at least 1, such as 1.6")
+        if self.experts is not None and not (math.isfinite(self.experts) and self.experts > 0):
+            raise WrongUsageError(f"found experts {self.experts}, expected more than 0, such as 1.6")
         if self.heads is not None and not (math.isfinite(self.heads) and self.heads >= 1):
             raise WrongUsageError(f"found heads {self.heads}, expected at least 1, such as 5.5")
         for name in (
@@ -174,7 +175,7 @@ def warnings_for(manifest: Manifest, dial: Dial, machine: dict[str, Any]) -> lis
 
 def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats, ratio: Floats) -> None:
     model, table = manifest.model, manifest.dial
-    routed = [i for i, layer in enumerate(model.layers) if layer.routing == "top_p"]
+    routed = [i for i, layer in enumerate(model.layers) if layer.dials_experts]
     if (dial.experts is not None or dial.router_top_p is not None) and not routed:
         kinds = "/".join(sorted({layer.routing for layer in model.layers}))
         raise UserError(
@@ -187,7 +188,10 @@ def _set_experts(manifest: Manifest, dial: Dial, top_p: Floats, ratio: Floats) -
         if dial.router_top_p is not None:
             top_p[i] = dial.router_top_p
         elif dial.experts is not None:
-            top_p[i] = _for_experts(dial.experts, model.layers[i].candidates, table.grid, table.router_top_p[i])
+            layer = model.layers[i]
+            top_p[i] = _for_experts(
+                dial.experts, layer.least_experts, layer.candidates, table.grid, table.router_top_p[i]
+            )
     for i in capped:
         if dial.router_ratio is not None:
             ratio[i] = dial.router_ratio
@@ -229,15 +233,15 @@ def _set_depth(manifest: Manifest, dial: Dial, depth: Floats, leave: Floats) -> 
             leave[i] = dial.exit_threshold
 
 
-def _for_experts(wanted: float, num_experts: int, grid: list[float], table: list[float] | None) -> float:
-    if wanted > num_experts:
-        raise UserError(f"found experts {wanted:g}, this model has {num_experts} per layer; give 1 to {num_experts}")
-    if wanted == num_experts:
+def _for_experts(wanted: float, least: int, most: int, grid: list[float], table: list[float] | None) -> float:
+    if wanted > most or wanted < least:
+        raise UserError(f"found experts {wanted:g}, this model has {most} per layer; give {least} to {most}")
+    if wanted == most:
         return 1.0  # all of them: the table ends at the highest score that was seen
     if table is None:
         raise UserError("this model has no table for an average number of experts; set router_top_p instead")
-    # The first expert is always kept, so it takes a threshold above 0 even where the table says 0.
-    return max(float(np.interp((wanted - 1) / (num_experts - 1), grid, table)), 1e-6)
+    # The first choice is always kept, so it takes a threshold above 0 even where the table says 0.
+    return max(float(np.interp((wanted - least) / (most - least), grid, table)), 1e-6)
 
 
 def _for_share(wanted: float, grid: list[float], table: list[float] | None) -> float:

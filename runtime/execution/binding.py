@@ -50,6 +50,7 @@ class Pass:
         self.new_lengths = np.zeros_like(cache.lengths)
         self.selected_heads = np.zeros((L, rows, model.num_heads), np.bool_)
         self.windows = np.zeros((L, rows), np.int64)
+        self.zero_experts = np.zeros((L, rows, model.most_zero_experts), np.bool_)
         self.hidden = np.zeros((rows, model.dim if model.hidden_states else 0), np.float32)
         self.cache = cache
         self.reused = False
@@ -85,6 +86,7 @@ class Pass:
             "new_lengths": self.new_lengths,
             "selected_heads": self.selected_heads.reshape(L, *grid, -1),
             "windows": self.windows.reshape(L, *grid),
+            "zero_experts": self.zero_experts.reshape(L, *grid, model.most_zero_experts),
             "hidden": self.hidden.reshape(*grid, self.hidden.shape[1]),
         }
         for name in reported(model):
@@ -165,9 +167,11 @@ class Pass:
     def _routes(self, work: Works[Work], before: Ints) -> Routes:
         """Return the routes of all rows, as arrays that no later run writes."""
         again = self.reused
-        heads = windows = None
+        heads = windows = zero = None
         if self._heads:
             heads = self.selected_heads.copy() if again else self.selected_heads
+        if self.zero_experts.shape[2]:
+            zero = self.zero_experts.copy() if again else self.zero_experts
         keys = self._keys(work, before)
         if self._windows:
             windows = self.windows.copy() if again else self.windows
@@ -181,6 +185,7 @@ class Pass:
             exits_open=work[0].sequence.exits_open,
             selected_heads=heads,
             windows=windows,
+            zero_experts=zero,
         )
 
     def _keys(self, work: Works[Work], before: Ints) -> Any:

@@ -33,6 +33,7 @@ class Graph:
 def reported(model: Model) -> list[str]:
     """Name the outputs of the graph other than caches and states."""
     names = ["logits", "selected_experts", "layers_run", "exit_layer", "new_lengths"]
+    names += ["zero_experts"] * (model.most_zero_experts > 0)
     names += ["selected_heads"] * model.routes_heads + ["windows"] * model.has_windows
     return names + ["hidden"] * model.hidden_states
 

@@ -1,6 +1,6 @@
 """The routes of the tokens of a pass, as the graph reports them: the experts, heads and layers that they used.
 
-L layers, T tokens of one pass, E experts, H query heads.
+L layers, T tokens of one pass, E experts, Z zero-computation experts, H query heads.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Routes:
     """The choices that the graph made for T tokens."""
 
     selected_experts: Bools
-    """(L, T, E); all False where the layer was skipped."""
+    """(L, T, E); all False where the layer was skipped, or where the token chose no expert."""
     layers_run: Bools
     """(L, T)."""
     exit_layer: Ints
@@ -35,6 +35,8 @@ class Routes:
     """(L, T, H), all False where the layer was skipped; None where heads are not routed."""
     windows: Ints | None = None
     """(L, T): most tokens looked back at, 0 where the layer has no window or was skipped; None without any window."""
+    zero_experts: Bools | None = None
+    """(L, T, Z): the zero-computation experts that the token chose; None without any."""
 
 
 def at(routes: Routes, token: int) -> Routes:
@@ -51,6 +53,7 @@ def at(routes: Routes, token: int) -> Routes:
         exits_open=routes.exits_open,
         selected_heads=None if routes.selected_heads is None else routes.selected_heads[:, only],
         windows=None if routes.windows is None else routes.windows[:, only],
+        zero_experts=None if routes.zero_experts is None else routes.zero_experts[:, only],
     )
 
 
@@ -66,6 +69,7 @@ def between(routes: Routes, begin: int, end: int, exits_open: Bools) -> Routes:
         exits_open=exits_open,
         selected_heads=None if routes.selected_heads is None else routes.selected_heads[:, here],
         windows=None if routes.windows is None else routes.windows[:, here],
+        zero_experts=None if routes.zero_experts is None else routes.zero_experts[:, here],
     )
 
 
@@ -85,4 +89,5 @@ def joined(parts: Sequence[Routes]) -> Routes:
         exits_open=parts[0].exits_open,
         selected_heads=join("selected_heads", 1),
         windows=join("windows", 1),
+        zero_experts=join("zero_experts", 1),
     )

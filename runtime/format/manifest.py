@@ -217,7 +217,9 @@ class Manifest(Part):
         Raises:
             UserError: the file cannot be written; what was there is untouched.
         """
-        content = self.model_dump(mode="json") | {"format_version": written_version(has_states=self.model.has_states)}
+        least = min(layer.least_experts for layer in self.model.layers)
+        version = written_version(has_states=self.model.has_states, may_have_no_experts=least == 0)
+        content = self.model_dump(mode="json") | {"format_version": version}
         return write_output(
             Path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         )

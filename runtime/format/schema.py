@@ -74,12 +74,15 @@ class Precisions(Part):
 class Layer(Part):
     """The mechanisms of one layer."""
 
-    routing: Literal["top_p", "top_k", "dense"]
-    """The routing of experts; `dense` has no router."""
+    routing: Literal["top_p", "top_k", "relu", "dense"]
+    """The routing of experts; `relu` chooses those of positive gate, perhaps none; `dense` has no router."""
     num_experts: Positive
     """1 where the FFN is dense."""
     most_experts: Count = 0
     """Most experts of a token, of which `router_top_p` and `router_ratio` leave out some; 0: any number of experts."""
+    zero_experts: list[Literal["zero", "copy", "constant"]] = Field(default_factory=list)
+    """The zero-computation experts, which are chosen like experts but have no matrices, and which `num_experts` and the
+    number of experts that a token used do not count."""
     depth_router: bool
     """Whether a router decides which tokens run the layer."""
     exit: bool
@@ -121,6 +124,16 @@ class Layer(Part):
     def candidates(self) -> int:
         """Most experts that a token can use in this layer."""
         return self.most_experts or self.num_experts
+
+    @property
+    def least_experts(self) -> int:
+        """Fewest experts of a token that runs the layer."""
+        return 0 if self.zero_experts or self.routing == "relu" else 1
+
+    @property
+    def dials_experts(self) -> bool:
+        """Whether `router_top_p` decides how many experts run."""
+        return self.routing in ("top_p", "relu") and (self.candidates > 1 or self.least_experts == 0)
 
     def head_range(self, num_heads: int) -> tuple[int, int]:
         """Return the fewest and the most heads that a token can use in this layer."""
@@ -192,6 +205,11 @@ class Model(Part):
     def ends(self) -> list[int]:
         """Token ids that end a text, the main one first."""
         return [self.eos_id, *(end for end in self.eos_ids if end != self.eos_id)]
+
+    @property
+    def most_zero_experts(self) -> int:
+        """Most zero-computation experts of a layer."""
+        return max((len(layer.zero_experts) for layer in self.layers), default=0)
 
     @property
     def routes_heads(self) -> bool:

@@ -4,7 +4,8 @@
 |---|---|
 | 1 | the first |
 | 2 | `costs.*.head`, the cost of the output head, is called `lm_head`: `head` is an attention head everywhere |
-| 3 | a layer may have a recurrent mixer, with `states` in place of a KV cache; only such models are written as 3 |
+| 3 | a layer may have a recurrent mixer, with `states` in place of a KV cache, and a token may use no expert
+(`zero_experts`, ReLU routing); only such models are written as 3 |
 """
 
 from collections.abc import Callable, Mapping
@@ -45,9 +46,10 @@ def upgrade(content: Content) -> Content:
     return content
 
 
-def written_version(*, has_states: bool) -> int:
-    """Return the oldest version that describes a model: a program that knows no states must refuse one that has them.
+def written_version(*, has_states: bool, may_have_no_experts: bool) -> int:
+    """Return the oldest version that describes a model.
 
-    It would find no KV caches in the graph, and could only call the model damaged.
+    A program that knows no states, or no tokens without an expert, must refuse a model that has them: it would find
+    other inputs and outputs than it knows in the graph, and could only call the model damaged.
     """
-    return FORMAT_VERSION if has_states else 2
+    return FORMAT_VERSION if has_states or may_have_no_experts else 2

@@ -74,8 +74,9 @@ def coloured(tokens: Sequence[Token], low: float, high: float) -> Text:
 
 
 def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
-    """Make a row per token: text, experts in each layer (`-` if skipped), layers run, exit, share of FLOPs, time.
+    """Make a row per token: text, experts in each layer, layers run, exit, share of FLOPs, time.
 
+    A layer that was skipped shows `-`, one that ran without an expert `none`.
     A model that has them also shows the number of heads and the window in each layer (`-` if skipped, `all` for none).
     """
     model = manifest.model
@@ -95,7 +96,7 @@ def table(tokens: Sequence[Token], manifest: Manifest) -> Table:
         usage = token.usage
         run = set(usage.layers_run)
         experts = " | ".join(
-            ",".join(map(str, used)) if layer in run else "-" for layer, used in enumerate(usage.experts)
+            (",".join(map(str, used)) or "none") if layer in run else "-" for layer, used in enumerate(usage.experts)
         )
         cells = [experts]
         if model.routes_heads:  # ids would fill the line; `--json` has them

@@ -131,7 +131,7 @@ class Part:
     """All choices of one kind."""
 
     name: str
-    """experts, heads or layers."""
+    """experts, zero-computation experts, heads or layers."""
     per_token: Spread
     """Mean of each token over the layers that it ran, as in `Usage`."""
     choices: tuple[Choice, ...]
@@ -160,11 +160,15 @@ def parts_of(model: Model, routes: Routes, groupings: tuple[Grouping, ...], floo
     """Compute the figures of experts, heads and layers, each only if the model chooses among them."""
     run = routes.layers_run  # (L, T)
     experts: list[Choice] = []
+    zero: list[Choice] = []
     heads: list[Choice] = []
     for l, layer in enumerate(model.layers):
         if layer.routing != "dense" and layer.num_experts > 1:
             selected = routes.selected_experts[l, :, : layer.num_experts]
             experts.append(choice_of(l, selected, run[l], np.ones(layer.num_experts, bool), groupings, floor))
+        if layer.zero_experts and routes.zero_experts is not None:
+            selected = routes.zero_experts[l, :, : len(layer.zero_experts)]
+            zero.append(choice_of(l, selected, run[l], np.ones(len(layer.zero_experts), bool), groupings, floor))
         if layer.head_routing != "all" and routes.selected_heads is not None:
             free = np.arange(model.num_heads) >= layer.shared_heads  # the shared come first
             heads.append(choice_of(l, routes.selected_heads[l], run[l], free, groupings, floor))
@@ -177,6 +181,7 @@ def parts_of(model: Model, routes: Routes, groupings: tuple[Grouping, ...], floo
     parts = []
     for name, choices, selected_units in (
         ("experts", experts, routes.selected_experts),
+        ("zero-computation experts", zero, routes.zero_experts),
         ("heads", heads, routes.selected_heads),
     ):
         if choices and selected_units is not None:

@@ -109,6 +109,7 @@ class Inspection:
                        "state_bytes": self.state_bytes},
             "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},
             **{name: self._part(name) for name in ("experts", "heads", "layers")},
+            "zero_experts": self._part("zero-computation experts"),
             "windows": [self._window_use(use) for use in self.window_uses] or None,
             "saturation": {one.name: one.as_json() for one in self.saturations} or None,
         }  # fmt: skip

@@ -54,7 +54,7 @@ def points(manifest: Manifest, dial: Dial) -> list[Point]:
             changed = single | {own: value} | ({other: None} if other else {})
             walked.append((f"{label} {value:g}", resolve(manifest, Dial(**changed))))
 
-    routed = [i for i, layer in enumerate(model.layers) if layer.routing == "top_p"]
+    routed = [i for i, layer in enumerate(model.layers) if layer.dials_experts]
     if routed and all(table.router_top_p[i] is not None for i in routed):
         most = min(model.layers[i].candidates for i in routed)
         values = [value for value in EXPERTS if value < most]

@@ -102,10 +102,11 @@ def lower_settings(manifest: Manifest, thresholds: Thresholds) -> list[Setting]:
         leave = np.ones_like(thresholds.exit_threshold)
         leave[layer] = 0.0
         settings.append(Setting(f"leaving after layer {layer}", _replaced(thresholds, exit_threshold=leave)))
-    if any(one.routing == "top_p" for one in layers):
+    if any(one.dials_experts for one in layers):
         narrow = np.full_like(thresholds.router_top_p, 1e-6)
         if (thresholds.router_top_p > narrow).any():
-            settings.append(Setting("one expert per layer", _replaced(thresholds, router_top_p=narrow)))
+            fewest = "one expert" if all(one.least_experts for one in layers) else "fewest experts"
+            settings.append(Setting(f"{fewest} per layer", _replaced(thresholds, router_top_p=narrow)))
     if manifest.curve is not None:
         least = manifest.curve.points[0]
         settings.append(Setting(f"compute {least.compute:.2g}", Thresholds.of(least.thresholds)))

@@ -112,7 +112,7 @@ def sizes(tensor: TypeProto.Tensor) -> list[str | int]:
 
 def packed_names(state: dict[str, np.ndarray]) -> set[str]:
     """Name the matrices that our operators multiply by; those of routers, gates and positions are not packed."""
-    kept = ("router", "shared_gate", "position", "bias")
+    kept = ("router", "shared_gate", "zero_experts", "position", "bias")
     return {name for name, value in state.items() if value.ndim > 1 and not any(word in name for word in kept)}
 
 

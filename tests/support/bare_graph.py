@@ -27,8 +27,8 @@ from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
 from support.cover import covering
 from support.models import CONFIGS, NUMBERED, season, tiny_model, variant
 
-DECISIONS = ("selected_experts", "layers_run", "exit_layer", "selected_heads", "windows")
-AXIS = {"logits": 1, "selected_experts": 2, "layers_run": 2, "exit_layer": 1, "selected_heads": 2, "windows": 2}
+DECISIONS = ("selected_experts", "zero_experts", "layers_run", "exit_layer", "selected_heads", "windows")
+AXIS = {"logits": 1, "exit_layer": 1} | {name: 2 for name in DECISIONS if name != "exit_layer"}
 """Axis of the tokens in each output."""
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 EVERYTHING: dict[str, Any] = {"depth": {"layers_share": 0.5, "exit_layers": (0, 2), "skipped_kv": "project"}}
@@ -75,6 +75,7 @@ class GraphOutputs:
     new_lengths: np.ndarray  # (L, B)
     selected_heads: np.ndarray | None = None  # (L, B, T, H), where heads are routed
     windows: np.ndarray | None = None  # (L, B, T), where a layer has one
+    zero_experts: np.ndarray | None = None  # (L, B, T, Z), where there are any
 
 
 class Graph:

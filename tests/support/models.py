@@ -160,6 +160,14 @@ CONFIGS |= {
         num_kv_heads=1,
     ),
 }
+# experts that compute nothing, and tokens without any expert
+ZERO = {"zeros": 1, "copies": 1, "constants": 2}
+CONFIGS |= {
+    "zero_experts_none": variant(
+        ffn={"zero_experts": ZERO, "shared_expert_dim": 20, **PER_TOKEN}, depth={**BOTH, "skipped_kv": "none"}
+    ),
+    "relu": variant(ffn={"routing": "relu", "num_experts": 3}, depth={**BOTH, "skipped_kv": "project"}),
+}
 # norms, residuals, embedding and logits
 CONFIGS |= {
     "layer_norm": variant(norm="layer", attention=LEARNED, depth={**BOTH, "skipped_kv": "project"}),
@@ -423,6 +431,10 @@ def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
     ]
     experts = [F.pad(one, (0, max(each.shape[-1] for each in experts) - one.shape[-1])) for one in experts]
     found = {"selected_experts": torch.stack(experts), "layers_run": torch.stack(runs), "exit_layer": out.exit_layer}
+    zero = [layer.routes.zero.selected if layer.routes and layer.routes.zero else None for layer in out.routing]
+    if any(one is not None for one in zero):
+        nothing = torch.zeros_like(next(one for one in zero if one is not None))
+        found["zero_experts"] = torch.stack([(nothing if one is None else one).view(*shape, -1) for one in zero])
     if any(layer.heads for layer in out.routing):
         number = next(layer.heads.selected_heads.shape[-1] for layer in out.routing if layer.heads)
         heads = [

@@ -26,6 +26,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
         *("h", "x", "runs", "gate", "router_top_p", *NORMS, "router", *PER_TOKEN),
         *("gate_up", "down", "shared_gate_up", "shared_down", "router_ratio", "router_bias", "selection_bias"),
         *("gate_up_bias", "down_bias", "shared_gate_up_bias", "shared_down_bias", "shared_gate"),
+        *("zero_mix", "zero_constants"),
     ),
     "Exit": ("x", "alive", "exit_layer", "exit_threshold", *NORM, "weight", "bias", "head"),
     "Logits": ("x", *NORM, "head", "logit_rows"),

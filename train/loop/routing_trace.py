@@ -125,7 +125,7 @@ def routing_of(model: Transformer, windows: Sequence[Batch], precision: str) -> 
                 for l, layer in enumerate(out.routing):
                     chosen = {}
                     if layer.routes is not None and layer.routes.router_probs.shape[-1] > 1:
-                        chosen["experts"] = (layer.routes.router_probs, layer.routes.selected_experts, 0)
+                        chosen["experts"] = (layer.routes.router_probs, layer.routes.selected, 0)
                     if layer.heads is not None:
                         chosen["heads"] = (layer.heads.router_probs, layer.heads.selected_heads[:, shared:], shared)
                     for kind, (probs, selected, first) in chosen.items():

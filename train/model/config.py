@@ -105,6 +105,11 @@ class ModelConfig(Section):
         """Experts of a layer with experts; a dense FFN counts as one."""
         return 1 if self.ffn.routing == "dense" else self.ffn.num_experts
 
+    @property
+    def num_choices(self) -> int:
+        """Experts and zero-computation experts of a layer with experts; a dense FFN counts as one."""
+        return self.num_experts + self.ffn.zero_experts.total
+
     def is_dense(self, layer: int) -> bool:
         """Return whether a layer has one dense FFN and no experts."""
         return self.ffn.routing == "dense" or layer in self.ffn.dense_layers

@@ -1,4 +1,4 @@
-"""Controllers that hold an average by moving a threshold: by quantiles of the score, or by a PI controller."""
+"""Controllers that hold an average: by a threshold, from quantiles of the score or by a PI controller, or by a loss."""
 
 import numpy as np
 import torch
@@ -73,6 +73,27 @@ class PIController(nn.Module):
         self.level.copy_((self.level + change).clamp(0, 1 - 2**-20))
         self.error.copy_(error)
         self.num_updates += 1
+
+
+class L1Controller(nn.Module):
+    """Adapt the coefficient of an L1 loss until an average is reached: coefficient *= GROWTH, or /= GROWTH, each step.
+
+    Source: ReMoE (arXiv 2412.14711), with its values.
+    """
+
+    GROWTH = 1.2
+    START = 1e-8
+    coefficient: Tensor
+    """() float32, greater than 0. A buffer, part of the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("coefficient", torch.tensor(self.START))
+
+    @torch.no_grad()
+    def observe(self, error: Tensor) -> None:
+        """Change the coefficient after a batch of error (): target minus average, negative where it must rise."""
+        self.coefficient.mul_(self.GROWTH ** -error.sign()).clamp_(1e-12, 1e6)
 
 
 def quantiles(scores: Tensor) -> Tensor:

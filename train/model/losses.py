@@ -27,10 +27,29 @@ def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
 def load_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """E sum_e f_e P_e: f the share of selections that went to e, P its mean probability. 1 when even, its minimum.
 
-    Source: Switch Transformer, Fedus et al. 2021 (arXiv 2101.03961), eq. 4-6.
+    Source: Switch Transformer, Fedus et al. 2021 (arXiv 2101.03961), eq. 4-6. With zero-computation experts,
+    (sum_e 1 / n_e) sum_e n_e f_e P_e, where n is `tau` for them and 1 for others: MoE++ (arXiv 2410.07348), whose
+    minimum, where shares are as 1 / n, is 1 again.
     """
     assert layer.routes is not None
-    return _balance(layer.routes.selected_experts, layer.routes.router_probs, counted & layer.runs)
+    return _balance(layer.routes.selected, layer.routes.router_probs, counted & layer.runs, layer.routes.balance)
+
+
+def router_l1_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Tensor | None:
+    """Mean over layers of c sum_e f_e G_e, with f_e = (E / k) s_e; None without routers of `routing: relu`.
+
+    G is the mean gate of an expert, s its share of the tokens, k the wanted experts per token, c the coefficient that
+    adapts so that k is reached. Source: ReMoE (arXiv 2412.14711).
+    """
+    losses = []
+    for block, layer in zip(model.blocks(), out.routing, strict=True):
+        if layer.routes is None or block.moe is None or block.moe.router.l1 is None:
+            continue
+        router, among = block.moe.router, counted & layer.runs
+        share = _mean(layer.routes.selected_experts.float(), among)  # (E,)
+        gates = _mean(layer.routes.routing_weights, among)  # (E,)
+        losses.append(router.l1.coefficient * (len(share) / router.target_units) * (share * gates).sum())
+    return torch.stack(losses).mean() if losses else None
 
 
 def head_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
@@ -46,11 +65,13 @@ def head_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     return _mean(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
-def _balance(selected: Tensor, probs: Tensor, counted: Tensor) -> Tensor:
-    """Return E sum_e f_e P_e of selected and probs, each (N, E)."""
+def _balance(selected: Tensor, probs: Tensor, counted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return (sum_e 1 / n_e) sum_e n_e f_e P_e of selected and probs, each (N, E); weights n (E,), None for 1."""
     (taken,) = total((selected & counted[:, None]).sum(0))  # (E,)
     share = taken / taken.sum().clamp(min=1)
-    return len(share) * (share * _mean(probs, counted)).sum()
+    if weights is None:
+        return len(share) * (share * _mean(probs, counted)).sum()
+    return weights.reciprocal().sum() * (weights * share * _mean(probs, counted)).sum()
 
 
 def router_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
@@ -164,13 +185,16 @@ def training_loss(
         if layers:
             parts[loss.__name__] = torch.stack([loss(layer, counted) for layer in layers]).mean()
 
-    routed = [layer for layer in out.routing if layer.routes is not None]
+    routed = [layer for layer in out.routing if layer.routes is not None and model.config.ffn.routing != "relu"]
     for loss in (load_balancing_loss, router_z_loss, router_entropy_loss):
         add(loss, routed)
     add(depth_z_loss, [layer for layer in out.routing if layer.depth is not None])
     for loss in (head_balancing_loss, head_z_loss):
         add(loss, [layer for layer in out.routing if layer.heads is not None])
     add(window_loss, [layer for layer in out.routing if layer.windows and layer.windows.scores is not None])
+    l1 = router_l1_loss(model, out, counted)
+    if l1 is not None:
+        parts["router_l1_loss"] = l1
     budget = threshold_loss(model, out, counted)
     if budget is not None:
         parts["threshold_loss"] = budget
@@ -178,7 +202,8 @@ def training_loss(
         if exit_weights is None:
             exit_weights = exit_weights_at(config, list(out.exit_hidden), 0, 1.0)
         parts.update(exit_losses(model, out, targets, loss_mask, exit_weights))
-    strengths: dict[str, Any] = {"cross_entropy": 1.0, **config.model_dump()}
+    # the coefficient of the L1 loss adapts, so it has no weight of its own
+    strengths: dict[str, Any] = {"cross_entropy": 1.0, "router_l1_loss": 1.0, **config.model_dump()}
     total = torch.stack([strengths[name] * part for name, part in parts.items()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 

@@ -14,6 +14,7 @@ from .experts import ExpertForm, run_experts
 from .linear import Linear
 from .router import Router, Routes
 from .sections import FFNConfig
+from .zero_experts import ZeroExperts
 
 
 class DenseFFN(nn.Module):
@@ -45,6 +46,8 @@ class MoE(nn.Module):
 
         y = sum over selected e of g_e E_e(x), plus the shared expert where there is one, times its gate
 
+    Among the E_e may be zero-computation experts. A token without any expert gets 0, plus the shared expert.
+
     Source: Huang et al. 2024 (arXiv 2403.07652), eq. 1; the shared expert as in DeepSeekMoE (arXiv 2401.06066), its
     gate as in Qwen2-MoE (arXiv 2407.10671).
     """
@@ -63,6 +66,8 @@ class MoE(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(experts, dim)) if ffn.bias else None
         self.shared = DenseFFN(dim, ffn.shared_expert_dim, ffn) if ffn.shared_expert_dim else None
         self.shared_gate = nn.Linear(dim, 1, bias=False) if ffn.shared_gate else None
+        zero = ffn.zero_experts
+        self.zero_experts = ZeroExperts(dim, zero) if zero.copies or zero.constants else None
         self.onednn = False  # as in Linear
         self.run_experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool, ExpertForm], Tensor] = run_experts
         """Replaced where experts are on several ranks, to send tokens to them (`train/parallel/token_dispatch.py`)."""
@@ -86,8 +91,12 @@ class MoE(nn.Module):
         """
         routes = self.router(x, router_top_p, router_ratio, random_experts)
         routes = routes._replace(selected_experts=routes.selected_experts & runs[:, None])
+        if routes.zero is not None:
+            routes = routes._replace(zero=routes.zero._replace(selected=routes.zero.selected & runs[:, None]))
         chosen = (routes.routing_weights, routes.selected_experts)
         out = self.run_experts(x, *chosen, self.stack(), self.down, self.onednn, self.form())
+        if self.zero_experts is not None and routes.zero is not None:
+            out = out + self.zero_experts(x, routes.zero.weights)
         if self.shared is not None:
             out = out + self._shared(x)
         return out, routes

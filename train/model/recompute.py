@@ -15,6 +15,7 @@ DECISIONS = {
     aten.lt.Tensor,
     aten.gt.Tensor,
     aten.ge.Tensor,
+    aten.le.Scalar,
     aten.eq.Tensor,
 }
 """Operators that decide routes: sorting, and comparison with a threshold. Their results are small."""

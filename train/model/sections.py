@@ -1,14 +1,16 @@
 """The sections of a model's config: attention, heads, experts, depth."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ..system.section import Section
 from .rope_config import RopeConfig, Ropes
 from .threshold_config import Controlled, Level
+from .zero_experts_config import ZeroExpertsConfig
 
-Routing = Literal["top_p", "top_k", "dense"]
+Routing = Literal["top_p", "top_k", "relu", "dense"]
 Score = Literal["softmax", "sigmoid"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 HeadRouting = Literal["all", "top_k", "top_p", "adaptive"]
@@ -84,8 +86,8 @@ class FFNConfig(Controlled):
     """The feed-forward part of every block."""
 
     routing: Routing = "top_p"
-    """`top_p`: as many experts as it takes to reach a probability mass. `top_k`: a fixed number. `dense`: one FFN, no
-    router."""
+    """`top_p`: as many experts as it takes to reach a probability mass. `top_k`: a fixed number. `relu`: the experts
+    whose logit is above 0, which is also their weight; a token may have none (ReMoE). `dense`: one FFN, no router."""
     dim: int | tuple[int, ...] = 344
     """Hidden width of a dense FFN, at least 1, under `dense` and in `dense_layers`. One number for all layers, or a
     list with one per layer."""
@@ -105,9 +107,12 @@ class FFNConfig(Controlled):
     """Hidden width of an expert that every token uses; 0 builds none."""
     shared_gate: bool = False
     """Whether the output of the shared expert is multiplied by a sigmoid of the token."""
-    experts_per_token: float = Field(1.6, ge=1)
-    """Average number of experts per token that the controller holds in each layer (`top_p`), or the exact number
-    (`top_k`); 1 to `num_experts`, or to `most_experts`."""
+    zero_experts: ZeroExpertsConfig = ZeroExpertsConfig()
+    """Experts without matrices that the router chooses among beside the others (MoE++)."""
+    experts_per_token: float = Field(1.6, gt=0)
+    """Average number of experts per token that the controller (`top_p`) or the L1 loss (`relu`) holds in each layer,
+    without zero-computation experts; or the exact number (`top_k`), with them. 1 to `num_experts` or `most_experts`;
+    under `relu` and with `zero_experts`, greater than 0."""
     most_experts: int | None = Field(None, ge=1)
     """Most experts of a token under `top_p`, 1 to `num_experts`: the candidates, those of highest score. The mass is
     then relative to the candidates, so that a `router_top_p` of 1 is top-k routing. null means all experts."""
@@ -117,7 +122,8 @@ class FFNConfig(Controlled):
     score: Score = "softmax"
     """Score of an expert, from the logits of the router: `softmax` over all experts, or `sigmoid` of its own."""
     renormalize: bool = True
-    """Whether the routing weights of the chosen experts are divided by their sum."""
+    """Whether the routing weights of the chosen experts are divided by their sum; false, and the default, under
+    `relu`."""
     router_bias: bool = False
     """Whether the router adds a bias to its logits."""
     selection_bias: bool = False
@@ -127,6 +133,14 @@ class FFNConfig(Controlled):
     """Probability mass that the chosen experts must reach, greater than 0, at most 1: the threshold itself where
     `controller` is `fixed` (Huang et al. 2024 use 0.4), its starting value where it is `learned` or `pi`. A number, a
     list with one per layer, or `{first, last}` for a line over the layers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relu_gates_are_weights(cls, values: Any) -> Any:
+        """Let `renormalize` be false by default under `relu`: divided by their sum, gates could all shrink to 0."""
+        if isinstance(values, Mapping) and values.get("routing") == "relu" and "renormalize" not in values:
+            return {**values, "renormalize": False}
+        return values
 
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
@@ -138,6 +152,10 @@ class FFNConfig(Controlled):
         if self.routing == "dense":
             self._refuse(OF_EXPERTS, "routing is dense: choose top_p or top_k")
             return self
+        if self.routing == "relu":
+            self._refuse(OF_SELECTION, "routing is relu, where the sign of a logit decides")
+            if self.renormalize:
+                raise ValueError("renormalize is true, but under relu the gates are the weights; leave it out")
         if self.routing == "top_k":
             self._refuse(
                 ("most_experts", "random_experts"),
@@ -145,6 +163,18 @@ class FFNConfig(Controlled):
             )
         if self.shared_gate and not self.shared_expert_dim:
             raise ValueError("shared_gate is true, but shared_expert_dim 0 builds no shared expert; set its width")
+        if self.has_zero_experts and self.routing == "relu":
+            raise ValueError(
+                "zero_experts is set, but under relu a token can have no expert at all; leave zero_experts out, or set "
+                "routing to top_p"
+            )
+        if self.has_zero_experts and self.most_experts is not None:
+            raise ValueError("zero_experts and most_experts exclude each other; leave one of them out")
+        if self.experts_per_token < 1 and not (self.has_zero_experts or self.routing == "relu"):
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token}, but every token takes at least one expert: set 1 or "
+                "more, or add zero_experts, or set routing to relu"
+            )
         if self.candidates > self.num_experts:
             raise ValueError(
                 f"most_experts is {self.most_experts} but num_experts is only {self.num_experts}; lower the first or "
@@ -160,7 +190,7 @@ class FFNConfig(Controlled):
         if self.routing == "top_k" and self.experts_per_token != int(self.experts_per_token):
             raise ValueError(
                 f"top_k needs a whole experts_per_token, found {self.experts_per_token}: set it to "
-                f"{round(self.experts_per_token)}, or use top_p"
+                f"{max(round(self.experts_per_token), 1)}, or use top_p"
             )
         return self
 
@@ -194,8 +224,25 @@ class FFNConfig(Controlled):
         """Most experts that a token can use in a layer with experts."""
         return self.most_experts or self.num_experts
 
+    @property
+    def has_zero_experts(self) -> bool:
+        """Whether there are zero-computation experts."""
+        return self.zero_experts.total > 0
 
-OF_EXPERTS = ("dense_layers", "most_experts", "random_experts", "score", "router_bias", "selection_bias", "shared_gate")
+    @property
+    def num_logits(self) -> int:
+        """Outputs of the router: the experts, then the zero-computation experts."""
+        return self.num_experts + self.zero_experts.total
+
+    @property
+    def least_experts(self) -> int:
+        """Fewest experts of a token in a layer with experts that it runs, without zero-computation experts."""
+        return 0 if self.has_zero_experts or self.routing == "relu" else 1
+
+
+OF_SELECTION = ("most_experts", "random_experts", "score", "selection_bias")
+"""Fields of `FFNConfig` about the choice of experts by their rank."""
+OF_EXPERTS = (*OF_SELECTION, "dense_layers", "zero_experts", "router_bias", "shared_gate")
 """Fields of `FFNConfig` that mean something only where there are experts, besides those with a size."""
 
 

@@ -46,7 +46,8 @@ class ModelOutput(NamedTuple):
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
         """Return the average use per token, each () float32.
 
-        Experts, heads and window are per layer that the token runs; heads and window only where they are chosen.
+        Experts, zero-computation experts, heads and window are per layer that the token runs, and only where they are
+        chosen.
 
         Args:
             counted: (B, T) bool, the tokens to average over; None for all.
@@ -60,6 +61,9 @@ class ModelOutput(NamedTuple):
 
         experts = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
         averages = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / tokens}
+        zero = [layer.routes.zero.selected.sum(-1) for layer in self.routing if layer.routes and layer.routes.zero]
+        if zero:
+            averages["zero_experts_per_token"] = mean(zero, layers)
         heads = [layer.heads.selected_heads.sum(-1) for layer in self.routing if layer.heads]
         if heads:
             choosing = torch.stack([layer.runs for layer in self.routing if layer.heads])
@@ -297,7 +301,8 @@ def initialize(model: Transformer) -> None:
     - Norms of outputs, where there are any, have that factor in place of those matrices, whose scale they cancel.
     - Embedding and output head: std 0.02 if tied; else an embedded token of std 1, and an output head close to 0.
     - Learned positions: as large as an embedded token.
-    - Routers, gates of shared experts and contextual positions: std 0.02, so that routing starts even.
+    - Routers, gates of shared experts, rows that mix constant experts, and contextual positions: std 0.02, so that
+      routing starts even. The constants: nearly 0, as what writes to the residual stream.
     - Other norms 1, biases 0; learned levels start at the values of the config.
     - Parameters of mixers that set the decay and the like: see `draw` of each.
     """
@@ -323,8 +328,10 @@ def initialize(model: Transformer) -> None:
             nn.init.normal_(parameter, std=0.1 * parameter.shape[1] ** -0.5)
         elif name.endswith("level_logit"):
             continue
-        elif "router" in name or name.endswith(("position_embedding", "shared_gate.weight")):
+        elif "router" in name or name.endswith(("position_embedding", "shared_gate.weight", "zero_experts.mix")):
             nn.init.normal_(parameter, std=ROUTER_STD)
+        elif name.endswith("zero_experts.constants"):
+            nn.init.normal_(parameter, std=silent)
         else:
             assert parameter.ndim in (2, 3), name
             # the inputs are axis 1, of (outputs, inputs) and of a stack (E, inputs, outputs)

@@ -58,7 +58,7 @@ def router_figures(out: ModelOutput, scored: Tensor) -> RouterFigures:
 def distributions(layer: LayerRouting) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield the kind of each router of a layer, its probabilities (N, E), and its selection (N, E)."""
     if layer.routes is not None:
-        yield "router", layer.routes.router_probs.detach(), layer.routes.selected_experts
+        yield "router", layer.routes.router_probs.detach(), layer.routes.selected
     if layer.heads is not None and layer.heads.router_probs.shape[1] > 1:
         routed = layer.heads.router_probs.shape[1]  # the shared heads stand before
         yield "head_router", layer.heads.router_probs.detach(), layer.heads.selected_heads[:, -routed:]

@@ -14,7 +14,9 @@ from .layer_scaling import factors, layer_norms, layer_of
 from .muon import Muon
 from .optimizer_config import OptimizerConfig
 
-VECTORS = ("router", "position_embedding", "shared_gate", "mixer.conv", "mixer.a_proj", "mixer.b_proj")
+VECTORS = (
+    "router", "position_embedding", "shared_gate", "zero_experts", "mixer.conv", "mixer.a_proj", "mixer.b_proj"
+)  # fmt: skip
 """Words in the names of weights that are no matrix between two layers, though they have two dimensions."""
 
 

@@ -5,15 +5,17 @@
 // with the norm before the experts, or of their sum, or both. With parallel = 1 the experts read norm(x), x being the
 // input of the layer. With a depth gate out = x + gate (that - x). A token that skips the layer keeps its state.
 //
-// N = B*T tokens, n of them run, D width, E experts, F hidden, L layers, R chosen pairs of expert and token, H = 2F where
-// FFNs are gated (gate first), else F. Mirrors `export/model/moe.py`, `router.py` and `experts.py`.
+// N = B*T tokens, n of them run, D width, E experts, Z zero-computation experts, of which K constants, F hidden, L
+// layers, R chosen pairs of expert and token, H = 2F where FFNs are gated (gate first), else F. Mirrors
+// `export/model/moe.py`, `router.py`, `experts.py` and `zero_experts.py`.
 //
 // Attributes: layer, the row of router_top_p; eps, added to the mean square or the variance; parallel; num_experts E;
+// zeros, copies and constants, the zero-computation experts of each kind, which the router counts after the others;
 // hidden and shared_hidden, the F of an expert and of the shared one (0: none); routing; experts_per_token, of top_k;
 // renormalize, whether routing weights are divided by their sum; reach, the most that a token moves its threshold, in
 // logits; precision_experts and precision_shared; most_experts, the candidates of a token under top_p (0: all); score, 0
-// softmax or 1 sigmoid; activation and gated, the form of every FFN; columns, the width of `selected`, which is E or, of
-// a dense FFN in a model with experts, theirs.
+// softmax or 1 sigmoid; activation and gated, the form of every FFN; columns, the width of `selected`, which is E + Z
+// or, of a dense FFN in a model with experts, theirs.
 
 #include "../parts/experts.h"
 #include "../parts/levels.h"
@@ -30,7 +32,7 @@ class FeedForward {
   enum Input {
     h, x, runs, gate, router_top_p, norm, norm_bias, post_norm, post_norm_bias, router, per_token_weight,
     per_token_bias, gate_up, down, shared_gate_up, shared_down, router_ratio, router_bias, selection_bias,
-    gate_up_bias, down_bias, shared_gate_up_bias, shared_down_bias, shared_gate
+    gate_up_bias, down_bias, shared_gate_up_bias, shared_down_bias, shared_gate, zero_mix, zero_constants
   };
   static constexpr Port kInputs[] = {
       {"h", Element::float32},                           // (N, D)
@@ -42,7 +44,7 @@ class FeedForward {
       {"norm_bias", Element::float32, optional},         // (D,), of LayerNorm
       {"post_norm", Element::float32, optional},         // (D,), of the sum, before h is added; absent: none
       {"post_norm_bias", Element::float32, optional},    // (D,)
-      {"router", Element::float32, optional},            // (E, D); absent if dense
+      {"router", Element::float32, optional},            // (E + Z, D); absent if dense
       {"per_token_weight", Element::float32, optional},  // (D,)
       {"per_token_bias", Element::float32, optional},    // (1,)
       {"gate_up", Element::uint8},                       // E packed (H, D)
@@ -50,29 +52,35 @@ class FeedForward {
       {"shared_gate_up", Element::uint8, optional},      // packed (H, D), with the F of the shared expert
       {"shared_down", Element::uint8, optional},         // packed (D, F)
       {"router_ratio", Element::float32, optional},      // (L, B), with most_experts
-      {"router_bias", Element::float32, optional},       // (E,)
-      {"selection_bias", Element::float32, optional},    // (E,), added to the scores for the choice alone
+      {"router_bias", Element::float32, optional},       // (E + Z,)
+      {"selection_bias", Element::float32, optional},    // (E + Z,), added to the scores for the choice alone
       {"gate_up_bias", Element::float32, optional},      // (E, H)
       {"down_bias", Element::float32, optional},         // (E, D)
       {"shared_gate_up_bias", Element::float32, optional},  // (1, H)
       {"shared_down_bias", Element::float32, optional},     // (1, D)
       {"shared_gate", Element::float32, optional},          // (D,), of the factor of the shared expert
+      {"zero_mix", Element::float32, optional},             // (K, D), of the share of the input in a constant expert
+      {"zero_constants", Element::float32, optional},       // (K, D)
   };
   enum Output { out, selected };
   static constexpr Port kOutputs[] = {
       {"out", Element::float32},       // (N, D)
       {"selected", Element::boolean},  // (N, columns), all false where the token skips the layer
   };
-  enum Routing { dense, top_p, top_k };
+  enum Routing { dense, top_p, top_k, relu };
 
   explicit FeedForward(const Attributes& attributes)
       : layer_(attributes.integer("layer", 0, kMostLayers)),
         eps_(attributes.real("eps", 0, 1)),
         parallel_(attributes.integer("parallel", 0, 1) == 1),
         num_experts_(attributes.integer("num_experts", 1, kMostExperts)),
+        zeros_(attributes.integer("zeros", 0, kMostExperts)),
+        copies_(attributes.integer("copies", 0, kMostExperts)),
+        constants_(attributes.integer("constants", 0, kMostExperts)),
+        num_choices_(num_experts_ + zeros_ + copies_ + constants_),
         hidden_(attributes.integer("hidden", 1, kMostWidth)),
         shared_hidden_(attributes.integer("shared_hidden", 0, kMostWidth)),
-        routing_(static_cast<Routing>(attributes.integer("routing", dense, top_k))),
+        routing_(static_cast<Routing>(attributes.integer("routing", dense, relu))),
         experts_per_token_(attributes.integer("experts_per_token", routing_ == top_k ? 1 : 0, num_experts_)),
         renormalize_(attributes.integer("renormalize", 0, 1) == 1),
         reach_(attributes.real("reach", 0, kMostReach)),
@@ -81,10 +89,11 @@ class FeedForward {
         most_experts_(attributes.integer("most_experts", 0, routing_ == top_p ? num_experts_ : 0)),
         sigmoid_(attributes.integer("score", 0, 1) == 1),
         form_{static_cast<Activation>(attributes.integer("activation", 0, 3)), attributes.integer("gated", 0, 1) == 1},
-        columns_(attributes.integer("columns", num_experts_, routing_ == dense ? kMostExperts : num_experts_)) {
-    if (routing_ == dense && num_experts_ != 1) {
+        columns_(attributes.integer("columns", num_choices_, routing_ == dense ? 4 * kMostExperts : num_choices_)) {
+    if (routing_ == dense && num_choices_ != 1) {
       throw Failure(attributes.where() + ": routing 0 (dense) has one expert, found num_experts " +
-                    std::to_string(num_experts_));
+                    std::to_string(num_experts_) + " and " + std::to_string(num_choices_ - num_experts_) +
+                    " zero-computation experts");
     }
   }
 
@@ -133,9 +142,11 @@ class FeedForward {
         normed.quantize(i);
       }
     });
-    float* weights = scratch.take<float>(num_tokens * num_experts_);  // (n, E) routing weights, 0 where not selected
+    auto* weights = scratch.take<float>(num_tokens * num_choices_);  // (n, E + Z), 0 where not selected
     choose(call, normed, dim, tokens, count, chosen.data, weights);
-    experts.run(normed, tokens, chosen.data, weights, shared_weights(call, normed, dim, scratch), result.data);
+    experts.run(normed, tokens, chosen.data, weights, num_choices_, shared_weights(call, normed, dim, scratch),
+                result.data);
+    if (copies_ + constants_ > 0) add_zero_experts(call, normed, dim, tokens, weights, result.data);
 
     if (norm_after) {
       call.parallel(num_tokens, num_tokens * dim * kCostOfValue, [&](int64_t first, int64_t last) {
@@ -175,7 +186,34 @@ class FeedForward {
     return factors;
   }
 
-  // Choose the experts of each token that runs: `chosen` (N, columns) and `weights` (n, E).
+  // Add copies and constants to the rows of the tokens that run, `out` (N, D): their output is a share of the input and
+  // the rest of a vector.
+  void add_zero_experts(const Call& call, const Rows& normed, int64_t dim, const int64_t* tokens, const float* weights,
+                        float* out) const {
+    const auto mix = call.input<float>(zero_mix, {constants_, dim});
+    const auto vectors = call.input<float>(zero_constants, {constants_, dim});
+    if (constants_ > 0 && (!mix || !vectors)) call.fail("constants need the inputs zero_mix and zero_constants");
+    const int64_t num_tokens = normed.count();
+    call.parallel(num_tokens, num_tokens * dim * (1 + constants_) * kCostOfValue, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const float* x = normed.values(i);
+        const float* own = weights + i * num_choices_ + num_experts_ + zeros_;
+        float* y = out + tokens[i] * dim;
+        float kept = 0;  // the factor of the input
+        for (int64_t c = 0; c < copies_; ++c) kept += own[c];
+        for (int64_t c = 0; c < constants_; ++c) {
+          const float weight = own[copies_ + c];
+          if (weight == 0) continue;
+          const float share = sigmoid(kernels().dot(x, mix.data + c * dim, dim));
+          kept += weight * share;
+          kernels().add_scaled(y, vectors.data + c * dim, weight * (1 - share), dim);
+        }
+        if (kept != 0) kernels().add_scaled(y, x, kept, dim);
+      }
+    });
+  }
+
+  // Choose the experts of each token that runs: `chosen` (N, columns) and `weights` (n, E + Z).
   void choose(const Call& call, const Rows& normed, int64_t dim, const int64_t* tokens, int64_t count, bool* chosen,
               float* weights) const {
     const int64_t num_tokens = normed.count();
@@ -186,55 +224,60 @@ class FeedForward {
       }
       return;
     }
-    const auto rows = call.input<float>(router, {num_experts_, dim});
-    if (!rows) call.fail("routing 1 and 2 (top_p, top_k) need the input router");
-    const auto offset = call.input<float>(router_bias, {num_experts_});
-    const auto favour = call.input<float>(selection_bias, {num_experts_});
-    const int64_t num_logits = num_tokens * num_experts_;
+    const auto rows = call.input<float>(router, {num_choices_, dim});
+    if (!rows) call.fail("routing 1 to 3 (top_p, top_k, relu) need the input router");
+    const auto offset = call.input<float>(router_bias, {num_choices_});
+    const auto favour = call.input<float>(selection_bias, {num_choices_});
+    const int64_t num_logits = num_tokens * num_choices_;
     call.parallel(num_logits, num_logits * dim * static_cast<int64_t>(sizeof(float)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const int64_t e = i % num_experts_;
-        weights[i] = kernels().dot(normed.values(i / num_experts_), rows.data + e * dim, dim);
+        const int64_t e = i % num_choices_;
+        weights[i] = kernels().dot(normed.values(i / num_choices_), rows.data + e * dim, dim);
         if (offset) weights[i] += offset.data[e];
       }
     });
     const TokenShift shift = token_shift(call, per_token_weight, per_token_bias, dim, reach_);
-    const Levels levels = routing_ == top_p ? Levels(call, router_top_p, layer_, count) : Levels();
+    const bool by_mass = routing_ == top_p || routing_ == relu;
+    const Levels levels = by_mass ? Levels(call, router_top_p, layer_, count) : Levels();
     const Levels ratios = most_experts_ > 0 ? Levels(call, router_ratio, layer_, count) : Levels();
-    const int64_t candidates = most_experts_ > 0 ? most_experts_ : num_experts_;
+    const int64_t candidates = most_experts_ > 0 ? most_experts_ : num_choices_;
     call.parallel(num_tokens, num_logits * kCostOfRank, [&](int64_t first, int64_t last) {
       Scratch scratch;
-      auto* order = scratch.take<int32_t>(num_experts_);
-      float* favoured = favour ? scratch.take<float>(num_experts_) : nullptr;
+      auto* order = scratch.take<int32_t>(num_choices_);
+      float* favoured = favour ? scratch.take<float>(num_choices_) : nullptr;
       for (int64_t i = first; i < last; ++i) {
-        float* probs = weights + i * num_experts_;
+        float* probs = weights + i * num_choices_;
         bool* own = chosen + tokens[i] * columns_;
-        if (sigmoid_) {
-          for (int64_t e = 0; e < num_experts_; ++e) probs[e] = sigmoid(probs[e]);
+        if (routing_ == relu) {
+          for (int64_t e = 0; e < num_choices_; ++e) probs[e] = probs[e] <= 0 ? 0 : probs[e];  // NaN stays
+        } else if (sigmoid_) {
+          for (int64_t e = 0; e < num_choices_; ++e) probs[e] = sigmoid(probs[e]);
         } else {
-          softmax(probs, num_experts_);
+          softmax(probs, num_choices_);
         }
-        for (int64_t e = 0; favour && e < num_experts_; ++e) favoured[e] = probs[e] + favour.data[e];
+        for (int64_t e = 0; favour && e < num_choices_; ++e) favoured[e] = probs[e] + favour.data[e];
         const float* ranking = favour ? favoured : probs;
-        if (!rank(ranking, num_experts_, candidates, order)) {  // NaN selects all experts: it cannot go unnoticed
-          std::fill(own, own + num_experts_, true);
+        if (!rank(ranking, num_choices_, candidates, order)) {  // NaN selects all experts: it cannot go unnoticed
+          std::fill(own, own + num_choices_, true);
           continue;
         }
         int64_t taken = experts_per_token_;
-        if (routing_ == top_p) {
+        if (by_mass) {
           const float level = levels.of(tokens[i]);
           // a level of 1 keeps every candidate, also where float32 rounds the mass before the last ones to 1
           const float limit = level >= 1 ? kNoLimit : shift.moved(level, normed.values(i), dim);
-          if (most_experts_ > 0 || sigmoid_) {
+          if (routing_ == relu) {
+            taken = count_positive(probs, order, num_choices_, limit);
+          } else if (most_experts_ > 0 || sigmoid_) {
             const float ratio = most_experts_ > 0 ? ratios.of(tokens[i]) : 0;
             taken = count_candidates(probs, order, candidates, limit, ratio);
           } else {
-            taken = count_by_mass(probs, order, num_experts_, limit);
+            taken = count_by_mass(probs, order, num_choices_, limit);
           }
         }
         for (int64_t place = 0; place < taken; ++place) own[order[place]] = true;
-        for (int64_t place = taken; place < num_experts_; ++place) probs[order[place]] = 0;
-        if (renormalize_) divide_by_sum(probs, num_experts_, sigmoid_ ? kLeastMass : 0);
+        for (int64_t place = taken; place < num_choices_; ++place) probs[order[place]] = 0;
+        if (renormalize_) divide_by_sum(probs, num_choices_, sigmoid_ ? kLeastMass : 0);
       }
     });
   }
@@ -245,7 +288,9 @@ class FeedForward {
   int64_t layer_;
   float eps_;
   bool parallel_;
-  int64_t num_experts_, hidden_, shared_hidden_;
+  int64_t num_experts_, zeros_, copies_, constants_;
+  int64_t num_choices_;  // E + Z
+  int64_t hidden_, shared_hidden_;
   Routing routing_;
   int64_t experts_per_token_;
   bool renormalize_;

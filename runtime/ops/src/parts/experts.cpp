@@ -36,7 +36,7 @@ Experts::Run Experts::expert(int64_t number, int64_t first, int64_t last) const 
   return {nth(stack.gate_up, within), nth(stack.down, within), first, last, 0, nullptr, biases};
 }
 
-void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights,
+void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, int64_t width,
                   const float* shared_weights, float* out) const {
   Scratch scratch;
   // ends[e]: first the number of pairs of expert e, then the place where they start, then the one where they end
@@ -52,7 +52,7 @@ void Experts::run(const Rows& x, const int64_t* tokens, const bool* chosen, cons
   for (int64_t i = 0; i < x.count(); ++i) {
     const bool* own = chosen + tokens[i] * columns_;
     for (int64_t e = 0; e < num_routed_; ++e) {
-      if (own[e]) pairs[ends[e]++] = {i, weights[i * num_routed_ + e]};
+      if (own[e]) pairs[ends[e]++] = {i, weights[i * width + e]};
     }
     if (num_stacks_ > 1) pairs[ends[num_routed_]++] = {i, shared_weights == nullptr ? 1.0f : shared_weights[i]};
   }

@@ -40,10 +40,10 @@ class Experts {
 
   // Add the experts of `tokens` to their rows of `out` (N, D).
   //
-  // `chosen` (N, columns) tells the experts of a token and `weights` (n, E) their factors; `shared_weights` (n,) are those
-  // of the shared expert, null for 1.
-  void run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, const float* shared_weights,
-           float* out) const;
+  // `chosen` (N, columns) tells the experts of a token and `weights` (n, width) their factors, the routed experts first;
+  // `shared_weights` (n,) are those of the shared expert, null for 1. A token may have none.
+  void run(const Rows& x, const int64_t* tokens, const bool* chosen, const float* weights, int64_t width,
+           const float* shared_weights, float* out) const;
 
  private:
   struct Stack {

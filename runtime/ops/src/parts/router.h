@@ -92,4 +92,11 @@ inline int64_t count_candidates(const float* scores, const int32_t* order, int64
   return taken;
 }
 
+// Return how many of the ranked gates are above 0 and have less than `limit` of the sum before them; there may be none.
+inline int64_t count_positive(const float* gates, const int32_t* order, int64_t count, float limit) {
+  int64_t taken = count_candidates(gates, order, count, limit, 0);
+  while (taken > 0 && gates[order[taken - 1]] <= 0) --taken;
+  return taken;
+}
+
 }  // namespace adaptive
