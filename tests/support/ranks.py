@@ -109,6 +109,18 @@ DRAWN: dict[str, Any] = {
     "trainer": {"steps": 3, "micro_batches": 2},
 }
 """Each token draws how many of its experts may run."""
+TASKS: dict[str, Any] = {
+    **SMOOTH,
+    "data": {
+        "tasks": [
+            {"name": "a", "sources": ["rivers.txt"], "token": "<|a|>", "loss_weight": 0.5},
+            {"name": "b", "sources": ["rivers.txt"]},
+        ],
+        "sampling": {"by": "progress", "every": 2},
+    },
+    "trainer": {"micro_batches": 2},
+}
+"""Tasks whose shares follow the losses of all ranks."""
 KINDS = ("replicate", "shard", "experts")
 
 
@@ -128,6 +140,7 @@ SAME: dict[str, dict[str, Any]] = {
     "recomputed-experts": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "experts"),
     **{f"onednn-{kind}": over(ONEDNN, kind) for kind in KINDS if has_onednn()},
     **{f"slowed-{kind}": over(ACTS["slowed"], kind) for kind in KINDS},
+    "tasks-replicate": over(TASKS, "replicate"),
     "grown-replicate": over(ACTS["grown"], "replicate"),  # the others hold no whole gradient, and are refused
     **{f"spread-{kind}": over(ACTS["spread"], kind) for kind in KINDS},
 }

@@ -197,7 +197,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = ()) -> RunConfig:
     """Apply the overrides to `base`, one after the other, and validate the result.
 
-    Naming one of `trainer.steps` and `trainer.max_seconds` in the overrides switches the other off in the base.
+    Naming one of `trainer.steps` and `trainer.max_seconds` in the overrides switches the other off in the base, and so
+    does naming one of `data.sources` and `data.tasks`.
 
     Raises:
         UserError: an unknown key (with the nearest known one) or a value that breaks a rule, each with its field.
@@ -210,6 +211,10 @@ def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] 
         for one_end, other in (("steps", "max_seconds"), ("max_seconds", "steps")):
             if trainer.get(one_end) is not None and other not in trainer:
                 explicit = merge(explicit, {"trainer": {other: None}})
+    data = explicit.get("data")
+    if isinstance(data, Mapping) and bool(data.get("tasks")) != bool(data.get("sources")):
+        others = {"sources": (), "val": None} if data.get("tasks") else {"tasks": ()}
+        explicit = merge({"data": others}, explicit)
     sections = merge(base, explicit)
     check_numbers(sections)
     try:

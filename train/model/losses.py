@@ -17,9 +17,14 @@ from .loss_config import LossConfig
 from .transformer import ModelOutput, Transformer, router_of
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Nats per counted token: logits (B, T, V), targets (B, T), counted (B, T) bool -> ()."""
+def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Nats per counted token: logits (B, T, V), targets (B, T), counted (B, T) bool -> ().
+
+    With `weights` (B,) the nats of each sequence are multiplied by its own.
+    """
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    if weights is not None:
+        losses = (losses.view(targets.shape) * weights[:, None]).flatten()
     nats, count = total((losses * counted.flatten()).sum(), counted.sum())
     return nats / count.clamp(min=1)
 
@@ -117,19 +122,24 @@ def exit_weights_at(config: LossConfig, exit_layers: Sequence[int], step: int, p
 
 
 def exit_losses(
-    model: Transformer, out: ModelOutput, targets: Tensor, counted: Tensor, weights: Mapping[int, float]
+    model: Transformer,
+    out: ModelOutput,
+    targets: Tensor,
+    counted: Tensor,
+    weights: Mapping[int, float],
+    task_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses of the early exits by name, weighted means over the exits.
 
     `exit_loss` is the cross-entropy of logits(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`,
     where routers decide about leaving, is that of their prediction that the last layer would choose the same token; its
-    gradient does not reach the model.
+    gradient does not reach the model. `task_weights` (B,) are factors on the cross-entropy of each sequence.
     """
     losses: dict[str, list[Tensor]] = {"exit_loss": [], "exit_router_loss": []}
     for layer, weight in weights.items():
         hidden = out.exit_hidden[layer]
         logits = model.logits(hidden)
-        losses["exit_loss"].append(weight * cross_entropy(logits, targets, counted))
+        losses["exit_loss"].append(weight * cross_entropy(logits, targets, counted, task_weights))
         if str(layer) in model.exit_routers:
             router = model.exit_routers[str(layer)]
             assert isinstance(router, ExitRouter)
@@ -146,6 +156,7 @@ def training_loss(
     loss_mask: Tensor,
     config: LossConfig,
     exit_weights: Mapping[int, float] | None = None,
+    task_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss to differentiate, (), and its parts by name, unweighted and detached.
 
@@ -156,6 +167,7 @@ def training_loss(
         loss_mask: (B, T) bool, the tokens that count, for the auxiliary losses too.
         config: The weights of the losses.
         exit_weights: From `exit_weights_at`; None takes those of the end of the run.
+        task_weights: (B,), factors on the cross-entropy of each sequence; None for 1. The part has none.
     """
     counted = loss_mask.flatten()
     parts = {"cross_entropy": cross_entropy(out.logits, targets, loss_mask)}
@@ -177,9 +189,12 @@ def training_loss(
     if out.exit_hidden and (config.exit_loss or (len(model.exit_routers) and config.exit_router_loss)):
         if exit_weights is None:
             exit_weights = exit_weights_at(config, list(out.exit_hidden), 0, 1.0)
-        parts.update(exit_losses(model, out, targets, loss_mask, exit_weights))
+        parts.update(exit_losses(model, out, targets, loss_mask, exit_weights, task_weights))
     strengths: dict[str, Any] = {"cross_entropy": 1.0, **config.model_dump()}
-    total = torch.stack([strengths[name] * part for name, part in parts.items()]).sum()
+    learned = dict(parts)
+    if task_weights is not None:
+        learned["cross_entropy"] = cross_entropy(out.logits, targets, loss_mask, task_weights)
+    total = torch.stack([strengths[name] * part for name, part in learned.items()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 
 

@@ -108,6 +108,10 @@ def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) ->
         tolerance = 5e-6 if smooth else 5e-3
         assert alone, key
         assert shared == pytest.approx(alone, rel=tolerance, abs=tolerance), key
+    for key in ("loss/a", "val_loss/b", "experts_per_token/a", "share/a") if name.startswith("tasks") else ():
+        (alone,), (shared,) = (curves(run, key) for run in (one, two))
+        assert alone, key
+        assert shared == pytest.approx(alone, rel=1e-5), key
     alone, shared = (curves(run, "loss")[0][:3] for run in (one, two))
     assert shared == pytest.approx(alone, abs=5e-5)
     assert worst(weights(one), weights(two)) < (1e-4 if smooth else 0.05)
