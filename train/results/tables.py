@@ -90,7 +90,7 @@ def show_runs(summaries: Sequence[Summary]) -> None:
     rows = rows_of(summaries)
     listing = table("run", *rows[0])
     for one, row in zip(summaries, rows, strict=True):
-        listing.add_row(one.name, *row.values())
+        listing.add_row(one.name, *map(Text, row.values()))
     console().print(listing)
 
 
@@ -108,13 +108,13 @@ def show_comparison(
     out = console()
     settings = table("setting", *(one.name for one in summaries))
     for key, values in changed(summaries).items():
-        settings.add_row(key, *(setting(value) for value in values))
+        settings.add_row(key, *(Text(setting(value)) for value in values))  # a list is no markup
     if not settings.row_count:
         settings.add_row("none differs")
     outcome = table("outcome", *(one.name for one in summaries))
     columns = rows_of(summaries)
     for name in columns[0]:
-        outcome.add_row(name, *(column[name] for column in columns))
+        outcome.add_row(name, *(Text(column[name]) for column in columns))
     tables = [settings, outcome]
     if any(one.tasks for one in summaries):
         tables.append(tasks_table(summaries))
