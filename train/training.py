@@ -98,7 +98,7 @@ def begin(
                 refuse_itself(run, origin)
             teacher = training.find_teacher(config)
             if teacher is not None:
-                teacher_source.refuse_itself(run.path, teacher)
+                teacher_source.refuse_itself(run, teacher)
                 config = with_teacher(config, teacher)
             with held(run, training.world):
                 training.world.on_rank_zero(lambda: make_way(config, run, overwrite))
@@ -107,6 +107,8 @@ def begin(
                     if config.lora is not None:
                         digest = complete_file(origin)
                         training.world.on_rank_zero(lambda: write_base(run.path, origin.model_state, digest))
+                if teacher is not None:
+                    training.world.on_rank_zero(lambda: teacher_source.note_teacher(teacher, run))
                 return training.run_from(config, origin=origin, teacher=teacher, stop_at=stop_at)
         except Stopped as stopped:
             training.display.log(f"{stopped}: nothing was trained yet; the same command starts again")

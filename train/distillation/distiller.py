@@ -54,7 +54,7 @@ class Distiller:
         own = self.config.self_distillation
         if self.dials is not None and own is not None:
             losses = self.dials.losses(
-                model, out, part.ids, part.scored, step=step, recompute=self.config.trainer.checkpoint_activations
+                model, out, part, step=step, recompute=self.config.trainer.checkpoint_activations
             )
             strengths = {"exit_distillation_loss": own.exits, "dial_distillation_loss": own.dials}
             weighted += [strengths[name] * loss for name, loss in losses.items()]

@@ -5,7 +5,6 @@ B batch, T time, L layers, V vocabulary.
 
 from __future__ import annotations
 
-import math
 import random
 
 import torch
@@ -15,6 +14,7 @@ from ..config.distillation import SelfDistillationConfig
 from ..model.losses import mean_over
 from ..model.transformer import ModelOutput, ThresholdTensors, Transformer
 from .kl import forward_kl, whole_classes
+from .lessons import Part
 
 
 class SmallDials:
@@ -28,27 +28,37 @@ class SmallDials:
         self.config, self.seed = config, seed
 
     def losses(
-        self, model: Transformer, out: ModelOutput, ids: Tensor, scored: Tensor, *, step: int, recompute: bool
+        self, model: Transformer, out: ModelOutput, part: Part, *, step: int, recompute: bool
     ) -> dict[str, Tensor]:
         """Return the losses by name, each (), unweighted. The full pass, `out`, gets no gradient as a teacher.
 
         Args:
             model: The model, in training.
-            out: Its output for the batch.
-            ids: (B, T) int64.
-            scored: (B, T) bool, the tokens that count.
+            out: Its output for the sequences.
+            part: The sequences.
             step: The number of the step.
             recompute: Whether the backward pass computes most activations again.
         """
         losses, full = {}, out.logits.detach()
         if self.config.exits:
-            exits = [self._distance(full, model.logits(hidden), scored) for hidden in out.exit_hidden.values()]
+            exits = [self._distance(full, model.logits(hidden), part.scored) for hidden in out.exit_hidden.values()]
             losses["exit_distillation_loss"] = torch.stack(exits).mean()
         if self.config.dials:
-            rows = math.ceil(self.config.sequences * len(ids))
-            narrow = model(ids[:rows], lowered(model.default_thresholds(), self.draw(step)), recompute)
-            losses["dial_distillation_loss"] = self._distance(full[:rows], narrow.logits, scored[:rows])
+            rows, counts = self.chosen(part.windows)
+            narrow = model(part.ids[rows], lowered(model.default_thresholds(), self.draw(step)), recompute)
+            scored = part.scored[rows] & counts
+            losses["dial_distillation_loss"] = self._distance(full[rows], narrow.logits, scored)
         return losses
+
+    def chosen(self, windows: Tensor) -> tuple[Tensor, bool]:
+        """Choose the sequences of the second pass by the numbers of their windows, (B,), whatever rank has them.
+
+        Returns:
+            Their rows (b,), and whether they count: all ranks run the pass, so one that has none runs its first row.
+        """
+        share = self.config.sequences
+        rows = (((windows + 1) * share).floor() > (windows * share).floor()).nonzero().flatten()
+        return (rows, True) if len(rows) else (torch.zeros(1, dtype=torch.int64), False)
 
     def draw(self, step: int) -> list[float]:
         """Draw a factor for experts, heads, layers and exits, each from `least` to 1; the same on every rank."""

@@ -50,6 +50,7 @@ class Kind:
     own_end: int | None
     """The id that only the student has; see `SharedIds`."""
     precision: str
+    least_part: int = PART_TOKENS
 
     @property
     def key(self) -> str:
@@ -63,8 +64,8 @@ class Kind:
 
     @property
     def part_tokens(self) -> int:
-        """Tokens of a part: a multiple of the stride."""
-        return -(-PART_TOKENS // self.stride) * self.stride
+        """Tokens of a part: `least_part` or a little more, a multiple of the stride."""
+        return -(-self.least_part // self.stride) * self.stride
 
     def fields(self, tokens: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return the arrays of a part with this number of tokens: name -> shape and dtype, in order."""

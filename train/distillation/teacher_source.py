@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ...contract.errors import UserError
-from ...contract.file_names import CONFIG, MANIFEST, TOKENIZER
+from ...contract.file_names import CONFIG, MANIFEST, PROVENANCE, TOKENIZER
 from ...contract.files import user_path
 from ..config.distillation import TeacherConfig
 from ..data.given_tokenizer import GivenTokenizer
@@ -24,8 +25,8 @@ from ..run.adapted import BASE_DIGEST
 from ..run.checkpoint import Checkpoint, load_checkpoint
 from ..run.checkpoint_names import list_checkpoints, step_of
 from ..run.find import find
-from ..run.folder import RUNS
-from ..run.origin import digest_of_weights, given_tokenizer
+from ..run.folder import RUNS, Run
+from ..run.origin import digest_of_weights, given_tokenizer, read_text
 from ..run.tensor_file import LazyTensor
 from ..system.cache_folder import digest_of
 
@@ -50,6 +51,8 @@ class TeacherSource:
     """The folder of its run, if it is a run."""
     state: Callable[[], Mapping[str, Tensor | LazyTensor]]
     """Returns all its weights and buffers by name."""
+    provenance: Mapping[str, Any]
+    """Source, licence and digests of the files of a model of another program; empty for one that was trained here."""
 
     @property
     def resolved(self) -> TeacherConfig:
@@ -102,7 +105,23 @@ def _of_run(name: str, which: str) -> TeacherSource:
         tokenizer_file=checkpoint.run / TOKENIZER,
         run=checkpoint.run,
         state=lambda: checkpoint.model_state,
+        provenance=_provenance(checkpoint.run),
     )
+
+
+def _provenance(run: Path) -> Mapping[str, Any]:
+    return json.loads(read_text(run / PROVENANCE)) if (run / PROVENANCE).exists() else {}
+
+
+def note_teacher(source: TeacherSource, run: Run) -> None:
+    """Write the teacher into the provenance of a run, beside that of the weights that it goes on from.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    taught_by = {**source.resolved.model_dump(mode="json"), **source.provenance}
+    content = {**_provenance(run.path), "taught_by": taught_by}
+    run.write(PROVENANCE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _digest(checkpoint: Checkpoint) -> str:
@@ -130,6 +149,7 @@ def _foreign(path: Path, config: TeacherConfig, work: Work) -> TeacherSource:
         tokenizer_file=path / TOKENIZER if (path / TOKENIZER).is_file() else None,
         run=None,
         state=lambda: checkpoint_state(foreign)[0],
+        provenance=asdict(foreign.provenance),
     )
 
 
@@ -169,11 +189,11 @@ def same_tokenizer(run: Path, exported: Path) -> bool:
         return False
 
 
-def refuse_itself(run: Path, source: TeacherSource) -> None:
+def refuse_itself(run: Run, source: TeacherSource) -> None:
     """Refuse to replace the run that teaches.
 
     Raises:
         UserError: Both are the same folder.
     """
-    if source.run is not None and source.run.resolve() == run.resolve():
-        raise UserError(f"{run} is the teacher, and would be deleted; give the new run another --name")
+    if source.run is not None and source.run.resolve() == run.path.resolve():
+        raise UserError(f"{run.path} is the teacher, and would be deleted; give the new run another --name")
