@@ -93,7 +93,8 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """Return the object of `inspect --json`. What could not be measured is null."""
         content = {
-            "model": self.model, "teacher": self.teacher, "text": self.text, "tokens": self.tokens, "unknown_tokens": self.unknown,
+            "model": self.model, "teacher": self.teacher, "text": self.text, "tokens": self.tokens,
+            "unknown_tokens": self.unknown,
             "executed_flops_share": self.executed_share,
             "dead_below": self.dead_below,
             "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},

@@ -1,5 +1,7 @@
 """Divergences against plain numpy, over all tokens and over the stored ones."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_divergences_over_stored_tokens_join_the_rest_to_one_class(
 def test_more_stored_tokens_come_closer_to_the_whole_from_below(logits: tuple[Tensor, Tensor], measure) -> None:  # type: ignore[no-untyped-def]
     teacher, model = logits
     by_count = [measure(top_classes(top_tokens(teacher, count, 1.0), model, 1.0)) for count in range(1, V + 1)]
-    for fewer, more in zip(by_count, by_count[1:], strict=False):
+    for fewer, more in pairwise(by_count):
         assert (fewer <= more + 1e-6).all()
     assert (by_count[0] >= 0).all()
     torch.testing.assert_close(by_count[-1], measure(whole_classes(teacher, model, 1.0)))
