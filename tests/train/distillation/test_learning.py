@@ -214,10 +214,10 @@ def test_the_run_behind_an_exported_model_teaches(taught: Make, here: Path, disp
     teacher = load_checkpoint("runs/pupil").config.distillation.teacher  # type: ignore[union-attr]
     assert (teacher.model, teacher.checkpoint) == ("elder", "20")
     (exported / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="exported from step 20 of the run elder, which is not here.*bring the run"):
+    with pytest.raises(UserError, match=r"exported from step 20 of the run elder, which is not here.*bring the run"):
         training.begin(config, named_run("other"), display=display)
     (exported / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="does not say which run.*name the run"):
+    with pytest.raises(UserError, match=r"does not say which run.*name the run"):
         training.begin(config, named_run("other"), display=display)
 
 

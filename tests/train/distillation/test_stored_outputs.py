@@ -79,7 +79,7 @@ def test_a_damaged_part_is_named_and_counts_as_missing(
         message = capsys.readouterr().err
         assert "part-00001.outputs is damaged" in message
         assert reason in message
-        with pytest.raises(UserError, match="cannot be read.*resume the run"):
+        with pytest.raises(UserError, match=r"cannot be read.*resume the run"):
             again.read(np.array([40]))
 
 
@@ -107,7 +107,7 @@ def test_each_thing_that_outputs_depend_on_has_an_entry_of_its_own(
 def test_a_refused_write_leaves_no_part(stored: StoredOutputs) -> None:
     stored.folder.parent.mkdir(exist_ok=True)
     stored.folder.write_text("in the way")
-    with pytest.raises(UserError, match="cannot write.*Parts that were written before are used again"):
+    with pytest.raises(UserError, match=r"cannot write.*Parts that were written before are used again"):
         stored.write(0, outputs(stored.span(0)))
 
 
@@ -116,7 +116,7 @@ def test_windows_answer_for_every_token_once_with_half_a_window_before_it(tokens
     answered: list[int] = []
     for start, span in windows_of(range(tokens), KIND, tokens):
         window = min(KIND.window, tokens)
-        assert 0 <= start
+        assert start >= 0
         assert start + window <= tokens
         assert start <= span.start
         assert span.stop <= start + window
