@@ -66,7 +66,7 @@ EXPERTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Factors on `router_top_p`."""
 EXITS = (1.0, 0.9, 0.7, 0.5, 0.0)
 """Confidences from which a token leaves."""
-DIAL_TOKENS = 32768
+DIAL_TOKENS = 16384
 
 
 def config(text: Path, kind: Mapping[str, Any], seconds: float, seed: int, cache: Path, teacher: Path) -> Any:

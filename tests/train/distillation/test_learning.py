@@ -190,6 +190,9 @@ def test_a_teacher_changes_nothing_but_the_loss(taught: Make, tiny_config: Make,
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_run_learns_as_one_that_is_not(taught: Make, display: Progress) -> None:
     sections: dict[str, Any] = {"self_distillation": {"exits": 0.5, "dials": 1.0}, "model": EXITS}
     smooth = {"kind": "adamw", "adamw_lr": 3e-3}

@@ -83,7 +83,7 @@ def test_the_loss_of_dials_is_that_of_a_pass_at_lower_thresholds(model: Transfor
     expected = forward_kl(whole_classes(out.logits[:1], narrow.logits, 1.0))[batch.scored[:1]].mean()
     (loss,) = losses(dials, model, out, batch).values()
     torch.testing.assert_close(loss, expected)
-    assert float(loss) > 0
+    assert loss.item() > 0
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.7, 1.0])
@@ -101,7 +101,7 @@ def test_a_rank_without_sequences_of_the_second_pass_runs_one_that_does_not_coun
 ) -> None:
     dials = small(dials=1.0, sequences=0.1)
     (loss,) = losses(dials, model, model(batch.ids), batch._replace(windows=torch.tensor([1, 2]))).values()
-    assert float(loss) == 0
+    assert loss.item() == 0
 
 
 def test_lower_thresholds_run_less(model: Transformer, batch: Part) -> None:
