@@ -153,6 +153,7 @@ def write_files(
             "ir": IR_VERSION,
             "run": source.checkpoint.run.name,
             "step": source.checkpoint.step,
+            **_teacher(source),
         },
         model=_model(source, precisions, hidden=hidden),
         chat_template=source.chat_template,
@@ -256,6 +257,15 @@ def _model(source: Source, precisions: Precisions, *, hidden: bool) -> Model:
         exit_criterion=config.depth.exit_criterion,
         hidden_states=hidden,
     )
+
+
+def _teacher(source: Source) -> dict[str, str]:
+    """Name the model that the run learned from, where there was one."""
+    section = source.checkpoint.config.distillation
+    if section is None:
+        return {}
+    digest = "" if section.teacher.sha256 is None else f" ({section.teacher.sha256[:12]})"
+    return {"teacher": f"{section.teacher.model} at {section.teacher.checkpoint}{digest}"}
 
 
 def _generation(source: Source) -> Generation:

@@ -84,6 +84,8 @@ class Inspection:
     """Saturation of experts and of heads, if the run has kept their choices."""
     warnings: tuple[str, ...]
     """Reasons to read the figures with care."""
+    teacher: str | None = None
+    """The model that it learned from, if there was one."""
 
     def part(self, name: str) -> Part | None:
         """Return the part of one kind, if the model has it."""
@@ -92,7 +94,8 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """Return the object of `inspect --json`. What could not be measured is null."""
         content = {
-            "model": self.model, "text": self.text, "tokens": self.tokens, "unknown_tokens": self.unknown,
+            "model": self.model, "teacher": self.teacher, "text": self.text, "tokens": self.tokens,
+            "unknown_tokens": self.unknown,
             "executed_flops_share": self.executed_share,
             "dead_below": self.dead_below,
             "groups": {one.name: _rows(one.labels, tokens=one.tokens) for one in self.groupings},
@@ -159,7 +162,8 @@ def inspect_model(
     spent = engine.session.meter.spent(routes)
     unknown = 0 if engine.tokenizer.unknown_id is None else ids.count(engine.tokenizer.unknown_id)
     model = engine.manifest.model
-    step = engine.manifest.created_by.get("step")
+    made_by = engine.manifest.created_by
+    step, teacher = made_by.get("step"), made_by.get("teacher")
     settled, damaged = saturations(run, step if isinstance(step, int) else None)
     return Inspection(
         model=str(folder),
@@ -175,6 +179,7 @@ def inspect_model(
         sample=tuple(_sample(engine, text.text, spans, routes)),
         saturations=tuple(settled),
         warnings=(*_warnings(engine, params, len(ids), unknown), *damaged),
+        teacher=teacher if isinstance(teacher, str) else None,
     )
 
 

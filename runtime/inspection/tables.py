@@ -62,6 +62,8 @@ def lines(inspection: "Inspection") -> list[str]:
     """Summarise: the model and the text, and for each kind the number per token and the dead units."""
     read = f"{inspection.tokens} tokens of {inspection.text}"
     summary = [f"{inspection.model} · {read} · {inspection.executed_share:.1%} of dense FLOPs"]
+    if inspection.teacher is not None:
+        summary.append(f"teacher: {inspection.teacher}")
     for part in inspection.parts:
         number = len(part.choices[0].share)
         unit = part.name if part.name == "layers" else f"{part.name} per layer"

@@ -18,6 +18,7 @@ from ..optim.optimizer_config import OptimizerConfig
 from ..optim.schedule_config import ScheduleConfig
 from ..system.section import Section
 from ..system.yaml_values import dump_yaml, load_setting, load_yaml
+from .distillation import DistillationConfig, SelfDistillationConfig
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig
@@ -48,6 +49,10 @@ class RunConfig(Section):
     """Adapters to train in place of the weights of `origin`; null trains the weights."""
     losses: LossConfig = LossConfig()
     """Weights of the auxiliary losses."""
+    distillation: DistillationConfig | None = None
+    """Learning from a larger model; null learns from the text alone."""
+    self_distillation: SelfDistillationConfig | None = None
+    """Learning of small dials from the full one; null trains the dial's full setting alone."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer, learning rates and clipping."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -90,6 +95,9 @@ class RunConfig(Section):
         )
         if self.lora is not None:
             self._fit_lora()
+        for section in (self.distillation, self.self_distillation):
+            if section is not None:
+                section.fit(self.model)
         if self.gates.no_worse_than_parent and self.parent is None:
             raise ValueError("gates.no_worse_than_parent needs a parent: name its run, as in --set parent=baseline")
         return self

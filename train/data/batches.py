@@ -33,6 +33,13 @@ class Row(NamedTuple):
     loss_mask: NDArray[np.bool_]  # (T,)
 
 
+class Places(NamedTuple):
+    """Where the tokens of a batch are in the training text."""
+
+    source: NDArray[np.int64]  # (B,): number of the source
+    place: NDArray[np.int64]  # (B, T): number of the token in its stream, -1 for padding
+
+
 class Windows(Protocol):
     """Endless, numbered windows of one source."""
 
@@ -75,14 +82,21 @@ class StreamWindows:
         Raises:
             ZeroDivisionError: the stream is shorter than a window.
         """
-        epoch, place = divmod(number, self.windows_per_epoch(length))
-        offset = mix(self._key, epoch, 1) % self.ring
-        window = permuted(place, self.windows_per_epoch(length), mix(self._key, epoch, 2))
-        start = (offset + window * length) % self.ring
+        start = self._start(number, length)
         tokens = self._take(self._stream.tokens, start, length + 1).astype(np.int64)
         mask = self._stream.mask
         scored = np.ones(length, dtype=bool) if mask is None else self._take(mask, start + 1, length)
         return Row(led(tokens, self._lead)[:-1], tokens[1:], scored)
+
+    def places(self, number: int, length: int) -> NDArray[np.int64]:
+        """Return where each token of window `number` is in the stream, (length,)."""
+        return (self._start(number, length) - 1 + np.arange(length)) % self.ring + 1
+
+    def _start(self, number: int, length: int) -> int:
+        epoch, place = divmod(number, self.windows_per_epoch(length))
+        offset = mix(self._key, epoch, 1) % self.ring
+        window = permuted(place, self.windows_per_epoch(length), mix(self._key, epoch, 2))
+        return (offset + window * length) % self.ring
 
     def _take(self, array: NDArray[Scalar], start: int, count: int) -> NDArray[Scalar]:
         # Token 0 and the last are one place of the ring; the last is read, because its mask is that of a real target.
@@ -111,12 +125,19 @@ class DocumentWindows:
 
     def row(self, number: int, length: int) -> Row:
         """Return window `number`."""
+        return row_of(self._stream, self._pieces_in(number, length), length, self._eos_id, self._lead)
+
+    def places(self, number: int, length: int) -> NDArray[np.int64]:
+        """Return where each token of window `number` is in the stream, (length,); -1 for padding."""
+        joined = np.concatenate([np.arange(start, end) for start, end in self._pieces_in(number, length)])
+        return np.pad(joined, (0, length + 1 - len(joined)), constant_values=-1)[:-1]
+
+    def _pieces_in(self, number: int, length: int) -> list[tuple[int, int]]:
         ends = self._ends.setdefault(length, [])
         while not ends or number >= ends[-1]:
             self.count(len(ends) + 1, length)
         epoch = int(np.searchsorted(ends, number, side="right"))
-        pieces = self._packed(epoch, length)[number - (ends[epoch - 1] if epoch else 0)]
-        return row_of(self._stream, pieces, length, self._eos_id, self._lead)
+        return self._packed(epoch, length)[number - (ends[epoch - 1] if epoch else 0)]
 
     def count(self, epochs: int, length: int) -> int:
         """Count the windows of `length` tokens in the first `epochs` epochs, for which each of them is packed."""

@@ -11,7 +11,16 @@ from tokenizers import Tokenizer
 from ...contract.errors import UserError
 from .augment.variants import series
 from .augment.word_noise import Noise
-from .batches import Batch, Row, document_rows, sequential_rows, stack
+from .batches import (
+    Batch,
+    DocumentWindows,
+    Places,
+    Row,
+    StreamWindows,
+    document_rows,
+    sequential_rows,
+    stack,
+)
 from .cache import Entry, Stream
 from .config import SamplingConfig
 from .order import MovingMixture, mix
@@ -147,6 +156,31 @@ class Corpus:
         self.require(length)
         dealt = (self._deal(number, length) for number in range(first, first + batch_size))
         return stack([self._windows[source].row(place, length) for source, place in dealt])
+
+    def places(self, numbers: Sequence[int], length: int) -> Places | None:
+        """Return where the tokens of windows `numbers` are in `streams`; None where they are other tokens.
+
+        Augmentation changes the text, and windows of a task with a token begin with that.
+        """
+        dealt = [self._deal(number, length) for number in numbers]
+        rows = []
+        for source, place in dealt:
+            windows = self._windows[source]
+            if not self.reads_as_it_is or not isinstance(windows, StreamWindows | DocumentWindows):
+                return None
+            rows.append(windows.places(place, length))
+        return Places(np.array([source for source, _ in dealt], dtype=np.int64), np.stack(rows))
+
+    @property
+    def reads_as_it_is(self) -> bool:
+        """Whether windows hold the tokens of the text: no source is augmented, and no task has a token."""
+        plain = all(isinstance(windows, StreamWindows | DocumentWindows) for windows in self._windows)
+        return plain and all(task.lead is None for task in self.tasks)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The training text of each source, as it is without augmentation."""
+        return [entry.train for entry in self._entries]
 
     def _deal(self, number: int, length: int) -> tuple[int, int]:
         """Return the source of window `number`, and the count of windows that this source had before it."""

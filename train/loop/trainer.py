@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..config.run_config import RunConfig
 from ..data.corpus import Corpus
+from ..distillation.distiller import Distiller
+from ..distillation.lessons import Part
 from ..model.transformer import Transformer
 from ..monitor.monitor import Monitor
 from ..optim.clipping import Clipping
@@ -57,11 +59,13 @@ class Trainer:
         saved: Sequence[int] = (),
         stop: Callable[[], bool] = lambda: False,
         state: Mapping[str, Any] | None = None,
+        distiller: Distiller | None = None,
     ) -> None:
         """Set up the loop.
 
         `identity` is the record of the data and the machine in every checkpoint, `saved` the steps of good checkpoints
-        that exist already; `stop` returns True to end after the step; `state` is that of the checkpoint to resume from.
+        that exist already; `stop` returns True to end after the step; `state` is that of the checkpoint to resume from;
+        `distiller` adds the losses of a teacher, None without one.
         """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
@@ -71,6 +75,7 @@ class Trainer:
         self.guard = Guard(config.trainer, config.optimizer, (state or {}).get("guard"))
         self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()), self.placed.norm)
         self.curriculum = Curriculum(config, model)
+        self.distiller = distiller or Distiller(config, None, model.embedding.weight.device)
         self.monitor = Monitor(config, optimizers, counters, (state or {}).get("monitor"))
         self.lengths = Lengths(config.trainer, config.sequence_length)
         self.buffers = Buffers(model)
@@ -161,20 +166,28 @@ class Trainer:
         arrays = (*batch, self.corpus.tasks_of(first, rows, length))
         tensors = [torch.from_numpy(each).to(self.device, non_blocking=True) for each in arrays]  # (B, T) x 3, (B,)
         scored_in_all = tensors[2].sum().clamp(min=1)
+        windows = torch.arange(first, first + rows)
         sums: dict[str, Tensor] = {}
         result = StepResult()
         watch = self.monitor.watch(rows)
         self.tasks.reset()
         self.buffers.copy()
-        for whole in zip(*(torch.split(each, part) for each in tensors), strict=True):
+        for whole in zip(*(torch.split(each, part) for each in [*tensors, windows]), strict=True):
             if not whole[2].any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
             share = whole[2].sum() / scored_in_all
-            ids, targets, scored, tasks = map(self.world.rows, whole)
+            ids, targets, scored, tasks, numbers = map(self.world.rows, whole)
             with autocast(self.device, self.precision):
-                out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations, measures=watch is not None)
+                out = self.model(
+                    ids, checkpoint_activations=trainer.checkpoint_activations, measures=watch is not None,
+                    state_layers=self.distiller.state_layers,
+                )  # fmt: skip
                 loss, parts = self.curriculum.loss(out, targets, scored, self.tasks.weights(tasks))
-            for name, value in {"loss": loss.detach(), **parts, **out.usage(scored)}.items():
+                learned, more = self.distiller.loss(
+                    self.model, out, Part(ids, targets, scored, numbers), self.counters.step
+                )
+            loss = loss if learned is None else loss + learned
+            for name, value in {"loss": loss.detach(), **parts, **more, **out.usage(scored)}.items():
                 sums[name] = sums.get(name, 0.0) + value.float() * share
             if not loss.isfinite():
                 break
@@ -199,12 +212,14 @@ class Trainer:
                 watch.update(self.optimizers.step)
                 watch.agree(self.world.broadcast_floats)
                 result.figures = self.monitor.judge(watch, self.clock.is_warm)
+            self.distiller.step(self.optimizers.rate)
             self.clipping.accept(result.grad_norm)
             self.guard.accept(loss_of_step, result.grad_norm)
             self.sampling.observe(self.tasks.nats, self.tasks.tokens)
         else:
             self.buffers.restore()
         self.optimizers.zero_grad()
+        self.distiller.zero_grad()
         self.counters.tokens_seen += tensors[0].numel()
         self.lengths.advance(self.counters, self.shape)
         return result
@@ -265,7 +280,7 @@ class Trainer:
         if self.sampling.active:
             state["sampling"] = self.sampling.state()
         model_state = self.placed.model_state()
-        tensors = {**self.optimizers.state_tensors(), **random_tensors()}
+        tensors = {**self.optimizers.state_tensors(), **random_tensors(), **self.distiller.state_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
 
         def save_finite() -> None:

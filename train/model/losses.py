@@ -48,40 +48,40 @@ def head_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
 def head_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Return the z-loss of the routed heads: ST-MoE (arXiv 2202.08906), eq. 5."""
     assert layer.heads is not None
-    return _mean(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
+    return mean_over(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def _balance(selected: Tensor, probs: Tensor, counted: Tensor) -> Tensor:
     """Return E sum_e f_e P_e of selected and probs, each (N, E)."""
     (taken,) = total((selected & counted[:, None]).sum(0))  # (E,)
     share = taken / taken.sum().clamp(min=1)
-    return len(share) * (share * _mean(probs, counted)).sum()
+    return len(share) * (share * mean_over(probs, counted)).sum()
 
 
 def router_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean of logsumexp(logits)^2, which keeps the router's logits small: ST-MoE (arXiv 2202.08906), eq. 5."""
     assert layer.routes is not None
-    return _mean(layer.routes.router_logits.logsumexp(-1).square(), counted & layer.runs)
+    return mean_over(layer.routes.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def router_entropy_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean entropy of the routing distribution in nats, which pulls towards few experts: Huang et al. 2024, eq. 6."""
     assert layer.routes is not None
     probs = layer.routes.router_probs
-    return _mean(-(probs * probs.clamp(min=1e-30).log()).sum(-1), counted & layer.runs)
+    return mean_over(-(probs * probs.clamp(min=1e-30).log()).sum(-1), counted & layer.runs)
 
 
 def depth_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean of the squared depth logit, which keeps the score near 1/2, where the gate is a plain residual."""
     assert layer.depth is not None
-    return _mean(layer.depth.logits.square(), counted)
+    return mean_over(layer.depth.logits.square(), counted)
 
 
 def window_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean score of a learned window: Adaptive Attention Span (arXiv 1905.07799), eq. 3, as a share of the largest."""
     assert layer.windows is not None
     assert layer.windows.scores is not None
-    return _mean(layer.windows.scores, counted & layer.runs)
+    return mean_over(layer.windows.scores, counted & layer.runs)
 
 
 def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Tensor | None:
@@ -99,7 +99,7 @@ def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Ten
             assert routes is not None
             assert routes.soft_count is not None
             among = counted if kind == "depth" else counted & layer.runs
-            losses.append((_mean(routes.soft_count, among) - router.target_units).square())
+            losses.append((mean_over(routes.soft_count, among) - router.target_units).square())
     return torch.stack(losses).mean() if losses else None
 
 
@@ -145,7 +145,7 @@ def exit_losses(
             assert isinstance(router, ExitRouter)
             agrees = agreement_targets(logits.detach(), out.logits.detach())
             wrong = F.binary_cross_entropy_with_logits(router.logits(hidden.detach()), agrees, reduction="none")
-            losses["exit_router_loss"].append(weight * _mean(wrong.flatten(), counted.flatten()))
+            losses["exit_router_loss"].append(weight * mean_over(wrong.flatten(), counted.flatten()))
     return {name: torch.stack(parts).sum() for name, parts in losses.items() if parts}
 
 
@@ -157,6 +157,7 @@ def training_loss(
     config: LossConfig,
     exit_weights: Mapping[int, float] | None = None,
     task_weights: Tensor | None = None,
+    text_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss to differentiate, (), and its parts by name, unweighted and detached.
 
@@ -168,6 +169,7 @@ def training_loss(
         config: The weights of the losses.
         exit_weights: From `exit_weights_at`; None takes those of the end of the run.
         task_weights: (B,), factors on the cross-entropy of each sequence; None for 1. The part has none.
+        text_weight: The weight of the cross-entropy of the text; a teacher has the rest.
     """
     counted = loss_mask.flatten()
     parts = {"cross_entropy": cross_entropy(out.logits, targets, loss_mask)}
@@ -190,7 +192,7 @@ def training_loss(
         if exit_weights is None:
             exit_weights = exit_weights_at(config, list(out.exit_hidden), 0, 1.0)
         parts.update(exit_losses(model, out, targets, loss_mask, exit_weights, task_weights))
-    strengths: dict[str, Any] = {"cross_entropy": 1.0, **config.model_dump()}
+    strengths: dict[str, Any] = {"cross_entropy": text_weight, **config.model_dump()}
     learned = dict(parts)
     if task_weights is not None:
         learned["cross_entropy"] = cross_entropy(out.logits, targets, loss_mask, task_weights)
@@ -198,7 +200,7 @@ def training_loss(
     return total, {name: part.detach() for name, part in parts.items()}
 
 
-def _mean(values: Tensor, counted: Tensor) -> Tensor:
+def mean_over(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of `values` (N, ...) over the tokens that count."""
     weights = counted.view(-1, *[1] * (values.ndim - 1)).float()
     summed, count = total((values * weights).sum(0), weights.sum())

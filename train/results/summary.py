@@ -55,6 +55,8 @@ class Summary:
     """The run that this one is compared with."""
     origin: str | None
     """The run that this one went on from."""
+    teacher: str | None
+    """The model that it learned from."""
     gated: bool
     """Whether it has gates."""
     report: Report | None
@@ -99,6 +101,7 @@ def summary(path: Path) -> Summary:
     speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second") is not None]
     scored = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     parent, origin = config.get("parent"), config.get("origin.run")
+    teacher = config.get("distillation.teacher.model")
     names = ("experts_per_token", "heads_per_token", "layers_per_token", "window")
     return Summary(
         name=path.name,
@@ -117,6 +120,7 @@ def summary(path: Path) -> Summary:
         best_checkpoint=read_best(path),
         parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
         origin=origin if isinstance(origin, str) else None,
+        teacher=teacher if isinstance(teacher, str) else None,
         gated=gated,
         report=read_report(path),
         config=config,

@@ -56,10 +56,11 @@ def cells(one: Summary) -> dict[str, str]:
         "gates": gates_in_short(one),
         "parent": one.parent or "-",
         "from": "-" if one.origin is None else Path(one.origin).name,
+        "teacher": "-" if one.teacher is None else Path(one.teacher).name,
     }
 
 
-SOMETIMES = ("alarms", "tasks", "best at", "gates", "parent", "from")
+SOMETIMES = ("alarms", "tasks", "best at", "gates", "parent", "from", "teacher")
 """Columns that are left out if they are empty in all runs."""
 
 
