@@ -3,6 +3,8 @@
 # In the folder of a run: train writes, export reads.
 CONFIG = "config.yaml"
 HELDOUT = "heldout.txt"
+TASKS = "tasks.json"
+"""Name, token and held-out text of each task."""
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION = "generation.json"
 """Ends, special tokens, templates and sampling of an imported model; see `generation_settings`."""

@@ -155,6 +155,7 @@ def write_files(
             "ir": IR_VERSION,
             "run": source.checkpoint.run.name,
             "step": source.checkpoint.step,
+            **_teacher(source),
         },
         model=_model(source, precisions, hidden=hidden),
         chat_template=source.chat_template,
@@ -272,6 +273,15 @@ def _mixing(config: ModelConfig, layer: int) -> dict[str, Any]:
         "least_heads": config.least_heads,
         "most_heads": config.most_heads,
     }
+
+
+def _teacher(source: Source) -> dict[str, str]:
+    """Name the model that the run learned from, where there was one."""
+    section = source.checkpoint.config.distillation
+    if section is None:
+        return {}
+    digest = "" if section.teacher.sha256 is None else f" ({section.teacher.sha256[:12]})"
+    return {"teacher": f"{section.teacher.model} at {section.teacher.checkpoint}{digest}"}
 
 
 def _generation(source: Source) -> Generation:

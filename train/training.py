@@ -15,6 +15,9 @@ from ..contract.file_names import CONFIG
 from ..contract.files import cannot_write
 from .config.run_config import RunConfig, make_config
 from .data import Corpus, prepare
+from .distillation import teacher_source
+from .distillation.setup import make_distiller, with_teacher
+from .distillation.teacher_source import TeacherSource, read_teacher
 from .loop.assembly import assemble
 from .loop.completion import with_end, with_vocabulary
 from .loop.divergence import require_convergence
@@ -93,6 +96,10 @@ def begin(
             origin = None if config.origin is None else read_origin(config.origin)
             if origin is not None:
                 refuse_itself(run, origin)
+            teacher = training.find_teacher(config)
+            if teacher is not None:
+                teacher_source.refuse_itself(run, teacher)
+                config = with_teacher(config, teacher)
             with held(run, training.world):
                 training.world.on_rank_zero(lambda: make_way(config, run, overwrite))
                 if origin is not None:
@@ -100,7 +107,9 @@ def begin(
                     if config.lora is not None:
                         digest = complete_file(origin)
                         training.world.on_rank_zero(lambda: write_base(run.path, origin.model_state, digest))
-                return training.run_from(config, origin=origin, stop_at=stop_at)
+                if teacher is not None:
+                    training.world.on_rank_zero(lambda: teacher_source.note_teacher(teacher, run))
+                return training.run_from(config, origin=origin, teacher=teacher, stop_at=stop_at)
         except Stopped as stopped:
             training.display.log(f"{stopped}: nothing was trained yet; the same command starts again")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
@@ -187,7 +196,10 @@ def resume(
                     return Outcome(run, checkpoint.step, True, exit_code=exit_code_of(report), report=report)
                 world.on_rank_zero(lambda: require_parent(run, config))
                 set_aside(checkpoint.damaged)  # only the first rank knows of any
-                return training.run_from(config, checkpoint, stop_at=stop_at, ended=ended, overridden=overridden)
+                teacher = None if ended else training.find_teacher(config)
+                return training.run_from(
+                    config, checkpoint, teacher=teacher, stop_at=stop_at, ended=ended, overridden=overridden
+                )
         except Stopped as stopped:
             display.log(f"{stopped}: nothing new was trained; resume with: {run.resume_command}")
             return Outcome(run, 0, False, exit_code=stopped.exit_code)
@@ -236,6 +248,7 @@ class Training:
         checkpoint: Checkpoint | None = None,
         *,
         origin: Checkpoint | None = None,
+        teacher: TeacherSource | None = None,
         stop_at: int | None = None,
         ended: bool = False,
         overridden: Mapping[str, Any] | None = None,
@@ -246,12 +259,13 @@ class Training:
             config: The config of the run.
             checkpoint: The checkpoint to resume from.
             origin: The checkpoint of another run, which gives a new one its weights.
+            teacher: The model to learn from, where the config names one.
             stop_at: Stop after this step.
             ended: The checkpoint is that of the last step: do not train, only judge.
             overridden: Settings that differ from those of the checkpoint, for versions.json.
         """
         prepared = self.prepare(config, checkpoint)
-        loop = self.build(prepared, checkpoint, overridden or {}, origin)
+        loop = self.build(prepared, checkpoint, overridden or {}, origin, teacher)
         evaluation, report = None, None
         try:
             with self.signals.deferred(), self.display, loop.saver:
@@ -307,6 +321,7 @@ class Training:
         checkpoint: Checkpoint | None,
         overridden: Mapping[str, Any],
         origin: Checkpoint | None = None,
+        teacher: TeacherSource | None = None,
     ) -> Trainer:
         """Build the model and its optimizers, write the files of the run, and open its metrics.
 
@@ -315,6 +330,11 @@ class Training:
         """
         config, corpus, device = prepared.config, prepared.corpus, prepared.device
         world, run, display, precision = self.world, self.run, self.display, prepared.identity["precision"]
+        distiller = make_distiller(
+            config, teacher, corpus, device=device, precision=precision, display=display, world=world
+        )
+        if checkpoint is not None:
+            distiller.load_state_tensors(checkpoint.optimizer_state)
         adapters = None if checkpoint is not None else self.first_adapters(config, origin)
         model, optimizers, counters, taken = assemble(config, device, checkpoint, world, origin, adapters, run.path)
         matmul = settle_matmul(
@@ -354,8 +374,13 @@ class Training:
             config, run, model, corpus, optimizers, precision=precision, metrics=metrics or NullMetrics(),
             display=display, counters=counters, identity=identity, saved=[checkpoint.step] if checkpoint else [],
             state=checkpoint.state if checkpoint else None,
-            stop=lambda: world.max_over_ranks(self.signals.received or 0) > 0,
+            stop=lambda: world.max_over_ranks(self.signals.received or 0) > 0, distiller=distiller,
         )  # fmt: skip
+
+    def find_teacher(self, config: RunConfig) -> TeacherSource | None:
+        """Find the teacher that the config names; None without one."""
+        section = config.distillation
+        return None if section is None else read_teacher(section.teacher, self.display.work)
 
     def first_adapters(self, config: RunConfig, origin: Checkpoint | None) -> Mapping[str, Tensor] | None:
         """Read the adapters in the format of peft that a run begins with; None where it begins with new ones."""

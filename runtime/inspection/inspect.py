@@ -15,7 +15,7 @@ from ...contract.errors import UserError, WrongUsageError
 from ..dial import Dial, Thresholds, resolve, warnings_for
 from ..execution.cost import Usage
 from ..execution.kv_cache import cache_bytes
-from ..execution.routes import Routes, joined
+from ..execution.routes import Routes, between, joined
 from ..execution.states import state_bytes
 from ..format.manifest import Mixer, Model
 from ..generation.engine import Engine, load
@@ -23,7 +23,8 @@ from ..measuring.given_text import read_text
 from ..measuring.machine import describe
 from .figures import Choice, Part, Split, WindowUse, parts_of, window_uses
 from .saturation import Saturation, saturations
-from .token_groups import Grouping, by_class, by_position, by_token
+from .task_texts import TaskText, joined_text, read_task_texts
+from .token_groups import Grouping, by_class, by_position, by_task, by_token
 
 FEW_TOKENS = 512
 """Tokens below which shares are rough."""
@@ -75,7 +76,7 @@ class Inspection:
     """Share of the dense FLOPs."""
     dead_below: float
     groupings: tuple[Grouping, ...]
-    """Classes, positions, tokens."""
+    """Classes, positions, tokens; and tasks, where the run has several."""
     parts: tuple[Part, ...]
     """Experts, heads and layers."""
     window_uses: tuple[WindowUse, ...]
@@ -93,6 +94,8 @@ class Inspection:
     """Saturation of experts and of heads, if the run has kept their choices."""
     warnings: tuple[str, ...]
     """Reasons to read the figures with care."""
+    teacher: str | None = None
+    """The model that it learned from, if there was one."""
 
     def part(self, name: str) -> Part | None:
         """Return the part of one kind, if the model has it."""
@@ -101,7 +104,8 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """Return the object of `inspect --json`. What could not be measured is null."""
         content = {
-            "model": self.model, "text": self.text, "tokens": self.tokens, "unknown_tokens": self.unknown,
+            "model": self.model, "teacher": self.teacher, "text": self.text, "tokens": self.tokens,
+            "unknown_tokens": self.unknown,
             "executed_flops_share": self.executed_share,
             "dead_below": self.dead_below,
             "mixers": self.mixers,
@@ -158,18 +162,22 @@ def inspect_model(
     engine = load(folder, device=device, target=target, threads=threads, verify=verify)
     check_chooses(engine.manifest.model)
     thresholds = resolve(engine.manifest, params.dial)
-    text, name = read_text(engine, params.data, run, "--data")
-    ids, spans = text.ids[: params.tokens], text.spans[: params.tokens]
-    routes = read(engine, thresholds, ids)
-    groupings = (
+    parts, name = texts_of(engine, params, run)
+    text = joined_text(parts)
+    ids, spans = text.ids, text.spans
+    routes = joined([read(engine, thresholds, part.text.ids, part.lead) for part in parts])
+    groupings = [
         by_class(text.text, spans),
         by_position(routes.positions),
         by_token(ids, [text.text[slice(*span)] for span in spans], params.frequent),
-    )
+    ]
+    if len(parts) > 1:
+        groupings.append(by_task([part.name for part in parts], [len(part.text.ids) for part in parts]))
     spent = engine.session.meter.spent(routes)
     unknown = 0 if engine.tokenizer.unknown_id is None else ids.count(engine.tokenizer.unknown_id)
     model = engine.manifest.model
-    step = engine.manifest.created_by.get("step")
+    made_by = engine.manifest.created_by
+    step, teacher = made_by.get("step"), made_by.get("teacher")
     settled, damaged = saturations(run, step if isinstance(step, int) else None)
     return Inspection(
         model=str(folder),
@@ -179,9 +187,9 @@ def inspect_model(
         thresholds=thresholds,
         executed_share=float(spent.executed[0].sum() / spent.dense[0].sum()),
         dead_below=params.dead_below,
-        groupings=groupings,
-        parts=tuple(parts_of(model, routes, groupings, params.dead_below)),
-        window_uses=tuple(window_uses(model, routes, groupings)),
+        groupings=tuple(groupings),
+        parts=tuple(parts_of(model, routes, tuple(groupings), params.dead_below)),
+        window_uses=tuple(window_uses(model, routes, tuple(groupings))),
         sample=tuple(_sample(engine, text.text, spans, routes)),
         mixers=tuple(layer.mixer for layer in model.layers),
         weight_bytes=engine.session.file_bytes,
@@ -189,6 +197,7 @@ def inspect_model(
         state_bytes=state_bytes(model),
         saturations=tuple(settled),
         warnings=(*_warnings(engine, params, len(ids), unknown), *damaged),
+        teacher=teacher if isinstance(teacher, str) else None,
     )
 
 
@@ -205,15 +214,36 @@ def check_chooses(model: Model) -> None:
         )
 
 
-def read(engine: Engine, thresholds: Thresholds, ids: Sequence[int]) -> Routes:
-    """Return the routes of all ids; every piece of the context's length is read from an empty cache."""
-    context = engine.manifest.model.context_length
-    sequence = engine.session.sequence(thresholds, min(len(ids), context))
+def texts_of(engine: Engine, params: InspectParams, run: Path) -> tuple[list[TaskText], str]:
+    """Return the texts to read, each cut to its part of `params.tokens`, and their name.
+
+    They are the given text, or else the held-out texts of the tasks of the run, or its only held-out text.
+
+    Raises:
+        UserError: there is no text, or it cannot be read.
+    """
+    tasks = read_task_texts(engine, run) if params.data is None else []
+    if tasks:
+        each = max(1, params.tokens // len(tasks))
+        return [task.cut(each) for task in tasks], f"held-out text of {len(tasks)} tasks"
+    text, name = read_text(engine, params.data, run, "--data")
+    return [TaskText("", text).cut(params.tokens)], name
+
+
+def read(engine: Engine, thresholds: Thresholds, ids: Sequence[int], lead: int | None = None) -> Routes:
+    """Return the routes of all ids; every piece of the context's length is read from an empty cache.
+
+    With `lead`, the token of a task, each piece is read after it, as in training; its own routes are left out.
+    """
+    before = [] if lead is None else [lead]
+    room = engine.manifest.model.context_length - len(before)
+    sequence = engine.session.sequence(thresholds, min(len(ids), room) + len(before))
     passes = []
-    for begin in range(0, len(ids), context):
-        piece = ids[begin : begin + context]
+    for begin in range(0, len(ids), room):
+        piece = [*before, *ids[begin : begin + room]]
         sequence.rewind(0)
-        passes.append(sequence.prefill(piece).routes)
+        routes = sequence.prefill(piece).routes
+        passes.append(between(routes, len(before), len(piece), routes.exits_open) if before else routes)
     return joined(passes)
 
 

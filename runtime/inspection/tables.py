@@ -62,6 +62,8 @@ def lines(inspection: "Inspection") -> list[str]:
     """Summarise: the model and the text, and for each kind the number per token and the dead units."""
     read = f"{inspection.tokens} tokens of {inspection.text}"
     summary = [f"{inspection.model} · {read} · {inspection.executed_share:.1%} of dense FLOPs"]
+    if inspection.teacher is not None:
+        summary.append(f"teacher: {inspection.teacher}")
     for part in inspection.parts:
         number = len(part.choices[0].share)
         unit = part.name if part.name == "layers" else f"{part.name} per layer"
@@ -84,6 +86,7 @@ def sheets(inspection: "Inspection", most_units: float = math.inf) -> list[Sheet
     tables = []
     for part in inspection.parts:
         tables.append(choices_sheet(part))
+        tables += tasks_sheets(part, most_units)
         units = units_sheet(part)
         if len(units.rows) <= most_units:
             tables.append(units)
@@ -92,18 +95,29 @@ def sheets(inspection: "Inspection", most_units: float = math.inf) -> list[Sheet
             tables.append(Sheet(title, (), []))
     tables += [saturation_sheet(one) for one in inspection.saturations]
     tables.append(classes_sheet(inspection))
+    if inspection.groupings[-1].name == "tasks":
+        tables.append(classes_sheet(inspection, len(inspection.groupings) - 1))
     if inspection.window_uses:
         rows = [(str(use.layer), str(use.most), *spread_cells(use.window)) for use in inspection.window_uses]
         tables.append(Sheet("windows, in tokens", ("layer", "most", *SPREAD), rows))
     return tables
 
 
+BY = {"classes": "by class", "positions": "by position", "tokens": "by token", "tasks": "by task"}
+"""Name of a grouping -> column of its specialisation."""
+NAMED = {
+    "classes": ("classes", 2),
+    "positions": ("positions", 1),
+    "tokens": ("frequent tokens", 4),
+    "tasks": ("tasks", 2),
+}
+"""Name of a grouping -> column that names groups of a unit, and the most that it names."""
 SPREAD = ("mean", "sd", "p5", "median", "p95")
 
 
 def choices_sheet(part: Part) -> Sheet:
     """Build a row per layer: number per token, evenness, specialisation, and the strongest pair."""
-    by = ("by class", "by position", "by token")
+    by = [BY[split.name] for split in part.choices[0].splits]
     columns = ("layer", *SPREAD, "entropy", "effective", "of", "dead", *by, "together")
     rows = []
     for choice in part.choices:
@@ -130,10 +144,11 @@ def units_sheet(part: Part) -> Sheet:
         for i, share in enumerate(choice.share):
             mark = "" if choice.free[i] else " always" if depth else " shared"
             where = () if depth else (str(choice.layer),)
-            groups = [favourites(choice, split, i, most) for split, most in zip(choice.splits, (2, 1, 4), strict=True)]
+            groups = [favourites(choice, split, i, NAMED[split.name][1]) for split in choice.splits]
             dead = " dead" if i in choice.dead else ""
             rows.append((*where, f"{i}{mark}{dead}", *groups, f"{share:.1%}"))
-    columns = (*([] if depth else ["layer"]), unit, "classes", "positions", "frequent tokens", "share")
+    named = [NAMED[split.name][0] for split in part.choices[0].splits]
+    columns = (*([] if depth else ["layer"]), unit, *named, "share")
     title = f"{part.name}: share of the tokens that use each, and groups that use it more often than average"
     return Sheet(title, columns, rows, text_columns=len(columns) - 1)
 
@@ -149,21 +164,50 @@ def favourites(choice: Choice, split: Split, unit: int, most: int) -> str:
     return ", ".join(named) or "-"
 
 
-def classes_sheet(inspection: "Inspection") -> Sheet:
-    """Build a row per text class: number of tokens, and what they use per layer."""
-    classes = inspection.groupings[0]
-    columns = ["class", "tokens", "share", *(part.name for part in inspection.parts)]
-    figures = [part.per_group(0) for part in inspection.parts]
+SHADES = " ░▒▓█"
+"""Marks of a heat map of text, from a share of 0 to one of 1."""
+
+
+def tasks_sheets(part: Part, most_units: float) -> list[Sheet]:
+    """Build the heat map of units over tasks: a row per layer and unit, a column per task; none without tasks."""
+    splits = [split for choice in part.choices for split in choice.splits if split.name == "tasks"]
+    if not splits or sum(len(choice.share) for choice in part.choices) > most_units:
+        return []
+    depth = part.name == "layers"
+    rows = []
+    for choice, split in zip(part.choices, splits, strict=True):
+        for unit in range(len(choice.share)):
+            where = () if depth else (str(choice.layer),)
+            rows.append((*where, str(unit), *(heat(share) for share in split.share[:, unit])))
+    columns = (*([] if depth else ["layer"]), part.name[:-1], *splits[0].labels)
+    title = f"{part.name}: share of each task's tokens that use each"
+    return [Sheet(title, columns, rows, text_columns=1 if depth else 2)]
+
+
+def heat(share: float) -> str:
+    """Format a share as a cell of a heat map."""
+    if math.isnan(share):
+        return "-"
+    return f"{share:.1%} {SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)] * 2}"
+
+
+def classes_sheet(inspection: "Inspection", grouping: int = 0) -> Sheet:
+    """Build a row per text class, or per group of another grouping: its tokens, and what they use per layer."""
+    classes = inspection.groupings[grouping]
+    columns = [GROUP[classes.name], "tokens", "share", *(part.name for part in inspection.parts)]
+    figures = [part.per_group(grouping) for part in inspection.parts]
     columns += [f"window of {use.layer}" for use in inspection.window_uses]
-    figures += [use.by_group[0] for use in inspection.window_uses]
+    figures += [use.by_group[grouping] for use in inspection.window_uses]
     rows = []
     for group, label in enumerate(classes.labels):
         tokens = int(classes.tokens[group])
         used = [number(figure[group], 2) for figure in figures]
         rows.append((label, str(tokens), f"{tokens / inspection.tokens:.1%}", *used))
-    return Sheet("text classes: average use of a token of each", tuple(columns), rows)
+    title = "text classes" if classes.name == "classes" else classes.name
+    return Sheet(f"{title}: average use of a token of each", tuple(columns), rows)
 
 
+GROUP = {"classes": "class", "tasks": "task"}
 MOST_STEPS = 10
 """Columns of the saturation table, at most."""
 

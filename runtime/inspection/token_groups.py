@@ -1,4 +1,4 @@
-"""Group tokens by text class, by position in the sequence, and by frequent token.
+"""Group tokens by text class, by position in the sequence, by frequent token, and by task.
 
 T tokens, G groups. Every grouping puts each token into one group, so that it can be compared with the choices of a
 router.
@@ -104,6 +104,11 @@ def by_token(ids: Sequence[int], pieces: Sequence[str], most: int) -> Grouping:
     labels = [f"{shown[token]} #{token}" if shown[token] in twice else shown[token] for token in frequent]
     place = {token: i for i, token in enumerate(frequent)}
     return Grouping.by("tokens", [*labels, REST], [place.get(token, len(frequent)) for token in ids])
+
+
+def by_task(names: Sequence[str], tokens: Sequence[int]) -> Grouping:
+    """Group by task: the first `tokens[0]` tokens belong to the first of `names`, and so on."""
+    return Grouping.by("tasks", names, np.repeat(np.arange(len(names)), tokens))
 
 
 def visible(text: str) -> str:

@@ -109,6 +109,18 @@ DRAWN: dict[str, Any] = {
     "trainer": {"steps": 3, "micro_batches": 2},
 }
 """Each token draws how many of its experts may run."""
+TASKS: dict[str, Any] = {
+    **SMOOTH,
+    "data": {
+        "tasks": [
+            {"name": "a", "sources": ["rivers.txt"], "token": "<|a|>", "loss_weight": 0.5},
+            {"name": "b", "sources": ["rivers.txt"]},
+        ],
+        "sampling": {"by": "progress", "every": 2},
+    },
+    "trainer": {"micro_batches": 2},
+}
+"""Tasks whose shares follow the losses of all ranks."""
 KINDS = ("replicate", "shard", "experts")
 
 
@@ -116,6 +128,19 @@ def over(sections: dict[str, Any], kind: str) -> dict[str, Any]:
     return {**sections, "trainer": {**sections.get("trainer", {}), "parallel": kind}}
 
 
+TAUGHT: dict[str, Any] = {
+    **SMOOTH,
+    "distillation": {"teacher": {"model": "elder"}, "top_k": 5, "divergence": "mix", "temperature": 2.0},
+    "model": {"num_layers": 3, "depth": {"layers_share": 0.8, "exit_layers": [0]}},
+    "self_distillation": {"exits": 0.5, "dials": 1.0},
+    "data": {"pack": "documents"},
+}
+SHOWN: dict[str, Any] = {
+    **SMOOTH,
+    "distillation": {"teacher": {"model": "elder"}, "top_k": 0, "hidden_layers": [[0, 1], [1, 1]]},
+    "trainer": {"micro_batches": 2},
+}
+"""Two runs that learn from `elder`: from stored outputs, and from a teacher that runs in every step."""
 SAME: dict[str, dict[str, Any]] = {
     **{f"muon-{kind}": over({}, kind) for kind in KINDS},
     **{f"rich-{kind}": over(RICH, kind) for kind in KINDS},
@@ -128,8 +153,11 @@ SAME: dict[str, dict[str, Any]] = {
     "recomputed-experts": over({**SMOOTH, "trainer": {"steps": 3, "checkpoint_activations": True}}, "experts"),
     **{f"onednn-{kind}": over(ONEDNN, kind) for kind in KINDS if has_onednn()},
     **{f"slowed-{kind}": over(ACTS["slowed"], kind) for kind in KINDS},
+    "tasks-replicate": over(TASKS, "replicate"),
     "grown-replicate": over(ACTS["grown"], "replicate"),  # the others hold no whole gradient, and are refused
     **{f"spread-{kind}": over(ACTS["spread"], kind) for kind in KINDS},
+    **{f"taught-{kind}": over(TAUGHT, kind) for kind in KINDS},
+    **{f"shown-{kind}": over(SHOWN, kind) for kind in ("replicate", "shard")},
 }
 """Trained by one process, which compiles nothing, and by two."""
 

@@ -46,6 +46,12 @@ def report_evaluation(evaluation: Evaluation, outcome: Outcome) -> None:
         f"{evaluation.bits_per_byte:.4f}, {usage} (step {outcome.step}, {evaluation.tokens} tokens)",
         err=True,
     )
+    for task, one in evaluation.tasks.items():
+        click.echo(
+            f"  {task}: loss {one.loss:.4f}, bits per byte {one.bits_per_byte:.4f}, experts per token "
+            f"{one.experts_per_token:.2f}, layers per token {one.layers_per_token:.2f} ({one.tokens} tokens)",
+            err=True,
+        )
 
 
 def report_gates(gates: Report) -> None:

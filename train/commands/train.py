@@ -22,6 +22,9 @@ Go on from the weights of a run with another text, or train adapters beside them
   adaptive train --from demo --data notes.txt --name notes
   adaptive train lora --from demo --data notes.txt --name notes
 
+Learn from a larger model as well as from the text (see docs/guides/distillation.md):
+  adaptive train quickstart --teacher demo --set model.num_layers=2 --name small
+
 Vary a small text that is read many times: --set data.augment.word_dropout=0.2 (see data.augment for more).
 
 \b
@@ -121,6 +124,11 @@ Example: adaptive train quickstart --name demo
     "--lora",
     metavar="FOLDER",
     help="Begin with an adapter in the format of peft, for the model of --from; the recipe lora makes new ones.",
+)
+@click.option(
+    "--teacher",
+    metavar="MODEL",
+    help="Learn from a larger model: a run, the folder of an exported or a Hugging Face model, or a .gguf file.",
 )
 @click.option(
     "--resume", is_flag=True, help="Continue run NAME (by default the newest) from its newest good checkpoint."
@@ -249,12 +257,14 @@ def flag_values(
     steps: int | None,
     max_seconds: float | None,
     seed: int | None,
+    teacher: str | None,
     device: str | None,
     compile_blocks: bool | None,
     checkpoint_activations: bool | None,
 ) -> dict[str, Any]:
     """Return the flags that were given, as sections of the config."""
     sections: dict[str, dict[str, Any]] = {
+        "distillation": {"teacher": None if teacher is None else {"model": teacher}},
         "data": {"sources": list(sources) or None, "val": val, "dir": data_dir, "text_field": text_field},
         "tokenizer": {"kind": tokenizer, "vocab_size": vocab_size},
         "trainer": {

@@ -18,6 +18,7 @@ from ..optim.optimizer_config import OptimizerConfig
 from ..optim.schedule_config import ScheduleConfig
 from ..system.section import Section
 from ..system.yaml_values import dump_yaml, load_setting, load_yaml
+from .distillation import DistillationConfig, SelfDistillationConfig
 from .explain import explain
 from .gates import GatesConfig
 from .monitor import MonitorConfig
@@ -48,6 +49,10 @@ class RunConfig(Section):
     """Adapters to train in place of the weights of `origin`; null trains the weights."""
     losses: LossConfig = LossConfig()
     """Weights of the auxiliary losses."""
+    distillation: DistillationConfig | None = None
+    """Learning from a larger model; null learns from the text alone."""
+    self_distillation: SelfDistillationConfig | None = None
+    """Learning of small dials from the full one; null trains the dial's full setting alone."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer, learning rates and clipping."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -90,6 +95,9 @@ class RunConfig(Section):
         )
         if self.lora is not None:
             self._fit_lora()
+        for section in (self.distillation, self.self_distillation):
+            if section is not None:
+                section.fit(self.model)
         if self.gates.no_worse_than_parent and self.parent is None:
             raise ValueError("gates.no_worse_than_parent needs a parent: name its run, as in --set parent=baseline")
         return self
@@ -197,7 +205,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] = ()) -> RunConfig:
     """Apply the overrides to `base`, one after the other, and validate the result.
 
-    Naming one of `trainer.steps` and `trainer.max_seconds` in the overrides switches the other off in the base.
+    Naming one of `trainer.steps` and `trainer.max_seconds` in the overrides switches the other off in the base, and so
+    does naming one of `data.sources` and `data.tasks`.
 
     Raises:
         UserError: an unknown key (with the nearest known one) or a value that breaks a rule, each with its field.
@@ -210,6 +219,10 @@ def make_config(base: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]] 
         for one_end, other in (("steps", "max_seconds"), ("max_seconds", "steps")):
             if trainer.get(one_end) is not None and other not in trainer:
                 explicit = merge(explicit, {"trainer": {other: None}})
+    data = explicit.get("data")
+    if isinstance(data, Mapping) and bool(data.get("tasks")) != bool(data.get("sources")):
+        others = {"sources": (), "val": None} if data.get("tasks") else {"tasks": ()}
+        explicit = merge({"data": others}, explicit)
     sections = merge(base, explicit)
     check_numbers(sections)
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .batches import Batch
-    from .config import DataConfig, SourceConfig, TokenizerConfig
+    from .config import DataConfig, SamplingConfig, SourceConfig, TaskConfig, TokenizerConfig
     from .corpus import Corpus
     from .preparation import prepare
 else:
@@ -19,7 +19,9 @@ else:
             "Batch": "batches",
             "Corpus": "corpus",
             "DataConfig": "config",
+            "SamplingConfig": "config",
             "SourceConfig": "config",
+            "TaskConfig": "config",
             "TokenizerConfig": "config",
             "prepare": "preparation",
         },
@@ -29,7 +31,9 @@ __all__ = [
     "Batch",
     "Corpus",
     "DataConfig",
+    "SamplingConfig",
     "SourceConfig",
+    "TaskConfig",
     "TokenizerConfig",
     "prepare",
 ]

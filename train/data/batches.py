@@ -33,6 +33,13 @@ class Row(NamedTuple):
     loss_mask: NDArray[np.bool_]  # (T,)
 
 
+class Places(NamedTuple):
+    """Where the tokens of a batch are in the training text."""
+
+    source: NDArray[np.int64]  # (B,): number of the source
+    place: NDArray[np.int64]  # (B, T): number of the token in its stream, -1 for padding
+
+
 class Windows(Protocol):
     """Endless, numbered windows of one source."""
 
@@ -51,11 +58,14 @@ class StreamWindows:
     In each epoch the stream, closed to a ring at its first and last end-of-text token, is cut into non-overlapping
     windows beginning at a random place, and these come in a random order. The rest, less than one window, is another
     part of the text in each epoch.
+
+    With `lead`, the token of a task, each window begins with it, in place of the token before its first target.
     """
 
-    def __init__(self, stream: Stream, key: int) -> None:
+    def __init__(self, stream: Stream, key: int, lead: int | None = None) -> None:
         self._stream = stream
         self._key = key
+        self._lead = lead
         self.ring = len(stream.tokens) - 1  # the last end-of-text token is the first
 
     def windows_per_epoch(self, length: int) -> int:
@@ -72,14 +82,21 @@ class StreamWindows:
         Raises:
             ZeroDivisionError: the stream is shorter than a window.
         """
-        epoch, place = divmod(number, self.windows_per_epoch(length))
-        offset = mix(self._key, epoch, 1) % self.ring
-        window = permuted(place, self.windows_per_epoch(length), mix(self._key, epoch, 2))
-        start = (offset + window * length) % self.ring
+        start = self._start(number, length)
         tokens = self._take(self._stream.tokens, start, length + 1).astype(np.int64)
         mask = self._stream.mask
         scored = np.ones(length, dtype=bool) if mask is None else self._take(mask, start + 1, length)
-        return Row(tokens[:-1], tokens[1:], scored)
+        return Row(led(tokens, self._lead)[:-1], tokens[1:], scored)
+
+    def places(self, number: int, length: int) -> NDArray[np.int64]:
+        """Return where each token of window `number` is in the stream, (length,)."""
+        return (self._start(number, length) - 1 + np.arange(length)) % self.ring + 1
+
+    def _start(self, number: int, length: int) -> int:
+        epoch, place = divmod(number, self.windows_per_epoch(length))
+        offset = mix(self._key, epoch, 1) % self.ring
+        window = permuted(place, self.windows_per_epoch(length), mix(self._key, epoch, 2))
+        return (offset + window * length) % self.ring
 
     def _take(self, array: NDArray[Scalar], start: int, count: int) -> NDArray[Scalar]:
         # Token 0 and the last are one place of the ring; the last is read, because its mask is that of a real target.
@@ -94,24 +111,33 @@ class DocumentWindows:
     """Windows that hold whole documents ("documents").
 
     Each epoch the documents come in a new order and fill one window after the other; the rest of a window is padded.
-    A document longer than a window is cut into several, each scored from its second token on.
+    A document longer than a window is cut into several, each scored from its second token on. With `lead`, the token of
+    a task, each of them begins with it.
     """
 
-    def __init__(self, stream: Stream, key: int, eos_id: int) -> None:
+    def __init__(self, stream: Stream, key: int, eos_id: int, lead: int | None = None) -> None:
         self._stream = stream
         self._key = key
         self._eos_id = eos_id
+        self._lead = lead
         self._ends: dict[int, list[int]] = {}  # length -> windows up to the end of each epoch seen so far
         self._packed = lru_cache(maxsize=2)(self._pack)
 
     def row(self, number: int, length: int) -> Row:
         """Return window `number`."""
+        return row_of(self._stream, self._pieces_in(number, length), length, self._eos_id, self._lead)
+
+    def places(self, number: int, length: int) -> NDArray[np.int64]:
+        """Return where each token of window `number` is in the stream, (length,); -1 for padding."""
+        joined = np.concatenate([np.arange(start, end) for start, end in self._pieces_in(number, length)])
+        return np.pad(joined, (0, length + 1 - len(joined)), constant_values=-1)[:-1]
+
+    def _pieces_in(self, number: int, length: int) -> list[tuple[int, int]]:
         ends = self._ends.setdefault(length, [])
         while not ends or number >= ends[-1]:
             self.count(len(ends) + 1, length)
         epoch = int(np.searchsorted(ends, number, side="right"))
-        pieces = self._packed(epoch, length)[number - (ends[epoch - 1] if epoch else 0)]
-        return row_of(self._stream, pieces, length, self._eos_id)
+        return self._packed(epoch, length)[number - (ends[epoch - 1] if epoch else 0)]
 
     def count(self, epochs: int, length: int) -> int:
         """Count the windows of `length` tokens in the first `epochs` epochs, for which each of them is packed."""
@@ -156,21 +182,34 @@ def filled(pieces: Iterable[tuple[int, int]], length: int) -> Iterator[list[tupl
         yield window
 
 
-def row_of(stream: Stream, pieces: list[tuple[int, int]], length: int, eos_id: int) -> Row:
-    """Join the pieces of a window and pad them; all but the first token of a piece are scored."""
+def led(tokens: NDArray[np.int64], lead: int | None) -> NDArray[np.int64]:
+    """Let tokens (T + 1,) begin with `lead`, in place of the first, unless it is None or a text of its own follows."""
+    if lead is None or tokens[1] == lead:
+        return tokens
+    return np.concatenate([[lead], tokens[1:]])
+
+
+def row_of(stream: Stream, pieces: list[tuple[int, int]], length: int, eos_id: int, lead: int | None = None) -> Row:
+    """Join the pieces of a window and pad them; all but the first token of a piece are scored.
+
+    With `lead`, the token of a task, each piece begins with it.
+    """
     tokens = np.concatenate([stream.tokens[a:b] for a, b in pieces]).astype(np.int64)
     mask = np.ones(len(tokens), dtype=bool)
     if stream.mask is not None:
         mask = np.concatenate([stream.mask[a:b] for a, b in pieces])
     # The first token of a piece cannot be predicted from the piece before, so it is not scored.
-    mask[np.cumsum([0, *(b - a for a, b in pieces[:-1])])] = False
+    starts = np.cumsum([0, *(b - a for a, b in pieces[:-1])])
+    mask[starts] = False
+    if lead is not None:  # a document begins with it; it is missing where a document was cut
+        tokens[[start for start in starts if lead not in tokens[start : start + 2]]] = lead
     padding = length + 1 - len(tokens)
     tokens = np.pad(tokens, (0, padding), constant_values=eos_id)
     mask = np.pad(mask, (0, padding), constant_values=False)
     return Row(tokens[:-1], tokens[1:], mask[1:])
 
 
-def document_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> Iterator[Row]:
+def document_rows(stream: Stream, length: int, eos_id: int, max_tokens: int, lead: int | None = None) -> Iterator[Row]:
     """Return windows of whole documents in order, packed and scored as in training, from the first `max_tokens` tokens.
 
     A window that began inside a document, or scored the first word of one, would score what was never taught.
@@ -179,15 +218,17 @@ def document_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> 
     for window in filled(zip(starts.tolist(), ends.tolist(), strict=True), length):
         if window[0][0] > max_tokens:  # the first token of the stream belongs to no document
             return
-        yield row_of(stream, window, length, eos_id)
+        yield row_of(stream, window, length, eos_id, lead)
 
 
-def sequential_rows(stream: Stream, length: int, eos_id: int, max_tokens: int) -> Iterator[Row]:
+def sequential_rows(
+    stream: Stream, length: int, eos_id: int, max_tokens: int, lead: int | None = None
+) -> Iterator[Row]:
     """Return windows from the first token to the last, without overlap; the last window is padded."""
     last = min(len(stream.tokens) - 1, max_tokens)
     for start in range(0, last, length):
         count = min(length, last - start)
-        tokens = stream.tokens[start : start + count + 1].astype(np.int64)
+        tokens = led(stream.tokens[start : start + count + 1].astype(np.int64), lead)
         mask = (
             np.ones(count, dtype=bool) if stream.mask is None else np.array(stream.mask[start + 1 : start + count + 1])
         )

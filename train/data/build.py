@@ -28,6 +28,7 @@ def write_entry(
     eos_id: int,
     end: str,
     bos_id: int | None,
+    lead: tuple[int, str] | None,
     unknown: int | None,
     advance: Callable[[int], None],
 ) -> None:
@@ -42,6 +43,7 @@ def write_entry(
         eos_id: Token id that ends a document.
         end: Its text, for the held-out text.
         bos_id: Token id that begins a document without a chat template; None for none.
+        lead: Id and text of the token that begins each document and is not scored; None for none.
         unknown: Token id of what the vocabulary lacks; None where it lacks nothing.
         advance: Called with the bytes of text done.
     """
@@ -62,6 +64,8 @@ def write_entry(
                 if bos is not None and not segment.chat:
                     writer.append(part, bos, segment.scored)
                     stats[f"{part}_scored"] += segment.scored
+                if lead is not None:
+                    writer.append(part, np.array([lead[0]]), scored=False)
             writer.append(part, ids, segment.scored)
             if segment.eos:
                 writer.append(part, eos, segment.scored)
@@ -74,7 +78,8 @@ def write_entry(
             if segment.held_out:
                 stats["val_scored_bytes"] += raw * segment.scored
                 if heldout_bytes < HELDOUT_BYTES:
-                    heldout.append((segment.text + end * segment.eos).encode())
+                    begin = lead[1] if lead is not None and segment.starts else ""
+                    heldout.append((begin + segment.text + end * segment.eos).encode())
                     heldout_bytes += len(heldout[-1])
             advance(raw)
         text = b"".join(heldout)[:HELDOUT_BYTES].decode(errors="ignore").removesuffix(end)

@@ -1,6 +1,7 @@
 """The text of a run and its tokenizer: the `data:` and `tokenizer:` sections of the config."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,52 @@ class SourceConfig(Section):
         return path
 
 
+class TaskConfig(Section):
+    """One task of a run: a part of its text that has its own weight, held-out text and measurements."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name in metrics.jsonl and in tables, such as `code`: letters, digits, `.`, `_` and `-`."""
+    sources: tuple[str | SourceConfig, ...]
+    """Its training text, as in `data.sources`; a weight is a share of the windows of this task."""
+    val: str | SourceConfig | None = None
+    """A source that is held out whole. Without it the last `data.val_fraction` of each of its files is held out."""
+    loss_weight: float = Field(default=1.0, ge=0)
+    """Factor on the cross-entropy of its tokens, 0 or more. Auxiliary losses of the routers have none."""
+    loss_on: Literal["all", "answers"] | None = None
+    """Tokens that are trained on, instead of `data.loss_on`."""
+    share: float | None = Field(default=None, ge=0)
+    """Its share of the training windows, 0 or more; 0 only measures it. Tasks without a share divide what the others
+    leave, by `data.sampling`."""
+    token: str | None = Field(default=None, pattern=r"^[^\s{}]+$")
+    """A token such as `<|code|>` that begins each of its texts, and each window that begins inside a text. It is added
+    to the vocabulary and never scored; a prompt that begins with it asks for this task."""
+
+    @field_validator("sources")
+    @classmethod
+    def _has_text(cls, sources: tuple[str | SourceConfig, ...]) -> tuple[str | SourceConfig, ...]:
+        if not sources:
+            raise ValueError("a task without text; expected at least one source, as in sources: [code.txt]")
+        return sources
+
+
+class SamplingConfig(Section):
+    """How the training windows are divided among the tasks that have no share of their own."""
+
+    by: Literal["temperature", "progress"] = "temperature"
+    """`temperature`: fixed shares, each in proportion to n^(1/temperature), where n is the number of training tokens of
+    the task (mT5, arXiv 2010.11934, section 3.2, with alpha = 1/temperature). `progress`: shares that follow the slope
+    of each task's training loss (teacher-student curriculum learning, Matiisen et al. 2017, arXiv 1707.00183)."""
+    temperature: float = Field(default=1.0, ge=1)
+    """1 gives every token the same chance, a large number gives every task the same share; at least 1."""
+    floor: float = Field(default=0.2, gt=0, le=1)
+    """With `progress`: part of the windows that is divided by temperature, whatever the slopes are. So a task has at
+    least this part of its share by temperature. More than 0, at most 1."""
+    every: int = Field(default=20, ge=1, lt=2**31)
+    """With `progress`: steps over which a loss is averaged, and after which shares change; 1 or more."""
+    window: int = Field(default=5, ge=2, le=1000)
+    """With `progress`: the number of averages through which the slope is fitted, 2 to 1,000."""
+
+
 class DataConfig(Section):
     """The text of a run."""
 
@@ -45,6 +92,11 @@ class DataConfig(Section):
     """Sources of training text: paths, where `PATH@0.3` gives a weight, or `{path, weight, text_field, epochs,
     augment}`. Without weights every token is seen equally often. With `epochs` the sources are stages, read one after
     the other; where every source has its epochs and neither steps nor seconds are set, their end is that of the run."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """Several tasks in one run, instead of `sources` and `val`: [{name: code, sources: [src]}, {name: prose, sources:
+    [docs], loss_weight: 0.5}]. Each is measured on its own."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How training windows are divided among `tasks`."""
     dir: str | None = None
     """The folder in which relative paths of `sources` and `val` are looked up; by default the current one."""
     text_field: str | None = None
@@ -87,6 +139,59 @@ class DataConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> "DataConfig":
+        tasks = self.tasks
+        if not tasks:
+            if self.sampling != SamplingConfig():
+                raise ValueError(
+                    "sampling divides windows among tasks, but there are none; give data.tasks, or leave it out"
+                )
+            return self
+        for name, value in (("sources", self.sources), ("val", self.val)):
+            if value:
+                raise ValueError(
+                    f"{name} and tasks are both given; write {name} in each task, and leave data.{name} out"
+                )
+        refuse_twice("name", [task.name for task in tasks])
+        refuse_twice("token", [task.token for task in tasks if task.token is not None])
+        for task in tasks:
+            if any(isinstance(source, SourceConfig) and source.epochs is not None for source in task.sources):
+                raise ValueError(
+                    f"a source of the task {task.name} has epochs, but tasks are mixed in every batch; leave epochs "
+                    "out, or give stages in data.sources and no tasks"
+                )
+        if not any(task.loss_weight for task in tasks):
+            raise ValueError("the loss weights of the tasks are all 0, so nothing is learned; give one of them more")
+        shares = [task.share for task in tasks]
+        if all(share is not None for share in shares) and not any(shares):
+            raise ValueError("the shares of the tasks are all 0, so there is no training text; give one of them more")
+        if self.sampling.by == "progress":
+            if len(tasks) < 2:
+                raise ValueError("sampling by progress needs at least two tasks; give another, or leave sampling out")
+            given = [task.name for task in tasks if task.share is not None]
+            if given:
+                raise ValueError(
+                    f"the task {given[0]} has a share, but sampling by progress sets the shares of all tasks; leave "
+                    "the share out, or set sampling.by to temperature"
+                )
+        return self
+
+    @property
+    def each_task(self) -> tuple[TaskConfig, ...]:
+        """The tasks; where there are none, one without a name that has all sources."""
+        if self.tasks:
+            return self.tasks
+        return (TaskConfig.model_construct(name="", sources=self.sources, val=self.val),)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all sources, those of held-out text included."""
+        tasks = self.each_task
+        sources = [source for task in tasks for source in task.sources]
+        sources += [task.val for task in tasks if task.val is not None]
+        return [source if isinstance(source, str) else source.path for source in sources]
+
     @property
     def staged(self) -> bool:
         """Whether sources come one after the other."""
@@ -98,6 +203,13 @@ class DataConfig(Section):
         return bool(self.sources) and all(
             isinstance(source, SourceConfig) and source.epochs is not None for source in self.sources
         )
+
+
+def refuse_twice(what: str, values: Sequence[str]) -> None:
+    """Raise ValueError if two tasks have the same value."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"two tasks have the {what} {value!r}; give each its own")
 
 
 class TokenizerConfig(Section):

@@ -3,7 +3,8 @@
 The arithmetic is on 64-bit integers, not by the generator of a library, whose numbers may change between versions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class Mixture:
 
     def __init__(self, weights: Sequence[float]) -> None:
         left = [sum(weights[index:]) for index in range(len(weights))]
-        self._shares = [weight / rest for weight, rest in zip(weights, left, strict=True)]
+        self._shares = [weight / rest if rest else 0.0 for weight, rest in zip(weights, left, strict=True)]
 
     def deal(self, number: int) -> tuple[int, int]:
         """Return the source of window `number`, and the count of windows that this source had before it."""
@@ -69,6 +70,53 @@ class Mixture:
                 return source, before
             number -= before
         return len(self._shares) - 1, number
+
+    def counts(self, number: int) -> list[int]:
+        """Count the windows of each source among the first `number` windows."""
+        counts = []
+        for share in self._shares[:-1]:
+            counts.append(int(number * share + 0.5))
+            number -= counts[-1]
+        return [*counts, number]
+
+
+class MovingMixture:
+    """A mixture whose weights change in the course of a run.
+
+    It deals as a `Mixture` from the last change on, where each source goes on after the windows that it had before. So
+    no window is repeated and none left out. Each length of windows is a series of its own.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = list(weights)
+        self._mixture = Mixture(weights)
+        self._begins: dict[int, tuple[int, list[int]]] = {}
+        """Length -> the first window since the last change, and the windows of each source before it."""
+
+    def deal(self, number: int, length: int) -> tuple[int, int]:
+        """Return the source of window `number`, and the count of windows that this source had before it."""
+        first, before = self._begins.get(length, (0, [0] * len(self.weights)))
+        assert number >= first, "the window is older than the last change of the weights"
+        source, place = self._mixture.deal(number - first)
+        return source, before[source] + place
+
+    def change(self, weights: Sequence[float], read: Mapping[int, int]) -> None:
+        """Change the weights; `read` maps each length to the number of its windows that were read."""
+        for length, number in read.items():
+            first, before = self._begins.get(length, (0, [0] * len(self.weights)))
+            dealt = self._mixture.counts(number - first)
+            self._begins[length] = (number, [had + more for had, more in zip(before, dealt, strict=True)])
+        self.weights, self._mixture = list(weights), Mixture(weights)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"weights": self.weights, "begins": {str(length): list(at) for length, at in self._begins.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.weights = list(state["weights"])
+        self._mixture = Mixture(self.weights)
+        self._begins = {int(length): (first, list(before)) for length, (first, before) in state["begins"].items()}
 
 
 def uniform(count: int, key: int) -> NDArray[np.float64]:

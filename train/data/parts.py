@@ -1,6 +1,6 @@
 """One source before it is tokenised: its items, what the scan counted, and where each is cut."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...contract.errors import UserError
 from .augment.rewrite import Rewriter
@@ -13,8 +13,24 @@ from .sources import Item, Source
 class Part:
     """One source, scanned, with the place where each item is cut into training and held-out text."""
 
-    def __init__(self, source: Source, scanned: list[tuple[Item, Scan]], val_fraction: float) -> None:
-        self.name = source.name
+    def __init__(
+        self,
+        source: Source,
+        scanned: list[tuple[Item, Scan]],
+        val_fraction: float,
+        loss_on: str = "all",
+        lead: str | None = None,
+    ) -> None:
+        """Cut a scanned source.
+
+        Args:
+            source: The source.
+            scanned: Its items, with what the scan counted.
+            val_fraction: The part that is held out.
+            loss_on: Which tokens are scored.
+            lead: The text of the token that begins each of its documents; None for none.
+        """
+        self.name, self.loss_on, self.lead = source.name, loss_on, lead
         self.weight = source.weight
         self.epochs = source.epochs
         self.augment = source.augment
@@ -36,13 +52,17 @@ class Part:
         """Return for each item whether `rewriter` leaves it unchanged, judged by its name."""
         return [rewriter.leaves(item.name) for item in self.items]
 
-    def segments(
-        self, template: ChatTemplate, answers_only: bool, rewriter: Rewriter | None = None
-    ) -> Iterator[Segment]:
+    @property
+    def masked(self) -> bool:
+        """Whether some of its tokens are not scored."""
+        return (self.loss_on == "answers" and self.chats > 0) or self.lead is not None
+
+    def segments(self, template: ChatTemplate, rewriter: Rewriter | None = None) -> Iterator[Segment]:
         """Read the text of all items in order; training text of an item comes before its held-out text.
 
         With `rewriter` only the training text, rewritten.
         """
+        answers_only = self.loss_on == "answers"
         for number, (item, cut) in enumerate(zip(self.items, self.cuts, strict=True)):
             own = None if rewriter is None or rewriter.leaves(item.name) else rewriter
             for segment in segments(item, cut, template, answers_only, own, number):
@@ -50,24 +70,35 @@ class Part:
                     yield segment
 
 
-def share_out(parts: list[Part], tokens: list[int]) -> list[float]:
-    """Compute the share of windows of each source.
+def share_out(
+    names: Sequence[str],
+    given: Sequence[float | None],
+    sizes: Sequence[float],
+    what: str = "weight",
+    of: str = "source",
+) -> list[float]:
+    """Compute shares that sum to 1: those given, and for the others, in proportion to their sizes, what these leave.
+
+    Args:
+        names: What shares are computed for.
+        given: The given shares; if there is one for each, they may have any sum.
+        sizes: The sizes.
+        what: What messages call a given share.
+        of: What messages call that which has it.
 
     Raises:
-        UserError: the given weights leave nothing for sources without one.
+        UserError: the given shares leave nothing for those without one.
     """
-    given = [part.weight for part in parts]
-    if all(weight is not None for weight in given):
-        total = sum(weight for weight in given if weight is not None)
-        return [weight / total for weight in given if weight is not None]
-    left = 1 - sum(weight for weight in given if weight is not None)
+    shares = [share for share in given if share is not None]
+    if len(shares) == len(given):
+        total = sum(shares)
+        return [share / total for share in shares]
+    left = 1 - sum(shares)
     if left <= 0:
-        names = ", ".join(part.name for part in parts if part.weight is None)
+        rest = ", ".join(name for name, share in zip(names, given, strict=True) if share is None)
         raise UserError(
-            f"the given weights add up to {1 - left:g}, which leaves nothing for {names}; give every source a weight, "
-            "or weights that add up to less than 1"
+            f"the given {what}s add up to {1 - left:g}, which leaves nothing for {rest}; give every {of} a {what}, "
+            f"or {what}s that add up to less than 1"
         )
-    free = sum(count for count, weight in zip(tokens, given, strict=True) if weight is None)
-    return [
-        left * count / max(1, free) if weight is None else weight for count, weight in zip(tokens, given, strict=True)
-    ]
+    free = sum(size for size, share in zip(sizes, given, strict=True) if share is None)
+    return [left * size / max(1, free) if share is None else share for size, share in zip(sizes, given, strict=True)]

@@ -16,15 +16,24 @@ from .augment.rewrite import Rewriter
 from .build import expected_bytes, free_bytes, report_unknown, write_entry
 from .cache import Entry, disk_error, new_entry, open_entry
 from .chat import ChatTemplate
-from .config import DataConfig, TokenizerConfig
+from .config import DataConfig, TaskConfig, TokenizerConfig
 from .corpus import Corpus
 from .documents import segments
 from .given_tokenizer import GivenTokenizer
-from .parts import Part, share_out
+from .parts import Part
 from .round_trip import notes_on_losses
-from .scan import Progress, scan_sources
-from .sources import Log, Source, resolve_source, resolve_sources
-from .tokenizers import Encoder, eos_id, make_tokenizer, parse_tokenizer, unknown_id, vocabulary_size
+from .scan import Progress, Scan, scan_sources
+from .sources import Item, Log, Source, resolve_source, resolve_sources
+from .tasks import identity_of_tasks, make_tasks
+from .tokenizers import (
+    Encoder,
+    eos_id,
+    make_tokenizer,
+    parse_tokenizer,
+    unknown_id,
+    vocabulary_size,
+    with_task_tokens,
+)
 
 # Part of every key: raise it when the same input would give other tokens.
 PIPELINE_VERSION = 1
@@ -88,79 +97,122 @@ class _Preparation:
         self._log(text)
 
     def run(self, seed: int, length: int | None) -> Corpus:
-        sources = resolve_sources(self.data, self.log)
-        held = self._held_out()
-        named = [*sources, held] if held else list(sources)
-        scanned = scan_sources(named, self.folder / "scans", self.progress, self.log)
+        tasks = self.data.each_task
+        sources = [resolve_sources(self.data, self.log, task.sources) for task in tasks]
+        held = [self._held_out(task) for task in tasks]
+        named = [*chain(*sources), *(source for source in held if source)]
+        scanned = iter(scan_sources(named, self.folder / "scans", self.progress, self.log))
         train = [
-            Part(source, items, self.data.val_fraction if held is None else 0.0)
-            for source, items in zip(sources, scanned, strict=False)
+            [
+                self._part(task, source, next(scanned), self.data.val_fraction if own is None else 0.0)
+                for source in group
+            ]
+            for task, group, own in zip(tasks, sources, held, strict=True)
         ]
-        val = [Part(held, scanned[-1], 1.0)] if held else train
-        chats = sum(part.chats for part in [*train, *(val if held else [])])
-        if self.given is not None:
-            self.given.refuse_conversations(chats, self.data.chat_template)
-        trained_on = self._refuse_or_report(train, val, chats, separate=held is not None)
-        plan = Plan([part.augment or self.data.augment for part in train])
-        tokenizer = self._tokenizer(train, plan.phrases)
+        val = [
+            parts if own is None else [self._part(task, own, next(scanned), 1.0)]
+            for task, parts, own in zip(tasks, train, held, strict=True)
+        ]
+        every = list(chain(*train))
+        template, chats = self._conversations(train, val)
+        trained_on = self._refuse_or_report(train, val, chats)
+        plan = Plan([part.augment or self.data.augment for part in every])
+        tokenizer = self._with_task_tokens(self._tokenizer(every, plan.phrases))
         end = self.given.end if self.given else eos_id(tokenizer)
         tokenizer_json = tokenizer.to_str()
         encoder = Encoder(tokenizer_json, self.tokenizer_config.kind, self._note_cut)
-        self._note_losses(train, tokenizer_json)
-        entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in train]
-        val_entries = [self._entry(part, tokenizer, tokenizer_json, encoder) for part in val] if held else entries
-        augmenter = Augmenter(plan, tokenizer, encoder, seed, self.log)
+        self._note_losses(every, tokenizer_json)
+        entry_of = {part: self._entry(part, tokenizer, tokenizer_json, encoder) for part in chain(every, *val)}
+        entries = [entry_of[part] for part in every]
+        leads = [None if task.token is None else tokenizer.token_to_id(task.token) for task in tasks]
+        augmenter = Augmenter(plan, tokenizer, encoder, seed, self.log, [lead for lead in leads if lead is not None])
         variants = []
-        for index, (part, entry) in enumerate(zip(train, entries, strict=True)):
+        for index, (part, entry) in enumerate(zip(every, entries, strict=True)):
             rewritten = [
                 self._entry(part, tokenizer, tokenizer_json, encoder, rewriter).train
                 for rewriter in augmenter.rewriters(index)
             ]
             variants.append(augmenter.changed(index, part.name, [entry.train, *rewritten]))
-        report_unknown(val_entries, tokenizer.get_vocab_size(), self.tokenizer_config, self.log)
-        if not sum(entry.stats["val_scored"] for entry in val_entries):
-            sizes = ", ".join(f"{part.name}: {part.num_bytes} bytes" for part in val)
-            raise UserError(
-                f"no held-out part is left to measure on ({sizes}; val_fraction {self.data.val_fraction:g}); "
-                "give more text, a larger --set data.val_fraction=0.3, or a file of its own with --val"
-            )
-        weights = share_out(train, [len(entry.train.tokens) - 1 for entry in entries])
+        report_unknown(
+            [entry_of[part] for part in chain(*val)], tokenizer.get_vocab_size(), self.tokenizer_config, self.log
+        )
         corpus = Corpus(
             tokenizer=tokenizer,
             eos_id=end,
             entries=entries,
-            val=val_entries,
-            weights=weights,
-            names=[part.name for part in train],
+            tasks=make_tasks(self.data, train, val, entry_of, leads),
+            sampling=self.data.sampling,
+            names=[part.name for part in every],
             pack=self.data.pack,
             seed=seed,
             digest=digest_of(
                 [
                     PIPELINE_VERSION,
                     tokenizer_json,
-                    [part.identity() for part in train],
-                    [part.identity() for part in val],
-                    [part.weight for part in train],
-                    self._settings(chats),
+                    [part.identity() for part in every],
+                    [part.identity() for part in chain(*val)],
+                    [part.weight for part in every],
+                    self._settings(chats, self.data.loss_on),
                     self.data.pack,
                     *self._ends(),
-                    *([[part.epochs for part in train]] if any(part.epochs for part in train) else []),
-                    *plan.identity([[item.name for item in part.items] for part in train]),
+                    *([[part.epochs for part in every]] if any(part.epochs for part in every) else []),
+                    *plan.identity([[item.name for item in part.items] for part in every]),
+                    *identity_of_tasks(self.data),
                 ]
             ),
-            chat_template=self.template.text if chats else None,
+            chat_template=template if chats else None,
             notes=self.notes,
-            epochs=[part.epochs for part in train],
+            epochs=[part.epochs for part in every],
             val_is_trained_on=trained_on,
             variants=variants,
             noise=[
                 augmenter.noise(index, [item.name for item in part.items], entry.train)
-                for index, (part, entry) in enumerate(zip(train, entries, strict=True))
+                for index, (part, entry) in enumerate(zip(every, entries, strict=True))
             ],
         )
         if length is not None:
             corpus.require(length)
         return corpus
+
+    def _part(self, task: TaskConfig, source: Source, scanned: list[tuple[Item, Scan]], val_fraction: float) -> Part:
+        return Part(source, scanned, val_fraction, task.loss_on or self.data.loss_on, task.token)
+
+    def _conversations(self, train: list[list[Part]], val: list[list[Part]]) -> tuple[str, int]:
+        """Return the chat template of the exported model, and the number of conversations in the text.
+
+        The template begins with the token of the task whose texts are conversations.
+
+        Raises:
+            UserError: the given tokenizer comes with a template that cannot write conversations.
+        """
+        parts = dict.fromkeys(chain(*train, *val))
+        chats = sum(part.chats for part in parts)
+        if self.given is not None:
+            self.given.refuse_conversations(chats, self.data.chat_template)
+        leads = list(dict.fromkeys(part.lead or "" for part in parts if part.chats))
+        if len(leads) > 1:
+            self.log(
+                "conversations belong to several tasks with different tokens, so the chat template of the model begins "
+                "with none of them; a prompt that begins with a token asks for its task"
+            )
+        return (leads[0] if len(leads) == 1 else "") + self.template.text, chats
+
+    def _with_task_tokens(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Add the tokens of the tasks; of a given tokenizer they are tokens already.
+
+        Raises:
+            UserError: a new tokenizer has one of them already, or a given one lacks one.
+        """
+        tokens = [task.token for task in self.data.tasks if task.token is not None]
+        if self.given is None:
+            return with_task_tokens(tokenizer, tokens, self.tokenizer_config.kind)
+        for token in tokens:
+            if tokenizer.token_to_id(token) is None:
+                raise UserError(
+                    f"the task token {token!r} is not in {self.given.name}, and nothing can be added to the tokenizer "
+                    "of a model that is trained further; choose a token of that model, or leave it out"
+                )
+        return tokenizer
 
     def _note_cut(self, length: int) -> None:
         """Log once that a stretch of `length` characters is cut."""
@@ -175,45 +227,53 @@ class _Preparation:
         """Log which text a given tokenizer, or one of words, cannot reproduce."""
         config = self.tokenizer_config
         if config.is_file or config.kind == "words":
-            sample = (s.text for part in train for s in part.segments(self.template, False) if not s.held_out)
+            sample = (s.text for part in train for s in part.segments(self.template) if not s.held_out)
             for note in notes_on_losses(tokenizer_json, config.kind, sample):
                 self.log(note)
 
-    def _held_out(self) -> Source | None:
+    def _held_out(self, task: TaskConfig) -> Source | None:
         data = self.data
-        if data.val is None:
+        if task.val is None:
             return None
-        return resolve_source(data.val, data.text_field, self.log, data.dir, data.end_marker)
+        return resolve_source(task.val, data.text_field, self.log, data.dir, data.end_marker)
 
     def _ends(self) -> list[object]:
         """Return what is part of a key where texts begin or end with tokens of another program."""
         return self.given.identity() if self.given else []
 
-    def _settings(self, chats: int) -> list[object]:
-        return [self.data.loss_on, self.template.text] if chats else []
+    def _settings(self, chats: int, loss_on: str) -> list[object]:
+        return [loss_on, self.template.text] if chats else []
 
-    def _refuse_or_report(self, train: list[Part], val: list[Part], chats: int, *, separate: bool) -> bool:
+    def _refuse_or_report(self, train: list[list[Part]], val: list[list[Part]], chats: int) -> bool:
         """Refuse or report settings that do not fit the text.
 
         Returns:
             Whether all held-out text is trained on as well.
         """
-        if self.data.loss_on == "answers" and not chats:
-            raise UserError(
-                "loss_on is 'answers', but no record has an answer; expected records of prompt and completion, or of "
-                "messages with role assistant. For plain text leave out --set data.loss_on=answers"
-            )
+        for task, parts, held in zip(self.data.each_task, train, val, strict=True):
+            if (task.loss_on or self.data.loss_on) == "answers" and not any(part.chats for part in chain(parts, held)):
+                of = f" of the task {task.name}" if task.name else ""
+                cure = f"the loss_on{of}" if task.loss_on else "--set data.loss_on=answers"
+                raise UserError(
+                    f"loss_on is 'answers', but no record{of} has an answer; expected records of prompt and "
+                    f"completion, or of messages with role assistant. For plain text leave out {cure}"
+                )
         if self.data.chat_template is not None and not chats:
             self.log("data.chat_template is not used: no record is a conversation")
-        if not separate:
-            return False
-        trained = {scan.digest for part in train for scan in part.scans}
-        seen = [item for item, scan in zip(val[0].items, val[0].scans, strict=True) if scan.digest in trained]
-        for item in seen:
-            self.log(
-                f"{item.name} is trained on as well as held out: its loss does not show how the model does on new text"
-            )
-        return len(seen) == len(val[0].items)
+        trained = {scan.digest for part in chain(*train) for scan in part.scans}
+        everything = True
+        for parts, held in zip(train, val, strict=True):
+            if held is parts:
+                everything = False
+                continue
+            seen = [item for item, scan in zip(held[0].items, held[0].scans, strict=True) if scan.digest in trained]
+            for item in seen:
+                self.log(
+                    f"{item.name} is trained on as well as held out: its loss does not show how the model does on new "
+                    "text"
+                )
+            everything = everything and len(seen) == len(held[0].items)
+        return everything
 
     def _tokenizer(self, train: list[Part], phrases: Sequence[str]) -> Tokenizer:
         """Train the tokenizer on the training text and on `phrases`, or take it from the cache.
@@ -281,10 +341,12 @@ class _Preparation:
         encoder: Encoder,
         rewriter: Rewriter | None = None,
     ) -> Entry:
-        masked = self.data.loss_on == "answers" and part.chats > 0
         variant = [] if rewriter is None else [rewriter.identity, part.left(rewriter)]
-        settings = [*self._settings(part.chats), *self._ends()]
-        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), settings, *variant])
+        settings = [*self._settings(part.chats, part.loss_on), *self._ends()]
+        number = None if part.lead is None else tokenizer.token_to_id(part.lead)
+        lead = None if part.lead is None or number is None else (number, part.lead)
+        begun = [] if lead is None else ["begins with", *lead]
+        key = digest_of([PIPELINE_VERSION, tokenizer_json, part.identity(), settings, *variant, *begun])
         folder = self.folder / "tokens" / key[:32]
         end = self.given.end if self.given else eos_id(tokenizer)
         wide = vocabulary_size(tokenizer) > 2**16
@@ -292,8 +354,8 @@ class _Preparation:
             entry = open_entry(folder)
             if entry is not None:
                 return entry
-            sample = part.segments(self.template, False)
-            needed = expected_bytes(sample, encoder, part.num_bytes, (4 if wide else 2) + masked)
+            sample = part.segments(self.template)
+            needed = expected_bytes(sample, encoder, part.num_bytes, (4 if wide else 2) + part.masked)
             free = free_bytes(folder.parent)
             if free < needed:
                 raise UserError(
@@ -310,13 +372,14 @@ class _Preparation:
             with new_entry(folder, needed) as place:
                 write_entry(
                     place,
-                    part.segments(self.template, self.data.loss_on == "answers", rewriter),
+                    part.segments(self.template, rewriter),
                     encoder,
                     wide=wide,
-                    masked=masked,
+                    masked=part.masked,
                     eos_id=end,
                     end=str(tokenizer.id_to_token(end)),
                     bos_id=self.given.begin if self.given else None,
+                    lead=lead,
                     unknown=unknown_id(tokenizer),
                     advance=advance,
                 )

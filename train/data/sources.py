@@ -49,18 +49,21 @@ class Source:
     """Its variation; None takes that of the section."""
 
 
-def resolve_sources(config: DataConfig, log: Log) -> tuple[Source, ...]:
-    """Resolve the training sources in the order given.
+def resolve_sources(
+    config: DataConfig, log: Log, sources: Sequence[str | SourceConfig] | None = None
+) -> tuple[Source, ...]:
+    """Resolve the training sources in the order given: those of the section, or `sources`, those of a task.
 
     Raises:
         UserError: there is no source, or a source cannot be found.
     """
-    if not config.sources:
+    sources = config.sources if sources is None else sources
+    if not sources:
         raise UserError(
             "no data given; expected at least one source: --data FILE, --data hf:NAME or --data builtin:facts"
         )
     options = (config.text_field, log, config.dir, config.end_marker)
-    return tuple(resolve_source(source, *options) for source in config.sources)
+    return tuple(resolve_source(source, *options) for source in sources)
 
 
 def resolve_source(

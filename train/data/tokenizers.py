@@ -5,12 +5,12 @@ only where we put it: text that happens to spell it is tokenised as the characte
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ...contract.byte_table import byte_characters
 from ...contract.errors import UserError
@@ -167,10 +167,7 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
             "--tokenizer bpe"
         )
     if size > count and tokenizer.token_to_id(EOS) is None:
-        # The library would give a new token the id `count`, which may be that of another one.
-        content = json.loads(text)
-        content["model"]["vocab"][EOS] = size
-        tokenizer = open_tokenizer(json.dumps(content), name)
+        tokenizer = _with_entry(text, EOS, size, name)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.add_special_tokens([EOS])
@@ -181,6 +178,35 @@ def parse_tokenizer(text: str, name: str) -> Tokenizer:
             f"the tokenizer {name} gives the id {end} to {EOS} and to {shared[0]!r}; give each token an id of its own, "
             "or use --tokenizer bpe"
         )
+    return tokenizer
+
+
+def _with_entry(text: str, token: str, number: int, name: str) -> Tokenizer:
+    """Put a token into the vocabulary of a tokenizer that leaves out ids.
+
+    The library would give a new token the count of the others as its id, which may be that of another one.
+    """
+    content = json.loads(text)
+    content["model"]["vocab"][token] = number
+    return open_tokenizer(json.dumps(content), name)
+
+
+def with_task_tokens(tokenizer: Tokenizer, tokens: Sequence[str], name: str) -> Tokenizer:
+    """Add the tokens of tasks to a tokenizer. Unlike special tokens, a text that spells one out means it.
+
+    Raises:
+        UserError: The tokenizer has one of them already.
+    """
+    for token in tokens:
+        number = tokenizer.token_to_id(token)
+        if number is not None:
+            raise UserError(
+                f"the task token {token!r} is already in the tokenizer {name}, with id {number}; choose a token that "
+                "is not, such as <|task:NAME|>"
+            )
+        if vocabulary_size(tokenizer) > tokenizer.get_vocab_size():
+            tokenizer = _with_entry(tokenizer.to_str(), token, vocabulary_size(tokenizer), name)
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
     return tokenizer
 
 
@@ -240,6 +266,8 @@ class Encoder:
         self._table: NDArray[np.uint32] | None = None
         self._kind = kind
         self._cut = cut
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._leads = [token.content for token in added if not token.special]  # a text that spells them means them
         if kind == "chars":
             vocab = self._tokenizer.get_vocab(with_added_tokens=True)
             self._table = np.full(CODEPOINTS, vocab[UNKNOWN], dtype=np.uint32)
@@ -249,10 +277,8 @@ class Encoder:
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
         """Return the ids of each text."""
-        if self._kind == "bytes":
-            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32) for text in texts]
-        if self._table is not None:
-            return [self._table[codepoints(text)] for text in texts]
+        if self._kind == "bytes" or self._table is not None:
+            return [self._by_table(text) for text in texts]
         pieces: list[str] = []
         counts: list[int] = []  # of pieces of each text
         for text in texts:
@@ -268,3 +294,11 @@ class Encoder:
         encodings = encode() if sum(map(len, pieces)) < QUICK_CHARS else run_interruptibly(encode)
         arrays = iter([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
         return [np.concatenate([next(arrays) for _ in range(count)]) for count in counts]
+
+    def _by_table(self, text: str) -> NDArray[np.uint32]:
+        """Return the ids of a text of characters or bytes."""
+        if any(lead in text for lead in self._leads):
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        if self._table is not None:
+            return self._table[codepoints(text)]
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...contract.errors import UserError
 from ..config.run_config import RunConfig
+from ..distillation.distiller import is_of_distiller
 from ..model.continued import Taken, take_weights
 from ..model.lora import adapted
 from ..model.lora_config import LoraConfig
@@ -63,7 +64,11 @@ def assemble(
     optimizers = Optimizers(model, config.optimizer, placed, by_layer=config.monitor.act == "lr")
     counters = Counters()
     if checkpoint is not None:
-        slots = {name: value for name, value in checkpoint.optimizer_state.items() if not name.startswith("random.")}
+        slots = {
+            name: value
+            for name, value in checkpoint.optimizer_state.items()
+            if not name.startswith("random.") and not is_of_distiller(name)
+        }
         optimizers.load_state_tensors(slots)
         restore_random(checkpoint.optimizer_state, checkpoint.state["random"])
         if world.size > 1 and device.type == "cuda" and "random.cuda.0" in checkpoint.optimizer_state:

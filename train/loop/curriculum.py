@@ -26,6 +26,7 @@ class Curriculum:
         self.record: dict[str, Any] = {}
         """The settings in force, under the names of metrics.jsonl; only those that the config changes in the run."""
         self.losses = config.losses
+        self._text_weight = 1.0 if config.distillation is None else 1 - config.distillation.weight
         self._exit_weights: dict[int, float] | None = None
         self._moves_exits = self.config.losses.exit_curriculum != "all"
 
@@ -53,9 +54,20 @@ class Curriculum:
             if self._moves_exits:
                 self.record |= {f"exit_weight.{layer}": weight for layer, weight in self._exit_weights.items()}
 
-    def loss(self, out: ModelOutput, targets: Tensor, scored: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of a batch with the settings in force; targets and scored (B, T)."""
-        return training_loss(self.model, out, targets, scored, self.losses, exit_weights=self._exit_weights)
+    def loss(
+        self, out: ModelOutput, targets: Tensor, scored: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch with the settings in force; targets and scored (B, T), weights (B,) of tasks."""
+        return training_loss(
+            self.model,
+            out,
+            targets,
+            scored,
+            self.losses,
+            exit_weights=self._exit_weights,
+            task_weights=weights,
+            text_weight=self._text_weight,
+        )
 
     def rest(self) -> None:
         """Set the model as it is evaluated and exported: as in the config, with nothing scheduled and nothing drawn."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class Evaluation:
     """Means over the scored tokens: experts_per_token, layers_per_token and those of other choices of the model."""
     tokens: int
     """Scored tokens."""
+    tasks: Mapping[str, Evaluation] = field(default_factory=dict)
+    """The same for each task, by its name; empty without tasks."""
 
     @property
     def experts_per_token(self) -> float:
@@ -92,6 +94,27 @@ def evaluate(
         return None
     loss = float(total(nats)[0]) / tokens
     return Evaluation(loss, loss / math.log(2) / bytes_per_token, {n: v / tokens for n, v in usage.items()}, tokens)
+
+
+def over_tasks(tasks: Mapping[str, Evaluation], sizes: Mapping[str, int], bytes_per_token: float) -> Evaluation | None:
+    """Combine the evaluations of tasks; None without any.
+
+    Each counts by the size of its whole held-out text, however much of it was scored, so the result estimates the loss
+    on all held-out text.
+
+    Args:
+        tasks: Name -> evaluation.
+        sizes: Name -> scored tokens of its whole held-out text.
+        bytes_per_token: Bytes of all held-out text per scored token.
+    """
+    if not tasks:
+        return None
+    whole = sum(sizes[name] for name in tasks)
+    loss = sum(one.loss * sizes[name] for name, one in tasks.items()) / whole
+    names = dict.fromkeys(key for one in tasks.values() for key in one.usage)
+    usage = {key: sum(one.usage[key] * sizes[name] for name, one in tasks.items()) / whole for key in names}
+    tokens = sum(one.tokens for one in tasks.values())
+    return Evaluation(loss, loss / math.log(2) / bytes_per_token, usage, tokens, tasks)
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:

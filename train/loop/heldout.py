@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from ..config.trainer import TrainerConfig
 from ..data.corpus import Corpus
+from ..data.tasks import Task
 from ..model.transformer import Transformer
 from ..parallel.placement import Placement
 from ..parallel.world import World
 from ..run.folder import Run
 from .curriculum import Curriculum
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate, over_tasks
 from .routing_trace import TOKENS, RoutingTrace
 
 
@@ -57,16 +58,34 @@ class Heldout:
         """The loss of the newest evaluation."""
 
     def evaluate(self, max_tokens: int | None) -> Evaluation | None:
-        """Score at most `max_tokens` tokens, or all of them; return None if `stop` came first."""
+        """Score at most `max_tokens` tokens, or all of them; return None if `stop` came first.
+
+        Of several tasks each scores an equal part of `max_tokens`, however small its text is.
+        """
         self.curriculum.rest()
-        windows = self.corpus.val_windows(self.length, self.batch_size, max_tokens)
         self.placed.rest()
-        evaluation = evaluate(
-            self.model, windows, self.batch_size, self.corpus.val_bytes_per_token, self.precision, self.stop
-        )
+        evaluation = self._of_tasks(max_tokens) if self.corpus.has_tasks else self._of(None, max_tokens)
         self.placed.rest()
         self.loss = evaluation.loss if evaluation else self.loss
         return evaluation
+
+    def _of(self, task: Task | None, max_tokens: int | None) -> Evaluation | None:
+        windows = self.corpus.val_windows(self.length, self.batch_size, max_tokens, task)
+        per_token = (self.corpus if task is None else task).val_bytes_per_token
+        return evaluate(self.model, windows, self.batch_size, per_token, self.precision, self.stop)
+
+    def _of_tasks(self, max_tokens: int | None) -> Evaluation | None:
+        tasks = self.corpus.tasks
+        each = None if max_tokens is None else -(-max_tokens // len(tasks))
+        evaluations = {}
+        for task in tasks:
+            evaluation = self._of(task, each)
+            if evaluation is None and self.stop():
+                return None
+            if evaluation is not None:  # else nothing is scored in so few tokens
+                evaluations[task.name] = evaluation
+        sizes = {task.name: task.val_scored for task in tasks}
+        return over_tasks(evaluations, sizes, self.corpus.val_bytes_per_token)
 
     def snapshot(self, step: int) -> None:
         """Write which experts and heads a fixed text uses after `step`."""

@@ -75,6 +75,10 @@ class Lengths:
         which, before = self.lengths.index(shape.length), self._read(counters)
         counters.windows = [*before[:which], shape.last + 1, *before[which + 1 :]]
 
+    def read(self, counters: Counters) -> dict[int, int]:
+        """Return how many windows were read of each length."""
+        return dict(zip(self.lengths, self._read(counters), strict=True))
+
     def _read(self, counters: Counters) -> list[int]:
         """Return how many windows of each length were read.
 

@@ -36,6 +36,12 @@ def scores(evaluation: Evaluation | None) -> dict[str, float]:
         "perplexity": evaluation.perplexity,
         "bits_per_byte": evaluation.bits_per_byte,
         **{f"val_{name}": value for name, value in evaluation.usage.items()},
+        **{
+            f"{key}/{task}": value
+            for task, one in evaluation.tasks.items()
+            for key, value in scores(one).items()
+            if key != "perplexity"
+        },
     }
 
 

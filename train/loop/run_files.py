@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...contract.errors import UserError
-from ...contract.file_names import CHAT_TEMPLATE, HELDOUT, TOKENIZER
+from ...contract.file_names import CHAT_TEMPLATE, HELDOUT, TASKS, TOKENIZER
 from ..config.run_config import RunConfig
 from ..data.corpus import Corpus
 from ..run.folder import Run
@@ -41,6 +42,17 @@ def write_beside(config: RunConfig, run: Run, corpus: Corpus, made_by: Mapping[s
     if config.origin is None:  # else the files of that run stay as they are
         run.write(TOKENIZER, corpus.tokenizer_json())
     run.write(HELDOUT, corpus.heldout_text(HELDOUT_BYTES))
+    if corpus.has_tasks:
+        each = HELDOUT_BYTES // len(corpus.tasks)
+        tasks = [
+            {
+                "name": task.name,
+                "token": None if task.lead is None else corpus.tokenizer.id_to_token(task.lead),
+                "heldout": corpus.heldout_text(each, task),
+            }
+            for task in corpus.tasks
+        ]
+        run.write(TASKS, json.dumps({"format_version": 1, "tasks": tasks}, indent=1) + "\n")
     if corpus.chat_template:
         run.write(CHAT_TEMPLATE, corpus.chat_template)
     run.add_versions(made_by)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..config.run_config import RunConfig
 from ..data.corpus import Corpus
+from ..distillation.distiller import Distiller
+from ..distillation.lessons import Part
 from ..model.transformer import Transformer
 from ..monitor.monitor import Monitor
 from ..optim.clipping import Clipping
@@ -31,9 +33,11 @@ from .data_digest import digest_with
 from .divergence import all_finite, divergence_error, require_convergence
 from .evaluate import Evaluation
 from .heldout import Heldout
+from .learning_progress import LearningProgress
 from .lengths import Lengths
 from .record import StepResult, record_of, scores
 from .spike_guard import Guard
+from .task_figures import TaskFigures
 
 
 class Trainer:
@@ -55,11 +59,13 @@ class Trainer:
         saved: Sequence[int] = (),
         stop: Callable[[], bool] = lambda: False,
         state: Mapping[str, Any] | None = None,
+        distiller: Distiller | None = None,
     ) -> None:
         """Set up the loop.
 
         `identity` is the record of the data and the machine in every checkpoint, `saved` the steps of good checkpoints
-        that exist already; `stop` returns True to end after the step; `state` is that of the checkpoint to resume from.
+        that exist already; `stop` returns True to end after the step; `state` is that of the checkpoint to resume from;
+        `distiller` adds the losses of a teacher, None without one.
         """
         self.config, self.run, self.model, self.corpus, self.optimizers = config, run, model, corpus, optimizers
         self.precision, self.metrics, self.display, self.counters = precision, metrics, display, counters
@@ -69,10 +75,13 @@ class Trainer:
         self.guard = Guard(config.trainer, config.optimizer, (state or {}).get("guard"))
         self.clipping = Clipping(config.optimizer, (state or {}).get("clip_history", ()), self.placed.norm)
         self.curriculum = Curriculum(config, model)
+        self.distiller = distiller or Distiller(config, None, model.embedding.weight.device)
         self.monitor = Monitor(config, optimizers, counters, (state or {}).get("monitor"))
         self.lengths = Lengths(config.trainer, config.sequence_length)
         self.buffers = Buffers(model)
         self.device = model.embedding.weight.device
+        self.tasks = TaskFigures(corpus.tasks, self.device)
+        self.sampling = LearningProgress(corpus, (state or {}).get("sampling"))
         self.shape = self.lengths.shape(counters, 0.0)
         estimated_save_seconds = 1e-8 * sum(p.numel() for p in model.parameters())  # until a save was measured
         self.saver = saver_of(config, run, display, saved, estimated_save_seconds, self.world)
@@ -151,31 +160,43 @@ class Trainer:
         rows, length, first, part = self.shape
         if self.clock.begins_stage(self.shape):
             self.guard.reset()
+        self.sampling.adapt(self.counters.step, lambda: self.lengths.read(self.counters))
         batch = self.corpus.batch(first, rows, length)  # that of all ranks, so each knows what is scored in it
         self.counters.tokens_digest = digest_with(self.counters.tokens_digest, batch)
-        tensors = [torch.from_numpy(each).to(self.device, non_blocking=True) for each in batch]  # each (B, T)
+        arrays = (*batch, self.corpus.tasks_of(first, rows, length))
+        tensors = [torch.from_numpy(each).to(self.device, non_blocking=True) for each in arrays]  # (B, T) x 3, (B,)
         scored_in_all = tensors[2].sum().clamp(min=1)
+        windows = torch.arange(first, first + rows)
         sums: dict[str, Tensor] = {}
         result = StepResult()
         watch = self.monitor.watch(rows)
+        self.tasks.reset()
         self.buffers.copy()
-        for whole in zip(*(torch.split(each, part) for each in tensors), strict=True):
+        for whole in zip(*(torch.split(each, part) for each in [*tensors, windows]), strict=True):
             if not whole[2].any():
                 continue  # a part of padding alone: nothing to learn from, and no mean over no tokens
             share = whole[2].sum() / scored_in_all
-            ids, targets, scored = map(self.world.rows, whole)
+            ids, targets, scored, tasks, numbers = map(self.world.rows, whole)
             with autocast(self.device, self.precision):
-                out = self.model(ids, checkpoint_activations=trainer.checkpoint_activations, measures=watch is not None)
-                loss, parts = self.curriculum.loss(out, targets, scored)
-            for name, value in {"loss": loss.detach(), **parts, **out.usage(scored)}.items():
+                out = self.model(
+                    ids, checkpoint_activations=trainer.checkpoint_activations, measures=watch is not None,
+                    state_layers=self.distiller.state_layers,
+                )  # fmt: skip
+                loss, parts = self.curriculum.loss(out, targets, scored, self.tasks.weights(tasks))
+                learned, more = self.distiller.loss(
+                    self.model, out, Part(ids, targets, scored, numbers), self.counters.step
+                )
+            loss = loss if learned is None else loss + learned
+            for name, value in {"loss": loss.detach(), **parts, **more, **out.usage(scored)}.items():
                 sums[name] = sums.get(name, 0.0) + value.float() * share
             if not loss.isfinite():
                 break
             (loss * share).backward()
             self.model.observe(out, scored)
+            self.tasks.add(out, targets, scored, tasks)
             if watch is not None:
                 watch.saw(out, scored, share)
-        result.parts = {name: value.item() for name, value in sums.items()}
+        result.parts = {name: value.item() for name, value in sums.items()} | self.tasks.figures()
         loss_of_step = self.world.broadcast_float(result.parts.get("loss", 0.0))
         result.problem = self.guard.check(loss_of_step)
         if not result.skipped:
@@ -191,11 +212,14 @@ class Trainer:
                 watch.update(self.optimizers.step)
                 watch.agree(self.world.broadcast_floats)
                 result.figures = self.monitor.judge(watch, self.clock.is_warm)
+            self.distiller.step(self.optimizers.rate)
             self.clipping.accept(result.grad_norm)
             self.guard.accept(loss_of_step, result.grad_norm)
+            self.sampling.observe(self.tasks.nats, self.tasks.tokens)
         else:
             self.buffers.restore()
         self.optimizers.zero_grad()
+        self.distiller.zero_grad()
         self.counters.tokens_seen += tensors[0].numel()
         self.lengths.advance(self.counters, self.shape)
         return result
@@ -253,8 +277,10 @@ class Trainer:
             "clip_history": list(self.clipping.history),
             "monitor": self.monitor.state(),
         }
+        if self.sampling.active:
+            state["sampling"] = self.sampling.state()
         model_state = self.placed.model_state()
-        tensors = {**self.optimizers.state_tensors(), **random_tensors()}
+        tensors = {**self.optimizers.state_tensors(), **random_tensors(), **self.distiller.state_tensors()}
         scored = self._scored if self._scored and self._scored.step == step else None
 
         def save_finite() -> None:
@@ -314,9 +340,18 @@ class Trainer:
             **self.curriculum.record,
             **self.saver.record(),
             **self.optimizers.record(),
+            **self.shares(),
             **scores(evaluated),
             **({"data": self.data()} if result.skipped else {}),
         )
+
+    def shares(self) -> dict[str, float]:
+        """Return the present share of each task in the training windows, under the names of metrics.jsonl."""
+        if not self.corpus.has_tasks:
+            return {}
+        return {
+            f"share/{task.name}": share for task, share in zip(self.corpus.tasks, self.corpus.shares(), strict=True)
+        }
 
     def show(self, record: dict[str, Any], force: bool) -> None:
         """Show the record on the live line, with the newest held-out loss and the time left."""

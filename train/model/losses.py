@@ -17,9 +17,14 @@ from .loss_config import LossConfig
 from .transformer import ModelOutput, Transformer, router_of
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Nats per counted token: logits (B, T, V), targets (B, T), counted (B, T) bool -> ()."""
+def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Nats per counted token: logits (B, T, V), targets (B, T), counted (B, T) bool -> ().
+
+    With `weights` (B,) the nats of each sequence are multiplied by its own.
+    """
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    if weights is not None:
+        losses = (losses.view(targets.shape) * weights[:, None]).flatten()
     nats, count = total((losses * counted.flatten()).sum(), counted.sum())
     return nats / count.clamp(min=1)
 
@@ -46,8 +51,8 @@ def router_l1_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Ten
         if layer.routes is None or block.moe is None or block.moe.router.l1 is None:
             continue
         router, among = block.moe.router, counted & layer.runs
-        share = _mean(layer.routes.selected_experts.float(), among)  # (E,)
-        gates = _mean(layer.routes.routing_weights, among)  # (E,)
+        share = mean_over(layer.routes.selected_experts.float(), among)  # (E,)
+        gates = mean_over(layer.routes.routing_weights, among)  # (E,)
         losses.append(router.l1.coefficient * (len(share) / router.target_units) * (share * gates).sum())
     return torch.stack(losses).mean() if losses else None
 
@@ -62,7 +67,7 @@ def head_balancing_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
 def head_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Return the z-loss of the routed heads: ST-MoE (arXiv 2202.08906), eq. 5."""
     assert layer.heads is not None
-    return _mean(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
+    return mean_over(layer.heads.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def _balance(selected: Tensor, probs: Tensor, counted: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -70,34 +75,34 @@ def _balance(selected: Tensor, probs: Tensor, counted: Tensor, weights: Tensor |
     (taken,) = total((selected & counted[:, None]).sum(0))  # (E,)
     share = taken / taken.sum().clamp(min=1)
     if weights is None:
-        return len(share) * (share * _mean(probs, counted)).sum()
-    return weights.reciprocal().sum() * (weights * share * _mean(probs, counted)).sum()
+        return len(share) * (share * mean_over(probs, counted)).sum()
+    return weights.reciprocal().sum() * (weights * share * mean_over(probs, counted)).sum()
 
 
 def router_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean of logsumexp(logits)^2, which keeps the router's logits small: ST-MoE (arXiv 2202.08906), eq. 5."""
     assert layer.routes is not None
-    return _mean(layer.routes.router_logits.logsumexp(-1).square(), counted & layer.runs)
+    return mean_over(layer.routes.router_logits.logsumexp(-1).square(), counted & layer.runs)
 
 
 def router_entropy_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean entropy of the routing distribution in nats, which pulls towards few experts: Huang et al. 2024, eq. 6."""
     assert layer.routes is not None
     probs = layer.routes.router_probs
-    return _mean(-(probs * probs.clamp(min=1e-30).log()).sum(-1), counted & layer.runs)
+    return mean_over(-(probs * probs.clamp(min=1e-30).log()).sum(-1), counted & layer.runs)
 
 
 def depth_z_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean of the squared depth logit, which keeps the score near 1/2, where the gate is a plain residual."""
     assert layer.depth is not None
-    return _mean(layer.depth.logits.square(), counted)
+    return mean_over(layer.depth.logits.square(), counted)
 
 
 def window_loss(layer: LayerRouting, counted: Tensor) -> Tensor:
     """Mean score of a learned window: Adaptive Attention Span (arXiv 1905.07799), eq. 3, as a share of the largest."""
     assert layer.windows is not None
     assert layer.windows.scores is not None
-    return _mean(layer.windows.scores, counted & layer.runs)
+    return mean_over(layer.windows.scores, counted & layer.runs)
 
 
 def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Tensor | None:
@@ -115,7 +120,7 @@ def threshold_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Ten
             assert routes is not None
             assert routes.soft_count is not None
             among = counted if kind == "depth" else counted & layer.runs
-            losses.append((_mean(routes.soft_count, among) - router.target_units).square())
+            losses.append((mean_over(routes.soft_count, among) - router.target_units).square())
     return torch.stack(losses).mean() if losses else None
 
 
@@ -138,25 +143,30 @@ def exit_weights_at(config: LossConfig, exit_layers: Sequence[int], step: int, p
 
 
 def exit_losses(
-    model: Transformer, out: ModelOutput, targets: Tensor, counted: Tensor, weights: Mapping[int, float]
+    model: Transformer,
+    out: ModelOutput,
+    targets: Tensor,
+    counted: Tensor,
+    weights: Mapping[int, float],
+    task_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses of the early exits by name, weighted means over the exits.
 
     `exit_loss` is the cross-entropy of logits(norm(x_l)): LayerSkip (arXiv 2404.16710), eq. 4. `exit_router_loss`,
     where routers decide about leaving, is that of their prediction that the last layer would choose the same token; its
-    gradient does not reach the model.
+    gradient does not reach the model. `task_weights` (B,) are factors on the cross-entropy of each sequence.
     """
     losses: dict[str, list[Tensor]] = {"exit_loss": [], "exit_router_loss": []}
     for layer, weight in weights.items():
         hidden = out.exit_hidden[layer]
         logits = model.logits(hidden)
-        losses["exit_loss"].append(weight * cross_entropy(logits, targets, counted))
+        losses["exit_loss"].append(weight * cross_entropy(logits, targets, counted, task_weights))
         if str(layer) in model.exit_routers:
             router = model.exit_routers[str(layer)]
             assert isinstance(router, ExitRouter)
             agrees = agreement_targets(logits.detach(), out.logits.detach())
             wrong = F.binary_cross_entropy_with_logits(router.logits(hidden.detach()), agrees, reduction="none")
-            losses["exit_router_loss"].append(weight * _mean(wrong.flatten(), counted.flatten()))
+            losses["exit_router_loss"].append(weight * mean_over(wrong.flatten(), counted.flatten()))
     return {name: torch.stack(parts).sum() for name, parts in losses.items() if parts}
 
 
@@ -167,6 +177,8 @@ def training_loss(
     loss_mask: Tensor,
     config: LossConfig,
     exit_weights: Mapping[int, float] | None = None,
+    task_weights: Tensor | None = None,
+    text_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss to differentiate, (), and its parts by name, unweighted and detached.
 
@@ -177,6 +189,8 @@ def training_loss(
         loss_mask: (B, T) bool, the tokens that count, for the auxiliary losses too.
         config: The weights of the losses.
         exit_weights: From `exit_weights_at`; None takes those of the end of the run.
+        task_weights: (B,), factors on the cross-entropy of each sequence; None for 1. The part has none.
+        text_weight: The weight of the cross-entropy of the text; a teacher has the rest.
     """
     counted = loss_mask.flatten()
     parts = {"cross_entropy": cross_entropy(out.logits, targets, loss_mask)}
@@ -201,14 +215,17 @@ def training_loss(
     if out.exit_hidden and (config.exit_loss or (len(model.exit_routers) and config.exit_router_loss)):
         if exit_weights is None:
             exit_weights = exit_weights_at(config, list(out.exit_hidden), 0, 1.0)
-        parts.update(exit_losses(model, out, targets, loss_mask, exit_weights))
+        parts.update(exit_losses(model, out, targets, loss_mask, exit_weights, task_weights))
     # the coefficient of the L1 loss adapts, so it has no weight of its own
-    strengths: dict[str, Any] = {"cross_entropy": 1.0, "router_l1_loss": 1.0, **config.model_dump()}
-    total = torch.stack([strengths[name] * part for name, part in parts.items()]).sum()
+    strengths: dict[str, Any] = {"cross_entropy": text_weight, "router_l1_loss": 1.0, **config.model_dump()}
+    learned = dict(parts)
+    if task_weights is not None:
+        learned["cross_entropy"] = cross_entropy(out.logits, targets, loss_mask, task_weights)
+    total = torch.stack([strengths[name] * part for name, part in learned.items()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 
 
-def _mean(values: Tensor, counted: Tensor) -> Tensor:
+def mean_over(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of `values` (N, ...) over the tokens that count."""
     weights = counted.view(-1, *[1] * (values.ndim - 1)).float()
     summed, count = total((values * weights).sum(0), weights.sum())

@@ -1,5 +1,6 @@
 """The language model. B batch, T time, N = B*T tokens, D width, L layers, E experts, V vocabulary."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ class ModelOutput(NamedTuple):
     exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
     hidden: Tensor  # (B, T, D): normed state after the last layer; of a token that left, its frozen one
     residual_rms: tuple[Tensor, ...] = ()  # L of (): root mean square of x after each block, if asked for
+    layer_states: tuple[Tensor, ...] = ()  # x (B, T, D) after the blocks that were asked for, in their order
 
     def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
         """Return the average use per token, each () float32.
@@ -111,6 +113,7 @@ class Transformer(nn.Module):
         thresholds: ThresholdTensors | None = None,
         checkpoint_activations: bool = False,
         measures: bool = False,
+        state_layers: Sequence[int] = (),
     ) -> ModelOutput:
         """Run the model.
 
@@ -119,6 +122,7 @@ class Transformer(nn.Module):
             thresholds: None takes those of the controllers, and no token leaves early.
             checkpoint_activations: Whether the backward pass computes most activations again; only in training.
             measures: Whether to fill in `residual_rms`.
+            state_layers: The layers after which `layer_states` has the state; any may be named twice.
 
         Raises:
             ValueError: The sequence is longer than the context.
@@ -136,6 +140,7 @@ class Transformer(nn.Module):
         drawn = self._drawn_experts(ids.numel())
         routing, exit_hidden, exit_confidence = [], {}, {}
         residual_rms: list[Tensor] = []
+        states: dict[int, Tensor] = {}
         for i, block in enumerate(self.layers):
             ratio = None if limits.router_ratio is None else limits.router_ratio[i]
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i], ratio)
@@ -146,6 +151,8 @@ class Transformer(nn.Module):
             rotary = None if table is None else tables[table]
             x, layer = block(x, here, rotary, levels, recompute=checkpoint_activations and self.training)
             routing.append(layer)
+            if i in state_layers:
+                states[i] = x
             if measures:
                 residual_rms.append(x.detach().float().square().mean().sqrt())
             if i in self.config.depth.exit_layers:
@@ -157,7 +164,10 @@ class Transformer(nn.Module):
                     alive = alive & ~exits
         hidden = self.norm(x)
         logits = self.logits(hidden)
-        return ModelOutput(logits, routing, exit_hidden, exit_confidence, exit_layer, hidden, tuple(residual_rms))
+        return ModelOutput(
+            logits, routing, exit_hidden, exit_confidence, exit_layer, hidden, tuple(residual_rms),
+            tuple(states[layer] for layer in state_layers),
+        )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of a normed state (..., D), (..., V), within the softcap where there is one."""

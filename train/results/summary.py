@@ -38,6 +38,8 @@ class Summary:
     val_loss: float | None
     """The last measured."""
     usage: dict[str, float]
+    tasks: dict[str, dict[str, float]]
+    """The figures of each task, the last that were measured, by their names in metrics.jsonl; empty without tasks."""
     tokens_per_second: float | None
     seconds: float | None
     """Seconds of all its trainings together: what the run cost."""
@@ -53,6 +55,8 @@ class Summary:
     """The run that this one is compared with."""
     origin: str | None
     """The run that this one went on from."""
+    teacher: str | None
+    """The model that it learned from."""
     gated: bool
     """Whether it has gates."""
     report: Report | None
@@ -97,6 +101,7 @@ def summary(path: Path) -> Summary:
     speeds = [record["tokens_per_second"] for record in records if record.get("tokens_per_second") is not None]
     scored = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     parent, origin = config.get("parent"), config.get("origin.run")
+    teacher = config.get("distillation.teacher.model")
     names = ("experts_per_token", "heads_per_token", "layers_per_token", "window")
     return Summary(
         name=path.name,
@@ -106,6 +111,7 @@ def summary(path: Path) -> Summary:
         loss=recent_loss(records),
         val_loss=scored[-1] if scored else None,
         usage={name: float(last[name]) for name in names if last.get(name) is not None},
+        tasks=figures_of_tasks(config, records),
         tokens_per_second=median(speeds) if speeds else None,
         seconds=last.get("seconds"),
         skipped=int(state.get("bad_steps", 0)),
@@ -114,10 +120,29 @@ def summary(path: Path) -> Summary:
         best_checkpoint=read_best(path),
         parent=parent if isinstance(parent, str) and NAME_RULE.fullmatch(parent) else None,
         origin=origin if isinstance(origin, str) else None,
+        teacher=teacher if isinstance(teacher, str) else None,
         gated=gated,
         report=read_report(path),
         config=config,
     )
+
+
+def figures_of_tasks(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the last figures of each task: key of metrics.jsonl without the name -> value."""
+    figures: dict[str, dict[str, float]] = {}
+    for task in config.get("data.tasks") or ():
+        name = str(task["name"])
+        figures[name] = {
+            key.removesuffix(f"/{name}"): float(value)
+            for record in records
+            for key, value in record.items()
+            if key.endswith(f"/{name}") and key.count("/") == 1 and isinstance(value, int | float)
+        }
+        losses = [{"loss": record[f"loss/{name}"]} for record in records if record.get(f"loss/{name}") is not None]
+        loss = recent_loss(losses)
+        if loss is not None:
+            figures[name]["loss"] = loss
+    return figures
 
 
 def recent_loss(records: Sequence[Mapping[str, Any]]) -> float | None:

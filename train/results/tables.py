@@ -51,14 +51,16 @@ def cells(one: Summary) -> dict[str, str]:
         "time": "-" if one.seconds is None else duration(one.seconds),
         "skipped": str(one.skipped),
         "alarms": str(one.alarms or "-"),
+        "tasks": ", ".join(f"{name} {number(task.get('val_loss'), '.4f')}" for name, task in one.tasks.items()) or "-",
         "best at": best_before(one),
         "gates": gates_in_short(one),
         "parent": one.parent or "-",
         "from": "-" if one.origin is None else Path(one.origin).name,
+        "teacher": "-" if one.teacher is None else Path(one.teacher).name,
     }
 
 
-SOMETIMES = ("alarms", "best at", "gates", "parent", "from")
+SOMETIMES = ("alarms", "tasks", "best at", "gates", "parent", "from", "teacher")
 """Columns that are left out if they are empty in all runs."""
 
 
@@ -89,7 +91,7 @@ def show_runs(summaries: Sequence[Summary]) -> None:
     rows = rows_of(summaries)
     listing = table("run", *rows[0])
     for one, row in zip(summaries, rows, strict=True):
-        listing.add_row(one.name, *row.values())
+        listing.add_row(one.name, *map(Text, row.values()))
     console().print(listing)
 
 
@@ -107,14 +109,16 @@ def show_comparison(
     out = console()
     settings = table("setting", *(one.name for one in summaries))
     for key, values in changed(summaries).items():
-        settings.add_row(key, *(setting(value) for value in values))
+        settings.add_row(key, *(Text(setting(value)) for value in values))  # a list is no markup
     if not settings.row_count:
         settings.add_row("none differs")
     outcome = table("outcome", *(one.name for one in summaries))
     columns = rows_of(summaries)
     for name in columns[0]:
-        outcome.add_row(name, *(column[name] for column in columns))
+        outcome.add_row(name, *(Text(column[name]) for column in columns))
     tables = [settings, outcome]
+    if any(one.tasks for one in summaries):
+        tables.append(tasks_table(summaries))
     if any(one.gated for one in summaries):
         tables.append(verdicts(summaries, best))
     for each in tables:
@@ -122,6 +126,27 @@ def show_comparison(
         out.print()
     for line in (title, *chart(curves)):
         out.print(line, markup=False, soft_wrap=True)
+
+
+TASK_FIGURES = {
+    "loss": ("loss", ".4f"),
+    "val_loss": ("val", ".4f"),
+    "bits_per_byte": ("bits/byte", ".4f"),
+    "val_experts_per_token": ("experts", ".2f"),
+    "val_layers_per_token": ("layers", ".2f"),
+    "share": ("share", ".1%"),
+}
+"""Key of metrics.jsonl, without the name of the task -> the name of its row and its format."""
+
+
+def tasks_table(summaries: Sequence[Summary]) -> Table:
+    """Make a table with the figures of each task, held-out ones but for `loss`; a column per run."""
+    tasks = table("task", *(one.name for one in summaries))
+    for name in dict.fromkeys(name for one in summaries for name in one.tasks):
+        for key, (row, form) in TASK_FIGURES.items():
+            values = [one.tasks.get(name, {}).get(key) for one in summaries]
+            tasks.add_row(f"{name} {row}", *("-" if value is None else f"{value:{form}}" for value in values))
+    return tasks
 
 
 def verdicts(summaries: Sequence[Summary], best: Sequence[str | None]) -> Table:

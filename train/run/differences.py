@@ -15,7 +15,7 @@ ALWAYS = frozenset(
         *("device", "threads", "matmul", "compile", "parallel", "checkpoint_activations", "tensorboard", "trackers"),
         "routing_snapshots",
     )
-) | {"data.cache_dir", "data.dir", "parent"}
+) | {"data.cache_dir", "data.dir", "parent", "distillation.teacher.model", "distillation.stored_gib"}
 """Settings that a resumed run may always change, as may all of `gates`: length, logging, machine, folders, parent."""
 
 NEVER: Mapping[str, str] = {
@@ -25,6 +25,8 @@ NEVER: Mapping[str, str] = {
     "trainer.sequence_lengths": "the position in the text is counted in windows of each length",
     "recipe": "it names the recipe that the run began from",
     "origin": "it names the weights that the run began from",
+    "distillation.teacher": "the run learns from these weights to its end",
+    "distillation.hidden_layers": "the matrices between these layers have been trained",
     "lora": "the adapters have these shapes and this scale",
     "model": "the weights belong to the model that they were trained in",
     "tokenizer": "the weights belong to the token ids of the tokenizer",

@@ -55,8 +55,7 @@ def _other_text(run: Run, checkpoint: Checkpoint, identity: Mapping[str, Any], k
         kind, name = "tokenizer", tokenizer.kind
     else:  # a tokenizer that is no file is made from the text
         kind = "text"
-        sources = [*data.sources, *([] if data.val is None else [data.val])]
-        name = ", ".join(source if isinstance(source, str) else source.path for source in sources)
+        name = ", ".join(data.paths)
         name += "" if data.augment == AugmentConfig() else ", with the tables of data.augment,"
     before, now = str(checkpoint.state.get(key)), str(identity[key])
     return UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         ranks.write_text(folder)
     os.chdir(one)
     try:
+        training.begin(config({"trainer": {"steps": 3}}), Run(Path("runs") / "elder"))
+        shutil.copytree(one / "runs" / "elder", two / "runs" / "elder")
         for name in sorted({one_of(name): name for name in SAME}.values()):
             alone = make_config(ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
             training.begin(alone, Run(Path("runs") / one_of(name)))
@@ -108,6 +111,10 @@ def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) ->
         tolerance = 5e-6 if smooth else 5e-3
         assert alone, key
         assert shared == pytest.approx(alone, rel=tolerance, abs=tolerance), key
+    for key in ("loss/a", "val_loss/b", "experts_per_token/a", "share/a") if name.startswith("tasks") else ():
+        (alone,), (shared,) = (curves(run, key) for run in (one, two))
+        assert alone, key
+        assert shared == pytest.approx(alone, rel=1e-5), key
     alone, shared = (curves(run, "loss")[0][:3] for run in (one, two))
     assert shared == pytest.approx(alone, abs=5e-5)
     assert worst(weights(one), weights(two)) < (1e-4 if smooth else 0.05)
@@ -163,6 +170,23 @@ def test_a_run_is_resumed_with_another_number_of_ranks(places: tuple[Path, Path]
         assert curves(run, "loss")[0] == pytest.approx(curves(places[0] / "runs" / "muon", "loss")[0], abs=0.01)
         assert worst(one.model_state, resumed.model_state) < 0.05
         assert set(resumed.optimizer_state) == set(one.optimizer_state)
+
+
+@pytest.mark.parametrize("name", [name for name in SAME if one_of(name) in ("taught", "shown")])
+def test_two_ranks_learn_from_a_teacher_as_one_process(places: tuple[Path, Path], name: str) -> None:
+    """The losses of distillation, and the matrices that are trained beside the model with their optimizer's slots."""
+    one, two = places[0] / "runs" / one_of(name), places[1] / "runs" / name
+    own = ("exit_distillation_loss", "dial_distillation_loss") if one_of(name) == "taught" else ("hidden_loss",)
+    keys = ("distillation_loss", "teacher_loss", "teacher_agreement", *own)
+    for key, alone, shared in zip(keys, curves(one, *keys), curves(two, *keys), strict=True):
+        assert len(alone) == 8, key
+        assert shared == pytest.approx(alone, rel=5e-6, abs=5e-6), key
+    beside = [
+        {key: value for key, value in weights(run, "optimizer_state").items() if key.startswith("distillation.")}
+        for run in (one, two)
+    ]
+    assert len(beside[0]) == (8 if one_of(name) == "shown" else 0)
+    assert not beside[0] or worst(*beside) < 1e-4
 
 
 def acts(run: Path) -> list[tuple[int, list[str]]]:

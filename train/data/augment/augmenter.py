@@ -66,11 +66,14 @@ class Augmenter:
         UserError: `unknown_word` is set, and the tokenizer has no unknown token.
     """
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, log: Log) -> None:
+    def __init__(
+        self, plan: Plan, tokenizer: Tokenizer, encoder: Encoder, seed: int, log: Log, leads: Sequence[int] = ()
+    ) -> None:
+        """Set up; `leads` are the tokens of tasks, which stay where they are."""
         self._plan, self._tokenizer, self._encoder, self._seed, self._log = plan, tokenizer, encoder, seed, log
         self._unknown = unknown_id(tokenizer)
         self._knows = lru_cache(maxsize=2**16)(self._is_known)
-        self._words = Words(tokenizer) if any(one.noisy for one in plan.configs) else None
+        self._words = Words(tokenizer, leads) if any(one.noisy for one in plan.configs) else None
         if self._unknown is None and any(one.unknown_word and one.word_dropout for one in plan.configs):
             raise UserError(
                 "data.augment.unknown_word is set, but this tokenizer has no unknown token, because it can write any "

@@ -51,7 +51,9 @@ class VariantWindows:
         return ends[epochs - 1]
 
 
-def series(streams: Sequence[Stream], key: int, pack: str, eos_id: int, noise: Noise | None) -> Windows:
+def series(
+    streams: Sequence[Stream], key: int, pack: str, eos_id: int, noise: Noise | None, lead: int | None = None
+) -> Windows:
     """Make the windows of a source.
 
     Args:
@@ -60,10 +62,13 @@ def series(streams: Sequence[Stream], key: int, pack: str, eos_id: int, noise: N
         pack: "stream" or "documents".
         eos_id: The token id that ends a text.
         noise: Changes the windows, if given.
+        lead: The token that each window begins with, that of its task; None for none.
     """
     variants: list[Windows] = []
     for variant, stream in enumerate(streams):
         own = mix(key, variant) if variant else key
-        variants.append(StreamWindows(stream, own) if pack == "stream" else DocumentWindows(stream, own, eos_id))
+        variants.append(
+            StreamWindows(stream, own, lead) if pack == "stream" else DocumentWindows(stream, own, eos_id, lead)
+        )
     windows = variants[0] if len(variants) == 1 else VariantWindows(variants)
     return windows if noise is None else NoisyWindows(windows, noise, mix(key, NOISE))

@@ -1,5 +1,7 @@
 """Word dropout and span shuffle, applied to windows while they are read. T tokens of a window, V vocabulary."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -20,7 +22,8 @@ _BREAKS = ("Ċ", "\n")
 class Words:
     """Finds words in a series of tokens by the text of each token; special tokens belong to none."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, leads: Sequence[int] = ()) -> None:
+        """Read the vocabulary; `leads` are tokens that belong to no word either."""
         texts: list[str] = []
         for number in range(vocabulary_size(tokenizer)):
             text = tokenizer.id_to_token(number) or ""
@@ -32,6 +35,7 @@ class Words:
         self._texts = texts
         self.special = np.zeros(len(texts), bool)  # (V,)
         self.special[[number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]] = True
+        self.special[list(leads)] = True
         self._opens = np.array([text[:1].isspace() for text in texts])  # (V,) begins with white space
         self._shuts = np.array([text[-1:].isspace() for text in texts])  # (V,) ends with it
         self._first = np.array([text[:1].isalnum() for text in texts])  # (V,) begins inside a word

@@ -1,0 +1,1 @@
+"""Learning from a teacher, and of small dials from the full one."""
