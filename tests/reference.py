@@ -71,6 +71,10 @@ def forward(
     """Compute the result for ids (B, T) int, with all arithmetic in `dtype`."""
     (B, T), L, E = ids.shape, config.num_layers, config.num_experts
     cast = {name: np.asarray(array, dtype) for name, array in weights.items()}
+    for layer in config.recursion.repeated:  # it has the weights of the layer that it repeats, and its own depth router
+        source = f"layers.{config.recursion.source_of(layer)}."
+        own = {name: array for name, array in cast.items() if name.startswith(source) and "depth_router" not in name}
+        cast |= {f"layers.{layer}.{name.removeprefix(source)}": array for name, array in own.items()}
     result = Result(
         logits=np.zeros((B, T, config.vocab_size), dtype),
         selected_experts=np.zeros((L, B, T, E), bool),
@@ -112,14 +116,17 @@ class Sequence:
         A layer that it does not run leaves x as it is; its keys and values stay out of the cache (`none`) or are
         written from the frozen x (`project`). After an exit layer, run or skipped, a token that is sure enough leaves.
         """
-        x, here = self.embed(id, position), True
+        x, here, going = self.embed(id, position), True, True
         for layer in range(self.config.num_layers):
             at = (layer, b, position)
-            runs, score = here, 0.5
-            if here and self.config.has_depth_router(layer):
+            follows = self.config.depth.layers_share < 1 and layer in self.config.recursion.repeated
+            runs, score = here and (going or not follows), 0.5
+            if runs and self.config.has_depth_router(layer):
                 score, threshold = self.depth_score(layer, x)
                 runs = bool(score >= threshold)
                 result.margins["depth"][at] = abs(score - threshold)
+            if self.config.has_depth_router(layer):
+                going = runs
             if runs:
                 name = f"layers.{layer}"
                 h = x + self.norm(self.attention[layer].step(x, position, result, at), f"{name}.attention_post_norm")

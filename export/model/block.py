@@ -73,7 +73,7 @@ class Block:
 
     def __init__(self, weights: Weights, config: ModelConfig, layer: int, batch: Batch) -> None:
         self.weights, self.config, self.layer, self.batch = weights, config, layer, batch
-        self.name = f"layers.{layer}"
+        self.name = f"layers.{config.recursion.source_of(layer)}"
         self.routed = config.has_depth_router(layer)
         self.attention = Attention(weights, config, layer, batch.attention)
 
@@ -81,7 +81,9 @@ class Block:
         """Write the layer for x (N, D); alive (N, 1) bool is None before the first exit."""
         runs, depth = alive, None
         if self.routed:
-            depth = depth_router(g, self.weights, f"{self.name}.depth_router", self.config, x, inputs.depth_threshold)
+            depth = depth_router(
+                g, self.weights, f"layers.{self.layer}.depth_router", self.config, x, inputs.depth_threshold
+            )
             runs = g.op("And", depth.passes, alive) if alive else depth.passes
         if runs is None:
             normed = self._norm(g, x, "attention_norm")

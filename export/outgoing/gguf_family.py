@@ -51,6 +51,7 @@ def _features(config: ModelConfig) -> dict[str, bool]:
     return {
         f"a choice of heads by token (model.heads.routing: {config.heads.routing})": config.heads.routing != "all",
         "depth routers (model.depth.layers_share)": config.depth.layers_share < 1,
+        "layers that are repeated (model.recursion)": config.recursion.times > 1,
         "early exits (model.depth.exit_layers)": bool(config.depth.exit_layers),
         "a number of experts that differs by token (model.ffn.routing: top_p)": ffn.routing == "top_p" and not capped,
         "a threshold of experts per token (model.ffn.per_token)": ffn.per_token,
