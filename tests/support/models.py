@@ -293,6 +293,20 @@ CONFIGS |= {
     ),
     "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
 }  # fmt: skip
+CONFIGS |= {
+    # layers 1 and 2 twice; layer 1 four times, with exits inside
+    "recursion": variant(
+        num_layers=6, depth={**ROUTERS, "skipped_kv": "none"}, recursion={"first": 1, "layers": 2, "times": 2}
+    ),
+    "recursion_project": variant(
+        num_layers=6,
+        heads={**BY_MASS, **PER_TOKEN},
+        attention=COPE,
+        ffn={"shared_expert_dim": 20},
+        depth={**ROUTERS, **PER_TOKEN, "exit_layers": (0, 2, 3), "skipped_kv": "project"},
+        recursion={"first": 1, "layers": 1, "times": 4},
+    ),
+}
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
 ROUTES_HEADS = [name for name, config in CONFIGS.items() if config.heads.routing != "all"]
