@@ -1,7 +1,8 @@
 """The third definition of the model, which the other two are compared with: plain numpy, token by token, with a cache.
 
 Written from the formulas and the routing rules. It is slow on purpose: loops instead of fused operations.
-Attention is in reference_attention.py, the rules of choosing in reference_routing.py.
+Attention is in reference_attention.py, mixers with a state in reference_mixers.py, the rules of choosing in
+reference_routing.py.
 
     B batch, T time, L layers, D width, H query heads, K key/value heads, W width of a head, E experts,
     F hidden width of an expert, V vocabulary. Everything here is for one token: x is (D,), P is (E,).
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from reference_attention import Attention
+from reference_mixers import MIXERS, Mixer
 from reference_routing import (
     Weights,
     choose_best,
@@ -53,11 +55,13 @@ class Result:
 
     logits: np.ndarray  # (B, T, V)
     selected_experts: np.ndarray  # (L, B, T, E) bool; all false in a skipped layer; a dense FFN is expert 0 of 1
-    selected_heads: np.ndarray  # (L, B, T, H) bool; all false in a skipped layer, all true where heads are not routed
+    # (L, B, T, H) bool; all false in a skipped layer or one without attention, all true where heads are not routed
+    selected_heads: np.ndarray
     windows: np.ndarray  # (L, B, T) int64: the token's window, its own place included; 0 where none, or skipped
     layers_run: np.ndarray  # (L, B, T) bool
     exit_layer: np.ndarray  # (B, T) int64: the layer after which a token left, else -1
-    cache_lengths: np.ndarray  # (L, B) int64: tokens whose keys the layer holds, those behind every window too
+    cache_lengths: np.ndarray  # (L, B) int64: tokens whose keys the layer holds, those behind every window too;
+    # of a mixer with a state, those that ran it, and under `project` all
     margins: dict[str, np.ndarray]  # name -> (L, B, T): distance to the decision's border, inf where none was taken
 
     def near_ties(self, epsilon: float = NEAR_TIE) -> np.ndarray:
@@ -89,25 +93,33 @@ def forward(
         sequence = Sequence(cast, config, thresholds, dtype)
         for t in range(T):
             sequence.step(int(ids[b, t]), t, result, b)
-        result.cache_lengths[:, b] = [len(keys) for keys in sequence.keys]
+        result.cache_lengths[:, b] = [mixer.length for mixer in sequence.mixers]
     return result
 
 
 class Sequence:
-    """One text, read token by token. `keys[l]` and `values[l]` are the cache of layer l, lists of (K, W)."""
+    """One text, read token by token.
+
+    `keys[l]` and `values[l]` are the cache of layer l, lists of (K, W); none in a layer whose mixer has a state.
+    """
 
     def __init__(self, weights: Weights, config: ModelConfig, thresholds: ThresholdArrays, dtype: type) -> None:
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
         levels = np.ones(config.num_layers) if thresholds.head_top_p is None else thresholds.head_top_p
-        self.attention = [Attention(weights, config, layer, level, dtype) for layer, level in enumerate(levels)]
+        self.mixers: list[Attention | Mixer] = [
+            Attention(weights, config, layer, level, dtype)
+            if config.attends(layer)
+            else MIXERS[config.mixer_of(layer)](weights, config, layer, dtype)
+            for layer, level in enumerate(levels)
+        ]
 
     @property
     def keys(self) -> list[list[np.ndarray]]:
-        return [attention.keys for attention in self.attention]
+        return [mixer.keys if isinstance(mixer, Attention) else [] for mixer in self.mixers]
 
     @property
     def values(self) -> list[list[np.ndarray]]:
-        return [attention.values for attention in self.attention]
+        return [mixer.values if isinstance(mixer, Attention) else [] for mixer in self.mixers]
 
     def step(self, id: int, position: int, result: Result, b: int) -> None:
         """Read the next token; write its logits and all its decisions into `result` at [b, position].
@@ -129,13 +141,13 @@ class Sequence:
                 going = runs
             if runs:
                 name = f"layers.{layer}"
-                h = x + self.norm(self.attention[layer].step(x, position, result, at), f"{name}.attention_post_norm")
+                h = x + self.norm(self.mixers[layer].step(x, position, result, at), f"{name}.attention_post_norm")
                 inner = x if self.config.parallel_residual else h
                 out = h + self.norm(self.feed_forward(layer, inner, result, at), f"{name}.ffn_post_norm")
                 x = x + 2 * score * (out - x) if self.config.has_depth_router(layer) else out
                 result.layers_run[at] = True
             elif self.config.depth.skipped_kv == "project":
-                self.attention[layer].write(x, position, counted=False)
+                self.mixers[layer].write(x, position, counted=False)
             if here and layer in self.config.depth.exit_layers:
                 sure, threshold = self.confidence(layer, x), self.thresholds.exit_threshold[layer]
                 here = not sure > threshold

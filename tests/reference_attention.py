@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from reference_rope import frequency, magnitude
+from reference_rope import turned
 from reference_routing import (
     Choice,
     Weights,
@@ -67,6 +67,11 @@ class Attention:
             result.selected_heads[(*at, head)] = True
         return out + self.bias("o")
 
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return len(self.keys)
+
     def write(self, x: np.ndarray, position: int, counted: bool) -> None:
         """Append this token's keys, rotated by its position in the text (not in the cache), and values to the cache."""
         K, W = self.config.num_kv_heads, self.config.resolved_head_dim
@@ -78,8 +83,8 @@ class Attention:
 
     def scores(self, query: np.ndarray, group: int, visible: list[int], position: int) -> np.ndarray:
         """Score an unrotated query (W,) with the keys of one group, at each place in `visible`."""
-        turned = self.turn(query, position)
-        scores = np.array([turned @ self.keys[j][group] for j in visible], self.dtype)
+        rotated = self.turn(query, position)
+        scores = np.array([rotated @ self.keys[j][group] for j in visible], self.dtype)
         scores = scores / np.sqrt(self.dtype(self.config.resolved_head_dim))
         if cap := self.dtype(self.config.attention.softcap):
             scores = cap * np.tanh(scores / cap)
@@ -90,16 +95,8 @@ class Attention:
         return self.config.positions_of(self.layer)
 
     def turn(self, x: np.ndarray, position: int) -> np.ndarray:
-        """Rotate (W,) under RoPE: of the first R components, i and i + R/2 by the angle position * frequency i."""
-        rope = self.config.rope_of(self.layer)
-        if rope is None:
-            return x
-        R, out = rope.rotated(self.config.resolved_head_dim), x.copy()
-        for i in range(R // 2):
-            angle = position * frequency(rope, i, R, self.config.context_length)
-            cos, sin = (self.dtype(value * magnitude(rope.scaling)) for value in (np.cos(angle), np.sin(angle)))
-            out[i], out[i + R // 2] = x[i] * cos - x[i + R // 2] * sin, x[i] * sin + x[i + R // 2] * cos
-        return out
+        """Rotate (W,) by position where the layer does so."""
+        return turned(x, position, self.config.rope_of(self.layer), self.config.context_length)
 
     def cope(self, query: np.ndarray, scores: np.ndarray, visible: list[int]) -> np.ndarray:
         """Return the contextual position bias of the scores at the places in `visible`.

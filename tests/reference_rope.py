@@ -5,8 +5,22 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from adaptive_lm.train.model.rope_config import RopeConfig, RopeScaling
+
+
+def turned(x: np.ndarray, position: int, rope: RopeConfig | None, context_length: int) -> np.ndarray:
+    """Rotate (W,) under RoPE: of the first R components, i and i + R/2 by the angle position * frequency i."""
+    if rope is None:
+        return x
+    R, out = rope.rotated(len(x)), x.copy()
+    for i in range(R // 2):
+        angle = position * frequency(rope, i, R, context_length)
+        cos, sin = (x.dtype.type(value * magnitude(rope.scaling)) for value in (np.cos(angle), np.sin(angle)))
+        out[i], out[i + R // 2] = x[i] * cos - x[i + R // 2] * sin, x[i] * sin + x[i + R // 2] * cos
+    return out
 
 
 def frequency(rope: RopeConfig, i: int, R: int, context_length: int) -> float:

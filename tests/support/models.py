@@ -307,6 +307,28 @@ CONFIGS |= {
         recursion={"first": 1, "layers": 1, "times": 4},
     ),
 }
+# mixers with a recurrent state
+CONFIGS |= {
+    "retnet_project": variant(mixers="retnet", depth={**BOTH, "skipped_kv": "project"}),
+    "retnet_hybrid_none": variant(
+        mixers=("retnet", "retnet", "attention", "retnet"),
+        heads=BY_MASS,
+        attention={"window": (0, 0, 6, 0)},
+        depth={**BOTH, "skipped_kv": "none"},
+    ),
+    "mamba2_hybrid_project": variant(
+        mixers=("mamba2", "attention", "mamba2", "mamba2"),
+        heads=BY_COMPLEXITY,
+        ffn=PER_TOKEN,
+        depth={**BOTH, "exit_criterion": "margin", "skipped_kv": "project"},
+    ),
+    "mamba2_none": variant(
+        mixers="mamba2",
+        ffn={"routing": "dense", "dim": 40},
+        depth={**BOTH, "skipped_kv": "none"},
+        norm_place="sandwich",
+    ),
+}
 ROUTED = [name for name, config in CONFIGS.items() if config.ffn.routing != "dense"]
 ADAPTS_DEPTH = [name for name, config in CONFIGS.items() if config.adapts_depth]
 ROUTES_HEADS = [name for name, config in CONFIGS.items() if config.heads.routing != "all"]
@@ -402,7 +424,12 @@ def decisions(out: ModelOutput) -> dict[str, torch.Tensor]:
     experts = [F.pad(one, (0, max(each.shape[-1] for each in experts) - one.shape[-1])) for one in experts]
     found = {"selected_experts": torch.stack(experts), "layers_run": torch.stack(runs), "exit_layer": out.exit_layer}
     if any(layer.heads for layer in out.routing):
-        found["selected_heads"] = torch.stack([layer.heads.selected_heads.view(*shape, -1) for layer in out.routing])
+        number = next(layer.heads.selected_heads.shape[-1] for layer in out.routing if layer.heads)
+        heads = [
+            layer.heads.selected_heads if layer.heads else torch.zeros(len(layer.runs), number, dtype=torch.bool)
+            for layer in out.routing
+        ]
+        found["selected_heads"] = torch.stack([one.view(*shape, -1) for one in heads])
     if any(layer.windows for layer in out.routing):
         sizes = [
             torch.zeros_like(layer.runs).long() if layer.windows is None else layer.windows.sizes

@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn, where
 
-from .attention import Attention, Windows
+from .attention import Attended, Attention, Windows
 from .config import ModelConfig
 from .depth import DepthRouter, DepthRoutes
 from .heads import HeadRoutes
+from .mixers.build import build_mixer
 from .moe import DenseFFN, MoE
 from .norm import state_norm
 from .recompute import run_recomputing
@@ -28,7 +29,7 @@ class LayerRouting(NamedTuple):
     """The decisions of one layer for N tokens; None where there is nothing to decide.
 
     A dense FFN has no `routes`, a layer that always runs has no `depth`, one that uses all heads has no `heads`, one
-    without a window has no `windows`.
+    without a window has no `windows`. A mixer with a state has neither heads to choose nor a window.
     """
 
     runs: Tensor  # (N,) bool
@@ -38,7 +39,7 @@ class LayerRouting(NamedTuple):
     windows: Windows | None
 
 
-SHARED = ("attention_norm", "attention", "attention_post_norm", "ffn_norm", "moe", "ffn", "ffn_post_norm")
+SHARED = ("attention_norm", "attention", "mixer", "attention_post_norm", "ffn_norm", "moe", "ffn", "ffn_post_norm")
 """Parts of a layer that its repetitions share."""
 
 
@@ -46,6 +47,9 @@ class Block(nn.Module):
     """A block, here with `norm_place: pre`.
 
         h = x + attention(norm(x));  out = h + moe(norm(h))
+
+    A layer may have a mixer with a recurrent state in place of attention. Tokens that skip the layer leave that state
+    as it is, under both policies of `skipped_kv`.
 
     Under `post`, h = x + norm(attention(x)); under `sandwich`, h = x + norm(attention(norm(x))); moe likewise. With
     `parallel_residual`, moe reads x in place of h. The routers of experts and heads, and learned windows, read the same
@@ -74,7 +78,8 @@ class Block(nn.Module):
 
     def _build(self, config: ModelConfig, layer: int) -> None:
         self.attention_norm = state_norm(config, config.has_norms_before)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer) if config.attends(layer) else None
+        self.mixer = build_mixer(config, layer)
         self.attention_post_norm = state_norm(config, config.has_norms_after)
         self.ffn_norm = state_norm(config, config.has_norms_before)
         dense = config.is_dense(layer)
@@ -106,10 +111,7 @@ class Block(nn.Module):
         if self.depth_router is not None:
             depth = self.depth_router(x.flatten(0, 1), levels.depth_threshold)
             runs = alive & depth.passes.view(alive.shape)
-        present = runs if self.skips and self.skipped_kv == "none" else None
-        counted = runs if self.counts_cells else None
-
-        attended = self.attention(self.attention_norm(x), rotary, present, counted, levels.head_top_p)
+        attended = self._mix_tokens(self.attention_norm(x), runs, rotary, levels.head_top_p)
         h = x + self.attention_post_norm(attended.out)
         normed = self.ffn_norm(x if self.parallel else h)
         update, routes = self._feed_forward(normed, runs, levels)
@@ -124,6 +126,18 @@ class Block(nn.Module):
             if windows is not None:
                 windows = windows._replace(sizes=windows.sizes * runs.flatten())
         return out, LayerRouting(runs.flatten(), routes, depth, heads, windows)
+
+    def _mix_tokens(
+        self, normed: Tensor, runs: Tensor, rotary: tuple[Tensor, Tensor] | None, head_top_p: Tensor
+    ) -> Attended:
+        """Run attention, or the mixer that stands in its place."""
+        if self.mixer is not None:
+            return Attended(self.mixer(normed, runs if self.skips else None, rotary), None, None)
+        assert self.attention is not None
+        present = runs if self.skips and self.skipped_kv == "none" else None
+        counted = runs if self.counts_cells else None
+        attended: Attended = self.attention(normed, rotary, present, counted, head_top_p)
+        return attended
 
     def _feed_forward(self, h: Tensor, runs: Tensor, levels: Levels) -> tuple[Tensor, Routes | None]:
         if self.moe is None:

@@ -6,13 +6,14 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from ..system.section import Section
+from .mixers.config import MixerKind, RecurrenceConfig
 from .recursion import RecursionConfig
 from .rope_config import RopeConfig
 from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, NormKind, NormPlace, Positions
 
 
 class ModelConfig(Section):
-    """A decoder with grouped-query attention.
+    """A decoder with grouped-query attention, or mixers with a recurrent state in some or all layers.
 
     Each token may choose its experts, heads, window and layers.
     """
@@ -48,6 +49,12 @@ class ModelConfig(Section):
     """Factor of the embedded tokens, greater than 0, at most a million (Gemma: the square root of `dim`)."""
     logits_softcap: float = Field(0.0, ge=0, le=1e6)
     """Largest absolute value c of a logit, which becomes c tanh(logit / c) (Gemma 2); at most a million, 0 for none."""
+    mixers: MixerKind | tuple[MixerKind, ...] = "attention"
+    """How a layer mixes the tokens of a sequence: `attention`, over all of them or a window; or with a state of
+    constant size: `mamba2` (SSD), `rwkv7`, `retnet` or `gated_delta` (Gated DeltaNet). One value for all layers, or a
+    list with one per layer."""
+    recurrence: RecurrenceConfig = RecurrenceConfig()
+    """Sizes of the mixers with a state."""
     attention: AttentionConfig = AttentionConfig()
     """Projections, positions and windows."""
     heads: HeadsConfig = HeadsConfig()
@@ -78,7 +85,9 @@ class ModelConfig(Section):
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}), or set head_dim")
         fit_depth(self)
+        fit_mixers(self)
         fit_attention(self)
+        fit_retnet(self)
         fit_heads(self)
         fit_ffn(self)
         fit_recursion(self)
@@ -160,10 +169,50 @@ class ModelConfig(Section):
         """Whether a vector for each position is added to the embedding."""
         return self.attention.positions == "learned"
 
+    def mixer_of(self, layer: int) -> MixerKind:
+        """Return how a layer mixes tokens."""
+        return self.mixers if isinstance(self.mixers, str) else self.mixers[layer]
+
+    def attends(self, layer: int) -> bool:
+        """Return whether a layer has attention, and so keys, values, heads to choose and a window."""
+        return self.mixer_of(layer) == "attention"
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether any layer has attention."""
+        return any(self.attends(layer) for layer in range(self.num_layers))
+
+    @property
+    def has_states(self) -> bool:
+        """Whether any layer has a mixer with a recurrent state."""
+        return not all(self.attends(layer) for layer in range(self.num_layers))
+
+    @property
+    def state_head_dim(self) -> int:
+        """Width of keys and values of a head of mixers with a state, with its default filled in."""
+        return self.recurrence.head_dim or self.resolved_head_dim
+
+    def state_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the states of a layer for one sequence; none where it attends.
+
+        `state` is (heads, values, keys); `conv`, (channels, earlier tokens), is there only if it holds any.
+        """
+        mixer, width = self.mixer_of(layer), self.state_head_dim
+        if mixer == "attention":
+            return {}
+        inner = self.num_heads * width
+        channels = {"mamba2": inner + 2 * width, "gated_delta": 3 * inner, "rwkv7": self.dim, "retnet": 0}[mixer]
+        earlier = 1 if mixer == "rwkv7" else self.recurrence.conv - 1
+        shapes: dict[str, tuple[int, ...]] = {"state": (self.num_heads, width, width)}
+        return {**shapes, "conv": (channels, earlier)} if channels and earlier else shapes
+
     def positions_of(self, layer: int) -> Positions:
-        """Return the position encoding of a layer."""
+        """Return the position encoding of a layer; of the mixers with a state, only `retnet` has one, `rope`."""
         positions = self.attention.positions
-        return positions if isinstance(positions, str) else positions[layer]
+        own = positions if isinstance(positions, str) else positions[layer]
+        if self.attends(layer) or (self.mixer_of(layer) == "retnet" and own == "rope"):
+            return own
+        return "none"
 
     def rope_of(self, layer: int) -> RopeConfig | None:
         """Return the rotary positions of a layer; None where it has others."""
@@ -179,8 +228,8 @@ class ModelConfig(Section):
         return list(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     def window_of(self, layer: int) -> int:
-        """Return the largest number of tokens that a layer looks back at; 0 means all."""
-        window = self.attention.window
+        """Return the largest number of tokens that attention of a layer looks back at; 0 means all."""
+        window = self.attention.window if self.attends(layer) else 0
         return window if isinstance(window, int) else window[layer]
 
     @property
@@ -232,6 +281,38 @@ def fit_depth(config: ModelConfig) -> None:
         raise ValueError(f"exit_layers must rise without repeats, found {list(depth.exit_layers)}")
 
 
+def fit_mixers(config: ModelConfig) -> None:
+    """Raise ValueError where the mixers do not fit the layers, or settings of attention that no layer has."""
+    _one_per_layer("mixers", config.mixers, config.num_layers)
+    if not config.has_states:
+        for name, field in type(config.recurrence).model_fields.items():
+            if getattr(config.recurrence, name) != field.default:
+                raise ValueError(
+                    f"recurrence.{name} is set but every layer has attention: set mixers to mamba2, rwkv7, retnet or "
+                    "gated_delta, or to a list with one per layer"
+                )
+        return
+    attention = config.attention
+    if isinstance(attention.window, tuple):
+        for layer, window in enumerate(attention.window):
+            if window and not config.attends(layer):
+                raise ValueError(
+                    f"attention.window of layer {layer} is {window}, but the mixer of that layer is "
+                    f"{config.mixer_of(layer)}, which has no window: set it to 0"
+                )
+    if not config.has_attention:
+        if attention.window:
+            raise ValueError(
+                f"attention.window is {attention.window} but no layer has attention: set it to 0, or list attention "
+                "in mixers"
+            )
+        if config.heads.routing != "all":
+            raise ValueError(
+                f"heads.routing is {config.heads.routing} but no layer has attention, whose heads it chooses: set it "
+                "to all, or list attention in mixers"
+            )
+
+
 def fit_attention(config: ModelConfig) -> None:
     """Raise ValueError where positions or windows do not fit the model or each other."""
     attention, layers = config.attention, range(config.num_layers)
@@ -270,6 +351,17 @@ def fit_attention(config: ModelConfig) -> None:
                 f"attention.window of layer {layer} is {window}, shorter than its attention.max_positions "
                 f"({attention.max_positions}): positions beyond the window are never reached; lower max_positions"
             )
+
+
+def fit_retnet(config: ModelConfig) -> None:
+    """Raise ValueError where heads of `retnet` are not as wide as the rotary tables that they would use."""
+    turning = (config.mixer_of(layer) == "retnet" and config.rope_of(layer) for layer in range(config.num_layers))
+    if config.state_head_dim != config.resolved_head_dim and any(turning):
+        raise ValueError(
+            f"recurrence.head_dim is {config.state_head_dim} and heads of attention are {config.resolved_head_dim} "
+            "wide, but retnet rotates its heads by the tables of attention: set recurrence.head_dim to 0, or "
+            "attention.positions to none"
+        )
 
 
 def fit_heads(config: ModelConfig) -> None:
@@ -339,6 +431,7 @@ def fit_recursion(config: ModelConfig) -> None:
     for layer in recursion.repeated:
         source = recursion.source_of(layer)
         for name, of in (
+            ("mixers", config.mixer_of),
             ("attention.positions", config.positions_of),
             ("attention.rope", config.rope_of),
             ("attention.window", config.window_of),

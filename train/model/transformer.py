@@ -62,7 +62,8 @@ class ModelOutput(NamedTuple):
         averages = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / tokens}
         heads = [layer.heads.selected_heads.sum(-1) for layer in self.routing if layer.heads]
         if heads:
-            averages["heads_per_token"] = mean(heads, layers)
+            choosing = torch.stack([layer.runs for layer in self.routing if layer.heads])
+            averages["heads_per_token"] = mean(heads, total((choosing & shown).sum())[0])
         windowed = [layer for layer in self.routing if layer.windows]
         if windowed:
             sizes = [layer.windows.sizes for layer in windowed if layer.windows]
@@ -225,6 +226,8 @@ class Transformer(nn.Module):
                 arrived = here if self.config.follows_router(number) else shown
             if layer.routes is not None and block.moe is not None:
                 errors["experts"].append(block.moe.router.observe_routes(layer.routes, here))
+            if attention is None:
+                continue
             if layer.heads is not None and attention.head_router is not None:
                 errors["heads"].append(attention.head_router.observe_routes(layer.heads, here))
             if layer.windows is not None and layer.windows.spread is not None and attention.window_controller:
@@ -285,7 +288,9 @@ def router_of(block: Block, kind: str) -> Thresholded | None:
     """Return the router of a kind (experts, heads, depth) in a block; None where it has none."""
     if kind == "experts":
         return block.moe.router if block.moe is not None else None
-    return block.attention.head_router if kind == "heads" else block.depth_router
+    if kind == "heads":
+        return block.attention.head_router if block.attention is not None else None
+    return block.depth_router
 
 
 ROUTER_STD = 0.02
@@ -304,11 +309,16 @@ def initialize(model: Transformer) -> None:
     - Learned positions: as large as an embedded token.
     - Routers, gates of shared experts and contextual positions: std 0.02, so that routing starts even.
     - Other norms 1, biases 0; learned levels start at the values of the config.
+    - Parameters of mixers that set the decay and the like: see `draw` of each.
     """
     config = model.config
+    mixers = {f"layers.{i}.mixer": block.mixer for i, block in enumerate(model.blocks()) if block.mixer is not None}
+    drawn = {f"{name}.{parameter}" for name, mixer in mixers.items() for parameter in mixer.drawn}
     silent = 1 / (8 * (2 * config.num_layers) ** 0.5)
     embedded = 0.02 * config.embedding_scale if config.tie_embeddings else 1.0
     for name, parameter in model.named_parameters():
+        if name in drawn:
+            continue
         if name.endswith("post_norm.weight"):
             nn.init.constant_(parameter, silent)
         elif name.endswith("norm.weight"):
@@ -331,3 +341,5 @@ def initialize(model: Transformer) -> None:
             std = parameter.shape[1] ** -0.5
             writes = name.endswith(("down", "down.weight", "o.weight"))
             nn.init.normal_(parameter, std=std * silent if writes and not config.has_norms_after else std)
+    for mixer in mixers.values():
+        mixer.draw()

@@ -14,12 +14,12 @@ from .layer_scaling import factors, layer_norms, layer_of
 from .muon import Muon
 from .optimizer_config import OptimizerConfig
 
-VECTORS = ("router", "position_embedding", "shared_gate")
+VECTORS = ("router", "position_embedding", "shared_gate", "mixer.conv")
 """Words in the names of weights that are no matrix between two layers, though they have two dimensions."""
 
 
 def split_parameters(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Split name -> weight into the matrices inside the blocks (attention, experts, dense FFN) and all the rest."""
+    """Split name -> weight into the matrices inside the blocks (mixers, experts, dense FFN) and all the rest."""
     matrices: dict[str, nn.Parameter] = {}
     rest: dict[str, nn.Parameter] = {}
     for name, weight in weights.items():

@@ -1,0 +1,67 @@
+"""What all mixers with a state share. B batch, T time, D width, H heads, K width of keys, V width of values."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .compaction import compact, in_place
+from .recurrence import chunked, recurrent
+
+
+class Mixer(nn.Module):
+    """A token mixer whose memory of a sequence is a state of constant size, in place of keys and values.
+
+    Subclasses give `mix`, from normed hidden states of consecutive tokens to the update of the residual stream. Their
+    recurrence and everything between its inputs and its output is computed in float32, also under autocast.
+    """
+
+    plain = False
+    """Whether to compute token by token; slow, and the judge of the chunked form."""
+    drawn: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameters that `draw` gives their first values; `initialize` of the model draws all others."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_heads, config.state_head_dim
+        self.chunk = config.recurrence.chunk
+
+    def forward(self, x: Tensor, present: Tensor | None, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Mix x (B, T, D), normed -> (B, T, D).
+
+        Tokens that are not present leave the state as it is, and their rows are 0.
+
+        Args:
+            x: (B, T, D).
+            present: (B, T) bool, the tokens that run the layer; None for all.
+            rotary: The two tables of `rotary_tables`, each (T, R / 2); None without rotary positions.
+        """
+        if present is None:
+            return self.mix(x, rotary)
+        rows, order = compact(x, present)
+        if rotary is not None:
+            cos, sin = (table[order][:, None] for table in rotary)  # (B, 1, T, R / 2): a token keeps its position
+            rotary = cos, sin
+        return in_place(self.mix(rows, rotary), present)
+
+    def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Mix consecutive tokens x (B, T, D) -> (B, T, D); `rotary` is (T, R / 2) or (B, 1, T, R / 2)."""
+        raise NotImplementedError
+
+    def draw(self) -> None:
+        """Draw the first values of the parameters in `drawn`."""
+
+    def recur(self, r: Tensor, k: Tensor, v: Tensor, log_w: Tensor) -> Tensor:
+        """Run the recurrence with one decay per head: see `recurrence.py` -> (B, T, H, V)."""
+        out, _ = recurrent(r, k, v, log_w) if self.plain else chunked(r, k, v, log_w, self.chunk)
+        return out
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Split x (B, T, H W) into heads (B, T, H, W) float32."""
+        return x.float().unflatten(-1, (self.num_heads, self.head_dim))
+
+
+def exact(x: Tensor) -> torch.autocast:
+    """Return the context in which nothing is rounded to bfloat16."""
+    return torch.autocast(x.device.type, enabled=False)
