@@ -75,10 +75,6 @@ def forward(
     """Compute the result for ids (B, T) int, with all arithmetic in `dtype`."""
     (B, T), L, E = ids.shape, config.num_layers, config.num_experts
     cast = {name: np.asarray(array, dtype) for name, array in weights.items()}
-    for layer in config.recursion.repeated:  # it has the weights of the layer that it repeats, and its own depth router
-        source = f"layers.{config.recursion.source_of(layer)}."
-        own = {name: array for name, array in cast.items() if name.startswith(source) and "depth_router" not in name}
-        cast |= {f"layers.{layer}.{name.removeprefix(source)}": array for name, array in own.items()}
     result = Result(
         logits=np.zeros((B, T, config.vocab_size), dtype),
         selected_experts=np.zeros((L, B, T, E), bool),
@@ -104,6 +100,7 @@ class Sequence:
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, thresholds: ThresholdArrays, dtype: type) -> None:
+        weights = with_repetitions(weights, config)
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
         levels = np.ones(config.num_layers) if thresholds.head_top_p is None else thresholds.head_top_p
         self.mixers: list[Attention | Mixer] = [
@@ -245,6 +242,17 @@ class Sequence:
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return state_norm(self.weights, self.config, name, x)
+
+
+def with_repetitions(weights: Weights, config: ModelConfig) -> Weights:
+    """Give a layer that repeats another one the weights of that layer; it has a depth router of its own."""
+    repeated = {}
+    for layer in config.recursion.repeated:
+        source = f"layers.{config.recursion.source_of(layer)}."
+        for name, array in weights.items():
+            if name.startswith(source) and "depth_router" not in name:
+                repeated[f"layers.{layer}.{name.removeprefix(source)}"] = array
+    return {**weights, **repeated}
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -301,7 +301,7 @@ CONFIGS |= {
     "recursion_project": variant(
         num_layers=6,
         heads={**BY_MASS, **PER_TOKEN},
-        attention=COPE,
+        attention={"window": 5},
         ffn={"shared_expert_dim": 20},
         depth={**ROUTERS, **PER_TOKEN, "exit_layers": (0, 2, 3), "skipped_kv": "project"},
         recursion={"first": 1, "layers": 1, "times": 4},
