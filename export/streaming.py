@@ -92,8 +92,11 @@ def _parameter(name: str, tensor: Tensor, rounding: Rounding | None) -> nn.Param
 
 def _stream(model: Transformer, tensors: Mapping[str, Tensor], rounding: Rounding | None) -> None:
     """Read the matrices of each layer when it runs, and rows of embedding and output head as they are needed."""
-    for i, block in enumerate(model.layers):
-        _stream_layer(block, f"layers.{i}", tensors, rounding)
+    for i, block in enumerate(model.blocks()):
+        modules: dict[str, nn.Module] = {f"layers.{i}": block}
+        if block.source is not None:
+            modules[f"layers.{model.config.recursion.source_of(i)}"] = block.source[0]
+        _stream_layer(block, modules, tensors, rounding)
     embedding, head = model.embedding, model.head
     tied = head.weight is embedding.weight
 
@@ -117,10 +120,14 @@ def _stream(model: Transformer, tensors: Mapping[str, Tensor], rounding: Roundin
     head.forward = logits  # type: ignore[method-assign]
 
 
-def _stream_layer(block: nn.Module, prefix: str, tensors: Mapping[str, Tensor], rounding: Rounding | None) -> None:
+def _stream_layer(
+    block: nn.Module, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], rounding: Rounding | None
+) -> None:
+    """Read the matrices of `modules`, by the beginnings of their names, while `block` runs."""
     places = [
         (module, name, f"{prefix}.{path}.{name}")
-        for path, module in block.named_modules()
+        for prefix, whole in modules.items()
+        for path, module in whole.named_modules()
         for name, value in module.named_parameters(recurse=False)
         if value.is_meta
     ]

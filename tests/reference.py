@@ -105,6 +105,7 @@ class Sequence:
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, thresholds: ThresholdArrays, dtype: type) -> None:
+        weights = with_repetitions(weights, config)
         self.weights, self.config, self.thresholds, self.dtype = weights, config, thresholds, dtype
         levels = np.ones(config.num_layers) if thresholds.head_top_p is None else thresholds.head_top_p
         self.mixers: list[Attention | Mixer] = [
@@ -129,14 +130,17 @@ class Sequence:
         A layer that it does not run leaves x as it is; its keys and values stay out of the cache (`none`) or are
         written from the frozen x (`project`). After an exit layer, run or skipped, a token that is sure enough leaves.
         """
-        x, here = self.embed(id, position), True
+        x, here, going = self.embed(id, position), True, True
         for layer in range(self.config.num_layers):
             at = (layer, b, position)
-            runs, score = here, 0.5
-            if here and self.config.has_depth_router(layer):
+            follows = self.config.depth.layers_share < 1 and layer in self.config.recursion.repeated
+            runs, score = here and (going or not follows), 0.5
+            if runs and self.config.has_depth_router(layer):
                 score, threshold = self.depth_score(layer, x)
                 runs = bool(score >= threshold)
                 result.margins["depth"][at] = abs(score - threshold)
+            if self.config.has_depth_router(layer):
+                going = runs
             if runs:
                 name = f"layers.{layer}"
                 h = x + self.norm(self.mixers[layer].step(x, position, result, at), f"{name}.attention_post_norm")
@@ -264,6 +268,17 @@ class Sequence:
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         return state_norm(self.weights, self.config, name, x)
+
+
+def with_repetitions(weights: Weights, config: ModelConfig) -> Weights:
+    """Give a layer that repeats another one the weights of that layer; it has a depth router of its own."""
+    repeated = {}
+    for layer in config.recursion.repeated:
+        source = f"layers.{config.recursion.source_of(layer)}."
+        for name, array in weights.items():
+            if name.startswith(source) and "depth_router" not in name:
+                repeated[f"layers.{layer}.{name.removeprefix(source)}"] = array
+    return {**weights, **repeated}
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

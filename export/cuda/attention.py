@@ -86,7 +86,7 @@ def grouped_query_attention(
     `total_sequence_length` is the capacity, which is known without reading a number back from the GPU; how far each
     sequence really goes is in `seqlens_k`. A pass as long as the capacity is a whole prompt, as the operator assumes.
     """
-    name = f"layers.{layer}.attention"
+    name = f"layers.{config.recursion.source_of(layer)}.attention"
     heads, groups, width = config.num_heads, config.num_kv_heads, config.resolved_head_dim
     # heads that are normed by themselves stand apart, those normed together side by side
     apart = config.attention.qk_norm == "head"

@@ -44,8 +44,9 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
         x: (N, D).
         runs: (N, 1) bool, the tokens that run the layer; "" for all.
     """
-    name, precision = f"layers.{layer}.attention", number(weights.precisions.attention)
-    norm = state_norm(g, weights, config, f"layers.{layer}.attention_norm", config.has_norms_before)
+    source = f"layers.{config.recursion.source_of(layer)}"
+    name, precision = f"{source}.attention", number(weights.precisions.attention)
+    norm = state_norm(g, weights, config, f"{source}.attention_norm", config.has_norms_before)
     selected, head_weights = _head_router(g, weights, config, layer, x, runs, norm)
     windows = _windows(g, weights, config, layer, x, runs, norm)
     positions, rope = config.positions_of(layer), config.rope_of(layer)
@@ -56,7 +57,7 @@ def attention(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: st
     past = [f"past_{part}.{layer}" for part in parts]
     h, new_lengths, *_ = ours(
         g, "Attention", x, runs, "positions", "slots", "lengths", windows, head_weights, *norm,
-        *state_norm(g, weights, config, f"layers.{layer}.attention_post_norm", config.has_norms_after),
+        *state_norm(g, weights, config, f"{source}.attention_post_norm", config.has_norms_after),
         matrix(g, weights, f"{name}.q.weight"),
         matrix(g, weights, f"{name}.kv.weight"),
         matrix(g, weights, f"{name}.o.weight"),
@@ -95,7 +96,7 @@ def _head_router(
     g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, runs: str, norm: tuple[str, str]
 ) -> tuple[str, str]:
     """Choose heads: (N, H) bool and their weights (N, H) float32, 0 where not chosen."""
-    heads, name = config.heads, f"layers.{layer}.attention.head_router"
+    heads, name = config.heads, f"layers.{config.recursion.source_of(layer)}.attention.head_router"
     if heads.routing == "all":
         return "", ""
     shifts = heads.routing != "adaptive" and heads.per_token
@@ -123,7 +124,7 @@ def _windows(
     """Choose the window of each token, (N,) int64; "" where they have one number."""
     if not config.window_of(layer) or not by_token(config):
         return ""
-    name, learned = f"layers.{layer}.attention", config.attention.window_kind == "learned"
+    name, learned = f"layers.{config.recursion.source_of(layer)}.attention", config.attention.window_kind == "learned"
     values = (window_levels if learned else window_by_length)(config, layer)
     numbers = table(g, f"{name}.window_levels" if learned else f"{name}.window_by_length", values)
     (windows,) = ours(
@@ -137,5 +138,5 @@ def _windows(
 
 def window_of(weights: Weights, config: ModelConfig, layer: int) -> int:
     """Return the window of a layer, the largest where tokens choose; 0 without one."""
-    name = f"layers.{layer}.attention.window_controller.window"
+    name = f"layers.{config.recursion.source_of(layer)}.attention.window_controller.window"
     return int(weights.read(name)) if name in weights.state else config.window_of(layer)

@@ -36,7 +36,8 @@ def feed_forward(
     by_mass, shifts = routing in ("top_p", "relu"), not dense and ffn.per_token
     zero = ZeroExpertsConfig() if dense else ffn.zero_experts
     capped = not dense and ffn.most_experts is not None
-    name = f"layers.{layer}.{'ffn' if dense else 'moe'}"
+    source = f"layers.{config.recursion.source_of(layer)}"
+    name = f"{source}.{'ffn' if dense else 'moe'}"
     first, end = input_name(ffn), ".weight" if dense else ""
 
     def vector(key: str, present: bool) -> str:
@@ -56,8 +57,8 @@ def feed_forward(
     out, selected = ours(
         g, "FeedForward", h, x if gate or config.parallel_residual else "", runs, gate,
         "router_top_p" if by_mass else "",
-        *state_norm(g, weights, config, f"layers.{layer}.ffn_norm", config.has_norms_before),
-        *state_norm(g, weights, config, f"layers.{layer}.ffn_post_norm", config.has_norms_after),
+        *state_norm(g, weights, config, f"{source}.ffn_norm", config.has_norms_before),
+        *state_norm(g, weights, config, f"{source}.ffn_post_norm", config.has_norms_after),
         vector("router.weight", routed),
         *predictor(g, weights, f"{name}.router.per_token", shifts),
         matrix(g, weights, f"{name}.{first}{end}"),

@@ -33,13 +33,13 @@ def mixer(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, r
     """
     op_type, own_of = MIXERS[config.mixer_of(layer)]
     inputs, attributes = own_of(g, weights, config, layer)
-    states = config.state_shapes(layer)
+    source, states = f"layers.{config.recursion.source_of(layer)}", config.state_shapes(layer)
     h, new_lengths, *_ = ours(
         g, op_type, x, runs, "slots", "lengths",
-        *state_norm(g, weights, config, f"layers.{layer}.attention_norm", config.has_norms_before),
-        *state_norm(g, weights, config, f"layers.{layer}.attention_post_norm", config.has_norms_after),
+        *state_norm(g, weights, config, f"{source}.attention_norm", config.has_norms_before),
+        *state_norm(g, weights, config, f"{source}.attention_post_norm", config.has_norms_after),
         *(f"past_{name}.{layer}" if name in states else "" for name in ("state", "conv")),
-        matrix(g, weights, f"layers.{layer}.mixer.o.weight"),
+        matrix(g, weights, f"{source}.mixer.o.weight"),
         *inputs,
         outputs=2 + len(states), results=["", "", *(f"present_{name}.{layer}" for name in states)],
         layer=layer, eps=config.norm_eps, num_heads=config.num_heads, head_dim=config.state_head_dim,
@@ -50,7 +50,7 @@ def mixer(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, r
 
 
 def _retnet(g: Graph, weights: Weights, config: ModelConfig, layer: int) -> Own:
-    name, rope = f"layers.{layer}.mixer", config.rope_of(layer)
+    name, rope = f"layers.{config.recursion.source_of(layer)}.mixer", config.rope_of(layer)
     large = _large(g, weights, name, "q", "k", "v", "gate")
     tables = rotary(g, config, layer)
     inputs = ["positions", *large, parameter(g, weights, f"{name}.decay"), *tables]
@@ -58,7 +58,7 @@ def _retnet(g: Graph, weights: Weights, config: ModelConfig, layer: int) -> Own:
 
 
 def _mamba2(g: Graph, weights: Weights, config: ModelConfig, layer: int) -> Own:
-    name, conv = f"layers.{layer}.mixer", config.recurrence.conv
+    name, conv = f"layers.{config.recursion.source_of(layer)}.mixer", config.recurrence.conv
     inputs = [
         *_large(g, weights, name, "in"),
         _convolution(g, weights, name, conv),
@@ -72,7 +72,7 @@ def _mamba2(g: Graph, weights: Weights, config: ModelConfig, layer: int) -> Own:
 
 
 def _gated_delta(g: Graph, weights: Weights, config: ModelConfig, layer: int) -> Own:
-    name, conv = f"layers.{layer}.mixer", config.recurrence.conv
+    name, conv = f"layers.{config.recursion.source_of(layer)}.mixer", config.recurrence.conv
     inputs = [
         *_large(g, weights, name, "q", "k", "v", "gate"),
         _convolution(g, weights, name, conv),
@@ -86,7 +86,7 @@ def _gated_delta(g: Graph, weights: Weights, config: ModelConfig, layer: int) ->
 
 
 def _rwkv7(g: Graph, weights: Weights, _config: ModelConfig, layer: int) -> Own:
-    name = f"layers.{layer}.mixer"
+    name = f"layers.{config.recursion.source_of(layer)}.mixer"
     rank = weights.state[f"{name}.w1.weight"].shape[0]
     shares = np.stack([weights.take(f"{name}.mu_{part}") for part in SHIFTED])
 

@@ -70,7 +70,9 @@ class _Transformer:
 
     def write(self, *, hidden: bool) -> None:
         g, config = self.g, self.config
+        self.weights.share(g, config.recursion.shared)
         x, alive, exit_layer = self._embed(), "", ""
+        going = ""  # the tokens that ran the last repetition
         runs_of: list[str] = []
         selected: list[str] = []
         heads: list[str] = []
@@ -78,7 +80,12 @@ class _Transformer:
         lengths: list[str] = []
         for i in range(config.num_layers):
             with g.scope(f"layers.{i}"):
-                runs, gate = self._depth_router(i, x, alive) if config.has_depth_router(i) else (alive, "")
+                here = alive
+                if going and config.follows_router(i):
+                    here = g.op("And", alive, going, name="going") if alive else going
+                runs, gate = self._depth_router(i, x, here) if config.has_depth_router(i) else (here, "")
+                if gate:
+                    going = runs
                 mix = attention if config.attends(i) else mixer
                 attended = mix(g, self.weights, config, i, x, runs)
                 x, chosen = feed_forward(g, self.weights, config, i, attended.h, x, runs, gate)

@@ -31,6 +31,8 @@ class Graph:
         self.parent = parent
         self.later: Later | None = parent.later if parent else later
         """Takes the content of large weights; None puts it into the graph."""
+        self.shared: tuple[str, ...] = parent.shared if parent else ()
+        """How the names of weights begin that several branches may read; the root graph has them, once."""
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.derived: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -70,6 +72,9 @@ class Graph:
             value: Its content.
             dtype: Element type of the bytes of `value` where numpy has none, as for bfloat16.
         """
+        root = self.lineage()[-1]
+        if name.startswith(self.shared) and (name in root.initializers or self is not root):
+            return name if name in root.initializers else root.weight(name, value, dtype)
         for graph in self.lineage():
             if name in graph.initializers:
                 raise AssertionError(f"weight {name} is written twice")

@@ -60,10 +60,16 @@ class Weights:
         self.scales = scales or {}
         """Factors of the scales of blocks, by matrix, as `layout.quantize` takes them; others are 1."""
         self.taken: set[str] = set()
+        self.shared: tuple[str, ...] = ()
+        """How the names of arrays begin that several layers take; see `share`."""
+
+    def share(self, g: Graph, prefixes: tuple[str, ...]) -> None:
+        """Let arrays whose names begin so be taken again; the root graph `g` holds what is made of them once."""
+        self.shared = g.shared = prefixes
 
     def lazy(self, name: str) -> LazyArray:
-        """Return an array that is float32 when it is read; each can be taken once."""
-        if name in self.taken:
+        """Return an array that is float32 when it is read; each can be taken once, a shared one again."""
+        if name in self.taken and not name.startswith(self.shared):
             raise AssertionError(f"weight {name} is taken twice")
         self.taken.add(name)
         return self.state[name]

@@ -69,7 +69,7 @@ class Attention:
 
     def __init__(self, weights: Weights, config: ModelConfig, layer: int, shared: Shared) -> None:
         self.weights, self.config, self.layer, self.shared = weights, config, layer, shared
-        self.name = f"layers.{layer}.attention"
+        self.name = f"layers.{config.recursion.source_of(layer)}.attention"
         self.positions = config.positions_of(layer)
         self.mode = "circular" if config.window_of(layer) else "linear"
         self.cache_type = CACHE_TYPES["fp32"]

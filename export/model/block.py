@@ -84,7 +84,7 @@ class Block:
 
     def __init__(self, weights: Weights, config: ModelConfig, layer: int, batch: Batch) -> None:
         self.weights, self.config, self.layer, self.batch = weights, config, layer, batch
-        self.name = f"layers.{layer}"
+        self.name = f"layers.{config.recursion.source_of(layer)}"
         self.routed = config.has_depth_router(layer)
         self.attention = Attention(weights, config, layer, batch.attention)
 
@@ -102,7 +102,8 @@ class Block:
         """Return which tokens run the layer, (N, 1) bool, None for all, and what its depth router decided."""
         if not self.routed:
             return alive, None
-        depth = depth_router(g, self.weights, f"{self.name}.depth_router", self.config, x, inputs.depth_threshold)
+        name = f"layers.{self.layer}.depth_router"
+        depth = depth_router(g, self.weights, name, self.config, x, inputs.depth_threshold)
         return g.op("And", depth.passes, alive) if alive else depth.passes, depth
 
     def _rows(self, g: Graph, runs: str) -> tuple[str, str]:

@@ -106,6 +106,7 @@ class TransformerGraph:
 
     def __init__(self, g: Graph, weights: Weights, config: ModelConfig, heads: Execution) -> None:
         self.g, self.weights, self.config, self.heads = g, weights, config, heads
+        weights.share(g, config.recursion.shared)
         with g.scope("batch"):
             shape = g.op("Shape", "ids")
             self.size, self.time = g.ops("Split", shape, outputs=2, axis=0, num_outputs=2)  # (1,) each
@@ -131,11 +132,17 @@ class TransformerGraph:
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))
         x = self._embed_at(self._embed())
         chosen, runs = [], []
+        going: str | None = None  # the tokens that ran the last repetition; None for all
         for i in range(layers):
             with g.scope(f"layers.{i}"):
+                here = alive
+                if going and self.config.follows_router(i):
+                    here = g.op("And", alive, going, name="going") if alive else going
                 block = self.block if self.config.attends(i) else self.recurrent_block
-                out = block(self.weights, self.config, i, self.batch).write(g, x, alive, self._inputs(i))
+                out = block(self.weights, self.config, i, self.batch).write(g, x, here, self._inputs(i))
                 x = out.x
+                if self.config.has_depth_router(i):
+                    going = out.runs
                 chosen.append(out.chosen)
                 runs.append(out.runs or every_token)
             if i in self.config.depth.exit_layers:

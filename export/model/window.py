@@ -77,7 +77,8 @@ class Tables:
                 by_length = window_by_length(config, layer)
                 self.windows.append(self._table(g, f"{name}_by_length", by_length))
             else:
-                buffer = f"layers.{layer}.attention.window_controller.window"
+                source = config.recursion.source_of(layer)
+                buffer = f"layers.{source}.attention.window_controller.window"
                 by_length = np.asarray(weights.take(buffer) if kind == "entropy" else most).astype(np.int64)
                 self.windows.append(int(by_length))
             self.reach.append(self._table(g, f"{name}_reach", np.minimum(by_length, so_far)))

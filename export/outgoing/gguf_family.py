@@ -52,6 +52,7 @@ def _features(config: ModelConfig) -> dict[str, bool]:
         f"recurrent mixers (model.mixers: {', '.join(config.recurrent_mixers)})": config.has_states,
         f"a choice of heads by token (model.heads.routing: {config.heads.routing})": config.heads.routing != "all",
         "depth routers (model.depth.layers_share)": config.depth.layers_share < 1,
+        "layers that are repeated (model.recursion)": config.recursion.times > 1,
         "early exits (model.depth.exit_layers)": bool(config.depth.exit_layers),
         f"a number of experts that differs by token (model.ffn.routing: {ffn.routing})": not capped
         and ffn.routing in ("top_p", "relu"),

@@ -68,6 +68,7 @@ def _exact_experts(config: ModelConfig) -> int:
 FEATURES: Mapping[str, Callable[[ModelConfig], bool]] = {
     "mixers with a recurrent state (model.mixers)": lambda config: not config.has_states,
     "layers that tokens skip": lambda config: config.depth.layers_share == 1,
+    "layers that are repeated": lambda config: config.recursion.times == 1,
     "early exits": lambda config: not config.depth.exit_layers,
     "heads that tokens choose": lambda config: config.heads.routing == "all",
     "contextual, learned or no positions": lambda config: all(

@@ -140,7 +140,13 @@ def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision
     config = MODELS[name]
     table = costs(config, Precisions.of(precision)).weight_bytes
     every = sum(
-        layer.attention + layer.router + layer.expert * experts_of(config, i) + layer.shared_expert + layer.depth_router
+        layer.depth_router
+        if i in config.recursion.repeated  # the rest is that of the layer that it repeats
+        else layer.attention
+        + layer.router
+        + layer.expert * experts_of(config, i)
+        + layer.shared_expert
+        + layer.depth_router
         for i, layer in enumerate(table.layers)
     )
     weights = [tensor for tensor in initializers(proto_of(name, precision)) if ":" not in tensor.name]
@@ -236,14 +242,15 @@ def test_packed_bytes_are_those_of_the_matrices_in_the_file_with_their_padding(n
     head = "embedding.weight.packed" if config.tie_embeddings else "head.weight.packed"
     assert table.lm_head == sizes[head]
     for i, layer in enumerate(table.layers):
-        own = {part: size for part, size in sizes.items() if part.startswith(f"layers.{i}.")}
-        attention = sum(own[f"layers.{i}.attention.{part}.weight.packed"] for part in ("q", "kv", "o"))
+        name = f"layers.{config.recursion.source_of(i)}"
+        own = {part: size for part, size in sizes.items() if part.startswith(f"{name}.")}
+        attention = sum(own[f"{name}.attention.{part}.weight.packed"] for part in ("q", "kv", "o"))
         cope = 4 * config.resolved_head_dim * config.attention.max_positions * (config.positions_of(i) == "cope")
         assert layer.attention + layer.head * config.num_heads == attention + cope
         shared = sum(size for part, size in own.items() if ".shared." in part)
         assert layer.shared_expert == shared
         assert layer.expert * experts_of(config, i) == sum(own.values()) - attention - shared
-        assert layer.skipped_kv in (0, own[f"layers.{i}.attention.kv.weight.packed"])
+        assert layer.skipped_kv in (0, own[f"{name}.attention.kv.weight.packed"])
         assert bool(layer.skipped_kv) is (config.depth.skipped_kv == "project")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from support.bare_graph import COVER, MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
+from support.bare_graph import COVER, MODELS, graphs, initializers, model_of, nodes, proto_of, readers_of, weights_of
 from support.cover import in_each
 
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, Graph
@@ -41,14 +41,16 @@ def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, p
             continue  # a number of the masks' tables
         experts = range(len(value)) if value.ndim == 3 else None
         parts = [weight] if experts is None else [f"{weight}.{expert}" for expert in experts]
-        exact = weight.endswith("bias") or any(word in weight for word in ("router", "position", "shared_gate", "zero_experts"))
+        kept = ("router", "position", "shared_gate", "zero_experts")
+        exact = weight.endswith("bias") or any(word in weight for word in kept)
         if precision == "int8" and value.ndim > 1 and not exact:
             assert written[f"{weight}.scale"] == 1
             parts = [f"{part}.int8" for part in parts]
         for part in parts:
             assert written[part] == 1, part
             shared = weight.startswith(("embedding.", "head.", "norm."))  # exits use the output head too
-            assert read[part] >= 1 if shared else read[part] == 1, part
+            readers = readers_of(name, weight)
+            assert read[part] >= readers if shared else read[part] == readers, part
     unread = [tensor for tensor in written if not read[tensor]]
     assert not unread
 
@@ -72,10 +74,12 @@ def test_a_large_weight_lies_in_the_branch_that_reads_it(name: str, precision: P
     """ONNX Runtime does not prepack a weight of the root graph that a branch multiplies with."""
     root = {t.name: numpy_helper.to_array(t).nbytes for t in proto_of(name, precision).graph.initializer}
     large = {weight for weight, size in root.items() if size > SMALL} - set(TABLES)
+    large = {weight for weight in large if not weight.startswith(MODELS[name].recursion.shared)}  # several branches
     branches = list(graphs(proto_of(name, precision).graph))[1:]
     stray = {value for graph in branches for node in graph.node for value in node.input} & large
     assert not stray
-    if any(MODELS[name].has_depth_router(i) for i in range(MODELS[name].num_layers)):
+    own = [i for i in range(MODELS[name].num_layers) if i not in MODELS[name].recursion.repeated]
+    if any(MODELS[name].has_depth_router(i) for i in own):
         inside = [t for graph in branches for t in graph.initializer if numpy_helper.to_array(t).nbytes > SMALL]
         assert inside, "the routed layers have large weights, so they must be somewhere in the branches"
 
@@ -84,7 +88,8 @@ def test_a_large_weight_lies_in_the_branch_that_reads_it(name: str, precision: P
 def test_there_is_one_if_for_each_layer_that_can_be_skipped(name: str) -> None:
     config = MODELS[name]
     first_exit = min(config.depth.exit_layers, default=config.num_layers)
-    skippable = [i for i in range(config.num_layers) if config.has_depth_router(i) or i > first_exit]
+    routed = [i for i in range(config.num_layers) if config.has_depth_router(i) or config.follows_router(i)]
+    skippable = [i for i in range(config.num_layers) if i in routed or i > first_exit]
     proto = proto_of(name)
     branches = [node.name for node in nodes(proto) if node.op_type == "If"]
     assert branches == [f"layers.{i}/run" for i in skippable]

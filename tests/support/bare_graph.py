@@ -64,6 +64,13 @@ def graph_of(name: str, precision: Precision = "fp32", heads: Execution | None =
     return Graph(proto_of(name, precision, heads), MODELS[name])
 
 
+def readers_of(name: str, weight: str) -> int:
+    """Return how many layers of a model read a weight of a layer."""
+    recursion = MODELS[name].recursion
+    own = "depth_router" in weight  # each repetition has its own
+    return recursion.times if weight.startswith(recursion.shared) and not own else 1
+
+
 @dataclass(frozen=True)
 class GraphOutputs:
     """The outputs of one pass."""

@@ -302,6 +302,20 @@ CONFIGS |= {
     ),
     "gelu_tanh_experts": variant(ffn={"activation": "gelu_tanh", "bias": True, "most_experts": 3}),
 }  # fmt: skip
+CONFIGS |= {
+    # layers 1 and 2 twice; layer 1 four times, with exits inside
+    "recursion": variant(
+        num_layers=6, depth={**ROUTERS, "skipped_kv": "none"}, recursion={"first": 1, "layers": 2, "times": 2}
+    ),
+    "recursion_project": variant(
+        num_layers=6,
+        heads={**BY_MASS, **PER_TOKEN},
+        attention={"window": 5},
+        ffn={"shared_expert_dim": 20},
+        depth={**ROUTERS, **PER_TOKEN, "exit_layers": (0, 2, 3), "skipped_kv": "project"},
+        recursion={"first": 1, "layers": 1, "times": 4},
+    ),
+}
 # mixers with a recurrent state
 CONFIGS |= {
     "retnet_project": variant(mixers="retnet", recurrence={"chunk": 4}, depth={**BOTH, "skipped_kv": "project"}),

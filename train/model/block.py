@@ -39,6 +39,10 @@ class LayerRouting(NamedTuple):
     windows: Windows | None
 
 
+SHARED = ("attention_norm", "attention", "mixer", "attention_post_norm", "ffn_norm", "moe", "ffn", "ffn_post_norm")
+"""Parts of a layer that its repetitions share."""
+
+
 class Block(nn.Module):
     """A block, here with `norm_place: pre`.
 
@@ -55,12 +59,24 @@ class Block(nn.Module):
     tokens it lets through, and a score of 1/2 is a plain residual block.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, source: "Block | None" = None) -> None:
+        """Build a layer, or one that repeats `source` and has no weights but those of its depth router."""
         super().__init__()
         self.skipped_kv = config.depth.skipped_kv
         self.skips = config.adapts_depth or config.depth.layer_dropout > 0
         self.counts_cells = config.counts_cells(layer)
         self.parallel = config.parallel_residual
+        if source is None:
+            self._build(config, layer)
+        else:
+            # Not registered as children of this module too: a checkpoint holds each weight once.
+            self.__dict__.update({name: getattr(source, name) for name in SHARED})
+        self.source = None if source is None else (source,)
+        routed = config.has_depth_router(layer)
+        router = DepthRouter(config.dim, config.depth, config.norm_eps, layer, config.num_layers) if routed else None
+        self.depth_router = router
+
+    def _build(self, config: ModelConfig, layer: int) -> None:
         self.attention_norm = state_norm(config, config.has_norms_before)
         self.attention = Attention(config, layer) if config.attends(layer) else None
         self.mixer = build_mixer(config, layer)
@@ -70,9 +86,6 @@ class Block(nn.Module):
         self.moe = None if dense else MoE(config, layer)
         self.ffn = DenseFFN(config.dim, config.ffn_dim(layer), config.ffn) if dense else None
         self.ffn_post_norm = state_norm(config, config.has_norms_after)
-        routed = config.has_depth_router(layer)
-        router = DepthRouter(config.dim, config.depth, config.norm_eps, layer, config.num_layers) if routed else None
-        self.depth_router = router
 
     def forward(
         self, x: Tensor, alive: Tensor, rotary: tuple[Tensor, Tensor] | None, levels: Levels, recompute: bool = False

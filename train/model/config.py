@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from ..system.section import Section
 from .mixers.config import MixerKind, RecurrenceConfig
 from .mixers.rules import fit_mixers, fit_retnet
+from .recursion import RecursionConfig
 from .rope_config import RopeConfig
 from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, NormKind, NormPlace, Positions
 
@@ -63,6 +64,8 @@ class ModelConfig(Section):
     """Experts, or one dense FFN."""
     depth: DepthConfig = DepthConfig()
     """Depth routers, early exits and layer dropout."""
+    recursion: RecursionConfig = RecursionConfig()
+    """Layers that are repeated with the same weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,6 +92,7 @@ class ModelConfig(Section):
         fit_retnet(self)
         fit_heads(self)
         fit_ffn(self)
+        fit_recursion(self)
         for section, name in (("heads", "head_top_p"), ("ffn", "router_top_p"), ("depth", "depth_threshold")):
             getattr(self, section).fit_level(
                 f"{section}.{name}", getattr(getattr(self, section), name), self.num_layers
@@ -247,12 +251,22 @@ class ModelConfig(Section):
         return any(self.window_of(layer) for layer in range(self.num_layers))
 
     def has_depth_router(self, layer: int) -> bool:
-        """Return whether a layer has a depth router; the first and the last layer always run."""
-        return self.depth.layers_share < 1.0 and 0 < layer < self.num_layers - 1
+        """Return whether a layer has a depth router; the first and the last layer always run.
+
+        Where layers are repeated, only a repetition has one, in its first layer.
+        """
+        if self.depth.layers_share == 1.0:
+            return False
+        return self.recursion.begins(layer) if self.recursion.times > 1 else 0 < layer < self.num_layers - 1
+
+    def follows_router(self, layer: int) -> bool:
+        """Return whether a layer belongs to a repetition that only some tokens run."""
+        return self.depth.layers_share < 1.0 and layer in self.recursion.repeated
 
     def can_skip(self, layer: int) -> bool:
-        """Return whether a token can leave out this layer: by its router, or by an earlier exit."""
-        return self.has_depth_router(layer) or any(exit_ < layer for exit_ in self.depth.exit_layers)
+        """Return whether a token can leave out this layer: by a router, or by an earlier exit."""
+        routed = self.has_depth_router(layer) or self.follows_router(layer)
+        return routed or any(exit_ < layer for exit_ in self.depth.exit_layers)
 
     def counts_cells(self, layer: int) -> bool:
         """Return whether the cache of a layer records which tokens ran it; `cope` counts only those."""
@@ -371,6 +385,34 @@ def fit_ffn(config: ModelConfig) -> None:
         raise ValueError(f"ffn.dense_layers must rise without repeats, found {list(ffn.dense_layers)}")
     if len(ffn.dense_layers) == layers:
         raise ValueError("ffn.dense_layers names every layer, so no experts are left: set ffn.routing to dense")
+
+
+def fit_recursion(config: ModelConfig) -> None:
+    """Raise ValueError where the layers to repeat do not exist, or differ from their repetitions."""
+    recursion, layers = config.recursion, config.num_layers
+    if recursion.times == 1:
+        return
+    end = recursion.first + recursion.layers * recursion.times
+    if end > layers - 1:
+        raise ValueError(
+            f"recursion runs layers {recursion.first} to {end - 1}, num_layers is {layers}: num_layers counts every "
+            f"repetition, and the last layer is none; set num_layers to at least {end + 1}"
+        )
+    for layer in recursion.repeated:
+        source = recursion.source_of(layer)
+        for name, of in (
+            ("mixers", config.mixer_of),
+            ("attention.positions", config.positions_of),
+            ("attention.rope", config.rope_of),
+            ("attention.window", config.window_of),
+            ("ffn.dense_layers", config.is_dense),
+            ("ffn.dim", config.ffn_dim),
+        ):
+            if of(layer) != of(source):
+                raise ValueError(
+                    f"layer {layer} repeats layer {source}, but their {name} differ ({of(layer)} and {of(source)}): "
+                    "give both the same"
+                )
 
 
 def _one_per_layer(name: str, values: str | int | Sequence[object], layers: int) -> None:

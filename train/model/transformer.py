@@ -88,7 +88,12 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         positions = torch.empty(config.context_length, config.dim)
         self.learned_positions = nn.Parameter(positions) if config.has_learned_positions else None  # (context, D)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList()
+        for layer in range(config.num_layers):
+            source = config.recursion.source_of(layer)
+            repeated = self.layers[source] if source != layer else None
+            assert repeated is None or isinstance(repeated, Block)
+            self.layers.append(Block(config, layer, repeated))
         self.norm = state_norm(config)
         self.head = Linear(config.dim, config.vocab_size)
         if config.tie_embeddings:
@@ -134,7 +139,7 @@ class Transformer(nn.Module):
         limits = thresholds or self.default_thresholds()
         tables = [table(time) for table in self.rotary]
         x = self.embed(ids)  # (B, T, D)
-        alive = torch.ones_like(ids, dtype=torch.bool)
+        alive = going = torch.ones_like(ids, dtype=torch.bool)  # going: ran the last repetition
         exit_layer = torch.full_like(ids, -1)
         dropped = self._dropped(ids.shape[0])
         drawn = self._drawn_experts(ids.numel())
@@ -147,12 +152,15 @@ class Transformer(nn.Module):
             if drawn is not None:
                 levels = levels._replace(random_experts=drawn[i])
             here = alive if dropped is None else alive & ~dropped[i, :, None]
+            if self.config.follows_router(i):
+                here = here & going
             table = self.rotary_of[i]
             rotary = None if table is None else tables[table]
             x, layer = block(x, here, rotary, levels, recompute=checkpoint_activations and self.training)
             routing.append(layer)
             if i in state_layers:
                 states[i] = x
+            going = layer.runs.view(alive.shape) if self.config.has_depth_router(i) else going
             if measures:
                 residual_rms.append(x.detach().float().square().mean().sqrt())
             if i in self.config.depth.exit_layers:
@@ -223,11 +231,13 @@ class Transformer(nn.Module):
             counted: (B, T) bool, the tokens to show, without padding; None for all.
         """
         shown = torch.ones_like(out.routing[0].runs) if counted is None else counted.flatten()
+        arrived = shown  # tokens that a repetition could run
         errors: dict[str, list[Tensor | None]] = {"experts": [], "heads": [], "depth": []}
-        for block, layer in zip(self.blocks(), out.routing, strict=True):
+        for number, (block, layer) in enumerate(zip(self.blocks(), out.routing, strict=True)):
             here, attention = layer.runs & shown, block.attention
             if layer.depth is not None and block.depth_router is not None:
-                errors["depth"].append(block.depth_router.observe_routes(layer.depth, shown))
+                errors["depth"].append(block.depth_router.observe_routes(layer.depth, arrived))
+                arrived = here if self.config.follows_router(number) else shown
             if layer.routes is not None and block.moe is not None:
                 errors["experts"].append(block.moe.router.observe_routes(layer.routes, here))
             if attention is None:

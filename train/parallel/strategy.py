@@ -38,6 +38,11 @@ def shard(model: Transformer) -> Placement:
     dimension or none (norms, biases, levels) stay whole on every rank. They are a thousandth of all weights, and
     a level is read outside its block.
     """
+    if model.config.recursion.times > 1:
+        raise UserError(
+            "trainer.parallel is shard, but model.recursion runs the same weights in several layers, which cannot be "
+            "gathered once for each; --set trainer.parallel=replicate"
+        )
     small = {weight for weight in model.parameters() if weight.ndim < 2}
     mesh = init_device_mesh(model.embedding.weight.device.type, (collectives.ranks(),))
     for module in [*model.blocks(), model]:
@@ -84,7 +89,7 @@ def spread_experts(model: Transformer) -> Placement:
     splits = {}
     for layer, block in enumerate(model.blocks()):
         moe = block.moe
-        if moe is None:
+        if moe is None or block.source is not None:
             continue
         split = Split(chunks(number))
         for name in moe.stacks():

@@ -24,7 +24,8 @@ def gated_delta(
 
     With alpha the decay and beta the rate of a head: w = alpha, a = -alpha beta k, b = k, v = beta v, k = k, r = q.
     """
-    name, heads, width = f"layers.{layer}.mixer", config.num_heads, config.state_head_dim
+    name = f"layers.{config.recursion.source_of(layer)}.mixer"
+    heads, width = config.num_heads, config.state_head_dim
     inner = heads * width
     qkv = g.op("Concat", *(weights.linear(g, x, f"{name}.{part}.weight") for part in "qkv"), axis=1)
     shape = (3 * inner, config.recurrence.conv)

@@ -18,7 +18,8 @@ def mamba2(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, 
 
     The recurrence has w = exp(-dt exp(A_log)), v = dt x', and of all heads together k = B and r = C.
     """
-    name, heads, width = f"layers.{layer}.mixer", config.num_heads, config.state_head_dim
+    name = f"layers.{config.recursion.source_of(layer)}.mixer"
+    heads, width = config.num_heads, config.state_head_dim
     inner = heads * width
     projected = weights.linear(g, x, f"{name}.in.weight")
     parts = g.int64(inner, inner + 2 * width, heads)

@@ -17,7 +17,8 @@ from .steps import Mixed, States, Steps
 
 def retnet(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, steps: Steps, past: States) -> Mixed:
     """Compute W_o (norm(o) * silu(W_g x)) of normed x (n, D), o the recurrence of rotated q and k."""
-    name, heads, width = f"layers.{layer}.mixer", config.num_heads, config.state_head_dim
+    name = f"layers.{config.recursion.source_of(layer)}.mixer"
+    heads, width = config.num_heads, config.state_head_dim
     q, k, v = (weights.linear(g, x, f"{name}.{part}.weight") for part in "qkv")  # (n, H W)
     k = g.op("Mul", k, g.scalar(width**-0.5))
     q, k = (_rotated(g, config, layer, part, steps) for part in (q, k))

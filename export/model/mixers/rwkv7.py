@@ -24,7 +24,8 @@ NORM_EPS = 64e-5
 
 def rwkv7(g: Graph, weights: Weights, config: ModelConfig, layer: int, x: str, steps: Steps, past: States) -> Mixed:
     """Compute W_o ((norm(o) + bonus) * g) of normed x (n, D), o the recurrence with a = -kappa and b = a kappa."""
-    name, heads, width = f"layers.{layer}.mixer", config.num_heads, config.state_head_dim
+    name = f"layers.{config.recursion.source_of(layer)}.mixer"
+    heads, width = config.num_heads, config.state_head_dim
     inputs = with_past(g, x, steps, past.conv, config.dim)  # (1 + s, M, D)
     before = g.op("Slice", inputs, g.int64(0), g.int64(-1), g.int64(0), name="token_shift")
     change = g.op("Sub", g.op("Reshape", before, g.int64(-1, config.dim)), x)  # (n, D)

@@ -198,7 +198,7 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
         expected |= {"load_balancing_loss", "router_z_loss", "router_entropy_loss"}
     if config.heads.routing != "all":
         expected |= {"head_balancing_loss", "head_z_loss"}
-    if config.has_depth_router(1):
+    if any(config.has_depth_router(layer) for layer in range(config.num_layers)):
         expected.add("depth_z_loss")
     if config.attention.window_kind == "learned":
         expected.add("window_loss")
