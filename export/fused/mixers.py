@@ -85,7 +85,7 @@ def _gated_delta(g: Graph, weights: Weights, config: ModelConfig, layer: int) ->
     return inputs, {"conv": conv}
 
 
-def _rwkv7(g: Graph, weights: Weights, _config: ModelConfig, layer: int) -> Own:
+def _rwkv7(g: Graph, weights: Weights, config: ModelConfig, layer: int) -> Own:
     name = f"layers.{config.recursion.source_of(layer)}.mixer"
     rank = weights.state[f"{name}.w1.weight"].shape[0]
     shares = np.stack([weights.take(f"{name}.mu_{part}") for part in SHIFTED])
