@@ -79,7 +79,7 @@ def train(folder: Path, text: Path, kind: str, seed: int, seconds: float, vocabu
     # One step at a rate of almost 0: the weights stay what they are, and the context is that of the long texts.
     still = {f"optimizer.{rate}": 1e-12 for rate in ("lr", "adamw_lr", "adamw_matrix_lr")}
     longer = settings_of({"model.context_length": LONGEST, "trainer.batch_size": 1, **still})
-    ends = ["--max-steps", "1", "--name", f"{name}-long", "--overwrite"]
+    ends = ["--steps", "1", "--name", f"{name}-long", "--overwrite"]
     adaptive("train", "--from", name, "--data", str(text), *ends, *longer, folder=folder, core=core)
     adaptive("export", f"{name}-long", "--onnx", "--threads", "1", folder=folder, core=core)
 
