@@ -18,6 +18,9 @@ from .step import Step, Work
 
 KEPT_BYTES = 32 * 2**20
 """Most bytes of arrays that one cache keeps for passes of the shapes used last."""
+KEPT_PASSES = 64
+"""Most passes that one cache keeps. ONNX Runtime takes about 20 KiB for the binding of each, and a server meets hundreds
+of shapes; the few that decode come again and again."""
 
 
 class Pass:
@@ -228,7 +231,7 @@ class Passes:
                 one.reused = True
                 self._passes[shape] = one
                 self._bytes += one.bytes
-                while self._bytes > KEPT_BYTES:
+                while self._bytes > KEPT_BYTES or len(self._passes) > KEPT_PASSES:
                     self._bytes -= self._passes.pop(next(iter(self._passes))).bytes
         elif len(self._passes) > 1:
             self._passes[shape] = self._passes.pop(shape)  # to the end: the last used

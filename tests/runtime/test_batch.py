@@ -1,5 +1,6 @@
 """Sequences in a batch: they join, are copied, go back, fail and leave, and none changes another."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from support.tiny_graph import CONTEXT, V
 from adaptive_lm.runtime import Batch, Dial, Engine, Sequence, Session, Step, Thresholds, UserError, Work
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution import memory
-from adaptive_lm.runtime.execution.binding import Pass
+from adaptive_lm.runtime.execution.binding import KEPT_PASSES, Pass
 from adaptive_lm.runtime.execution.kv_cache import CHUNK, ring
 
 LONG = [int(token) for token in np.random.default_rng(5).integers(0, 257, size=300)]
@@ -239,3 +240,17 @@ def test_passes_of_the_shapes_used_last_are_bound_once(engine: Engine, monkeypat
         sequence.prefill([1, 2, 3])
         sequence.step(4)
     assert bound == [3]
+
+
+def test_a_batch_keeps_the_passes_used_last_and_no_more(engine: Engine) -> None:
+    """Each shape is bound once and takes memory, and a server meets hundreds of them."""
+
+    def passes() -> int:
+        gc.collect()
+        return sum(isinstance(one, Pass) for one in gc.get_objects())
+
+    sequence, before = engine.session.sequence(), passes()
+    for count in range(1, KEPT_PASSES + 20):
+        sequence.rewind(0)
+        sequence.prefill(LONG[:count])
+    assert KEPT_PASSES // 2 < passes() <= before + KEPT_PASSES
