@@ -33,8 +33,8 @@ def states(time: int = 23) -> torch.Tensor:
     return torch.randn(2, time, 32, generator=torch.Generator().manual_seed(time))
 
 
-def tables(kind: str, time: int = 23) -> tuple[torch.Tensor, torch.Tensor] | None:
-    model = Transformer(variant(num_layers=1, mixers=kind))
+def tables(kind: str, time: int = 23, **fields: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    model = Transformer(variant(num_layers=1, mixers=kind, **fields))
     return model.rotary[0](time) if len(model.rotary) else None
 
 
@@ -57,6 +57,24 @@ def test_chunks_train_as_token_by_token(kind: str, skips: bool) -> None:
     present = torch.rand(2, 23, generator=torch.Generator().manual_seed(1)) < 0.6 if skips else None
     for found, expected in zip(results(mixer, present, kind), results(plain, present, kind), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=TOLERANCE * expected.std(correction=0).item())
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_gradients_of_a_mixer_are_finite_differences(kind: str) -> None:
+    """Of its input and all its weights, with tokens that skip it and more than one chunk."""
+    mixer = mixer_of(kind, dim=8, num_heads=2, recurrence={"chunk": 3, "rank": 2, "conv": 3}).double()
+    x = torch.randn(1, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    present = torch.tensor([[True, True, False, True, True, False, True]])
+    rotary = tables(kind, 7, dim=8, num_heads=2)
+    names = [name for name, _ in mixer.named_parameters()]
+
+    def run(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(
+            mixer, dict(zip(names, weights, strict=True)), (x, present, rotary)
+        )
+        return out
+
+    assert torch.autograd.gradcheck(run, (x, *mixer.parameters()), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", MIXERS)
