@@ -19,6 +19,8 @@ from .recurrence import recurrent
 
 STRONGEST_DECAY = math.exp(-0.5)
 """Largest -log w of a token."""
+LONGEST_CHUNK = 32
+"""Most tokens of a chunk, whatever `recurrence.chunk` says: decays of a chunk stay above exp(-20)."""
 NORM_EPS = 64e-5
 """Term added to the variance of a head."""
 LERPS = ("r", "w", "k", "v", "a", "g")
@@ -56,7 +58,7 @@ class RWKV7(Mixer):
         self.w0, self.a0, self.k_k, self.k_a, self.r_k = (_vector(inner) for _ in range(5))
         self.norm = LayerNorm(inner, NORM_EPS)
         self.o = Linear(inner, dim)
-        self.num_layers = config.num_layers
+        self.num_layers, self.chunk = config.num_layers, min(self.chunk, LONGEST_CHUNK)
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
