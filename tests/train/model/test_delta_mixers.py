@@ -5,10 +5,10 @@ import torch
 from support.models import season, variant
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.mixers.delta_rule import LARGEST_EXPONENT
+from adaptive_lm.train.model.mixers.delta_rule import LARGEST_EXPONENT, LONGEST_CHUNK
 from adaptive_lm.train.model.mixers.gated_delta import GatedDelta
 from adaptive_lm.train.model.mixers.mixer import Mixer
-from adaptive_lm.train.model.mixers.rwkv7 import LONGEST_CHUNK, RWKV7, STRONGEST_DECAY
+from adaptive_lm.train.model.mixers.rwkv7 import RWKV7, STRONGEST_DECAY
 from adaptive_lm.train.optim.optimizer import split_parameters
 
 KINDS = pytest.mark.parametrize("kind", ["gated_delta", "rwkv7"])
@@ -63,10 +63,12 @@ def test_heads_may_have_a_width_of_their_own(kind: str, recurrence: dict[str, in
     assert model.config.state_shapes(0)["state"] == (4, width, width)
 
 
-def test_rwkv7_keeps_its_decays_in_range_whatever_the_chunk_of_the_config() -> None:
+@KINDS
+def test_chunks_are_short_whatever_the_config_says(kind: str) -> None:
+    """So that the decays of RWKV-7 stay in range."""
     chunks = {}
     for chunk in (8, 64, 4096):
-        mixer = model_of("rwkv7", recurrence={"chunk": chunk}).blocks()[0].mixer
+        mixer = model_of(kind, recurrence={"chunk": chunk}).blocks()[0].mixer
         assert mixer is not None
         chunks[chunk] = mixer.chunk
     assert chunks == {8: 8, 64: LONGEST_CHUNK, 4096: LONGEST_CHUNK}

@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..linear import Linear
 from ..norm import LayerNorm
-from .delta_rule import chunked_delta
+from .delta_rule import LONGEST_CHUNK, chunked_delta
 from .kernels import run_kernel
 from .mixer import Mixer, exact, wide
 from .recurrence import recurrent
 
 STRONGEST_DECAY = math.exp(-0.5)
 """Largest -log w of a token."""
-LONGEST_CHUNK = 32
-"""Most tokens of a chunk, whatever `recurrence.chunk` says: decays of a chunk stay above exp(-20)."""
 NORM_EPS = 64e-5
 """Term added to the variance of a head."""
 LERPS = ("r", "w", "k", "v", "a", "g")
