@@ -144,7 +144,7 @@ def test_a_model_of_states_learns_to_repeat(kind: str) -> None:
     model = Transformer(variant(num_layers=2, mixers=kind, ffn={"routing": "dense", "dim": 32}))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     losses = []
-    for step in range(60):
+    for step in range(120):
         ids = torch.randint(8, (16, 16), generator=torch.Generator().manual_seed(step))
         targets = ids.roll(1, 1)
         counted = torch.ones_like(ids, dtype=torch.bool)
