@@ -10,6 +10,7 @@ from support.models import busy_thresholds, even_thresholds, season, tiny_ids, t
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
+from adaptive_lm.train.model.continued import contradictions
 from adaptive_lm.train.model.linear import Linear
 from adaptive_lm.train.model.mixers.build import MIXERS
 from adaptive_lm.train.model.mixers.mamba2 import RATES, Mamba2
@@ -226,6 +227,13 @@ def test_states_have_the_stated_shapes(kind: str, conv: int) -> None:
     if "conv.weight" in weights:
         channels, width = weights["conv.weight"].shape
         assert shapes["conv"] == (channels, width - 1)
+
+
+def test_weights_fix_the_mixers_and_their_sizes_but_not_the_chunks() -> None:
+    own = variant(mixers="mamba2")
+    assert not contradictions(own, variant(mixers="mamba2", recurrence={"chunk": 128}))
+    assert list(contradictions(own, variant(mixers="mamba2", recurrence={"conv": 3}))) == ["recurrence.conv"]
+    assert list(contradictions(own, variant(mixers=("mamba2", "attention") * 2))) == ["mixers"]
 
 
 def test_everything_off_is_a_model_of_attention() -> None:
