@@ -50,6 +50,7 @@ def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def kind_of(config: ModelConfig, layer: int) -> tuple[object, ...]:
     """Two blocks of one kind share their code."""
     return (
+        config.mixer_of(layer),
         config.has_depth_router(layer),
         config.positions_of(layer),
         config.window_of(layer),
@@ -225,6 +226,7 @@ def test_graphs_are_one_per_kind_of_block_and_way_of_running(name: str, half: bo
 
 NEW = ["heads_shared", "window_length", "window_entropy", "controllers"]
 NEW += ["layer_norm", "post_none", "sandwich_project", "parallel_none", "learned_positions_none"]
+NEW += ["retnet_hybrid_none", "mamba2_hybrid_project"]
 NEW += ["everything_project", "everything_none"]  # shared experts, contextual positions and skipped keys are in these
 
 
@@ -233,6 +235,8 @@ NEW += ["everything_project", "everything_none"]  # shared experts, contextual p
     "name",
     [
         "top_k",
+        "retnet_project",
+        "mamba2_none",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense_both_none", *NEW)),
     ],
 )

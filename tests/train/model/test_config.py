@@ -55,7 +55,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"recurrence": {"conv": 3}}, ["recurrence.conv is set", "every layer has attention", "mixers to mamba2"]),
     ({"mixers": "mamba2", "recurrence": {"conv": 9}}, ["recurrence.conv", "less than or equal to 8", "9"]),
     ({"mixers": "mamba2", "recurrence": {"chunk": 0}}, ["recurrence.chunk", "greater than or equal to 1"]),
-    ({"mixers": "retnet", "recurrence": {"head_dim": 16}}, ["head_dim is 16", "8 wide", "retnet", "to none"]),
+    ({"mixers": "retnet", "recurrence": {"head_dim": 16}}, ["head_dim is 16", "32 wide", "retnet", "to none"]),
     ({"mixers": "retnet", "attention": {"window": 8}}, ["attention.window is 8", "no layer has attention"]),
     (
         {"mixers": ("retnet", "attention") * 2, "attention": {"window": (8, 8, 0, 0)}},
@@ -215,18 +215,14 @@ def expected_of_norm(config: ModelConfig, name: str) -> dict[str, tuple[int, ...
     return {f"{name}.{part}": (config.dim,) for part in parts}
 
 
-def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """List the tensors of one layer by name, with their shapes."""
-    ffn, dim, width = config.ffn, config.dim, config.resolved_head_dim
-    heads, kv_heads = config.num_heads, config.num_kv_heads
+def expected_of_attention(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """List projections and norms of an attention layer."""
+    dim, width, heads, kv_heads = config.dim, config.resolved_head_dim, config.num_heads, config.num_kv_heads
     held: dict[str, tuple[int, ...]] = {
         "attention.q.weight": (heads * width, dim),
         "attention.kv.weight": (2 * kv_heads * width, dim),
         "attention.o.weight": (dim, heads * width),
     }
-    for part in ("attention", "ffn"):
-        held |= expected_of_norm(config, f"{part}_norm") if config.norm_place in ("pre", "sandwich") else {}
-        held |= expected_of_norm(config, f"{part}_post_norm") if config.norm_place in ("post", "sandwich") else {}
     if config.attention.qk_norm != "none":
         of_q, of_k = (heads, kv_heads) if config.attention.qk_norm == "full" else (1, 1)
         held |= {"attention.q_norm.weight": (of_q * width,), "attention.k_norm.weight": (of_k * width,)}
@@ -234,6 +230,30 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         held |= {"attention.q.bias": (heads * width,), "attention.kv.bias": (2 * kv_heads * width,)}
     if config.attention.o_bias:
         held["attention.o.bias"] = (dim,)
+    return held
+
+
+def expected_of_mixer(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """List the tensors of a mixer with a state."""
+    dim, heads, width = config.dim, config.num_heads, config.recurrence.head_dim or config.resolved_head_dim
+    inner, conv, kind = heads * width, config.recurrence.conv, config.mixer_of(layer)
+    held: dict[str, tuple[int, ...]] = {"o.weight": (dim, inner)}
+    if kind == "retnet":
+        held |= {f"{name}.weight": (inner, dim) for name in ("q", "k", "v", "gate")} | {"decay": (heads,)}
+    if kind == "mamba2":
+        held |= {"in.weight": (2 * inner + 2 * width + heads, dim), "norm.weight": (inner,)}
+        held |= {"conv.weight": (inner + 2 * width, conv), "conv.bias": (inner + 2 * width,)}
+        held |= dict.fromkeys(("A_log", "dt_bias", "D"), (heads,))
+    return {f"mixer.{name}": shape for name, shape in held.items()}
+
+
+def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """List the tensors of one layer by name, with their shapes."""
+    ffn, dim = config.ffn, config.dim
+    held = expected_of_attention(config) if config.attends(layer) else expected_of_mixer(config, layer)
+    for part in ("attention", "ffn"):
+        held |= expected_of_norm(config, f"{part}_norm") if config.norm_place in ("pre", "sandwich") else {}
+        held |= expected_of_norm(config, f"{part}_post_norm") if config.norm_place in ("post", "sandwich") else {}
     routers: list[tuple[str, Controlled, bool]] = []
     first, both = ("gate_up", 2) if ffn.gated else ("up", 1)
 
@@ -262,8 +282,8 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
             held |= dense("moe.shared", ffn.shared_expert_dim)
         if ffn.shared_gate:
             held["moe.shared_gate.weight"] = (1, dim)
-    if config.heads.routing != "all":
-        held["attention.head_router.weight"] = (heads, dim)
+    if config.heads.routing != "all" and config.attends(layer):
+        held["attention.head_router.weight"] = (config.num_heads, dim)
         if config.heads.shared_heads:
             held["attention.head_router.balance"] = (2, dim)
         routers.append(("attention.head_router", config.heads, config.heads.routing == "adaptive"))
@@ -279,7 +299,7 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         if control.controller == "pi" and control.scope == "layer":
             held |= {f"{router}.pi.{buffer}": () for buffer in ("level", "error", "num_updates")}
     if config.positions_of(layer) == "cope":
-        held["attention.position_embedding"] = (config.attention.max_positions, width)
+        held["attention.position_embedding"] = (config.attention.max_positions, config.resolved_head_dim)
     if config.window_of(layer) and config.attention.window_kind == "learned":
         held |= {"attention.window_router.weight": (dim,), "attention.window_router.bias": ()}
     if config.window_of(layer) and config.attention.window_kind == "entropy":

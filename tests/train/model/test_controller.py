@@ -91,9 +91,10 @@ def test_only_observing_moves_the_tables(name: str, mode: str) -> None:
     config, expected = model.config, set()
     for layer in range(config.num_layers):
         ran = bool(out.routing[layer].runs.any())  # a router that no token came to has nothing to observe
+        chooses_heads = ran and config.heads.routing != "all" and config.attends(layer)
         sections = {
             f"layers.{layer}.moe.router": None if not ran or config.is_dense(layer) else config.ffn,
-            f"layers.{layer}.attention.head_router": config.heads if ran and config.heads.routing != "all" else None,
+            f"layers.{layer}.attention.head_router": config.heads if chooses_heads else None,
             f"layers.{layer}.depth_router": config.depth if config.has_depth_router(layer) else None,
         }
         for router, section in sections.items():

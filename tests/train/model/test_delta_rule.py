@@ -125,7 +125,7 @@ def test_the_strongest_decays_stay_in_range() -> None:
     longest = int(LARGEST_EXPONENT / STRONGEST_DECAY)
     assert longest == 131
     for chunk in (16, 64, 128):
-        assert_close(delta(x, chunk), delta(x, None), 1e-5)
+        assert_close(delta(x, chunk), delta(x, None), 2e-5)  # sums of 77 have an ulp of 8e-6
 
 
 @pytest.mark.parametrize("strong", [-30.0, -300.0, -1e4])

@@ -90,7 +90,7 @@ def test_a_mixer_gives_with_a_kernel_what_it_gives_without(kind: str, function: 
             out = mixer(given, None, None)
         out.float().square().mean().backward()
         gradients = [weight.grad for weight in mixer.parameters()]
-        results.append([out.float(), given.grad, *gradients])
+        results.append([out.detach().float(), given.grad, *gradients])
         assert calls == ([function] * 2 if uses else []), "forward, and again in the backward pass"
     for one, other in zip(*results, strict=True):
         assert one is not None

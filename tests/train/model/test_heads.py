@@ -42,7 +42,8 @@ def tokens() -> Tensor:
 def test_a_head_that_was_not_chosen_adds_nothing_to_its_token(name: str) -> None:
     """A head not chosen has no effect, neither its query nor its output; every chosen head has."""
     model = copy.deepcopy(tiny_model(name))
-    attention, W = model.layers[0].attention, model.config.resolved_head_dim
+    attention = next(block.attention for block in model.blocks() if block.attention is not None)
+    W = model.config.resolved_head_dim
     x = torch.randn(1, 9, model.config.dim, generator=torch.Generator().manual_seed(0))
     arguments = (model.rotary[0](9) if len(model.rotary) else None, None, None, torch.tensor(0.6))
     with torch.no_grad():

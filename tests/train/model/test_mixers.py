@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
 from adaptive_lm.train.model.linear import Linear
 from adaptive_lm.train.model.mixers.build import MIXERS
-from adaptive_lm.train.model.mixers.mamba2 import RATES, STEPS, Mamba2
-from adaptive_lm.train.model.mixers.mixer import Mixer
+from adaptive_lm.train.model.mixers.mamba2 import RATES, Mamba2
+from adaptive_lm.train.model.mixers.mixer import STEPS, Mixer
 
 aten = torch.ops.aten
 TOLERANCE = 2e-4
@@ -144,7 +144,7 @@ def test_a_model_of_states_learns_to_repeat(kind: str) -> None:
     model = Transformer(variant(num_layers=2, mixers=kind, ffn={"routing": "dense", "dim": 32}))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     losses = []
-    for step in range(60):
+    for step in range(120):
         ids = torch.randint(8, (16, 16), generator=torch.Generator().manual_seed(step))
         targets = ids.roll(1, 1)
         counted = torch.ones_like(ids, dtype=torch.bool)

@@ -12,9 +12,6 @@ from torch import Tensor
 
 LARGEST_EXPONENT = 80.0
 """Largest decay of a chunk, as a logarithm, that `chunked_delta` may multiply out: float32 ends at exp(88)."""
-LEAST_LOG_DECAY = -20.0
-"""Logarithms of a decay below this count as this in `chunked_gated_delta`: exp(-20) of a state is less than its
-rounding error. Sums of larger numbers would lose the digits of the small decays beside them."""
 
 
 def chunked_delta(
@@ -103,16 +100,18 @@ def chunked_gated_delta(
     time, sizes = k.shape[1], (v.shape[3], k.shape[3])
     chunk = min(chunk, time)
     r, k, v, beta = (_chunks(x, chunk) for x in (r, k, v, beta[..., None]))  # (R, C, K, V or 1)
-    g = _chunks(log_w.clamp(min=LEAST_LOG_DECAY)[..., None], chunk).cumsum(1)  # (R, C, 1)
+    g = _chunks(log_w[..., None], chunk).cumsum(
+        1, dtype=torch.float64
+    )  # (R, C, 1): a sum may be -1000, and a step -0.01
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
-    decays = (g - g.mT).masked_fill(later, float("-inf")).exp()  # (R, C, C)
-    remaining, last = g.exp(), g[:, -1:]
+    decays = (g - g.mT).to(k.dtype).masked_fill(later, float("-inf")).exp()  # (R, C, C)
+    remaining, to_end = g.to(k.dtype).exp(), (g[:, -1:] - g).to(k.dtype).exp()
     of_k, of_r = (torch.cat([beta * k, r], 1) @ k.mT).split(chunk, 1)  # (R, C, C)
     # E is the first V columns, less the others times S_0^T
     given = torch.cat([beta * v, beta * remaining * k], 2)
     e = torch.linalg.solve_triangular(of_k * decays, given, upper=False, unitriangular=True)  # (R, C, V + K)
-    update, turned = (e.mT @ (k * (last - g).exp())).split(sizes, 1)  # (R, V, K) and (R, K, K)
-    transition = last.exp() * torch.eye(sizes[1], dtype=k.dtype, device=k.device) - turned
+    update, turned = (e.mT @ (k * to_end)).split(sizes, 1)  # (R, V, K) and (R, K, K)
+    transition = remaining[:, -1:] * torch.eye(sizes[1], dtype=k.dtype, device=k.device) - turned
     before, state = carry(transition, update, state)
     own, of_state = ((of_r * decays) @ e).split(sizes, 2)
     out = own + (r * remaining - of_state) @ before.mT

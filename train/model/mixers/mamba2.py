@@ -44,7 +44,9 @@ class Mamba2(Mixer):
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
-        projected: Tensor = self.get_submodule("in")(x)
+        inputs = self._modules["in"]  # by its key: torch.compile cannot guard an attribute whose name is a keyword
+        assert inputs is not None
+        projected: Tensor = inputs(x)
         with exact(x):
             z, rest, dt = projected.float().split(self.sizes, -1)
             rest = F.silu(rest) if self.conv is None else self.conv(rest)
