@@ -191,7 +191,9 @@ def torch_pass(model: Transformer, ids: Tensor, thresholds: ThresholdTensors) ->
     out = model(ids, thresholds)
     tokens = ids.numel()
     experts = [layer.routes.selected_experts if layer.routes else _one_of(model, layer.runs) for layer in out.routing]
-    no_heads, no_window = torch.zeros(tokens, 0, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
+    routed = model.config.heads.routing != "all"  # a layer without attention chooses no head
+    no_heads = torch.zeros(tokens, model.config.num_heads if routed else 0, dtype=torch.bool)
+    no_window = torch.zeros(tokens, dtype=torch.int64)
     heads = [layer.heads.selected_heads if layer.heads else no_heads for layer in out.routing]
     windows = [layer.windows.sizes if layer.windows else no_window for layer in out.routing]
     return Pass(
