@@ -45,6 +45,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": {"num_layers": 3, "depth": {"exit_layers": [0, 1], "layer_dropout": 0.5}},
         "losses": {"exit_curriculum": "rotational"},
     },
+    "states": {  # mixers beside attention, and tokens that skip them
+        "model": {
+            "num_layers": 3,
+            "mixers": ["retnet", "mamba2", "attention"],
+            "recurrence": {"chunk": 8},
+            "depth": {"layers_share": 0.6, "exit_layers": [1], "layer_dropout": 0.3},
+        }
+    },
     "learned and held": {  # T17: levels, factors, the integral of PI, windows, heads and contextual positions
         "model": {
             "num_layers": 3,

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from ..system.section import Section
 from .mixers.config import MixerKind, RecurrenceConfig
+from .mixers.rules import fit_mixers, fit_retnet
 from .rope_config import RopeConfig
 from .sections import AttentionConfig, DepthConfig, FFNConfig, HeadsConfig, NormKind, NormPlace, Positions
 
@@ -82,6 +83,7 @@ class ModelConfig(Section):
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}), or set head_dim")
         fit_depth(self)
+        _one_per_layer("mixers", self.mixers, self.num_layers)
         fit_mixers(self)
         fit_attention(self)
         fit_retnet(self)
@@ -273,38 +275,6 @@ def fit_depth(config: ModelConfig) -> None:
         raise ValueError(f"exit_layers must rise without repeats, found {list(depth.exit_layers)}")
 
 
-def fit_mixers(config: ModelConfig) -> None:
-    """Raise ValueError where the mixers do not fit the layers, or settings of attention that no layer has."""
-    _one_per_layer("mixers", config.mixers, config.num_layers)
-    if not config.has_states:
-        for name, field in type(config.recurrence).model_fields.items():
-            if getattr(config.recurrence, name) != field.default:
-                raise ValueError(
-                    f"recurrence.{name} is set but every layer has attention: set mixers to mamba2, rwkv7, retnet or "
-                    "gated_delta, or to a list with one per layer"
-                )
-        return
-    attention = config.attention
-    if isinstance(attention.window, tuple):
-        for layer, window in enumerate(attention.window):
-            if window and not config.attends(layer):
-                raise ValueError(
-                    f"attention.window of layer {layer} is {window}, but the mixer of that layer is "
-                    f"{config.mixer_of(layer)}, which has no window: set it to 0"
-                )
-    if not config.has_attention:
-        if attention.window:
-            raise ValueError(
-                f"attention.window is {attention.window} but no layer has attention: set it to 0, or list attention "
-                "in mixers"
-            )
-        if config.heads.routing != "all":
-            raise ValueError(
-                f"heads.routing is {config.heads.routing} but no layer has attention, whose heads it chooses: set it "
-                "to all, or list attention in mixers"
-            )
-
-
 def fit_attention(config: ModelConfig) -> None:
     """Raise ValueError where positions or windows do not fit the model or each other."""
     attention, layers = config.attention, range(config.num_layers)
@@ -343,17 +313,6 @@ def fit_attention(config: ModelConfig) -> None:
                 f"attention.window of layer {layer} is {window}, shorter than its attention.max_positions "
                 f"({attention.max_positions}): positions beyond the window are never reached; lower max_positions"
             )
-
-
-def fit_retnet(config: ModelConfig) -> None:
-    """Raise ValueError where heads of `retnet` are not as wide as the rotary tables that they would use."""
-    turning = (config.mixer_of(layer) == "retnet" and config.rope_of(layer) for layer in range(config.num_layers))
-    if config.state_head_dim != config.resolved_head_dim and any(turning):
-        raise ValueError(
-            f"recurrence.head_dim is {config.state_head_dim} and heads of attention are {config.resolved_head_dim} "
-            "wide, but retnet rotates its heads by the tables of attention: set recurrence.head_dim to 0, or "
-            "attention.positions to none"
-        )
 
 
 def fit_heads(config: ModelConfig) -> None:

@@ -5,9 +5,10 @@ import torch
 from support.models import season, variant
 
 from adaptive_lm.train.model import Transformer
+from adaptive_lm.train.model.mixers.delta_rule import LARGEST_EXPONENT, LONGEST_CHUNK
 from adaptive_lm.train.model.mixers.gated_delta import GatedDelta
 from adaptive_lm.train.model.mixers.mixer import Mixer
-from adaptive_lm.train.model.mixers.rwkv7 import RWKV7
+from adaptive_lm.train.model.mixers.rwkv7 import RWKV7, STRONGEST_DECAY
 from adaptive_lm.train.optim.optimizer import split_parameters
 
 KINDS = pytest.mark.parametrize("kind", ["gated_delta", "rwkv7"])
@@ -62,6 +63,18 @@ def test_heads_may_have_a_width_of_their_own(kind: str, recurrence: dict[str, in
     assert model.config.state_shapes(0)["state"] == (4, width, width)
 
 
+@KINDS
+def test_chunks_are_short_whatever_the_config_says(kind: str) -> None:
+    """So that the decays of RWKV-7 stay in range."""
+    chunks = {}
+    for chunk in (8, 64, 4096):
+        mixer = model_of(kind, recurrence={"chunk": chunk}).blocks()[0].mixer
+        assert mixer is not None
+        chunks[chunk] = mixer.chunk
+    assert chunks == {8: 8, 64: LONGEST_CHUNK, 4096: LONGEST_CHUNK}
+    assert LONGEST_CHUNK * STRONGEST_DECAY < LARGEST_EXPONENT
+
+
 def test_the_gated_rule_starts_with_the_decays_of_its_authors() -> None:
     model = model_of("gated_delta", num_heads=32, num_kv_heads=2)
     for block in model.blocks():
@@ -95,8 +108,8 @@ def test_rwkv7_starts_with_the_values_of_its_authors() -> None:
         assert not any(one.weight.any() for one in (mixer.w1, mixer.a1, mixer.g1))
         gram = mixer.w2.weight.T @ mixer.w2.weight
         torch.testing.assert_close(gram, 0.01 * torch.eye(len(gram)), rtol=0, atol=1e-6)
-        assert float(mixer.k.weight.std()) == pytest.approx(0.1 * 32**-0.5, rel=0.1)
-        assert float(mixer.r.weight.std()) == pytest.approx(32**-0.5, rel=0.1)
+        assert mixer.k.weight.std().item() == pytest.approx(0.1 * 32**-0.5, rel=0.1)
+        assert mixer.r.weight.std().item() == pytest.approx(32**-0.5, rel=0.1)
 
 
 @KINDS

@@ -11,14 +11,5 @@ MIXERS: dict[str, type[Mixer]] = {"gated_delta": GatedDelta, "mamba2": Mamba2, "
 
 
 def build_mixer(config: ModelConfig, layer: int) -> Mixer | None:
-    """Build the mixer of a layer; None where it has attention.
-
-    Raises:
-        ValueError: There is no such mixer yet.
-    """
-    kind = config.mixer_of(layer)
-    if kind == "attention":
-        return None
-    if kind not in MIXERS:
-        raise ValueError(f"mixers of layer {layer} is {kind}, which is not built yet; take one of {', '.join(MIXERS)}")
-    return MIXERS[kind](config, layer)
+    """Build the mixer of a layer; None where it has attention."""
+    return None if config.attends(layer) else MIXERS[config.mixer_of(layer)](config, layer)

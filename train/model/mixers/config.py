@@ -19,7 +19,7 @@ class RecurrenceConfig(Section):
     no convolution over earlier tokens."""
     chunk: int = Field(64, ge=1)
     """Tokens that training computes at once, at least 1; the state is carried from chunk to chunk. It changes the time
-    of a step, not its result. `rwkv7` takes at most 16."""
+    of a step, not its result. `gated_delta` and `rwkv7` take at most 32."""
     rank: int = Field(0, ge=0)
     """Inner width of the low-rank matrices of `rwkv7`; 0 means dim / 8, rounded up to a multiple of 16."""
 

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LONGEST_CHUNK = 32
+"""Most tokens of a chunk that the mixers take, whatever `recurrence.chunk` says: longer ones are slower on a CPU, since
+the work in a chunk grows with its length (decision 0047), and decays of `rwkv7` in a chunk stay above exp(-20)."""
 LARGEST_EXPONENT = 80.0
 """Largest decay of a chunk, as a logarithm, that `chunked_delta` may multiply out: float32 ends at exp(88)."""
 

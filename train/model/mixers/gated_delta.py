@@ -11,7 +11,7 @@ from ..config import ModelConfig
 from ..linear import Linear
 from ..norm import RMSNorm
 from .convolution import ShortConvolution
-from .delta_rule import chunked_gated_delta
+from .delta_rule import LONGEST_CHUNK, chunked_gated_delta
 from .kernels import run_kernel
 from .mixer import Mixer, exact, first_steps, wide
 from .recurrence import recurrent
@@ -44,6 +44,7 @@ class GatedDelta(Mixer):
         self.A_log, self.dt_bias = (nn.Parameter(torch.empty(self.num_heads)) for _ in range(2))
         self.norm = RMSNorm(self.head_dim, config.norm_eps)
         self.o = Linear(inner, config.dim)
+        self.chunk = min(self.chunk, LONGEST_CHUNK)
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""

@@ -73,12 +73,16 @@ def chunked(
         logs = log_w[:, None].expand(heads, chunk)[None, None]  # (1, 1, H, C)
     else:
         logs = _chunks(log_w[..., None], chunk)[..., 0]  # (B, n, H, C)
-    sums = logs.cumsum(-1)
-    out = ((r @ k.mT) * _decays(sums)) @ v  # (B, n, H, C, V), of the tokens of the same chunk
-    remaining = (sums[..., -1:] - sums).exp()  # (B, n, H, C): what is left of a token at the end of its chunk
+    # In float64: a sum may be -1000 where a single step is -0.01.
+    sums = logs.cumsum(-1, dtype=torch.float64)
+    reached, total = sums.to(v.dtype).exp(), sums[..., -1].to(v.dtype)
+    out = ((r @ k.mT) * _decays(sums, v.dtype)) @ v  # (B, n, H, C, V), of the tokens of the same chunk
+    remaining = (
+        (sums[..., -1:] - sums).to(v.dtype).exp()
+    )  # (B, n, H, C): of a token, at the end of its chunk
     own = v.mT @ (k * remaining[..., None])  # (B, n, H, V, K)
-    before, last = _states(own, sums[..., -1], state)
-    out = out + (r * sums.exp()[..., None]) @ before.mT
+    before, last = _states(own, total, state)
+    out = out + (r * reached[..., None]) @ before.mT
     if log_w.ndim == 1 and time % chunk:  # padding has decayed the state
         last = last * (-log_w * (chunk - time % chunk)).exp()[:, None, None]
     return out.transpose(2, 3).reshape(batch, number * chunk, heads, width)[:, :time], last
@@ -91,11 +95,11 @@ def _chunks(x: Tensor, chunk: int) -> Tensor:
     return x.unflatten(1, (-1, chunk)).transpose(2, 3)
 
 
-def _decays(sums: Tensor) -> Tensor:
-    """Return what is left of place j at place i, e^{sum_i - sum_j}, 0 where j > i: (..., C) -> (..., C, C)."""
+def _decays(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is left of place j at place i, e^{sum_i - sum_j}, 0 where j > i: (..., C) -> (..., C, C) of dtype."""
     size = sums.shape[-1]
     later = torch.ones(size, size, dtype=torch.bool, device=sums.device).triu(1)
-    return (sums[..., :, None] - sums[..., None, :]).masked_fill(later, float("-inf")).exp()
+    return (sums[..., :, None] - sums[..., None, :]).to(dtype).masked_fill(later, float("-inf")).exp()
 
 
 def _states(own: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

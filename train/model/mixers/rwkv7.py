@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..linear import Linear
 from ..norm import LayerNorm
-from .delta_rule import chunked_delta
+from .delta_rule import LONGEST_CHUNK, chunked_delta
 from .kernels import run_kernel
 from .mixer import Mixer, exact, wide
 from .recurrence import recurrent
@@ -56,7 +56,7 @@ class RWKV7(Mixer):
         self.w0, self.a0, self.k_k, self.k_a, self.r_k = (_vector(inner) for _ in range(5))
         self.norm = LayerNorm(inner, NORM_EPS)
         self.o = Linear(inner, dim)
-        self.num_layers = config.num_layers
+        self.num_layers, self.chunk = config.num_layers, min(self.chunk, LONGEST_CHUNK)
 
     def mix(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """Mix consecutive tokens x (B, T, D) -> (B, T, D)."""
