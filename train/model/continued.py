@@ -14,11 +14,12 @@ from .transformer import Transformer
 FREE = re.compile(
     r"context_length"
     r"|depth\..+"
+    r"|recurrence\.chunk"
     r"|(heads|ffn)\.(controller|scope|pi_gains|ema|per_token|per_token_reach)"
     r"|heads\.(heads_per_token|head_top_p)(\..+)?"
     r"|ffn\.(experts_per_token|most_experts|random_experts|router_top_p(\..+)?)"
 )
-"""Settings that the weights do not fix: how far a text reaches, and how much of the model runs."""
+"""Settings that the weights do not fix: how far a text reaches, how it is cut in training, and how much runs."""
 OF_CONTROL = re.compile(
     r"(^|\.)(depth_router|controller|pi|per_token)\.|^(exit_routers|pi)\.|\.level_logit$|\.window_controller\."
 )

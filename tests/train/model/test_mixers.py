@@ -10,6 +10,7 @@ from support.models import busy_thresholds, even_thresholds, season, tiny_ids, t
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
+from adaptive_lm.train.model.continued import contradictions
 from adaptive_lm.train.model.linear import Linear
 from adaptive_lm.train.model.mixers.build import MIXERS
 from adaptive_lm.train.model.mixers.mamba2 import RATES, Mamba2
@@ -33,8 +34,8 @@ def states(time: int = 23) -> torch.Tensor:
     return torch.randn(2, time, 32, generator=torch.Generator().manual_seed(time))
 
 
-def tables(kind: str, time: int = 23) -> tuple[torch.Tensor, torch.Tensor] | None:
-    model = Transformer(variant(num_layers=1, mixers=kind))
+def tables(kind: str, time: int = 23, **fields: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    model = Transformer(variant(num_layers=1, mixers=kind, **fields))
     return model.rotary[0](time) if len(model.rotary) else None
 
 
@@ -57,6 +58,24 @@ def test_chunks_train_as_token_by_token(kind: str, skips: bool) -> None:
     present = torch.rand(2, 23, generator=torch.Generator().manual_seed(1)) < 0.6 if skips else None
     for found, expected in zip(results(mixer, present, kind), results(plain, present, kind), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=TOLERANCE * expected.std(correction=0).item())
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_gradients_of_a_mixer_are_finite_differences(kind: str) -> None:
+    """Of its input and all its weights, with tokens that skip it and more than one chunk."""
+    mixer = mixer_of(kind, dim=8, num_heads=2, recurrence={"chunk": 3, "rank": 2, "conv": 3}).double()
+    x = torch.randn(1, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    present = torch.tensor([[True, True, False, True, True, False, True]])
+    rotary = tables(kind, 7, dim=8, num_heads=2)
+    names = [name for name, _ in mixer.named_parameters()]
+
+    def run(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(
+            mixer, dict(zip(names, weights, strict=True)), (x, present, rotary)
+        )
+        return out
+
+    assert torch.autograd.gradcheck(run, (x, *mixer.parameters()), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -208,6 +227,13 @@ def test_states_have_the_stated_shapes(kind: str, conv: int) -> None:
     if "conv.weight" in weights:
         channels, width = weights["conv.weight"].shape
         assert shapes["conv"] == (channels, width - 1)
+
+
+def test_weights_fix_the_mixers_and_their_sizes_but_not_the_chunks() -> None:
+    own = variant(mixers="mamba2")
+    assert not contradictions(own, variant(mixers="mamba2", recurrence={"chunk": 128}))
+    assert list(contradictions(own, variant(mixers="mamba2", recurrence={"conv": 3}))) == ["recurrence.conv"]
+    assert list(contradictions(own, variant(mixers=("mamba2", "attention") * 2))) == ["mixers"]
 
 
 def test_everything_off_is_a_model_of_attention() -> None:

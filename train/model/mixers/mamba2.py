@@ -10,7 +10,7 @@ from ..config import ModelConfig
 from ..linear import Linear
 from ..norm import RMSNorm
 from .convolution import ShortConvolution
-from .mixer import Mixer, exact, first_steps
+from .mixer import Mixer, exact, first_steps, wide
 
 RATES = (1.0, 16.0)
 """Range of exp(A_log) at the start, drawn evenly."""
@@ -48,7 +48,7 @@ class Mamba2(Mixer):
         assert inputs is not None
         projected: Tensor = inputs(x)
         with exact(x):
-            z, rest, dt = projected.float().split(self.sizes, -1)
+            z, rest, dt = wide(projected).split(self.sizes, -1)
             rest = F.silu(rest) if self.conv is None else self.conv(rest)
             inner, B, C = rest.split([self.sizes[0], self.head_dim, self.head_dim], -1)
             dt = F.softplus(dt + self.dt_bias)  # (B, T, H)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..linear import Linear
 from ..rope import rotate
-from .mixer import Mixer, exact
+from .mixer import Mixer, exact, wide
 
 
 class RetNet(Mixer):
@@ -40,6 +40,6 @@ class RetNet(Mixer):
                 q, k = (rotate(one.transpose(1, 2), rotary).transpose(1, 2) for one in (q, k))
             o = self.recur(q, k, v, self.decay.log(), gate)
             normed = F.rms_norm(o, o.shape[-1:], eps=self.norm_eps).flatten(2)
-            gated = normed * F.silu(gate.float())
+            gated = normed * F.silu(wide(gate))
         out: Tensor = self.o(gated)
         return out
