@@ -7,7 +7,7 @@ from ...train.model.config import ModelConfig
 def mechanisms(config: ModelConfig) -> dict[str, Executor]:
     """Return the operators of each mechanism that the model has: our own for all of them."""
     layers = range(config.num_layers)
-    present = {
+    present: dict[str, bool] = {
         "embedding": True,
         "attention": config.has_attention,
         **dict.fromkeys(config.recurrent_mixers, True),

@@ -16,8 +16,8 @@ from ..speculation.pass_costs import PassCosts
 from .prefixes import ALONE_GRID, longest_prefix
 from .request import Request, Token
 
-LEAST_COPIED = 32
-"""Tokens from one copy of the states in a prompt to the next: fewer are as well computed again."""
+LEAST_COPIED = 64
+"""Least tokens of a prompt from one copy of the states to the next: a copy needs a pass of its own (decision 0050)."""
 PROMPT_TOKENS = 128
 """Tokens of prompts in one pass beside sequences that decode, which wait for no more than this (decision 0028)."""
 IDLE_PROMPT_TOKENS = 512

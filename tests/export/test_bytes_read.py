@@ -54,6 +54,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
     "wide heads": {"heads": {"routing": "top_p", "heads_per_token": 2}, "head_dim": 64, "dim": 96},
     "shared heads": {"heads": {"routing": "top_k", "shared_heads": 1, "heads_per_token": 2}, "head_dim": 24},
+    **{mixer: {"mixers": mixer} for mixer in ("retnet", "mamba2", "gated_delta", "rwkv7")},
+    "hybrid": {
+        "mixers": ["rwkv7", "attention", "gated_delta"],
+        "recurrence": {"head_dim": 24, "rank": 40},
+        "heads": {"routing": "top_p", "heads_per_token": 2},
+        "depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]},
+    },
     "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
 }
 

@@ -28,7 +28,8 @@ from adaptive_lm.runtime.ops.library import VERSION
 from adaptive_lm.train.model import ModelConfig, Transformer
 
 OPERATORS = {
-    "Embedding", "DepthRouter", "HeadRouter", "Windows", "Attention", "FeedForward", "Exit", "Logits"
+    "Embedding", "DepthRouter", "HeadRouter", "Windows", "Attention", "RetNet", "Mamba2", "GatedDelta", "Rwkv7",
+    "FeedForward", "Exit", "Logits",
 }  # fmt: skip
 DOMAIN = "adaptive_lm"
 PRECISIONS: list[Precision] = ["fp32", "bf16", "int8", "int4"]
@@ -99,7 +100,7 @@ def test_inputs_and_outputs_are_those_of_the_portable_graph_but_for_slots_and_ca
             kind, shape = expected[one].elem_type, own.get(one, sizes(expected[one]))
             if one.startswith(("past_", "present_")):
                 shape = ["S", *shape[1:]]
-                if "counted" not in one:
+                if one.split("_")[1].startswith(("key", "value")):
                     kind, shape = kinds[kv], [*shape[:3], config.resolved_head_dim + 4 * (kv == "int8")]
             assert (actual[other].elem_type, sizes(actual[other])) == (kind, shape), one
         if side == "input":
@@ -112,7 +113,7 @@ def sizes(tensor: TypeProto.Tensor) -> list[str | int]:
 
 def packed_names(state: dict[str, np.ndarray]) -> set[str]:
     """Name the matrices that our operators multiply by; those of routers, gates and positions are not packed."""
-    kept = ("router", "shared_gate", "zero_experts", "position", "bias")
+    kept = ("router", "shared_gate", "zero_experts", "position", "bias", "conv.weight", "a_proj", "b_proj")
     return {name for name, value in state.items() if value.ndim > 1 and not any(word in name for word in kept)}
 
 
@@ -126,6 +127,9 @@ def test_every_weight_is_written_once_packed_or_as_it_is(name: str, precision: P
     for weight, value in state.items():
         if weight.endswith("window_controller.window"):
             continue  # an attribute
+        if weight.endswith(("conv.weight", "A_log")) or ".mu_" in weight:
+            assert_rearranged(weight, value, written)
+            continue
         if weight.endswith("position_embedding"):
             np.testing.assert_array_equal(numpy_helper.to_array(written[f"{weight}.packed"]), pack_positions(value))
             continue
@@ -136,6 +140,8 @@ def test_every_weight_is_written_once_packed_or_as_it_is(name: str, precision: P
             continue
         part = Precisions.of(precision)
         own = part.embedding if weight in ("embedding.weight", "head.weight") else part.attention
+        if ".mixer." in weight and weight.endswith(("1.weight", "2.weight")):
+            own = "fp32"  # of low rank
         expected = pack(value if value.ndim == 2 else value.swapaxes(1, 2), own)
         np.testing.assert_array_equal(numpy_helper.to_array(written[f"{weight}.packed"]), expected, err_msg=weight)
         assert weight not in written
@@ -143,6 +149,16 @@ def test_every_weight_is_written_once_packed_or_as_it_is(name: str, precision: P
         readers = readers_of(name, weight)
         assert read_by[f"{weight}.packed"] >= readers if shared else read_by[f"{weight}.packed"] == readers
     assert not [tensor for tensor in written if not read_by[tensor]]
+
+
+def assert_rearranged(weight: str, value: np.ndarray, written: dict[str, TensorProto]) -> None:
+    """Assert that a weight of a mixer is in the graph in the form that its operator reads."""
+    mixer, name = weight.split(".mixer.")
+    suffix = {"conv.weight": "conv.by_token", "A_log": "rate"}.get(name, "shift")
+    array = numpy_helper.to_array(written[f"{mixer}.mixer.{suffix}"])
+    expected = {"conv.by_token": value.T, "rate": np.exp(value), "shift": value}[suffix]
+    own = array["rwkvag".index(name[-1])] if suffix == "shift" else array
+    np.testing.assert_array_equal(own, expected, err_msg=weight)
 
 
 def test_a_tied_head_is_the_matrix_of_the_embedding() -> None:

@@ -62,7 +62,9 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
     assert not plain.near_ties().any(), "choose another seed: these decisions may fall either way"
     graph_out = Sequences(fused(name)).run(prompt, limits)
     same_decisions(graph_out, plain)
-    np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=FP32)
+    # parity measures logits by their spread; that matters where RetNet norms heads whose output is nearly 0
+    tolerance = FP32 * max(1.0, float(plain.logits.std())) if MODELS[name].has_states else FP32
+    np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
     with torch.no_grad():
         out = model_of(name)(torch.from_numpy(prompt), limits)

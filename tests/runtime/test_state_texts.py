@@ -11,7 +11,7 @@ from support.state_graph import write_hybrid
 
 from adaptive_lm.runtime import Engine, Generation, Loop, Params, Request, Token, load
 from adaptive_lm.runtime.execution.binding import Pass
-from adaptive_lm.runtime.generation import loop as loop_module
+from adaptive_lm.runtime.generation.loop import LEAST_COPIED
 from adaptive_lm.runtime.speculation.acceptance import Acceptance
 from adaptive_lm.runtime.speculation.dial_drafter import Setting
 from adaptive_lm.runtime.speculation.ngram import NgramDrafter, Plan
@@ -271,13 +271,12 @@ def test_a_prompt_is_read_in_as_few_passes_as_copies_need(
     rows: list[int] = []
     execute = Pass.execute
     monkeypatch.setattr(Pass, "execute", lambda self: (rows.append(self.rows), execute(self)))
-    short, long = (engine.request("x" * count, Params(temperature=0, max_new_tokens=1)) for count in (32, 200))
+    short, long = (engine.request("x" * count, Params(temperature=0, max_new_tokens=1)) for count in (LEAST_COPIED, 200))
     run(Loop(engine.session.batch(1)), short)
-    assert rows == [32], "so few tokens are as well computed again"
+    assert rows == [LEAST_COPIED], "so few tokens are as well computed again"
     rows.clear()
     run(Loop(engine.session.batch(1)), long)
     assert rows == [199, 1]
-    assert loop_module.LEAST_COPIED == 32
 
 
 def test_drafts_are_shorter_where_a_wrong_one_is_computed_again() -> None:
