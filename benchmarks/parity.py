@@ -116,9 +116,10 @@ TOGETHER: dict[str, dict[str, Any]] = {
         "depth": {**BOTH, **NONE, "per_token": True, "exit_criterion": "router"},
     },
 }
-MIXERS_TOLERANCE = 5e-4
-"""Of logits of models with mixers, where torch in float32 itself is up to 2.6e-4 from torch in float64: random weights
-leave heads whose output is nearly 0, and the norm after them divides by it."""
+MIXERS_TOLERANCE = 1e-3
+"""Of logits of models with mixers. Random weights leave heads whose output is nearly 0, and the norm after them divides
+by it: over 500 tokens torch in float32 is up to 2.6e-4 from torch in float64. A trained Mamba-2 differs by 5e-6.
+"""
 MIXERS = ("retnet", "mamba2", "gated_delta", "rwkv7")
 ALL_DEPTH = {**BOTH, **NONE, "per_token": True, "exit_criterion": "router"}
 RECURRENT: dict[str, dict[str, Any]] = {
