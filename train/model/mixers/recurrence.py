@@ -77,9 +77,7 @@ def chunked(
     sums = logs.cumsum(-1, dtype=torch.float64)
     reached, total = sums.to(v.dtype).exp(), sums[..., -1].to(v.dtype)
     out = ((r @ k.mT) * _decays(sums, v.dtype)) @ v  # (B, n, H, C, V), of the tokens of the same chunk
-    remaining = (
-        (sums[..., -1:] - sums).to(v.dtype).exp()
-    )  # (B, n, H, C): of a token, at the end of its chunk
+    remaining = (sums[..., -1:] - sums).to(v.dtype).exp()  # (B, n, H, C): of a token, at the end of its chunk
     own = v.mT @ (k * remaining[..., None])  # (B, n, H, V, K)
     before, last = _states(own, total, state)
     out = out + (r * reached[..., None]) @ before.mT
