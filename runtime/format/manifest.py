@@ -209,6 +209,12 @@ class Manifest(Part):
             raise UserError(f"{path} lists no {', '.join(missing)}; export the model again")
         return manifest
 
+    @property
+    def written_version(self) -> int:
+        """The oldest format version that describes the model."""
+        least = min(layer.least_experts for layer in self.model.layers)
+        return written_version(has_states=self.model.has_states, may_have_no_experts=least == 0)
+
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the manifest whole or not at all, and return its path. Write it last: it marks the model as complete.
 
@@ -217,9 +223,7 @@ class Manifest(Part):
         Raises:
             UserError: the file cannot be written; what was there is untouched.
         """
-        least = min(layer.least_experts for layer in self.model.layers)
-        version = written_version(has_states=self.model.has_states, may_have_no_experts=least == 0)
-        content = self.model_dump(mode="json") | {"format_version": version}
+        content = self.model_dump(mode="json") | {"format_version": self.written_version}
         return write_output(
             Path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         )

@@ -20,7 +20,8 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"norm_eps": 0.0}, ["norm_eps", "greater than 0"]),
     ({"ffn": {"num_experts": 1}}, ["ffn.num_experts", "greater than or equal to 2", "1"]),
     ({"ffn": {"num_experts": 4, "experts_per_token": 5}}, ["experts_per_token is 5", "num_experts is only 4"]),
-    ({"ffn": {"experts_per_token": 0.5}}, ["experts_per_token", "greater than or equal to 1", "0.5"]),
+    ({"ffn": {"experts_per_token": 0.5}}, ["experts_per_token is 0.5", "at least one expert", "zero_experts", "relu"]),
+    ({"ffn": {"experts_per_token": 0}}, ["experts_per_token", "greater than 0"]),
     ({"ffn": {"routing": "top_k", "experts_per_token": 1.6}}, ["top_k", "whole experts_per_token", "1.6", "top_p"]),
     ({"ffn": {"routing": "top_q"}}, ["ffn.routing", "top_p", "top_k", "dense", "top_q"]),
     ({"ffn": {"router_top_p": 1.5}}, ["router_top_p", "less than or equal to 1", "1.5"]),
@@ -266,7 +267,7 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         held |= dense("ffn", ffn.dim if isinstance(ffn.dim, int) else ffn.dim[layer])
     else:
         held |= {
-            "moe.router.weight": (ffn.num_experts, dim),
+            "moe.router.weight": (ffn.num_experts + ffn.zero_experts.total, dim),
             f"moe.{first}": (ffn.num_experts, dim, both * ffn.expert_dim),
             "moe.down": (ffn.num_experts, ffn.expert_dim, dim),
         }
@@ -278,6 +279,10 @@ def expected_of_block(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         if ffn.selection_bias:
             held["moe.router.selection_bias"] = (ffn.num_experts,)
         routers.append(("moe.router", ffn, False))
+        if ffn.routing == "relu":
+            held["moe.router.l1.coefficient"] = ()
+        if constants := ffn.zero_experts.constants:
+            held |= {f"moe.zero_experts.{part}": (constants, dim) for part in ("mix", "constants")}
         if ffn.shared_expert_dim:
             held |= dense("moe.shared", ffn.shared_expert_dim)
         if ffn.shared_gate:

@@ -106,6 +106,8 @@ def test_only_observing_moves_the_tables(name: str, mode: str) -> None:
             alone = section is config.ffn and config.ffn.candidates == 1  # the only candidate is always taken
             if section is not None and not alone:
                 expected |= {f"{router}.controller.{buffer}" for buffer in ("table", "num_updates")}
+            if section is config.ffn and config.ffn.routing == "relu":
+                expected.add(f"{router}.l1.coefficient")
             if section is not None and section.controller == "pi" and section.scope == "layer":
                 expected |= {f"{router}.pi.{buffer}" for buffer in ("level", "error", "num_updates")}
         if config.attention.window_kind == "entropy" and mode == "train":

@@ -194,7 +194,9 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
     total, parts = training_loss(model, out, tiny_ids(1), counted, weights)
     config = model.config
     expected = {"cross_entropy"}
-    if config.ffn.routing != "dense":
+    if config.ffn.routing == "relu":
+        expected.add("router_l1_loss")
+    elif config.ffn.routing != "dense":
         expected |= {"load_balancing_loss", "router_z_loss", "router_entropy_loss"}
     if config.heads.routing != "all":
         expected |= {"head_balancing_loss", "head_z_loss"}
@@ -210,7 +212,7 @@ def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
     if config.depth.exit_criterion == "router":
         expected.add("exit_router_loss")
     assert set(parts) == expected
-    strengths = weights.model_dump() | {"cross_entropy": 1.0}
+    strengths = weights.model_dump() | {"cross_entropy": 1.0, "router_l1_loss": 1.0}
     by_hand = sum(strengths[part] * value.item() for part, value in parts.items())
     assert total.item() == pytest.approx(by_hand, rel=1e-6)
     assert all(not value.requires_grad for value in parts.values())
