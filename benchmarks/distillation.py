@@ -164,9 +164,17 @@ def dial_table(dials: Mapping[str, list[list[dict[str, Any]]]]) -> list[str]:
 @click.option("--seconds", default=100.0, show_default=True, help="Processor seconds of a student.")
 @click.option("--teacher-seconds", default=300.0, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--first-seed", default=0, show_default=True, help="To train seeds in several processes.")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), default=list(KINDS))
 def main(
-    text: Path, runs: Path, out: Path, seconds: float, teacher_seconds: float, seeds: int, kinds: tuple[str, ...]
+    text: Path,
+    runs: Path,
+    out: Path,
+    seconds: float,
+    teacher_seconds: float,
+    seeds: int,
+    first_seed: int,
+    kinds: tuple[str, ...],
 ) -> None:
     """Train, score, and print tables."""
     torch.set_num_threads(1)
@@ -180,10 +188,12 @@ def main(
         began = time.process_time()
         storing = config(text, KINDS["forward KL"], seconds, 0, cache, elder.path)
         training.begin(
-            make_config(storing.model_dump(), [{"trainer": {"steps": 0}}]), Run(runs / "storing"), overwrite=True
+            make_config(storing.model_dump(), [{"trainer": {"steps": 0}}]),
+            Run(runs / f"storing-{first_seed}"),
+            overwrite=True,
         )
         result["stored_seconds"] = time.process_time() - began
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         for kind in kinds:
             run = Run(runs / f"{kind.replace(', ', '-').replace(' ', '-')}-{seed}")
             done = trained(run, config(text, KINDS[kind], seconds, seed, cache, elder.path))

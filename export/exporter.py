@@ -46,6 +46,7 @@ def run_export(
     threads: int | None = None,
     checkpoint: str = "last",
     embeddings: bool = False,
+    task: str | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Exported:
     """Export a run or a checkpoint.
@@ -60,6 +61,7 @@ def run_export(
         threads: Threads for the check; None takes one per core.
         checkpoint: Which checkpoint of a run: `best`, `last` (the newest undamaged one), or a step.
         embeddings: Whether the graphs also give the hidden states, so that the model can embed texts.
+        task: The task whose gates the model gets, if it has gates per task.
         log: Called with each line for the user.
 
     Raises:
@@ -67,7 +69,7 @@ def run_export(
             written then.
     """
     require_fitting_targets(precisions, targets)
-    source = read(find(name, checkpoint))
+    source = read(find(name, checkpoint), task)
     require_fitting(source, precisions)
     target = out or source.checkpoint.run / "model"
     parameters = sum(p.numel() for p in source.model.parameters())  # a tied matrix once

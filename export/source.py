@@ -26,6 +26,7 @@ from ..train.run.folder import Run
 from .graph.builder import Array
 from .graph.lazy_array import LazyArray
 from .streaming import load
+from .task_gates import with_gates_of
 
 CALIBRATION_TOKENS = 4096
 """Held-out tokens shown to the controllers of a model that was never trained."""
@@ -146,13 +147,17 @@ def clear_of(level: float, scores: Tensor) -> float:
     return next(free, candidates[0])
 
 
-def read(path: Path) -> Source:
+def read(path: Path, task: str | None = None) -> Source:
     """Load the checkpoint at `path`, or the newest undamaged one of the run there.
 
+    Args:
+        path: The checkpoint or the run.
+        task: The task whose gates the model gets, if it has gates per task.
+
     Raises:
-        UserError: A file of the run is missing or damaged, or the run diverged.
+        UserError: A file of the run is missing or damaged, the run diverged, or `task` does not fit the model.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = with_gates_of(load_checkpoint(path), task)
     config = checkpoint.config.model
     model = load(config, checkpoint.model_state)
     tokenizer_json = _text(checkpoint.run / TOKENIZER)

@@ -111,6 +111,7 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
     is_flag=True,
     help="Let the graphs also give the hidden states, for adaptive embed and POST /v1/embeddings.",
 )
+@click.option("--task", metavar="NAME", help="Task whose gates the model gets, if it was trained with gates per task.")
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -120,8 +121,8 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
     source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, to: str | None, targets: tuple[str, ...],
-    quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, embeddings: bool, threads: int | None,
-    as_json: bool,
+    quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, embeddings: bool, task: str | None,
+    threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Export a run or a checkpoint as an ONNX model, and check that its graphs equal the torch model.
 
@@ -130,6 +131,7 @@ def export(
     if to is not None:
         for_onnx = {
             "--onnx": as_onnx, "--quantize": quantize, "--calibrate-text": calibrate_text, "--embeddings": embeddings,
+            "--task": task,
         }  # fmt: skip
         export_to(to, source, checkpoint, out, [option for option, given in for_onnx.items() if given], as_json)
         return
@@ -148,6 +150,7 @@ def export(
         threads=threads,
         checkpoint=checkpoint,
         embeddings=embeddings,
+        task=task,
         log=lambda line: click.echo(line, err=True),
     )
     if as_json:

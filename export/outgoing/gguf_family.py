@@ -63,6 +63,7 @@ def _features(config: ModelConfig) -> dict[str, bool]:
         f"routing by {ffn.score} (model.ffn.score)": not dense and ffn.score != "softmax",
         "routing weights that are not divided by their sum (model.ffn.renormalize)": not dense and not ffn.renormalize,
         "a bias of the router (model.ffn.router_bias, selection_bias)": ffn.router_bias or ffn.selection_bias,
+        "gates per task (model.ffn.task_bias)": ffn.task_bias,
         "widths that differ by layer (model.ffn.dim)": dense and not isinstance(ffn.dim, int),
         f"another activation than SwiGLU (model.ffn.activation: {ffn.activation})": ffn.activation != "silu"
         or not ffn.gated,

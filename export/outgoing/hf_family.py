@@ -97,6 +97,7 @@ FEATURES: Mapping[str, Callable[[ModelConfig], bool]] = {
     "a shared expert": lambda config: config.ffn.routing == "dense" or not config.ffn.shared_expert_dim,
     "scores of experts other than softmax": lambda config: config.ffn.score == "softmax",
     "biases of its router": lambda config: not config.ffn.router_bias and not config.ffn.selection_bias,
+    "gates per task": lambda config: not config.ffn.task_bias,
 }
 """Feature that no family has -> whether a model is without it."""
 

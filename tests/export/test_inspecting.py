@@ -63,6 +63,7 @@ def test_which_checkpoint_is_read(inside: Path, args: tuple[str, ...], step: int
     found = content(*args)
     assert found["model"].endswith(f"demo at step {step}")
     assert found["text"] == "heldout.txt"
+    assert found["teacher"] is None
     assert found["saturation"]["experts"]["steps"] == [one for one in (0, 5, 10, 20) if one <= step]
 
 
@@ -94,6 +95,14 @@ def test_an_exported_model_says_the_same_and_is_taken_while_it_is_of_the_newest_
     write_run(tmp_path / "runs" / "demo", steps=(15,))
     assert content("demo")["model"].endswith("at step 15"), "the export is of an older one"
     assert content("runs/demo/model")["model"] == str(Path("runs/demo/model"))
+
+
+def test_the_teacher_of_a_run_stands_in_a_line_and_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = {"model": "elder", "checkpoint": "40", "sha256": "0123456789abcdef" * 4}
+    write_run(tmp_path / "runs" / "pupil", distillation={"teacher": teacher})
+    assert "teacher: elder at 40 (0123456789ab)" in run("pupil").stdout.splitlines()
+    assert content("pupil")["teacher"] == "elder at 40 (0123456789ab)"
 
 
 @pytest.mark.slow

@@ -88,9 +88,9 @@ def test_json_has_every_figure_under_its_name(rich: Path) -> None:
     result = run(rich, "--tokens", "700", "--frequent", "5", "--exit-threshold", "0.6", "--json")
     assert result.exit_code == 0, result.stderr
     content = json.loads(result.stdout)
-    assert set(content) == {"model", "text", "tokens", "unknown_tokens", "thresholds", "executed_flops_share",
-                            "dead_below", "mixers", "memory", "groups", "experts", "heads", "layers", "windows",
-                            "saturation"}  # fmt: skip
+    assert set(content) == {"model", "teacher", "text", "tokens", "unknown_tokens", "thresholds",
+                            "executed_flops_share", "dead_below", "mixers", "memory", "groups", "experts",
+                            "zero_experts", "heads", "layers", "windows", "saturation"}  # fmt: skip
     assert content["tokens"] == 700
     assert content["thresholds"]["exit_threshold"] == [0.6, 1.0, 1.0]
     assert set(content["groups"]) == {"classes", "positions", "tokens"}

@@ -31,14 +31,20 @@ def text(lines: int = 60, seed: int = 0) -> str:
     return "".join(" ".join(generator.choices(WORDS, k=8)) + ".\n" for _ in range(lines))
 
 
-def write_run(folder: Path, steps: tuple[int, ...] = (10,), tokenizer: str = "chars", **model: Any) -> Path:
+def write_run(
+    folder: Path,
+    steps: tuple[int, ...] = (10,),
+    tokenizer: str = "chars",
+    distillation: dict[str, Any] | None = None,
+    **model: Any,
+) -> Path:
     """Write the run `folder` with a checkpoint at each of `steps`; `model` overrides fields of MODEL.
 
     The controllers have seen no tokens, as in a run of 0 steps, so an export calibrates them on held-out text.
     """
     trained = char_tokenizer(iter([text()])) if tokenizer == "chars" else byte_tokenizer()
     fields = MODEL | {"vocab_size": trained.get_vocab_size()} | model
-    config = make_config({"model": fields, "tokenizer": {"kind": tokenizer}})
+    config = make_config({"model": fields, "tokenizer": {"kind": tokenizer}, "distillation": distillation})
     for step in steps:
         transformer = Transformer(config.model)
         season(transformer, seed=step)

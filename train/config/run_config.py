@@ -93,6 +93,13 @@ class RunConfig(Section):
             scheduled=bool(self.trainer.batch_schedule),
             parallel=self.trainer.parallel,
         )
+        if self.model.ffn.task_bias and not self.data.tasks and self.data.sources:
+            raise ValueError(
+                "model.ffn.task_bias gives each task gates of its own, but there are no tasks; name them in "
+                "data.tasks, or leave it out"
+            )
+        if self.model.ffn.task_bias and self.model.ffn.routing == "dense":
+            raise ValueError("model.ffn.task_bias needs experts: set model.ffn.routing to top_p, or leave it out")
         if self.lora is not None:
             self._fit_lora()
         for section in (self.distillation, self.self_distillation):

@@ -29,7 +29,9 @@ from .teacher import SharedIds, Teacher
 from .teacher_source import TeacherSource
 
 LOGITS_AT_ONCE = 2**25
-"""Numbers of logits that the teacher computes at once: 128 MiB."""
+"""Most numbers of logits that the teacher computes at once: 128 MiB."""
+TOKENS_AT_ONCE = 8192
+"""Most tokens that it reads at once, so that its activations stay near the processor."""
 
 
 def stored_lessons(
@@ -98,7 +100,7 @@ def stored_lessons(
         f"teacher: {source.name}; storing its outputs for {lacking:,} of {tokens:,} tokens, {size / 2**20:.0f} MiB in "
         f"{folder / 'teachers'}; a later run with this text and teacher finds them there"
     )
-    if tokens_to_read is not None and tokens_to_read < lacking:
+    if tokens_to_read and tokens_to_read < lacking:
         display.log(
             f"note: the run reads {tokens_to_read:,} tokens; if no other follows, the teacher has less to do with "
             "--set distillation.top_k=0"
@@ -154,7 +156,7 @@ def ask(
     """
     kind, tokens = stored.kind, stored.tokens
     window = min(kind.window, tokens)
-    at_once = max(1, LOGITS_AT_ONCE // (window * teacher.source.model.vocab_size))
+    at_once = max(1, min(LOGITS_AT_ONCE // teacher.source.model.vocab_size, TOKENS_AT_ONCE) // window)
     for part in parts:
         span = stored.span(part)
         groups = batches(windows_of(span, kind, tokens), at_once)

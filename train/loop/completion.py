@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...contract.errors import UserError
 from ..config.run_config import RunConfig
 from ..data.corpus import Corpus
+from ..model.config import ModelConfig
 from ..optim.batch_size import steps_for
 
 
@@ -21,7 +24,23 @@ def with_vocabulary(config: RunConfig, corpus: Corpus) -> RunConfig:
             f"tokenizer's, or --set model.vocab_size={corpus.vocab_size} or more"
         )
     model = config.model.model_copy(update={"vocab_size": size or corpus.vocab_size})
-    return config.model_copy(update={"model": model})
+    return config.model_copy(update={"model": with_gates(model, [task.name for task in config.data.tasks])})
+
+
+def with_gates(model: ModelConfig, tasks: Sequence[str]) -> ModelConfig:
+    """Return the model with the names of its tasks, if it has gates per task.
+
+    Raises:
+        UserError: It has gates for other tasks.
+    """
+    if not model.ffn.task_bias:
+        return model
+    if model.tasks and model.tasks != tuple(tasks):
+        raise UserError(
+            f"the model has gates for the tasks {', '.join(model.tasks)}, but data.tasks has {', '.join(tasks)}; name "
+            "the same tasks in the same order, or train a new model"
+        )
+    return model.model_copy(update={"tasks": tuple(tasks)})
 
 
 def with_end(config: RunConfig, corpus: Corpus) -> RunConfig:

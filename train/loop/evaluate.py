@@ -55,10 +55,12 @@ def evaluate(
     bytes_per_token: float,
     precision: str,
     stop: Callable[[], bool] = lambda: False,
+    task: int | None = None,
 ) -> Evaluation | None:
     """Score the windows (B, T), B up to `batch_size`; nothing in the model or its controllers changes.
 
-    The ranks share the rows of each window, so all must call it, with a `stop` that is true for all or for none.
+    The ranks share the rows of each window, so all must call it, with a `stop` that is true for all or for none. `task`
+    is the number of the task of all windows, for gates per task.
 
     Returns:
         The evaluation; None if `stop()` became true or nothing was scored.
@@ -78,7 +80,7 @@ def evaluate(
                 whole = (torch.from_numpy(part) for part in pad_rows(window, rows))
                 ids, targets, scored = (world.rows(part).to(device) for part in whole)
                 with autocast(device, precision):
-                    out = model(ids)
+                    out = model(ids, tasks=None if task is None else torch.full_like(ids[:, 0], task))
                 losses = F.cross_entropy(
                     out.logits.float().flatten(0, 1), targets.flatten(), reduction="none"
                 )  # (B*T,)

@@ -72,7 +72,8 @@ class Heldout:
     def _of(self, task: Task | None, max_tokens: int | None) -> Evaluation | None:
         windows = self.corpus.val_windows(self.length, self.batch_size, max_tokens, task)
         per_token = (self.corpus if task is None else task).val_bytes_per_token
-        return evaluate(self.model, windows, self.batch_size, per_token, self.precision, self.stop)
+        number = None if task is None else self.corpus.tasks.index(task)
+        return evaluate(self.model, windows, self.batch_size, per_token, self.precision, self.stop, number)
 
     def _of_tasks(self, max_tokens: int | None) -> Evaluation | None:
         tasks = self.corpus.tasks

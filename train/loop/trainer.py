@@ -180,7 +180,7 @@ class Trainer:
             with autocast(self.device, self.precision):
                 out = self.model(
                     ids, checkpoint_activations=trainer.checkpoint_activations, measures=watch is not None,
-                    state_layers=self.distiller.state_layers,
+                    state_layers=self.distiller.state_layers, tasks=tasks,
                 )  # fmt: skip
                 loss, parts = self.curriculum.loss(out, targets, scored, self.tasks.weights(tasks))
                 learned, more = self.distiller.loss(

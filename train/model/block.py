@@ -23,6 +23,7 @@ class Levels(NamedTuple):
     head_top_p: Tensor
     router_ratio: Tensor | None = None  # None: 0
     random_experts: Tensor | None = None  # (N,) int64, the experts that each token may run; None: all candidates
+    task: Tensor | None = None  # (N,) int64, the task of each token, where routers have gates per task
 
 
 class LayerRouting(NamedTuple):
@@ -144,6 +145,11 @@ class Block(nn.Module):
             assert self.ffn is not None
             return self.ffn(h), None
         update, routes = self.moe(
-            h.flatten(0, 1), runs.flatten(), levels.router_top_p, levels.router_ratio, levels.random_experts
+            h.flatten(0, 1),
+            runs.flatten(),
+            levels.router_top_p,
+            levels.router_ratio,
+            levels.random_experts,
+            levels.task,
         )
         return update.view(h.shape), routes

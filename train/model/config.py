@@ -21,6 +21,8 @@ class ModelConfig(Section):
 
     vocab_size: int = Field(0, ge=0)
     """Number of tokens in the vocabulary; 0 takes the tokenizer's. A number larger than the tokenizer's pads it."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks that have gates of their own, with `ffn.task_bias`; set by the program from `data.tasks`."""
     context_length: int = Field(256, ge=8)
     """Longest sequence in tokens, at least 8."""
     dim: int = Field(128, ge=8)

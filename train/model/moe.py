@@ -59,6 +59,8 @@ class MoE(nn.Module):
         self.activation, self.gated = ffn.activation, ffn.gated
         self.input = input_name(ffn)
         self.router = Router(dim, ffn, layer, config.num_layers)
+        gates = torch.empty(len(config.tasks), len(self.router.weight))  # (tasks, E)
+        self.task_bias = nn.Parameter(gates) if ffn.task_bias else None
         both = hidden * (1 + ffn.gated)
         self.register_parameter(self.input, nn.Parameter(torch.empty(experts, dim, both)))  # (E, D, H)
         self.down = nn.Parameter(torch.empty(experts, hidden, dim))  # (E, F, D)
@@ -79,6 +81,7 @@ class MoE(nn.Module):
         router_top_p: Tensor,
         router_ratio: Tensor | None = None,
         random_experts: Tensor | None = None,
+        task: Tensor | None = None,
     ) -> tuple[Tensor, Routes]:
         """Run the experts of each token: -> (N, D) and its routes.
 
@@ -88,8 +91,10 @@ class MoE(nn.Module):
             router_top_p: (), the level of the router.
             router_ratio: (), the least share of the first score; None for a router without `most_experts`.
             random_experts: (N,) int64, the experts that each token may run; None for all candidates.
+            task: (N,) int64, the task of each token, where the router has gates per task; None adds no bias.
         """
-        routes = self.router(x, router_top_p, router_ratio, random_experts)
+        bias = None if self.task_bias is None or task is None else self.task_bias[task]
+        routes = self.router(x, router_top_p, router_ratio, random_experts, bias)
         routes = routes._replace(selected_experts=routes.selected_experts & runs[:, None])
         if routes.zero is not None:
             routes = routes._replace(zero=routes.zero._replace(selected=routes.zero.selected & runs[:, None]))

@@ -107,6 +107,7 @@ class Router(Thresholded):
         router_top_p: Tensor,
         router_ratio: Tensor | None = None,
         random_experts: Tensor | None = None,
+        task_bias: Tensor | None = None,
     ) -> Routes:
         """Choose experts for x (N, D), in float32 even under autocast.
 
@@ -115,12 +116,17 @@ class Router(Thresholded):
             router_top_p: (), the level of the layer.
             router_ratio: (), least score relative to that of the first, of a router with `most_experts`; None means 0.
             random_experts: (N,) int64, the experts that each token may run; None means all candidates.
+            task_bias: (N, E), added to the logits: the gates of each token's task (Ma et al. 2018, "Modeling Task
+                Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD). Departs from it: a task
+                has a bias in place of a matrix of its own.
         """
         candidates, experts = self.candidates, self.config.num_experts
         shares = self.relu or self.config.most_experts is not None or self.config.score != "softmax"
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             router_logits = x @ self.weight.float().t()  # (N, E)
+            if task_bias is not None:
+                router_logits = router_logits + task_bias.float()
             if self.bias is not None:
                 router_logits = router_logits + self.bias.float()
             if self.config.score == "softmax" and not self.relu:

@@ -126,6 +126,9 @@ class FFNConfig(Controlled):
     `relu`."""
     router_bias: bool = False
     """Whether the router adds a bias to its logits."""
+    task_bias: bool = False
+    """Whether the router adds a learned bias for each task of `data.tasks`: gates per task (MMoE, Ma et al. 2018). An
+    exported model has the gates of one task: `adaptive export --task NAME`."""
     selection_bias: bool = False
     """Whether a bias is added to the scores for the choice of experts alone, not for their weights (DeepSeek-V3).
     Training does not change it."""

@@ -119,6 +119,7 @@ class Transformer(nn.Module):
         checkpoint_activations: bool = False,
         measures: bool = False,
         state_layers: Sequence[int] = (),
+        tasks: Tensor | None = None,
     ) -> ModelOutput:
         """Run the model.
 
@@ -128,6 +129,7 @@ class Transformer(nn.Module):
             checkpoint_activations: Whether the backward pass computes most activations again; only in training.
             measures: Whether to fill in `residual_rms`.
             state_layers: The layers after which `layer_states` has the state; any may be named twice.
+            tasks: (B,) int64, the task of each sequence, which gates per task need; None leaves their biases out.
 
         Raises:
             ValueError: The sequence is longer than the context.
@@ -143,6 +145,8 @@ class Transformer(nn.Module):
         exit_layer = torch.full_like(ids, -1)
         dropped = self._dropped(ids.shape[0])
         drawn = self._drawn_experts(ids.numel())
+        gated = tasks is not None and self.config.ffn.task_bias
+        task = tasks.repeat_interleave(time) if gated and tasks is not None else None  # (N,)
         routing, exit_hidden, exit_confidence = [], {}, {}
         residual_rms: list[Tensor] = []
         states: dict[int, Tensor] = {}
@@ -151,6 +155,8 @@ class Transformer(nn.Module):
             levels = Levels(limits.router_top_p[i], limits.depth_threshold[i], limits.head_top_p[i], ratio)
             if drawn is not None:
                 levels = levels._replace(random_experts=drawn[i])
+            if task is not None:
+                levels = levels._replace(task=task)
             here = alive if dropped is None else alive & ~dropped[i, :, None]
             if self.config.follows_router(i):
                 here = here & going

@@ -10,6 +10,7 @@ from support.texts import PAIRS, decoded, jsonl
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.messages import EOS
+from adaptive_lm.runtime.generation.tokenizer import Tokenizer
 from adaptive_lm.train.config.run_config import make_config, parse_setting
 from adaptive_lm.train.data import Corpus, DataConfig, TokenizerConfig, prepare
 from adaptive_lm.train.data.order import MovingMixture
@@ -142,6 +143,22 @@ def test_a_prompt_that_spells_a_task_token_is_encoded_as_in_training(write, task
     corpus.tokenizer.encode_special_tokens = True
     ids = corpus.tokenizer.encode(f"{CODE}some words", add_special_tokens=False).ids
     assert ids == [corpus.tasks[0].lead, *corpus.tokenizer.encode("some words", add_special_tokens=False).ids]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "words", "bpe"])
+def test_the_exported_model_reads_a_task_token_in_a_prompt_and_shows_it(write, tasks_of, tokenizer, tmp_path):
+    corpus = tasks_of(
+        {"name": "a", "sources": [write("a.txt", "some words of prose\n" * 200)], "token": CODE}, tokenizer=tokenizer
+    )
+    path = tmp_path / "tokenizer.json"
+    path.write_text(corpus.tokenizer_json(), encoding="utf-8")
+    exported = Tokenizer(path, size=corpus.vocab_size, eos_id=corpus.eos_id)
+    ids = exported.encode_prompt(f"{CODE}some words")
+    assert ids[0] == corpus.tasks[0].lead
+    assert ids[1:] == exported.encode("some words")
+    assert exported.decode(ids) == f"{CODE}some words"
+    rendered = exported.encode_rendered(f"{CODE}some words", {})
+    assert rendered == ids, "a chat template that begins with it"
 
 
 def test_answers_of_one_task_are_scored_and_all_of_another(write, tasks_of):

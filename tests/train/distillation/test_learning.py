@@ -351,10 +351,11 @@ def test_a_run_is_resumed_with_its_own_teacher_wherever_that_is(taught: Make, he
         ({"weight": 0.3}, "needs a teacher: name one with --teacher RUN"),
         ({"teacher": {"model": "a"}, "hidden_layers": [[0, 0]]}, "only outputs can be stored.*set top_k to 0"),
         ({"teacher": {"model": "a"}, "hidden_weight": 2}, "hidden_layers is empty"),
+        ({"teacher": {"model": "a"}, "tempreature": 2}, "did you mean distillation.temperature"),
         ({"teacher": {"model": "a"}, "reverse_share": 0.2}, "divergence is forward: set divergence to mix"),
         ({"teacher": {"model": "a"}, "top_k": 0, "hidden_layers": [[9, 0]]}, "layer 9 of the model; expected 0 to"),
     ],
-    ids=["teacher", "stored", "weight", "share", "layer"],
+    ids=["teacher", "stored", "weight", "key", "share", "layer"],
 )
 def test_a_section_that_contradicts_itself_is_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
