@@ -122,6 +122,11 @@ class Corpus:
         return Places(np.array([source for source, _ in dealt], dtype=np.int64), np.stack(rows))
 
     @property
+    def is_augmented(self) -> bool:
+        """Whether augmentation changes the text of a source while it is read."""
+        return not all(isinstance(windows, StreamWindows | DocumentWindows) for windows in self._windows)
+
+    @property
     def streams(self) -> list[Stream]:
         """The training text of each source, as it is without augmentation."""
         return [entry.train for entry in self._entries]
