@@ -61,6 +61,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "forward KL": {"distillation": {"weight": 0.5}},
     "dial": ROUTED,
     "dial, from itself": merge(ROUTED, {"self_distillation": {"exits": 0.3, "dials": 0.3}}),
+    # at no more cost than without: the distribution after the last layer teaches the exits in place of the text
+    "dial, exits from itself": merge(
+        merge(ROUTED, {"losses": {"exit_loss": 0.0}}), {"self_distillation": {"exits": 0.3}}
+    ),
 }
 EXPERTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Factors on `router_top_p`."""

@@ -28,6 +28,8 @@ from .stored_outputs import Kind, Outputs, StoredOutputs, digest_of_tokens, join
 from .teacher import SharedIds, Teacher
 from .teacher_source import TeacherSource
 
+WINDOW = 1024
+"""Least tokens that the teacher reads as one window, if its context allows: runs of shorter sequences share outputs."""
 LOGITS_AT_ONCE = 2**25
 """Most numbers of logits that the teacher computes at once: 128 MiB."""
 TOKENS_AT_ONCE = 8192
@@ -77,7 +79,7 @@ def stored_lessons(
             f"{what}, but stored outputs are those of the text as it is; let the teacher run in every step: --set "
             f"distillation.top_k=0; or leave {'the token' if corpus.has_tasks else 'data.augment'} out"
         )
-    window = min(source.model.context_length, 2 * length)
+    window = min(source.model.context_length, max(WINDOW, 2 * length))
     stored = [
         StoredOutputs(
             folder / "teachers",

@@ -81,11 +81,5 @@ def top_tokens(logits: Tensor, count: int, temperature: float) -> TopTokens:
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each token, (B, T), from logits (B, T, V) and targets (B, T).
-
-    A target that the teacher has no logit for counts as its least likely token.
-    """
-    known = targets < logits.shape[-1]
-    losses = F.cross_entropy(logits.flatten(0, 1), torch.where(known, targets, 0).flatten(), reduction="none")
-    least = logits.logsumexp(-1) - logits.amin(-1)
-    return torch.where(known, losses.view(targets.shape), least)
+    """Return the cross-entropy of each token, (B, T), from logits (B, T, V) and targets (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)

@@ -59,11 +59,10 @@ class LiveLessons:
     def lesson(self, part: Part) -> Lesson:
         """Run the teacher on the sequences."""
         answer = self.teacher.answer(part.ids, self.layers)
-        size = self.teacher.ids.size
+        size = self.teacher.ids.size  # a padded embedding of the model has more rows
 
         def classes(logits: Tensor) -> Classes:
-            shared = min(size, answer.logits.shape[-1])  # a padded embedding of either model has more rows
-            return whole_classes(answer.logits[..., :shared], logits[..., :shared], self.config.temperature)
+            return whole_classes(answer.logits, logits[..., :size], self.config.temperature)
 
         return Lesson(classes, loss_of(answer.logits, part.targets), answer.logits.argmax(-1), answer.layer_states)
 

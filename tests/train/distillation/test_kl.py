@@ -12,7 +12,6 @@ from adaptive_lm.train.distillation.kl import (
     TopTokens,
     divergence,
     forward_kl,
-    loss_of,
     reverse_kl,
     top_classes,
     top_tokens,
@@ -124,9 +123,3 @@ def test_a_certain_teacher_gives_finite_gradients() -> None:
         (gradient,) = torch.autograd.grad(loss, model)
         assert loss.isfinite()
         assert gradient.isfinite().all()
-
-
-def test_the_loss_of_a_token_that_the_teacher_lacks_is_that_of_its_least_likely() -> None:
-    logits = torch.tensor([[[2.0, 0.0, 1.0]]])
-    missing, least = (loss_of(logits, torch.tensor([[token]])) for token in (7, 1))
-    torch.testing.assert_close(missing, least)
