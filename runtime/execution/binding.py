@@ -19,8 +19,8 @@ from .step import Step, Work
 KEPT_BYTES = 32 * 2**20
 """Most bytes of arrays that one cache keeps for passes of the shapes used last."""
 KEPT_PASSES = 64
-"""Most passes that one cache keeps. ONNX Runtime takes about 20 KiB for the binding of each, and a server meets hundreds
-of shapes; the few that decode come again and again."""
+"""Most passes that one cache keeps. ONNX Runtime takes about 20 KiB for the binding of each, and a server meets
+hundreds of shapes; the few that decode come again and again."""
 
 
 class Pass:
