@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from ..system.section import Section
-from .config_rules import fit_attention, fit_depth, fit_ffn, fit_heads, fit_recursion
+from .config_rules import fit_attention, fit_depth, fit_ffn, fit_heads, fit_recursion, one_per_layer
 from .mixers.config import MixerKind, RecurrenceConfig
 from .mixers.rules import fit_mixers, fit_retnet
 from .recursion import RecursionConfig
@@ -89,7 +89,7 @@ class ModelConfig(Section):
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}), or set head_dim")
         fit_depth(self)
-        _one_per_layer("mixers", self.mixers, self.num_layers)
+        one_per_layer("mixers", self.mixers, self.num_layers)
         fit_mixers(self)
         fit_attention(self)
         fit_retnet(self)

@@ -27,8 +27,8 @@ def fit_depth(config: "ModelConfig") -> None:
 def fit_attention(config: "ModelConfig") -> None:
     """Raise ValueError where positions or windows do not fit the model or each other."""
     attention, layers = config.attention, range(config.num_layers)
-    _one_per_layer("attention.positions", attention.positions, config.num_layers)
-    _one_per_layer("attention.window", attention.window, config.num_layers)
+    one_per_layer("attention.positions", attention.positions, config.num_layers)
+    one_per_layer("attention.window", attention.window, config.num_layers)
     kinds = {config.positions_of(layer) for layer in layers}
     if "learned" in kinds and not config.has_learned_positions:
         raise ValueError(
@@ -36,7 +36,7 @@ def fit_attention(config: "ModelConfig") -> None:
             "embedding, for all layers: set attention.positions to learned, or list rope, cope and none"
         )
     if not isinstance(attention.rope, RopeConfig):
-        _one_per_layer("attention.rope", attention.rope, config.num_layers)
+        one_per_layer("attention.rope", attention.rope, config.num_layers)
     for rope in config.ropes:
         rope.fit(config.resolved_head_dim)
     if attention.qk_norm == "full" and config.heads.routing != "all":
@@ -107,7 +107,7 @@ def fit_heads(config: "ModelConfig") -> None:
 def fit_ffn(config: "ModelConfig") -> None:
     """Raise ValueError where the widths or the kinds of FFN do not fit the number of layers."""
     ffn, layers = config.ffn, config.num_layers
-    _one_per_layer("ffn.dim", ffn.dim, layers)
+    one_per_layer("ffn.dim", ffn.dim, layers)
     for layer in ffn.dense_layers:
         if not 0 <= layer < layers:
             raise ValueError(f"ffn.dense_layers names layer {layer}; expected 0 to {layers - 1}")
@@ -145,7 +145,8 @@ def fit_recursion(config: "ModelConfig") -> None:
                 )
 
 
-def _one_per_layer(name: str, values: str | int | Sequence[object], layers: int) -> None:
+def one_per_layer(name: str, values: str | int | Sequence[object], layers: int) -> None:
+    """Raise ValueError where a list has not one value per layer."""
     if not isinstance(values, (str, int)) and len(values) != layers:
         raise ValueError(
             f"{name} lists {len(values)} layers, num_layers is {layers}: give one for each, or one for all"
