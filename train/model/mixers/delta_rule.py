@@ -54,24 +54,24 @@ def chunked_delta(
         state: (B, H, V, K) before the first token; None for zeros.
     """
     state = _first(k, v) if state is None else state
-    time, sizes = k.shape[1], (v.shape[3], k.shape[3])
+    time, sizes = k.shape[1], [v.shape[3], k.shape[3]]
     chunk = min(chunk, time)
     r, k, v, log_w, a, b = (_chunks(x, chunk) for x in (r, k, v, log_w, a, b))  # (R, C, K or V)
     g = log_w.cumsum(1)
     remaining, inverse = g.exp(), (-g).exp()  # (R, C, K)
     a, r, b, k = a * (g - log_w).exp(), r * remaining, b * inverse, k * inverse
     scores = (torch.cat([a, r], 1) @ torch.cat([b, k], 1).mT) * _earlier(k, chunk)  # (R, 2C, 2C)
-    of_b, of_k = scores.split(chunk, 2)
-    a_b, r_b = of_b.split(chunk, 1)  # (R, C, C)
-    a_v, r_v = (of_k @ v).split(chunk, 1)  # (R, C, V)
+    of_b, of_k = torch.split(scores, chunk, 2)
+    a_b, r_b = torch.split(of_b, chunk, 1)  # (R, C, C)
+    a_v, r_v = torch.split(of_k @ v, chunk, 1)  # (R, C, V)
     # U is the first V columns, and the others times S_0^T
     u = solve(-a_b, torch.cat([a_v, a], 2))  # (R, C, V + K)
-    written, turned = (u.mT @ b).split(sizes, 1)  # (R, V, K) and (R, K, K)
+    written, turned = torch.split(u.mT @ b, sizes, 1)  # (R, V, K) and (R, K, K)
     last = remaining[:, -1:]  # (R, 1, K)
     update = (written + v.mT @ k) * last
     transition = (turned + torch.eye(sizes[1], dtype=k.dtype, device=k.device)) * last
     before, state = carry(transition, update, state)
-    own, of_state = (r_b @ u).split(sizes, 2)
+    own, of_state = torch.split(r_b @ u, sizes, 2)
     out = own + r_v + (r + of_state) @ before.mT
     return _tokens(out, state, time), state
 
@@ -102,7 +102,7 @@ def chunked_gated_delta(
         state: (B, H, V, K) before the first token; None for zeros.
     """
     state = _first(k, v) if state is None else state
-    time, sizes = k.shape[1], (v.shape[3], k.shape[3])
+    time, sizes = k.shape[1], [v.shape[3], k.shape[3]]
     chunk = min(chunk, time)
     r, k, v, beta = (_chunks(x, chunk) for x in (r, k, v, beta[..., None]))  # (R, C, K, V or 1)
     g = _chunks(log_w[..., None], chunk).cumsum(
@@ -111,14 +111,14 @@ def chunked_gated_delta(
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=k.device).triu(1)
     decays = (g - g.mT).to(k.dtype).masked_fill(later, float("-inf")).exp()  # (R, C, C)
     remaining, to_end = g.to(k.dtype).exp(), (g[:, -1:] - g).to(k.dtype).exp()
-    of_k, of_r = (torch.cat([beta * k, r], 1) @ k.mT).split(chunk, 1)  # (R, C, C)
+    of_k, of_r = torch.split(torch.cat([beta * k, r], 1) @ k.mT, chunk, 1)  # (R, C, C)
     # E is the first V columns, less the others times S_0^T
     given = torch.cat([beta * v, beta * remaining * k], 2)
     e = solve(of_k * decays, given)  # (R, C, V + K)
-    update, turned = (e.mT @ (k * to_end)).split(sizes, 1)  # (R, V, K) and (R, K, K)
+    update, turned = torch.split(e.mT @ (k * to_end), sizes, 1)  # (R, V, K) and (R, K, K)
     transition = remaining[:, -1:] * torch.eye(sizes[1], dtype=k.dtype, device=k.device) - turned
     before, state = carry(transition, update, state)
-    own, of_state = ((of_r * decays) @ e).split(sizes, 2)
+    own, of_state = torch.split((of_r * decays) @ e, sizes, 2)
     out = own + (r * remaining - of_state) @ before.mT
     return _tokens(out, state, time), state
 
@@ -133,12 +133,12 @@ def _chunks(x: Tensor, chunk: int) -> Tensor:
     """Cut x (B, T, H, K) into chunks (R, C, K). Zeros fill the last one; they leave a state as it is."""
     missing = -x.shape[1] % chunk
     x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return x.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4).flatten(0, 2)  # (n, B, H, C, K)
+    return torch.unflatten(x, 1, (-1, chunk)).permute(1, 0, 3, 2, 4).flatten(0, 2)  # (n, B, H, C, K)
 
 
 def _tokens(out: Tensor, state: Tensor, time: int) -> Tensor:
     """Join chunks (R, C, V) to tokens (B, T, H, V), for a state (B, H, V, K)."""
-    out = out.unflatten(0, (-1, *state.shape[:2])).permute(1, 0, 3, 2, 4)  # (B, n, C, H, V)
+    out = torch.unflatten(out, 0, (-1, *state.shape[:2])).permute(1, 0, 3, 2, 4)  # (B, n, C, H, V)
     return out.flatten(1, 2)[:, :time]
 
 
@@ -163,7 +163,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lower: Tensor, given: Tensor) -> Tensor:
         identity = torch.eye(lower.shape[2], dtype=lower.dtype, device=lower.device).expand_as(lower)
-        inverse = torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+        inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
         out = inverse @ given
         ctx.save_for_backward(inverse, out)
         return out
@@ -188,7 +188,7 @@ def carry(transition: Tensor, update: Tensor, state: Tensor) -> tuple[Tensor, Te
     """
     rows = state.shape[0] * state.shape[1]
     states: Tensor = _carry(
-        transition.unflatten(0, (-1, rows)), update.unflatten(0, (-1, rows)), state.flatten(0, 1)
+        torch.unflatten(transition, 0, (-1, rows)), torch.unflatten(update, 0, (-1, rows)), state.flatten(0, 1)
     )  # (n + 1, B H, V, K)
     return states[:-1].flatten(0, 1), states[-1].view(state.shape)
 
