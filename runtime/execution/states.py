@@ -15,7 +15,8 @@ from ..format.manifest import Model
 MOST_COPIES = 8
 """Copies of its states that a sequence holds, apart from the one for a draft."""
 SPACING = 128
-"""Tokens after which a sequence copies its states."""
+"""Tokens after which a sequence copies its states, at the ends of passes. Where sequences run alone, a prefix is reused
+in steps of as many tokens (`ALONE_GRID`)."""
 
 Copy = list[NDArray[np.float32]]
 """The states of one slot, in the order of the layers. Sequences share copies, so nothing writes them."""
@@ -54,12 +55,12 @@ class States:
     def restore(self, slot: int, copy: Copy) -> None:
         """Overwrite the states of a slot with a copy."""
         for (name, array), one in zip(self._arrays.items(), copy, strict=True):
-            if self._on_device:
-                whole = self.values[name].numpy()
-                whole[slot] = one
-                self.values[name].update_inplace(whole)
-            else:
+            if not self._on_device:
                 array[slot] = one
+                continue
+            whole = self.values[name].numpy() if len(array) > 1 else np.empty_like(array)
+            whole[slot] = one
+            self.values[name].update_inplace(whole)
 
 
 def state_shapes(model: Model, slots: int = 1) -> dict[tuple[str, int], tuple[int, ...]]:

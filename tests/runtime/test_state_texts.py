@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from support.state_graph import write_hybrid
 
-from adaptive_lm.runtime import Engine, Generation, Loop, Params, Request, Token, load
+from adaptive_lm.runtime import Dial, Engine, Generation, Loop, Params, Request, Token, load
+from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.evaluation.harness.continuations import Continuation, ContinuationScorer
 from adaptive_lm.runtime.execution.binding import Pass
+from adaptive_lm.runtime.execution.states import SPACING
 from adaptive_lm.runtime.generation.loop import LEAST_COPIED
 from adaptive_lm.runtime.speculation.acceptance import Acceptance
 from adaptive_lm.runtime.speculation.dial_drafter import Setting
@@ -170,6 +173,37 @@ def test_a_text_that_goes_on_is_continued_from_where_it_ended(opened: Callable[.
     assert ids(tokens) == ids(list(opened().generate([*first.ids, *b" and on"], GREEDY)))
 
 
+def test_a_chat_that_takes_a_turn_back_reads_little_again(opened: Callable[..., Engine]) -> None:
+    """Each turn is a prompt that goes on from the text before; the last question is then another one."""
+    engine = opened(attention=False)
+    loop, ids_so_far, turns = Loop(engine.session.batch(1)), list(b"hello. " * 20), []
+    for question in (b"why is the moon round? " * 6, b"and the sun? " * 8, b"how far is it? " * 5):
+        before = len(ids_so_far)
+        request = engine.request([*ids_so_far, *question], GREEDY)
+        turns.append((before, run(loop, request)[request]))
+        if before > 140:
+            assert request.cached_tokens >= before - 1, "the answer before is in memory"
+        ids_so_far = request.ids
+    before = turns[-1][0]
+    other = engine.request([*ids_so_far[:before], *b"what is a stone?"], GREEDY)
+    tokens = run(loop, other)[other]
+    assert before - 2 * SPACING < other.cached_tokens <= before
+    assert ids(tokens) == ids(list(opened(attention=False).generate(other.ids[: other.prompt_tokens], GREEDY)))
+
+
+def test_continuations_of_one_context_are_scored_from_a_copy_of_its_states(opened: Callable[..., Engine]) -> None:
+    engine = opened()
+    point = resolve(engine.manifest, Dial())
+    context = tuple(b"the moon turns over a stone. " * 10)
+    wanted = [Continuation(context, tuple(end)) for end in (b"it falls", b"night", b"a river")]
+    scorer = ContinuationScorer(engine, point)
+    together = scorer.score(wanted)
+    assert scorer.tokens_read < len(context) + 60, "the context is read once"
+    for one, result in zip(wanted, together, strict=True):
+        (own,) = ContinuationScorer(engine, point).score([one])
+        assert (own.logprob, own.greedy) == (pytest.approx(result.logprob, abs=1e-5), result.greedy)
+
+
 def test_where_two_prompts_part_a_copy_stays_for_the_third(opened: Callable[..., Engine]) -> None:
     engine = opened()
     system = "you are a stone under the moon. answer briefly. " * 6  # 288 tokens
@@ -271,7 +305,9 @@ def test_a_prompt_is_read_in_as_few_passes_as_copies_need(
     rows: list[int] = []
     execute = Pass.execute
     monkeypatch.setattr(Pass, "execute", lambda self: (rows.append(self.rows), execute(self)))
-    short, long = (engine.request("x" * count, Params(temperature=0, max_new_tokens=1)) for count in (LEAST_COPIED, 200))
+    short, long = (
+        engine.request("x" * count, Params(temperature=0, max_new_tokens=1)) for count in (LEAST_COPIED, 200)
+    )
     run(Loop(engine.session.batch(1)), short)
     assert rows == [LEAST_COPIED], "so few tokens are as well computed again"
     rows.clear()
