@@ -169,8 +169,9 @@ class Batch:
         marks = [self._check(*one) for one in work]
         if len(work) > 1 and len({one.sequence.place for one in work}) < len(work):
             raise ValueError("found a sequence twice in one pass, expected each at most once")
+        owing = any(one.sequence.owed for one in work)
         try:
-            whole = [self._with_owed(one) if one.sequence.owed else one for one in work]
+            whole = [self._with_owed(one) if one.sequence.owed else one for one in work] if owing else work
             if len(work) == 1 or self.graph.mixes_sequences:
                 steps = self._together(whole)
             else:
@@ -182,6 +183,8 @@ class Batch:
                 else:
                     self.leave(sequence)
             raise
+        if not owing:
+            return steps
         return [
             step if one is own else _without_first(step, len(one.ids) - len(own.ids), own.sequence.exits_open)
             for step, one, own in zip(steps, whole, work, strict=True)

@@ -19,10 +19,10 @@ class Prefix(NamedTuple):
 
     sequence: Sequence | None
     """The sequence that holds them; None where there is none."""
-    count: int
-    """Tokens that need not be computed again."""
+    tokens: int
+    """How many of them need not be computed again."""
     shared: int
-    """Most first tokens that a sequence has in common with the prompt. More than `count` where no copy of the states
+    """Most first tokens that a sequence has in common with the prompt. More than `tokens` where no copy of the states
     was made there, or a ring has overwritten its cells."""
 
 
