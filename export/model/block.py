@@ -107,9 +107,15 @@ class Block:
 
     def _of_rows(self, g: Graph, inputs: LayerInputs, rows: str) -> LayerInputs:
         """Return the inputs with the thresholds of the rows that run the layer, (n, 1) each."""
-        names = ("router_top_p", "head_top_p", "router_ratio")
-        given = {name: value for name in names if (value := getattr(inputs, name))}
-        return inputs._replace(**{name: g.op("Gather", value, rows, axis=0) for name, value in given.items()})
+
+        def own(value: str) -> str:
+            return g.op("Gather", value, rows, axis=0) if value else ""
+
+        return inputs._replace(
+            router_top_p=own(inputs.router_top_p),
+            head_top_p=own(inputs.head_top_p),
+            router_ratio=own(inputs.router_ratio),
+        )
 
     def _scattered(
         self, g: Graph, x: str, rows: str, own: str, out: str, chosen: str, depth: DepthRoutes | None

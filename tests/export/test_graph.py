@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from support.bare_graph import MODELS, graphs, initializers, model_of, nodes, proto_of, weights_of
 
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, Graph
-from adaptive_lm.export.graph.weights import Weights
+from adaptive_lm.export.graph.weights import Weights, is_matrix
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 
@@ -42,7 +42,16 @@ def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, p
             continue  # a number of the masks' tables
         experts = range(len(value)) if value.ndim == 3 else None
         parts = [weight] if experts is None else [f"{weight}.{expert}" for expert in experts]
-        exact = weight.endswith("bias") or any(word in weight for word in ("router", "position", "shared_gate"))
+        if weight.endswith("conv.weight"):
+            parts = [f"{weight}.{tap}" for tap in range(value.shape[1])]
+        elif weight.endswith("A_log"):
+            parts = [f"{weight}.rate"]
+        small_of_a_mixer = ".mixer." in weight and not is_matrix(weight, value.ndim)
+        exact = (
+            small_of_a_mixer
+            or weight.endswith("bias")
+            or any(word in weight for word in ("router", "position", "shared_gate"))
+        )
         if precision == "int8" and value.ndim > 1 and not exact:
             assert written[f"{weight}.scale"] == 1
             parts = [f"{part}.int8" for part in parts]
@@ -61,7 +70,14 @@ def test_the_weights_in_the_file_are_those_of_the_checkpoint(name: str) -> None:
     for weight, value in state.items():
         if weight.endswith("window_controller.window"):
             continue  # a number of the masks' tables
-        if value.ndim == 3:
+        if weight.endswith("conv.weight"):
+            taps = [written[f"{weight}.{tap}"] for tap in range(value.shape[1])]
+            np.testing.assert_array_equal(np.stack(taps, 1), value, err_msg=weight)
+        elif weight.endswith("A_log"):
+            np.testing.assert_array_equal(written[f"{weight}.rate"], -np.exp(value), err_msg=weight)
+        elif ".mixer." in weight:
+            np.testing.assert_array_equal(written[weight].reshape(value.shape), value, err_msg=weight)
+        elif value.ndim == 3:
             value = np.stack([written[f"{weight}.{expert}"] for expert in range(len(value))])
             np.testing.assert_array_equal(value, state[weight], err_msg=weight)
         else:
@@ -88,10 +104,16 @@ def test_there_is_one_if_for_each_layer_that_can_be_skipped(name: str) -> None:
     first_exit = min(config.depth.exit_layers, default=config.num_layers)
     skippable = [i for i in range(config.num_layers) if config.has_depth_router(i) or i > first_exit]
     proto = proto_of(name)
-    branches = [node.name for node in nodes(proto) if node.op_type == "If"]
+    # and in a recurrent layer, which multiplies no weight in it, one for the recurrence: a token, or those of a prompt
+    recurrent = [i for i in range(config.num_layers) if not config.attends(i)]
+    steps = [node.name for node in nodes(proto) if node.op_type == "If" and node.name.endswith("mixer/recurrence")]
+    assert sorted(steps) == [f"layers.{i}/{'run/' * (i in skippable)}mixer/recurrence" for i in recurrent]
+    branches = [node.name for node in nodes(proto) if node.op_type == "If" and node.name not in steps]
     assert branches == [f"layers.{i}/run" for i in skippable]
-    assert [node.name for node in proto.graph.node if node.op_type == "If"] == branches, "an If inside an If"
-    assert not any(node.op_type in ("Loop", "Scan") for node in nodes(proto))
+    at_the_root = [node.name for node in proto.graph.node if node.op_type == "If" and node.name not in steps]
+    assert at_the_root == branches, "an If inside an If"
+    loops = [node.op_type for node in nodes(proto) if node.op_type in ("Loop", "Scan")]
+    assert loops == ["Scan"] * len(recurrent)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from adaptive_lm.train.model import ThresholdTensors
 
 T, B = 24, 3
 FP32 = TOLERANCE["fp32"]
+STATES = 3 * FP32
+"""The same for a model with recurrent mixers, whose norms of heads amplify rounding (docs/decisions/0048)."""
 STARTS = (0, 5, 9)
 """Tokens that each sequence of a batch already holds when decoding begins."""
 
@@ -54,12 +56,16 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, time: int
 
     plain = judged(name, 0)
     same_decisions(graph_out, plain, slice(0, time))
-    np.testing.assert_allclose(graph_out.logits, plain.logits[:, :time], rtol=0, atol=FP32)
+    np.testing.assert_allclose(
+        graph_out.logits, plain.logits[:, :time], rtol=0, atol=STATES if MODELS[name].has_states else FP32
+    )
     with torch.no_grad():
         out = model(torch.from_numpy(prompt), limits)
     for decision, torch_says in decisions(out).items():
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
-    np.testing.assert_allclose(graph_out.logits, out.logits.numpy(), rtol=0, atol=FP32)
+    np.testing.assert_allclose(
+        graph_out.logits, out.logits.numpy(), rtol=0, atol=STATES if MODELS[name].has_states else FP32
+    )
     if time == T:
         np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
 
@@ -80,7 +86,12 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does(name: str, batch:
     for b in range(batch):
         here = slice(STARTS[b], STARTS[b] + steps)
         same_decisions(row(graph_out, b), judged(name, b), here)
-        np.testing.assert_allclose(graph_out.logits[b], judged(name, b).logits[0, here], rtol=0, atol=FP32)
+        np.testing.assert_allclose(
+            graph_out.logits[b],
+            judged(name, b).logits[0, here],
+            rtol=0,
+            atol=STATES if MODELS[name].has_states else FP32,
+        )
 
 
 def test_the_batch_has_sequences_that_differ_in_everything() -> None:

