@@ -1,6 +1,7 @@
-"""Time of one decoded token in each mixer, by our operators, at several contexts.
+"""Time of one token in each mixer, by our operators, decoded at several contexts or in a part of a prompt.
 
     python benchmarks/mixers.py
+    python benchmarks/mixers.py --tokens 256
 
 One node is timed: the norm, the products, the recurrence or the attention over a full cache, and the residual. Weights
 are random and stay in the processor's caches as far as they fit, so a line compares mixers, not machines. Rounds of all
@@ -34,11 +35,12 @@ CALLS = 5  # per measurement, so that the resolution of the clock does not matte
 @click.option("--dim", default=768, show_default=True, help="Width; heads of attention and of the states are 64 wide.")
 @click.option("--contexts", default="64,2048,8192", show_default=True, help="Numbers of tokens, separated by commas.")
 @click.option("--precision", default="int8", show_default=True, type=click.Choice(["fp32", "bf16", "int8", "int4"]))
+@click.option("--tokens", type=click.IntRange(min=1), default=1, show_default=True, help="Tokens of a pass.")
 @click.option("--rounds", type=click.IntRange(min=2), default=60, show_default=True, help="Rounds of every line.")
-def main(dim: int, contexts: str, precision: Precision, rounds: int) -> None:
+def main(dim: int, contexts: str, precision: Precision, tokens: int, rounds: int) -> None:
     """Print microseconds of the thread per token: median, middle half, and ratios to the first context."""
     lengths = [int(context) for context in contexts.split(",")]
-    layers = {(name, length): Layer(name, dim, precision, length) for name in MIXERS for length in lengths}
+    layers = {(name, length): Layer(name, dim, precision, length, tokens) for name in MIXERS for length in lengths}
     took: dict[tuple[str, int], list[float]] = {key: [] for key in layers}
     for turn in range(-5, rounds):
         for key, layer in layers.items():
@@ -57,12 +59,12 @@ def main(dim: int, contexts: str, precision: Precision, rounds: int) -> None:
 
 
 class Layer:
-    """One node with its cache or states, and one token to decode."""
+    """One node with its cache or states, and the tokens of a pass."""
 
-    def __init__(self, name: str, dim: int, precision: Precision, context: int) -> None:
+    def __init__(self, name: str, dim: int, precision: Precision, context: int, tokens: int) -> None:
         heads = dim // 64
         config = ModelConfig.model_validate({
-            "vocab_size": 8, "context_length": context + 1, "dim": dim, "num_layers": 1, "num_heads": heads,
+            "vocab_size": 8, "context_length": context + tokens, "dim": dim, "num_layers": 1, "num_heads": heads,
             "num_kv_heads": heads, "mixers": name,
         })  # fmt: skip
         wanted = ("layers.0.attention", "layers.0.mixer")
@@ -70,20 +72,21 @@ class Layer:
         g, weights = Graph("layer"), Weights(state, Precisions.of(precision))
         mixed = (attention if name == "attention" else mixer)(g, weights, config, 0, "x", "")
         if name == "attention":
-            cell = (1, heads, context + 1, 64)
+            cell = (1, heads, context + tokens, 64)
             states = {f"{part}.0": np.zeros(cell, np.float32) for part in ("key", "value")}
         else:
             states = {f"{part}.0": np.zeros((1, *shape), np.float32) for part, shape in config.state_shapes(0).items()}
         inputs: dict[str, Any] = {
-            "x": np.random.default_rng(0).standard_normal((1, dim)).astype(np.float32),
-            "positions": np.array([[context]]),
+            "x": np.random.default_rng(0).standard_normal((tokens, dim)).astype(np.float32),
+            "positions": context + np.arange(tokens)[None],
             "slots": np.array([0]),
             "lengths": np.array([[context]]),
         }
+        self._tokens = tokens
         self._session = _session(g, mixed.h, mixed.new_lengths, states)
         named = {entry.name for entry in self._session.get_inputs()}
         self._binding = self._session.io_binding()
-        self._held = []
+        self._held: list[onnxruntime.OrtValue] = []
         for key, value in inputs.items():
             if key in named:
                 self._binding.bind_ortvalue_input(key, self._hold(value))
@@ -103,7 +106,7 @@ class Layer:
         begin = time.thread_time_ns()
         for _ in range(CALLS):
             self._session.run_with_iobinding(self._binding)
-        return (time.thread_time_ns() - begin) / CALLS / 1e3
+        return (time.thread_time_ns() - begin) / CALLS / self._tokens / 1e3
 
 
 def _session(g: Graph, h: str, new_lengths: str, states: dict[str, Any]) -> onnxruntime.InferenceSession:

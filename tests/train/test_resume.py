@@ -47,8 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "states": {  # mixers beside attention, and tokens that skip them
         "model": {
-            "num_layers": 3,
-            "mixers": ["retnet", "mamba2", "attention"],
+            "num_layers": 5,
+            "mixers": ["retnet", "mamba2", "gated_delta", "rwkv7", "attention"],
             "recurrence": {"chunk": 8},
             "depth": {"layers_share": 0.6, "exit_layers": [1], "layer_dropout": 0.3},
         }

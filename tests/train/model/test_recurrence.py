@@ -10,7 +10,7 @@ from support.models import variant
 from torch import Tensor
 
 from adaptive_lm.train.model.mixers.compaction import compact, in_place
-from adaptive_lm.train.model.mixers.convolution import ShortConvolution
+from adaptive_lm.train.model.mixers.convolution import Convolve, ShortConvolution
 from adaptive_lm.train.model.mixers.recurrence import chunked, recurrent
 
 TOLERANCE = 2e-4
@@ -100,6 +100,17 @@ def test_gradients_are_finite_differences(constant: bool) -> None:
     tensors = [x.requires_grad_() for x in (r, k, v, log_w[0, 0] if constant else log_w)]
     state = torch.randn(1, H, V, K, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *args: chunked(*args[:4], 3, args[4]), (*tensors, state))
+
+
+@pytest.mark.parametrize("time", [1, 3, 9])
+def test_gradients_of_the_convolution_are_those_of_finite_differences(time: int) -> None:
+    """Also where a text is shorter than the convolution."""
+    generator = torch.Generator().manual_seed(2)
+    x, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((2, time, 3), (3, 4))
+    )
+    assert torch.autograd.gradcheck(Convolve.apply, (x, weight))
 
 
 def test_the_convolution_sees_the_last_tokens_and_the_current_one() -> None:

@@ -6,6 +6,8 @@ B batch, T time, H heads, K width of keys, V width of values, C tokens of a chun
 heads. `recurrence.py` has the form that goes token by token.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,8 +39,8 @@ def chunked_delta(
     where h_t is g_{t-1} and s < t for x = a, h_t is g_t and s <= t for x = r. Then o = A_rb U + A_rk V + (r e^g) S_0^T.
     What does not depend on S_0 is computed for all chunks at once; only the states go from chunk to chunk.
 
-    Source: Peng et al. 2025 (arXiv 2503.14456), Yang et al. 2024 (arXiv 2412.06464). Departs from them: a triangular
-    system is solved, its inverse is not computed; and a chunk's effect on a state is one matrix product.
+    Source: Peng et al. 2025 (arXiv 2503.14456), Yang et al. 2024 (arXiv 2412.06464). Departs from them: a chunk's
+    effect on a state is one matrix product.
 
     Args:
         r: (B, T, H, K).
@@ -63,7 +65,7 @@ def chunked_delta(
     a_b, r_b = of_b.split(chunk, 1)  # (R, C, C)
     a_v, r_v = (of_k @ v).split(chunk, 1)  # (R, C, V)
     # U is the first V columns, and the others times S_0^T
-    u = torch.linalg.solve_triangular(-a_b, torch.cat([a_v, a], 2), upper=False, unitriangular=True)  # (R, C, V + K)
+    u = solve(-a_b, torch.cat([a_v, a], 2))  # (R, C, V + K)
     written, turned = (u.mT @ b).split(sizes, 1)  # (R, V, K) and (R, K, K)
     last = remaining[:, -1:]  # (R, 1, K)
     update = (written + v.mT @ k) * last
@@ -112,7 +114,7 @@ def chunked_gated_delta(
     of_k, of_r = (torch.cat([beta * k, r], 1) @ k.mT).split(chunk, 1)  # (R, C, C)
     # E is the first V columns, less the others times S_0^T
     given = torch.cat([beta * v, beta * remaining * k], 2)
-    e = torch.linalg.solve_triangular(of_k * decays, given, upper=False, unitriangular=True)  # (R, C, V + K)
+    e = solve(of_k * decays, given)  # (R, C, V + K)
     update, turned = (e.mT @ (k * to_end)).split(sizes, 1)  # (R, V, K) and (R, K, K)
     transition = remaining[:, -1:] * torch.eye(sizes[1], dtype=k.dtype, device=k.device) - turned
     before, state = carry(transition, update, state)
@@ -144,6 +146,33 @@ def _earlier(like: Tensor, chunk: int) -> Tensor:
     """Return 1 where row t of a|r reads what row s of b|k wrote, else 0, (2C, 2C): s < t for a, s <= t for r."""
     ones = like.new_ones(chunk, chunk)
     return torch.cat([ones.tril(-1), ones.tril()]).repeat(1, 2)
+
+
+def solve(lower: Tensor, given: Tensor) -> Tensor:
+    """Solve (I + L) X = Y, where L is what of `lower` (R, C, C) is below the diagonal: Y (R, C, M) -> X (R, C, M)."""
+    out: Tensor = _Solve.apply(lower, given)  # type: ignore[no-untyped-call]  # torch's own
+    return out
+
+
+class _Solve(torch.autograd.Function):
+    """X = T Y with T = (I + L)^-1 by substitution; dY = T^T G, dL = -dY X^T below the diagonal.
+
+    T is kept, so that the backward pass solves no second system.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor, given: Tensor) -> Tensor:
+        identity = torch.eye(lower.shape[2], dtype=lower.dtype, device=lower.device).expand_as(lower)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False, unitriangular=True)
+        out = inverse @ given
+        ctx.save_for_backward(inverse, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        inverse, out = ctx.saved_tensors
+        of_given = inverse.mT @ gradient
+        return (of_given @ out.mT).neg_().tril_(-1), of_given
 
 
 def carry(transition: Tensor, update: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,9 +48,9 @@ class Mamba2(Mixer):
         assert inputs is not None
         projected: Tensor = inputs(x)
         with exact(x):
-            z, rest, dt = wide(projected).split(self.sizes, -1)
+            z, rest, dt = torch.split(wide(projected), self.sizes, -1)
             rest = F.silu(rest) if self.conv is None else self.conv(rest)
-            inner, B, C = rest.split([self.sizes[0], self.head_dim, self.head_dim], -1)
+            inner, B, C = torch.split(rest, [self.sizes[0], self.head_dim, self.head_dim], -1)
             dt = F.softplus(dt + self.dt_bias)  # (B, T, H)
             inner = self.heads(inner)  # (B, T, H, W)
             o = self.recur(C[:, :, None], B[:, :, None], dt[..., None] * inner, -dt * self.A_log.exp(), projected)

@@ -79,7 +79,7 @@ class Mixer(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """Split x (B, T, H W) into heads (B, T, H, W) float32."""
-        return wide(x).unflatten(-1, (self.num_heads, self.head_dim))
+        return wide(x).view(*x.shape[:-1], self.num_heads, self.head_dim)
 
 
 def first_steps(heads: int) -> Tensor:

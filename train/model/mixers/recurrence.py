@@ -77,9 +77,7 @@ def chunked(
     sums = logs.cumsum(-1, dtype=torch.float64)
     reached, total = sums.to(v.dtype).exp(), sums[..., -1].to(v.dtype)
     out = ((r @ k.mT) * _decays(sums, v.dtype)) @ v  # (B, n, H, C, V), of the tokens of the same chunk
-    remaining = (
-        (sums[..., -1:] - sums).to(v.dtype).exp()
-    )  # (B, n, H, C): of a token, at the end of its chunk
+    remaining = (sums[..., -1:] - sums).to(v.dtype).exp()  # (B, n, H, C): of a token, at the end of its chunk
     own = v.mT @ (k * remaining[..., None])  # (B, n, H, V, K)
     before, last = _states(own, total, state)
     out = out + (r * reached[..., None]) @ before.mT
@@ -92,7 +90,7 @@ def _chunks(x: Tensor, chunk: int) -> Tensor:
     """Cut x (B, T, H, K) into chunks (B, n, H, C, K); zeros fill the last one."""
     missing = -x.shape[1] % chunk
     x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
-    return x.unflatten(1, (-1, chunk)).transpose(2, 3)
+    return x.view(len(x), -1, chunk, *x.shape[2:]).transpose(2, 3)
 
 
 def _decays(sums: Tensor, dtype: torch.dtype) -> Tensor:
@@ -123,5 +121,5 @@ def _states(own: Tensor, total: Tensor, state: Tensor | None) -> tuple[Tensor, T
     stretches = logs[..., None].masked_fill(~after, 0.0).cumsum(-2)
     decays = stretches.masked_fill(places[:, None] < places, float("-inf")).exp()
     states = decays @ parts.transpose(1, 2).flatten(3)  # (B, H, n + 1, V K)
-    states = states.unflatten(3, (width, keys)).transpose(1, 2)
+    states = states.view(batch, heads, number + 1, width, keys).transpose(1, 2)
     return states[:, :-1], states[:, -1]
