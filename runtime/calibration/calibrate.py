@@ -261,7 +261,7 @@ def write(folder: Path, curve: Curve) -> None:
     place = folder / MANIFEST
     content = upgrade(json.loads(place.read_bytes())) | {"curve": curve.model_dump(mode="json")}
     try:
-        content["format_version"] = Manifest.model_validate(content).oldest_version
+        content["format_version"] = Manifest.model_validate(content).written_version
     except ValidationError as error:  # a bug, not a mistake of the user
         raise RuntimeError(f"the curve does not fit the manifest: {error}") from error
     write_output(place, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")

@@ -143,7 +143,7 @@ class Manifest(Part):
         return self
 
     @property
-    def oldest_version(self) -> int:
+    def written_version(self) -> int:
         """The oldest format version that describes the model, which its file says."""
         return written_version(has_states=self.model.has_states)
 
@@ -228,7 +228,7 @@ class Manifest(Part):
         Raises:
             UserError: the file cannot be written; what was there is untouched.
         """
-        content = self.model_dump(mode="json") | {"format_version": self.oldest_version}
+        content = self.model_dump(mode="json") | {"format_version": self.written_version}
         return write_output(
             Path(folder) / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         )
