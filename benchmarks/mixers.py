@@ -86,7 +86,7 @@ class Layer:
         self._session = _session(g, mixed.h, mixed.new_lengths, states)
         named = {entry.name for entry in self._session.get_inputs()}
         self._binding = self._session.io_binding()
-        self._held = []
+        self._held: list[onnxruntime.OrtValue] = []
         for key, value in inputs.items():
             if key in named:
                 self._binding.bind_ortvalue_input(key, self._hold(value))

@@ -10,7 +10,7 @@ def mechanisms(config: ModelConfig) -> dict[str, Executor]:
     present: dict[str, bool] = {
         "embedding": True,
         "attention": config.has_attention,
-        **dict.fromkeys(config.recurrent_mixers, True),
+        **dict.fromkeys(map(str, config.recurrent_mixers), True),
         "contextual positions": any(config.positions_of(i) == "cope" for i in layers),
         "windows": config.has_windows,
         "head routing": config.heads.routing != "all",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
@@ -104,6 +104,12 @@ class Manifest(Part):
     files: dict[str, FileInfo]
     """Size and digest of every other file of the model."""
 
+    @field_validator("format_version", mode="before")
+    @classmethod
+    def _newest(cls, version: object) -> object:
+        """Take version 2 as the newest: it describes the same models but those with states."""
+        return FORMAT_VERSION if version == 2 else version
+
     @model_validator(mode="after")
     def _one_entry_per_layer(self) -> Self:
         L = self.model.num_layers
@@ -135,6 +141,11 @@ class Manifest(Part):
             if len(values) != L:
                 raise ValueError(f"{name} has {len(values)} entries for {L} layers")
         return self
+
+    @property
+    def written_version(self) -> int:
+        """The oldest format version that describes the model, which its file says."""
+        return written_version(has_states=self.model.has_states)
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> "Manifest":

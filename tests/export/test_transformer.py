@@ -24,8 +24,9 @@ from adaptive_lm.train.model import ThresholdTensors
 
 T, B = 24, 3
 FP32 = TOLERANCE["fp32"]
-STATES = 3 * FP32
-"""The same for a model with recurrent mixers, whose norms of heads amplify rounding (docs/decisions/0048)."""
+STATES, STATES_IN_TORCH = 3 * FP32, 20 * FP32
+"""The same for models with recurrent mixers, whose norms of heads amplify rounding (docs/decisions/0048): one token of
+`retnet_project` is 1e-3 from the plain model in torch, and 9e-5 in the graph."""
 STARTS = (0, 5, 9)
 """Tokens that each sequence of a batch already holds when decoding begins."""
 
@@ -64,7 +65,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, time: int
     for decision, torch_says in decisions(out).items():
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
     np.testing.assert_allclose(
-        graph_out.logits, out.logits.numpy(), rtol=0, atol=STATES if MODELS[name].has_states else FP32
+        graph_out.logits, out.logits.numpy(), rtol=0, atol=STATES_IN_TORCH if MODELS[name].has_states else FP32
     )
     if time == T:
         np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)

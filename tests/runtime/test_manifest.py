@@ -34,7 +34,7 @@ def test_a_folder_without_manifest_is_an_export_that_did_not_finish(copy: Path) 
 
 
 def test_another_format_version_names_both_versions(changed: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="format version 7, this program reads 1 to 2"):
+    with pytest.raises(UserError, match="format version 7, this program reads 1 to 3"):
         Manifest.read(changed(format_version=7))
 
 
