@@ -208,7 +208,7 @@ def test_prompts_that_share_a_beginning_reuse_it_and_change_nothing(opened: Open
     engine = opened(kind, target=target)
     params = Params(temperature=0.8, seed=2, max_new_tokens=12, speculate="off")
     system = "a stone under the moon turns over.\n" * 8
-    prompts = [system + end for end in ("night falls", "the sun rises", *["a river " * 6] * 2, "a stone")]
+    prompts = [system + end for end in ("night falls", "the sun rises", *["a river " * 12] * 2, "a stone")]
     loop, texts, cached = Loop(engine.session.batch(3, 448)), [], []
     for prompt in prompts:
         request = engine.request(prompt, params)
