@@ -30,4 +30,5 @@ class ZeroExpertsConfig(Section):
     @property
     def kinds(self) -> list[ZeroKind]:
         """The kind of each zero-computation expert, in the order of the router."""
-        return [*["zero"] * self.zeros, *["copy"] * self.copies, *["constant"] * self.constants]
+        numbers: dict[ZeroKind, int] = {"zero": self.zeros, "copy": self.copies, "constant": self.constants}
+        return [kind for kind, number in numbers.items() for _ in range(number)]

@@ -7,6 +7,7 @@ import torch
 from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
+from adaptive_lm.train.model import FFNConfig, ModelConfig
 from adaptive_lm.train.model.experts import (
     ROW_MULTIPLE,
     SWIGLU,
@@ -17,6 +18,7 @@ from adaptive_lm.train.model.experts import (
     run_experts_plainly,
 )
 from adaptive_lm.train.model.linear import has_onednn
+from adaptive_lm.train.model.moe import MoE
 from adaptive_lm.train.model.sections import Activation
 
 N, D, E, F = 23, 8, EXPERTS, 6
@@ -185,3 +187,17 @@ def test_no_tokens_give_no_output_and_gradients_of_zero(dtype: torch.dtype) -> N
     for gradient, weight in ((of_gate_up, tensors[2]), (of_down, tensors[3])):
         assert gradient.shape == weight.shape
         assert (gradient == 0).all()
+
+
+def test_fine_grained_experts_and_a_shared_one_have_the_weights_and_the_use_of_the_default() -> None:
+    """The fields of docs/recipes.md: 30 experts of 54 at 4.4 per token and one of 108, in place of 8 of 216 at 1.6."""
+    usual = FFNConfig()
+    fine = FFNConfig(num_experts=30, expert_dim=54, experts_per_token=4.4, shared_expert_dim=108)
+
+    def stacks(config: FFNConfig) -> int:
+        moe = MoE(ModelConfig(vocab_size=8, ffn=config))
+        return sum(weight.numel() for name, weight in moe.named_parameters() if "router" not in name)
+
+    assert stacks(fine) == stacks(usual)
+    used = [one.experts_per_token * one.expert_dim + one.shared_expert_dim for one in (fine, usual)]
+    assert used[0] == pytest.approx(used[1], rel=0.001)
