@@ -66,7 +66,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("package", "summary", "calibration"),
         ("proof",),
         ("fused", "source", "costs"),
-        ("cuda", "streaming", "mixer_costs"),
+        ("cuda", "streaming", "mixer_costs", "task_gates"),
         ("model",),
         ("graph",),
     ),
