@@ -2,8 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from types import NoneType
-from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -52,10 +50,8 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     for name, info in section.model_fields.items():
         keys.append(f"{prefix}{name}")
         inner = type(info.default) if isinstance(info.default, BaseModel) else info.annotation
-        kinds = get_args(inner)
-        for each in kinds if NoneType in kinds else [inner]:  # a section, or a section that may be left out
-            if isinstance(each, type) and issubclass(each, BaseModel):
-                keys += known_keys(each, f"{prefix}{name}.")
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
 

@@ -351,7 +351,7 @@ def test_a_run_is_resumed_with_its_own_teacher_wherever_that_is(taught: Make, he
         ({"weight": 0.3}, "needs a teacher: name one with --teacher RUN"),
         ({"teacher": {"model": "a"}, "hidden_layers": [[0, 0]]}, "only outputs can be stored.*set top_k to 0"),
         ({"teacher": {"model": "a"}, "hidden_weight": 2}, "hidden_layers is empty"),
-        ({"teacher": {"model": "a"}, "tempreature": 2}, "did you mean distillation.temperature"),
+        ({"teacher": {"model": "a"}, "tempreature": 2}, "there is no key 'distillation.tempreature'"),
         ({"teacher": {"model": "a"}, "reverse_share": 0.2}, "divergence is forward: set divergence to mix"),
         ({"teacher": {"model": "a"}, "top_k": 0, "hidden_layers": [[9, 0]]}, "layer 9 of the model; expected 0 to"),
     ],
