@@ -142,11 +142,6 @@ class Manifest(Part):
                 raise ValueError(f"{name} has {len(values)} entries for {L} layers")
         return self
 
-    @property
-    def written_version(self) -> int:
-        """The oldest format version that describes the model, which its file says."""
-        return written_version(has_states=self.model.has_states)
-
     @classmethod
     def read(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> "Manifest":
         """Read the manifest of `folder`, and check the files that it lists.
