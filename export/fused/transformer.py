@@ -175,10 +175,10 @@ class _Transformer:
             if config.num_choices == config.num_experts:
                 self._stack(selected, per_layer, config.num_experts, "selected_experts")
             else:
-                chosen = self._stack(selected, per_layer, config.num_choices, "")
+                choices = self._stack(selected, per_layer, config.num_choices, "")
                 zero = config.num_choices - config.num_experts
                 results = ("selected_experts", "zero_experts")
-                g.ops("Split", chosen, g.int64(config.num_experts, zero), outputs=2, results=results, axis=-1)
+                g.ops("Split", choices, g.int64(config.num_experts, zero), outputs=2, results=results, axis=-1)
             if config.heads.routing != "all":
                 chosen = [one or self._no_heads(grid) for one in heads]
                 self._stack(chosen, per_layer, config.num_heads, "selected_heads")

@@ -162,16 +162,18 @@ class TransformerGraph:
 
     def _inputs(self, layer: int) -> LayerInputs:
         """Return the inputs of one layer."""
-        levels = tuple(
-            values[layer] for values in (self.router_top_p, self.depth_threshold, self.head_top_p, self.router_ratio)
-        )
+        none = Cache("", "")
+        inputs = LayerInputs(
+            none, none, self.lengths[layer], self.router_top_p[layer], self.depth_threshold[layer],
+            self.head_top_p[layer], self.router_ratio[layer],
+        )  # fmt: skip
         if self.config.attends(layer):
             parts = ("key", "value", "counted") if self.config.counts_cells(layer) else ("key", "value")
             past, present = (Cache(*(f"{when}_{part}.{layer}" for part in parts)) for when in ("past", "present"))
-            return LayerInputs(past, present, self.lengths[layer], *levels)
-        none, names = Cache("", ""), self.config.state_shapes(layer)
+            return inputs._replace(past=past, present=present)
+        names = self.config.state_shapes(layer)
         before, after = (States(*(f"{when}_{name}.{layer}" for name in names)) for when in ("past", "present"))
-        return LayerInputs(none, none, self.lengths[layer], *levels, before, after)
+        return inputs._replace(before=before, after=after)
 
     def _report(self, chosen: list[str], per_layer: str, layers_run: str) -> None:
         """Write what each token used as outputs: chosen of each layer (N, X), layers_run (L, B, T)."""

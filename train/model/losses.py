@@ -48,9 +48,10 @@ def router_l1_loss(model: Transformer, out: ModelOutput, counted: Tensor) -> Ten
     """
     losses = []
     for block, layer in zip(model.blocks(), out.routing, strict=True):
-        if layer.routes is None or block.moe is None or block.moe.router.l1 is None:
+        router = None if block.moe is None else block.moe.router
+        if layer.routes is None or router is None or router.l1 is None:
             continue
-        router, among = block.moe.router, counted & layer.runs
+        among = counted & layer.runs
         share = mean_over(layer.routes.selected_experts.float(), among)  # (E,)
         gates = mean_over(layer.routes.routing_weights, among)  # (E,)
         losses.append(router.l1.coefficient * (len(share) / router.target_units) * (share * gates).sum())
