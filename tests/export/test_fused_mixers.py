@@ -126,7 +126,7 @@ def test_two_threads_give_the_bits_of_one(name: str, precision: Precision) -> No
 
 @each_model
 def test_bf16_gives_what_torch_gives_with_the_rounded_weights(name: str) -> None:
-    model = rounded_model(mixer_model(name), Precisions.of("bf16"))
+    model = rounded_model(mixer_model(name), "cpu", Precisions.of("bf16"))
     with torch.no_grad():
         out = model(torch.from_numpy(ids()[:1]), limits_of(name))
     graph_out = Sequences(fused(name, "bf16")).run(ids()[:1], limits_of(name))

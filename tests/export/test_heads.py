@@ -68,7 +68,7 @@ def test_sequences_of_a_batch_choose_their_own_heads(name: str) -> None:
     if MODELS[name].heads.routing != "top_k":
         assert numbers[0] == MODELS[name].most_heads
         assert numbers == sorted(numbers, reverse=True)
-        assert len(set(numbers)) == (3 if attending(name).all() else 2), "a single layer may use one head at both"
+        assert len(set(numbers)) >= (3 if attending(name).all() else 2), "a single layer may use one head at both"
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

@@ -37,6 +37,7 @@ def one() -> Pass:
         np.full(T, -1),
         random.random((L, T, H)) < 0.5,
         np.full((L, T), 8),
+        np.zeros((L, T, 0), bool),
         np.zeros((T, 0), np.float32),
         np.full(T, 0.1),
     )
@@ -201,6 +202,7 @@ def test_a_few_outliers_pass_in_a_model_with_recurrent_mixers_and_many_do_not() 
         np.full(T, -1),
         np.zeros((L, T, 0), bool),
         np.zeros((L, T), np.int64),
+        np.zeros((L, T, 0), bool),
         np.zeros((T, 0), np.float32),
         np.full(T, 0.1),
     )

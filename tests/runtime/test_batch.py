@@ -247,7 +247,7 @@ def test_a_batch_keeps_the_passes_used_last_and_no_more(engine: Engine) -> None:
 
     def passes() -> int:
         gc.collect()
-        return sum(isinstance(one, Pass) for one in gc.get_objects())
+        return sum(type(one) is Pass for one in gc.get_objects())
 
     sequence, before = engine.session.sequence(), passes()
     for count in range(1, KEPT_PASSES + 20):

@@ -73,10 +73,15 @@ def test_a_threshold_out_of_range_says_the_range(name: str, value: float) -> Non
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0, 0.99, -1])
-def test_fewer_than_one_expert_is_refused(value: float) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0, -1])
+def test_no_experts_are_refused(value: float) -> None:
     with pytest.raises(UserError, match="found experts"):
         Dial(experts=value)
+
+
+def test_fewer_experts_than_a_token_can_have_are_refused() -> None:
+    with pytest.raises(UserError, match=r"found experts 0\.99, this model has 4 per layer; give 1 to 4"):
+        asked(experts=0.99)
 
 
 def test_more_experts_than_the_model_has_gives_both_numbers() -> None:

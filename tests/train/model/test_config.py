@@ -245,6 +245,19 @@ def expected_of_mixer(config: ModelConfig, layer: int) -> dict[str, tuple[int, .
         held |= {"in.weight": (2 * inner + 2 * width + heads, dim), "norm.weight": (inner,)}
         held |= {"conv.weight": (inner + 2 * width, conv), "conv.bias": (inner + 2 * width,)}
         held |= dict.fromkeys(("A_log", "dt_bias", "D"), (heads,))
+    if kind == "gated_delta":
+        held |= {f"{name}.weight": (inner, dim) for name in ("q", "k", "v", "gate")}
+        held |= {f"{name}.weight": (heads, dim) for name in ("a_proj", "b_proj")}
+        held |= {"conv.weight": (3 * inner, conv), "norm.weight": (width,), "A_log": (heads,), "dt_bias": (heads,)}
+    if kind == "rwkv7":
+        held |= {f"{name}.weight": (inner, dim) for name in ("r", "k", "v")}
+        held |= {f"mu_{name}": (dim,) for name in ("r", "w", "k", "v", "a", "g")}
+        for name in ("w", "a", "g"):
+            held |= {
+                f"{name}1.weight": (config.recurrence.rank, dim),
+                f"{name}2.weight": (inner, config.recurrence.rank),
+            }
+        held |= dict.fromkeys(("w0", "a0", "k_k", "k_a", "r_k", "norm.weight", "norm.bias"), (inner,))
     return {f"mixer.{name}": shape for name, shape in held.items()}
 
 

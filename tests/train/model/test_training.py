@@ -189,7 +189,8 @@ def test_a_router_stays_float32_under_bf16_autocast(name: str, part: str) -> Non
         hook.remove()
         assert len(seen) in (1, model.config.recursion.times)
         x, found = seen[-1]
-        tensors = [found] if isinstance(found, Tensor) else [value for value in found if value is not None]
+        parts = [found] if isinstance(found, Tensor) else [value for value in found if value is not None]
+        tensors = [each for part in parts for each in ([part] if isinstance(part, Tensor) else part)]
         assert {value.dtype for value in tensors} <= {torch.float32, torch.bool}
         x, weight = x.double(), router.weight.double()
         if part == "depth_router":
