@@ -14,10 +14,12 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -175,6 +177,7 @@ def main(
     if core is not None:
         os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|torch")
     comparison = Comparison(work.resolve(), data.resolve(), seconds, core, characters)
     first = next(iter(OURS))
     wanted = [kind for kind in (*OURS, *PEERS) if kind in kinds or kind == first]  # the first has the tokenizer

@@ -52,6 +52,15 @@ def _of(name: str, **fields: Any) -> Callable[[Shape], nn.Module]:
     return build
 
 
+def _nanogpt(shape: Shape) -> nn.Module:
+    """Return GPT-2's form with nanoGPT's first values."""
+    model = PlainGPT(shape)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    return model
+
+
 def _heads(shape: Shape) -> int:
     return shape.heads
 
@@ -72,7 +81,7 @@ def _expert(shape: Shape) -> int:
 
 
 PEERS: Mapping[str, Peer] = {
-    "GPT-2 (nanoGPT's form)": Peer(PlainGPT, past="", anywhere=False),
+    "GPT-2 (nanoGPT's form)": Peer(_nanogpt, past="", anywhere=False),
     "Llama": Peer(_of("Llama", intermediate_size=_dense, **ATTENTION)),
     "Mixtral": Peer(
         _of("Mixtral", intermediate_size=_expert, num_local_experts=8, **ATTENTION, **MIXTURE)
@@ -166,6 +175,8 @@ def bits_per_byte(model: nn.Module, tokenizer: Tokenizer, text: str, length: int
 @torch.no_grad()
 def flops(model: nn.Module, shape: Shape) -> float:
     """Return the millions of FLOPs of a token's forward pass at the training context."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # torch's counter does not see its grouped products
     with FlopCounterMode(display=False) as counter:
         logits_of(model, torch.zeros((1, shape.length), dtype=torch.int64))
     return counter.get_total_flops() / shape.length / 1e6
