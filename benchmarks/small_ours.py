@@ -24,7 +24,6 @@ BASE: dict[str, Any] = {
     "trainer.batch_size": 16,
     "trainer.threads": 1,
     "trainer.tensorboard": False,
-    "trainer.compile": True,
     "trainer.eval_every": 100_000,
     "trainer.final_eval_tokens": 1,
 }

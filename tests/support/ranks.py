@@ -313,6 +313,8 @@ def by_two(folder: Path) -> None:
         "compiled": {"trainer": {"compile": True}},
     }.items():
         attempt(what, lambda each=sections: training.begin(config(over(each, "experts")), named_run("no")), folder)
+    repeated = {"model": {"num_layers": 4, "recursion": {"times": 2}}}
+    attempt("repeated", lambda: training.begin(config(over(repeated, "shard")), named_run("no")), folder)
 
     def full(*_: Any) -> None:
         raise UserError("the disk is full")

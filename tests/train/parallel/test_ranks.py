@@ -276,6 +276,7 @@ def test_the_clock_of_the_first_rank_ends_all(places: tuple[Path, Path]) -> None
         ("five", "5 experts do not divide among 2 ranks"),
         ("dense", "there are no experts; --set trainer.parallel=shard"),
         ("compiled", "leave --compile out"),
+        ("repeated", "model.recursion runs the same weights in several layers.*trainer.parallel=replicate"),
         ("full-blocking", "the disk is full"),
         ("full-background", "the disk is full"),
     ],
@@ -290,7 +291,7 @@ def test_a_refusal_ends_all_ranks_with_one_exit_code(places: tuple[Path, Path], 
     first, second = outcomes(places, what)
     assert re.search(message, first["message"])
     assert second["exit_code"] == first["exit_code"] == 1
-    known_to_all = what in ("divides", "five", "dense", "compiled")
+    known_to_all = what in ("divides", "five", "dense", "compiled", "repeated")
     assert second["error"] == ("UserError" if known_to_all else "FailedOnAnotherRank")
 
 
