@@ -26,7 +26,7 @@ help:
 	@echo 'make demo-chat  import SmolLM2-135M-Instruct, export it in int8, chat with it, measure it; downloads 93 MB once; replaces runs/smollm2'
 	@echo 'make serve-demo  serve the model of `make demo`, made first where it is missing, at port 8000 (PORT=N); Ctrl-C ends it'
 	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
-	@echo 'make test    lint, types, all tests and the documentation, in about eleven minutes on two cores'
+	@echo 'make test    lint, types, all tests and the documentation, in about fifteen minutes on two cores'
 	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
 	@echo 'make sanitize  the operators in C++ built with AddressSanitizer and UBSan, and their tests run on that build'
 	@echo 'make format  let ruff format the code'

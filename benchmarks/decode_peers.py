@@ -73,8 +73,11 @@ class Ours:
             self.last = sequence.prefill(ids)
 
     def step(self, token: int) -> None:
-        """Compute one token in each sequence."""
-        *_, self.last = self.batch.run([Work(sequence, (token,)) for sequence in self.sequences])
+        """Compute one token in each sequence, a different one in each."""
+        work = [
+            Work(one, ((token + 1009 * row) % VOCABULARY if row else token,)) for row, one in enumerate(self.sequences)
+        ]
+        *_, self.last = self.batch.run(work)
 
     def logits(self) -> Floats:
         """Return the logits (V,) after the last token."""
