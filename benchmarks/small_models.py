@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import click
 import numpy as np
@@ -58,6 +59,16 @@ class Texts:
 
     train: Path
     heldout: Path
+
+
+class Decoding(Protocol):
+    """An open model that decodes token by token."""
+
+    def milliseconds(self, context: int, tokens: int, clock: Callable[[], float]) -> float:
+        """Return the median milliseconds of a token after a context, by a clock in seconds."""
+
+    def memory(self, context: int) -> int:
+        """Return the bytes of caches and states after a context."""
 
 
 def split(data: Path, folder: Path, characters: int) -> Texts:
@@ -119,28 +130,23 @@ class Comparison:
 def time_all(comparison: Comparison, lines: list[Line], rounds: int, contexts: tuple[int, ...]) -> None:
     """Time a token after each context, everyone in each round, in another order each time; write it into `lines`."""
     firsts = [line for line in lines if line.seed == 0]
-    turns: dict[str, Callable[[int], float]] = {}
-    memories: dict[str, Callable[[int], int]] = {}
+    open_: dict[str, Decoding] = {}
     for line in firsts:
         if line.ours:
-            own = OurDecoder(comparison.folder, line.kind, 0)
-            turns[line.kind] = lambda context, own=own: own.milliseconds(context, TOKENS, time.thread_time)
-            memories[line.kind] = lambda context, own=own: own.memory(context)
+            open_[line.kind] = OurDecoder(comparison.folder, line.kind, 0)
         elif PEERS[line.kind].past:
-            decoder = comparison.decoder(line.kind)
-            turns[line.kind] = lambda context, decoder=decoder: decoder.milliseconds(context, TOKENS, time.thread_time)
-            memories[line.kind] = lambda context, decoder=decoder: decoder.memory(context)
+            open_[line.kind] = comparison.decoder(line.kind)
     order = np.random.default_rng(0)
     for context in contexts:
-        times: dict[str, list[float]] = {kind: [] for kind in turns}
+        times: dict[str, list[float]] = {kind: [] for kind in open_}
         for _ in range(rounds):
-            for place in order.permutation(len(turns)):
-                kind = list(turns)[place]
-                times[kind].append(turns[kind](context))
+            for place in order.permutation(len(open_)):
+                kind = list(open_)[place]
+                times[kind].append(open_[kind].milliseconds(context, TOKENS, time.thread_time))
         for line in firsts:
-            if line.kind in turns:
+            if line.kind in open_:
                 line.milliseconds[context] = times[line.kind]
-                line.memory[context] = memories[line.kind](context)
+                line.memory[context] = open_[line.kind].memory(context)
         click.echo(f"timed everyone after {context} tokens", err=True)
 
 

@@ -1,7 +1,7 @@
 """Our models of the comparison of small models: trained by the command line, scored and timed on ONNX Runtime."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ class OurDecoder:
         self.limits = resolve(self.engine.manifest, Dial())
         self.ids = np.random.default_rng(0).integers(self.engine.manifest.model.tokenizer_size, size=LONGEST).tolist()
 
-    def milliseconds(self, context: int, tokens: int, clock: Any) -> float:
+    def milliseconds(self, context: int, tokens: int, clock: Callable[[], float]) -> float:
         """Return the median milliseconds of CPU of a token after a context."""
         room = context + tokens + 1
         sequence = self.engine.session.sequence(self.limits, room)

@@ -175,11 +175,12 @@ def bits_per_byte(model: nn.Module, tokenizer: Tokenizer, text: str, length: int
 @torch.no_grad()
 def flops(model: nn.Module, shape: Shape) -> float:
     """Return the millions of FLOPs of a token's forward pass at the training context."""
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # torch's counter does not see its grouped products
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("eager")  # torch's counter does not see its grouped products
     with FlopCounterMode(display=False) as counter:
         logits_of(model, torch.zeros((1, shape.length), dtype=torch.int64))
-    return counter.get_total_flops() / shape.length / 1e6
+    return float(counter.get_total_flops()) / shape.length / 1e6
 
 
 class Decoder:
