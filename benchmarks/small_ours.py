@@ -12,6 +12,7 @@ from command import adaptive
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.kv_cache import cache_bytes
+from adaptive_lm.runtime.execution.states import state_bytes
 from adaptive_lm.runtime.measuring.given_text import read_text
 from adaptive_lm.runtime.measuring.perplexity import score, windows
 
@@ -19,6 +20,8 @@ LENGTH = 256
 """Tokens of a training sequence."""
 LONGEST = 8192
 """Longest context that is timed."""
+ROOM = LONGEST + 64
+"""Context of the models that are timed: the longest one, and the tokens decoded after it."""
 BASE: dict[str, Any] = {
     "model.context_length": LENGTH,
     "trainer.batch_size": 16,
@@ -77,7 +80,7 @@ def train(folder: Path, text: Path, kind: str, seed: int, seconds: float, vocabu
     adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
     # One step at a rate of almost 0: the weights stay what they are, and the context is that of the long texts.
     still = {f"optimizer.{rate}": 1e-12 for rate in ("lr", "adamw_lr", "adamw_matrix_lr")}
-    longer = settings_of({"model.context_length": LONGEST, "trainer.batch_size": 1, **still})
+    longer = settings_of({"model.context_length": ROOM, "trainer.batch_size": 1, **still})
     ends = ["--steps", "1", "--name", f"{name}-long", "--overwrite"]
     adaptive("train", "--from", name, "--data", str(text), *ends, *longer, folder=folder, core=core)
     adaptive("export", f"{name}-long", "--onnx", "--threads", "1", folder=folder, core=core)
@@ -126,4 +129,5 @@ class OurDecoder:
 
     def memory(self, context: int) -> int:
         """Return the bytes of caches and states for a context."""
-        return int(cache_bytes(self.engine.manifest.model, context))
+        model = self.engine.manifest.model
+        return int(cache_bytes(model, context) + state_bytes(model))
