@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import reference
 import torch
-from support.bare_graph import Graph, GraphOutputs, Sequences, row, same_decisions, shifted, together
-from support.mixer_models import KINDS, MIXER_MODELS, mixer_model
-from support.models import busy_thresholds, decisions, judge, tiny_ids
+from support.bare_graph import Graph, GraphOutputs, Sequences, row, same_decisions, together
+from support.mixer_models import KINDS, MIXER_MODELS, B, T, judged, mixer_ids, mixer_limits, mixer_model
+from support.models import decisions
 from support.our_library import needs_library
 from support.runs import write_run
 from support.slots import Part, Slots
@@ -22,10 +21,8 @@ from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.export.source import weights_of
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 from adaptive_lm.runtime.ops.probe import DOMAIN
-from adaptive_lm.train.model import ThresholdTensors
 
 pytestmark = needs_library
-T, B = 24, 3
 PRECISIONS: list[Precision] = ["fp32", "bf16", "int8", "int4"]
 OPERATOR = {"retnet": "RetNet", "mamba2": "Mamba2", "gated_delta": "GatedDelta", "rwkv7": "Rwkv7"}
 each_model = pytest.mark.parametrize("name", MIXER_MODELS)
@@ -37,22 +34,6 @@ def fused(name: str, precision: Precision = "fp32", threads: int = 1) -> Graph:
     return Graph(proto, MIXER_MODELS[name], threads)
 
 
-@cache
-def ids() -> np.ndarray:
-    return tiny_ids(seed=7, batch=B, time=T).numpy()
-
-
-def limits_of(name: str, b: int = 0) -> ThresholdTensors:
-    return shifted(busy_thresholds(MIXER_MODELS[name]), (0.0, 0.03, -0.03)[b])
-
-
-@cache
-def judged(name: str, b: int = 0) -> reference.Result:
-    result = judge(mixer_model(name), torch.from_numpy(ids()[b : b + 1]), limits_of(name, b))
-    assert not result.near_ties().any(), "choose another seed: these decisions may fall either way"
-    return result
-
-
 def same_bits(one: GraphOutputs, other: GraphOutputs) -> None:
     for name, value in vars(one).items():
         if value is not None:
@@ -61,14 +42,14 @@ def same_bits(one: GraphOutputs, other: GraphOutputs) -> None:
 
 @each_model
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
-    plain, prompt = judged(name), ids()[:1]
-    graph_out = Sequences(fused(name)).run(prompt, limits_of(name))
+    plain, prompt = judged(name), mixer_ids()[:1]
+    graph_out = Sequences(fused(name)).run(prompt, mixer_limits(name))
     same_decisions(graph_out, plain)
     tolerance = TOLERANCE["fp32"] * max(1.0, float(plain.logits.std()))  # parity measures logits by their spread
     np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
     with torch.no_grad():
-        out = mixer_model(name)(torch.from_numpy(prompt), limits_of(name))
+        out = mixer_model(name)(torch.from_numpy(prompt), mixer_limits(name))
     for decision, torch_says in decisions(out).items():
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
 
@@ -76,14 +57,14 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @each_model
 def test_a_token_has_the_same_bits_alone_in_a_prompt_in_parts_and_in_a_batch(name: str, precision: Precision) -> None:
-    graph, limits = fused(name, precision), [limits_of(name, b) for b in range(B)]
+    graph, limits = fused(name, precision), [mixer_limits(name, b) for b in range(B)]
     batch = Sequences(graph, B)
-    in_batch = batch.steps(ids(), *limits)
+    in_batch = batch.steps(mixer_ids(), *limits)
     for b in range(B):
         alone = [Sequences(graph) for _ in range(3)]
-        prompt = alone[0].run(ids()[b : b + 1], limits[b])
-        same_bits(alone[1].steps(ids()[b : b + 1], limits[b]), prompt)
-        same_bits(alone[2].parts(ids()[b : b + 1], 7, limits[b]), prompt)
+        prompt = alone[0].run(mixer_ids()[b : b + 1], limits[b])
+        same_bits(alone[1].steps(mixer_ids()[b : b + 1], limits[b]), prompt)
+        same_bits(alone[2].parts(mixer_ids()[b : b + 1], 7, limits[b]), prompt)
         same_bits(row(in_batch, b), prompt)
         for cache_name, content in alone[0].content().items():
             if cache_name.startswith(("state", "conv")):
@@ -94,25 +75,25 @@ def test_a_token_has_the_same_bits_alone_in_a_prompt_in_parts_and_in_a_batch(nam
 
 @each_model
 def test_sequences_that_began_apart_go_on_together(name: str) -> None:
-    graph, limits = fused(name), [limits_of(name, b) for b in range(B)]
+    graph, limits = fused(name), [mixer_limits(name, b) for b in range(B)]
     apart = [Sequences(graph) for _ in range(B)]
     for b, length in enumerate((5, 1, 11)):
-        apart[b].run(ids()[b : b + 1, :length], limits[b])
-    joined = together(*apart).steps(ids()[:, 12:], *limits)
+        apart[b].run(mixer_ids()[b : b + 1, :length], limits[b])
+    joined = together(*apart).steps(mixer_ids()[:, 12:], *limits)
     for b in range(B):
-        same_bits(row(joined, b), apart[b].run(ids()[b : b + 1, 12:], limits[b]))
+        same_bits(row(joined, b), apart[b].run(mixer_ids()[b : b + 1, 12:], limits[b]))
 
 
 @each_model
 def test_parts_of_several_slots_in_one_pass_have_the_bits_that_they_have_alone(name: str) -> None:
     slots, order = Slots(fused(name), 5), [0, 1, 1, 0, 2, 1, 0, 0, 2, 1]
     parts = [
-        Part(slot, ids()[b, : order.count(b)], limits_of(name, b)) for b, slot in enumerate((3, 0, 4))
+        Part(slot, mixer_ids()[b, : order.count(b)], mixer_limits(name, b)) for b, slot in enumerate((3, 0, 4))
     ]  # slots 1 and 2 are not in the pass
     before = slots.content(1)
     for graph_out, part, b in zip(slots.run(parts, order), parts, range(B), strict=True):
         alone = Sequences(fused(name))
-        same_bits(graph_out, alone.run(part.ids[None], limits_of(name, b)))
+        same_bits(graph_out, alone.run(part.ids[None], mixer_limits(name, b)))
     assert slots.content(1) == before
 
 
@@ -121,15 +102,15 @@ def test_parts_of_several_slots_in_one_pass_have_the_bits_that_they_have_alone(n
 def test_two_threads_give_the_bits_of_one(name: str, precision: Precision) -> None:
     one, two = (Sequences(fused(name, precision, threads)) for threads in (1, 2))
     for part in (slice(0, T - 1), slice(T - 1, T)):
-        same_bits(*(each.run(ids()[:1, part], limits_of(name)) for each in (one, two)))
+        same_bits(*(each.run(mixer_ids()[:1, part], mixer_limits(name)) for each in (one, two)))
 
 
 @each_model
 def test_bf16_gives_what_torch_gives_with_the_rounded_weights(name: str) -> None:
     model = rounded_model(mixer_model(name), "cpu", Precisions.of("bf16"))
     with torch.no_grad():
-        out = model(torch.from_numpy(ids()[:1]), limits_of(name))
-    graph_out = Sequences(fused(name, "bf16")).run(ids()[:1], limits_of(name))
+        out = model(torch.from_numpy(mixer_ids()[:1]), mixer_limits(name))
+    graph_out = Sequences(fused(name, "bf16")).run(mixer_ids()[:1], mixer_limits(name))
     for decision, torch_says in decisions(out).items():
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import reference
 import torch
-from support.bare_graph import Graph, Sequences, everything_on, joined, nodes, row, same_decisions, shifted, together
-from support.mixer_models import KINDS, MIXER_MODELS, mixer_model
-from support.models import as_arrays, busy_thresholds, decisions, judge, tiny_ids
+from support.bare_graph import Graph, Sequences, everything_on, joined, nodes, row, same_decisions, together
+from support.mixer_models import KINDS, MIXER_MODELS, B, T, judged, mixer_ids, mixer_limits, mixer_model
+from support.models import as_arrays, decisions, judge
 from support.runs import write_run
 
 from adaptive_lm.contract.errors import UserError
@@ -24,9 +24,7 @@ from adaptive_lm.export.proof.judge import rounded_model
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.export.source import read, weights_of
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
-from adaptive_lm.train.model import ThresholdTensors
 
-T, B = 24, 3
 FP32 = TOLERANCE["fp32"]
 LOGITS = 3 * FP32
 """Of a standard deviation of 3: parity measures logits by their spread."""
@@ -39,26 +37,10 @@ def graph_of(name: str, precision: Precision = "fp32", target: str = "portable")
     return Graph(write(MIXER_MODELS[name], weights_of(mixer_model(name)), Precisions.of(precision)), MIXER_MODELS[name])
 
 
-@cache
-def ids() -> np.ndarray:
-    return tiny_ids(seed=7, batch=B, time=T).numpy()
-
-
-def limits_of(name: str, b: int = 0) -> ThresholdTensors:
-    return shifted(busy_thresholds(MIXER_MODELS[name]), (0.0, 0.03, -0.03)[b])
-
-
-@cache
-def judged(name: str, b: int = 0) -> reference.Result:
-    result = judge(mixer_model(name), torch.from_numpy(ids()[b : b + 1]), limits_of(name, b))
-    assert not result.near_ties().any(), "choose another seed: these decisions may fall either way"
-    return result
-
-
 @pytest.mark.parametrize("target", ["portable", "cuda"])
 @pytest.mark.parametrize("name", MIXER_MODELS)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, target: str) -> None:
-    limits, prompt = limits_of(name), ids()[:1]
+    limits, prompt = mixer_limits(name), mixer_ids()[:1]
     graph_out = Sequences(graph_of(name, target=target)).run(prompt, limits)
     plain = judged(name)
     same_decisions(graph_out, plain)
@@ -82,7 +64,7 @@ def test_the_models_of_these_tests_skip_layers(name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("name", MIXER_MODELS)
 def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str, precision: Precision) -> None:
-    limits, prompt, graph = limits_of(name), ids()[:1], graph_of(name, precision)
+    limits, prompt, graph = mixer_limits(name), mixer_ids()[:1], graph_of(name, precision)
     whole = Sequences(graph)
     expected = whole.run(prompt, limits)
     steps, parts = Sequences(graph), Sequences(graph)
@@ -99,14 +81,14 @@ def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str, preci
 @pytest.mark.parametrize("name", MIXER_MODELS)
 def test_a_batch_decodes_each_sequence_as_the_plain_model_does_and_as_it_does_alone(name: str) -> None:
     """Each has its own thresholds, its own start, and so its own lengths, routes and states."""
-    starts, limits, singles = (0, 5, 9), [limits_of(name, b) for b in range(B)], []
+    starts, limits, singles = (0, 5, 9), [mixer_limits(name, b) for b in range(B)], []
     for b in range(B):
         single = Sequences(graph_of(name))
         if starts[b]:
-            single.run(ids()[b : b + 1, : starts[b]], limits[b])
+            single.run(mixer_ids()[b : b + 1, : starts[b]], limits[b])
         singles.append(single)
     steps, batch = T - max(starts), together(*singles)
-    rest = np.stack([ids()[b, starts[b] : starts[b] + steps] for b in range(B)])
+    rest = np.stack([mixer_ids()[b, starts[b] : starts[b] + steps] for b in range(B)])
     graph_out = batch.steps(rest, *limits)
     content = batch.content()
     for b in range(B):
@@ -121,15 +103,15 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does_and_as_it_does_al
 
 @pytest.mark.parametrize("name", MIXER_MODELS)
 def test_states_are_those_of_the_plain_model_and_change_only_where_a_token_ran_the_layer(name: str) -> None:
-    config, limits = MIXER_MODELS[name], limits_of(name)
+    config, limits = MIXER_MODELS[name], mixer_limits(name)
     weights = {key: np.asarray(value, np.float64) for key, value in weights_of(mixer_model(name)).items()}
     plain = reference.Sequence(weights, config, as_arrays(limits), np.float64)
-    result = reference.forward(weights, config, ids()[:1], as_arrays(limits))
+    result = reference.forward(weights, config, mixer_ids()[:1], as_arrays(limits))
     sequence, skipped = Sequences(graph_of(name)), 0
     for t in range(T):
         before = sequence.content()
-        graph_out = sequence.run(ids()[:1, t : t + 1], limits)
-        plain.step(int(ids()[0, t]), t, result, 0)
+        graph_out = sequence.run(mixer_ids()[:1, t : t + 1], limits)
+        plain.step(int(mixer_ids()[0, t]), t, result, 0)
         for key, after in sequence.content().items():
             kind, layer = key.split(".")
             if kind not in ("state", "conv"):
@@ -151,10 +133,10 @@ def test_states_are_those_of_the_plain_model_and_change_only_where_a_token_ran_t
 def test_a_layer_that_no_token_runs_leaves_its_states_to_the_last_bit(name: str) -> None:
     config = MIXER_MODELS[name]
     sequence = Sequences(graph_of(name))
-    sequence.run(ids()[:1, :6], everything_on(config))
+    sequence.run(mixer_ids()[:1, :6], everything_on(config))
     before = sequence.content()
-    nobody = everything_on(config)._replace(depth_threshold=torch.ones(config.num_layers))
-    graph_out = sequence.run(ids()[:1, 6:12], nobody)
+    skipped = everything_on(config)._replace(depth_threshold=torch.ones(config.num_layers))
+    graph_out = sequence.run(mixer_ids()[:1, 6:12], skipped)
     for layer in range(config.num_layers):
         if config.attends(layer) or graph_out.layers_run[layer].any():
             continue
@@ -170,9 +152,9 @@ def test_a_layer_that_no_token_runs_leaves_its_states_to_the_last_bit(name: str)
 @pytest.mark.parametrize("name", ["all_kinds", "odd_sizes"])
 def test_bf16_says_what_torch_says_with_rounded_weights(name: str) -> None:
     model = rounded_model(mixer_model(name), "portable", Precisions.of("bf16"))
-    plain = judge(model, torch.from_numpy(ids()[:1]), limits_of(name))
+    plain = judge(model, torch.from_numpy(mixer_ids()[:1]), mixer_limits(name))
     assert not plain.near_ties().any(), "choose another seed: these decisions may fall either way"
-    graph_out = Sequences(graph_of(name, "bf16")).run(ids()[:1], limits_of(name))
+    graph_out = Sequences(graph_of(name, "bf16")).run(mixer_ids()[:1], mixer_limits(name))
     same_decisions(graph_out, plain)
     np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=LOGITS)
 

@@ -2,7 +2,12 @@
 
 from functools import cache
 
-from adaptive_lm.train.model import ModelConfig, Transformer
+import numpy as np
+import reference
+import torch
+
+from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
+from support.bare_graph import shifted
 from support.models import (
     BOTH,
     BY_COMPLEXITY,
@@ -12,8 +17,11 @@ from support.models import (
     PER_TOKEN,
     ROUTERS,
     SIX_HEADS,
+    busy_thresholds,
+    judge,
     season,
     seed_of,
+    tiny_ids,
     variant,
 )
 
@@ -70,3 +78,26 @@ def mixer_model(name: str) -> Transformer:
     model = Transformer(MIXER_MODELS[name])
     season(model, seed=seed_of(name))
     return model.eval()
+
+
+T, B = 24, 3
+"""Tokens of a text, and texts, that the models are judged by."""
+
+
+@cache
+def mixer_ids() -> np.ndarray:
+    """Return the texts (B, T)."""
+    return tiny_ids(seed=7, batch=B, time=T).numpy()
+
+
+def mixer_limits(name: str, b: int = 0) -> ThresholdTensors:
+    """Return the thresholds of text b; those of the texts differ."""
+    return shifted(busy_thresholds(MIXER_MODELS[name]), (0.0, 0.03, -0.03)[b])
+
+
+@cache
+def judged(name: str, b: int = 0) -> reference.Result:
+    """Return what the plain model makes of text b at its thresholds."""
+    result = judge(mixer_model(name), torch.from_numpy(mixer_ids()[b : b + 1]), mixer_limits(name, b))
+    assert not result.near_ties().any(), "choose another seed: these decisions may fall either way"
+    return result

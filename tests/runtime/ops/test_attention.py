@@ -2,19 +2,16 @@
 
 import ctypes
 import hashlib
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
-from support.kernels import LIBRARY, open_library, tables
+from support.each_kernel import digest_of_each_kernel
+from support.kernels import LIBRARY, open_library
 
 from adaptive_lm.runtime.ops.layout import Precision, pack, packed_bytes
 
@@ -181,16 +178,7 @@ def digest() -> str:
 
 
 def test_every_instruction_set_has_the_same_bits() -> None:
-    names = [table.name for table in tables(open_library())]
-    code = "import test_attention; print(test_attention.digest())"
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    digests = {}
-    for name in names:
-        environment = os.environ | {"ADAPTIVE_KERNEL": name, "PYTHONPATH": paths}
-        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        digests[name] = run.stdout
-    assert len(names) > 1
+    digests = digest_of_each_kernel(__file__)
     assert len(set(digests.values())) == 1, digests
 
 

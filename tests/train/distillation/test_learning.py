@@ -298,7 +298,7 @@ def test_equal_tokens_under_other_ids_are_another_tokenizer(taught: Make, here: 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"teacher": {"model": "nobody"}}, "there is no run or checkpoint nobody; runs here: elder"),
+        ({"teacher": {"model": "missing"}}, "there is no run or checkpoint missing; runs here: elder"),
         ({"teacher": {"model": "elder", "checkpoint": "7"}}, "step"),
         ({"teacher": {"model": "elder", "sha256": "0" * 64}}, "expected 000000000000: it has changed since"),
         ({"top_k": 0, "hidden_layers": [[0, 5]]}, "layer 5 of the teacher, which has 2; name a layer from 0 to 1"),
