@@ -93,7 +93,7 @@ def trained(run: Run, settings: Any) -> dict[str, Any]:
     return {**more, "steps": record["step"], "seconds": record["seconds"]}
 
 
-def points(run: Run) -> Iterator[dict[str, float]]:
+def points(run: Run) -> Iterator[dict[str, Any]]:
     """Score a run at several points of its dial, each by one mechanism alone."""
     checkpoint = load_checkpoint(run.path)
     settings = checkpoint.config
@@ -109,7 +109,8 @@ def points(run: Run) -> Iterator[dict[str, float]]:
             windows = corpus.val_windows(256, 8, DIAL_TOKENS)
             scored = evaluate(_At(model, at), windows, 8, 1.0, "bf16")  # type: ignore[arg-type]  # it asks no more of a model
             assert scored is not None
-            yield {"mechanism": mechanism, "factor": factor, "loss": scored.loss, **scored.usage}  # type: ignore[misc]
+            record: dict[str, Any] = {"mechanism": mechanism, "factor": factor, "loss": scored.loss}
+            yield record | scored.usage
 
 
 class _At:
