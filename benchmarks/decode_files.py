@@ -14,7 +14,7 @@ import hf_folder
 from decode_models import SIZES, SKIPPING, Precision, build, export, write_run
 
 from adaptive_lm.contract.file_names import HELDOUT
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Transformer
 
 

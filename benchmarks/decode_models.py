@@ -17,9 +17,9 @@ from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.format.manifest import KV, Precisions
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import ThresholdTensors, Transformer
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 
 Precision = Literal["fp32", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")

@@ -22,7 +22,7 @@ from adaptive_lm.export.source import read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.measuring.timing import Distribution
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 
 Floats = NDArray[np.float32]
 SMALL = Size(64, 2, 4, 2, 96, experts=8)

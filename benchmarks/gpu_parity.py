@@ -19,9 +19,9 @@ from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.train.config.run_config import make_config
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BASE: dict[str, Any] = {

@@ -8,7 +8,7 @@ Times the attention of one decoded token with half of its heads chosen, in three
 - `sliced`: each head's rows of q and columns of o multiply the rows of the tokens that chose it, which may be none.
 - `ifs`: one If per head, which also skips its attention, but must copy its keys and values out of the cache.
 
-The result is `SLICED_FROM` in export/model/heads.py; see docs/decisions/0010.
+The result is `SLICED_FROM` in export/model/attention/heads.py; see docs/decisions/0010.
 """
 
 import time
@@ -23,11 +23,11 @@ from onnx import helper
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, IR_VERSION, OPSET, Graph
 from adaptive_lm.export.graph.weights import Weights
-from adaptive_lm.export.model.attention import Attention, Cache, Cells, Shared, spare_row
-from adaptive_lm.export.model.heads import head_router
+from adaptive_lm.export.model.attention.attention import Attention, Cache, Cells, Shared, spare_row
+from adaptive_lm.export.model.attention.heads import head_router
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
-from adaptive_lm.train.model.config import ModelConfig
-from adaptive_lm.train.model.sections import HeadsConfig
+from adaptive_lm.train.model.config.model import ModelConfig
+from adaptive_lm.train.model.config.sections import HeadsConfig
 
 EXECUTIONS = ("masked", "sliced", "ifs")
 SIZES = [

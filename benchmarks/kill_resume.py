@@ -32,9 +32,9 @@ import torch
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.loop import trainer  # imported here so that no fork has to import training
-from adaptive_lm.train.run.best import read_best
-from adaptive_lm.train.run.checkpoint import DamagedCheckpoint, load_checkpoint, newest_good, verify
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints
+from adaptive_lm.train.run.checkpoints.best import read_best
+from adaptive_lm.train.run.checkpoints.checkpoint import DamagedCheckpoint, load_checkpoint, newest_good, verify
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints
 
 EVERY = 4
 """Steps between checkpoints: few, so that much of the time is spent in saves."""

@@ -23,8 +23,8 @@ from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import Thresholds, resolve
-from adaptive_lm.runtime.measuring.given_text import read_text
-from adaptive_lm.runtime.measuring.perplexity import Score, score, windows
+from adaptive_lm.runtime.measuring.quality.given_text import read_text
+from adaptive_lm.runtime.measuring.quality.perplexity import Score, score, windows
 from adaptive_lm.runtime.measuring.timing import Timed, time_engines
 
 BASE: dict[str, Any] = {

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from adaptive_lm.train.config.run_config import RECIPES, make_config, read_recipe
 from adaptive_lm.train.data import prepare
-from adaptive_lm.train.loop.assembly import assemble
-from adaptive_lm.train.loop.completion import with_end, with_vocabulary
+from adaptive_lm.train.loop.setup.assembly import assemble
+from adaptive_lm.train.loop.setup.completion import with_end, with_vocabulary
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.parallel.world import World
 from adaptive_lm.train.run.folder import named_run

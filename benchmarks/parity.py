@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_lm.export.model.heads import SLICED_FROM
+from adaptive_lm.export.model.attention.heads import SLICED_FROM
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.parity import (
     STATES_TOLERANCE,
@@ -38,10 +38,10 @@ from adaptive_lm.export.proof.parity import (
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.train.config.run_config import make_config
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import ThresholdTensors, Transformer
 from adaptive_lm.train.model.norm import RMSNorm
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 
 MODEL: dict[str, Any] = {
     "vocab_size": 257,

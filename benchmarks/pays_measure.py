@@ -19,8 +19,8 @@ from pays_training import saved_step
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import Thresholds, resolve
-from adaptive_lm.runtime.measuring.given_text import read_text
-from adaptive_lm.runtime.measuring.perplexity import Text, score, windows
+from adaptive_lm.runtime.measuring.quality.given_text import read_text
+from adaptive_lm.runtime.measuring.quality.perplexity import Text, score, windows
 from adaptive_lm.runtime.measuring.timing import Distribution, Timed, time_engines
 
 PRECISIONS = ("int8", "fp32")

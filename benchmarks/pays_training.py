@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints, step_of
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints, step_of
 
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0

@@ -14,7 +14,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptive_lm.runtime.generation.sampler import Sampler, Sampling
+from adaptive_lm.runtime.generation.sampling.sampler import Sampler, Sampling
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from adaptive_lm.runtime.measuring.timing import Distribution, no_collection
 

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.optim.optimizer import Optimizers
+from adaptive_lm.train.run.checkpoints.saver import Saver
 from adaptive_lm.train.run.folder import Run
-from adaptive_lm.train.run.saver import Saver
 from adaptive_lm.train.system.progress import Progress
 
 BESIDE = 3

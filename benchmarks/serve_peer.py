@@ -9,7 +9,7 @@ from decode_models import VOCABULARY
 from adaptive_lm.contract.generation_settings import GenerationSettings
 from adaptive_lm.export.outgoing.gguf import write_gguf
 from adaptive_lm.export.outgoing.gguf_vocabulary import vocabulary_of
-from adaptive_lm.train.data.tokenizers import byte_tokenizer, eos_id
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer, eos_id
 
 
 def server_file(files: Files) -> Path:

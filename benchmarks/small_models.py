@@ -38,9 +38,9 @@ from tokenizers import Tokenizer
 
 from adaptive_lm.runtime import Dial
 from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.measuring.given_text import read_text
 from adaptive_lm.runtime.measuring.machine import cpu_name
-from adaptive_lm.runtime.measuring.perplexity import score, windows
+from adaptive_lm.runtime.measuring.quality.given_text import read_text
+from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "cpp-docs" / "pages.jsonl"

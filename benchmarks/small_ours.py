@@ -11,10 +11,10 @@ from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.execution.kv_cache import cache_bytes
-from adaptive_lm.runtime.execution.states import state_bytes
-from adaptive_lm.runtime.measuring.given_text import read_text
-from adaptive_lm.runtime.measuring.perplexity import score, windows
+from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
+from adaptive_lm.runtime.execution.memory.states import state_bytes
+from adaptive_lm.runtime.measuring.quality.given_text import read_text
+from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
 
 LENGTH = 256
 """Tokens of a training sequence."""

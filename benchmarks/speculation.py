@@ -29,7 +29,7 @@ from adaptive_lm.runtime import Engine, Params, Token, load
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from adaptive_lm.runtime.measuring.timing import Distribution, no_collection
 from adaptive_lm.runtime.speculation.speculation import Speculate
-from adaptive_lm.train.data.tokenizers import bpe_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import bpe_tokenizer
 
 TURN = 32
 """Tokens that each way decodes before the other one does."""

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from adaptive_lm.runtime import Dial, load
 from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.measuring.given_text import read_text
-from adaptive_lm.runtime.measuring.perplexity import score, windows
+from adaptive_lm.runtime.measuring.quality.given_text import read_text
+from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
 from adaptive_lm.train.system.device import autocast, choose_precision
 
 RECIPE = "shakespeare-char"

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ..contract.errors import UserError
-from ..contract.text_file import read_text
+from ..contract.text.file import read_text
 from ..runtime.format.manifest import Precisions
 from ..runtime.ops.layout import BLOCK, Precision, dequantize, quantize
 from ..train.model import Transformer
-from ..train.model.experts import ExpertForm
+from ..train.model.experts.experts import ExpertForm
+from ..train.model.experts.moe import MoE
 from ..train.model.linear import Linear
-from ..train.model.moe import MoE
 from .graph.builder import Array
 from .graph.lazy_array import LazyArray, steps
 from .graph.weights import is_matrix, part_of

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from ..runtime.format.manifest import KV, Costs, CostTable, LayerCosts, Precision, Precisions
 from ..runtime.ops.layout import packed_bytes
-from ..train.model.config import ModelConfig
+from ..train.model.config.model import ModelConfig
 from .cuda.experts import computes_all, is_fused
 from .mixer_costs import gate_rows, low_rank, matrices, state_bytes, state_flops
-from .model.heads import execution_of
+from .model.attention.heads import execution_of
 from .model.signature import cache_width
 
 FP32_BYTES = 4

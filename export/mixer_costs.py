@@ -2,7 +2,7 @@
 
 import math
 
-from ..train.model.config import ModelConfig
+from ..train.model.config.model import ModelConfig
 
 Shape = tuple[int, int]
 """Inputs and outputs of a matrix."""

@@ -16,12 +16,12 @@ from ..contract.generation_settings import GenerationSettings
 from ..contract.messages import EOS
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..runtime.ops.layout import from_bfloat16
-from ..train.data.tokenizers import vocabulary_size
+from ..train.data.tokenizers.tokenizers import vocabulary_size
 from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
-from ..train.model.controllers import GRID_POINTS
-from ..train.model.thresholded_router import shifted
-from ..train.run.checkpoint import Checkpoint, load_checkpoint
+from ..train.model.routing.controllers import GRID_POINTS
+from ..train.model.routing.thresholded_router import shifted
+from ..train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ..train.run.folder import Run
 from .graph.builder import Array
 from .graph.lazy_array import LazyArray

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from ..contract.errors import UserError
-from ..train.run.checkpoint import Checkpoint
+from ..train.run.checkpoints.checkpoint import Checkpoint
 
 GATES = ".moe.task_bias"
 """End of the name of a layer's gates, (tasks, E)."""

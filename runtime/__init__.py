@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from ..contract.errors import UserError
     from .dial import Dial, Thresholds
     from .execution.batch import Batch
-    from .execution.cost import Usage
     from .execution.sequence import Sequence
     from .execution.session import Session
     from .execution.step import Step, Work
+    from .execution.usage.cost import Usage
     from .format.manifest import Manifest
     from .generation.engine import Engine, Generation, load
     from .generation.loop import Event, Loop
     from .generation.many import Completion
-    from .generation.params import Params
     from .generation.request import Request, Token
+    from .generation.sampling.params import Params
     from .generation.search.beam_search import BeamSearch
     from .generation.search.hypothesis import Found, Hypothesis
-    from .generation.tokenizer import Tokenizer
+    from .generation.text.tokenizer import Tokenizer
 else:
     from ..contract.lazy import lazy_names
 
@@ -44,15 +44,15 @@ else:
             "Hypothesis": "generation.search.hypothesis",
             "Loop": "generation.loop",
             "Manifest": "format.manifest",
-            "Params": "generation.params",
+            "Params": "generation.sampling.params",
             "Request": "generation.request",
             "Sequence": "execution.sequence",
             "Session": "execution.session",
             "Step": "execution.step",
             "Thresholds": "dial",
             "Token": "generation.request",
-            "Tokenizer": "generation.tokenizer",
-            "Usage": "execution.cost",
+            "Tokenizer": "generation.text.tokenizer",
+            "Usage": "execution.usage.cost",
             "UserError": ".contract.errors",
             "Work": "execution.step",
             "load": "generation.engine",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from adaptive_lm.train.model.rope_config import RopeConfig, RopeScaling
+    from adaptive_lm.train.model.config.rope import RopeConfig, RopeScaling
 
 
 def turned(x: np.ndarray, position: int, rope: RopeConfig | None, context_length: int) -> np.ndarray:

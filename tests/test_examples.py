@@ -12,7 +12,7 @@ from support.runs import text, write_run
 
 from adaptive_lm.contract.file_names import CHAT_TEMPLATE
 from adaptive_lm.export.exporter import run_export
-from adaptive_lm.train.data.chat import ChatTemplate
+from adaptive_lm.train.data.sources.chat import ChatTemplate
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

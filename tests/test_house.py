@@ -172,9 +172,9 @@ def test_imports_run_only_along_the_arrows_and_down_the_layers(find: Callable[..
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("adaptive_lm.train.model.router", "from ..loop import trainer"),
-        ("adaptive_lm.train.model.router", "from ..data.chat import ChatTemplate"),
-        ("adaptive_lm.train.run.best", "def f():\n    from .. import training"),
+        ("adaptive_lm.train.model.routing.router", "from ..loop import trainer"),
+        ("adaptive_lm.train.model.routing.router", "from ..data.chat import ChatTemplate"),
+        ("adaptive_lm.train.run.checkpoints.best", "def f():\n    from .. import training"),
         ("adaptive_lm.runtime.dial.dial", "from ..generation.engine import load"),
         ("adaptive_lm.export.source", "from adaptive_lm.export.exporter import run_export"),
         ("adaptive_lm.contract.errors", "from .files import write_whole"),

@@ -18,7 +18,7 @@ LIBRARIES = {
     "runtime/ops/library.py",  # the operators that the package itself built
     "runtime/ops/sampling.py",  # the same file
     "runtime/execution/providers.py",  # the driver of NVIDIA, and CUDA as onnxruntime's own package brings it
-    "train/model/native.py",  # the experts, compiled here from the package's own source
+    "train/model/experts/native.py",  # the experts, compiled here from the package's own source
 }
 
 

@@ -18,28 +18,28 @@ from .data import Corpus, prepare
 from .distillation import teacher_source
 from .distillation.setup import make_distiller, with_teacher
 from .distillation.teacher_source import TeacherSource, read_teacher
-from .loop.assembly import assemble
-from .loop.completion import with_end, with_vocabulary
 from .loop.divergence import require_convergence
-from .loop.evaluate import Evaluation
+from .loop.figures.evaluate import Evaluation
 from .loop.lengths import Lengths
-from .loop.matmul_backend import kernels_message, settle_matmul
-from .loop.run_files import require_space, write_beside
+from .loop.setup.assembly import assemble
+from .loop.setup.completion import with_end, with_vocabulary
+from .loop.setup.matmul_backend import kernels_message, settle_matmul
+from .loop.setup.run_files import require_space, write_beside
 from .loop.trainer import Trainer
 from .parallel.world import World, require_division
 from .results.examine import examine
 from .results.lineage import require_parent
 from .results.verdict import REPORT, Report, exit_code_of, has_report, read_report
-from .run.adapted import write_base
-from .run.checkpoint import Checkpoint, clean, set_aside
-from .run.checkpoint_names import list_checkpoints
+from .run.checkpoints.adapted import write_base
+from .run.checkpoints.checkpoint import Checkpoint, clean, set_aside
+from .run.checkpoints.names import list_checkpoints
 from .run.differences import require_same
 from .run.folder import Run
 from .run.identity import compare_identity, identity_of, refuse_other_data
-from .run.lock_over_ranks import held, newest
 from .run.metrics import open_metrics, read_metrics
 from .run.origin import carry_over, complete_file, given_tokenizer, read_origin, refuse_itself
-from .run.other_ranks import NullMetrics
+from .run.ranks.lock_over_ranks import held, newest
+from .run.ranks.other_ranks import NullMetrics
 from .run.trackers import load
 from .system.cache_folder import cache_folder
 from .system.device import choose_device, choose_precision, versions

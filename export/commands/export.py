@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...runtime.commands.options import PATH
+from ...runtime.commands.options.common import PATH
 
 if TYPE_CHECKING:
     from ...runtime.format.manifest import Precisions

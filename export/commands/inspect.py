@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...contract.file_names import MANIFEST
-from ...runtime.commands.options import PATH, check_plot, dial_options, model_options, option_names
+from ...runtime.commands.options.common import PATH, check_plot, dial_options, model_options, option_names
 
 if TYPE_CHECKING:
     from ...runtime.inspection.inspect import Inspection, InspectParams

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ...runtime.format.manifest import KV, Precisions
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import INT32, Graph
 from ..graph.lazy_array import concatenate
 from ..graph.weights import Weights, plus
-from ..model.attention import Attention, Cache, Cells, Shared
+from ..model.attention.attention import Attention, Cache, Cells, Shared
+from ..model.attention.window import Ring
 from ..model.signature import CACHE_TYPES
-from ..model.window import Ring
 from .half import half, wide
 
 MICROSOFT = "com.microsoft"

@@ -7,13 +7,13 @@ the tokens that run would cost another wait. N tokens, D width, X columns that a
 
 from collections.abc import Sequence
 
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import FLOAT, Graph
-from ..model.attention import Attended
+from ..model.attention.attention import Attended
 from ..model.block import Batch, Block, LayerInputs, LayerOutputs
-from ..model.depth import DepthRoutes
 from ..model.recurrent_block import RecurrentBlock
-from ..model.router import ExpertLevels
+from ..model.routing.depth import DepthRoutes
+from ..model.routing.router import ExpertLevels
 from .attention import MICROSOFT, CudaAttention, grouped_query_attention, is_grouped
 from .experts import fused_moe, is_fused
 from .half import HalfWeights

@@ -6,11 +6,11 @@ D width, E experts, F hidden.
 
 import numpy as np
 
-from ...train.model.config import ModelConfig
-from ...train.model.sections import FFNConfig
+from ...train.model.config.model import ModelConfig
+from ...train.model.config.sections import FFNConfig
 from ..graph.builder import Array, Graph
-from ..model.moe import add_others
-from ..model.router import ExpertLevels, router
+from ..model.experts.moe import add_others
+from ..model.routing.router import ExpertLevels, router
 from .attention import MICROSOFT
 from .half import HalfWeights, half, wide
 

@@ -1,7 +1,7 @@
 """Which operators run each mechanism of a model in the graph of the target `cuda`, and whether they skip."""
 
 from ...runtime.format.manifest import Executor, Precisions
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from .attention import is_grouped
 from .experts import computes_all, is_fused
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from ...runtime.format.manifest import Precisions
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import BOOL, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
 from ..graph.weights import FP32
-from ..model.exits import confidence, exit_router
+from ..model.routing.exits import confidence, exit_router
 from ..model.signature import graph_outputs
 from ..model.transformer import TransformerGraph, finished
 from .attention import MICROSOFT, kv_of

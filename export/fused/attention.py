@@ -1,4 +1,4 @@
-"""Attention in up to three nodes: head router, windows, attention. Mirrors `export/model/attention.py`.
+"""Attention in up to three nodes: head router, windows, attention. Mirrors `export/model/attention/attention.py`.
 
 N tokens, S slots, D width, H query heads, W width of a head, L layers.
 """
@@ -6,9 +6,9 @@ N tokens, S slots, D width, H query heads, W width of a head, L layers.
 from typing import NamedTuple
 
 from ...runtime.ops.layout import pack_positions
-from ...train.model.config import ModelConfig
-from ...train.model.rope import rotary_tables
-from ...train.model.window import window_by_length, window_levels
+from ...train.model.attention.rope import rotary_tables
+from ...train.model.attention.window import window_by_length, window_levels
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .packed import bias, matrix, number, ours, parameter, predictor, state_norm, table

@@ -1,11 +1,11 @@
-"""The feed-forward part of a block in one node: router, experts, shared expert. Mirrors `export/model/moe.py`.
+"""The feed-forward part of a block in one node: router, experts, shared expert. Mirrors `export/model/experts/moe.py`.
 
 N tokens, D width, E experts, Z zero-computation experts.
 """
 
-from ...train.model.config import ModelConfig
-from ...train.model.moe import input_name
-from ...train.model.zero_experts_config import ZeroExpertsConfig
+from ...train.model.config.model import ModelConfig
+from ...train.model.config.zero_experts import ZeroExpertsConfig
+from ...train.model.experts.moe import input_name
 from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .packed import matrix, number, ours, parameter, predictor, shaped, state_norm

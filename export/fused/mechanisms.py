@@ -1,7 +1,7 @@
 """Which operators run each mechanism of a model in the graph of the target `cpu`."""
 
 from ...runtime.format.manifest import Executor
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 
 
 def mechanisms(config: ModelConfig) -> dict[str, Executor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import Graph
 from ..graph.weights import Weights
 from .attention import Attended, policy_of, rotary

@@ -8,7 +8,7 @@ import numpy as np
 from ...runtime.format.manifest import Precision
 from ...runtime.ops.layout import GROUP, PRECISIONS, pack, packed_bytes, padded
 from ...runtime.ops.probe import DOMAIN
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import Array, Graph
 from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights

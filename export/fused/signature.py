@@ -6,7 +6,7 @@ and thresholds are given by row, so that one pass computes parts of prompts and 
 """
 
 from ...runtime.format.manifest import KV
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import INT64
 from ..model import signature
 from ..model.signature import Signature

@@ -13,7 +13,7 @@ from onnx import helper
 
 from ...runtime.format.manifest import KV, Precisions
 from ...runtime.ops.probe import DOMAIN, VERSION
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
 from ..graph.weights import Weights

@@ -1,6 +1,6 @@
 """The activations of the feed-forward part. Mirrors `train/model/activation.py`."""
 
-from ...train.model.sections import Activation, FFNConfig
+from ...train.model.config.sections import Activation, FFNConfig
 from ..graph.builder import Graph
 
 

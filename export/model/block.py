@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import FLOAT, INT64_ZERO, Graph
 from ..graph.weights import Weights
-from .attention import Attended, Attention, Cache, Cells, Shared, spare_row
-from .depth import DepthRoutes, depth_router
+from .attention.attention import Attended, Attention, Cache, Cells, Shared, spare_row
+from .experts.moe import dense_ffn, moe
 from .mixers.steps import States, Steps
-from .moe import dense_ffn, moe
 from .norm import parameters_of, state_norm
-from .router import ExpertLevels
+from .routing.depth import DepthRoutes, depth_router
+from .routing.router import ExpertLevels
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Normalisation of the hidden state. n tokens, D width. Mirrors `train/model/norm.py`."""
 
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import Graph
 
 

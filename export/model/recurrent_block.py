@@ -6,11 +6,11 @@ N tokens, n of them in this layer, D width, H heads, X columns that a layer repo
 from collections.abc import Sequence
 
 from ..graph.builder import FLOAT, Graph
-from .attention import Attended
+from .attention.attention import Attended
 from .block import Block, LayerInputs, LayerOutputs
-from .depth import DepthRoutes
 from .mixers.build import mix
 from .mixers.steps import States, Steps, some_tokens
+from .routing.depth import DepthRoutes
 
 
 class RecurrentBlock(Block):

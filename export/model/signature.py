@@ -7,7 +7,7 @@ C capacity of a cache, W width of a head.
 from onnx import TensorProto
 
 from ...runtime.format.manifest import KV
-from ...train.model.config import ModelConfig
+from ...train.model.config.model import ModelConfig
 from ..graph.builder import BOOL, FLOAT, INT64
 
 SCALE_BYTES = 4

@@ -13,22 +13,22 @@ import onnx
 from onnx import helper
 
 from ...runtime.format.manifest import KV, Precisions
-from ...train.model.config import ModelConfig
-from ...train.model.rope import rotary_tables
-from ...train.model.rope_config import RopeConfig
+from ...train.model.attention.rope import rotary_tables
+from ...train.model.config.model import ModelConfig
+from ...train.model.config.rope import RopeConfig
 from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
 from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_lazily, quantize_rows
-from .attention import Cache, Cells, Shared
+from .attention.attention import Cache, Cells, Shared
+from .attention.heads import Execution, execution_of
+from .attention.window import Tables
 from .block import Batch, Block, LayerInputs, reported, seen
-from .exits import confidence, exit_router
-from .heads import Execution, execution_of
 from .mixers.steps import States, every_token
 from .norm import parameters_of, state_norm
 from .recurrent_block import RecurrentBlock
+from .routing.exits import confidence, exit_router
+from .routing.thresholded_router import EVERYTHING
 from .signature import graph_inputs, graph_outputs
-from .thresholded_router import EVERYTHING
-from .window import Tables
 
 FIRST = 1e-20
 """Least threshold of heads: a mass of 0 is below it, so that the first head is always taken."""

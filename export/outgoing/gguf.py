@@ -12,9 +12,9 @@ from ...contract.errors import UserError
 from ...contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from ...contract.files import cannot_write, temporary_name
 from ...contract.generation_settings import GenerationSettings
-from ...train.data.tokenizers import eos_id, parse_tokenizer
+from ...train.data.tokenizers.tokenizers import eos_id, parse_tokenizer
 from ...train.model import ModelConfig
-from ...train.run.checkpoint import load_checkpoint
+from ...train.run.checkpoints.checkpoint import load_checkpoint
 from ...train.run.find import find
 from .gguf_family import experts_used, family_of
 from .gguf_tensors import Outgoing, State, tensors_of
@@ -119,7 +119,7 @@ def _add_model(writer: Any, config: ModelConfig, name: str, dtypes: Iterable[tor
     elif scaling.kind == "yarn":
         import math
 
-        from ...train.model.rope import attention_factor
+        from ...train.model.attention.rope import attention_factor
 
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling.factor)

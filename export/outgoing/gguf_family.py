@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ...contract.errors import UserError
 from ...train.model import ModelConfig
-from ...train.model.threshold_config import levels
+from ...train.model.config.thresholds import levels
 
 
 class Family(NamedTuple):

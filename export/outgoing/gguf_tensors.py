@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...train.model import ModelConfig
-from ...train.model.rope import scaled
+from ...train.model.attention.rope import scaled
 from .gguf_family import Family
 
 State = Mapping[str, Tensor]

@@ -15,9 +15,9 @@ from ...contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from ...contract.files import cannot_write, write_whole
 from ...contract.generation_settings import GenerationSettings
 from ...contract.messages import EOS
-from ...train.run.checkpoint import load_checkpoint
+from ...train.run.checkpoints.checkpoint import load_checkpoint
+from ...train.run.checkpoints.tensor_file import write_tensors
 from ...train.run.find import find
-from ...train.run.tensor_file import write_tensors
 from .hf_family import outgoing
 from .hf_tensors import hf_tensors
 

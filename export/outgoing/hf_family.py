@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...contract.errors import UserError
-from ...train.model.config import ModelConfig
-from ...train.model.threshold_config import levels
+from ...train.model.config.model import ModelConfig
+from ...train.model.config.thresholds import levels
 
 CLASSES = {
     "llama": "LlamaForCausalLM",

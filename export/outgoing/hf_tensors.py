@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from ...train.importing.source import rows, transpose
-from ...train.model.config import ModelConfig
-from ...train.run.tensor_file import LazyTensor
+from ...train.model.config.model import ModelConfig
+from ...train.run.checkpoints.tensor_file import LazyTensor
 
 
 def hf_tensors(config: ModelConfig, family: str, state: Mapping[str, Tensor]) -> dict[str, LazyTensor]:

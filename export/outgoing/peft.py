@@ -9,10 +9,10 @@ from ...contract.errors import UserError
 from ...contract.file_names import PROVENANCE
 from ...train.importing.peft import CONFIG, PREFIX, WEIGHTS, peft_layers, require_family
 from ...train.model.lora import ADAPTER
-from ...train.run.adapted import AdaptedTensors
-from ...train.run.checkpoint import load_checkpoint
+from ...train.run.checkpoints.adapted import AdaptedTensors
+from ...train.run.checkpoints.checkpoint import load_checkpoint
+from ...train.run.checkpoints.tensor_file import write_tensors
 from ...train.run.find import find
-from ...train.run.tensor_file import write_tensors
 from .hf import write_json, written_whole
 from .hf_family import outgoing
 

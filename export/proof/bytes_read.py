@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.dial import Thresholds
-from ...runtime.execution.routes import Routes
 from ...runtime.execution.session import Session
+from ...runtime.execution.usage.routes import Routes
 from ...runtime.format.manifest import Target
 from ...runtime.ops.layout import BLOCK, BLOCK_BYTES, GROUP, padded
 from ...runtime.ops.library import Library

@@ -21,11 +21,11 @@ from ...runtime.execution.sequence import Sequence as Tokens
 from ...runtime.execution.session import Session
 from ...runtime.execution.step import Step
 from ...train.model import ModelOutput, ThresholdTensors, Transformer
+from ...train.model.attention.heads import HeadRoutes
+from ...train.model.attention.window import LEVELS
 from ...train.model.block import LayerRouting
-from ...train.model.heads import HeadRoutes
-from ...train.model.router import Routes
-from ...train.model.thresholded_router import shifted
-from ...train.model.window import LEVELS
+from ...train.model.routing.router import Routes
+from ...train.model.routing.thresholded_router import shifted
 from ..graph.builder import Array
 from ..graph.lazy_array import LazyArray
 

@@ -16,8 +16,8 @@ import onnxruntime
 from ...contract.file_names import GRAPH
 from ...runtime.dial import Thresholds
 from ...runtime.execution.batch import Batch
-from ...runtime.execution.cost import Meter
 from ...runtime.execution.graph import Graph
+from ...runtime.execution.usage.cost import Meter
 from ...runtime.format.manifest import Manifest
 from ...train.model import ThresholdTensors
 from ..graph.builder import Array

@@ -23,10 +23,10 @@ from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Millis
 from ..format.schema import ExpertRule
 from ..format.upgrade import upgrade
 from ..generation.engine import Engine, load
-from ..measuring.divergence import Divergence, Point, diverge
-from ..measuring.given_text import read_text
 from ..measuring.machine import describe
-from ..measuring.perplexity import Score, Window, score, windows
+from ..measuring.quality.divergence import Divergence, Point, diverge
+from ..measuring.quality.given_text import read_text
+from ..measuring.quality.perplexity import Score, Window, score, windows
 from ..measuring.timing import Timed, time_points
 from ..terminal.progress import Progress
 from .agreement import CONFIDENCE, Compared, agreement_bounds

@@ -10,7 +10,7 @@ from ...contract.errors import UserError
 from ..dial import Thresholds, between
 from ..format.schema import ExpertRule
 from ..generation.engine import Engine
-from ..measuring.perplexity import Window, score
+from ..measuring.quality.perplexity import Window, score
 from ..terminal.progress import Progress
 from .mechanisms import Mechanism, Setting, exit_mechanism, mechanisms, thresholds_of
 from .search import Measured, path, reach

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, check_plot, dial_options, model_options, option_names
+from .options.common import PATH, check_plot, dial_options, model_options, option_names
 
 
 def whole_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...]:

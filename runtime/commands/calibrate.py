@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED
-from .options import PATH, check_plot, model_options, option_names
+from .options.common import PATH, check_plot, model_options, option_names
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ...contract.errors import UserError
-from .options import dial_options, model_options, option_names
-from .sampling_options import sampling_options, typed
+from .options.common import dial_options, model_options, option_names
+from .options.sampling import sampling_options, typed
 
 
 @click.command(epilog="\b\nExample: adaptive chat --model demo --compute 0.6")
@@ -32,7 +32,7 @@ def chat(
 
     Without a terminal, each line of stdin is a question, and stdout has the answers alone.
     """
-    from ..generation.params import Params
+    from ..generation.sampling.params import Params
 
     with option_names():  # before the model is opened, so that a wrong number is reported immediately
         Params(**settings)

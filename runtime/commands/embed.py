@@ -10,7 +10,7 @@ import click
 from ...contract.errors import UserError, WrongUsageError
 from .generate import warn
 from .generate_many import encode
-from .options import ExpandedPath, dial_options, model_options, option_names
+from .options.common import ExpandedPath, dial_options, model_options, option_names
 from .prompt_file import PromptLine, read_prompts
 
 if TYPE_CHECKING:

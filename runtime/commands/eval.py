@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import PATH, check_plot, dial_points, dial_points_options, model_options, option_names
+from .options.common import PATH, check_plot, dial_points, dial_points_options, model_options, option_names
 
 
 @click.command(

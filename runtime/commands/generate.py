@@ -13,21 +13,21 @@ import click
 
 from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
 from ...contract.streams import read_stdin
-from ...contract.text_file import decode
-from .constraint_options import compile_constraint, constraint_options, read_constraint
+from ...contract.text.file import decode
 from .generate_many import encode, generate_many
-from .options import ExpandedPath, dial_options, model_options, option_names
+from .options.common import ExpandedPath, dial_options, model_options, option_names
+from .options.constraints import compile_constraint, constraint_options, read_constraint
+from .options.sampling import model_defaults, sampling_options, typed
+from .options.tools import ToolCalls, read_tools, tool_options
 from .prompt_file import PromptLine, read_prompts
-from .sampling_options import model_defaults, sampling_options, typed
 from .search import SearchOptions, report_found, search_many, search_options
-from .tool_options import ToolCalls, read_tools, tool_options
 
 if TYPE_CHECKING:
     from ...contract.generation_settings import ToolFormat
     from ..dial import Dial
     from ..generation.engine import Engine, Generation
-    from ..generation.params import Params
     from ..generation.request import Token
+    from ..generation.sampling.params import Params
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
@@ -114,7 +114,7 @@ def generate(
     check_usage(prompt, prompts, batch)
     if params["logprobs"] is not None and not as_json:
         raise WrongUsageError("found --logprobs without --json, expected both; add --json")
-    from ..generation.params import Params
+    from ..generation.sampling.params import Params
 
     with option_names():  # before the model is opened, so that a wrong number is reported immediately
         parameters = Params(**params)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..generation.engine import Engine
     from ..generation.loop import Event
     from ..generation.many import Completion
-    from ..generation.mask import Grammar
-    from ..generation.params import Params
+    from ..generation.sampling.mask import Grammar
+    from ..generation.sampling.params import Params
 
 SHOWN = 70
 """Characters of a prompt that stand above its text."""

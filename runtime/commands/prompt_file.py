@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import UserError
 from ...contract.streams import read_stdin
-from ...contract.text_compression import file_bytes
-from ...contract.text_file import decode
+from ...contract.text.compression import file_bytes
+from ...contract.text.file import decode
 
 if TYPE_CHECKING:
-    from ..generation.params import Params
+    from ..generation.sampling.params import Params
 
 
 @dataclass(frozen=True)

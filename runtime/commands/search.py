@@ -15,9 +15,9 @@ from .prompt_file import PromptLine
 
 if TYPE_CHECKING:
     from ..generation.engine import Engine
-    from ..generation.mask import Grammar
-    from ..generation.params import Params
     from ..generation.request import Token
+    from ..generation.sampling.mask import Grammar
+    from ..generation.sampling.params import Params
     from ..generation.search.beam_search import BeamSearch
     from ..generation.search.hypothesis import Found
     from ..generation.search.settings import BeamSettings

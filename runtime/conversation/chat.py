@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from ...contract.errors import UserError
 from ..dial.dial import Dial
 from ..generation.engine import Engine, Generation
-from ..generation.params import Params
 from ..generation.request import Token
+from ..generation.sampling.params import Params
 from ..generation.summary import Summary, summarise
 from .commands import run_command
 from .history import History

@@ -13,10 +13,10 @@ from ...contract.file_names import HELDOUT
 from ..dial import resolve
 from ..generation.engine import Engine, load
 from ..measuring.bench import tokens_to_read
-from ..measuring.divergence import Point, diverge
-from ..measuring.given_text import read_text
 from ..measuring.machine import describe
-from ..measuring.perplexity import Text, Window, score, windows
+from ..measuring.quality.divergence import Point, diverge
+from ..measuring.quality.given_text import read_text
+from ..measuring.quality.perplexity import Text, Window, score, windows
 from ..measuring.timing import Timed, time_points
 from ..terminal.progress import Progress
 from .figures import Scored, point_json

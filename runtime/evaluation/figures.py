@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..dial import Dial
-from ..measuring.divergence import Divergence, Point
-from ..measuring.perplexity import Score
+from ..measuring.quality.divergence import Divergence, Point
+from ..measuring.quality.perplexity import Score
 from ..measuring.timing import Tally, Timed
 from .params import name_of, settings_of
 

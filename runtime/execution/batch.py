@@ -8,12 +8,12 @@ from ...contract.errors import UserError
 from ..dial import Dial, Thresholds, resolve
 from .binding import Passes
 from .graph import Graph
-from .kv_cache import CHUNK, ROUND_CAPACITY, Cache
-from .memory import check_fits, slot_bytes
-from .routes import Bools, between, joined
+from .memory.budget import check_fits, slot_bytes
+from .memory.kv_cache import CHUNK, ROUND_CAPACITY, Cache
+from .memory.states import States
 from .sequence import Sequence
-from .states import States
 from .step import Step, Work
+from .usage.routes import Bools, between, joined
 
 REPEATED_TOKENS = 128
 """Most tokens that are computed again beside new ones; more are computed before, in passes that end at its multiples.

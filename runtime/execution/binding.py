@@ -11,10 +11,10 @@ import numpy as np
 
 from ..dial.thresholds import Thresholds
 from .graph import Graph, reported, thresholds_of
-from .kv_cache import Cache
-from .routes import Ints, Routes, between
-from .states import States
+from .memory.kv_cache import Cache
+from .memory.states import States
 from .step import Step, Work
+from .usage.routes import Ints, Routes, between
 
 KEPT_BYTES = 32 * 2**20
 """Most bytes of arrays that one cache keeps for passes of the shapes used last."""

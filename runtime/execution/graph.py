@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..format.manifest import KV, Manifest, Model
-from .cost import Meter
-from .kv_cache import THRESHOLDS, cache_shapes
-from .states import state_shapes
+from .memory.kv_cache import THRESHOLDS, cache_shapes
+from .memory.states import state_shapes
+from .usage.cost import Meter
 
 
 @dataclass(frozen=True)

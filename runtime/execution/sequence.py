@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..dial.thresholds import Floats, Thresholds
-from .checkpoints import Checkpoints
-from .kv_cache import Cache
-from .routes import Bools, Ints
-from .states import SPACING, States
+from .memory.checkpoints import Checkpoints
+from .memory.kv_cache import Cache
+from .memory.states import SPACING, States
 from .step import Step, Work
+from .usage.routes import Bools, Ints
 
 if TYPE_CHECKING:
     from .batch import Batch

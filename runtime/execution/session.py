@@ -9,11 +9,11 @@ from ..dial import Thresholds
 from ..format.files import check_digest, checking_digests
 from ..format.manifest import Costs, Manifest
 from .batch import Batch
-from .cost import Meter
 from .graph import Graph, expected_names
 from .providers import choose_device
 from .sequence import Sequence
 from .targets import choose_target
+from .usage.cost import Meter
 
 SPIN_MICROSECONDS = 100
 """Time for which a thread of our operators waits for work before it sleeps (docs/decisions/0025)."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .cost import Meter, Usage
-from .routes import Routes
+from .usage.cost import Meter, Usage
+from .usage.routes import Routes
 
 if TYPE_CHECKING:
     from .sequence import Sequence

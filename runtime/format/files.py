@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.files import cannot_write, write_whole
-from ...contract.text_compression import refuse_pointer
+from ...contract.text.compression import refuse_pointer
 from .external_data import Reference, external_data
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
-from ...contract.text_compression import refuse_pointer
+from ...contract.text.compression import refuse_pointer
 from .files import check_files, write_output
 from .schema import (
     KV,

@@ -16,22 +16,22 @@ from ..chat.prompt import ChatOptions, chat_ids
 from ..dial.dial import Dial
 from ..dial.thresholds import Thresholds
 from ..execution.batch import Batch
-from ..execution.memory import UNASKED_BYTES, slot_bytes
+from ..execution.memory.budget import UNASKED_BYTES, slot_bytes
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from ..speculation.speculation import Speculation
 from .loop import Event, Loop
 from .many import Completion, Completions
-from .mask import Grammar
-from .params import Params, params_of
 from .request import Request, Token
-from .sampler import TokenChooser
+from .sampling.mask import Grammar
+from .sampling.params import Params, params_of
+from .sampling.sampler import TokenChooser
 from .search.beam_search import BeamSearch
 from .search.best_of import Scorer, best_of, mean_logprob, seeded
 from .search.hypothesis import Found
 from .search.settings import BeamSettings, check_beam_params
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 MANY_SLOTS = 8
 """Texts that `generate_many` computes at a time."""

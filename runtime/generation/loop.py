@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...contract.errors import UserError
 from ..execution.batch import Batch
-from ..execution.kv_cache import CHUNK
+from ..execution.memory.kv_cache import CHUNK
 from ..execution.sequence import Sequence as Tokens
 from ..execution.step import Step, Work
 from ..speculation.drafter import Drafter

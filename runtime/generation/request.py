@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from ...contract.errors import UserError
 from ..dial.dial import resolve
-from ..execution.cost import Meter, Usage
-from ..execution.routes import Routes, at
 from ..execution.sequence import Sequence
 from ..execution.step import Step
+from ..execution.usage.cost import Meter, Usage
+from ..execution.usage.routes import Routes, at
 from ..format.manifest import Manifest
 from ..speculation.drafter import Drafter
-from .logprobs import TokenLogprob, token_logprob
-from .mask import Grammar, TokenMask
-from .params import Params, check_logprobs, new_tokens_of
-from .sampler import Sampler, TokenChooser
-from .stop import checked_stops
-from .tokenizer import Tokenizer
-from .visible_text import VisibleText
+from .sampling.logprobs import TokenLogprob, token_logprob
+from .sampling.mask import Grammar, TokenMask
+from .sampling.params import Params, check_logprobs, new_tokens_of
+from .sampling.sampler import Sampler, TokenChooser
+from .text.stop import checked_stops
+from .text.tokenizer import Tokenizer
+from .text.visible_text import VisibleText
 
 
 @dataclass(frozen=True)

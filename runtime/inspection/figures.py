@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..execution.routes import Routes
+from ..execution.usage.routes import Routes
 from ..format.manifest import Model
 from .token_groups import Grouping
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from ...contract.errors import UserError, WrongUsageError
 from ..dial import Dial, Thresholds, resolve, warnings_for
-from ..execution.cost import Usage
-from ..execution.kv_cache import cache_bytes
-from ..execution.routes import Routes, between, joined
-from ..execution.states import state_bytes
+from ..execution.memory.kv_cache import cache_bytes
+from ..execution.memory.states import state_bytes
+from ..execution.usage.cost import Usage
+from ..execution.usage.routes import Routes, between, joined
 from ..format.manifest import Mixer, Model
 from ..generation.engine import Engine, load
-from ..measuring.given_text import read_text
 from ..measuring.machine import describe
+from ..measuring.quality.given_text import read_text
 from .figures import Choice, Part, Split, WindowUse, parts_of, window_uses
 from .saturation import Saturation, saturations
 from .task_texts import TaskText, joined_text, read_task_texts

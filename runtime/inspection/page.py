@@ -17,7 +17,7 @@ from .saturation import Saturation
 from .tables import lines, sheets
 
 if TYPE_CHECKING:
-    from ..execution.cost import Usage
+    from ..execution.usage.cost import Usage
     from .inspect import Inspection
 
 TEMPLATE = "inspection.html"

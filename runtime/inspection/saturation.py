@@ -10,7 +10,7 @@ L layers, N tokens of a fixed held-out text, U units that a router chooses among
 Source: OLMoE (Muennighoff et al. 2024, arXiv 2409.02060), section 5.1 and eq. 7: "router saturation".
 Departs from it: a token may use any number of units, so every token has its own k, and the units of an earlier step are
 ranked and cut at k; otherwise a router that used all would seem to have settled. Training writes the snapshots
-(train/loop/routing_trace.py).
+(train/loop/figures/routing_trace.py).
 """
 
 import io

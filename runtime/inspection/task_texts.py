@@ -7,7 +7,7 @@ from pathlib import Path
 from ...contract.errors import UserError
 from ...contract.file_names import TASKS
 from ..generation.engine import Engine
-from ..measuring.perplexity import Text
+from ..measuring.quality.perplexity import Text
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import numpy as np
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import HELDOUT
 from ..dial import Dial, resolve
-from ..execution.states import state_bytes
+from ..execution.memory.states import state_bytes
 from ..generation.engine import Engine, load
 from .contexts import check_contexts, time_contexts
-from .given_text import read_text
 from .machine import describe, peak_memory
 from .memory_bound import floor_seconds, read_bandwidth
 from .nodes import nodes_per_token
-from .perplexity import Text
+from .quality.given_text import read_text
+from .quality.perplexity import Text
 from .sweep import points, sweep
 from .timing import Distribution, Timed, time_points
 

@@ -18,9 +18,9 @@ from ..dial import resolve
 from ..format.locate import find_model
 from ..generation.engine import Engine, load
 from .bench import BenchParams, check_fits, tokens_to_read
-from .given_text import read_text
 from .machine import describe
 from .nodes import nodes_per_token
+from .quality.given_text import read_text
 from .timing import Distribution, Timed, time_engines
 
 TARGETS = ("portable", "cpu", "cuda")

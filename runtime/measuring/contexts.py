@@ -9,11 +9,11 @@ import numpy as np
 
 from ...contract.errors import UserError
 from ..dial import Thresholds
-from ..execution.kv_cache import cache_bytes
+from ..execution.memory.kv_cache import cache_bytes
+from ..execution.memory.states import state_bytes
 from ..execution.sequence import Sequence as Tokens
-from ..execution.states import state_bytes
 from ..generation.engine import Engine
-from ..generation.sampler import Sampler, Sampling
+from ..generation.sampling.sampler import Sampler, Sampling
 from .timing import Distribution, Tally, no_collection
 
 PASS_TOKENS = 512

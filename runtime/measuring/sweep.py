@@ -19,7 +19,7 @@ import numpy as np
 from ..dial import CALIBRATED, Dial, Thresholds, at_compute, resolve
 from ..format.manifest import Manifest
 from ..generation.engine import Engine
-from .perplexity import Text, bits_per_byte
+from .quality.perplexity import Text, bits_per_byte
 from .timing import Timed, time_points
 
 EXPERTS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dial import Thresholds
-from ..execution.routes import Routes
 from ..execution.sequence import Sequence as Tokens
+from ..execution.usage.routes import Routes
 from ..generation.engine import Engine
-from ..generation.sampler import Sampler, Sampling
+from ..generation.sampling.sampler import Sampler, Sampling
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...contract.errors import UserError
-from ..generation.tokenizer import Tokenizer
+from ..generation.text.tokenizer import Tokenizer
 from .constraint import Constraint
 from .trial import Trial
 from .vocabulary import Vocabulary

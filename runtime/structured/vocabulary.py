@@ -3,7 +3,7 @@
 import random
 
 from ...contract.errors import UserError
-from ..generation.tokenizer import Tokenizer
+from ..generation.text.tokenizer import Tokenizer
 
 PAIRS = 300
 """Pairs of tokens whose text is compared with the texts of the two."""

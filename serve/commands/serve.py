@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...contract.errors import WrongUsageError
-from ...runtime.commands.options import PATH
+from ...runtime.commands.options.common import PATH
 from ..settings import Settings
 from .values import parse_bytes, read_keys
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...runtime.execution.routes import joined
+from ...runtime.execution.usage.routes import joined
 from ...runtime.format.manifest import Manifest
 from ...runtime.generation.request import Token
 

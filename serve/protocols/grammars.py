@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 from ...contract.errors import UserError
-from ...runtime.generation.mask import Grammar
+from ...runtime.generation.sampling.mask import Grammar
 from ...runtime.structured.compiler import BusyError, Compiler
 from ...runtime.structured.constraint import Constraint
 from ..errors import BadRequestError, UnavailableError

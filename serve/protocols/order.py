@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...contract.errors import UserError
 from ...runtime.chat.tools.parts import ToolParser
-from ...runtime.generation.params import Params
+from ...runtime.generation.sampling.params import Params
 from ..errors import BadRequestError, ServeError
 from ..scheduler.job import Job, ModelInfo
 from ..settings import Settings

@@ -7,8 +7,8 @@ from typing import Any
 from ...runtime.chat.tools.parts import Answer, Part, TextPart, ToolCall, ToolParser
 from ...runtime.generation.request import Token
 from ...runtime.generation.summary import token_json
-from ...runtime.generation.text_stream import TextStream
-from ...runtime.generation.tokenizer import Tokenizer
+from ...runtime.generation.text.text_stream import TextStream
+from ...runtime.generation.text.tokenizer import Tokenizer
 from ..errors import ServeError, UnavailableError
 from ..scheduler.job import EmbeddingEvent, EndEvent, Event, PromptEvent, TokenEvent
 from .order import Order

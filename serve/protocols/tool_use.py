@@ -9,7 +9,7 @@ from ...runtime.chat.templates import template_of, tool_template_of
 from ...runtime.chat.tools.formats import PARSERS, format_of, parser_of
 from ...runtime.chat.tools.grammar import tool_grammar
 from ...runtime.chat.tools.parts import ToolParser, Tools, tools_of
-from ...runtime.generation.mask import Grammar
+from ...runtime.generation.sampling.mask import Grammar
 from ..errors import BadRequestError
 from ..scheduler.job import ModelInfo
 from .grammars import Grammars

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.format.manifest import Manifest
-from ...runtime.generation.mask import Grammar
-from ...runtime.generation.params import Params
 from ...runtime.generation.request import Token
-from ...runtime.generation.tokenizer import Tokenizer
+from ...runtime.generation.sampling.mask import Grammar
+from ...runtime.generation.sampling.params import Params
+from ...runtime.generation.text.tokenizer import Tokenizer
 from ..errors import ServeError
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from ...contract.errors import UserError
 from ...runtime.dial import Dial
 from ...runtime.dial.dial import wanted_compute
-from ...runtime.generation.params import DEFAULT_NEW_TOKENS
+from ...runtime.generation.sampling.params import DEFAULT_NEW_TOKENS
 from ..errors import BadRequestError, DeadlineError, NotFoundError, QueueFullError, ServeError, UnavailableError
 from ..observe.observer import Rejection
 from ..settings import Settings

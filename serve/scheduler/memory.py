@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ...contract.errors import UserError
-from ...runtime.execution.kv_cache import ROUND_CAPACITY
-from ...runtime.execution.memory import available_memory, slot_bytes
+from ...runtime.execution.memory.budget import available_memory, slot_bytes
+from ...runtime.execution.memory.kv_cache import ROUND_CAPACITY
 from ...runtime.format.manifest import KV, Model
 
 SHARE_OF_FREE = 0.5

@@ -10,7 +10,7 @@ from ...runtime.format.locate import find_model
 from ...runtime.format.manifest import Manifest
 from ...runtime.generation.engine import load
 from ...runtime.generation.loop import Loop
-from ...runtime.generation.tokenizer import Tokenizer
+from ...runtime.generation.text.tokenizer import Tokenizer
 from ..control.controller import Controller, Objective, points_of
 from ..observe.observer import Observer
 from ..settings import Settings

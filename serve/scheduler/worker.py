@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ...contract.errors import UserError
-from ...runtime.execution.memory import states_of_slot
+from ...runtime.execution.memory.budget import states_of_slot
 from ...runtime.generation.engine import Engine
 from ...runtime.generation.loop import Event as PassEvent
 from ...runtime.generation.loop import Loop

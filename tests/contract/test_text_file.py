@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptive_lm.contract import text_compression
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.contract.text_file import decode, decoded, read_text, text_pieces
+from adaptive_lm.contract.text import compression as text_compression
+from adaptive_lm.contract.text.file import decode, decoded, read_text, text_pieces
 
 MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\rx\n\n  indented\n" * 300
 COMPRESS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
@@ -291,7 +291,7 @@ def test_a_binary_file_is_named_by_its_kind(write, content, what):
 
 def test_the_reader_imports_the_standard_library_alone():
     code = (
-        "import sys; import adaptive_lm.contract.text_file; "
+        "import sys; import adaptive_lm.contract.text.file; "
         "print([m for m in ('numpy', 'pyarrow', 'click') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -22,7 +22,7 @@ from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 from adaptive_lm.runtime.ops.layout import pack, rounded
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.router import Routes
+from adaptive_lm.train.model.routing.router import Routes
 
 INT4 = Precisions.of("int4")
 

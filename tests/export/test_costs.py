@@ -18,15 +18,15 @@ from support.runs import write_run
 from adaptive_lm.contract.file_names import GRAPH, WEIGHTS
 from adaptive_lm.export.costs import costs, packed_costs
 from adaptive_lm.export.fused.transformer import build as build_fused
-from adaptive_lm.export.model import heads
+from adaptive_lm.export.model.attention import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.dial.dial import Thresholds
 from adaptive_lm.runtime.execution.batch import Batch
-from adaptive_lm.runtime.execution.cost import Meter
 from adaptive_lm.runtime.execution.graph import Graph
 from adaptive_lm.runtime.execution.session import Session
+from adaptive_lm.runtime.execution.usage.cost import Meter
 from adaptive_lm.runtime.format.manifest import KV, CostTable, LayerCosts, Manifest, Precision, Precisions
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors
 

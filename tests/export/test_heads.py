@@ -21,7 +21,7 @@ from support.bare_graph import (
 )
 from support.models import ROUTES_HEADS, busy_thresholds, decisions, judge, tiny_ids, variant
 
-from adaptive_lm.export.model.heads import Execution, execution_of
+from adaptive_lm.export.model.attention.heads import Execution, execution_of
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.train.model import ThresholdTensors

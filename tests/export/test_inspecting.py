@@ -16,7 +16,7 @@ from support.runs import write_run
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.source import read
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train.run.best import Score, point_at
+from adaptive_lm.train.run.checkpoints.best import Score, point_at
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,13 @@ from adaptive_lm.runtime.calibration.curve_points import mean_losses
 from adaptive_lm.runtime.calibration.mechanisms import FEWEST_EXPERTS, mechanisms
 from adaptive_lm.runtime.calibration.search import Measured
 from adaptive_lm.runtime.dial import Thresholds, resolve
-from adaptive_lm.runtime.measuring.divergence import Point, diverge
-from adaptive_lm.runtime.measuring.perplexity import score
+from adaptive_lm.runtime.measuring.quality.divergence import Point, diverge
+from adaptive_lm.runtime.measuring.quality.perplexity import score
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.config.run_config import make_config
-from adaptive_lm.train.data.tokenizers import char_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import char_tokenizer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 
 CANDIDATES = 4
 FFN = {"num_experts": 8, "most_experts": CANDIDATES, "expert_dim": 16, "controller": "fixed", "router_top_p": 1.0}

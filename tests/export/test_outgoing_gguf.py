@@ -18,11 +18,11 @@ from adaptive_lm.contract.files import temporary_name
 from adaptive_lm.export.outgoing.gguf import export_gguf
 from adaptive_lm.export.outgoing.gguf_tensors import neighbours_paired
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train.data.tokenizers import bpe_tokenizer, parse_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import bpe_tokenizer, parse_tokenizer
 from adaptive_lm.train.importing.gguf.reader import read_gguf
 from adaptive_lm.train.importing.heldout import loaded
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 
 DENSE = {"ffn": {"routing": "dense", "dim": 48}, "depth": {}}
 TOP_2 = {"ffn": {"routing": "top_k", "num_experts": 8, "expert_dim": 32, "experts_per_token": 2}, "depth": {}}
@@ -193,7 +193,7 @@ def test_the_command_writes_a_file(
 
 def test_pairs_of_neighbours_and_of_halves_are_each_others_inverse() -> None:
     from adaptive_lm.train.importing.gguf.parameters import halves_paired
-    from adaptive_lm.train.run.tensor_file import LazyTensor
+    from adaptive_lm.train.run.checkpoints.tensor_file import LazyTensor
 
     weight = torch.randn(24, 5)
     turned = neighbours_paired(weight, 8)

@@ -16,7 +16,7 @@ from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime import Engine, Generation, Loop, Params, Token, load
 from adaptive_lm.runtime.format.manifest import Precisions
-from adaptive_lm.runtime.generation.logprobs import token_logprob
+from adaptive_lm.runtime.generation.sampling.logprobs import token_logprob
 
 pytestmark = needs_library
 PROMPT = "the moon turns over a stone.\nnight falls"

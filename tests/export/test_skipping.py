@@ -14,7 +14,7 @@ from support.runs import write_run
 
 from adaptive_lm.contract.file_names import GRAPH
 from adaptive_lm.export.exporter import Exported
-from adaptive_lm.export.model import heads
+from adaptive_lm.export.model.attention import heads
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import skipping
 from adaptive_lm.export.proof.judge import points

@@ -20,10 +20,10 @@ from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import TIE_DISTANCE, Source, clear_of, dial, read
 from adaptive_lm.runtime.dial.dial import Dial, resolve
 from adaptive_lm.runtime.format.manifest import Manifest
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import ThresholdTensors
-from adaptive_lm.train.run.best import Score, point_at
-from adaptive_lm.train.run.checkpoint import load_checkpoint, save_checkpoint, write_json
+from adaptive_lm.train.run.checkpoints.best import Score, point_at
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint, save_checkpoint, write_json
 from adaptive_lm.train.run.find import find
 
 

@@ -16,7 +16,7 @@ from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime import Engine, Generation, Params, Token, UserError, load
 from adaptive_lm.runtime.format.manifest import KV, Precision, Precisions
-from adaptive_lm.runtime.generation.sampler import Sampler
+from adaptive_lm.runtime.generation.sampling.sampler import Sampler
 from adaptive_lm.runtime.speculation.pass_costs import MAX_ROWS, SAMPLES, PassCosts
 
 PROMPT = "the moon turns over a stone.\nnight falls"

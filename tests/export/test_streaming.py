@@ -19,7 +19,7 @@ from adaptive_lm.export.source import read
 from adaptive_lm.export.streaming import copy_with_rounding, is_streamed, load
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -15,7 +15,7 @@ from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 
 GATES = {"num_experts": 4, "expert_dim": 16, "experts_per_token": 1.6, "task_bias": True}

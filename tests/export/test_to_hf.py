@@ -19,8 +19,8 @@ from adaptive_lm.train.importing.importer import read_foreign
 from adaptive_lm.train.importing.run_writer import Heldout, write_run
 from adaptive_lm.train.importing.source import ForeignModel, Provenance
 from adaptive_lm.train.model import ModelConfig, Transformer
+from adaptive_lm.train.run.checkpoints.tensor_file import LazyTensor
 from adaptive_lm.train.run.folder import Run
-from adaptive_lm.train.run.tensor_file import LazyTensor
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 300, "context_length": 96, "dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,

@@ -21,8 +21,8 @@ from support.models import HAS_WINDOWS, busy_thresholds, decisions, judge, tiny_
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET
 from adaptive_lm.export.graph.builder import Graph as Builder
+from adaptive_lm.export.model.attention.window import behind_the_seam, ring_of, seen_in_ring
 from adaptive_lm.export.model.transformer import build
-from adaptive_lm.export.model.window import behind_the_seam, ring_of, seen_in_ring
 from adaptive_lm.export.proof.parity import TOLERANCE
 from adaptive_lm.runtime.format.manifest import Precision
 

@@ -11,9 +11,9 @@ from support.tiny_graph import CONTEXT, V
 
 from adaptive_lm.runtime import Batch, Dial, Engine, Sequence, Session, Step, Thresholds, UserError, Work
 from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.execution import memory
 from adaptive_lm.runtime.execution.binding import KEPT_PASSES, Pass
-from adaptive_lm.runtime.execution.kv_cache import CHUNK, ring
+from adaptive_lm.runtime.execution.memory import budget as memory
+from adaptive_lm.runtime.execution.memory.kv_cache import CHUNK, ring
 
 LONG = [int(token) for token in np.random.default_rng(5).integers(0, 257, size=300)]
 SHORT = LONG[200:290]

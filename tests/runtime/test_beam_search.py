@@ -11,9 +11,9 @@ from support.tiny_graph import CONTEXT, EOS, TOKENS, V
 
 from adaptive_lm.contract.errors import WrongUsageError
 from adaptive_lm.runtime import BeamSearch, Engine, Found, Params, UserError
-from adaptive_lm.runtime.execution import memory
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
+from adaptive_lm.runtime.execution.memory import budget as memory
 from adaptive_lm.runtime.execution.step import Step
 from adaptive_lm.runtime.generation.search.scores import length_divisor, log_normaliser
 

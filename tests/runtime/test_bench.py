@@ -18,7 +18,7 @@ from adaptive_lm.runtime import Dial, Engine, Manifest, Sequence
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.measuring.bench import tokens_to_read
 from adaptive_lm.runtime.measuring.memory_bound import read_bandwidth
-from adaptive_lm.runtime.measuring.perplexity import Text, bits_per_byte, log_probabilities
+from adaptive_lm.runtime.measuring.quality.perplexity import Text, bits_per_byte, log_probabilities
 from adaptive_lm.runtime.measuring.sweep import points
 from adaptive_lm.runtime.measuring.timing import Timed, time_points
 from adaptive_lm.serve.cli import group

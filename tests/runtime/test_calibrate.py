@@ -16,8 +16,8 @@ from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams, check_rises, halves
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.format.files import digest
-from adaptive_lm.runtime.measuring.divergence import Point, diverge
-from adaptive_lm.runtime.measuring.perplexity import Score, Window, score, windows
+from adaptive_lm.runtime.measuring.quality.divergence import Point, diverge
+from adaptive_lm.runtime.measuring.quality.perplexity import Score, Window, score, windows
 from adaptive_lm.runtime.measuring.timing import Tally
 from adaptive_lm.serve.cli import group
 
@@ -348,7 +348,7 @@ def test_too_short_a_text_gives_both_numbers(rich_copy: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("count", "length"), [(10, 4), (8, 4), (3, 100)])
 def test_windows_hold_every_token_once(rich: Path, count: int, length: int) -> None:
-    from adaptive_lm.runtime.measuring.perplexity import Text
+    from adaptive_lm.runtime.measuring.quality.perplexity import Text
 
     tokenizer = load(rich, device="cpu", threads=1).tokenizer
     ids, spans = tokenizer.encode_with_spans("Fjällen växer")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adaptive_lm.runtime.generation.draw import PortableDraw
-from adaptive_lm.runtime.generation.sampler import Sampler, Sampling
+from adaptive_lm.runtime.generation.sampling.draw import PortableDraw
+from adaptive_lm.runtime.generation.sampling.sampler import Sampler, Sampling
 from adaptive_lm.runtime.ops import sampling
 from adaptive_lm.runtime.ops.sampling import (
     NO_CHANGES,

@@ -15,8 +15,8 @@ from support.tiny_graph import EOS, TOKENS, write_manifest
 
 from adaptive_lm.runtime import Engine, load
 from adaptive_lm.runtime.dial import Thresholds
-from adaptive_lm.runtime.measuring.divergence import Point, diverge
-from adaptive_lm.runtime.measuring.perplexity import Text, Window, score, windows
+from adaptive_lm.runtime.measuring.quality.divergence import Point, diverge
+from adaptive_lm.runtime.measuring.quality.perplexity import Text, Window, score, windows
 from adaptive_lm.serve.cli import group
 
 TEXT = (STORY * 9)[:800]
@@ -128,8 +128,8 @@ def test_passes_that_bound_the_memory_of_logits_change_no_figure(
     cut = windows(Text(TEXT, ids, [(i, i + 1) for i in range(len(ids))]), 700, 200, 80)
     point = Thresholds.of(rich_engine.manifest.thresholds)
     whole = score(rich_engine, point, cut)
-    monkeypatch.setattr("adaptive_lm.runtime.measuring.perplexity.LOGITS_BYTES", 4 * 260 * 7)
-    monkeypatch.setattr("adaptive_lm.runtime.measuring.perplexity.PASS_TOKENS", 33)
+    monkeypatch.setattr("adaptive_lm.runtime.measuring.quality.perplexity.LOGITS_BYTES", 4 * 260 * 7)
+    monkeypatch.setattr("adaptive_lm.runtime.measuring.quality.perplexity.PASS_TOKENS", 33)
     parts = score(rich_engine, point, cut)
     assert len(parts.choices) > len(whole.choices)
     assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
@@ -164,7 +164,7 @@ def test_more_points_than_read_at_a_time_get_the_same_figures(
         point.thresholds.router_top_p[:] = level
     reference = Point(rich_engine, Thresholds.everything(3))
     together = [(one.kl, one.agreement) for one in diverge(reference, points, [window])]
-    monkeypatch.setattr("adaptive_lm.runtime.measuring.divergence.AT_A_TIME", 2)
+    monkeypatch.setattr("adaptive_lm.runtime.measuring.quality.divergence.AT_A_TIME", 2)
     assert [(one.kl, one.agreement) for one in diverge(reference, points, [window])] == together
     assert together[0][0] > together[2][0] > 0
 
@@ -260,7 +260,7 @@ def test_logits_that_are_not_numbers_are_an_error(rich_engine: Engine, monkeypat
     from adaptive_lm.runtime import UserError
 
     monkeypatch.setattr(
-        "adaptive_lm.runtime.measuring.perplexity.log_probabilities", lambda logits, targets: np.array([np.nan])
+        "adaptive_lm.runtime.measuring.quality.perplexity.log_probabilities", lambda logits, targets: np.array([np.nan])
     )
     with pytest.raises(UserError, match=r"logits that are not finite numbers; export it again"):
         score(rich_engine, Thresholds.everything(3), [Window([1, 2], [2, 3], 2)])

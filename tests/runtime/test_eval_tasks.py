@@ -147,7 +147,7 @@ def test_long_continuations_are_scored_in_passes(rich_engine: Engine, monkeypatc
     ids = STORY.encode()[:90]
     wanted = [Continuation(tuple(ids[:20]), tuple(ids[20:])), Continuation(tuple(ids[:60]), tuple(ids[60:]))]
     whole = ContinuationScorer(rich_engine, Thresholds.everything(3)).score(wanted)
-    monkeypatch.setattr("adaptive_lm.runtime.measuring.perplexity.LOGITS_BYTES", 4 * 260 * 7)
+    monkeypatch.setattr("adaptive_lm.runtime.measuring.quality.perplexity.LOGITS_BYTES", 4 * 260 * 7)
     parts = ContinuationScorer(rich_engine, Thresholds.everything(3)).score(wanted)
     for one, part in zip(whole, parts, strict=True):
         assert part.logprob == pytest.approx(one.logprob, abs=1e-5)

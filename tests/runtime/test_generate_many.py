@@ -11,7 +11,7 @@ from support.tiny_graph import CONTEXT
 
 from adaptive_lm.runtime import Engine, Params
 from adaptive_lm.runtime.commands.prompt_file import read_prompts
-from adaptive_lm.runtime.execution import memory
+from adaptive_lm.runtime.execution.memory import budget as memory
 from adaptive_lm.runtime.generation.loop import Loop
 from adaptive_lm.serve.cli import group
 

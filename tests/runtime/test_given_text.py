@@ -8,7 +8,7 @@ import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.runtime import Engine
-from adaptive_lm.runtime.measuring.given_text import read_text
+from adaptive_lm.runtime.measuring.quality.given_text import read_text
 
 
 def read(engine: Engine, tmp_path: Path, content: bytes, name: str = "a.txt") -> str:

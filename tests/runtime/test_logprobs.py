@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from adaptive_lm.runtime.generation.logprobs import most_probable_first, token_logprob
+from adaptive_lm.runtime.generation.sampling.logprobs import most_probable_first, token_logprob
 
 
 def by_definition(logits: NDArray[np.float32]) -> NDArray[np.float64]:

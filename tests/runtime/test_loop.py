@@ -16,8 +16,8 @@ from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step, Work
 from adaptive_lm.runtime.generation import loop as loop_module
-from adaptive_lm.runtime.generation.logprobs import token_logprob
 from adaptive_lm.runtime.generation.prefixes import longest_prefix
+from adaptive_lm.runtime.generation.sampling.logprobs import token_logprob
 
 GREEDY = Params(temperature=0, max_new_tokens=12)
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from adaptive_lm.contract.errors import WrongUsageError
 from adaptive_lm.runtime import Params
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams
-from adaptive_lm.runtime.commands.options import PATH
+from adaptive_lm.runtime.commands.options.common import PATH
 from adaptive_lm.runtime.evaluation.params import EvalParams, TaskParams
 from adaptive_lm.runtime.generation.search.best_of import check_best_of
 from adaptive_lm.runtime.generation.search.settings import BeamSettings

@@ -10,7 +10,7 @@ from support.tiny_graph import L
 from adaptive_lm.runtime import Dial, Engine
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.binding import Pass
-from adaptive_lm.runtime.execution.kv_cache import CHUNK, cache_shapes, ring
+from adaptive_lm.runtime.execution.memory.kv_cache import CHUNK, cache_shapes, ring
 from adaptive_lm.runtime.execution.sequence import Sequence as Tokens
 from adaptive_lm.runtime.execution.step import Step, Work
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime import UserError
-from adaptive_lm.runtime.generation.sampler import Sampler, Sampling
+from adaptive_lm.runtime.generation.sampling.sampler import Sampler, Sampling
 
 V = 50
 LOGITS = np.random.default_rng(3).normal(scale=2, size=V).astype(np.float32)

@@ -13,7 +13,7 @@ from adaptive_lm.runtime import Dial, Engine, Generation, Loop, Params, Request,
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.evaluation.harness.continuations import Continuation, ContinuationScorer
 from adaptive_lm.runtime.execution.binding import Pass
-from adaptive_lm.runtime.execution.states import SPACING
+from adaptive_lm.runtime.execution.memory.states import SPACING
 from adaptive_lm.runtime.generation.loop import LEAST_COPIED
 from adaptive_lm.runtime.speculation.acceptance import Acceptance
 from adaptive_lm.runtime.speculation.dial_drafter import Setting

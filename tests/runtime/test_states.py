@@ -9,12 +9,12 @@ from support.state_graph import STATES, expected, write_hybrid
 
 from adaptive_lm.runtime import Dial, Engine, Session, Step, Thresholds, UserError, Work, load
 from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.execution import memory
 from adaptive_lm.runtime.execution.binding import Pass
-from adaptive_lm.runtime.execution.checkpoints import Checkpoints
-from adaptive_lm.runtime.execution.kv_cache import cache_bytes
-from adaptive_lm.runtime.execution.memory import slot_bytes
-from adaptive_lm.runtime.execution.states import MOST_COPIES, SPACING, state_bytes
+from adaptive_lm.runtime.execution.memory import budget as memory
+from adaptive_lm.runtime.execution.memory.budget import slot_bytes
+from adaptive_lm.runtime.execution.memory.checkpoints import Checkpoints
+from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
+from adaptive_lm.runtime.execution.memory.states import MOST_COPIES, SPACING, state_bytes
 
 LONG = [int(token) for token in np.random.default_rng(5).integers(0, 257, size=700)]
 DEPTH = 0.3

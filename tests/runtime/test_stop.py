@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from adaptive_lm.runtime import UserError
-from adaptive_lm.runtime.generation.stop import StopWatch
+from adaptive_lm.runtime.generation.text.stop import StopWatch
 
 
 def shown(pieces: list[str], *stops: str) -> tuple[list[str], bool]:

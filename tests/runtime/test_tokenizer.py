@@ -9,10 +9,10 @@ from support.tokenizer_families import END, FAMILIES, family
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
-from adaptive_lm.contract.stretches import ENCODED_CHARS
+from adaptive_lm.contract.text.stretches import ENCODED_CHARS
 from adaptive_lm.runtime import Tokenizer, UserError
-from adaptive_lm.runtime.generation.text_stream import CONTEXT_TOKENS, WindowStream
-from adaptive_lm.train.data.tokenizers import Encoder
+from adaptive_lm.runtime.generation.text.text_stream import CONTEXT_TOKENS, WindowStream
+from adaptive_lm.train.data.tokenizers.tokenizers import Encoder
 
 PIECES = [
     "The",

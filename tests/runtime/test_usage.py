@@ -8,8 +8,8 @@ from support.tiny_graph import E, L, expected, manifest_content
 
 from adaptive_lm.runtime import Dial, Engine, Manifest, Params
 from adaptive_lm.runtime.dial import resolve
-from adaptive_lm.runtime.execution.cost import Meter
-from adaptive_lm.runtime.execution.routes import Routes
+from adaptive_lm.runtime.execution.usage.cost import Meter
+from adaptive_lm.runtime.execution.usage.routes import Routes
 from adaptive_lm.runtime.format.manifest import Costs
 
 IDS = list(b"How do mountains form?")

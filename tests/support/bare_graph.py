@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import torch
 
-from adaptive_lm.export.model.heads import Execution
+from adaptive_lm.export.model.attention.heads import Execution
 from adaptive_lm.export.model.signature import graph_inputs
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.source import weights_of

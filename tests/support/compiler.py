@@ -2,6 +2,6 @@
 
 import pytest
 
-from adaptive_lm.train.loop.compilation import has_compiler
+from adaptive_lm.train.loop.setup.compilation import has_compiler
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")

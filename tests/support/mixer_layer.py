@@ -21,9 +21,9 @@ from adaptive_lm.runtime.format.manifest import Precisions
 from adaptive_lm.runtime.ops.layout import Precision
 from adaptive_lm.runtime.ops.probe import DOMAIN, VERSION
 from adaptive_lm.train.model import DepthConfig, ModelConfig
+from adaptive_lm.train.model.config.sections import AttentionConfig
 from adaptive_lm.train.model.mixers.build import build_mixer
 from adaptive_lm.train.model.mixers.config import RecurrenceConfig
-from adaptive_lm.train.model.sections import AttentionConfig
 
 from .one_operator import options
 from .operator_formulas import product

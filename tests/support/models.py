@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
+from adaptive_lm.train.model.config.sections import AttentionConfig, HeadsConfig
 from adaptive_lm.train.model.norm import LayerNorm, RMSNorm
-from adaptive_lm.train.model.sections import AttentionConfig, HeadsConfig
 from support.cover import covering
 
 B, T, V = 2, 17, 29

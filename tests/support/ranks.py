@@ -23,16 +23,16 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.loop import matmul_backend as matmul
 from adaptive_lm.train.loop.clock import Clock
-from adaptive_lm.train.loop.compilation import has_compiler
+from adaptive_lm.train.loop.setup import matmul_backend as matmul
+from adaptive_lm.train.loop.setup.compilation import has_compiler
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.monitor.watch import Watch
 from adaptive_lm.train.parallel.placement import Placement
 from adaptive_lm.train.parallel.world import World, end, join, leave
-from adaptive_lm.train.run import saver
+from adaptive_lm.train.run.checkpoints import saver
 from adaptive_lm.train.run.folder import named_run
 
 WORDS = ["the", "a", "sun", "moon", "river", "stone", "rises", "falls", "turns", "sleeps", "over", "under", "night"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig
-from adaptive_lm.train.model.depth import DepthRouter
-from adaptive_lm.train.model.heads import HeadRouter
-from adaptive_lm.train.model.router import Router
-from adaptive_lm.train.model.thresholded_router import Thresholded
+from adaptive_lm.train.model.attention.heads import HeadRouter
+from adaptive_lm.train.model.routing.depth import DepthRouter
+from adaptive_lm.train.model.routing.router import Router
+from adaptive_lm.train.model.routing.thresholded_router import Thresholded
 from support.models import variant
 
 N, D, E, H = 512, 16, 8, 6

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from adaptive_lm.train.config.run_config import make_config
-from adaptive_lm.train.data.tokenizers import byte_tokenizer, char_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer, char_tokenizer
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 from support.models import season
 
 WORDS = ("the", "a", "sun", "moon", "river", "stone", "rises", "falls", "turns", "sleeps", "over", "under", "night")

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 from adaptive_lm.train.system.progress import Progress
 
 WORDS = (

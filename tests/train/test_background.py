@@ -19,14 +19,14 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.run import saver as saving
-from adaptive_lm.train.run.background_writer import Staging
-from adaptive_lm.train.run.best import Score, read_best
-from adaptive_lm.train.run.checkpoint import load_checkpoint
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints
+from adaptive_lm.train.run.checkpoints import saver as saving
+from adaptive_lm.train.run.checkpoints.background_writer import Staging
+from adaptive_lm.train.run.checkpoints.best import Score, read_best
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints
+from adaptive_lm.train.run.checkpoints.saver import Saver
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.run.metrics import read_metrics
-from adaptive_lm.train.run.saver import Saver
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]

@@ -14,7 +14,7 @@ from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.optim.batch_size import BatchChange, batch_size_at, rate_factor, sequences_between, steps_for
 from adaptive_lm.train.optim.schedule import progress
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -18,14 +18,14 @@ from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.commands import report
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop.evaluate import Evaluation
+from adaptive_lm.train.loop.figures.evaluate import Evaluation
 from adaptive_lm.train.results.summary import summary
-from adaptive_lm.train.run.best import POINTER, Score, checkpoint_of, point_at, read_best
-from adaptive_lm.train.run.checkpoint import load_checkpoint, prune
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints
+from adaptive_lm.train.run.checkpoints.best import POINTER, Score, checkpoint_of, point_at, read_best
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint, prune
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints
+from adaptive_lm.train.run.checkpoints.saver import Saver
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.run.metrics import read_metrics
-from adaptive_lm.train.run.saver import Saver
 from adaptive_lm.train.system.progress import Progress
 
 Make = Callable[..., RunConfig]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.run import tensor_file as tensors
-from adaptive_lm.train.run.checkpoint import load_checkpoint, newest_good, prune
-from adaptive_lm.train.run.checkpoint_names import COMPLETE, FILES, list_checkpoints
-from adaptive_lm.train.run.tensor_file import DTYPES, write_tensors
+from adaptive_lm.train.run.checkpoints import tensor_file as tensors
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint, newest_good, prune
+from adaptive_lm.train.run.checkpoints.names import COMPLETE, FILES, list_checkpoints
+from adaptive_lm.train.run.checkpoints.tensor_file import DTYPES, write_tensors
 
 Save = Callable[..., Path]
 

@@ -13,9 +13,9 @@ from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import prepare
 from adaptive_lm.train.loop.clock import Clock
-from adaptive_lm.train.loop.heldout import Heldout
-from adaptive_lm.train.run.checkpoint import load_checkpoint, read_checkpoint
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints
+from adaptive_lm.train.loop.figures.heldout import Heldout
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint, read_checkpoint
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -8,7 +8,7 @@ import torch
 from support.models import variant
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.loop.compilation import compile_model
+from adaptive_lm.train.loop.setup.compilation import compile_model
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.system.cache_folder import cache_folder
 

@@ -18,7 +18,7 @@ from adaptive_lm.train.config.monitor import MonitorConfig
 from adaptive_lm.train.config.origin import OriginConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config, parse_setting, read_recipe, recipe_names
 from adaptive_lm.train.config.trainer import TrainerConfig
-from adaptive_lm.train.model.lora_config import LoraConfig
+from adaptive_lm.train.model.config.lora import LoraConfig
 from adaptive_lm.train.optim import BatchChange, OptimizerConfig, ScheduleConfig
 from adaptive_lm.train.run.differences import differences
 from adaptive_lm.train.system.section import Section

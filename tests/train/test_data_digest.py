@@ -9,10 +9,10 @@ import pytest
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
-from adaptive_lm.train.data.batches import Batch
-from adaptive_lm.train.loop.data_digest import digest_with
+from adaptive_lm.train.data.windows.batches import Batch
+from adaptive_lm.train.loop.figures.data_digest import digest_with
 from adaptive_lm.train.results.summary import summary
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.system.progress import Progress
 

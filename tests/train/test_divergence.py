@@ -20,8 +20,8 @@ from adaptive_lm.train.loop.divergence import all_finite, divergence, divergence
 from adaptive_lm.train.loop.spike_guard import Guard
 from adaptive_lm.train.optim.optimizer import OptimizerConfig, Optimizers
 from adaptive_lm.train.results.summary import summary
-from adaptive_lm.train.run.best import Score, point_at
-from adaptive_lm.train.run.checkpoint import list_checkpoints, load_checkpoint
+from adaptive_lm.train.run.checkpoints.best import Score, point_at
+from adaptive_lm.train.run.checkpoints.checkpoint import list_checkpoints, load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.system.progress import Progress
 

@@ -20,14 +20,14 @@ from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.data.tokenizers import char_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import char_tokenizer
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.results import examine
 from adaptive_lm.train.results.greedy import greedy_answer
 from adaptive_lm.train.results.lineage import best_in_lineage
 from adaptive_lm.train.results.summary import summary
 from adaptive_lm.train.results.verdict import REPORT, Measurements, Report, Verdict, judge, norms_in_span, read_report
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

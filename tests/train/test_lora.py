@@ -15,8 +15,8 @@ from support.foreign import random_ids, write_folder
 from adaptive_lm.export.source import read
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.adapted import BASE
-from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
+from adaptive_lm.train.run.checkpoints.adapted import BASE
+from adaptive_lm.train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.run.metrics import read_metrics
 
 QUICK = """\

@@ -16,12 +16,13 @@ import torch
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop import matmul_backend as matmul
-from adaptive_lm.train.loop.matmul_backend import GAIN, choose, measure
-from adaptive_lm.train.model import linear, native
+from adaptive_lm.train.loop.setup import matmul_backend as matmul
+from adaptive_lm.train.loop.setup.matmul_backend import GAIN, choose, measure
+from adaptive_lm.train.model import linear
+from adaptive_lm.train.model.experts import native
 from adaptive_lm.train.model.linear import has_onednn
 from adaptive_lm.train.parallel.world import World
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.system.progress import Progress
 

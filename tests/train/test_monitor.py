@@ -29,7 +29,7 @@ from adaptive_lm.train.monitor.noise import Noise
 from adaptive_lm.train.monitor.routers import router_figures
 from adaptive_lm.train.monitor.watch import Watch, noise_of
 from adaptive_lm.train.optim.optimizer import Optimizers
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.counters import Counters
 from adaptive_lm.train.run.differences import differences
 from adaptive_lm.train.run.folder import named_run

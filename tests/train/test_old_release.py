@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptive_lm.train import training
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.model.config import ModelConfig
+from adaptive_lm.train.model.config.model import ModelConfig
 from adaptive_lm.train.model.linear import Linear
 from adaptive_lm.train.model.mixers.build import MIXERS
 from adaptive_lm.train.model.transformer import Transformer

@@ -19,7 +19,7 @@ from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data import prepare
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.losses import cross_entropy
-from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.run.folder import Run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.run.origin import given_tokenizer

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config, read_recipe
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -15,10 +15,10 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus, prepare
-from adaptive_lm.train.data.tokenizers import byte_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.loop import curriculum
-from adaptive_lm.train.run.best import read_best
-from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
+from adaptive_lm.train.run.checkpoints.best import read_best
+from adaptive_lm.train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -14,9 +14,9 @@ import torch
 
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.loop.routing_trace import RoutingTrace
+from adaptive_lm.train.loop.figures.routing_trace import RoutingTrace
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.system.progress import Progress
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.run import checkpoint
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints import checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 
 Save = Callable[..., Path]
 

@@ -19,9 +19,9 @@ from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Corpus
-from adaptive_lm.train.loop import evaluate as evaluation
-from adaptive_lm.train.run import saver
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.loop.figures import evaluate as evaluation
+from adaptive_lm.train.run.checkpoints import saver
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from adaptive_lm.train import training
 from adaptive_lm.train.commands.runs import compare, runs
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.loop.evaluate import Evaluation, over_tasks
+from adaptive_lm.train.loop.figures.evaluate import Evaluation, over_tasks
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.model.losses import cross_entropy, training_loss
 from adaptive_lm.train.results.summary import summary
-from adaptive_lm.train.run.checkpoint import Checkpoint, load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from adaptive_lm.train.run.folder import named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress

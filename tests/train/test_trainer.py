@@ -17,8 +17,8 @@ from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.data import Batch, Corpus, prepare
 from adaptive_lm.train.loop import curriculum
-from adaptive_lm.train.loop.completion import with_vocabulary
-from adaptive_lm.train.loop.record import StepResult
+from adaptive_lm.train.loop.figures.record import StepResult
+from adaptive_lm.train.loop.setup.completion import with_vocabulary
 from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.optim.optimizer import Optimizers

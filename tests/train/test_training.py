@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.loop import run_files
-from adaptive_lm.train.loop.run_files import require_space
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.loop.setup import run_files
+from adaptive_lm.train.loop.setup.run_files import require_space
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import named_run, newest_run, next_run
 from adaptive_lm.train.run.metrics import KEYS, Metrics, read_metrics
 from adaptive_lm.train.system.progress import Progress

@@ -137,7 +137,7 @@ def resolve_stages(request: Request, stage: str, overrides: Sequence[Mapping[str
 def resolve_resume(request: Request, overrides: Sequence[Mapping[str, Any]]) -> Action:
     """Choose the action of a request with --resume."""
     from ..config.run_config import make_config, read_recipe
-    from ..run.checkpoint import load_checkpoint
+    from ..run.checkpoints.checkpoint import load_checkpoint
     from ..run.folder import named_run, newest_run
 
     run = named_run(request.name) if request.name else newest_run()

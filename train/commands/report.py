@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..loop.evaluate import Evaluation
+    from ..loop.figures.evaluate import Evaluation
     from ..results.verdict import Report
     from ..training import Outcome
 
@@ -20,7 +20,7 @@ def report(outcome: Outcome) -> int:
     if outcome.report is not None:
         report_gates(outcome.report)
     if outcome.complete:
-        from ..run.best import read_best
+        from ..run.checkpoints.best import read_best
 
         best = read_best(run.path)
         if best is not None and best.step != outcome.step:

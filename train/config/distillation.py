@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..model.config import ModelConfig
+from ..model.config.model import ModelConfig
 from ..system.section import Section
 
 Divergence = Literal["forward", "reverse", "mix"]

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 from ...contract.errors import UserError
 from ...contract.files import user_path
 from ..data.config import DataConfig, TokenizerConfig
-from ..model.config import ModelConfig
-from ..model.lora_config import LoraConfig
-from ..model.loss_config import LossConfig
+from ..model.config.lora import LoraConfig
+from ..model.config.loss import LossConfig
+from ..model.config.model import ModelConfig
 from ..optim.optimizer_config import OptimizerConfig
 from ..optim.schedule_config import ScheduleConfig
 from ..system.section import Section

@@ -6,17 +6,17 @@ Names are imported when they are first used, so that the config of a run loads w
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .batches import Batch
     from .config import DataConfig, SamplingConfig, SourceConfig, TaskConfig, TokenizerConfig
     from .corpus import Corpus
     from .preparation import prepare
+    from .windows.batches import Batch
 else:
     from ...contract.lazy import lazy_names
 
     __getattr__ = lazy_names(
         __name__,
         {
-            "Batch": "batches",
+            "Batch": "windows.batches",
             "Corpus": "corpus",
             "DataConfig": "config",
             "SamplingConfig": "config",

@@ -11,7 +11,12 @@ from tokenizers import Tokenizer
 from ...contract.errors import UserError
 from .augment.variants import series
 from .augment.word_noise import Noise
-from .batches import (
+from .cache import Entry, Stream
+from .config import SamplingConfig
+from .stages import Stages
+from .tasks import Task
+from .tokenizers.tokenizers import vocabulary_size
+from .windows.batches import (
     Batch,
     DocumentWindows,
     Places,
@@ -21,12 +26,7 @@ from .batches import (
     sequential_rows,
     stack,
 )
-from .cache import Entry, Stream
-from .config import SamplingConfig
-from .order import MovingMixture, mix
-from .stages import Stages
-from .tasks import Task
-from .tokenizers import vocabulary_size
+from .windows.order import MovingMixture, mix
 
 
 class Corpus:

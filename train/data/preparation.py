@@ -9,23 +9,23 @@ from tokenizers import Tokenizer
 
 from ...contract.errors import UserError
 from ...contract.files import write_whole
-from ...contract.stretches import ENCODED_CHARS, LEARNED_CHARS
+from ...contract.text.stretches import ENCODED_CHARS, LEARNED_CHARS
 from ..system.cache_folder import cache_folder, digest_of
 from .augment.augmenter import Augmenter, Plan
 from .augment.rewrite import Rewriter
 from .build import expected_bytes, free_bytes, report_unknown, write_entry
 from .cache import Entry, disk_error, new_entry, open_entry
-from .chat import ChatTemplate
 from .config import DataConfig, TaskConfig, TokenizerConfig
 from .corpus import Corpus
-from .documents import segments
-from .given_tokenizer import GivenTokenizer
-from .parts import Part
-from .round_trip import notes_on_losses
-from .scan import Progress, Scan, scan_sources
-from .sources import Item, Log, Source, resolve_source, resolve_sources
+from .sources.chat import ChatTemplate
+from .sources.documents import segments
+from .sources.parts import Part
+from .sources.scan import Progress, Scan, scan_sources
+from .sources.sources import Item, Log, Source, resolve_source, resolve_sources
 from .tasks import identity_of_tasks, make_tasks
-from .tokenizers import (
+from .tokenizers.given_tokenizer import GivenTokenizer
+from .tokenizers.round_trip import notes_on_losses
+from .tokenizers.tokenizers import (
     Encoder,
     eos_id,
     make_tokenizer,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from .batches import Windows
+from .windows.batches import Windows
 
 
 class Stages:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ...contract.errors import UserError
 from .cache import Entry
 from .config import DataConfig, SamplingConfig, TaskConfig
-from .parts import Part, share_out
+from .sources.parts import Part, share_out
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...contract.errors import UserError
 from ..config.distillation import DistillationConfig
-from ..data.batches import Places
 from ..data.corpus import Corpus
+from ..data.windows.batches import Places
 from .kl import Classes, TopTokens, loss_of, top_classes, whole_classes
 from .stored_outputs import Outputs, StoredOutputs, joined
 from .teacher import SharedIds, Teacher

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...contract.errors import UserError
 from ...contract.messages import EOS
-from ..data.tokenizers import vocabulary_size
+from ..data.tokenizers.tokenizers import vocabulary_size
 from ..model.transformer import Transformer
-from ..run.tensor_file import LazyTensor
+from ..run.checkpoints.tensor_file import LazyTensor
 from ..system.device import autocast
 from .teacher_source import TeacherSource
 

@@ -15,19 +15,19 @@ from ...contract.errors import UserError
 from ...contract.file_names import CONFIG, MANIFEST, PROVENANCE, TOKENIZER
 from ...contract.files import user_path
 from ..config.distillation import TeacherConfig
-from ..data.given_tokenizer import GivenTokenizer
-from ..data.tokenizers import open_tokenizer
+from ..data.tokenizers.given_tokenizer import GivenTokenizer
+from ..data.tokenizers.tokenizers import open_tokenizer
 from ..importing.importer import read_foreign
 from ..importing.run_writer import checkpoint_state
 from ..importing.source import Work
-from ..model.config import ModelConfig
-from ..run.adapted import BASE_DIGEST
-from ..run.checkpoint import Checkpoint, load_checkpoint
-from ..run.checkpoint_names import list_checkpoints, step_of
+from ..model.config.model import ModelConfig
+from ..run.checkpoints.adapted import BASE_DIGEST
+from ..run.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ..run.checkpoints.names import list_checkpoints, step_of
+from ..run.checkpoints.tensor_file import LazyTensor
 from ..run.find import find
 from ..run.folder import RUNS, Run
 from ..run.origin import digest_of_weights, given_tokenizer, read_text
-from ..run.tensor_file import LazyTensor
 from ..system.cache_folder import digest_of
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...contract.errors import UserError
 from ...contract.files import user_path
-from ...contract.text_file import read_text
+from ...contract.text.file import read_text
 from ..run.folder import named_run
 from .errors import ForeignFileError
 from .heldout import own_text

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...contract.file_names import PROVENANCE
 from ...contract.files import user_path
-from ..model.config import ModelConfig
+from ..model.config.model import ModelConfig
 from ..model.hollow import hollow
 from ..model.lora import ADAPTER, parts_of
 from .errors import ForeignFileError, TensorsError, UnsupportedModelError, listed, short

@@ -18,12 +18,12 @@ from ...contract.generation_settings import DEFAULT_TEMPLATE, template_file
 from ..config.run_config import RunConfig
 from ..config.trainer import TrainerConfig
 from ..data.config import TokenizerConfig
-from ..model.config import ModelConfig
+from ..model.config.model import ModelConfig
 from ..model.hollow import hollow
-from ..run.checkpoint import save_checkpoint
+from ..run.checkpoints.checkpoint import save_checkpoint
+from ..run.checkpoints.tensor_file import LazyTensor
 from ..run.counters import Counters
 from ..run.folder import Run
-from ..run.tensor_file import LazyTensor
 from .errors import TensorsError, listed
 from .source import ForeignModel, Work
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...contract.generation_settings import GenerationSettings
-from ..model.config import ModelConfig
-from ..run.tensor_file import LazyTensor
+from ..model.config.model import ModelConfig
+from ..run.checkpoints.tensor_file import LazyTensor
 from .errors import TensorsError, listed
 
 Work = Callable[[str, int, int], None]

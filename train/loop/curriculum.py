@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from ..config.run_config import RunConfig
-from ..model.depth import layer_dropout_rate
-from ..model.loss_config import LossConfig
+from ..model.config.loss import LossConfig
 from ..model.losses import exit_weights_at, training_loss
+from ..model.routing.depth import layer_dropout_rate
 from ..model.transformer import ModelOutput, Transformer
 from ..optim.schedule import drawn_sparsity
 

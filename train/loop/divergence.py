@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...contract.errors import UserError
 from ..optim.optimizer_config import OptimizerConfig
-from ..run.best import read_best
+from ..run.checkpoints.best import read_best
 from ..run.folder import RUNS, Run
 
 if TYPE_CHECKING:

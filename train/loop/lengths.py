@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from ..config.trainer import TrainerConfig
-from ..data.order import Mixture
+from ..data.windows.order import Mixture
 from ..optim.batch_size import batch_size_at
 from ..run.counters import Counters
 

@@ -18,26 +18,26 @@ from ..monitor.monitor import Monitor
 from ..optim.clipping import Clipping
 from ..optim.optimizer import Optimizers
 from ..parallel.world import World
-from ..run.best import Score
+from ..run.checkpoints.best import Score
 from ..run.counters import Counters
 from ..run.folder import Run
 from ..run.metrics import finite
-from ..run.other_ranks import MetricsLog, saver_of
+from ..run.ranks.other_ranks import MetricsLog, saver_of
 from ..system.device import autocast
 from ..system.progress import Progress
 from ..system.randomness import random_json, random_tensors
 from .buffer_snapshot import Buffers
 from .clock import Clock
 from .curriculum import Curriculum
-from .data_digest import digest_with
 from .divergence import all_finite, divergence_error, require_convergence
-from .evaluate import Evaluation
-from .heldout import Heldout
+from .figures.data_digest import digest_with
+from .figures.evaluate import Evaluation
+from .figures.heldout import Heldout
+from .figures.record import StepResult, record_of, scores
+from .figures.task_figures import TaskFigures
 from .learning_progress import LearningProgress
 from .lengths import Lengths
-from .record import StepResult, record_of, scores
 from .spike_guard import Guard
-from .task_figures import TaskFigures
 
 
 class Trainer:

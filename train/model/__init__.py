@@ -6,10 +6,10 @@ Names are imported when they are first used, so that the config of a run loads w
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import ModelConfig
-    from .loss_config import LossConfig
+    from .config.loss import LossConfig
+    from .config.model import ModelConfig
+    from .config.sections import DepthConfig, FFNConfig
     from .losses import cross_entropy, training_loss
-    from .sections import DepthConfig, FFNConfig
     from .transformer import ModelOutput, ThresholdTensors, Transformer
 else:
     from ...contract.lazy import lazy_names
@@ -17,10 +17,10 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "DepthConfig": "sections",
-            "FFNConfig": "sections",
-            "LossConfig": "loss_config",
-            "ModelConfig": "config",
+            "DepthConfig": "config.sections",
+            "FFNConfig": "config.sections",
+            "LossConfig": "config.loss",
+            "ModelConfig": "config.model",
             "ModelOutput": "transformer",
             "ThresholdTensors": "transformer",
             "Transformer": "transformer",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sections import Activation
+from .config.sections import Activation
 
 aten = torch.ops.aten
 

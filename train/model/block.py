@@ -4,15 +4,15 @@ from typing import NamedTuple
 
 from torch import Tensor, nn, where
 
-from .attention import Attended, Attention, Windows
-from .config import ModelConfig
-from .depth import DepthRouter, DepthRoutes
-from .heads import HeadRoutes
+from .attention.attention import Attended, Attention, Windows
+from .attention.heads import HeadRoutes
+from .config.model import ModelConfig
+from .experts.moe import DenseFFN, MoE
 from .mixers.build import build_mixer
-from .moe import DenseFFN, MoE
 from .norm import state_norm
 from .recompute import run_recomputing
-from .router import Routes
+from .routing.depth import DepthRouter, DepthRoutes
+from .routing.router import Routes
 
 
 class Levels(NamedTuple):

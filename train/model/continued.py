@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...contract.errors import UserError
-from .config import ModelConfig
+from .config.model import ModelConfig
 from .transformer import Transformer
 
 FREE = re.compile(

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .config import ModelConfig
+from .config.model import ModelConfig
 from .transformer import Transformer
 
 

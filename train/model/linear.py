@@ -105,7 +105,7 @@ class Linear(nn.Linear):
     """nn.Linear, by default without a bias; its weight may be frozen in another dtype than that of the input."""
 
     onednn = False
-    """Whether oneDNN multiplies; only for float32 on a CPU, see `train/loop/matmul_backend.py`."""
+    """Whether oneDNN multiplies; only for float32 on a CPU, see `train/loop/setup/matmul_backend.py`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__(in_features, out_features, bias)

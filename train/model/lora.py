@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config.lora import LoraConfig
+from .config.model import ModelConfig
+from .experts.moe import MoE
 from .hollow import hollow
 from .linear import Linear
-from .lora_config import LoraConfig
-from .moe import MoE
 from .transformer import Transformer
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..system.collectives import total
 from .block import LayerRouting
-from .exits import ExitRouter, agreement_targets
-from .loss_config import LossConfig
+from .config.loss import LossConfig
+from .routing.exits import ExitRouter, agreement_targets
 from .transformer import ModelOutput, Transformer, router_of
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from .config.model import ModelConfig
 
 
 def state_norm(config: ModelConfig, present: bool = True) -> nn.Module:

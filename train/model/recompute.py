@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from . import blockwise  # noqa: F401  # registers its operator
+from .attention import blockwise  # noqa: F401  # registers its operator
 
 aten = torch.ops.aten
 DECISIONS = {

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from ..system.collectives import drawn_for_all, gathered, total
+from .attention.rope import RotaryTables
 from .block import Block, LayerRouting, Levels
-from .config import ModelConfig
-from .controllers import PIController
-from .depth import dropout_rates
-from .exits import ExitRouter, confidence
+from .config.model import ModelConfig
+from .experts.moe import MoE
 from .linear import Linear
-from .moe import MoE
 from .norm import state_norm
-from .rope import RotaryTables
-from .thresholded_router import Thresholded
+from .routing.controllers import PIController
+from .routing.depth import dropout_rates
+from .routing.exits import ExitRouter, confidence
+from .routing.thresholded_router import Thresholded
 
 
 class ThresholdTensors(NamedTuple):

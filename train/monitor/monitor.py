@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.run_config import RunConfig
-from ..model.loss_config import LossConfig
+from ..model.config.loss import LossConfig
 from ..optim.optimizer import Optimizers
 from ..run.counters import Counters
 from .alarms import Alarm, Alarms

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from ..data.order import mix
+from ..data.windows.order import mix
 from .schedule_config import ScheduleConfig, place_in_cycle
 
 FIRST = 1e-3

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..model.experts import SWIGLU, ExpertForm, run_experts
+from ..model.experts.experts import SWIGLU, ExpertForm, run_experts
 from ..system import collectives
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..loop.evaluate import Evaluation
+from ..loop.figures.evaluate import Evaluation
 from ..loop.trainer import Trainer
 from ..run.metrics import read_metrics
 from .greedy import greedy_answer

@@ -13,8 +13,8 @@ from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
 from ..config.gates import GatesConfig
 from ..loop.divergence import divergence
-from ..run.best import Score, read_best
-from ..run.checkpoint_names import COMPLETE, list_checkpoints
+from ..run.checkpoints.best import Score, read_best
+from ..run.checkpoints.names import COMPLETE, list_checkpoints
 from ..run.differences import flatten
 from ..run.folder import NAME_RULE, RUNS, named_run
 from ..run.metrics import read_metrics

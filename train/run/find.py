@@ -5,7 +5,7 @@ from pathlib import Path
 from ...contract.errors import UserError
 from ...contract.file_names import CONFIG
 from ...contract.files import user_path
-from .best import checkpoint_of
+from .checkpoints.best import checkpoint_of
 from .folder import RUNS, newest_run
 
 

@@ -16,7 +16,7 @@ from ...contract.errors import UserError
 from ...contract.file_names import CONFIG, VERSIONS
 from ...contract.files import cannot_write, write_whole
 from ..config.run_config import NAME, RunConfig
-from .checkpoint_names import list_checkpoints
+from .checkpoints.names import list_checkpoints
 
 RUNS = Path("runs")
 NAME_RULE = re.compile(NAME)

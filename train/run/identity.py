@@ -9,10 +9,11 @@ import torch
 from ...contract.errors import UserError
 from ..data import Corpus
 from ..data.augment.config import AugmentConfig
-from ..model import ModelConfig, native
+from ..model import ModelConfig
+from ..model.experts import native
 from ..parallel.world import World
 from ..system.progress import Progress
-from .checkpoint import Checkpoint
+from .checkpoints.checkpoint import Checkpoint
 from .folder import Run
 
 

@@ -10,12 +10,12 @@ from ...contract.file_names import CHAT_TEMPLATE, GENERATION, PROVENANCE, TOKENI
 from ...contract.generation_settings import GenerationSettings
 from ..config.origin import OriginConfig
 from ..config.run_config import RunConfig, make_config, merge
-from ..data.given_tokenizer import GivenTokenizer
-from ..data.tokenizers import eos_id, parse_tokenizer
-from ..model.config import ModelConfig
+from ..data.tokenizers.given_tokenizer import GivenTokenizer
+from ..data.tokenizers.tokenizers import eos_id, parse_tokenizer
+from ..model.config.model import ModelConfig
 from ..model.continued import contradictions
-from .checkpoint import Checkpoint, load_checkpoint
-from .checkpoint_names import COMPLETE
+from .checkpoints.checkpoint import Checkpoint, load_checkpoint
+from .checkpoints.names import COMPLETE
 from .find import find, find_run
 from .folder import Run
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from ....runtime.format.manifest import Mixer
-from ....train.model.config import ModelConfig
+from ....train.model.config.model import ModelConfig
 from ...graph.builder import Graph
 from ...graph.weights import Weights
 from .gated_delta import gated_delta

@@ -3,7 +3,7 @@
 n rows, D width, H heads, W width of a head, of keys and of values.
 """
 
-from ....train.model.config import ModelConfig
+from ....train.model.config.model import ModelConfig
 from ...graph.builder import Graph
 from ...graph.weights import Weights
 from ..activation import activate

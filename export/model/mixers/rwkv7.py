@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ....train.model.config import ModelConfig
+from ....train.model.config.model import ModelConfig
 from ...graph.builder import Graph
 from ...graph.weights import Weights
 from .convolution import last_inputs, with_past

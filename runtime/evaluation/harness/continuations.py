@@ -13,7 +13,7 @@ from ...dial import Thresholds
 from ...execution.sequence import Sequence
 from ...generation.engine import Engine
 from ...generation.prefixes import shared
-from ...measuring.perplexity import PASS_TOKENS, Logits, log_probabilities, scored_rows
+from ...measuring.quality.perplexity import PASS_TOKENS, Logits, log_probabilities, scored_rows
 
 Ids = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from ....contract.errors import UserError
 from ....contract.file_names import TOKENIZER
 from ...dial import Dial, resolve
 from ...generation.engine import Engine
-from ...generation.params import Params
+from ...generation.sampling.params import Params
 from .continuations import Continuation, ContinuationScorer
 
 if TYPE_CHECKING:

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...execution.batch import Batch
-from ...execution.routes import Routes, at
 from ...execution.sequence import Sequence as Slot
 from ...execution.step import Step, Work
-from ..logprobs import most_probable_first, token_logprob
+from ...execution.usage.routes import Routes, at
 from ..loop import IDLE_PROMPT_TOKENS
 from ..prefixes import ALONE_GRID
 from ..request import Request, Token
-from ..tokenizer import Tokenizer
-from ..visible_text import VisibleText
+from ..sampling.logprobs import most_probable_first, token_logprob
+from ..text.tokenizer import Tokenizer
+from ..text.visible_text import VisibleText
 from .hypothesis import Effort, Found, Hypothesis
 from .scores import length_divisor, log_normaliser
 from .settings import BeamSettings

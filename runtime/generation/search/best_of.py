@@ -9,9 +9,9 @@ import numpy as np
 
 from ....contract.errors import WrongUsageError
 from ..loop import Loop
-from ..params import Params
 from ..request import Request, Token
-from ..sampler import MAX_SEED, check_whole
+from ..sampling.params import Params
+from ..sampling.sampler import MAX_SEED, check_whole
 from .hypothesis import Effort, Found, Hypothesis
 
 Scorer = Callable[[Hypothesis], float]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ...execution.cost import Meter
-from ...execution.routes import Routes, joined
+from ...execution.usage.cost import Meter
+from ...execution.usage.routes import Routes, joined
 from ..request import Request, Token
 
 GATHERED = 64

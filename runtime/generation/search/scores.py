@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..sampler import Scores
+from ..sampling.sampler import Scores
 
 
 def log_normaliser(logits: Scores) -> float:

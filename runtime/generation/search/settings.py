@@ -3,8 +3,8 @@
 from dataclasses import MISSING, dataclass, fields
 
 from ....contract.errors import WrongUsageError
-from ..params import Params
-from ..sampler import Sampling, check_number, check_whole
+from ..sampling.params import Params
+from ..sampling.sampler import Sampling, check_number, check_whole
 
 MAX_LENGTH_PENALTY = 10.0
 

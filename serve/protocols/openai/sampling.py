@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from ....runtime.generation.stop import checked_stops
+from ....runtime.generation.text.stop import checked_stops
 from ..body import Body, NoTools
 from ..ours.compute import ComputeFields
 from .format import ResponseFormat

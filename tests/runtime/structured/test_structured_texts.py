@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.tiny_graph import CONTEXT
 
 from adaptive_lm.runtime import Engine, Loop, Params, UserError
-from adaptive_lm.runtime.generation.logprobs import token_logprob
+from adaptive_lm.runtime.generation.sampling.logprobs import token_logprob
 from adaptive_lm.runtime.structured.compiler import CompiledGrammar, Compiler
 from adaptive_lm.runtime.structured.constraint import Constraint
 

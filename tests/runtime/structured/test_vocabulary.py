@@ -7,7 +7,7 @@ import pytest
 from support.tokenizer_families import END, FAMILIES, family
 
 from adaptive_lm.runtime import UserError
-from adaptive_lm.runtime.generation.tokenizer import Tokenizer
+from adaptive_lm.runtime.generation.text.tokenizer import Tokenizer
 from adaptive_lm.runtime.structured.compiler import Compiler
 from adaptive_lm.runtime.structured.constraint import Constraint
 from adaptive_lm.runtime.structured.vocabulary import Vocabulary

@@ -4,8 +4,8 @@ import pytest
 from support.tiny_graph import CONTEXT, manifest_content
 
 from adaptive_lm.runtime import UserError
-from adaptive_lm.runtime.execution.kv_cache import cache_bytes
-from adaptive_lm.runtime.execution.memory import states_of_slot
+from adaptive_lm.runtime.execution.memory.budget import states_of_slot
+from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
 from adaptive_lm.runtime.format.manifest import Model
 from adaptive_lm.serve.scheduler.memory import Room, fit, share_of_memory
 

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime import Engine, Params, UserError, load
-from adaptive_lm.runtime.execution.kv_cache import cache_bytes
+from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
 from adaptive_lm.serve.errors import (
     BadRequestError,
     DeadlineError,

@@ -11,9 +11,9 @@ from adaptive_lm.train.data import SourceConfig
 from adaptive_lm.train.data.augment.config import AugmentConfig
 from adaptive_lm.train.data.augment.variants import VariantWindows, series
 from adaptive_lm.train.data.augment.word_noise import Noise, Words
-from adaptive_lm.train.data.batches import Row, StreamWindows
 from adaptive_lm.train.data.cache import Stream
-from adaptive_lm.train.data.tokenizers import byte_tokenizer, eos_id
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer, eos_id
+from adaptive_lm.train.data.windows.batches import Row, StreamWindows
 
 SETTINGS = {
     "dropout": {"word_dropout": 0.3},

@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from adaptive_lm.train.data.batches import DocumentWindows, StreamWindows, document_rows, sequential_rows
 from adaptive_lm.train.data.cache import Stream
+from adaptive_lm.train.data.windows.batches import DocumentWindows, StreamWindows, document_rows, sequential_rows
 
 EOS = 0
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.data import build, scan
+from adaptive_lm.train.data import build
 from adaptive_lm.train.data import cache as module
+from adaptive_lm.train.data.sources import scan
 from adaptive_lm.train.system.cache_folder import cache_folder
 
 TEXT = "".join(f"line number {n} of the text\n" for n in range(500))

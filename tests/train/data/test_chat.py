@@ -4,7 +4,7 @@ import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.messages import EOS
-from adaptive_lm.train.data.chat import ChatTemplate
+from adaptive_lm.train.data.sources.chat import ChatTemplate
 
 TALK = [
     {"role": "system", "content": "Be brief."},

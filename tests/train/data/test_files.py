@@ -13,7 +13,7 @@ from support.texts import decoded, held_out_targets, lines, train_text
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import DataConfig, TokenizerConfig, prepare
-from adaptive_lm.train.data.sources import resolve_source
+from adaptive_lm.train.data.sources.sources import resolve_source
 
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
@@ -109,7 +109,7 @@ def test_a_pipe_is_refused_with_what_to_do(tmp_path):
 
 def test_standard_input_from_a_pipe_is_refused_and_from_a_file_is_read(write):
     code = (
-        "from adaptive_lm.train.data.sources import resolve_source\n"
+        "from adaptive_lm.train.data.sources.sources import resolve_source\n"
         "try: print(resolve_source('/dev/stdin', None, print).items[0].kind)\n"
         "except ValueError as error: print(error)"
     )

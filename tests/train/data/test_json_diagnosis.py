@@ -11,7 +11,7 @@ import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data.records import document_of, read_records
-from adaptive_lm.train.data.sources import resolve_source
+from adaptive_lm.train.data.sources.sources import resolve_source
 
 RECORDS = [json.dumps({"text": f"the quick brown fox {n}"}) for n in range(4)]
 TEXTS = [f"the quick brown fox {n}" for n in range(4)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adaptive_lm.train.data.order import Mixture, mix, permuted, shuffled
+from adaptive_lm.train.data.windows.order import Mixture, mix, permuted, shuffled
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 17, 100, 1000])

@@ -10,9 +10,10 @@ import pytest
 from support.texts import train_text
 
 from adaptive_lm.contract.errors import UserError
-from adaptive_lm.train.data import SourceConfig, scan
+from adaptive_lm.train.data import SourceConfig
 from adaptive_lm.train.data.records import document_of, read_records
-from adaptive_lm.train.data.sources import resolve_source
+from adaptive_lm.train.data.sources import scan
+from adaptive_lm.train.data.sources.sources import resolve_source
 
 TEXTS = ['one, "quoted"\nline', "zwei 👩‍👩‍👧", "three"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.data import DataConfig, SourceConfig
-from adaptive_lm.train.data.sources import parse_source, resolve_source, resolve_sources
+from adaptive_lm.train.data.sources.sources import parse_source, resolve_source, resolve_sources
 
 
 def names(spec, log=lambda text: None):

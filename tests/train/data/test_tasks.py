@@ -10,10 +10,10 @@ from support.texts import PAIRS, decoded, jsonl
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.messages import EOS
-from adaptive_lm.runtime.generation.tokenizer import Tokenizer
+from adaptive_lm.runtime.generation.text.tokenizer import Tokenizer
 from adaptive_lm.train.config.run_config import make_config, parse_setting
 from adaptive_lm.train.data import Corpus, DataConfig, TokenizerConfig, prepare
-from adaptive_lm.train.data.order import MovingMixture
+from adaptive_lm.train.data.windows.order import MovingMixture
 
 CODE = "<|code|>"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptive_lm.contract import text_compression
-from adaptive_lm.train.data import text as module
-from adaptive_lm.train.data.text import line_boundary, rechunk, text_chunks, word_boundary
+from adaptive_lm.contract.text import compression as text_compression
+from adaptive_lm.train.data.sources import text as module
+from adaptive_lm.train.data.sources.text import line_boundary, rechunk, text_chunks, word_boundary
 
 MIXED = "Zeile eins\r\nзима 冬 👩‍👩‍👧 é\n\n  indented\n" * 300
 

@@ -12,10 +12,17 @@ from tokenizers.decoders import DecodeStream
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.messages import EOS
-from adaptive_lm.contract.stretches import ENCODED_CHARS, cut_stretches
+from adaptive_lm.contract.text.stretches import ENCODED_CHARS, cut_stretches
 from adaptive_lm.train.data import TokenizerConfig
-from adaptive_lm.train.data.text import rechunk
-from adaptive_lm.train.data.tokenizers import UNKNOWN, Encoder, eos_id, make_tokenizer, unknown_id, vocabulary_size
+from adaptive_lm.train.data.sources.text import rechunk
+from adaptive_lm.train.data.tokenizers.tokenizers import (
+    UNKNOWN,
+    Encoder,
+    eos_id,
+    make_tokenizer,
+    unknown_id,
+    vocabulary_size,
+)
 
 ENGLISH = "The quick brown fox isn't as quick as it's said; the fox, it is said, was 12.5 years old.\n" * 20
 HARD = [
@@ -114,7 +121,7 @@ def test_tokens_do_not_depend_on_where_the_text_was_cut_into_pieces(kind, monkey
         rng.choice(["word ", "x1", "\n", "\n\n", "  ", ". ", "'s", "\t", "é", "冬", " - "]) for _ in range(5000)
     )
     tokenizer = trained(kind, text)
-    monkeypatch.setattr("adaptive_lm.train.data.text.PIECE_CHARS", 50)
+    monkeypatch.setattr("adaptive_lm.train.data.sources.text.PIECE_CHARS", 50)
     pieces = list(rechunk(iter([text])))
     assert len(pieces) > 100
     apart = np.concatenate(Encoder(tokenizer.to_str(), kind).encode_batch(pieces))

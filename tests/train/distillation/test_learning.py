@@ -28,7 +28,7 @@ from adaptive_lm.train.distillation.teacher import Teacher, shared_ids
 from adaptive_lm.train.distillation.teacher_source import read_teacher
 from adaptive_lm.train.results.summary import summary
 from adaptive_lm.train.results.tables import cells
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run, named_run
 from adaptive_lm.train.run.metrics import read_metrics
 from adaptive_lm.train.system.progress import Progress
@@ -248,7 +248,7 @@ def test_a_model_of_another_program_teaches_with_its_tokenizer(
 
 def test_the_end_of_text_of_the_teacher_takes_the_place_of_ours(foreign: Path) -> None:
     from adaptive_lm.train.config.distillation import TeacherConfig
-    from adaptive_lm.train.data.tokenizers import load_tokenizer
+    from adaptive_lm.train.data.tokenizers.tokenizers import load_tokenizer
 
     source = read_teacher(TeacherConfig(model=str(foreign)))
     tokenizer = load_tokenizer(foreign / "tokenizer.json")  # which adds <|endoftext|>

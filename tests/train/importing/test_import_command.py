@@ -11,13 +11,13 @@ from click.testing import CliRunner, Result
 from support.foreign import LENGTH, random_ids, write_folder
 
 from adaptive_lm.contract.generation_settings import GenerationSettings
-from adaptive_lm.contract.text_file import read_text
+from adaptive_lm.contract.text.file import read_text
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.importing.heldout import SECONDS, own_text
 from adaptive_lm.train.importing.importer import read_foreign
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.run.checkpoint import load_checkpoint
-from adaptive_lm.train.run.tensor_file import LazyTensor, write_tensors
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.tensor_file import LazyTensor, write_tensors
 
 pytest.importorskip("transformers")
 

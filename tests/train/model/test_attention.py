@@ -11,7 +11,7 @@ from reference import FP32_TOLERANCE
 from support.models import tiny_ids, tiny_model
 from torch import Tensor
 
-from adaptive_lm.train.model.attention import attend, seen_by
+from adaptive_lm.train.model.attention.attention import attend, seen_by
 
 B, T, W = 2, 9, 8
 

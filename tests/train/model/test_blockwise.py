@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from support.counting import Counted
 from torch import Tensor
 
-from adaptive_lm.train.model import attention, blockwise
-from adaptive_lm.train.model.attention import attend, mask_bias, seen_by
-from adaptive_lm.train.model.blockwise import attend_blockwise
+from adaptive_lm.train.model.attention import attention, blockwise
+from adaptive_lm.train.model.attention.attention import attend, mask_bias, seen_by
+from adaptive_lm.train.model.attention.blockwise import attend_blockwise
 
 B, W = 3, 8
 

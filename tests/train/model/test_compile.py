@@ -9,7 +9,8 @@ from support.compiler import needs_compiler
 from support.counting import Counted
 from support.models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
 
-from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, attention, training_loss
+from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, training_loss
+from adaptive_lm.train.model.attention import attention
 from adaptive_lm.train.model.block import Block
 from adaptive_lm.train.model.linear import Linear, has_onednn
 

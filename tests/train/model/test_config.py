@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from support.models import CONFIGS, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer
-from adaptive_lm.train.model.threshold_config import Controlled
+from adaptive_lm.train.model.config.thresholds import Controlled
 
 YARN = {"kind": "yarn", "factor": 2, "original_context": 16}
 LLAMA3 = {**YARN, "kind": "llama3"}

@@ -11,7 +11,7 @@ import torch
 from support.models import COVER, B, T, tiny_ids, tiny_model
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.controllers import GRID_POINTS, PIController, QuantileController, quantiles
+from adaptive_lm.train.model.routing.controllers import GRID_POINTS, PIController, QuantileController, quantiles
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 32, 33, 34, 1000])

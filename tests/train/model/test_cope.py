@@ -13,7 +13,7 @@ from support.models import CONFIGS, decisions, even_thresholds, tiny_ids, tiny_m
 from torch import Tensor
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.cope import contextual_bias, contextual_bias_plainly
+from adaptive_lm.train.model.attention.cope import contextual_bias, contextual_bias_plainly
 
 B, H, T, W, P = 2, 3, 11, 8, 6
 
@@ -113,7 +113,7 @@ def test_contextual_positions_stay_float32_under_bf16_autocast() -> None:
         return biases[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adaptive_lm.train.model.attention.contextual_bias", spy)
+        patch.setattr("adaptive_lm.train.model.attention.attention.contextual_bias", spy)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             model(tiny_ids())
     assert {bias.dtype for bias in biases} == {torch.float32}

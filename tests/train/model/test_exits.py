@@ -22,9 +22,9 @@ from support.models import (
 )
 
 from adaptive_lm.train.model import DepthConfig, LossConfig, Transformer, cross_entropy, training_loss
-from adaptive_lm.train.model.depth import dropout_rates, layer_dropout_rate
-from adaptive_lm.train.model.exits import ExitRouter, agreement_targets, confidence
 from adaptive_lm.train.model.losses import exit_losses, exit_weights_at
+from adaptive_lm.train.model.routing.depth import dropout_rates, layer_dropout_rate
+from adaptive_lm.train.model.routing.exits import ExitRouter, agreement_targets, confidence
 
 ALL = torch.ones(B, T, dtype=torch.bool)
 LAYERS = (1, 3, 5)

@@ -8,7 +8,8 @@ from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, ModelConfig
-from adaptive_lm.train.model.experts import (
+from adaptive_lm.train.model.config.sections import Activation
+from adaptive_lm.train.model.experts.experts import (
     ROW_MULTIPLE,
     SWIGLU,
     ExpertForm,
@@ -17,9 +18,8 @@ from adaptive_lm.train.model.experts import (
     run_experts,
     run_experts_plainly,
 )
+from adaptive_lm.train.model.experts.moe import MoE
 from adaptive_lm.train.model.linear import has_onednn
-from adaptive_lm.train.model.moe import MoE
-from adaptive_lm.train.model.sections import Activation
 
 N, D, E, F = 23, 8, EXPERTS, 6
 BF16_TOLERANCE = 2e-2
@@ -48,7 +48,7 @@ def with_gradients(run: Callable[..., Tensor], selected: Tensor, tensors: list[T
 def test_only_the_chosen_pairs_give_what_all_pairs_give(
     chosen: str, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_lm.train.model.experts.row_multiple", lambda *_: multiple)
+    monkeypatch.setattr("adaptive_lm.train.model.experts.experts.row_multiple", lambda *_: multiple)
     selected = routed(chosen)
     fast = with_gradients(run_experts, selected, arguments())
     plain = with_gradients(run_experts_plainly, selected, arguments())

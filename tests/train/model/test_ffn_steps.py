@@ -5,7 +5,7 @@ import torch
 from support.models import CONFIGS, B, T, tiny_ids
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.loss_config import LossConfig
+from adaptive_lm.train.model.config.loss import LossConfig
 from adaptive_lm.train.model.losses import training_loss
 from adaptive_lm.train.optim.optimizer import Optimizers, split_parameters
 from adaptive_lm.train.optim.optimizer_config import OptimizerConfig

@@ -12,7 +12,7 @@ import torch
 from support.models import variant
 from torch import Tensor, nn
 
-from adaptive_lm.train.model.moe import MoE
+from adaptive_lm.train.model.experts.moe import MoE
 
 pytest.importorskip("transformers")
 D, E, F, SHARED, TOKENS = 32, 12, 24, 40, 50

@@ -20,7 +20,7 @@ from support.models import (
 )
 from torch import Tensor
 
-from adaptive_lm.train.model.heads import HeadRouter
+from adaptive_lm.train.model.attention.heads import HeadRouter
 
 N, D, H = 64, 32, 6
 

@@ -10,7 +10,7 @@ from support.routers import KINDS, LEAST, MOST, WANTED, router_of, stream, used
 
 from adaptive_lm.train.model import LossConfig, training_loss
 from adaptive_lm.train.model.losses import threshold_loss
-from adaptive_lm.train.model.thresholded_router import keep_gradient, shifted
+from adaptive_lm.train.model.routing.thresholded_router import keep_gradient, shifted
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from support.models import V, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import LossConfig, training_loss
-from adaptive_lm.train.model import experts as experts_module
 from adaptive_lm.train.model import linear as linear_module
+from adaptive_lm.train.model.experts import experts as experts_module
 from adaptive_lm.train.model.linear import Linear, has_onednn, linear, onednn_mm
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")

@@ -8,10 +8,9 @@ from support.models import CONFIGS, B, T, V, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, cross_entropy, training_loss
-from adaptive_lm.train.model.attention import Windows
+from adaptive_lm.train.model.attention.attention import Windows
+from adaptive_lm.train.model.attention.heads import HeadRoutes
 from adaptive_lm.train.model.block import LayerRouting
-from adaptive_lm.train.model.depth import DepthRoutes
-from adaptive_lm.train.model.heads import HeadRoutes
 from adaptive_lm.train.model.losses import (
     depth_z_loss,
     head_balancing_loss,
@@ -20,7 +19,8 @@ from adaptive_lm.train.model.losses import (
     router_z_loss,
     window_loss,
 )
-from adaptive_lm.train.model.router import Router
+from adaptive_lm.train.model.routing.depth import DepthRoutes
+from adaptive_lm.train.model.routing.router import Router
 
 N, E, D = 60, 4, 16
 ALL = torch.ones(N, dtype=torch.bool)

@@ -9,8 +9,8 @@ import torch
 from support.pairs import CHOICES, EXPERTS, routed
 from torch import Tensor
 
-from adaptive_lm.train.model import native
-from adaptive_lm.train.model.experts import SWIGLU, run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts import native
+from adaptive_lm.train.model.experts.experts import SWIGLU, run_experts, run_experts_plainly
 from adaptive_lm.train.run.identity import compare_identity
 
 E = EXPERTS

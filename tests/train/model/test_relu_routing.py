@@ -9,8 +9,8 @@ from support.models import busy_thresholds, decisions, even_thresholds, judge, t
 from support.routers import E, N, router_of, stream
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, Transformer, training_loss
-from adaptive_lm.train.model.controllers import L1Controller
 from adaptive_lm.train.model.losses import router_l1_loss
+from adaptive_lm.train.model.routing.controllers import L1Controller
 
 ALL = torch.ones(N, dtype=torch.bool)
 RELU = {"routing": "relu"}

@@ -9,8 +9,8 @@ from support.models import variant
 from torch import Tensor
 
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.rope import attention_factor, rotary_tables, rotate, scaled
-from adaptive_lm.train.model.rope_config import RopeConfig
+from adaptive_lm.train.model.attention.rope import attention_factor, rotary_tables, rotate, scaled
+from adaptive_lm.train.model.config.rope import RopeConfig
 
 ORIGINAL, HEAD = 64, 32
 SHORT, LONG = [1.0 + 0.05 * i for i in range(HEAD // 2)], [1.0 + 0.7 * i for i in range(HEAD // 2)]

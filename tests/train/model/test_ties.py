@@ -7,7 +7,7 @@ import torch
 from support.models import even_thresholds, judge, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import FFNConfig, ModelConfig, Transformer
-from adaptive_lm.train.model.router import Router
+from adaptive_lm.train.model.routing.router import Router
 
 TIED = variant(vocab_size=32, depth={"layers_share": 0.5, "exit_layers": (0, 2)})
 

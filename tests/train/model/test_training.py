@@ -9,7 +9,8 @@ from support.counting import Counted
 from support.models import CONFIGS, COVER, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
 
-from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, attention, training_loss
+from adaptive_lm.train.model import LossConfig, ModelOutput, Transformer, training_loss
+from adaptive_lm.train.model.attention import attention
 
 BEHIND_ZERO = tuple(f"mixer.{name}" for name in ("mu_w", "mu_a", "mu_g", "w2.weight", "a2.weight"))
 """Weights of `rwkv7` beside a low-rank matrix that starts at 0, as its authors do: they learn from the second step."""

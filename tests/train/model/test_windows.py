@@ -14,11 +14,11 @@ from support.models import B, T, V, even_thresholds, tiny_ids, tiny_model, varia
 from torch import Tensor
 
 from adaptive_lm.train.model import ModelConfig, Transformer
-from adaptive_lm.train.model.attention import Attention
-from adaptive_lm.train.model.rope import RotaryTables, rotate
-from adaptive_lm.train.model.rope_config import RopeConfig
-from adaptive_lm.train.model.sections import AttentionConfig
-from adaptive_lm.train.model.window import WindowController, window_by_length, window_levels
+from adaptive_lm.train.model.attention.attention import Attention
+from adaptive_lm.train.model.attention.rope import RotaryTables, rotate
+from adaptive_lm.train.model.attention.window import WindowController, window_by_length, window_levels
+from adaptive_lm.train.model.config.rope import RopeConfig
+from adaptive_lm.train.model.config.sections import AttentionConfig
 
 ALL_HEADS = torch.tensor(1.0)
 FELT = 1e-3

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, Transformer, training_loss
 from adaptive_lm.train.model.block import LayerRouting
+from adaptive_lm.train.model.experts.moe import MoE
 from adaptive_lm.train.model.losses import load_balancing_loss
-from adaptive_lm.train.model.moe import MoE
 
 ALL = torch.ones(N, dtype=torch.bool)
 ONE = torch.tensor(1e-6)  # only the first rank

@@ -21,7 +21,7 @@ from torch import Tensor
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.model.linear import has_onednn
-from adaptive_lm.train.run.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run
 from adaptive_lm.train.run.metrics import read_metrics
 

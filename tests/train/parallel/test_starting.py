@@ -17,8 +17,8 @@ import yaml
 from support import ranks
 
 from adaptive_lm.train.parallel.launch import without_option
-from adaptive_lm.train.run.checkpoint import load_checkpoint
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints
+from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints
 from adaptive_lm.train.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[3]

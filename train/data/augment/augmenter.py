@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 
 from ....contract.errors import UserError
 from ..cache import Stream
-from ..order import mix
-from ..sources import Log
-from ..tokenizers import Encoder, unknown_id
+from ..sources.sources import Log
+from ..tokenizers.tokenizers import Encoder, unknown_id
+from ..windows.order import mix
 from .codelike import named_as_code
 from .config import AugmentConfig
 from .rewrite import SLOT, Rewriter, read_templates

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from ....contract.text_compression import without_compression
-from ..files import EXTENSIONS
+from ....contract.text.compression import without_compression
+from ..sources.files import EXTENSIONS
 
 ENDINGS = frozenset(
     ".py .pyi .ipynb .js .mjs .ts .tsx .jsx .c .h .cc .cpp .hpp .cu .cs .java .kt .go .rs .rb .php .pl .sh .bash .sql "  # noqa: SIM905 - as people read them

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ....contract.errors import UserError
 from ....contract.files import user_path
 from ....contract.messages import Message
-from ..order import mix
+from ..windows.order import mix
 from .codelike import looks_like_code, named_as_code, paragraphs
 from .config import BUILTIN, AugmentConfig
 from .synonyms import Synonyms, read_setting, read_values

@@ -13,9 +13,9 @@ from typing import Any
 
 from ....contract.errors import UserError
 from ....contract.files import user_path
-from ....contract.text_file import read_text
+from ....contract.text.file import read_text
 from ...system.yaml_values import load_yaml
-from ..order import uniform
+from ..windows.order import uniform
 from .config import WORDNET
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")

@@ -3,9 +3,9 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from ..batches import DocumentWindows, Row, StreamWindows, Windows
 from ..cache import Stream
-from ..order import mix
+from ..windows.batches import DocumentWindows, Row, StreamWindows, Windows
+from ..windows.order import mix
 from .word_noise import Noise, NoisyWindows
 
 NOISE = 11

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..batches import Row, Windows
 from ..cache import Stream
-from ..order import mix, uniform
-from ..tokenizers import vocabulary_size
+from ..tokenizers.tokenizers import vocabulary_size
+from ..windows.batches import Row, Windows
+from ..windows.order import mix, uniform
 from .codelike import looks_like_code
 from .config import AugmentConfig
 

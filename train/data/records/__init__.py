@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..builtin import builtin_records
-from ..sources import Item
+from ..sources.sources import Item
 from .csv_records import csv_records
 from .document import document_of
 from .fields import Located

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from ....contract.errors import UserError
-from ....contract.text_diagnosis import output_name, shell_command
+from ....contract.text.diagnosis import output_name, shell_command
 from .fields import TEXT_FIELDS, Located, repeated_names, used_fields
 from .lines import numbered_lines
 

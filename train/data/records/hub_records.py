@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ....contract.errors import UserError
-from ..sources import hf_name
+from ..sources.sources import hf_name
 from .fields import Located, used_fields
 
 

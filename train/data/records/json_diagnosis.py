@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 
 from ....contract.errors import UserError
-from ....contract.text_compression import without_compression
-from ....contract.text_diagnosis import output_name, shell_command
+from ....contract.text.compression import without_compression
+from ....contract.text.diagnosis import output_name, shell_command
 from .csv_records import carriage_returns
 
 _TOKENS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ....contract.errors import UserError
-from ....contract.text_file import text_pieces
+from ....contract.text.file import text_pieces
 from .fields import Located, record_of, refuse_repeated
 from .json_diagnosis import broken_line, broken_list, jq_command, renamed
 from .lines import numbered_lines

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ....contract.text_file import text_pieces
+from ....contract.text.file import text_pieces
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

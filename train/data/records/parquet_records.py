@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ....contract.errors import UserError
-from ....contract.text_compression import refuse_pointer
+from ....contract.text.compression import refuse_pointer
 from .fields import Located, RepeatedFields, record_of, repeated_names, used_fields
 
 BATCH_ROWS = 1024

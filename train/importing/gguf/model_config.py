@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ...model.config import ModelConfig
-from ...model.rope_config import RopeConfig
+from ...model.config.model import ModelConfig
+from ...model.config.rope import RopeConfig
 from ..errors import ForeignFileError, UnsupportedModelError
 from ..source import Claims
 from .architectures import Architecture

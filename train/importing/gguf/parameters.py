@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ...model.config import ModelConfig
-from ...run.tensor_file import LazyTensor
+from ...model.config.model import ModelConfig
+from ...run.checkpoints.tensor_file import LazyTensor
 from ..source import Claims, concatenate, reshape, rows, scaled, stack, transpose
 from .model_config import Factors
 

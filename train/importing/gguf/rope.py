@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ...model.rope_config import RopeConfig, RopeScaling
+from ...model.config.rope import RopeConfig, RopeScaling
 from ..errors import UnsupportedModelError
 from ..source import Claims
 from .metadata import Metadata

@@ -6,7 +6,7 @@ D width, H query heads, K key/value heads, W width of a head, F hidden width, E 
 import math
 from typing import Any
 
-from ...run.tensor_file import LazyTensor
+from ...run.checkpoints.tensor_file import LazyTensor
 from ..errors import UnsupportedModelError
 from ..source import Claims, concatenate, plus_one, rows, scaled, stack, transpose
 from .families import Bias, Experts, Family

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from ...model.config import ModelConfig
-from ...run.tensor_file import LazyTensor
+from ...model.config.model import ModelConfig
+from ...run.checkpoints.tensor_file import LazyTensor
 from ..digests import digests
 from ..errors import ForeignFileError, UnsupportedModelError, listed, short
 from ..source import Claims, ForeignModel, Provenance, Work

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...run.tensor_file import LazyTensor
+from ...run.checkpoints.tensor_file import LazyTensor
 from ..source import Claims, rows, transpose
 from .decoder import ACTIVATIONS
 from .rope import rope_of

@@ -1,6 +1,6 @@
 """The table of mixers."""
 
-from ..config import ModelConfig
+from ..config.model import ModelConfig
 from .gated_delta import GatedDelta
 from .mamba2 import Mamba2
 from .mixer import Mixer

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config.model import ModelConfig
 from .compaction import compact, in_place
 from .kernels import run_kernel, serve
 from .recurrence import chunked, recurrent

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..attention.rope import rotate
+from ..config.model import ModelConfig
 from ..linear import Linear
-from ..rope import rotate
 from .mixer import Mixer, exact, wide
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
+    from ..config.model import ModelConfig
 
 
 def fit_mixers(config: "ModelConfig") -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config.model import ModelConfig
 from ..linear import Linear
 from ..norm import LayerNorm
 from .delta_rule import LONGEST_CHUNK, chunked_delta

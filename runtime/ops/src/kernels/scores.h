@@ -89,7 +89,7 @@ ALWAYS_INLINE void cap_scores(float* scores, int64_t n, float c) {
 
 // Add q . e[p_j] to the scores of the n places from `first` on; p_j = min(sum of the gates from j to the last, P - 1),
 // a gate is sigmoid(score) where the cell counts. Sums are in float64, from the last place on; between two whole
-// positions `logits` (P) = q . e are interpolated. Mirrors export/model/cope.py.
+// positions `logits` (P) = q . e are interpolated. Mirrors export/model/attention/cope.py.
 ALWAYS_INLINE void add_positions(const AttendTask& task, float* scores, int64_t first, int64_t n, const float* logits) {
   const int64_t capacity = task.cache->capacity;
   const float most = static_cast<float>(task.num_positions - 1);

@@ -1,7 +1,7 @@
 // Attention of one layer, from its norms to its residual, with the cache that it writes.
 //
 // N tokens, M of them run the layer, S slots, D width, H query heads, K key/value heads, W width of a head, P
-// contextual positions. Mirrors `export/model/attention.py`, `cope.py` and `window.py`.
+// contextual positions. Mirrors `export/model/attention/attention.py`, `cope.py` and `window.py`.
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 // The choice of the layers that a token runs.
 //
-// B batch, N = B*T tokens, D width, L layers. Mirrors `export/model/depth.py`.
+// B batch, N = B*T tokens, D width, L layers. Mirrors `export/model/routing/depth.py`.
 // Attributes: layer, the row of depth_threshold; eps, added to the mean square; reach, the most that a token moves its
 // threshold, in logits.
 

@@ -1,7 +1,7 @@
 // Early exits: which tokens leave after a layer, because the model is sure enough of their next token.
 //
 // B batch, N = B*T tokens, D width, V vocabulary, L layers. Mirrors `_exits` in `export/model/transformer.py` and
-// `export/model/exits.py`. Only tokens that are here, and whose threshold is below 1, compute a confidence.
+// `export/model/routing/exits.py`. Only tokens that are here, and whose threshold is below 1, compute a confidence.
 // Attributes: layer, the row of exit_threshold and what a leaving token reports; eps, added to the mean square or
 // the variance; criterion; softcap, vocab V and precision, of the head as in Logits.
 

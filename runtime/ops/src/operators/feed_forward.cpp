@@ -7,7 +7,7 @@
 //
 // N = B*T tokens, n of them run, D width, E experts, Z zero-computation experts, of which K constants, F hidden, L
 // layers, R chosen pairs of expert and token, H = 2F where FFNs are gated (gate first), else F. Mirrors
-// `export/model/moe.py`, `router.py`, `experts.py` and `zero_experts.py`.
+// `export/model/experts/moe.py`, `router.py`, `experts.py` and `zero_experts.py`.
 //
 // Attributes: layer, the row of router_top_p; eps, added to the mean square or the variance; parallel; num_experts E;
 // zeros, copies and constants, the zero-computation experts of each kind, which the router counts after the others;

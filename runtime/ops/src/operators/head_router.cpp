@@ -1,7 +1,7 @@
 // The choice of query heads, and the factors of their outputs.
 //
 // B batch, N = B*T tokens, D width, H query heads, S of them shared, R = H - S routed, L layers. Mirrors
-// `head_router` in `export/model/heads.py`.
+// `head_router` in `export/model/attention/heads.py`.
 
 #include <cmath>
 

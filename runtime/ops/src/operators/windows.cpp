@@ -1,7 +1,7 @@
 // The window of each token: the number of tokens that it looks back at, itself included.
 //
 // B batch, N = B*T tokens, S slots, D width, L layers. Mirrors `learned_windows` and `Tables` in
-// `export/model/window.py`.
+// `export/model/attention/window.py`.
 
 #include <cmath>
 

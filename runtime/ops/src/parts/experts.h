@@ -1,4 +1,4 @@
-// The experts, each on the tokens that chose it. Mirrors `export/model/experts.py`.
+// The experts, each on the tokens that chose it. Mirrors `export/model/experts/experts.py`.
 //
 // N tokens, n of them run, D width, E experts, F hidden, R pairs of expert and token.
 #pragma once

@@ -1,6 +1,6 @@
 // Routing decisions: thresholds that a token moves, and the ranking of units (experts or heads) by probability.
 //
-// Mirrors `export/model/thresholded_router.py` and the choice in `export/model/router.py`. R units to choose from.
+// Mirrors `export/model/routing/thresholded_router.py` and the choice in `export/model/routing/router.py`. R units to choose from.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // The choice of the next token: penalties, shifts, a mask, temperature, top-k, top-p and min-p, in a few passes over the
 // logits.
 //
-// `Sampling` (runtime/generation/sampler.py) says what the settings mean. runtime/generation/draw.py computes the same
+// `Sampling` (runtime/generation/sampling/sampler.py) says what the settings mean. runtime/generation/sampling/draw.py computes the same
 // numbers in the same order with numpy, and a test compares the tokens: who changes one changes both. All is float32,
 // multiplied and added without fusing; only sums over columns or rows are float64.
 //

@@ -1,0 +1,1 @@
+"""The nodes of attention: positions, windows and the choice of heads."""

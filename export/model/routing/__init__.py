@@ -1,0 +1,1 @@
+"""The nodes of the routers: experts, depth and exits."""

@@ -1,0 +1,1 @@
+"""What a token used: its experts, heads and layers, and their cost."""

@@ -1,0 +1,1 @@
+"""The choice of the next token: settings, penalties, masks, filters and the draw."""

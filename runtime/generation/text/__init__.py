@@ -1,0 +1,1 @@
+"""Text and tokens: the tokenizer, the stream of whole characters, and stop strings."""

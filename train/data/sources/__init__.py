@@ -1,0 +1,1 @@
+"""From a path to documents: files are found, scanned and cut into segments."""

@@ -1,0 +1,1 @@
+"""Attention: which positions a token reads, with how many heads, and how positions enter."""

@@ -1,0 +1,1 @@
+"""The `model:`, `lora:` and `losses:` sections of a run's config, and the rules between them."""

@@ -1,0 +1,1 @@
+"""The feed-forward part: experts, their dispatch, and the compiled kernel for a CPU."""
