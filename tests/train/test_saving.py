@@ -44,7 +44,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_checkpoint_before_intact(
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
-from adaptive_lm.train.run.checkpoint import save_checkpoint
+from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.contract.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -101,8 +101,8 @@ import itertools, os, random, signal, sys, time
 from pathlib import Path
 
 import torch
-from adaptive_lm.train.run.checkpoint import clean, load_checkpoint, prune, save_checkpoint
-from adaptive_lm.train.run.checkpoint_names import list_checkpoints
+from adaptive_lm.train.run.checkpoints.checkpoint import clean, load_checkpoint, prune, save_checkpoint
+from adaptive_lm.train.run.checkpoints.names import list_checkpoints
 from adaptive_lm.train.config.run_config import RunConfig
 
 torch.set_num_threads(1)  # children are forked to spare them the import of torch, and threads do not survive that
