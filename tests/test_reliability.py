@@ -11,7 +11,7 @@ TESTS = Path(__file__).parent
 TRAIN = TESTS.parent / "train"
 BEGIN_PROCESSES = {
     TRAIN / "parallel" / "launch.py",  # the ranks of --nproc, before anything is read; it passes signals on
-    TRAIN / "model" / "native.py",  # a compiler, which has ended within the first step
+    TRAIN / "model" / "experts" / "native.py",  # a compiler, which has ended within the first step
 }
 TEXT = (TESTS.parent / "docs" / "reliability.md").read_text("utf-8")
 TESTED, WITHOUT = TEXT.split("## Without a test")

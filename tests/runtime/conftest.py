@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.rich_graph import write_rich
-from support.tiny_graph import write_model
+from support.graphs.rich_graph import write_rich
+from support.graphs.tiny_graph import write_model
 
 from adaptive_lm.runtime import Engine, load
 
@@ -51,6 +51,6 @@ def rich_engine(rich: Path) -> Engine:
 @pytest.fixture
 def changed(copy: Path) -> Callable[..., Path]:
     """Return a function that changes sections of the tiny model's manifest."""
-    from support.tiny_graph import write_manifest
+    from support.graphs.tiny_graph import write_manifest
 
     return lambda **changes: write_manifest(copy, **changes)

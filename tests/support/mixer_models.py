@@ -3,11 +3,11 @@
 from functools import cache
 
 import numpy as np
-import reference
 import torch
+from reference import model as reference
 
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors, Transformer
-from support.bare_graph import shifted
+from support.graphs.bare_graph import shifted
 from support.models import (
     BOTH,
     BY_COMPLEXITY,

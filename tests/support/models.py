@@ -5,9 +5,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import reference
 import torch
 import torch.nn.functional as F
+from reference import model as reference
 
 from adaptive_lm.train.model import DepthConfig, FFNConfig, ModelConfig, ModelOutput, ThresholdTensors, Transformer
 from adaptive_lm.train.model.config.sections import AttentionConfig, HeadsConfig
@@ -416,7 +416,7 @@ def even_thresholds(
 def judge(
     model: Transformer, ids: torch.Tensor, thresholds: ThresholdTensors, dtype: type = np.float64
 ) -> reference.Result:
-    """Run tests/reference.py with the weights of `model`."""
+    """Run tests/reference/model.py with the weights of `model`."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     return reference.forward(weights, model.config, ids.numpy(), as_arrays(thresholds), dtype)
 
@@ -428,7 +428,7 @@ def as_arrays(thresholds: ThresholdTensors) -> reference.ThresholdArrays:
 
 @cache
 def plain_result(name: str) -> reference.Result:
-    """Run tests/reference.py with the model of that name in CONFIGS on `tiny_ids()` at busy thresholds; shared."""
+    """Run the plain model of that name in CONFIGS on `tiny_ids()` at busy thresholds; shared."""
     return judge(tiny_model(name), tiny_ids(), busy_thresholds(CONFIGS[name]))
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 
 from adaptive_lm.export.fused.signature import graph_inputs
 from adaptive_lm.train.model import ThresholdTensors
-from support.bare_graph import AXIS, DTYPES, Graph, GraphOutputs
+from support.graphs.bare_graph import AXIS, DTYPES, Graph, GraphOutputs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
-from support.foreign import random_ids, write_folder
+from support.foreign.folders import random_ids, write_folder
 
 from adaptive_lm.export.source import read
 from adaptive_lm.serve.cli import group

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chat_templates import FOREIGN
-from support.tokenizer_families import family
+from support.foreign.chat_templates import FOREIGN
+from support.foreign.tokenizer_families import family
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 

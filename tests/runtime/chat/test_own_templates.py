@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_graph import EOS
-from support.tokenizer_families import END, FAMILIES, family
+from support.foreign.tokenizer_families import END, FAMILIES, family
+from support.graphs.tiny_graph import EOS
 
 from adaptive_lm.contract.messages import Message
 from adaptive_lm.runtime import Engine, Tokenizer, UserError, load

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.tiny_graph import EOS, byte_tokenizer
+from support.graphs.tiny_graph import EOS, byte_tokenizer
 
 from adaptive_lm.contract.generation_settings import ToolFormat
 from adaptive_lm.runtime import Tokenizer

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.rich_graph import CURVE
-from support.tiny_graph import write_manifest, write_model
+from support.graphs.rich_graph import CURVE
+from support.graphs.tiny_graph import write_manifest, write_model
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.runtime import Engine, load

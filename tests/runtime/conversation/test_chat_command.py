@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from support.rich_graph import CURVE
-from support.tiny_graph import write_manifest, write_model
+from support.graphs.rich_graph import CURVE
+from support.graphs.tiny_graph import write_manifest, write_model
 
 from adaptive_lm.serve.cli import group
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.kernels import LIBRARY
+from support.operators.kernels import LIBRARY
 
 ROOT = Path(__file__).resolve().parents[3]
 CROSS = "aarch64-linux-gnu-g++"

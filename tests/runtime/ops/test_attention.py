@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
-from support.each_kernel import digest_of_each_kernel
-from support.kernels import LIBRARY, open_library
+from support.operators.each_kernel import digest_of_each_kernel
+from support.operators.kernels import LIBRARY, open_library
 
 from adaptive_lm.runtime.ops.layout import Precision, pack, packed_bytes
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.attention_formulas import attention
-from support.attention_layer import CacheType, Operator, Setting, Text, session
+from support.operators.attention_formulas import attention
+from support.operators.attention_layer import CacheType, Operator, Setting, Text, session
 
 Array = NDArray[Any]
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.kernels import LIBRARY, NAMES, open_library
+from support.operators.kernels import LIBRARY, NAMES, open_library
 
 ROOT = Path(__file__).resolve().parents[3]
 

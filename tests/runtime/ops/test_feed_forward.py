@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_routing import rms_norm, softmax
-from support.kernels import LIBRARY, open_library, tables
+from reference.routing import rms_norm, softmax
+from support.operators.kernels import LIBRARY, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, packed_bytes
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.feed_forward_layer import DENSE, EPS, TOP_K, TOP_P, Layer
-from support.one_operator import Operator, bytes_read, rows, run
-from support.operator_formulas import Array, choose, close, normal, run_expert, shifted
+from support.graphs.one_operator import Operator, bytes_read, rows, run
+from support.operators.feed_forward_layer import DENSE, EPS, TOP_K, TOP_P, Layer
+from support.operators.operator_formulas import Array, choose, close, normal, run_expert, shifted
 
 BY_ROW = ("h", "x", "runs", "gate")
 each_precision = pytest.mark.parametrize("precision", PRECISIONS)

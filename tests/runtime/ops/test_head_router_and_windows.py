@@ -1,4 +1,4 @@
-"""The operators HeadRouter and Windows against the plain model of `reference_attention.py`."""
+"""The operators HeadRouter and Windows against the plain model of `tests/reference`."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-from reference_attention import Attention
-from reference_routing import rms_norm
-from support.kernels import LIBRARY
+from reference.attention import Attention
+from reference.routing import rms_norm
+from support.operators.kernels import LIBRARY
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.one_operator import run
+from support.graphs.one_operator import run
 
 Array = NDArray[Any]
 D, LAYER, EPS = 48, 1, 1e-5

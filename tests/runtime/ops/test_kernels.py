@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from numpy.typing import NDArray
-from support.kernels import ACTIVATIONS, GIVEN, LIBRARY, Floats, Table, open_library, tables
+from reference import model as reference
+from support.operators.kernels import ACTIVATIONS, GIVEN, LIBRARY, Floats, Table, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import BLOCK, GROUP, PRECISIONS, Precision, pack, rounded
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.each_kernel import digest_of_each_kernel
-from support.kernels import LIBRARY
+from support.operators.each_kernel import digest_of_each_kernel
+from support.operators.kernels import LIBRARY
 
 from adaptive_lm.runtime.ops.layout import Precision
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.mixer_layer import LAYER, Kind, Operator, Setting, Text, expected
+from support.operators.mixer_layer import LAYER, Kind, Operator, Setting, Text, expected
 
 Array = NDArray[Any]
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from support.kernels import LIBRARY, open_library
+from support.operators.kernels import LIBRARY, open_library
 
 from adaptive_lm.runtime.ops.layout import pack
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.one_operator import Operator, run
+from support.graphs.one_operator import Operator, run
 
 Array = NDArray[Any]
 TOKENS, DIM, VOCAB, EXPERTS, HIDDEN = 4, 40, 70, 3, 20

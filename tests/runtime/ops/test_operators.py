@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from reference_routing import confidence, rms_norm, sigmoid
-from support.kernels import LIBRARY
+from reference.routing import confidence, rms_norm, sigmoid
+from support.operators.kernels import LIBRARY
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, rounded
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.one_operator import bytes_read, run
-from support.operator_formulas import Array, close, normal, product, shifted
+from support.graphs.one_operator import bytes_read, run
+from support.operators.operator_formulas import Array, close, normal, product, shifted
 
 EPS = 1e-5
 CRITERIA = ("top_prob", "margin", "entropy", "router")

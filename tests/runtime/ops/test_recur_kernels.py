@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.kernels import GIVEN, LIBRARY, Floats, Table, open_library, tables
+from support.operators.kernels import GIVEN, LIBRARY, Floats, Table, open_library, tables
 
 if not (GIVEN or LIBRARY.is_file()):
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from reference_routing import choose_positive, rms_norm, sigmoid
-from support.kernels import LIBRARY
+from reference.routing import choose_positive, rms_norm, sigmoid
+from support.operators.kernels import LIBRARY
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision
 
 if not LIBRARY.is_file():
     pytest.skip(f"{LIBRARY.name} is not built: no C++ compiler at installation", allow_module_level=True)
 
-from support.feed_forward_layer import EPS, RELU, TOP_K, TOP_P, Layer
-from support.operator_formulas import Array, choose, close, normal, run_expert
+from support.operators.feed_forward_layer import EPS, RELU, TOP_K, TOP_P, Layer
+from support.operators.operator_formulas import Array, choose, close, normal, run_expert
 
 DIM, HIDDEN, EXPERTS, TOKENS = 40, 24, 5, 24
 ZEROS, COPIES, CONSTANTS = 1, 2, 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny_graph import CONTEXT
+from support.graphs.tiny_graph import CONTEXT
 
 from adaptive_lm.runtime import Engine, Loop, Params, UserError
 from adaptive_lm.runtime.generation.sampling.logprobs import token_logprob

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tokenizer_families import END, FAMILIES, family
+from support.foreign.tokenizer_families import END, FAMILIES, family
 
 from adaptive_lm.runtime import UserError
 from adaptive_lm.runtime.generation.text.tokenizer import Tokenizer

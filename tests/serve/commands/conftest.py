@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.tiny_graph import write_model
+from support.graphs.tiny_graph import write_model
 
 SECONDS = 20.0
 """Bound of everything that a test waits for."""

@@ -3,7 +3,7 @@
 from collections import deque
 
 import pytest
-from support.rich_graph import CURVE
+from support.graphs.rich_graph import CURVE
 
 from adaptive_lm.runtime.format.manifest import Curve
 from adaptive_lm.serve.control.controller import HOLD, SETTLE, Controller, Measured, Objective, Point, points_of

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from support.tiny_graph import write_model
+from support.graphs.tiny_graph import write_model
 
 from adaptive_lm.runtime import Engine, Params, load
 from adaptive_lm.runtime.generation.request import Token

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from support.tiny_graph import write_model
+from support.graphs.tiny_graph import write_model
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.application.table import ENDPOINTS

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
-from support.tiny_graph import write_model
+from support.graphs.tiny_graph import write_model
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support import rich_graph
-from support.tiny_graph import write_model
+from support.graphs import rich_graph
+from support.graphs.tiny_graph import write_model
 
 from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.step import Step, Work

@@ -1,7 +1,7 @@
 """How many slots of how many tokens fit a memory."""
 
 import pytest
-from support.tiny_graph import CONTEXT, manifest_content
+from support.graphs.tiny_graph import CONTEXT, manifest_content
 
 from adaptive_lm.runtime import UserError
 from adaptive_lm.runtime.execution.memory.budget import states_of_slot

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from support.tokenizer_families import byte_level
+from support.foreign.tokenizer_families import byte_level
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from support.compiler import needs_compiler
-from support.foreign import write_folder
+from support.foreign.folders import write_folder
+from support.operators.compiler import needs_compiler
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group

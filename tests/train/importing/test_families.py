@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.foreign import LENGTH, MODELS, random_ids, write_folder
+from support.foreign.folders import LENGTH, MODELS, random_ids, write_folder
 from torch import Tensor
 
 from adaptive_lm.train.importing.heldout import loaded

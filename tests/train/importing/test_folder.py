@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.foreign import byte_tokenizer, write_folder, write_tokenizer
+from support.foreign.folders import byte_tokenizer, write_folder, write_tokenizer
 from support.mutations import fuzz, mutated, original, refusal
 
 from adaptive_lm.contract.errors import UserError

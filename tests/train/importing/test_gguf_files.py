@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from support.gguf_models import write_random
+from support.foreign.gguf_models import write_random
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train.importing.gguf.file import CHUNK, GGUFFile, dequantised

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.gguf_models import CONTEXT, EXPERT_DIM, EXTRAS, LAYERS, USED, VOCABULARY, write_random
-from support.llama_cpp_logits import LlamaCpp
+from support.foreign.gguf_models import CONTEXT, EXPERT_DIM, EXTRAS, LAYERS, USED, VOCABULARY, write_random
+from support.foreign.llama_cpp_logits import LlamaCpp
 
 from adaptive_lm.train.importing.gguf.reader import read_gguf
 from adaptive_lm.train.importing.gguf.rope import scaling_by_divisors

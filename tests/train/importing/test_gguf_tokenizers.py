@@ -10,8 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from support.gguf_models import write_random
-from support.llama_cpp_logits import LlamaCpp
+from support.foreign.gguf_models import write_random
+from support.foreign.llama_cpp_logits import LlamaCpp
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from adaptive_lm.contract.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from support.foreign import LENGTH, random_ids, write_folder
+from support.foreign.folders import LENGTH, random_ids, write_folder
 
 from adaptive_lm.contract.generation_settings import GenerationSettings
 from adaptive_lm.contract.text.file import read_text

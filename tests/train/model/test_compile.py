@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.compiler import needs_compiler
 from support.counting import Counted
 from support.models import V, decisions, even_thresholds, season, tiny_ids, tiny_model, variant
+from support.operators.compiler import needs_compiler
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, ModelOutput, Transformer, training_loss
 from adaptive_lm.train.model.attention import attention

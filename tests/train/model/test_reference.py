@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
-from reference_attention import Attention
-from reference_routing import choose_best, choose_by_complexity, choose_by_mass, confidence
+from reference import model as reference
+from reference.attention import Attention
+from reference.routing import choose_best, choose_by_complexity, choose_by_mass, confidence
 from support.models import CONFIGS, T, as_arrays, busy_thresholds, judge, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import ModelConfig, ThresholdTensors

@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 import pytest
-import reference
 import torch
+from reference import model as reference
 from support.models import (
     ADAPTS_DEPTH,
     CONFIGS,

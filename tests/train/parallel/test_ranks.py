@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support import ranks
-from support.compiler import needs_compiler
+from support.operators.compiler import needs_compiler
 from support.ranks import ACTS, KINDS, SAME, config, one_of, over
 from torch import Tensor
 

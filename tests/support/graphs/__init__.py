@@ -1,0 +1,1 @@
+"""Small graphs written by hand, and what they must compute."""
