@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from ...contract.errors import UserError, WrongUsageError
 from ...contract.file_names import MANIFEST
 from ..dial import Thresholds
-from ..format import schema
 from ..format.files import write_output
 from ..format.manifest import Curve, CurvePoint, ExitAgreement, Manifest, Milliseconds
-from ..format.schema import ExpertRule
+from ..format.schema.curve import ExpertRule
+from ..format.schema.dial import ThresholdLists
 from ..format.upgrade import upgrade
 from ..generation.engine import Engine, load
 from ..measuring.machine import describe
@@ -182,7 +182,7 @@ def curve_point(compute: float, thresholds: Thresholds, result: Divergence, time
     own, tally = result.score, result.score.tally
     return CurvePoint(
         compute=compute,
-        thresholds=schema.ThresholdLists(**thresholds.as_lists()),
+        thresholds=ThresholdLists(**thresholds.as_lists()),
         executed_share=_share(own),
         loss=round(own.loss, 6),
         bits_per_byte=round(own.bits_per_byte, 6),

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...contract.errors import UserError
 from ..dial import Thresholds, between
-from ..format.schema import ExpertRule
+from ..format.schema.curve import ExpertRule
 from ..generation.engine import Engine
 from ..measuring.quality.perplexity import Window, score
 from ..terminal.progress import Progress

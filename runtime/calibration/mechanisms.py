@@ -12,7 +12,7 @@ import numpy as np
 
 from ..dial import Floats, Thresholds
 from ..format.manifest import Manifest
-from ..format.schema import ExpertRule
+from ..format.schema.curve import ExpertRule
 
 Setting = tuple[float, ...]
 Level = Callable[[int, float], float]

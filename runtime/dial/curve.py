@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 
 from ...contract.errors import UserError
-from ..format.schema import Curve, ExitAgreement
+from ..format.schema.curve import Curve, ExitAgreement
 from .thresholds import Floats, Thresholds
 
 

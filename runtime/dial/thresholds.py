@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from ..format import schema
+from ..format.schema.dial import ThresholdLists
 
 Floats = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ class Thresholds:
                 object.__setattr__(self, name, fill(self.router_top_p))
 
     @classmethod
-    def of(cls, lists: schema.ThresholdLists) -> "Thresholds":
+    def of(cls, lists: ThresholdLists) -> "Thresholds":
         """Copy the thresholds of a manifest into new arrays."""
         return cls(**{one.name: np.array(getattr(lists, one.name), np.float32) for one in fields(cls)})
 

@@ -15,30 +15,13 @@ from ...contract.errors import UserError
 from ...contract.file_names import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, target_files
 from ...contract.text.compression import refuse_pointer
 from .files import check_files, write_output
-from .schema import (
-    KV,
-    Costs,
-    CostTable,
-    Curve,
-    CurvePoint,
-    DialTable,
-    DialTarget,
-    Executor,
-    ExitAgreement,
-    FileInfo,
-    Generation,
-    Layer,
-    LayerCosts,
-    Milliseconds,
-    Mixer,
-    Model,
-    Part,
-    Precision,
-    Precisions,
-    Target,
-    Tensor,
-    ThresholdLists,
-)
+from .schema.costs import Costs, CostTable, LayerCosts
+from .schema.curve import Curve, CurvePoint, ExitAgreement, Milliseconds
+from .schema.dial import DialTable, DialTarget, ThresholdLists
+from .schema.generation import Generation
+from .schema.model import KV, Layer, Mixer, Model, Precision, Precisions
+from .schema.part import Part
+from .schema.target import Executor, FileInfo, Target, Tensor
 from .upgrade import FORMAT_VERSION, upgrade, written_version
 
 __all__ = [
@@ -73,7 +56,7 @@ MAX_BYTES = 64 * 2**20
 
 
 class Manifest(Part):
-    """The contract between export and runtime for one model; `schema.py` defines the sections."""
+    """The contract between export and runtime for one model; `schema` defines the sections."""
 
     format: Literal["adaptive-lm"] = "adaptive-lm"
     format_version: Literal[3] = 3
