@@ -106,6 +106,12 @@ class Loop:
             finally:
                 self._lock.release()
 
+    def drop_cancelled(self) -> None:
+        """End the requests that were cancelled during the last pass, so that `free` counts their slots."""
+        with self._lock:
+            if self._cancelled:
+                self._remove_cancelled()
+
     def step(self) -> list[Event]:
         """Compute one pass, and return what it gave; nothing where no request runs or waits."""
         with self._lock:

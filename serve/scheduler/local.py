@@ -75,17 +75,17 @@ class LocalScheduler:
             seconds: The most time to wait; those that have not ended then are ended with an error. None waits on.
 
         Returns:
-            Whether all ended by themselves.
+            Whether all ended by themselves; at once False where an engine stops.
         """
         self._draining = True
         try:
             async with asyncio.timeout(seconds):
-                while any(worker.running or worker.waiting for worker in self._workers.values()):
+                while self._failure() is None and any(one.running or one.waiting for one in self._workers.values()):
                     await self._change()
         except TimeoutError:
             self.abort()
             return False
-        return True
+        return self._failure() is None
 
     def abort(self) -> None:
         """Accept no more jobs, and end all with an error."""

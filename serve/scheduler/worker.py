@@ -184,7 +184,7 @@ class Worker:
     def _ended(self, ticket: Ticket) -> None:
         if ticket.timer is not None:
             ticket.timer.cancel()
-        self._on_change()
+        self._events.call_soon(self._on_change)  # not at once: it may end further jobs, each of which comes here
 
     # The thread.
 
@@ -208,6 +208,7 @@ class Worker:
     def _serve(self, loop: Loop) -> None:
         while True:
             with self._changed:
+                loop.drop_cancelled()
                 self._forget_ended()
                 while not (self._queue or loop.busy or self._closing):
                     self._look(self._clock())
@@ -277,7 +278,9 @@ class Worker:
         for request in [one for one in self._running if one.status == "ended"]:
             ticket = self._running.pop(request)
             self._queue.done(ticket.job.client, correction=request.new_tokens - ticket.expected)
-            if request.finish_reason not in ("embedded", "cancelled", "error"):
+            if request.finish_reason == "cancelled":
+                self._call(self._on_change)  # its stream ended before its slot was free
+            elif request.finish_reason not in ("embedded", "error"):
                 self.pace.ended(request.new_tokens)
 
     def _look(self, now: float) -> None:

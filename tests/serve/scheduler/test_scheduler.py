@@ -268,6 +268,26 @@ def test_a_running_job_that_is_cancelled_frees_its_slot_within_one_token(demo: P
     run(test())
 
 
+def test_a_job_that_waits_has_the_slot_of_a_cancelled_one_in_the_next_pass(demo: Path, gate: Gate) -> None:
+    async def test() -> None:
+        async with serving(demo, max_batch=2) as scheduler:
+            leaving, staying = await scheduler.submit("demo", job(new=80)), await scheduler.submit("demo", job(new=80))
+            gate.let(4)
+            await until(lambda: gate.waiting and len(gate.work) == 4)
+            waiting = await scheduler.submit("demo", job("next", new=1))
+            leaving.cancel()
+            gate.let(1)  # the pass that is under way
+            await until(lambda: gate.waiting and len(gate.work) == 5)
+            gate.let(1)
+            await until(lambda: len(gate.work) == 6)
+            assert [len(one.ids) for one in gate.work[5]] == [len("next"), 1]
+            gate.let_all()
+            assert (await whole(waiting))[1].reason == "length"
+            staying.cancel()
+
+    run(test())
+
+
 def test_a_job_that_is_cancelled_in_the_queue_never_starts(demo: Path, gate: Gate) -> None:
     """S22."""
 
@@ -419,6 +439,18 @@ def test_an_engine_that_stops_ends_all_jobs_and_the_server_is_not_ready(demo: Pa
     run(test())
 
 
+def test_an_engine_that_stops_ends_a_long_queue(demo: Path, gate: Gate) -> None:
+    async def test() -> None:
+        async with serving(demo, max_batch=1, max_queue=1000) as scheduler:
+            streams = [await scheduler.submit("demo", job(client=str(number))) for number in range(500)]
+            gate.error = SystemExit("of the engine")
+            gate.let_all()
+            for stream in streams:
+                assert (await asyncio.wait_for(whole(stream), BOUND))[1].reason == "error"
+
+    run(test())
+
+
 def test_a_server_that_drains_ends_what_it_has_and_takes_nothing_new(demo: Path, gate: Gate) -> None:
     """S41."""
 
@@ -434,6 +466,35 @@ def test_a_server_that_drains_ends_what_it_has_and_takes_nothing_new(demo: Path,
             assert await drain
             for stream in streams:
                 assert (await whole(stream))[1].reason == "length"
+
+    run(test())
+
+
+def test_a_drain_ends_with_the_pass_in_which_the_last_client_leaves(demo: Path, gate: Gate) -> None:
+    async def test() -> None:
+        async with serving(demo, max_batch=1) as scheduler:
+            stream = await scheduler.submit("demo", job(new=80))
+            gate.let(2)
+            await until(lambda: gate.waiting and len(gate.work) == 2)
+            drain = asyncio.create_task(scheduler.drain())
+            await until(lambda: scheduler.status == "draining")
+            stream.cancel()  # while a pass is under way, so that its slot is still taken
+            await asyncio.sleep(0)
+            gate.let_all()
+            assert await asyncio.wait_for(drain, BOUND)
+
+    run(test())
+
+
+def test_a_drain_ends_where_the_engine_stops(demo: Path, gate: Gate) -> None:
+    async def test() -> None:
+        async with serving(demo, max_batch=1) as scheduler:
+            await scheduler.submit("demo", job())
+            drain = asyncio.create_task(scheduler.drain())
+            await until(lambda: scheduler.status == "draining")
+            gate.error = SystemExit("of the engine")
+            gate.let_all()
+            assert not await asyncio.wait_for(drain, BOUND)
 
     run(test())
 
