@@ -8,7 +8,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from ..runtime.inspection.inspect import Inspection, InspectParams, inspect_model
+from ..runtime.inspection.inspect import InspectParams, inspect_model
+from ..runtime.inspection.inspection import Inspection
 from ..train.run.find import find
 from .package import write_files
 from .source import read

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .execution.step import Step, Work
     from .execution.usage.cost import Usage
     from .format.manifest import Manifest
-    from .generation.engine import Engine, Generation, load
+    from .generation.engine import Engine, load
+    from .generation.generation import Generation
     from .generation.loop import Event, Loop
     from .generation.many import Completion
     from .generation.request import Request, Token
@@ -40,7 +41,7 @@ else:
             "Engine": "generation.engine",
             "Event": "generation.loop",
             "Found": "generation.search.hypothesis",
-            "Generation": "generation.engine",
+            "Generation": "generation.generation",
             "Hypothesis": "generation.search.hypothesis",
             "Loop": "generation.loop",
             "Manifest": "format.manifest",

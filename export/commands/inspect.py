@@ -13,7 +13,8 @@ from ...contract.file_names import MANIFEST
 from ...runtime.commands.options.common import PATH, check_plot, dial_options, model_options, option_names
 
 if TYPE_CHECKING:
-    from ...runtime.inspection.inspect import Inspection, InspectParams
+    from ...runtime.inspection.inspect import InspectParams
+    from ...runtime.inspection.inspection import Inspection
 
 
 @click.command(epilog="\b\nExample: adaptive inspect --plot inspection.png --html inspection.html")

@@ -25,7 +25,8 @@ from .search import SearchOptions, report_found, search_many, search_options
 if TYPE_CHECKING:
     from ...contract.generation_settings import ToolFormat
     from ..dial import Dial
-    from ..generation.engine import Engine, Generation
+    from ..generation.engine import Engine
+    from ..generation.generation import Generation
     from ..generation.request import Token
     from ..generation.sampling.params import Params
 

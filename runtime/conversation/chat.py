@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from ...contract.errors import UserError
 from ..dial.dial import Dial
-from ..generation.engine import Engine, Generation
+from ..generation.engine import Engine
+from ..generation.generation import Generation
 from ..generation.request import Token
 from ..generation.sampling.params import Params
 from ..generation.summary import Summary, summarise

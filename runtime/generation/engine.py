@@ -1,7 +1,7 @@
 """Text generation: prompt in, tokens out, each with its text, usage and time."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ from ...contract.file_names import TOKENIZER
 from ...contract.messages import Message
 from ..chat.prompt import ChatOptions, chat_ids
 from ..dial.dial import Dial
-from ..dial.thresholds import Thresholds
 from ..execution.batch import Batch
 from ..execution.memory.budget import UNASKED_BYTES, slot_bytes
 from ..execution.session import Session
 from ..format.files import check_digest
 from ..format.manifest import Manifest
 from ..speculation.speculation import Speculation
+from .generation import Generation
 from .loop import Event, Loop
 from .many import Completion, Completions
-from .request import Request, Token
+from .request import Request
 from .sampling.mask import Grammar
 from .sampling.params import Params, params_of
 from .sampling.sampler import TokenChooser
@@ -35,73 +35,6 @@ from .text.tokenizer import Tokenizer
 
 MANY_SLOTS = 8
 """Texts that `generate_many` computes at a time."""
-
-
-class Generation(Iterator[Token]):
-    """The tokens of one generation, each computed when it is requested."""
-
-    def __init__(self, engine: "Engine", request: Request) -> None:
-        self.request = request
-        """Its settings and its state."""
-        self._engine = engine
-        self._loop: Loop | None = None
-        self._tokens: list[Token] = []  # computed and not returned yet, the next one last
-
-    @property
-    def params(self) -> Params:
-        """Settings of the generation."""
-        return self.request.params
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """The thresholds in use."""
-        return self.request.thresholds
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return self.request.prompt_tokens
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The most tokens that it generates."""
-        return self.request.max_new_tokens
-
-    @property
-    def finish_reason(self) -> str | None:
-        """None while it runs, then "eos", "stop", "length", "cancelled" or "error"."""
-        return None if self._tokens else self.request.finish_reason
-
-    @property
-    def seed(self) -> int | None:
-        """The seed in use, drawn or given; a drawn one is None until the first token."""
-        return self.request.seed
-
-    def __iter__(self) -> "Generation":
-        return self
-
-    def __next__(self) -> Token:
-        request = self.request
-        if self._loop is None and request.status == "waiting":
-            self._loop = self._engine.begin([request])
-        while not self._tokens:
-            if request.error is not None:
-                raise request.error
-            if request.status == "ended":
-                if request.finish_reason == "cancelled" and self._loop is not None:
-                    raise RuntimeError("another generation of this engine began; an engine runs one at a time")
-                raise StopIteration
-            assert self._loop is not None
-            self._tokens = [one.token for one in self._loop.step() if one.token is not None][::-1]
-        return self._tokens.pop()
-
-    def close(self) -> None:
-        """End it, and free its slot."""
-        if self._loop is not None:
-            self._loop.cancel(self.request)
-        elif self.request.status == "waiting":
-            self.request.end("cancelled")
-        self._loop, self._tokens = None, []
 
 
 class Engine:
@@ -167,7 +100,7 @@ class Engine:
                 that dial.
         """
         request = self.request(prompt, params, sampler=sampler, grammar=grammar, prompt_logprobs=prompt_logprobs)
-        return Generation(self, request)
+        return Generation(self.begin, request)
 
     def generate_many(
         self,

@@ -18,7 +18,7 @@ from .tables import lines, sheets
 
 if TYPE_CHECKING:
     from ..execution.usage.cost import Usage
-    from .inspect import Inspection
+    from .inspection import Inspection
 
 TEMPLATE = "inspection.html"
 CELL = 14

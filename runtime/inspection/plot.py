@@ -10,7 +10,7 @@ import numpy as np
 from .figures import Floats, Part
 
 if TYPE_CHECKING:
-    from .inspect import Inspection
+    from .inspection import Inspection
 
 LONGEST = 16
 """Letters of a row's label, at most."""

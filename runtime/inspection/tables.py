@@ -15,7 +15,7 @@ from .saturation import Saturation
 from .token_groups import REST
 
 if TYPE_CHECKING:
-    from .inspect import Inspection
+    from .inspection import Inspection
 
 MOST_UNITS = 160
 """Rows of units on a terminal; more are only on the page and in `--json`."""

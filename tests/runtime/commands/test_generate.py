@@ -18,7 +18,7 @@ from support.graphs.tiny_graph import E, L, write_manifest
 
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.locate import find_model
-from adaptive_lm.runtime.generation.engine import Generation
+from adaptive_lm.runtime.generation.generation import Generation
 from adaptive_lm.serve.cli import group
 
 TEMPLATE = "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n{% endfor %}Assistant:"

@@ -14,7 +14,7 @@ from support.scripted import CALL, TEMPLATE
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.runtime import Engine, load
 from adaptive_lm.runtime.format.manifest import Manifest
-from adaptive_lm.runtime.generation.engine import Generation
+from adaptive_lm.runtime.generation.generation import Generation
 from adaptive_lm.serve.cli import group
 
 FOREIGN = {"dialect": "huggingface", "sampling": {"temperature": 0.0, "top_k": 3}}

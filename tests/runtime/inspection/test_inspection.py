@@ -14,7 +14,8 @@ from support.graphs.tiny_graph import E, L, write_manifest
 from adaptive_lm.runtime import Dial, Engine, UserError
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.inspection.figures import Choice, choice_of, entropy_of, mutual_information
-from adaptive_lm.runtime.inspection.inspect import Inspection, InspectParams, inspect_model, read
+from adaptive_lm.runtime.inspection.inspect import InspectParams, inspect_model, read
+from adaptive_lm.runtime.inspection.inspection import Inspection
 from adaptive_lm.runtime.inspection.token_groups import Grouping
 
 POINT = {"router_top_p": 0.5, "depth_threshold": 0.5, "exit_threshold": 0.6, "head_top_p": 0.5}
