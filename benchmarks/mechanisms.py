@@ -19,13 +19,13 @@ from typing import Any
 
 import click
 import numpy as np
-from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import Thresholds, resolve
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import Score, score, windows
 from adaptive_lm.runtime.measuring.timing import Timed, time_engines
+from processes.command import adaptive
 
 BASE: dict[str, Any] = {
     "model.context_length": 128,

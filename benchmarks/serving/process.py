@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from serve_client import HOST, get
+
+from serving.client import HOST, get
 
 READY_SECONDS = 120.0
 END_SECONDS = 30.0

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peers import PlainGPT, Shape
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptive_lm.train.system.device import autocast, choose_precision
+from training.peers import PlainGPT, Shape
 
 CPU = torch.device("cpu")
 BATCH = 16

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from decode_models import export
-from pays_entrants import Size, span
-from pays_measure import means
 
 from adaptive_lm.runtime import Dial, load
 from adaptive_lm.runtime.dial import resolve
@@ -20,6 +17,9 @@ from adaptive_lm.runtime.measuring.timing import time_engines
 from adaptive_lm.train.config.run_config import make_config, read_recipe
 from adaptive_lm.train.run.folder import Run
 from adaptive_lm.train.training import begin
+from models.random_weights import export
+from payoff.entrants import Size, span
+from payoff.measurement import means
 
 STEP = 32
 """Hidden widths are multiples of it, as the blocks of int8."""

@@ -5,8 +5,7 @@ import subprocess
 import sys
 import time
 
-from gpu_part import Part
-
+from accelerator.part import Part
 from adaptive_lm.train.run.metrics import read_metrics
 
 NAME = "gpu-text"

@@ -1,4 +1,4 @@
-"""The models of the decode benchmark: random weights from a seed, as runs that `adaptive export` takes.
+"""Models of random weights from a seed, as runs that `adaptive export` takes.
 
 Routers are drawn so small that the probabilities of the experts are nearly even, while their order differs from token
 to token. A level of (k - 1/2) / E then keeps exactly k experts, and the same k as a peer that takes the k best.

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pays_entrants import ADAPTIVE, DENSE, DENSE_MODELS, DIALED, ENTRANTS, EQUAL, SIZES
-from pays_measure import PRECISIONS, TRAINED, Row
+
+from payoff.entrants import ADAPTIVE, DENSE, DENSE_MODELS, DIALED, ENTRANTS, EQUAL, SIZES
+from payoff.measurement import PRECISIONS, TRAINED, Row
 
 WANTED = 0.02
 """Nats by which an adaptive model should beat the dense one of equal time."""

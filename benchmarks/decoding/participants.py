@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from decode_models import VOCABULARY, Size, config_of
-from gguf_file import architecture, silence
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.execution.step import Step, Work
+from models.gguf_file import architecture, silence
+from models.random_weights import VOCABULARY, Size, config_of
 
 Floats = NDArray[np.float32]
 CHUNK = 512

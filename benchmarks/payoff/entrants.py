@@ -7,7 +7,7 @@ linearly over the last 60 % of the steps, compiled blocks where the size is wort
 
 from typing import Any, NamedTuple
 
-from pays_text import Texts
+from payoff.text import Texts
 
 
 class Size(NamedTuple):
@@ -61,7 +61,7 @@ def recipe(entrant: str, size: Size, texts: Texts, equal_hidden: int | None = No
         entrant: One of ENTRANTS.
         size: The shape that all share.
         texts: The text to train on and to score.
-        equal_hidden: Hidden width of EQUAL, found by `pays_twin`.
+        equal_hidden: Hidden width of EQUAL, found by `payoff.twin`.
     """
     dim, layers, heads, hidden = size.dim, size.layers, size.heads, size.hidden
     if entrant == HALF:

@@ -1,6 +1,6 @@
-"""The files that the decode benchmark needs: each model once in every form, made when a cell first asks for it.
+"""The files of a model: each form is written once, when a benchmark first asks for it.
 
-Those of peers depend on the benchmark alone and are kept; our exports are written anew in every run of the benchmark.
+Those of peers depend on the code of this package alone and are kept; our exports are written anew in every run.
 """
 
 import hashlib
@@ -8,21 +8,18 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-import decode_models
-import gguf_file
-import hf_folder
-from decode_models import SIZES, SKIPPING, Precision, build, export, write_run
-
 from adaptive_lm.contract.file_names import HELDOUT
 from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Transformer
+from models import gguf_file, hf_folder, random_weights
+from models.random_weights import SIZES, SKIPPING, Precision, build, export, write_run
 
 
 class Files:
     """The files of one model, under a folder whose name changes with the code that writes them."""
 
     def __init__(self, work: Path, model: str) -> None:
-        sources = (decode_models, gguf_file, hf_folder)
+        sources = (random_weights, gguf_file, hf_folder)
         code = b"".join(Path(module.__file__ or "").read_bytes() for module in sources)
         self.name, self.size = model, SIZES[model]
         self.folder = work / hashlib.sha256(code).hexdigest()[:12] / model

@@ -1,4 +1,4 @@
-"""Texts for the benchmark of speculation, from those that repeat much to those that repeat nothing."""
+"""Kinds of texts, from those that repeat much to those that repeat nothing."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IDENTIFIER = re.compile(r"\b[a-z_]{5,}\b")
 KEYWORDS = {"import", "return", "class", "while", "raise", "yield", "lambda", "global", "assert", "break", "continue"}
 RENAMED = 3

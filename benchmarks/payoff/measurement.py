@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from command import adaptive
 from numpy.typing import NDArray
-from pays_entrants import DIALED, EXITS, run_name, span
-from pays_text import Texts
-from pays_training import saved_step
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import Thresholds, resolve
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import Text, score, windows
 from adaptive_lm.runtime.measuring.timing import Distribution, Timed, time_engines
+from payoff.entrants import DIALED, EXITS, run_name, span
+from payoff.text import Texts
+from payoff.training import saved_step
+from processes.command import adaptive
 
 PRECISIONS = ("int8", "fp32")
 TRAINED = "trained"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_part import Part
 from torch import nn
 
+from accelerator.part import Part
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.check import check
 from adaptive_lm.export.proof.judge import Judge
@@ -23,7 +23,7 @@ from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.run.checkpoints.checkpoint import save_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
     "vocab_size": 272,
     "context_length": 256,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_models import SIZES
 
 from adaptive_lm.runtime.measuring.timing import Distribution
+from models.random_weights import SIZES
 
 NAMES = ("cpu", "portable", "llama.cpp", "genai", "transformers")
 """Participants, in the order of the columns."""

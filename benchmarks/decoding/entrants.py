@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from decode_files import Files
-from decode_models import SKIPPING, Precision, Size, thresholds_of
-from decode_peers import GenAI, LlamaCpp, Ours, Participant, Transformers, missing
-from gguf_file import bytes_per_token
-
 from adaptive_lm.runtime.format.manifest import Manifest
+from decoding.participants import GenAI, LlamaCpp, Ours, Participant, Transformers, missing
+from models.files import Files
+from models.gguf_file import bytes_per_token
+from models.random_weights import SKIPPING, Precision, Size, thresholds_of
 
 
 class Setting(NamedTuple):

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from decode_models import DEFAULT_EXPERTS, SIZES, VOCABULARY, Size, build, for_torch, thresholds_of, write_run
-from gpu_part import Part
 from numpy.typing import NDArray
 
+from accelerator.part import Part
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.measuring.timing import Distribution
 from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
+from models.random_weights import DEFAULT_EXPERTS, SIZES, VOCABULARY, Size, build, for_torch, thresholds_of, write_run
 
 Floats = NDArray[np.float32]
 SMALL = Size(64, 2, 4, 2, 96, experts=8)
@@ -217,7 +217,7 @@ class Benchmark:
 
     def open_transformers(self) -> None:
         """Open the peer, with the same weights."""
-        from hf_folder import write_hf
+        from models.hf_folder import write_hf
 
         write_hf(self.part.work / "hf", build(self.size), byte_tokenizer().to_str())
         for precision in PRECISIONS:

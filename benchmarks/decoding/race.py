@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from decode_entrants import Entrant, Setting
-from decode_files import Files
-from decode_models import DEFAULT_EXPERTS, VOCABULARY, Precision, for_torch, thresholds_of
-from decode_peers import Participant
 from numpy.typing import NDArray
 
 from adaptive_lm.runtime.measuring.memory_bound import LARGEST, REDUCTIONS, SMALLEST
 from adaptive_lm.runtime.measuring.timing import no_collection
 from adaptive_lm.train.model import Transformer
+from decoding.entrants import Entrant, Setting
+from decoding.participants import Participant
+from models.files import Files
+from models.random_weights import DEFAULT_EXPERTS, VOCABULARY, Precision, for_torch, thresholds_of
 
 FP32_TOLERANCE = 0.01
 """Largest relative difference of float32 logits from torch's at which two models count as the same. llama.cpp keeps

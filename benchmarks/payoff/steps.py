@@ -4,7 +4,7 @@ Half an hour is counted in steps. The steps that fit into it follow from CPU tim
 all entrants in alternation. A training then has the same number of steps on a loaded machine, beside others, or stopped
 and resumed, and ends with the same weights.
 
-The parent starts `python pays_steps.py RECIPE FOLDER` for each entrant. A child compiles, takes some steps until the
+The parent starts `python -m payoff.steps RECIPE FOLDER` for each entrant. A child compiles, takes some steps until the
 controllers hold their averages, and then takes as many steps as each line on its standard input says.
 """
 
@@ -82,8 +82,8 @@ class _Child:
         self.log = folder.with_suffix(".log")
         self._log: IO[str] = self.log.open("w", encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(recipe), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True,
+            [sys.executable, "-m", "payoff.steps", str(recipe), str(folder)], cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
 
     def take(self, steps: int) -> dict[str, float]:

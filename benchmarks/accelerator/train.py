@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_part import Part
 from torch import Tensor
 
+from accelerator.part import Part
 from adaptive_lm.runtime.measuring.timing import Distribution
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.model.losses import training_loss

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode_models import DEFAULT_EXPERTS, Precision
 from torch import Tensor
 
 from adaptive_lm.train.model import ModelConfig, Transformer
+from models.random_weights import DEFAULT_EXPERTS, Precision
 
 LFM2_NAMES = {
     "model.norm.": "model.embedding_norm.",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import resolve
@@ -15,6 +14,7 @@ from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
 from adaptive_lm.runtime.execution.memory.states import state_bytes
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
+from processes.command import adaptive
 
 LENGTH = 256
 """Tokens of a training sequence."""

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import gguf_file
-from decode_files import Files
-from decode_models import VOCABULARY
-
 from adaptive_lm.contract.generation_settings import GenerationSettings
 from adaptive_lm.export.outgoing.gguf import write_gguf
 from adaptive_lm.export.outgoing.gguf_vocabulary import vocabulary_of
 from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer, eos_id
+from models import gguf_file
+from models.files import Files
+from models.random_weights import VOCABULARY
 
 
 def server_file(files: Files) -> Path:
