@@ -1,7 +1,6 @@
 """The benchmark `serve` and the soak: what they send is answered, and what goes wrong is seen."""
 
-import sys
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -9,20 +8,10 @@ import pytest
 from click.testing import CliRunner
 from support.graphs.tiny_graph import write_manifest, write_model
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def soak(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """Import the script, for one test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import serve_soak
-
-    yield serve_soak
-    for name in set(sys.modules) - before:
-        if (FOLDER / f"{name}.py").exists():
-            del sys.modules[name]
+def soak() -> ModuleType:
+    return import_module("serve_soak")
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """The benchmark `pays`: equal models, equal training, honest comparisons, and a run that can be stopped."""
 
-import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,21 +18,6 @@ from adaptive_lm.train.model import Transformer
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the scripts importable by their names, for one test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for name in set(sys.modules) - before:
-        if (FOLDER / f"{name}.py").exists():
-            del sys.modules[name]
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(name)
-
-
 def pages(path: Path, count: int) -> Path:
     text = "The sun rises over the river, and stone {0} sleeps beside house {1}. Bird {2} sings to the trees. " * 12
     lines = [json.dumps({"text": f"Page {n}. " + text.format(n * 7 % 11, n % 5, n % 3)}) for n in range(count)]
@@ -42,8 +25,8 @@ def pages(path: Path, count: int) -> Path:
     return path
 
 
-def test_no_page_is_in_two_parts_and_the_last_twentieth_is_held_out(benchmarks: None, tmp_path: Path) -> None:
-    texts = script("pays_text").split(pages(tmp_path / "pages.jsonl", 400), tmp_path / "work")
+def test_no_page_is_in_two_parts_and_the_last_twentieth_is_held_out(tmp_path: Path) -> None:
+    texts = import_module("payoff.text").split(pages(tmp_path / "pages.jsonl", 400), tmp_path / "work")
     train = [json.loads(line)["text"] for line in texts.train.read_text("utf-8").splitlines()]
     scored = [json.loads(line)["text"] for line in texts.scored.read_text("utf-8").splitlines()]
     calibration = texts.calibration.read_text("utf-8").split("\n\n")
@@ -52,15 +35,17 @@ def test_no_page_is_in_two_parts_and_the_last_twentieth_is_held_out(benchmarks: 
     assert (len(train), len(scored), len(calibration)) == (380, 15, 5)
 
 
-def test_too_few_pages_are_refused_with_the_number_needed(benchmarks: None, tmp_path: Path) -> None:
+def test_too_few_pages_are_refused_with_the_number_needed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 79 pages, expected at least 80"):
-        script("pays_text").split(pages(tmp_path / "pages.jsonl", 79), tmp_path / "work")
-    script("pays_text").split(pages(tmp_path / "pages.jsonl", 80), tmp_path / "work")
+        import_module("payoff.text").split(pages(tmp_path / "pages.jsonl", 79), tmp_path / "work")
+    import_module("payoff.text").split(pages(tmp_path / "pages.jsonl", 80), tmp_path / "work")
 
 
 def configs(folder: Path, size: str, equal_hidden: int) -> dict[str, RunConfig]:
-    entrants = script("pays_entrants")
-    texts = script("pays_text").Texts(*(folder / name for name in ("train.jsonl", "scored.jsonl", "calibration.txt")))
+    entrants = import_module("payoff.entrants")
+    texts = import_module("payoff.text").Texts(
+        *(folder / name for name in ("train.jsonl", "scored.jsonl", "calibration.txt"))
+    )
     more = {"trainer": {"steps": 9}, "model": {"vocab_size": entrants.SIZES[size].vocabulary}}
     return {
         entrant: make_config(entrants.recipe(entrant, entrants.SIZES[size], texts, equal_hidden), [more])
@@ -68,8 +53,8 @@ def configs(folder: Path, size: str, equal_hidden: int) -> dict[str, RunConfig]:
     }
 
 
-def test_every_model_uses_as_many_weights_as_the_dense_one(benchmarks: None, tmp_path: Path) -> None:
-    entrants = script("pays_entrants")
+def test_every_model_uses_as_many_weights_as_the_dense_one(tmp_path: Path) -> None:
+    entrants = import_module("payoff.entrants")
     size = entrants.SIZES["tiny"]
     dim, layers, _, hidden = size.half
     half = entrants.active_weights(dim, layers, hidden, size.vocabulary)
@@ -85,7 +70,7 @@ def test_every_model_uses_as_many_weights_as_the_dense_one(benchmarks: None, tmp
 
 
 @pytest.mark.parametrize("size", ["3m", "10m"])
-def test_recipes_of_a_size_differ_only_where_the_models_differ(benchmarks: None, tmp_path: Path, size: str) -> None:
+def test_recipes_of_a_size_differ_only_where_the_models_differ(tmp_path: Path, size: str) -> None:
     recipes = configs(tmp_path, size, 992)
     for section in ("data", "tokenizer", "optimizer", "schedule", "trainer", "monitor"):
         assert len({json.dumps(getattr(each, section).model_dump(mode="json")) for each in recipes.values()}) == 1, (
@@ -95,8 +80,8 @@ def test_recipes_of_a_size_differ_only_where_the_models_differ(benchmarks: None,
     assert {width % 16 for width in experts} == {0}, "the experts would not run in C++"
 
 
-def test_the_hidden_width_is_that_of_the_time_wanted(benchmarks: None) -> None:
-    choose = script("pays_twin").choose
+def test_the_hidden_width_is_that_of_the_time_wanted() -> None:
+    choose = import_module("payoff.twin").choose
     times = {448: 0.9, 896: 1.3, 1344: 1.7, 1792: 2.1}
     assert choose(1.5, times, 896) == 1120
     assert choose(0.1, times, 896) == 448
@@ -106,15 +91,15 @@ def test_the_hidden_width_is_that_of_the_time_wanted(benchmarks: None) -> None:
 
 def row(entrant: str, milliseconds: float, nats: float, seed: int = 0, point: str = "trained") -> Any:
     rounds = (milliseconds, 1.1 * milliseconds)
-    return script("pays_measure").Row(
+    return import_module("payoff.measurement").Row(
         entrant=entrant, seed=seed, precision="int8", point=point, steps=100, nats=nats, bits=nats / 2, flops=2e7,
         experts=1.0, layers=6.0, bytes=1e7, weights=2 * 10**7, milliseconds=milliseconds, low=milliseconds,
         high=milliseconds, rounds=rounds,
     )  # fmt: skip
 
 
-def test_a_dense_model_that_is_slower_and_worse_than_another_is_no_rival(benchmarks: None) -> None:
-    report = script("pays_report")
+def test_a_dense_model_that_is_slower_and_worse_than_another_is_no_rival() -> None:
+    report = import_module("payoff.report")
     rows = [row("dense, half", 1.0, 3.6), row("dense", 4.0, 3.4), row("dense, equal time", 5.0, 3.5)]
     dense = report.points(rows, "int8")
     assert report.dense_at(dense, 2.0) == pytest.approx(3.5)
@@ -122,8 +107,8 @@ def test_a_dense_model_that_is_slower_and_worse_than_another_is_no_rival(benchma
     assert report.dense_at(dense, 0.9) is None
 
 
-def test_the_two_best_are_the_best_adaptive_model_and_the_best_dense_one_of_its_time(benchmarks: None) -> None:
-    rivals = script("pays_report").rivals
+def test_the_two_best_are_the_best_adaptive_model_and_the_best_dense_one_of_its_time() -> None:
+    rivals = import_module("payoff.report").rivals
     rows = [row("dense", 4.0, 3.3), row("dense, equal time", 2.05, 3.4), row("dense, half", 1.0, 3.5)]
     adaptive = [row("top-p of 8", 2.0, 3.35), row("top-2 of 8", 3.0, 3.36), row("top-p of 8", 1.0, 3.0, point="0.5")]
     assert rivals(rows + adaptive) == ("top-p of 8", "dense, equal time")
@@ -131,29 +116,27 @@ def test_the_two_best_are_the_best_adaptive_model_and_the_best_dense_one_of_its_
 
 
 @pytest.mark.parametrize(("nats", "answer"), [(3.37, "it pays"), (3.39, "it does not pay")])
-def test_it_pays_from_two_hundredths_of_a_nat_on(benchmarks: None, nats: float, answer: str) -> None:
-    report = script("pays_report")
+def test_it_pays_from_two_hundredths_of_a_nat_on(nats: float, answer: str) -> None:
+    report = import_module("payoff.report")
     rows = [row("dense", 2.0, 3.395), row("top-p of 8", 2.0, nats)]
     assert report.verdicts(rows)[-1].endswith(answer)
     assert f"{abs(3.395 - nats):.3f} nats better" in report.verdicts(rows)[0]
 
 
-def test_an_adaptive_model_faster_than_every_dense_one_is_not_compared(benchmarks: None) -> None:
+def test_an_adaptive_model_faster_than_every_dense_one_is_not_compared() -> None:
     rows = [row("dense", 2.0, 3.395), row("top-p of 8", 1.5, 3.4)]
-    (line,) = [one for one in script("pays_report").verdicts(rows) if one.startswith("int8")]
+    (line,) = [one for one in import_module("payoff.report").verdicts(rows) if one.startswith("int8")]
     assert line.endswith("no dense model here is as fast")
 
 
-def test_the_two_best_are_compared_seed_by_seed_within_a_round(benchmarks: None) -> None:
+def test_the_two_best_are_compared_seed_by_seed_within_a_round() -> None:
     rows = [row("dense", 2.0, 3.4), row("top-p of 8", 1.0, 3.3), row("top-p of 8", 1.0, 3.2, seed=1)]
-    lines = script("pays_report").paired(rows, ("top-p of 8", "dense"))
+    lines = import_module("payoff.report").paired(rows, ("top-p of 8", "dense"))
     assert lines == ["seed 0: top-p of 8 3.300 nats, dense 3.400; 0.50 (0.50 to 0.50) of its time"]
 
 
-def test_a_training_is_complete_when_its_last_step_is_saved_whether_or_not_it_was_evaluated(
-    benchmarks: None, tmp_path: Path
-) -> None:
-    training = script("pays_training")
+def test_a_training_is_complete_when_its_last_step_is_saved_whether_or_not_it_was_evaluated(tmp_path: Path) -> None:
+    training = import_module("payoff.training")
     assert training.steps_of(tmp_path) == 0
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "val_loss": null}\n{"step": 2', encoding="utf-8")
     assert training.steps_of(tmp_path) == 10

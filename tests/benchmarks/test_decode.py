@@ -1,38 +1,19 @@
 """The decode benchmark: its models keep the choices that they claim, and peers get the same weights."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the scripts importable by their names, for one test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for name in set(sys.modules) - before:
-        if (FOLDER / f"{name}.py").exists():
-            del sys.modules[name]
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(name)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("experts", [1, 2, 4, 8])
-def test_every_token_uses_exactly_the_number_of_experts_and_layers_that_is_asked_for(
-    benchmarks: None, experts: int
-) -> None:
-    models = script("decode_models")
+def test_every_token_uses_exactly_the_number_of_experts_and_layers_that_is_asked_for(experts: int) -> None:
+    models = import_module("models.random_weights")
     size = models.Size(dim=64, layers=6, heads=4, kv_heads=2, hidden=32, experts=8, depth_routers=True)
     tensors = models.for_torch(models.thresholds_of(size, experts, skipped=3))
     with torch.no_grad():
@@ -48,10 +29,8 @@ def test_every_token_uses_exactly_the_number_of_experts_and_layers_that_is_asked
 
 
 @pytest.mark.parametrize(("model", "weights", "read"), [("dense-57m", 57.3, 57.3), ("moe-57m", 139.8, 47.9)])
-def test_the_weights_of_a_size_are_those_of_its_model(
-    benchmarks: None, model: str, weights: float, read: float
-) -> None:
-    models = script("decode_models")
+def test_the_weights_of_a_size_are_those_of_its_model(model: str, weights: float, read: float) -> None:
+    models = import_module("models.random_weights")
     size = models.SIZES[model]
     small = size._replace(layers=1)
     built = sum(parameter.numel() for parameter in models.build(small).parameters() if parameter.ndim > 1)
@@ -60,15 +39,15 @@ def test_the_weights_of_a_size_are_those_of_its_model(
     assert size.weights(min(size.experts, 2)) / 1e6 == pytest.approx(read, abs=0.05)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed")
+@pytest.mark.skipif(find_spec("gguf") is None, reason="the package gguf is not installed")
 @pytest.mark.parametrize("experts", [1, 4])
-def test_a_gguf_file_holds_the_weights_of_the_model(benchmarks: None, tmp_path: Path, experts: int) -> None:
+def test_a_gguf_file_holds_the_weights_of_the_model(tmp_path: Path, experts: int) -> None:
     import gguf
 
     from adaptive_lm.export.outgoing.gguf_family import family_of
     from adaptive_lm.export.outgoing.gguf_tensors import tensors_of
 
-    models, files = script("decode_models"), script("gguf_file")
+    models, files = import_module("models.random_weights"), import_module("models.gguf_file")
     size = models.Size(dim=64, layers=2, heads=4, kv_heads=2, hidden=32, experts=experts)
     model = models.build(size)
     files.write_gguf(tmp_path / "model.gguf", model)
@@ -88,11 +67,15 @@ def test_a_gguf_file_holds_the_weights_of_the_model(benchmarks: None, tmp_path: 
     assert read == 4 * size.weights(1) + vectors + row
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed")
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+@pytest.mark.skipif(find_spec("gguf") is None, reason="the package gguf is not installed")
 @pytest.mark.parametrize(("experts", "used"), [(1, 1), (4, 4), (4, 2)])
-def test_llama_cpp_computes_the_logits_of_torch(benchmarks: None, tmp_path: Path, experts: int, used: int) -> None:
-    models, files, peers = script("decode_models"), script("gguf_file"), script("decode_peers")
+def test_llama_cpp_computes_the_logits_of_torch(tmp_path: Path, experts: int, used: int) -> None:
+    models, files, peers = (
+        import_module("models.random_weights"),
+        import_module("models.gguf_file"),
+        import_module("decoding.participants"),
+    )
     size = models.Size(dim=64, layers=2, heads=4, kv_heads=2, hidden=32, experts=experts)
     model = models.build(size)
     files.write_gguf(tmp_path / "model.gguf", model)
@@ -134,8 +117,8 @@ def report() -> dict[str, object]:
     return {"machine": machine, "cells": [cell(1), cell(2)]}
 
 
-def test_the_tables_take_cpu_time_with_one_thread_and_wall_clock_with_more(benchmarks: None) -> None:
-    text = script("decode_report").markdown(report())
+def test_the_tables_take_cpu_time_with_one_thread_and_wall_clock_with_more() -> None:
+    text = import_module("decoding.report").markdown(report())
     one, two = text.split("### 1 thread")[1].split("### 2 threads")
     assert (
         "| moe-57m | int8 | 64 | 2.00 (50%) | 4.00 (25%) | 4.00 (25%) | 0.50 (0.50 to 0.50) | 1.00 (0.70 to 1.00) |"
@@ -148,8 +131,8 @@ def test_the_tables_take_cpu_time_with_one_thread_and_wall_clock_with_more(bench
     assert "| moe-57m | int8 | ours, `cpu` | 0.10 | 0.20 | 1 | 47 |" in text
 
 
-def test_only_the_section_between_the_markers_is_replaced(benchmarks: None, tmp_path: Path) -> None:
-    decode_report = script("decode_report")
+def test_only_the_section_between_the_markers_is_replaced(tmp_path: Path) -> None:
+    decode_report = import_module("decoding.report")
     page = tmp_path / "page.md"
     page.write_text(f"before\n{decode_report.BEGIN}\nold\n{decode_report.END}\nafter\n", encoding="utf-8")
     decode_report.replace_section(page, r"new \1")
@@ -160,12 +143,12 @@ def test_only_the_section_between_the_markers_is_replaced(benchmarks: None, tmp_
         decode_report.replace_section(page, "new")
 
 
-def test_the_page_of_benchmarks_has_the_markers(benchmarks: None) -> None:
-    decode_report = script("decode_report")
-    content = (FOLDER.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+def test_the_page_of_benchmarks_has_the_markers() -> None:
+    decode_report = import_module("decoding.report")
+    content = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert content.index(decode_report.BEGIN) < content.index(decode_report.END)
 
 
-def test_the_plot_is_drawn(benchmarks: None, tmp_path: Path) -> None:
-    script("decode_report").draw(report(), tmp_path / "figures" / "decode.png")
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    import_module("decoding.report").draw(report(), tmp_path / "figures" / "decode.png")
     assert (tmp_path / "figures" / "decode.png").read_bytes().startswith(b"\x89PNG")

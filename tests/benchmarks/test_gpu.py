@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +15,13 @@ FOLDER = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return __import__("gpu")
+def gpu() -> ModuleType:
+    return import_module("gpu")
 
 
 @pytest.fixture
-def report_of(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return __import__("gpu_report")
+def report_of() -> ModuleType:
+    return import_module("accelerator.report")
 
 
 @pytest.mark.parametrize("target", ["gpu", "gpu-quick"])
@@ -56,11 +55,11 @@ def test_it_needs_no_package_to_find_that_there_is_no_gpu(gpu: ModuleType) -> No
 def test_a_part_that_fails_or_is_too_slow_keeps_what_it_measured(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, failures: list[str]
 ) -> None:
-    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "accelerator").mkdir()
     measured = json.dumps({"rows": [1], "facts": {}, "failures": []})
     script = f"print({measured!r}, flush=True)\n{end}"
-    (tmp_path / "benchmarks" / "gpu_decode.py").write_text(script, encoding="utf-8")
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    (tmp_path / "accelerator" / "decode.py").write_text(script, encoding="utf-8")
+    monkeypatch.setattr(gpu, "FOLDER", tmp_path)
     asked = Namespace(device="cpu", small=True, data="builtin:facts")
     result = gpu.run_part(sys.executable, "decode", asked, 6, tmp_path)
     assert (result["rows"], result["failures"]) == ([1], failures)
@@ -101,8 +100,7 @@ def test_the_section_of_the_benchmarks_has_its_markers(report_of: ModuleType, tm
     assert f"{report_of.BEGIN}\n\nNEW\n{report_of.END}" in content
 
 
-def test_the_parity_models_have_every_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    parity = __import__("gpu_parity")
+def test_the_parity_models_have_every_mechanism() -> None:
+    parity = import_module("accelerator.parity")
     assert json.dumps(parity.MODELS["everything"]).count("top_p") == 1
     assert {"heads", "attention", "depth"} <= parity.MODELS["everything"].keys()
