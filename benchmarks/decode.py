@@ -28,8 +28,9 @@ from adaptive_lm.runtime.execution.session import usable_cores
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from decoding.participants import missing
 from decoding.race import Spec
-from decoding.report import draw, markdown, replace_section
+from decoding.report import draw, markdown
 from models.random_weights import SIZES, Precision
+from page.section import replace_section
 
 ROOT = Path(__file__).parent.parent
 QUIET = {
@@ -92,7 +93,7 @@ def main(
         click.echo(f"plot: {work / 'decode.png'}; the documentation is replaced by a whole run only", err=True)
     else:
         draw(report, ROOT / "docs" / "figures" / "decode.png")
-        replace_section(ROOT / "docs" / "benchmarks.md", text)
+        replace_section(ROOT / "docs" / "benchmarks.md", "decode", text)
 
 
 def _specs(work: Path, quick: bool, rounds: int, core: int | None) -> list[Spec]:

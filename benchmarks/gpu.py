@@ -142,8 +142,9 @@ def run_part(python: str, name: str, asked: argparse.Namespace, seconds: float, 
     """Run a part; return its results, and what went wrong under `failures`."""
     if seconds < 5:
         return {"rows": [], "facts": {}, "failures": ["no time was left"], "seconds": 0.0}
+    data = str(Path(asked.data).resolve()) if Path(asked.data).exists() else asked.data  # a part has another folder
     spec = {
-        "device": asked.device, "small": asked.small, "seconds": seconds, "data": asked.data,
+        "device": asked.device, "small": asked.small, "seconds": seconds, "data": data,
         "work": str(work.resolve() / name),
     }  # fmt: skip
     command = [python, "-m", f"accelerator.{name}", json.dumps(spec)]
@@ -182,7 +183,8 @@ def _stop(process: "subprocess.Popen[Any]") -> None:
 
 def _publish(report: Result, asked: argparse.Namespace) -> int:
     """Print the tables and write them where they belong; return the exit code."""
-    from accelerator.report import markdown, replace_section
+    from accelerator.report import markdown
+    from page.section import replace_section
 
     text = markdown(report)
     print(text)
@@ -190,7 +192,7 @@ def _publish(report: Result, asked: argparse.Namespace) -> int:
         Path(asked.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
     failed = any(part["failures"] for part in report["parts"].values())
     if asked.device == "cuda" and not (asked.quick or asked.small or failed):
-        replace_section(ROOT / "docs" / "benchmarks.md", text)
+        replace_section(ROOT / "docs" / "benchmarks.md", "gpu", text)
     elif asked.device == "cuda":
         print("docs/benchmarks.md is replaced by a whole run without failures only", file=sys.stderr)
     return int(failed)

@@ -33,10 +33,10 @@ import yaml
 
 from adaptive_lm.runtime.execution.session import usable_cores
 from adaptive_lm.runtime.measuring.machine import cpu_name
-from decoding.report import replace_section
+from page.section import replace_section
 from payoff.entrants import DENSE, ENTRANTS, EQUAL, SIZES, TOP2, recipe, run_name
 from payoff.measurement import PRECISIONS, TRAINED, Row, export, rows_of, time_rows
-from payoff.report import BEGIN, END, draw, markdown, rivals
+from payoff.report import draw, markdown, rivals
 from payoff.steps import Cost, measure
 from payoff.text import Texts, split
 from payoff.training import Interrupted, Plan, TrainingError, train_all
@@ -222,7 +222,7 @@ def publish(work: Work, report: dict[str, Any], rows: list[Row], whole: bool) ->
     if whole:
         draw(rows, ROOT / "docs" / "figures" / "pays.png", title)
         section = f"{text}\n![Held-out loss against the time of a token](figures/pays.png)\n"
-        replace_section(ROOT / "docs" / "benchmarks.md", section, BEGIN, END)
+        replace_section(ROOT / "docs" / "benchmarks.md", "pays", section)
 
 
 def scored(work: Work, pairs: list[tuple[str, int]], tokens: int, jobs: int) -> list[Row]:

@@ -38,8 +38,8 @@ from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
 from architectures.ours import LENGTH, LONGEST, OURS, OurDecoder, open_model, run_name, score_model, train
 from architectures.peers import PEERS, Decoder, train_peer
-from architectures.report import BEGIN, END, Line, draw, markdown
-from decoding.report import replace_section
+from architectures.report import Line, draw, markdown
+from page.section import replace_section
 from training.peers import Shape
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +204,7 @@ def main(
     click.echo(text)
     if write:
         draw(lines, contexts, ROOT / "docs" / "figures" / "small-models.png", heading)
-        replace_section(ROOT / "docs" / "benchmarks.md", text, BEGIN, END)
+        replace_section(ROOT / "docs" / "benchmarks.md", "small-models", text)
 
 
 if __name__ == "__main__":

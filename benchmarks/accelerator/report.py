@@ -1,11 +1,10 @@
 """The tables of the GPU benchmark. Standard library alone, as the script that starts the parts."""
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- gpu: begin -->", "<!-- gpu: end -->"
+from page.table import table
+
 NOTE = """\
 Wall clock with the GPU idle before and after, medians and, in brackets, the 5th to 95th percentile. Products of float32
 keep 24 bits (TensorFloat32 is off, for peers too). ONNX Runtime runs without CUDA graphs. Ratios to transformers are
@@ -23,28 +22,13 @@ def markdown(report: Row) -> str:
     head += "; quick" if report["quick"] else ""
     head += "; **tiny models, which say nothing about speed**" if report["small"] else ""
     sections = ["## How fast is it on a GPU?", f"{head}. `make gpu{'-quick' if report['quick'] else ''}`", NOTE]
-    for name, table in (("parity", _parity), ("decode", _decode), ("train", _train), ("text", _text)):
+    for name, write in (("parity", _parity), ("decode", _decode), ("train", _train), ("text", _text)):
         part = parts.get(name)
         if part is None:
             continue
-        sections += [table(part)] if part["rows"] else []
+        sections += [write(part)] if part["rows"] else []
         sections += [f"**{name} failed:** {line}" for line in part["failures"]]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def replace_section(page: Path, text: str) -> None:
-    """Replace what is between the markers of a page."""
-    content = page.read_text(encoding="utf-8")
-    if BEGIN not in content or END not in content:
-        raise RuntimeError(f"{page} has no lines {BEGIN} and {END}; add both where the section belongs")
-    section = f"{BEGIN}\n\n{text}\n{END}"
-    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: section, content, flags=re.DOTALL), encoding="utf-8")
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    columns = list(head)
-    return "\n".join(["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *lines])
 
 
 def _spread(values: Iterable[float], form: str = ".2f") -> str:
@@ -68,7 +52,7 @@ def _parity(part: Row) -> str:
         "largest logit difference",
         "equal",
     )
-    return "**Parity** with torch on the CPU.\n\n" + _table(head, rows)
+    return "**Parity** with torch on the CPU.\n\n" + table(head, rows)
 
 
 def _decode(part: Row) -> str:
@@ -85,7 +69,7 @@ def _decode(part: Row) -> str:
         f"**moe-57m**, 2 of 8 experts. Difference of the first logits from torch in fp32, in their deviations: {first}."
     )
     absent = facts.get("transformers")
-    return "\n\n".join([note + (f" transformers: {absent}." if absent else ""), _table(head, rows)])
+    return "\n\n".join([note + (f" transformers: {absent}." if absent else ""), table(head, rows)])
 
 
 def _train(part: Row) -> str:
@@ -97,7 +81,7 @@ def _train(part: Row) -> str:
     ]  # fmt: skip
     head = ("model", "compiled", "precision", "batch", "weights in use", "ms per step", "tokens/s", "TFLOP/s",
             "share of the peak", "warm-up, s")  # fmt: skip
-    return "**A training step**, whole.\n\n" + _table(head, rows)
+    return "**A training step**, whole.\n\n" + table(head, rows)
 
 
 def _text(part: Row) -> str:

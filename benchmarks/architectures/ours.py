@@ -14,7 +14,7 @@ from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
 from adaptive_lm.runtime.execution.memory.states import state_bytes
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
-from processes.command import adaptive
+from processes.command import adaptive, settings
 
 LENGTH = 256
 """Tokens of a training sequence."""
@@ -73,22 +73,17 @@ def train(folder: Path, text: Path, kind: str, seed: int, seconds: float, vocabu
     name = run_name(kind, seed)
     if (folder / "runs" / f"{name}-long" / "model" / "manifest.json").exists():
         return
-    settings = settings_of(BASE | dict(OURS[kind]))
+    shape = settings(BASE | dict(OURS[kind]))
     ends = ["--max-seconds", str(seconds), "--seed", str(seed), "--name", name, "--overwrite"]
     tokenizer = ["--tokenizer", "bpe", "--vocab-size", str(vocabulary)]
-    adaptive("train", "--data", str(text), *tokenizer, *ends, *settings, folder=folder, core=core)
+    adaptive("train", "--data", str(text), *tokenizer, *ends, *shape, folder=folder, core=core)
     adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
     # One step at a rate of almost 0: the weights stay what they are, and the context is that of the long texts.
     still = {f"optimizer.{rate}": 1e-12 for rate in ("lr", "adamw_lr", "adamw_matrix_lr")}
-    longer = settings_of({"model.context_length": ROOM, "trainer.batch_size": 1, **still})
+    longer = settings({"model.context_length": ROOM, "trainer.batch_size": 1, **still})
     ends = ["--steps", "1", "--name", f"{name}-long", "--overwrite"]
     adaptive("train", "--from", name, "--data", str(text), *ends, *longer, folder=folder, core=core)
     adaptive("export", f"{name}-long", "--onnx", "--threads", "1", folder=folder, core=core)
-
-
-def settings_of(values: Mapping[str, Any]) -> list[str]:
-    """Return options `--set` of values."""
-    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
 
 
 def open_model(folder: Path, name: str) -> Engine:

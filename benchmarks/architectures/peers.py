@@ -4,7 +4,6 @@ B batch, T time, V vocabulary.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adaptive_lm.train.system.device import autocast, choose_precision
+from training.by_clock import train_by_clock
 from training.peers import PlainGPT, Shape
 
 CPU = torch.device("cpu")
@@ -105,9 +105,7 @@ PEERS: Mapping[str, Peer] = {
 class Trained:
     """A peer after its training."""
 
-    name: str
     model: nn.Module
-    shape: Shape
     steps: int
     bits_per_byte: float
     megaflops: float
@@ -125,38 +123,23 @@ def logits_of(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
 def train_peer(
     name: str, shape: Shape, text: str, tokenizer: Tokenizer, heldout: str, seed: int, seconds: float
 ) -> Trained:
-    """Train a peer on one thread for some seconds, and score it on the held-out text.
-
-    AdamW with weight decay 0.1, warm-up over 5 %, a cosine down to a tenth, gradients clipped at 1.
-    """
+    """Train a peer on one thread for some seconds, and score it on the held-out text."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
     model = PEERS[name].build(shape).train()
-    groups = [
-        {"params": [weight for weight in model.parameters() if weight.ndim >= 2], "weight_decay": 0.1},
-        {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, RATE, (0.9, 0.95))
     precision = choose_precision("auto", CPU)
-    began, steps = time.monotonic(), 0
-    while (done := (time.monotonic() - began) / seconds) < 1:
-        fall = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.05) / 0.95))
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, done / 0.05, fall)
-        starts = torch.randint(len(ids) - shape.length - 1, (BATCH,))
-        rows = torch.stack([ids[start : start + shape.length + 1] for start in starts])
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with autocast(CPU, precision):
-            logits, more = logits_of(model, rows[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
-        (loss if more is None else loss + 0.01 * more).backward()  # type: ignore[no-untyped-call]  # torch's own
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        steps += 1
+            logits, more = logits_of(model, inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return loss if more is None else loss + 0.01 * more
+
+    steps = train_by_clock(model, ids, loss_of, seconds, rate=RATE, second_beta=0.95, batch=BATCH, length=shape.length)
     model.eval()
     bits = bits_per_byte(model, tokenizer, heldout, shape.length)
-    return Trained(name, model, shape, steps, bits, flops(model, shape))
+    return Trained(model, steps, bits, flops(model, shape))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-BEGIN, END = "<!-- small-models: begin -->", "<!-- small-models: end -->"
+from page.table import table
 
 
 @dataclass
@@ -32,7 +32,7 @@ def markdown(lines: Sequence[Line], contexts: Sequence[int], heading: str, smoll
         f"KiB at {max(contexts):,}",
     ]
     head = ["model", "steps", "bits per byte", "MFLOPs per token", *columns]
-    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = []
     for kind in dict.fromkeys(line.kind for line in lines):
         own = [line for line in lines if line.kind == kind]
         bits = [line.bits_per_byte for line in own]
@@ -43,11 +43,11 @@ def markdown(lines: Sequence[Line], contexts: Sequence[int], heading: str, smoll
         name = f"**{kind}**" if first.ours else kind
         values = [name, f"{np.mean([line.steps for line in own]):.0f}", f"{np.mean(bits):.3f}{spread}"]
         values += [f"{np.mean([line.megaflops for line in own]):.2f}", *times, *memory]
-        rows.append(f"| {' | '.join(values)} |")
+        rows.append(values)
     real = (
         [] if smollm is None else ["", f"The real SmolLM2-135M (int8) on the same bytes: {smollm:.3f} bits per byte."]
     )
-    return "\n".join([heading, "", *rows, *real, ""])
+    return "\n".join([heading, "", table(head, rows), *real, ""])
 
 
 def _time(rounds: Sequence[float]) -> str:
@@ -62,12 +62,10 @@ def _kib(size: int | None) -> str:
 
 def draw(lines: Sequence[Line], contexts: Sequence[int], path: Path, heading: str) -> None:
     """Plot bits per byte over the time of a token, and the time of a token over the context."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.2))
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for kind in dict.fromkeys(line.kind for line in lines):
         own = [line for line in lines if line.kind == kind]
         first, color = own[0], "#b2182b" if own[0].ours else "#2166ac"
@@ -82,6 +80,4 @@ def draw(lines: Sequence[Line], contexts: Sequence[int], path: Path, heading: st
     left.set(xlabel=f"ms per token after {contexts[0]} tokens", ylabel="bits per byte of held-out text", xscale="log")
     right.set(xlabel="tokens before", ylabel="ms per token", xscale="log", yscale="log")
     figure.suptitle(heading, fontsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

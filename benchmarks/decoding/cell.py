@@ -22,6 +22,7 @@ from adaptive_lm.runtime.measuring.nodes import nodes_per_token
 from decoding.entrants import Setting, entrants
 from decoding.participants import PACKAGES, Ours
 from decoding.race import PROMPT, Lane, Race, Row, Spec, tokens
+from processes.memory import forget_peak, peak
 
 
 def measure(spec: Spec) -> Row:
@@ -77,7 +78,7 @@ def alone(spec: Spec, name: str) -> Row:
     if name == "transformers":
         importlib.import_module("transformers.models.auto.modeling_auto")
     gc.collect()
-    before = _forget_peak()
+    before = forget_peak()
     begin = time.perf_counter()
     participant = entrant.open(Setting(2 * PROMPT, spec.experts))
     loaded = time.perf_counter()
@@ -88,7 +89,7 @@ def alone(spec: Spec, name: str) -> Row:
     result: Row = {
         "load_seconds": loaded - begin,
         "first_token_seconds": first - begin,
-        "memory_bytes": _peak() - before,
+        "memory_bytes": peak() - before,
     }
     if isinstance(participant, Ours):
         kernel, folder, target = participant.session.kernel, participant.folder, participant.session.target
@@ -96,26 +97,6 @@ def alone(spec: Spec, name: str) -> Row:
         engine = load(folder, device="cpu", target=target, threads=1, verify=False)
         result |= {"kernel": kernel, "nodes": nodes_per_token(engine, folder)}
     return result
-
-
-def _forget_peak() -> int:
-    """Start to measure the peak of this process's memory anew; return what it holds now, in bytes."""
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5", encoding="ascii")  # 5: the peak is what is resident now
-    return int(psutil.Process().memory_info().rss)
-
-
-def _peak() -> int:
-    """Return the largest resident size since then, in bytes; without /proc the present one.
-
-    getrusage would count the largest size of the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return int(psutil.Process().memory_info().rss)
-    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
 
 
 def _say(spec: Spec, what: str) -> None:

@@ -4,7 +4,6 @@ Times are medians over rounds, with the 5th and 95th percentile in brackets. Wit
 thread, with more wall clock. Ratios are taken within a round.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from adaptive_lm.runtime.measuring.timing import Distribution
 from models.random_weights import SIZES
+from page.table import table
 
 NAMES = ("cpu", "portable", "llama.cpp", "genai", "transformers")
 """Participants, in the order of the columns."""
@@ -20,7 +20,6 @@ TITLES = {"cpu": "ours, `cpu`", "portable": "ours, `portable`", "llama.cpp": "ll
 OURS = ("cpu", "portable")
 PEER = "llama.cpp"
 STYLES = {"fp32": "-", "int8": "--", "int4": ":"}
-BEGIN, END = "<!-- decode: begin -->", "<!-- decode: end -->"
 NOTES = """\
 Everyone runs the same random weights, vocabulary 32,000, and takes turns in one process. One thread: CPU time of that
 thread. More: wall clock. Medians and, in brackets, the 5th to 95th percentile over the rounds. The share of the floor
@@ -39,12 +38,6 @@ def _times(cell: Cell, row: Mapping[str, Any]) -> "np.ndarray[Any, np.dtype[np.f
 def _spread(values: Any, form: str) -> str:
     one = Distribution.of(values)
     return f"{one.median:{form}} ({one.p5:{form}} to {one.p95:{form}})"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (list(head), *map(list, rows))]
-    width = lines[0].count(" | ") + 1
-    return "\n".join([lines[0], "|" + "---|" * width, *lines[1:]])
 
 
 def _present(cells: Iterable[Cell]) -> list[str]:
@@ -87,7 +80,7 @@ def _sizes(cells: Iterable[Cell]) -> str:
             ffn = f"{size.experts} experts of {size.hidden}" if size.experts > 1 else f"hidden width {size.hidden}"
             reads = size.weights(2 if size.experts > 1 else 1)
             rows.append([name, f"{shape}, {ffn}", f"{size.weights() / 1e6:.1f}M", f"{reads / 1e6:.1f}M"])
-    return _table(("model", "shape", "weights", "multiplied per token (2 experts)"), rows)
+    return table(("model", "shape", "weights", "multiplied per token (2 experts)"), rows)
 
 
 def _decode_table(cells: list[Cell]) -> str:
@@ -101,7 +94,7 @@ def _decode_table(cells: list[Cell]) -> str:
             row += [_time(cell, by_name[name]) if name in by_name else "-" for name in names]
             row += [_ratio(cell, by_name, name, PEER) for name in names if name in OURS]
             rows.append(row)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _time(cell: Cell, row: Mapping[str, Any]) -> str:
@@ -133,7 +126,7 @@ def _prefill_table(cells: list[Cell]) -> str:
             row += [f"{1000 * np.median(_times(cell, by_name[n])):.1f}" if n in by_name else "-" for n in names]
             row += [_ratio(cell, by_name, name, PEER) for name in names if name in OURS]
             rows.append(row)
-    return "**Prompts:**\n\n" + _table(head, rows) if rows else ""
+    return "**Prompts:**\n\n" + table(head, rows) if rows else ""
 
 
 def _experts_table(cells: list[Cell]) -> str:
@@ -154,7 +147,7 @@ def _experts_table(cells: list[Cell]) -> str:
     if not rows:
         return ""
     head = ("model", "precision", "", "8 experts", "4", "2", "1")
-    return "**Fewer experts:** time over that of all 8, in brackets the same of the bytes.\n\n" + _table(head, rows)
+    return "**Fewer experts:** time over that of all 8, in brackets the same of the bytes.\n\n" + table(head, rows)
 
 
 def _layers_table(cells: list[Cell]) -> str:
@@ -172,7 +165,7 @@ def _layers_table(cells: list[Cell]) -> str:
     if not rows:
         return ""
     head = ("model", "precision", "", "layers skipped", "time", "bytes")
-    return "**Skipped layers:** time and bytes over those of all layers.\n\n" + _table(head, rows)
+    return "**Skipped layers:** time and bytes over those of all layers.\n\n" + table(head, rows)
 
 
 def _batch_table(cells: list[Cell]) -> str:
@@ -194,7 +187,7 @@ def _batch_table(cells: list[Cell]) -> str:
     if not rows:
         return ""
     head = ("model", "precision", "", "1", *map(str, batches))
-    return "**Batches:** tokens per second in all sequences together, by their number.\n\n" + _table(head, rows)
+    return "**Batches:** tokens per second in all sequences together, by their number.\n\n" + table(head, rows)
 
 
 def _alone_table(cells: Iterable[Cell]) -> str:
@@ -211,17 +204,15 @@ def _alone_table(cells: Iterable[Cell]) -> str:
         return ""
     head = ("model", "precision", "", "load, s", "to the first token, s", "memory, MiB", "nodes per token")
     note = "**Memory and loading**, alone in a process, one thread, prompt of 64: memory is the peak above the imports."
-    return f"{note}\n\n{_table(head, rows)}"
+    return f"{note}\n\n{table(head, rows)}"
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Draw the time of a token over that of llama.cpp, and time by experts beside their bytes, both on one thread."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     cells = [cell for cell in report["cells"] if cell["spec"]["threads"] == 1]
     figure = Figure(figsize=(12, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     names = [name for name in _present(cells) if name != PEER]
     labels = ["\n".join([*cell["spec"]["model"].split("-"), cell["spec"]["precision"]]) for cell in cells]
@@ -263,12 +254,3 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         right.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-
-
-def replace_section(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what is between the markers of a page."""
-    content = page.read_text(encoding="utf-8")
-    if begin not in content or end not in content:
-        raise RuntimeError(f"{page} has no lines {begin} and {end}; add both where the section belongs")
-    section = f"{begin}\n\n{text}\n{end}"
-    page.write_text(re.sub(f"{begin}.*{end}", lambda _: section, content, flags=re.DOTALL), encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from page.table import table
 from payoff.entrants import ADAPTIVE, DENSE, DENSE_MODELS, DIALED, ENTRANTS, EQUAL, SIZES
 from payoff.measurement import PRECISIONS, TRAINED, Row
 
@@ -13,7 +14,6 @@ WANTED = 0.02
 """Nats by which an adaptive model should beat the dense one of equal time."""
 CLOSE = 1.05
 """A dense model up to this many times as slow counts as one of equal time."""
-BEGIN, END = "<!-- pays: begin -->", "<!-- pays: end -->"
 
 
 class Point(NamedTuple):
@@ -124,13 +124,13 @@ def paired(rows: Sequence[Row], best: Sequence[str]) -> list[str]:
     return lines
 
 
-def table(rows: Sequence[Row], tokens_per_step: int) -> str:
+def model_table(rows: Sequence[Row], tokens_per_step: int) -> str:
     """Return a table of the models at the thresholds of training; means over the seeds, losses with their range."""
     head = (
         "model", "seeds", "steps", "tokens, millions", "bits per byte", "nats per token", "experts", "layers", "MFLOPs",
         "int8: ms per token (5th to 95th percentile)", "MB read", "fp32: ms per token", "MB read",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for entrant in ENTRANTS:
         narrow, wide = (
             [row for row in rows if (row.entrant, row.precision, row.point) == (entrant, precision, TRAINED)]
@@ -152,8 +152,8 @@ def table(rows: Sequence[Row], tokens_per_step: int) -> str:
             f"{mean(narrow, 'flops') / 1e6:.1f}",
             *(cell for own in (narrow, wide) for cell in (time_cell(own), f"{mean(own, 'bytes') / 1e6:.1f}")),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(head, lines)
 
 
 def time_cell(rows: Sequence[Row]) -> str:
@@ -191,7 +191,7 @@ def markdown(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     parts = [
         setting,
         shapes,
-        table(rows, report["tokens_per_step"]),
+        model_table(rows, report["tokens_per_step"]),
         memory(rows, machine["l3_bytes"]),
         "\n".join(f"- {line}" for line in verdicts(rows) + paired(rows, report["best"] or ())),
         f"CPU seconds per training step, median (5th to 95th percentile): {costs}.",
@@ -224,11 +224,9 @@ def memory(rows: Sequence[Row], l3: int | None) -> str:
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw bits per byte over time, one panel for each precision: dense models, adaptive ones, and their dials."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     for panel, precision in zip(panels, PRECISIONS, strict=True):
         all_ = points(rows, precision)

@@ -1,10 +1,12 @@
 """The command line, as the benchmarks call it."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mapping[str, str] | None = None) -> str:
@@ -21,3 +23,8 @@ def adaptive(*arguments: str, folder: Path, core: int | None = None, more: Mappi
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def settings(values: Mapping[str, Any]) -> list[str]:
+    """Return the options of `adaptive train` that set `values`."""
+    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.parametrize("experts", [1, 2, 4, 8])
 def test_every_token_uses_exactly_the_number_of_experts_and_layers_that_is_asked_for(experts: int) -> None:
@@ -129,24 +127,6 @@ def test_the_tables_take_cpu_time_with_one_thread_and_wall_clock_with_more() -> 
     assert "| moe-57m | int8 | ours, `cpu` | 4 | 0.50 (0.50 to 0.72) | 1.00 |" in one
     assert "| moe-57m | int8 | llama.cpp | 250 | 1000 |" in one
     assert "| moe-57m | int8 | ours, `cpu` | 0.10 | 0.20 | 1 | 47 |" in text
-
-
-def test_only_the_section_between_the_markers_is_replaced(tmp_path: Path) -> None:
-    decode_report = import_module("decoding.report")
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{decode_report.BEGIN}\nold\n{decode_report.END}\nafter\n", encoding="utf-8")
-    decode_report.replace_section(page, r"new \1")
-    content = page.read_text(encoding="utf-8")
-    assert content == f"before\n{decode_report.BEGIN}\n\nnew \\1\n{decode_report.END}\nafter\n"
-    page.write_text("no markers", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="add both"):
-        decode_report.replace_section(page, "new")
-
-
-def test_the_page_of_benchmarks_has_the_markers() -> None:
-    decode_report = import_module("decoding.report")
-    content = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert content.index(decode_report.BEGIN) < content.index(decode_report.END)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:

@@ -92,14 +92,6 @@ def test_the_report_says_which_part_failed_and_that_the_peak_is_unknown(report_o
     assert "| dense | yes | bf16 | 16 x 512 | 110M | 100.0 (90.0 to 120.0) | 81920 | 54.0 | unknown | 30 |" in text
 
 
-def test_the_section_of_the_benchmarks_has_its_markers(report_of: ModuleType, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), encoding="utf-8")
-    report_of.replace_section(page, "NEW")
-    content = page.read_text(encoding="utf-8")
-    assert f"{report_of.BEGIN}\n\nNEW\n{report_of.END}" in content
-
-
 def test_the_parity_models_have_every_mechanism() -> None:
     parity = import_module("accelerator.parity")
     assert json.dumps(parity.MODELS["everything"]).count("top_p") == 1
