@@ -144,7 +144,7 @@ style: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
-	$(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy benchmarks
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix-only --quiet .
