@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from support.cases import each
 from support.graphs.bare_graph import (
     DECISIONS,
     MODELS,
@@ -85,15 +86,15 @@ def same_bits(one: GraphOutputs, other: GraphOutputs) -> None:
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_a_sequence_in_a_mixed_pass_has_the_bits_that_it_has_alone(name: str) -> None:
     for seed in (0, 1):
         for one, other in zip(together(graph_of(name), seed), alone(graph_of(name)), strict=True):
             same_bits(one, other)
 
 
-@pytest.mark.parametrize(("precision", "kv"), FORMS, ids=[f"{p}-{kv}" for p, kv in FORMS])
-@pytest.mark.parametrize("name", MECHANISMS)
+@each(("precision", "kv"), FORMS)
+@each("name", MECHANISMS)
 def test_it_has_them_in_every_precision(name: str, precision: Precision, kv: KV) -> None:
     graph = graph_of(name, precision, kv)
     for one, other in zip(together(graph, 2), alone(graph), strict=True):

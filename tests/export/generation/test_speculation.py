@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.cases import each
 from support.operators.our_library import needs_library
 from support.runs import write_run
 
@@ -120,10 +121,10 @@ def make_drafts_cheap(costs: PassCosts) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("errors", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("settings", ["greedy", "filtered"])
-@pytest.mark.parametrize(("precision", "kv"), [("fp32", "fp32"), ("int8", "fp16"), ("int4", "int8"), ("bf16", "fp32")])
-@pytest.mark.parametrize("kind", KINDS)
+@each("errors", [0.0, 0.2, 1.0])
+@each("settings", ["greedy", "filtered"])
+@each(("precision", "kv"), [("fp32", "fp32"), ("int8", "fp16"), ("int4", "int8"), ("bf16", "fp32")])
+@each("kind", KINDS)
 def test_right_and_wrong_guesses_change_nothing(
     engine_of: Callable[..., Engine], kind: str, precision: Precision, kv: KV, settings: str, errors: float
 ) -> None:
@@ -189,9 +190,9 @@ def test_the_time_of_a_pass_is_shared_by_its_tokens(engine_of: Callable[..., Eng
 
 
 @needs_library
-@pytest.mark.parametrize("speculate", ["ngram", "dial", None])
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("kind", KINDS)
+@each("speculate", ["ngram", "dial", None])
+@each("settings", SETTINGS)
+@each("kind", KINDS)
 def test_each_way_to_guess_gives_the_same_text(
     engine_of: Callable[..., Engine], kind: str, settings: str, speculate: Any
 ) -> None:

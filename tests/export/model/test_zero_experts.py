@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from support.cases import each
 from support.graphs.bare_graph import Graph, Sequences, same_decisions
 from support.models import CONFIGS, ZERO, even_thresholds, judge, season, tiny_ids, variant
 from support.runs import write_run
@@ -71,7 +72,7 @@ def test_the_tokens_of_a_text_use_from_no_expert_to_several_and_pay_for_those_th
         assert one.usage.executed_flops <= one.usage.dense_flops * 1.5
 
 
-@pytest.mark.parametrize("wanted", [0.3, 1.0, 2.0])
+@each("wanted", [0.3, 1.0, 2.0])
 def test_an_average_below_1_can_be_asked_for(engine: Engine, wanted: float) -> None:
     """It holds on the text that the table was made on; here the direction is enough."""
     level = resolve(engine.manifest, Dial(experts=wanted)).router_top_p
@@ -116,9 +117,9 @@ def lonely(kind: str) -> Transformer:
     return model.eval()
 
 
-@pytest.mark.parametrize("target", ["portable", "cpu"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", ["relu", "zero_experts"])
+@each("target", ["portable", "cpu"])
+@each("precision", PRECISIONS)
+@each("kind", ["relu", "zero_experts"])
 def test_a_pass_in_which_no_token_takes_an_expert_runs(kind: str, precision: Precision, target: str) -> None:
     """Nothing is dispatched: the graph must not read the first of no rows. A logit of 0 is not positive."""
     model, ids = lonely(kind), tiny_ids(batch=1, time=6)

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from support.cases import each
 from support.operators.kernels import LIBRARY, open_library
 
 from adaptive_lm.runtime.ops.layout import pack
@@ -220,7 +221,7 @@ OPTIONAL = {
 def cases(kind: str) -> Any:
     place = 0 if kind == "input" else 1
     named = [(name, part) for name, valid in VALID.items() for part in valid[place]]
-    return pytest.mark.parametrize(("name", kind), named, ids=[f"{name}-{part}" for name, part in named])
+    return each(("name", kind), named)
 
 
 @cache
@@ -322,7 +323,7 @@ def test_an_attribute_that_is_absent_or_of_another_type_is_refused_by_name(name:
 
 
 @cases("attribute")
-@pytest.mark.parametrize("value", [-1, 2**31, 2**62, -(2**63)])
+@each("value", [-1, 2**31, 2**62, -(2**63)])
 def test_an_attribute_beyond_its_limits_is_refused_by_name(name: str, attribute: str, value: int) -> None:
     inputs, attributes = VALID[name]
     number = value if isinstance(attributes[attribute], int) else float(value)
@@ -422,7 +423,7 @@ def test_a_failed_run_leaves_the_session_usable() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", VALID)
+@each("name", VALID)
 def test_random_shapes_and_attributes_end_in_a_result_or_an_error(name: str) -> None:
     random = np.random.default_rng(0)
     inputs, attributes = VALID[name]
