@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
+
 
 def each(names: str | Sequence[str], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run a test for each case in one item; written as `pytest.mark.parametrize`, and nested where several are stacked.
@@ -41,3 +43,41 @@ def label(value: Any) -> str:
     """Return a line that names a value: a function or an object by its name, anything else by the start of its repr."""
     name = getattr(value, "__name__", None) or getattr(value, "name", None)
     return name if isinstance(name, str) else repr(value)[:100]
+
+
+def each_covered(
+    names: str | Sequence[str], cases: Iterable[Any], cover: Iterable[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test for each case, in two items: those of `cover`, and all others, which are marked `slow`.
+
+    A case is of the cover if it, or the first of its values, is in there.
+    """
+    cases, cover = list(cases), list(cover)
+    first = [case for case in cases if (case if isinstance(case, str) else case[0]) in cover]
+    others = [case for case in cases if case not in first]
+
+    def in_two_items(test: Callable[..., None]) -> Callable[..., None]:
+        groups = {"cover": each(names, first)(test), "others": each(names, others)(test)}
+        parameters = list(inspect.signature(groups["cover"]).parameters.values())
+
+        @functools.wraps(test)
+        def run(group: str, **fixtures: Any) -> None:
+            groups[group](**fixtures)
+
+        group = inspect.Parameter("group", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        run.__signature__ = inspect.Signature([group, *parameters])  # type: ignore[attr-defined]
+        return pytest.mark.parametrize("group", ["cover", pytest.param("others", marks=pytest.mark.slow)])(run)
+
+    return in_two_items
+
+
+def slowly_all(names: Iterable[str], forms: Sequence[Any]) -> list[Any]:
+    """Pair every name with one form in turn, the first name with each; the rest of the product is marked `slow`."""
+    names = list(names)
+    return [
+        (name, form)
+        if number == 0 or place == number % len(forms)
+        else pytest.param(name, form, marks=pytest.mark.slow)
+        for number, name in enumerate(names)
+        for place, form in enumerate(forms)
+    ]

@@ -126,6 +126,7 @@ def test_a_mixer_is_one_node_per_layer_and_has_no_cache(kind: str) -> None:
     onnx.checker.check_model(proto)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_an_export_of_all_mixers_passes_its_check_and_reports_its_operators(
     precision: Precision, tmp_path: Path

@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from support.cases import each
+from support.cases import each, each_covered
 from support.cover import in_each
 from support.graphs.bare_graph import (
     COVER,
@@ -96,7 +96,7 @@ def test_quantised_weights_say_nearly_what_torch_says_with_them(name: str, preci
     assert 1e-4 < np.median(error) < 0.05
 
 
-@each(("name", "form"), in_each(MODELS, COVER, FORMS))
+@each_covered(("name", "form"), in_each(MODELS, COVER, FORMS), COVER)
 def test_a_token_has_the_same_bits_alone_in_a_prompt_and_in_a_batch(name: str, form: tuple[Precision, KV]) -> None:
     limits, graph = busy_thresholds(MODELS[name]), fused(name, *form)
     alone = Sequences(graph).steps(ids()[:1], limits)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from reference import model as reference
-from support.cases import each
+from support.cases import each, each_covered
+from support.cover import covering
 from support.graphs.bare_graph import Graph, Sequences, everything_on, joined, nodes, row, same_decisions, together
 from support.mixer_models import KINDS, MIXER_MODELS, B, T, judged, mixer_ids, mixer_limits, mixer_model
 from support.models import as_arrays, decisions, judge
@@ -29,6 +30,8 @@ from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 FP32 = TOLERANCE["fp32"]
 LOGITS = 3 * FP32
 """Of a standard deviation of 3: parity measures logits by their spread."""
+FEW = covering(MIXER_MODELS)
+"""Models that together have every mixer and every mechanism beside one."""
 SKIP = [name for name, config in MIXER_MODELS.items() if config.adapts_depth]
 
 
@@ -39,7 +42,7 @@ def graph_of(name: str, precision: Precision = "fp32", target: str = "portable")
 
 
 @each("target", ["portable", "cuda"])
-@each("name", MIXER_MODELS)
+@each_covered("name", MIXER_MODELS, FEW)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, target: str) -> None:
     limits, prompt = mixer_limits(name), mixer_ids()[:1]
     graph_out = Sequences(graph_of(name, target=target)).run(prompt, limits)
@@ -63,7 +66,7 @@ def test_the_models_of_these_tests_skip_layers(name: str) -> None:
 
 
 @each("precision", ["fp32", "int8", "int4"])
-@each("name", MIXER_MODELS)
+@each_covered("name", MIXER_MODELS, FEW)
 def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str, precision: Precision) -> None:
     limits, prompt, graph = mixer_limits(name), mixer_ids()[:1], graph_of(name, precision)
     whole = Sequences(graph)
@@ -79,7 +82,7 @@ def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str, preci
             np.testing.assert_allclose(state, whole.content()[key], rtol=0, atol=tolerance, err_msg=key)
 
 
-@each("name", MIXER_MODELS)
+@each_covered("name", MIXER_MODELS, FEW)
 def test_a_batch_decodes_each_sequence_as_the_plain_model_does_and_as_it_does_alone(name: str) -> None:
     """Each has its own thresholds, its own start, and so its own lengths, routes and states."""
     starts, limits, singles = (0, 5, 9), [mixer_limits(name, b) for b in range(B)], []

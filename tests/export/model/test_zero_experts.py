@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from support.cases import each
 from support.graphs.bare_graph import Graph, Sequences, same_decisions
 from support.models import CONFIGS, ZERO, even_thresholds, judge, season, tiny_ids, variant
+from support.quick_check import quick_check
 from support.runs import write_run
 
 from adaptive_lm.contract.errors import UserError
@@ -38,10 +39,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export a run of each kind with the whole check, for the targets portable and cpu."""
+    """Export a run of each kind with its check, for the targets portable and cpu."""
     kind: str = request.param
     run = write_run(tmp_path_factory.mktemp(kind) / "runs" / kind, ffn=KINDS[kind])
-    run_export(str(run), run / "model", threads=1)
+    with quick_check():
+        run_export(str(run), run / "model", threads=1)
     return run / "model"
 
 

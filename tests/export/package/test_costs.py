@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from support.cases import each
+from support.cases import each, slowly_all
 from support.cover import in_each
 from support.graphs.bare_graph import COVER, MODELS, initializers, model_of, proto_of, weights_of
 from support.runs import write_run
@@ -101,8 +101,7 @@ def single_outputs(config: ModelConfig, layer: int) -> float:
     return 2.0 * config.dim * (number + (learned and config.window_of(layer) > 0))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8"]))
 def test_executed_flops_are_those_of_the_matrix_products_that_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision
 ) -> None:

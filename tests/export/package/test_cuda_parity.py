@@ -5,8 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from support.cases import each
+from support.cases import each, each_covered
 from support.graphs.bare_graph import (
+    COVER,
     EVERYTHING,
     MODELS,
     Graph,
@@ -97,7 +98,7 @@ def op_types(graph: Graph) -> list[str]:
     return [node.op_type for node in nodes(graph.proto)]
 
 
-@each("name", MODELS)
+@each_covered("name", MODELS, COVER)
 def test_every_mechanism_decides_as_torch_and_the_portable_graph(name: str) -> None:
     limits, prompt = busy_thresholds(MODELS[name]), tiny_ids(seed=2, batch=1, time=T)
     with torch.no_grad():
