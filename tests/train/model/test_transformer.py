@@ -1,14 +1,17 @@
 """The torch model compared with the plain one; and no token depends on a later one."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from reference import model as reference
+from support.cover import rest_slow
 from support.models import (
     ADAPTS_DEPTH,
     CONFIGS,
+    COVER,
     ROUTED,
     ROUTES_HEADS,
     B,
@@ -87,7 +90,7 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
     assert other.logits.dtype == dtype
 
 
-@pytest.mark.parametrize("name", CONFIGS, ids=IDS)
+@pytest.mark.parametrize("name", rest_slow(CONFIGS, COVER))
 def test_every_weight_matters_to_the_plain_model(name: str) -> None:
     """Each weight matters where everything runs or where little does: some weights only move a threshold."""
     config = CONFIGS[name]
@@ -140,8 +143,10 @@ def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, s
     assert (found["selected_experts"][:, found["layers_run"].any(0)].sum(-1) <= 1).all()
 
 
-@pytest.mark.parametrize("name", CONFIGS, ids=IDS)
-@pytest.mark.parametrize("given", [False, True], ids=["held", "given"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    rest_slow(itertools.product(CONFIGS, [False, True]), set(itertools.product(COVER, [False, True]))),
+)
 def test_a_token_changes_nothing_to_its_left(name: str, given: bool) -> None:
     """At the controllers' thresholds, as in training, and at given thresholds, where tokens may leave."""
     model = copy.deepcopy(tiny_model(name)).train()
