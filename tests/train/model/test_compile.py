@@ -236,9 +236,7 @@ NEW += ["everything_project", "everything_none"]  # shared experts, contextual p
     "name",
     [
         "top_k",
-        "retnet_project",
-        "mamba2_none",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense_both_none", *NEW)),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("retnet_project", "mamba2_none", "dense_both_none", *NEW)),
     ],
 )
 def test_every_kind_of_model_compiles_whole(name: str) -> None:
