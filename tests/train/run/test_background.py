@@ -303,7 +303,7 @@ LEAVING = """
 import sys, time
 from pathlib import Path
 import torch
-from adaptive_lm.train.run import saver as saving
+from adaptive_lm.train.run.checkpoints import saver as saving
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.system.progress import Progress
 from adaptive_lm.train.run.folder import Run
