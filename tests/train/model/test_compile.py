@@ -240,7 +240,7 @@ NEW += ["everything_project", "everything_none"]  # shared experts, contextual p
     ],
 )
 def test_every_kind_of_model_compiles_whole(name: str) -> None:
-    """Blocks that differ in shape, positions or window have a graph each."""
+    """T39. Blocks that differ in shape, positions or window have a graph each."""
     plain, compiled = pair(name)
     out, gradients = step(plain, tiny_ids())
     out_compiled, gradients_compiled = step(compiled, tiny_ids())

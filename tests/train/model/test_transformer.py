@@ -124,7 +124,7 @@ def test_every_weight_matters_to_the_plain_model(name: str, every_layer: bool) -
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["both_none", "both_project", *ROUTES_HEADS])
+@pytest.mark.parametrize("name", rest_slow(["both_none", "both_project", *ROUTES_HEADS], ["both_none", *COVER]))
 def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, share: float) -> None:
     """A token's own shift moves neither end: at a level of 1 every expert and head runs, at next to 0 the fewest."""
     model, ids = tiny_model(name), tiny_ids()
