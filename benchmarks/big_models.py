@@ -31,6 +31,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from processes.memory import memory_of
+
 GB = 1e9
 ALLOWED = 2 * GB
 """Memory above the model's file."""
@@ -175,15 +177,6 @@ def measure(what: str, arguments: Sequence[str], folder: Path, threads: int) -> 
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{text[-3000:]}")
     return Measured(what, time.perf_counter() - started, resident, own)
-
-
-def memory_of(process: int) -> dict[str, int]:
-    """Return the lines of /proc/PID/status in kB as bytes; nothing where the process has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.endswith(" kB")}
 
 
 def size_of(folder: Path) -> int:

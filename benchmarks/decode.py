@@ -3,7 +3,7 @@
     python benchmarks/decode.py --quick
 
 Peers that are not installed are left out, with a line that says how to install them. Each cell (model, precision,
-threads) runs in a process of its own, in which everyone is open and takes turns (decode_race.py). Memory and loading
+threads) runs in a process of its own, in which everyone is open and takes turns (decoding/race.py). Memory and loading
 are measured in processes of their own. A whole run replaces the section of docs/benchmarks.md and its plot; a quick or
 partial one only prints.
 """
@@ -23,13 +23,14 @@ from statistics import median
 from typing import Any, get_args
 
 import click
-from decode_models import SIZES, Precision
-from decode_peers import missing
-from decode_race import Spec
-from decode_report import draw, markdown, replace_section
 
 from adaptive_lm.runtime.execution.session import usable_cores
 from adaptive_lm.runtime.measuring.machine import cpu_name
+from decoding.participants import missing
+from decoding.race import Spec
+from decoding.report import draw, markdown
+from models.random_weights import SIZES, Precision
+from page.section import replace_section
 
 ROOT = Path(__file__).parent.parent
 QUIET = {
@@ -92,7 +93,7 @@ def main(
         click.echo(f"plot: {work / 'decode.png'}; the documentation is replaced by a whole run only", err=True)
     else:
         draw(report, ROOT / "docs" / "figures" / "decode.png")
-        replace_section(ROOT / "docs" / "benchmarks.md", text)
+        replace_section(ROOT / "docs" / "benchmarks.md", "decode", text)
 
 
 def _specs(work: Path, quick: bool, rounds: int, core: int | None) -> list[Spec]:
@@ -124,10 +125,10 @@ def _run(spec: Spec, alone: str | None = None) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "spec.json"
         file.write_text(json.dumps(asdict(spec)), encoding="utf-8")
-        command = [sys.executable, str(Path(__file__).with_name("decode_cell.py")), str(file)]
+        command = [sys.executable, "-m", "decoding.cell", str(file), *([alone] if alone else [])]
         begin = time.perf_counter()
         done = subprocess.run(
-            command + ([alone] if alone else []), stdout=subprocess.PIPE, text=True, env={**os.environ, **QUIET}
+            command, cwd=ROOT / "benchmarks", stdout=subprocess.PIPE, text=True, env={**os.environ, **QUIET}
         )
         if done.returncode:
             raise click.ClickException(f"{_name(spec)} failed; continue after mending it with --resume")

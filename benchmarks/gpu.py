@@ -22,7 +22,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
 sys.path.insert(0, str(ROOT / "typings"))  # where this project is importable before it is installed
 
 from adaptive_lm.runtime.execution.providers import find_driver_problem  # noqa: E402 - needs the path above
@@ -141,16 +142,17 @@ def run_part(python: str, name: str, asked: argparse.Namespace, seconds: float, 
     """Run a part; return its results, and what went wrong under `failures`."""
     if seconds < 5:
         return {"rows": [], "facts": {}, "failures": ["no time was left"], "seconds": 0.0}
+    data = str(Path(asked.data).resolve()) if Path(asked.data).exists() else asked.data  # a part has another folder
     spec = {
-        "device": asked.device, "small": asked.small, "seconds": seconds, "data": asked.data,
+        "device": asked.device, "small": asked.small, "seconds": seconds, "data": data,
         "work": str(work.resolve() / name),
     }  # fmt: skip
-    command = [python, str(ROOT / "benchmarks" / f"gpu_{name}.py"), json.dumps(spec)]
+    command = [python, "-m", f"accelerator.{name}", json.dumps(spec)]
     began, stopped = time.monotonic(), False
     # a cache of its own: a part that is stopped while it compiles would leave a broken file in the user's
     environment = {**os.environ, **QUIET, "TORCHINDUCTOR_CACHE_DIR": str(work.resolve() / "inductor")}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdout=output, env=environment, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(command, stdout=output, env=environment, cwd=FOLDER, start_new_session=True)
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -181,7 +183,8 @@ def _stop(process: "subprocess.Popen[Any]") -> None:
 
 def _publish(report: Result, asked: argparse.Namespace) -> int:
     """Print the tables and write them where they belong; return the exit code."""
-    from gpu_report import markdown, replace_section
+    from accelerator.report import markdown
+    from page.section import replace_section
 
     text = markdown(report)
     print(text)
@@ -189,7 +192,7 @@ def _publish(report: Result, asked: argparse.Namespace) -> int:
         Path(asked.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
     failed = any(part["failures"] for part in report["parts"].values())
     if asked.device == "cuda" and not (asked.quick or asked.small or failed):
-        replace_section(ROOT / "docs" / "benchmarks.md", text)
+        replace_section(ROOT / "docs" / "benchmarks.md", "gpu", text)
     elif asked.device == "cuda":
         print("docs/benchmarks.md is replaced by a whole run without failures only", file=sys.stderr)
     return int(failed)

@@ -9,23 +9,22 @@ dense model of equal measured time.
 """
 
 import json
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import click
 import numpy as np
-from command import adaptive
 
 from adaptive_lm.runtime import Dial, Engine, load
 from adaptive_lm.runtime.dial import Thresholds, resolve
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import Score, score, windows
 from adaptive_lm.runtime.measuring.timing import Timed, time_engines
+from processes.command import adaptive, settings
+from training.cores import Cores
 
 BASE: dict[str, Any] = {
     "model.context_length": 128,
@@ -93,16 +92,16 @@ class Row:
     """95th percentile of it."""
 
 
-def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: int | None) -> None:
+def train(folder: Path, data: str, kind: str, seed: int, seconds: float, core: int) -> None:
     """Train and export one kind, unless that is done already."""
     name = run_name(kind, seed)
     if (folder / "runs" / name / "model" / "manifest.json").exists():
         return
     tokenizer = ["bpe", "--vocab-size", "1024"] if data.startswith("builtin:") else ["chars"]
-    settings = [part for key, value in (BASE | KINDS[kind]).items() for part in ("--set", f"{key}={json.dumps(value)}")]
     ends = ["--max-seconds", str(seconds), "--seed", str(seed), "--name", name, "--overwrite"]
     if not trained(folder / "runs" / name):
-        adaptive("train", "--data", data, "--tokenizer", *tokenizer, *ends, *settings, folder=folder, core=core)
+        shape = settings(BASE | KINDS[kind])
+        adaptive("train", "--data", data, "--tokenizer", *tokenizer, *ends, *shape, folder=folder, core=core)
     adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
     click.echo(f"  trained {kind}, seed {seed}", err=True)
 
@@ -116,16 +115,11 @@ def trained(run: Path) -> bool:
 
 def train_all(folder: Path, data: str, names: list[str], seeds: int, seconds: float, jobs: int) -> None:
     """Train each of these kinds with each seed, in an order that rotates by one from seed to seed."""
-    cores: Queue[int | None] = Queue()
-    for core in sorted(os.sched_getaffinity(0))[:jobs]:
-        cores.put(core)
+    cores = Cores(jobs)
 
     def one(kind: str, seed: int) -> None:
-        core = cores.get()
-        try:
+        with cores.one() as core:
             train(folder, data, kind, seed, seconds, core)
-        finally:
-            cores.put(core)
 
     with ThreadPoolExecutor(jobs) as pool:
         orders = ((seed, names[seed % len(names) :] + names[: seed % len(names)]) for seed in range(seeds))
@@ -238,12 +232,10 @@ def verdicts(rows: list[Row], points: list[dict[str, Any]]) -> list[str]:
 
 def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) -> None:
     """Plot loss over time and over executed FLOPs: the full model's dial as a line, all kinds as points."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for panel, name, unit, scale in (
         (panels[0], "milliseconds", "ms per token, one thread", 1.0),
         (panels[1], "flops", "executed MFLOPs per token", 1e-6),
@@ -263,9 +255,7 @@ def plot(rows: list[Row], points: list[dict[str, Any]], path: Path, title: str) 
         panel.legend(fontsize=8)
     panels[0].set_ylabel("held-out loss, nats per token")
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 @click.command()

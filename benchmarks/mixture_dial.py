@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from command import adaptive
+
+from page.table import table
+from processes.command import adaptive, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "cpp-docs" / "pages.jsonl"
@@ -40,25 +42,20 @@ TRAINER: dict[str, Any] = {
 }
 
 
-def settings(values: dict[str, Any]) -> list[str]:
-    """Return the options that set `values`."""
-    return [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-
-
-def rows(curve: dict[str, Any]) -> list[str]:
+def curve_table(curve: dict[str, Any]) -> str:
     """Return the table of a curve, in Markdown."""
     columns = ("compute", "experts", "loss", "KL", "agreement", "ms per token", "of the full model's")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = []
     points = curve["points"]
     full = points[-1]["milliseconds_per_token"]
     for point in reversed(points):
         speed = point["milliseconds_per_token"]
-        time = "- | -" if speed is None else f"{speed['median']:.3f} | {speed['median'] / full['median']:.1%}"
-        lines.append(
-            f"| {point['compute']:.3f} | {point['experts_per_token']:.2f} | {point['loss']:.4f} | {point['kl']:.4f} | "
-            f"{point['agreement']:.2%} | {time} |"
-        )
-    return lines
+        times = ["-", "-"] if speed is None else [f"{speed['median']:.3f}", f"{speed['median'] / full['median']:.1%}"]
+        lines.append([
+            f"{point['compute']:.3f}", f"{point['experts_per_token']:.2f}", f"{point['loss']:.4f}",
+            f"{point['kl']:.4f}", f"{point['agreement']:.2%}", *times,
+        ])  # fmt: skip
+    return table(columns, lines)
 
 
 @click.command()
@@ -86,7 +83,7 @@ def main(
     for rule, loss in sorted(result["curve"]["rule_losses"].items()):
         mark = ", the dial" * (rule == result["curve"]["expert_rule"])
         click.echo(f"experts left out by {rule}: mean loss {loss:.4f} over the same FLOPs{mark}")
-    click.echo("\n".join(rows(result["curve"])))
+    click.echo(curve_table(result["curve"]))
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

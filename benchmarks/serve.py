@@ -4,8 +4,8 @@
 
 Everything runs on this machine over loopback, the client beside the server on the same cores. Servers that are compared
 are open at the same time and take turns, so each ratio is one of the same minutes; an idle server waits without
-computing. moe-57m has random weights (decode_models.py), in int8 with two of eight experts; the model of `--model` must
-be calibrated for the part `dial`. The server of llama-cpp-python is left out where it is not installed.
+computing. moe-57m has random weights (models/random_weights.py), in int8 with two of eight experts; the model of
+`--model` must be calibrated for the part `dial`. The server of llama-cpp-python is left out where it is not installed.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from typing import Any
 
 import click
 import numpy as np
-from decode_files import Files
-from serve_client import Answer, complete, get
-from serve_peer import server_file
-from serve_process import Server, llama_cpp, ours
-from serve_report import markdown
 
 from adaptive_lm.contract.file_names import MANIFEST
 from adaptive_lm.runtime.execution.session import usable_cores
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.runtime.measuring.machine import cpu_name
+from models.files import Files
+from serving.client import Answer, complete, get
+from serving.peer_file import server_file
+from serving.process import Server, llama_cpp, ours
+from serving.report import markdown
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("ready", "throughput", "overhead", "pauses", "leaving", "dial")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-from serve_client import Answer, complete, get
-from serve_process import Server, ours
 
 from adaptive_lm.runtime.format.manifest import Manifest
+from serving.client import Answer, complete, get
+from serving.process import Server, ours
 
 ROOT = Path(__file__).parent.parent
 AT_ONCE = 12

@@ -7,8 +7,6 @@ Then trains one model with exits per seed, which does not depend on the policy, 
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.train.model import Transformer, cross_entropy
+from processes.command import adaptive, settings
 
 POLICIES = ("none", "project")
 
@@ -53,19 +52,18 @@ def main(data: str, seeds: int, steps: int, share: float, tokens: int, rounds: i
 
 
 def _train(folder: Path, data: str, name: str, seed: int, steps: int, depth: dict[str, object]) -> dict[str, float]:
-    settings = {
+    values = {
         **depth,
         "model.context_length": 256,
         "trainer.threads": 1,
-        "trainer.tensorboard": "false",
+        "trainer.tensorboard": False,
         "trainer.sequence_length": 128,
         "trainer.batch_size": 16,
         "trainer.eval_every": steps,
     }
-    command = ["-m", "adaptive_lm.serve", "train", "--data", data, "--tokenizer", "bpe", "--vocab-size", "1024"]
-    command += ["--steps", str(steps), "--seed", str(seed), "--name", name]
-    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    subprocess.run([sys.executable, *command], cwd=folder, check=True, capture_output=True)
+    text = ["--data", data, "--tokenizer", "bpe", "--vocab-size", "1024"]
+    ends = ["--steps", str(steps), "--seed", str(seed), "--name", name]
+    adaptive("train", *text, *ends, *settings(values), folder=folder)
     records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     last: dict[str, float] = json.loads(records[-1])
     return last
@@ -74,7 +72,7 @@ def _train(folder: Path, data: str, name: str, seed: int, steps: int, depth: dic
 @torch.no_grad()
 def _exits(folder: Path, data: str, seed: int, steps: int) -> None:
     name = f"exits-{seed}"
-    _train(folder, data, name, seed, steps, {"model.depth.exit_layers": "[1, 2]"})
+    _train(folder, data, name, seed, steps, {"model.depth.exit_layers": [1, 2]})
     source = read(folder / "runs" / name)
     ids = source.heldout_ids(16384)
     windows = ids[:, : ids.shape[1] // 128 * 128].view(-1, 128)
@@ -99,8 +97,7 @@ def _time(folder: Path, tokens: int, rounds: int) -> None:
     sessions = {}
     for policy in POLICIES:
         name = f"{policy}-0"
-        export = [sys.executable, "-m", "adaptive_lm.serve", "export", name, "--threads", "1"]
-        subprocess.run(export, cwd=folder, check=True, capture_output=True)
+        adaptive("export", name, "--threads", "1", folder=folder)
         sessions[policy] = Session(folder / "runs" / name / "model", device="cpu", threads=1)
     ratios = []
     for _ in range(rounds + 1):

@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/small_models.py --seconds 144 --seeds 2
 
 All train on the same text with the same tokenizer for the same seconds of one core: ours by `adaptive train` with its
-own recipe, the others by AdamW (small_peers.py). Each is scored on the same held-out bytes. Then all decode in
+own recipe, the others by AdamW (architectures/peers.py). Each is scored on the same held-out bytes. Then all decode in
 alternation on one thread, after contexts of 128 to 8,192 tokens: ours exported, on ONNX Runtime, the others in torch
 with their own caches. Last, the real SmolLM2-135M is scored on the same bytes, where `make demo-chat` has imported it.
 Needs the extra `bench`. The work folder keeps what is trained; the same command goes on where it was stopped.
@@ -29,11 +29,6 @@ from typing import Protocol
 import click
 import numpy as np
 import torch
-from decode_report import replace_section
-from peers import Shape
-from small_ours import LENGTH, LONGEST, OURS, OurDecoder, open_model, run_name, score_model, train
-from small_peers import PEERS, Decoder, train_peer
-from small_report import BEGIN, END, Line, draw, markdown
 from tokenizers import Tokenizer
 
 from adaptive_lm.runtime import Dial
@@ -41,6 +36,11 @@ from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
+from architectures.ours import LENGTH, LONGEST, OURS, OurDecoder, open_model, run_name, score_model, train
+from architectures.peers import PEERS, Decoder, train_peer
+from architectures.report import Line, draw, markdown
+from page.section import replace_section
+from training.peers import Shape
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "cpp-docs" / "pages.jsonl"
@@ -204,7 +204,7 @@ def main(
     click.echo(text)
     if write:
         draw(lines, contexts, ROOT / "docs" / "figures" / "small-models.png", heading)
-        replace_section(ROOT / "docs" / "benchmarks.md", text, BEGIN, END)
+        replace_section(ROOT / "docs" / "benchmarks.md", "small-models", text)
 
 
 if __name__ == "__main__":

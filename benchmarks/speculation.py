@@ -13,23 +13,21 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-import decode_models
 import numpy as np
-from decode_models import SIZES, Precision
-from speculation_texts import TEXTS, Text, pages_of
 
-from adaptive_lm.contract.file_names import TOKENIZER
 from adaptive_lm.runtime import Engine, Params, Token, load
 from adaptive_lm.runtime.measuring.machine import cpu_name
 from adaptive_lm.runtime.measuring.timing import Distribution, no_collection
 from adaptive_lm.runtime.speculation.speculation import Speculate
-from adaptive_lm.train.data.tokenizers.tokenizers import bpe_tokenizer
+from models.random_weights import SIZES, Precision
+from texts.kinds import TEXTS, pages_of
+from texts.writer import exports, ids_of
 
 TURN = 32
 """Tokens that each way decodes before the other one does."""
@@ -93,25 +91,6 @@ def main(
             )
     if equal and any(result["equal"] != result["tokens"] for result in results):
         sys.exit(1)
-
-
-def exports(work: Path, size: str, precisions: Sequence[Precision]) -> Iterator[Path]:
-    """Export the model in each precision, with a vocabulary of its own texts."""
-    run = work / "run"
-    decode_models.write_run(run, SIZES[size])
-    texts = (part for make in TEXTS.values() for text in make(40) for part in text)
-    bpe_tokenizer(texts, 8192).save(str(run / TOKENIZER))
-    for precision in precisions:
-        folder = work / f"{size} {precision}"
-        decode_models.export(run, folder, precision)
-        yield folder
-
-
-def ids_of(engine: Engine, text: Text, tokens: int) -> tuple[list[int], list[int]]:
-    """Return the tokens of a text: the prompt, from its end as long as there is room, and the answer."""
-    context = engine.manifest.model.context_length
-    answer = engine.tokenizer.encode(text.answer)[: min(tokens, 3 * context // 4)]
-    return engine.tokenizer.encode(text.prompt)[-(context - len(answer)) :], answer
 
 
 def ways_of(plain: Engine, drafting: Engine, drafter: Speculate) -> list[tuple[Engine, Speculate]]:

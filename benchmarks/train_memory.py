@@ -27,24 +27,20 @@ from typing import Any
 
 import click
 
+from processes.memory import forget_peak, peak, resident
+
+MIB = 2**20
 KINDS: dict[str, dict[str, Any]] = {
     "top-p": {"routing": "top_p", "num_experts": 8, "experts_per_token": 1.6, "expert_dim": 216},
     "dense": {"routing": "dense", "dim": 344},
 }
 
 
-def resident(which: str) -> float:
-    """Return the MiB of memory of this process: now (VmRSS), or its peak (VmHWM)."""
-    status = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024
-
-
 def come_to_rest() -> float:
     """Return free memory to the system and reset VmHWM; return the MiB that are left."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", "ascii")
-    return resident("VmRSS")
+    return forget_peak() / MIB
 
 
 def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, layers: int) -> dict[str, float]:
@@ -77,7 +73,7 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         optimizers.step()
         optimizers.zero_grad()
 
-    before = resident("VmRSS")
+    before = resident() / MIB
     step()
     step()
     seconds = []
@@ -85,10 +81,10 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         started = time.process_time()
         step()
         seconds.append(time.process_time() - started)
-    grown = resident("VmHWM") - before
+    grown = peak() / MIB - before
     at_rest = come_to_rest()
     step()
-    above_rest = resident("VmHWM") - at_rest
+    above_rest = peak() / MIB - at_rest
     with torch.profiler.profile(profile_memory=True) as profiler:
         step()
     held = most = 0
@@ -96,7 +92,7 @@ def one(kind: str, recompute: bool, compiled: bool, batch: int, length: int, lay
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    return {"seconds": median(seconds), "held": most / 2**20, "step": above_rest, "grown": grown}
+    return {"seconds": median(seconds), "held": most / MIB, "step": above_rest, "grown": grown}
 
 
 def variant(**how: Any) -> dict[str, float]:

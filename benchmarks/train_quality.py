@@ -14,28 +14,27 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
-import math
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from command import adaptive
-from peers import PlainGPT, Shape, llama
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptive_lm.runtime import Dial, load
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.measuring.quality.given_text import read_text
 from adaptive_lm.runtime.measuring.quality.perplexity import score, windows
 from adaptive_lm.train.system.device import autocast, choose_precision
+from processes.command import adaptive, settings
+from training.by_clock import train_by_clock
+from training.cores import Cores
+from training.peers import PlainGPT, Shape, llama
 
 RECIPE = "shakespeare-char"
 DENSE = {"model.ffn.routing": "dense"}
@@ -65,11 +64,11 @@ def train_ours(folder: Path, data: Path, kind: str, seed: int, seconds: float, c
     name = f"{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
     model = folder / "runs" / name / "model"
     if not (model / "manifest.json").exists():
-        settings = [part for key, value in OURS[kind].items() for part in ("--set", f"{key}={json.dumps(value)}")]
         ends = ["--max-seconds", str(seconds), "--seed", str(seed), "--name", name, "--overwrite"]
+        shape = settings(OURS[kind])
         with tempfile.TemporaryDirectory() as empty:
             cache = {"TORCHINDUCTOR_CACHE_DIR": empty}
-            adaptive("train", RECIPE, "--data", str(data), *ends, *settings, folder=folder, core=core, more=cache)
+            adaptive("train", RECIPE, "--data", str(data), *ends, *shape, folder=folder, core=core, more=cache)
         adaptive("export", name, "--onnx", "--threads", "1", folder=folder, core=core)
     records = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     engine = load(model, device="cpu", threads=1)
@@ -106,7 +105,7 @@ def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> O
             scores = logits(batch)
         return F.cross_entropy(scores.flatten(0, 1).float(), targets.flatten())
 
-    steps = run_by_clock(model, train, loss_of, seconds)
+    steps = train_by_clock(model, train, loss_of, seconds, rate=1e-3, second_beta=0.99, batch=12, length=64)
     nats, count = 0.0, 0
     with torch.no_grad():
         for first in range(0, len(held_out) - 1, 64):
@@ -114,27 +113,6 @@ def train_peer(data: Path, kind: str, seed: int, seconds: float, core: int) -> O
             nats += float(loss_of(window[None, :-1], window[None, 1:])) * (len(window) - 1)
             count += len(window) - 1
     return Outcome(kind, seed, steps, nats / count, float("nan"), float("nan"))
-
-
-def run_by_clock(model: nn.Module, train: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor], seconds: float) -> int:
-    """Train for a number of seconds; return the steps taken."""
-    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
-    rest = [weight for weight in model.parameters() if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, 1e-3, (0.9, 0.99))
-    began, steps = time.monotonic(), 0
-    while (done := (time.monotonic() - began) / seconds) < 1:
-        fall = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * max(0.0, done - 0.05) / 0.95))
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, done / 0.05, fall)
-        starts = torch.randint(len(train) - 64, (12,))
-        rows = torch.stack([train[start : start + 65] for start in starts])
-        loss_of(rows[:, :-1], rows[:, 1:]).backward()  # type: ignore[no-untyped-call]  # torch's own
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        steps += 1
-    return steps
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -175,21 +153,16 @@ def verdict(outcomes: list[Outcome]) -> str:
 @click.option("--folder", type=click.Path(path_type=Path), help="Folder of the runs; finished ones are reused.")
 def main(data: Path, seconds: float, seeds: int, jobs: int, kinds: tuple[str, ...], folder: Path | None) -> None:
     """Print the held-out loss of each kind and seed."""
-    cores: Queue[int] = Queue()
-    for core in sorted(os.sched_getaffinity(0))[:jobs]:
-        cores.put(core)
+    cores = Cores(jobs)
     data = data.resolve()
 
     def one(here: Path, kind: str, seed: int) -> Outcome:
-        core = cores.get()
-        try:
+        with cores.one() as core:
             if kind in OURS:
                 outcome = train_ours(here, data, kind, seed, seconds, core)
             else:
                 with ProcessPoolExecutor(1) as apart:
                     outcome = apart.submit(train_peer, data, kind, seed, seconds, core).result()
-        finally:
-            cores.put(core)
         click.echo(f"  {kind}, seed {seed}: {outcome.loss:.4f} after {outcome.steps} steps", err=True)
         return outcome
 

@@ -25,7 +25,6 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peers import PlainGPT, Shape, llama, mixtral
 from torch import Tensor, nn
 
 from adaptive_lm.train.config.run_config import RunConfig, make_config
@@ -35,6 +34,7 @@ from adaptive_lm.train.model.transformer import ModelOutput, Transformer
 from adaptive_lm.train.optim.clipping import Clipping
 from adaptive_lm.train.optim.optimizer import Optimizers
 from adaptive_lm.train.system.device import autocast, choose_precision
+from training.peers import PlainGPT, Shape, llama, mixtral
 
 CPU = torch.device("cpu")
 VOCABULARY = 65

@@ -1,0 +1,1 @@
+"""Parts of `gpu.py`, each a process of its own, and their tables."""

@@ -1,0 +1,1 @@
+"""Small language models of this project and of other libraries, for `small_models.py`."""

@@ -1,0 +1,1 @@
+"""Models of random weights, in the forms that we and the peers read."""

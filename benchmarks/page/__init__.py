@@ -1,0 +1,1 @@
+"""Tables, and sections of the page of results."""
