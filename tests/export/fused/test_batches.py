@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
 
@@ -22,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
     "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
 }
+FORMS: list[tuple[Precision, KV]] = [("fp32", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int4", "int8")]
 
 
 def session_of(folder: Path, kind: str, precision: Precision, kv: KV = "fp32") -> Session:
@@ -44,13 +46,12 @@ def at(session: Session, top_p: float) -> Thresholds:
     return resolve(session.manifest, Dial(router_top_p=top_p))
 
 
-@pytest.mark.parametrize(("precision", "kv"), [("fp32", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int4", "int8")])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "form"), slowly_all(KINDS, FORMS))
 def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
-    tmp_path: Path, kind: str, precision: Precision, kv: KV, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, form: tuple[Precision, KV], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random work for random sequences: chunks, single tokens, drafts that are taken back, copies, new texts."""
-    session = session_of(tmp_path, kind, precision, kv)
+    session = session_of(tmp_path, kind, *form)
     assert session.graph.mixes_sequences
     random = np.random.default_rng(3)
     passes: list[int] = []
@@ -102,11 +103,10 @@ def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
                     twins[sequence].rewind(back)
 
 
-@pytest.mark.parametrize(("precision", "kv"), [("fp32", "fp32"), ("bf16", "fp16"), ("int8", "fp32"), ("int4", "int8")])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sequence_that_follows_another_has_its_bits(tmp_path: Path, kind: str, precision: Precision, kv: KV) -> None:
+@pytest.mark.parametrize(("kind", "form"), slowly_all(KINDS, FORMS))
+def test_a_sequence_that_follows_another_has_its_bits(tmp_path: Path, kind: str, form: tuple[Precision, KV]) -> None:
     """Two texts that share a beginning go their ways, until one becomes a copy of the other, again and again."""
-    session = session_of(tmp_path, kind, precision, kv)
+    session = session_of(tmp_path, kind, *form)
     random = np.random.default_rng(5)
     batch = session.batch(2, 224)
 

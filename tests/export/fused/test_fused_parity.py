@@ -55,7 +55,7 @@ def same_bits(one: GraphOutputs, other: GraphOutputs) -> None:
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
-@each("name", MODELS)
+@each_covered("name", MODELS, COVER)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
     limits, prompt = busy_thresholds(MODELS[name]), ids()[:1]
     plain = judge(model_of(name), torch.from_numpy(prompt), limits)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
 
@@ -114,8 +115,7 @@ def seen(tokens: Any) -> list[Any]:
 
 
 @needs_library
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8"]))
 def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
     opened: Opener, kind: str, precision: Precision
 ) -> None:
@@ -183,8 +183,7 @@ def test_on_the_portable_target_parts_of_a_prompt_and_single_tokens_agree(opened
 
 
 @needs_library
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8", "int4"]))
 def test_right_and_wrong_guesses_change_nothing(opened: Opener, kind: str, precision: Precision) -> None:
     count = 2000 if precision == "fp32" else 250
     engine, params = opened(kind, precision), Params(temperature=0, max_new_tokens=count, speculate="off")

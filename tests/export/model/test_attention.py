@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from reference import model as reference
-from support.cases import each
+from support.cases import each, each_covered
+from support.cover import covering
 from support.graphs.bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
 from support.models import ADAPTS_DEPTH, as_arrays, busy_thresholds, even_thresholds, tiny_ids
 
@@ -12,6 +13,7 @@ from adaptive_lm.train.model import ThresholdTensors
 
 FILL, B, STEPS = 7.0, 3, 10
 POLICIES = ["top_p", *ADAPTS_DEPTH, "top_k_project"]
+FEW = covering({name: MODELS[name] for name in POLICIES})
 
 
 def plain_caches(name: str, ids: np.ndarray, limits: ThresholdTensors) -> tuple[reference.Sequence, reference.Result]:
@@ -26,7 +28,7 @@ def plain_caches(name: str, ids: np.ndarray, limits: ThresholdTensors) -> tuple[
     return sequence, result
 
 
-@each("name", POLICIES)
+@each_covered("name", POLICIES, FEW)
 def test_the_buffer_holds_the_keys_of_the_plain_model_and_nothing_else_changed(name: str) -> None:
     ids, limits = tiny_ids(2, batch=B, time=STEPS).numpy(), busy_thresholds(MODELS[name])
     sequences = Sequences(graph_of(name), B, fill=FILL)
@@ -45,7 +47,7 @@ def test_the_buffer_holds_the_keys_of_the_plain_model_and_nothing_else_changed(n
                     np.testing.assert_allclose(written, np.stack(expected), rtol=0, atol=TOLERANCE["fp32"])
 
 
-@each("name", POLICIES)
+@each_covered("name", POLICIES, FEW)
 def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str) -> None:
     """Tokens in `project` write their keys and values even if they skip the layer; all other bytes stay unchanged."""
     project = MODELS[name].depth.skipped_kv == "project" or not MODELS[name].adapts_depth
