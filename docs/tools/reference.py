@@ -4,6 +4,7 @@ Markdown comes out; `hooks.py` puts it where a page says `<!-- generated: NAME -
 """
 
 import ast
+import functools
 import inspect
 import itertools
 import json
@@ -47,6 +48,7 @@ class Section(NamedTuple):
     """Paths of the sections that it always holds."""
 
 
+@functools.cache
 def config_sections() -> list[Section]:
     """Return all sections of a run's config."""
     from adaptive_lm.train.config import RunConfig

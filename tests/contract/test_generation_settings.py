@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.generation_settings import GenerationSettings, sampling_of, template_file
@@ -31,7 +32,7 @@ def test_only_the_ends_are_needed() -> None:
     assert settings.dialect == "own"
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "message"),
     [
         ({"eos_ids": []}, "eos_ids"),
@@ -68,7 +69,7 @@ def test_a_wrong_field_is_named_with_what_was_expected(change: dict[str, Any], m
         GenerationSettings.from_json(json.dumps(content), "generation.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "{}", "null"])
+@each("text", ["", "{", "[" * 100_000, "[]", "{}", "null"])
 def test_what_is_no_such_file_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^generation\.json.*import the model again"):
         GenerationSettings.from_json(text, "generation.json")

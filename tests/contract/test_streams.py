@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.cases import each
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
@@ -70,7 +71,7 @@ def test_a_file_that_is_opened_later_never_gets_the_number_of_a_closed_stream(tm
     assert shell(f'"$PY" -c "$RUN" "{code}" <&- 2>&-').stdout == b"True\n"
 
 
-@pytest.mark.parametrize(
+@each(
     ("encoding", "expected"),
     [
         ("ascii", b"a - b ... -> ? ?\n"),
@@ -78,7 +79,7 @@ def test_a_file_that_is_opened_later_never_gets_the_number_of_a_closed_stream(tm
         ("utf-8", "a · b … → é 冬\n".encode()),
     ],
 )
-@pytest.mark.parametrize("stream", ["", ", file=sys.stderr", "click", "click err"])
+@each("stream", ["", ", file=sys.stderr", "click", "click err"])
 def test_a_character_that_the_encoding_lacks_is_replaced(encoding: str, expected: bytes, stream: str) -> None:
     text = "'a · b … → é 冬'"
     code = f"click.echo({text}, err={stream == 'click err'})" if "click" in stream else f"print({text}{stream})"

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.text import compression as text_compression
@@ -55,8 +56,8 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 2**20])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@each("size", [1, 7, 64, 2**20])
+@each("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_text_of_every_encoding_is_decoded_wherever_its_bytes_are_cut(encoding, size):
     data = MIXED.encode(encoding)
     pieces = [data[at : at + size] for at in range(0, len(data), size)]

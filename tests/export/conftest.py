@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.quick_check import quick_check
 from support.runs import write_run
 
 from adaptive_lm.contract.file_names import MANIFEST
-from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.proof import check, judge
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 
@@ -58,13 +57,10 @@ def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick() -> Iterator[None]:
     """Make the check use fewer tokens."""
-    for name in ("TOKENS", "WINDOW"):
-        monkeypatch.setattr(judge, name, 128)
-    for name in ("DECODED", "GREEDY"):
-        monkeypatch.setattr(check, name, 8)
-    monkeypatch.setattr(exporter, "PROFILED", 3)
+    with quick_check():
+        yield
 
 
 @pytest.fixture

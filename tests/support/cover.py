@@ -1,8 +1,9 @@
 """The fewest models that have every mechanism, for tests that would be slow with all of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
 from adaptive_lm.train.model import ModelConfig
@@ -56,3 +57,24 @@ def in_each(names: Iterable[str], cover: Iterable[str], forms: Sequence[Any]) ->
     """Pair the models of `cover` with every form, and all others with the first form alone."""
     covered = set(cover)
     return [(name, form) for name in names for form in (forms if name in covered else forms[:1])]
+
+
+def rest_slow(cases: Iterable[Any], short: Container[Any]) -> list[Any]:
+    """Mark all cases as slow but those of the short form, which `make test` runs too."""
+
+    def values(case: Any) -> tuple[Any, ...]:
+        return case if isinstance(case, tuple) else (case,)
+
+    return [case if case in short else pytest.param(*values(case), marks=pytest.mark.slow) for case in cases]
+
+
+def by_turns(firsts: Sequence[Any], seconds: Sequence[Any], thirds: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
+    """Return triples with every first and second value together, and thirds that alternate.
+
+    With two seconds and two thirds, every two values of different parameters are together in some triple.
+    """
+    return [
+        (one, other, thirds[(i // 2 + j) % len(thirds)])
+        for i, one in enumerate(firsts)
+        for j, other in enumerate(seconds)
+    ]

@@ -1,6 +1,7 @@
 """Tiny runs that are trained by one process and by two, and scenarios that only two can have.
 
-RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 python tests/support/ranks.py FOLDER
+WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500 python tests/support/ranks.py FOLDER PART, where PART is `short` or
+`rest`. The second rank is a fork of the first, which has imported everything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,12 @@ SAME: dict[str, dict[str, Any]] = {
 """Trained by one process, which compiles nothing, and by two."""
 
 
+SHORT = ("rich-experts", "spread-replicate")
+"""Those of SAME that `make test` trains."""
+SHORT_KIND = "shard"
+"""The kind that `make test` stops and resumes with another number of ranks."""
+
+
 def config(sections: dict[str, Any]) -> RunConfig:
     return make_config(BASE, [sections])
 
@@ -276,22 +283,42 @@ def kill_at(step: int, number: int) -> Any:
     return draw
 
 
-def by_two(folder: Path) -> None:
-    """Run every scenario of two ranks, in one process group."""
-    os.chdir(folder)
+def train_and_resume(folder: Path, names: Iterable[str], kinds: Iterable[str]) -> None:
+    """Train runs of SAME; train half of a run of each kind, and the other half of one that a single process began."""
     with patched(Trainer, "finish", digests_at_the_end(folder)):
-        for name, sections in SAME.items():
+        for name in names:
+            sections = SAME[name]
             training.begin(config(sections), named_run(name))
             if sections["trainer"].get("compile"):
                 counters = torch._dynamo.utils.counters
                 compiled = {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
                 (folder / f"graphs.{World().rank}.json").write_text(json.dumps(compiled))
-        for kind in KINDS:
+        for kind in kinds:
             training.begin(config(over({}, kind)), named_run(f"half-{kind}"), stop_at=4)
             training.resume(named_run(f"one-{kind}"), [over({}, kind)])
+
+
+def short(folder: Path) -> None:
+    """Run the scenarios of `make test`."""
+    train_and_resume(folder, SHORT, [SHORT_KIND])
+    with patched(Trainer, "finish", digests_at_the_end(folder)):
         nan, inf = poison()
         with patched(Transformer, "forward", nan), patched(Placement, "reduce", inf):
             attempt("nan", lambda: training.begin(config(SMOOTH), named_run("nan")), folder)
+    with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
+        attempt("sigterm", lambda: training.begin(config({}), named_run("sigterm")), folder)
+
+    def lonely() -> None:
+        if World().rank:
+            raise UserError("this machine has no such file")
+
+    attempt("lonely", lambda: World().run_together(lonely), folder)
+
+
+def rest(folder: Path) -> None:
+    """Run all other scenarios."""
+    train_and_resume(folder, [name for name in SAME if name not in SHORT], [k for k in KINDS if k != SHORT_KIND])
+    with patched(Trainer, "finish", digests_at_the_end(folder)):
         for name, sections in ACTS.items():
             with patched(Watch, "gradients", misread(Watch.gradients)):
                 training.begin(config(sections), named_run(f"misread-{name}"))
@@ -301,8 +328,6 @@ def by_two(folder: Path) -> None:
         stands_in = patched(matmul, "measure", opinion), patched(matmul, "has_onednn", there)
         with stands_in[0], stands_in[1], patched(Transformer, "use_onednn", note_choice(what, folder)):
             training.begin(measured, named_run(what))
-    with patched(Corpus, "batch", kill_at(2, signal.SIGTERM)):
-        attempt("sigterm", lambda: training.begin(config({}), named_run("sigterm")), folder)
     with patched(Clock, "complete", lambda self: self.counters.step >= (8 if World().is_first else 2)):
         attempt("clock", lambda: training.begin(config({}), named_run("clock")), folder)
     attempt("exists", lambda: training.begin(config({}), named_run("clock")), folder)
@@ -327,16 +352,16 @@ def by_two(folder: Path) -> None:
                 folder,
             )
 
-    def lonely() -> None:
-        if World().rank:
-            raise UserError("this machine has no such file")
-
-    attempt("lonely", lambda: World().run_together(lonely), folder)
-
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    place, part = Path(sys.argv[1]), {"short": short, "rest": rest}[sys.argv[2]]
+    other = os.fork()
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(not other))
     join()
-    by_two(Path(sys.argv[1]))
+    os.chdir(place)
+    part(place)
     leave()
+    if other and os.waitpid(other, 0)[1]:
+        end(1)
     end(0)

@@ -42,8 +42,21 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @needs_library
+@pytest.mark.usefixtures("quick")
+def test_every_target_passes_its_check_and_its_proof(run: Path, tmp_path: Path) -> None:
+    passes_its_check_and_its_proof(run, tmp_path, "fp32")
+
+
+@needs_library
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_every_target_passes_its_check_and_its_proof(run: Path, tmp_path: Path, precision: Precision) -> None:
+def test_every_target_passes_in_each_precision_with_all_tokens_of_a_check(
+    run: Path, tmp_path: Path, precision: Precision
+) -> None:
+    passes_its_check_and_its_proof(run, tmp_path, precision)
+
+
+def passes_its_check_and_its_proof(run: Path, tmp_path: Path, precision: Precision) -> None:
     targets = ["cpu"] if precision != "fp32" else ["cpu", "cuda"]
     lines: list[str] = []
     done = run_export(

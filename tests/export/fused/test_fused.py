@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, TypeProto, numpy_helper
+from support.cases import each
 from support.cover import in_each
 from support.graphs.bare_graph import COVER, MODELS, initializers, model_of, nodes, proto_of, readers_of, weights_of
 from support.models import BOTH, BY_MASS_AND_SHARED, LEARNED, PER_TOKEN, variant
@@ -52,7 +53,7 @@ def state_of(config: ModelConfig) -> dict[str, np.ndarray]:
     return exported_weights(Transformer(config).eval())
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
+@each(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_every_node_is_ours_or_standard_and_none_is_a_branch(name: str, precision: Precision) -> None:
     proto = fused(name, precision)
     onnx.checker.check_model(proto)
@@ -79,7 +80,7 @@ def test_a_token_of_eight_layers_with_every_mechanism_takes_at_most_eight_nodes_
     assert len(build(config, state_of(config), FP32).graph.node) <= 8 * 8
 
 
-@pytest.mark.parametrize(("name", "kv"), in_each(MODELS, COVER, get_args(KV)))
+@each(("name", "kv"), in_each(MODELS, COVER, get_args(KV)))
 def test_inputs_and_outputs_are_those_of_the_portable_graph_but_for_slots_and_caches(name: str, kv: KV) -> None:
     """An int8 key or value carries its float32 scale in four more bytes; what counts a cell stays a float."""
     config, kinds = MODELS[name], {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
@@ -117,7 +118,7 @@ def packed_names(state: dict[str, np.ndarray]) -> set[str]:
     return {name for name, value in state.items() if value.ndim > 1 and not any(word in name for word in kept)}
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
+@each(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_every_weight_is_written_once_packed_or_as_it_is(name: str, precision: Precision) -> None:
     proto, state = fused(name, precision), weights_of(model_of(name))
     written = {tensor.name: tensor for tensor in initializers(proto)}

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support.cases import each
 from support.graphs.bare_graph import Graph, GraphOutputs, Sequences, row, same_decisions, together
 from support.mixer_models import KINDS, MIXER_MODELS, B, T, judged, mixer_ids, mixer_limits, mixer_model
 from support.models import decisions
@@ -25,7 +26,7 @@ from adaptive_lm.runtime.ops.probe import DOMAIN
 pytestmark = needs_library
 PRECISIONS: list[Precision] = ["fp32", "bf16", "int8", "int4"]
 OPERATOR = {"retnet": "RetNet", "mamba2": "Mamba2", "gated_delta": "GatedDelta", "rwkv7": "Rwkv7"}
-each_model = pytest.mark.parametrize("name", MIXER_MODELS)
+each_model = each("name", MIXER_MODELS)
 
 
 @cache
@@ -54,7 +55,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@each("precision", PRECISIONS)
 @each_model
 def test_a_token_has_the_same_bits_alone_in_a_prompt_in_parts_and_in_a_batch(name: str, precision: Precision) -> None:
     graph, limits = fused(name, precision), [mixer_limits(name, b) for b in range(B)]
@@ -97,7 +98,7 @@ def test_parts_of_several_slots_in_one_pass_have_the_bits_that_they_have_alone(n
     assert slots.content(1) == before
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@each("precision", ["fp32", "int8"])
 @each_model
 def test_two_threads_give_the_bits_of_one(name: str, precision: Precision) -> None:
     one, two = (Sequences(fused(name, precision, threads)) for threads in (1, 2))
@@ -125,6 +126,7 @@ def test_a_mixer_is_one_node_per_layer_and_has_no_cache(kind: str) -> None:
     onnx.checker.check_model(proto)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_an_export_of_all_mixers_passes_its_check_and_reports_its_operators(
     precision: Precision, tmp_path: Path

@@ -4,8 +4,8 @@ from functools import cache
 from typing import get_args
 
 import numpy as np
-import pytest
 import torch
+from support.cases import each, each_covered
 from support.cover import in_each
 from support.graphs.bare_graph import (
     COVER,
@@ -55,7 +55,7 @@ def same_bits(one: GraphOutputs, other: GraphOutputs) -> None:
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
     limits, prompt = busy_thresholds(MODELS[name]), ids()[:1]
     plain = judge(model_of(name), torch.from_numpy(prompt), limits)
@@ -72,7 +72,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str) -> None:
         np.testing.assert_array_equal(getattr(graph_out, decision), torch_says.numpy(), err_msg=decision)
 
 
-@pytest.mark.parametrize("name", COVER)
+@each("name", COVER)
 def test_bf16_gives_what_torch_gives_with_the_rounded_weights(name: str) -> None:
     model = rounded_model(model_of(name), "cpu", Precisions.of("bf16"))
     limits, prompt = busy_thresholds(MODELS[name]), tiny_ids(seed=6 if name == "relu_experts" else 4, batch=1, time=T)
@@ -83,8 +83,8 @@ def test_bf16_gives_what_torch_gives_with_the_rounded_weights(name: str) -> None
     np.testing.assert_allclose(graph_out.logits, plain.logits, rtol=0, atol=FP32)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["top_p", "dense", "shared_tied_project", "cope", "heads_top_p", "window_fixed"])
+@each("precision", ["int8", "int4"])
+@each("name", ["top_p", "dense", "shared_tied_project", "cope", "heads_top_p", "window_fixed"])
 def test_quantised_weights_say_nearly_what_torch_says_with_them(name: str, precision: Precision) -> None:
     """With everything on no decision can change; the rounding of activations remains, a few percent as elsewhere."""
     limits, prompt = everything_on(MODELS[name]), ids()[:1]
@@ -96,7 +96,7 @@ def test_quantised_weights_say_nearly_what_torch_says_with_them(name: str, preci
     assert 1e-4 < np.median(error) < 0.05
 
 
-@pytest.mark.parametrize(("name", "form"), in_each(MODELS, COVER, FORMS))
+@each_covered(("name", "form"), in_each(MODELS, COVER, FORMS), COVER)
 def test_a_token_has_the_same_bits_alone_in_a_prompt_and_in_a_batch(name: str, form: tuple[Precision, KV]) -> None:
     limits, graph = busy_thresholds(MODELS[name]), fused(name, *form)
     alone = Sequences(graph).steps(ids()[:1], limits)
@@ -110,8 +110,8 @@ def test_a_token_has_the_same_bits_alone_in_a_prompt_and_in_a_batch(name: str, f
         same_bits(other, alone)
 
 
-@pytest.mark.parametrize("kv", get_args(KV))
-@pytest.mark.parametrize("name", ["top_p", "cope_window_project", "length_none", "everything_none"])
+@each("kv", get_args(KV))
+@each("name", ["top_p", "cope_window_project", "length_none", "everything_none"])
 def test_sequences_that_began_apart_go_on_together(name: str, kv: KV) -> None:
     """The contents of a cache can be joined along the sequences."""
     limits, graph = busy_thresholds(MODELS[name]), fused(name, "fp32", kv)
@@ -128,8 +128,8 @@ def test_sequences_that_began_apart_go_on_together(name: str, kv: KV) -> None:
         same_bits(row(batch, b), expected[b])
 
 
-@pytest.mark.parametrize("kv", get_args(KV))
-@pytest.mark.parametrize("name", ["both_project", "window_learned", "cope_none"])
+@each("kv", get_args(KV))
+@each("name", ["both_project", "window_learned", "cope_none"])
 def test_room_that_is_not_used_changes_nothing(name: str, kv: KV) -> None:
     limits, graph = busy_thresholds(MODELS[name]), fused(name, "fp32", kv)
     tight = Sequences(graph, capacity=T).run(ids()[:1], limits)
@@ -137,8 +137,8 @@ def test_room_that_is_not_used_changes_nothing(name: str, kv: KV) -> None:
     same_bits(roomy, tight)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("name", ["top_p", "everything_project", "everything_none"])
+@each("precision", ["fp32", "int8", "int4"])
+@each("name", ["top_p", "everything_project", "everything_none"])
 def test_two_threads_give_the_bits_of_one(name: str, precision: Precision) -> None:
     limits = busy_thresholds(MODELS[name])
     one = Sequences(fused(name, precision)).run(ids()[:1], limits)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.cases import each
 from support.operators.our_library import needs_library
 from support.runs import write_run
 
@@ -120,30 +121,30 @@ def make_drafts_cheap(costs: PassCosts) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("errors", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("settings", ["greedy", "filtered"])
-@pytest.mark.parametrize(("precision", "kv"), [("fp32", "fp32"), ("int8", "fp16"), ("int4", "int8"), ("bf16", "fp32")])
-@pytest.mark.parametrize("kind", KINDS)
+@each("settings", ["greedy", "filtered"])
+@each(("precision", "kv"), [("fp32", "fp32"), ("int8", "fp16"), ("int4", "int8"), ("bf16", "fp32")])
+@each("kind", KINDS)
 def test_right_and_wrong_guesses_change_nothing(
-    engine_of: Callable[..., Engine], kind: str, precision: Precision, kv: KV, settings: str, errors: float
+    engine_of: Callable[..., Engine], kind: str, precision: Precision, kv: KV, settings: str
 ) -> None:
     engine, params = engine_of(kind, precision, kv), SETTINGS[settings]
     plain = list(engine.generate(PROMPT, params, sampler=Endless(engine, PROMPT, params)))
     assert len(plain) == 200
-    drafter = Guessing(engine.tokenizer.encode(PROMPT) + [token.id for token in plain], errors)
-    fresh = Engine(engine.session, engine.tokenizer)
-    generation = guessed(fresh, PROMPT, params, drafter, sampler=Endless(engine, PROMPT, params))
-    assert seen(list(generation)) == seen(plain)
-    request = generation.request
-    assert request.drafted == sum(drafted for drafted, _, _ in drafter.passes)
-    assert request.accepted == sum(accepted for _, accepted, _ in drafter.passes)
-    assert all(rows == drafted + 1 for drafted, _, rows in drafter.passes)
-    if errors == 0:
-        assert len(drafter.passes) < len(plain) / 4
-        assert request.accepted == request.drafted > 100
-    if errors == 1:
-        assert request.drafted > 100
-        assert request.accepted < request.drafted / 4
+    for errors in (0.0, 0.2, 1.0):
+        drafter = Guessing(engine.tokenizer.encode(PROMPT) + [token.id for token in plain], errors)
+        fresh = Engine(engine.session, engine.tokenizer)
+        generation = guessed(fresh, PROMPT, params, drafter, sampler=Endless(engine, PROMPT, params))
+        assert seen(list(generation)) == seen(plain), errors
+        request = generation.request
+        assert request.drafted == sum(drafted for drafted, _, _ in drafter.passes)
+        assert request.accepted == sum(accepted for _, accepted, _ in drafter.passes)
+        assert all(rows == drafted + 1 for drafted, _, rows in drafter.passes)
+        if errors == 0:
+            assert len(drafter.passes) < len(plain) / 4
+            assert request.accepted == request.drafted > 100
+        if errors == 1:
+            assert request.drafted > 100
+            assert request.accepted < request.drafted / 4
 
 
 @needs_library
@@ -189,9 +190,9 @@ def test_the_time_of_a_pass_is_shared_by_its_tokens(engine_of: Callable[..., Eng
 
 
 @needs_library
-@pytest.mark.parametrize("speculate", ["ngram", "dial", None])
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("kind", KINDS)
+@each("speculate", ["ngram", "dial", None])
+@each("settings", SETTINGS)
+@each("kind", KINDS)
 def test_each_way_to_guess_gives_the_same_text(
     engine_of: Callable[..., Engine], kind: str, settings: str, speculate: Any
 ) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from support.cases import each
 from support.cover import in_each
 from support.graphs.bare_graph import (
     COVER,
@@ -30,7 +31,7 @@ TABLES = ("rotary.cos", "rotary.sin")
 PRECISIONS: list[Precision] = ["fp32", "int8"]
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
+@each(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_the_graph_is_standard_onnx_of_the_stated_version(name: str, precision: Precision) -> None:
     proto = proto_of(name, precision)
     onnx.checker.check_model(proto, full_check=False)
@@ -41,7 +42,7 @@ def test_the_graph_is_standard_onnx_of_the_stated_version(name: str, precision: 
     assert len(names) == len(set(names)), "two nodes of one name: a profile could not tell them apart"
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
+@each(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, precision: Precision) -> None:
     proto, state = proto_of(name, precision), weights_of(model_of(name))
     written = Counter(tensor.name for tensor in initializers(proto))
@@ -71,7 +72,7 @@ def test_every_weight_of_the_checkpoint_is_used_once_under_its_name(name: str, p
     assert not unread
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_the_weights_in_the_file_are_those_of_the_checkpoint(name: str) -> None:
     state = weights_of(model_of(name))
     written = {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers(proto_of(name))}
@@ -92,7 +93,7 @@ def test_the_weights_in_the_file_are_those_of_the_checkpoint(name: str) -> None:
             np.testing.assert_array_equal(written[weight], value, err_msg=weight)
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
+@each(("name", "precision"), in_each(MODELS, COVER, PRECISIONS))
 def test_a_large_weight_lies_in_the_branch_that_reads_it(name: str, precision: Precision) -> None:
     """ONNX Runtime does not prepack a weight of the root graph that a branch multiplies with."""
     root = {t.name: numpy_helper.to_array(t).nbytes for t in proto_of(name, precision).graph.initializer}
@@ -107,7 +108,7 @@ def test_a_large_weight_lies_in_the_branch_that_reads_it(name: str, precision: P
         assert inside, "the routed layers have large weights, so they must be somewhere in the branches"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_there_is_one_if_for_each_layer_that_can_be_skipped(name: str) -> None:
     config = MODELS[name]
     first_exit = min(config.depth.exit_layers, default=config.num_layers)

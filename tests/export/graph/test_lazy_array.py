@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.cases import each
 
 from adaptive_lm.export.fused.packed import pack_lazily
 from adaptive_lm.export.graph import lazy_array
@@ -32,8 +33,8 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazy_array, "PIECE", 100)
 
 
-@pytest.mark.parametrize("kind", [stored, computed])
-@pytest.mark.parametrize(
+@each("kind", [stored, computed])
+@each(
     ("change", "array"),
     [
         (lambda a: a, CUBE),
@@ -98,9 +99,9 @@ def test_a_tensor_is_widened_to_float32_when_it_is_read(dtype: torch.dtype) -> N
     np.testing.assert_array_equal(np.asarray(lazy.T), tensor.float().numpy().T)
 
 
-@pytest.mark.parametrize("kind", [stored, computed])
-@pytest.mark.parametrize("array", [FLAT.T, CUBE], ids=["matrix", "experts"])
-@pytest.mark.parametrize("scales_first", [False, True])
+@each("kind", [stored, computed])
+@each("array", [FLAT.T, CUBE])
+@each("scales_first", [False, True])
 def test_int8_in_pieces_is_int8_of_the_whole(
     kind: Callable[[np.ndarray], LazyArray], array: np.ndarray, scales_first: bool
 ) -> None:
@@ -114,9 +115,9 @@ def test_int8_in_pieces_is_int8_of_the_whole(
         assert results[id(lazy)].dtype == whole.dtype
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("shape", [(150, 48), (GROUP, 32), (3, 70, 40)], ids=str)
+@each("precision", ["fp32", "bf16", "int8", "int4"])
+@each("scaled", [False, True])
+@each("shape", [(150, 48), (GROUP, 32), (3, 70, 40)])
 def test_a_matrix_packed_in_pieces_is_packed_whole(precision: Precision, scaled: bool, shape: tuple[int, ...]) -> None:
     matrix = RANDOM.normal(size=shape).astype(np.float32)
     scales = RANDOM.uniform(0.8, 1, (*shape[:-1], -(-shape[-1] // 32))).astype(np.float32) if scaled else None

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper
+from support.cases import each
 from support.graphs.bare_graph import (
     COVER,
     MODELS,
@@ -105,7 +106,7 @@ def can_tip(config: ModelConfig) -> bool:
     return best or (config.has_windows and config.attention.window_kind == "learned")
 
 
-@pytest.mark.parametrize("name", [name for name in COVER if not can_tip(MODELS[name])])
+@each("name", [name for name in COVER if not can_tip(MODELS[name])])
 def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
     """With everything on no decision can change; the rounding of activations remains, a few percent.
 
@@ -121,7 +122,7 @@ def test_int8_says_nearly_what_the_rounded_weights_say(name: str) -> None:
     assert 1e-4 < np.median(error) < (0.15 if MODELS[name].has_states else 0.05)
 
 
-@pytest.mark.parametrize("name", COVER)
+@each("name", COVER)
 def test_int8_gives_a_token_the_same_alone_in_a_prompt_and_in_a_batch(name: str) -> None:
     limits, ids = busy_thresholds(MODELS[name]), tiny_ids(2, batch=3, time=24).numpy()
     graph = graph_of(name, "int8")
@@ -199,7 +200,7 @@ def test_with_one_scale_for_the_whole_tensor_it_would(name: str) -> None:
     assert min(in_prompt, in_batch) > 100 * TOLERANCE["int8"]
 
 
-@pytest.mark.parametrize("name", COVER)
+@each("name", COVER)
 def test_bf16_decides_and_says_what_torch_does_with_the_rounded_weights(name: str) -> None:
     model = rounded_model(model_of(name), "portable", Precisions.of("bf16"))
     limits, ids = busy_thresholds(MODELS[name]), tiny_ids(6 if name == "relu_experts" else 4, batch=1, time=24)
@@ -222,8 +223,8 @@ def test_bf16_stores_matrices_in_two_bytes_and_widens_them_once(name: str, tmp_p
     assert not [node.name for node in nodes(optimised) if "widen" in node.name]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["top_p", "both_none", "everything_project"])
+@each("precision", ["int8", "int4"])
+@each("name", ["top_p", "both_none", "everything_project"])
 def test_int4_is_stored_as_int8_of_the_numbers_rounded_to_int4(name: str, precision: Precision) -> None:
     """So it says what torch says with these numbers, but for the rounding of activations."""
     state = weights_of(model_of(name))
@@ -241,7 +242,7 @@ def test_int4_is_stored_as_int8_of_the_numbers_rounded_to_int4(name: str, precis
         assert np.abs(held - layout_rounded(matrix, own)).max() <= np.abs(matrix).max() / 127
 
 
-@pytest.mark.parametrize("name", COVER)
+@each("name", COVER)
 def test_int4_gives_a_token_the_same_alone_and_in_a_prompt(name: str) -> None:
     limits, ids = busy_thresholds(MODELS[name]), tiny_ids(2, batch=1, time=24).numpy()
     graph = graph_of(name, "int4")

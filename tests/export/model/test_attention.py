@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from reference import model as reference
+from support.cases import each
 from support.graphs.bare_graph import MODELS, Sequences, graph_of, model_of, weights_of
 from support.models import ADAPTS_DEPTH, as_arrays, busy_thresholds, even_thresholds, tiny_ids
 
@@ -25,7 +26,7 @@ def plain_caches(name: str, ids: np.ndarray, limits: ThresholdTensors) -> tuple[
     return sequence, result
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@each("name", POLICIES)
 def test_the_buffer_holds_the_keys_of_the_plain_model_and_nothing_else_changed(name: str) -> None:
     ids, limits = tiny_ids(2, batch=B, time=STEPS).numpy(), busy_thresholds(MODELS[name])
     sequences = Sequences(graph_of(name), B, fill=FILL)
@@ -44,7 +45,7 @@ def test_the_buffer_holds_the_keys_of_the_plain_model_and_nothing_else_changed(n
                     np.testing.assert_allclose(written, np.stack(expected), rtol=0, atol=TOLERANCE["fp32"])
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@each("name", POLICIES)
 def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str) -> None:
     """Tokens in `project` write their keys and values even if they skip the layer; all other bytes stay unchanged."""
     project = MODELS[name].depth.skipped_kv == "project" or not MODELS[name].adapts_depth
@@ -72,7 +73,7 @@ def test_a_step_writes_one_place_of_each_sequence_that_runs_the_layer(name: str)
     assert skipped or not MODELS[name].adapts_depth or not MODELS[name].has_attention
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTS_DEPTH if MODELS[name].depth.skipped_kv == "none"])
+@each("name", [name for name in ADAPTS_DEPTH if MODELS[name].depth.skipped_kv == "none"])
 def test_a_layer_that_no_token_runs_leaves_its_cache_unchanged(name: str) -> None:
     layers = MODELS[name].num_layers
     no_token = even_thresholds(layers, depth=3.0, leave=-0.1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
+from support.cases import each
 from support.graphs.bare_graph import (
     MODELS,
     Graph,
@@ -33,8 +34,8 @@ def test_the_models_here_have_every_kind_of_cache_beneath_them() -> None:
     assert any(len({MODELS[name].positions_of(i) for i in range(4)}) == 3 for name in COPE)
 
 
-@pytest.mark.parametrize("longest", [1, 5, 28])
-@pytest.mark.parametrize("name", COPE)
+@each("longest", [1, 5, 28])
+@each("name", COPE)
 def test_prompts_and_tokens_give_what_the_plain_model_gives(name: str, longest: int) -> None:
     ids, limits = tiny_ids(3, batch=1, time=28), busy_thresholds(MODELS[name])
     plain = judge(model_of(name), ids, limits)

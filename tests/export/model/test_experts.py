@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from support.cases import each
 from support.cover import in_each
 from support.graphs.bare_graph import (
     COVER,
@@ -23,7 +24,7 @@ from adaptive_lm.runtime.format.manifest import Precision
 from adaptive_lm.train.model import Transformer
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, ["fp32", "int8"]))
+@each(("name", "precision"), in_each(MODELS, COVER, ["fp32", "int8"]))
 def test_nothing_is_scattered_with_a_reduction(name: str, precision: Precision) -> None:
     """ONNX Runtime adds without a lock; see docs/decisions/0002."""
     for node in nodes(proto_of(name, precision)):

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
+from support.cases import each, each_covered
+from support.cover import covering
 from support.graphs.bare_graph import (
     MODELS,
     Graph,
@@ -28,11 +30,13 @@ from adaptive_lm.train.model import ThresholdTensors
 
 T = 24
 FP32 = TOLERANCE["fp32"]
+FEW = covering({name: MODELS[name] for name in ROUTES_HEADS})
+"""Models that together have every mechanism that meets routed heads."""
 EXECUTIONS: list[Execution] = ["masked", "sliced"]
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", ROUTES_HEADS)
+@each("execution", EXECUTIONS)
+@each_covered("name", ROUTES_HEADS, FEW)
 def test_both_executions_choose_and_say_what_torch_and_the_plain_model_do(name: str, execution: Execution) -> None:
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS[name])
     plain = judge(model_of(name), ids, limits)
@@ -53,7 +57,7 @@ def test_both_executions_choose_and_say_what_torch_and_the_plain_model_do(name: 
     assert MODELS[name].heads.routing == "top_k" or len(set(numbers)) > 1, "these thresholds show nothing"
 
 
-@pytest.mark.parametrize("name", ROUTES_HEADS)
+@each_covered("name", ROUTES_HEADS, FEW)
 def test_sequences_of_a_batch_choose_their_own_heads(name: str) -> None:
     ids, limits = tiny_ids(2, batch=3, time=12).numpy(), busy_thresholds(MODELS[name])
     levels = [limits._replace(head_top_p=level + 0 * limits.head_top_p) for level in (1.0, 0.5, 0.05)]
@@ -71,8 +75,8 @@ def test_sequences_of_a_batch_choose_their_own_heads(name: str) -> None:
         assert len(set(numbers)) >= (3 if attending(name).all() else 2), "a single layer may use one head at both"
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", ROUTES_HEADS)
+@each("execution", EXECUTIONS)
+@each_covered("name", ROUTES_HEADS, FEW)
 def test_int8_gives_a_token_the_same_alone_in_a_prompt_and_in_a_batch(name: str, execution: Execution) -> None:
     limits, ids = busy_thresholds(MODELS[name]), tiny_ids(2, batch=3, time=T).numpy()
     graph = graph_of(name, "int8", execution)
@@ -87,9 +91,9 @@ def test_int8_gives_a_token_the_same_alone_in_a_prompt_and_in_a_batch(name: str,
         np.testing.assert_array_equal(other.logits, alone.logits)
 
 
-@pytest.mark.parametrize(("level", "used"), [(0.0, "least"), (1e-6, "least"), (1.0, "most")])
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", ROUTES_HEADS)
+@each(("level", "used"), [(0.0, "least"), (1e-6, "least"), (1.0, "most")])
+@each("execution", EXECUTIONS)
+@each_covered("name", ROUTES_HEADS, FEW)
 def test_the_ends_of_the_dial_use_the_fewest_heads_or_the_most(
     name: str, execution: Execution, level: float, used: str
 ) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from reference import model as reference
+from support.cases import each, each_covered
+from support.cover import covering
 from support.graphs.bare_graph import Graph, Sequences, everything_on, joined, nodes, row, same_decisions, together
 from support.mixer_models import KINDS, MIXER_MODELS, B, T, judged, mixer_ids, mixer_limits, mixer_model
 from support.models import as_arrays, decisions, judge
@@ -28,6 +30,8 @@ from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 FP32 = TOLERANCE["fp32"]
 LOGITS = 3 * FP32
 """Of a standard deviation of 3: parity measures logits by their spread."""
+FEW = covering(MIXER_MODELS)
+"""Models that together have every mixer and every mechanism beside one."""
 SKIP = [name for name, config in MIXER_MODELS.items() if config.adapts_depth]
 
 
@@ -37,8 +41,8 @@ def graph_of(name: str, precision: Precision = "fp32", target: str = "portable")
     return Graph(write(MIXER_MODELS[name], weights_of(mixer_model(name)), Precisions.of(precision)), MIXER_MODELS[name])
 
 
-@pytest.mark.parametrize("target", ["portable", "cuda"])
-@pytest.mark.parametrize("name", MIXER_MODELS)
+@each("target", ["portable", "cuda"])
+@each_covered("name", MIXER_MODELS, FEW)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, target: str) -> None:
     limits, prompt = mixer_limits(name), mixer_ids()[:1]
     graph_out = Sequences(graph_of(name, target=target)).run(prompt, limits)
@@ -53,7 +57,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, target: s
     np.testing.assert_allclose(graph_out.logits, out.logits.numpy(), rtol=0, atol=LOGITS)
 
 
-@pytest.mark.parametrize("name", SKIP)
+@each("name", SKIP)
 def test_the_models_of_these_tests_skip_layers(name: str) -> None:
     runs = judged(name).layers_run
     assert 0.1 < runs.mean() < 0.95
@@ -61,8 +65,8 @@ def test_the_models_of_these_tests_skip_layers(name: str) -> None:
     assert any(runs[layer].any() and not runs[layer].all() for layer in recurrent)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-@pytest.mark.parametrize("name", MIXER_MODELS)
+@each("precision", ["fp32", "int8", "int4"])
+@each_covered("name", MIXER_MODELS, FEW)
 def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str, precision: Precision) -> None:
     limits, prompt, graph = mixer_limits(name), mixer_ids()[:1], graph_of(name, precision)
     whole = Sequences(graph)
@@ -78,7 +82,7 @@ def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str, preci
             np.testing.assert_allclose(state, whole.content()[key], rtol=0, atol=tolerance, err_msg=key)
 
 
-@pytest.mark.parametrize("name", MIXER_MODELS)
+@each_covered("name", MIXER_MODELS, FEW)
 def test_a_batch_decodes_each_sequence_as_the_plain_model_does_and_as_it_does_alone(name: str) -> None:
     """Each has its own thresholds, its own start, and so its own lengths, routes and states."""
     starts, limits, singles = (0, 5, 9), [mixer_limits(name, b) for b in range(B)], []
@@ -101,7 +105,7 @@ def test_a_batch_decodes_each_sequence_as_the_plain_model_does_and_as_it_does_al
                 np.testing.assert_allclose(content[key][b], alone[0], rtol=0, atol=FP32, err_msg=key)
 
 
-@pytest.mark.parametrize("name", MIXER_MODELS)
+@each("name", MIXER_MODELS)
 def test_states_are_those_of_the_plain_model_and_change_only_where_a_token_ran_the_layer(name: str) -> None:
     config, limits = MIXER_MODELS[name], mixer_limits(name)
     weights = {key: np.asarray(value, np.float64) for key, value in weights_of(mixer_model(name)).items()}
@@ -129,7 +133,7 @@ def test_states_are_those_of_the_plain_model_and_change_only_where_a_token_ran_t
     assert skipped or name not in SKIP
 
 
-@pytest.mark.parametrize("name", SKIP)
+@each("name", SKIP)
 def test_a_layer_that_no_token_runs_leaves_its_states_to_the_last_bit(name: str) -> None:
     config = MIXER_MODELS[name]
     sequence = Sequences(graph_of(name))
@@ -170,8 +174,8 @@ def test_only_the_large_projections_are_quantised(kind: str) -> None:
     assert {name for name in stored if ".mixer." in name and name.endswith(".int8")} == {f"{n}.int8" for n in matrices}
 
 
-@pytest.mark.parametrize("target", ["portable", "cuda"])
-@pytest.mark.parametrize("kind", KINDS)
+@each("target", ["portable", "cuda"])
+@each("kind", KINDS)
 def test_the_graph_has_standard_operators_and_no_cache(kind: str, target: str) -> None:
     proto = graph_of(kind, target=target).proto
     if target == "portable":
@@ -189,7 +193,7 @@ def test_no_copy_of_a_state_is_left_in_the_optimised_graph(kind: str, tmp_path: 
     assert not [node.name for node in optimised.graph.node if node.op_type == "Identity"]
 
 
-@pytest.mark.parametrize("name", MIXER_MODELS)
+@each("name", MIXER_MODELS)
 def test_costs_are_those_of_the_matrices_and_states(name: str) -> None:
     config, model = MIXER_MODELS[name], mixer_model(name)
     both = costs(config, Precisions.of("fp32"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
 
@@ -23,8 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @needs_library
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8"]))
 def test_an_export_passes_its_whole_check(kind: str, precision: Precision, tmp_path: Path) -> None:
     """Decisions and logits of both targets, bytes read, skipped work, prompt against tokens, greedy continuation."""
     run = write_run(tmp_path / "runs" / "tiny", **KINDS[kind])

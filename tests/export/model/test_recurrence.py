@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper
+from support.cases import each
 from support.graphs.bare_graph import graphs
 
 from adaptive_lm.export.graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Graph
@@ -109,8 +110,8 @@ def test_a_prompt_and_its_tokens_one_by_one_equal_the_loop(form: str) -> None:
     np.testing.assert_array_equal(state, after)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("sequences", [(0, 1, 2, 3), (2,), (1, 3), (3,)])
+@each("form", FORMS)
+@each("sequences", [(0, 1, 2, 3), (2,), (1, 3), (3,)])
 def test_a_batch_moves_the_states_of_the_sequences_that_run_and_no_other(form: str, sequences: tuple[int, ...]) -> None:
     case, session = case_of(form, len(sequences)), graph_of(form, some=True)
     given = {"rows": np.array(sequences), "one_sequence": np.array([False])}
@@ -122,8 +123,8 @@ def test_a_batch_moves_the_states_of_the_sequences_that_run_and_no_other(form: s
     np.testing.assert_array_equal(after[others], case.state[others])
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rows", [(4,), (0, 2, 5)])
+@each("form", FORMS)
+@each("rows", [(4,), (0, 2, 5)])
 def test_the_rows_of_a_prompt_that_run_move_its_one_state_in_their_order(form: str, rows: tuple[int, ...]) -> None:
     case, session = case_of(form, len(rows)), graph_of(form, some=True)
     given = {"rows": np.array(rows), "one_sequence": np.array([True])}
@@ -146,8 +147,8 @@ def test_one_token_takes_a_handful_of_nodes(form: str, most: int) -> None:
     assert sorted(inside) == sorted([*(node.op_type for node in branches["then_branch"].node), "Scan", "Reshape"])
 
 
-@pytest.mark.parametrize("seen", [1, 2, 4, 8])
-@pytest.mark.parametrize("bias", [True, False])
+@each("seen", [1, 2, 4, 8])
+@each("bias", [True, False])
 def test_the_short_convolution_of_a_prompt_equals_its_tokens_and_the_loop(seen: int, bias: bool) -> None:
     random, channels, time = np.random.default_rng(seen), 6, 11
     weights = {"conv.weight": random.normal(size=(channels, seen))} if seen > 1 else {}

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from reference import model as reference
+from support.cases import each_covered
+from support.cover import in_each
 from support.graphs.bare_graph import (
+    COVER,
     MODELS,
     Sequences,
     graph_of,
@@ -49,8 +52,7 @@ def judged(name: str, b: int) -> reference.Result:
     return found
 
 
-@pytest.mark.parametrize("time", [1, 7, T])
-@pytest.mark.parametrize("name", MODELS)
+@each_covered(("name", "time"), in_each(MODELS, COVER, [T, 1, 7]), COVER)
 def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, time: int) -> None:
     model, limits, prompt = model_of(name), thresholds_of(name, 0), ids()[:1, :time]
     graph_out = Sequences(graph_of(name)).run(prompt, limits)
@@ -71,8 +73,7 @@ def test_a_prompt_gives_what_torch_and_the_plain_model_give(name: str, time: int
         np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
 
 
-@pytest.mark.parametrize("batch", [1, 2, B])
-@pytest.mark.parametrize("name", MODELS)
+@each_covered(("name", "batch"), in_each(MODELS, COVER, [B, 1, 2]), COVER)
 def test_a_batch_decodes_each_sequence_as_the_plain_model_does(name: str, batch: int) -> None:
     """Each has its own thresholds, its own start, and so its own lengths and routes."""
     limits, singles = [thresholds_of(name, b) for b in range(batch)], []
@@ -106,7 +107,7 @@ def test_the_batch_has_sequences_that_differ_in_everything() -> None:
     assert (~mixed.any(0)).any(), "a layer that no sequence of a step runs"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_covered("name", MODELS, COVER)
 def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str) -> None:
     limits, prompt = thresholds_of(name, 0), ids()[:1]
     whole = Sequences(graph_of(name)).run(prompt, limits)
@@ -118,7 +119,7 @@ def test_a_prompt_equals_its_tokens_one_at_a_time_and_its_parts(name: str) -> No
         np.testing.assert_array_equal(other.new_lengths, whole.new_lengths)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_covered("name", MODELS, COVER)
 def test_a_sequence_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
     limits = [thresholds_of(name, b) for b in range(B)]
     batch = Sequences(graph_of(name), B).steps(ids()[:, :12], *limits)

@@ -1,10 +1,14 @@
 """Windows: rings that wrap, what a token sees in them, and the window it reports."""
 
+import itertools
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from onnx import helper
+from support.cases import each, each_covered
+from support.cover import covering
 from support.graphs.bare_graph import (
     MODELS,
     Graph,
@@ -28,10 +32,11 @@ from adaptive_lm.runtime.format.manifest import Precision
 
 T = 30  # windows are 4 to 14: a ring of single tokens turns up to seven times
 FP32 = TOLERANCE["fp32"]
+FEW = covering({name: MODELS[name] for name in HAS_WINDOWS})
+"""Models that together have every mechanism that meets windows."""
 
 
-@pytest.mark.parametrize("longest", [1, 3, 7, T])
-@pytest.mark.parametrize("name", HAS_WINDOWS)
+@each_covered(("name", "longest"), itertools.product(HAS_WINDOWS, [1, 3, 7, T]), FEW)
 def test_rings_of_every_size_give_what_the_plain_model_and_torch_give(name: str, longest: int) -> None:
     """A ring for passes of 7 tokens is larger than one for single tokens; the plain model keeps everything."""
     ids, limits = tiny_ids(2, batch=1, time=T), busy_thresholds(MODELS[name])
@@ -49,8 +54,8 @@ def test_rings_of_every_size_give_what_the_plain_model_and_torch_give(name: str,
         np.testing.assert_array_equal(graph_out.new_lengths, plain.cache_lengths)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("name", HAS_WINDOWS)
+@each("precision", ["fp32", "int8"])
+@each_covered("name", HAS_WINDOWS, FEW)
 def test_a_batch_of_sequences_whose_rings_have_turned_differently(name: str, precision: Precision) -> None:
     graph, starts, steps = graph_of(name, precision), (0, 9, 17), 12
     ids, limits = tiny_ids(2, batch=3, time=T).numpy(), busy_thresholds(MODELS[name])
@@ -70,7 +75,7 @@ def test_a_batch_of_sequences_whose_rings_have_turned_differently(name: str, pre
         np.testing.assert_allclose(batch.logits[b], expected.logits[0], rtol=0, atol=FP32)
 
 
-@pytest.mark.parametrize("name", HAS_WINDOWS)
+@each_covered("name", HAS_WINDOWS, FEW)
 def test_int8_gives_a_token_the_same_alone_and_in_parts_of_a_prompt(name: str) -> None:
     ids, limits = tiny_ids(2, batch=1, time=T).numpy(), busy_thresholds(MODELS[name])
     alone, parts = (Sequences(graph_of(name, "int8"), longest=7).parts(ids, n, limits) for n in (1, 7))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from support.cases import each
 from support.graphs.bare_graph import Graph, Sequences, same_decisions
 from support.models import CONFIGS, ZERO, even_thresholds, judge, season, tiny_ids, variant
+from support.quick_check import quick_check
 from support.runs import write_run
 
 from adaptive_lm.contract.errors import UserError
@@ -37,10 +39,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export a run of each kind with the whole check, for the targets portable and cpu."""
+    """Export a run of each kind with its check, for the targets portable and cpu."""
     kind: str = request.param
     run = write_run(tmp_path_factory.mktemp(kind) / "runs" / kind, ffn=KINDS[kind])
-    run_export(str(run), run / "model", threads=1)
+    with quick_check():
+        run_export(str(run), run / "model", threads=1)
     return run / "model"
 
 
@@ -71,7 +74,7 @@ def test_the_tokens_of_a_text_use_from_no_expert_to_several_and_pay_for_those_th
         assert one.usage.executed_flops <= one.usage.dense_flops * 1.5
 
 
-@pytest.mark.parametrize("wanted", [0.3, 1.0, 2.0])
+@each("wanted", [0.3, 1.0, 2.0])
 def test_an_average_below_1_can_be_asked_for(engine: Engine, wanted: float) -> None:
     """It holds on the text that the table was made on; here the direction is enough."""
     level = resolve(engine.manifest, Dial(experts=wanted)).router_top_p
@@ -116,9 +119,9 @@ def lonely(kind: str) -> Transformer:
     return model.eval()
 
 
-@pytest.mark.parametrize("target", ["portable", "cpu"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", ["relu", "zero_experts"])
+@each("target", ["portable", "cpu"])
+@each("precision", PRECISIONS)
+@each("kind", ["relu", "zero_experts"])
 def test_a_pass_in_which_no_token_takes_an_expert_runs(kind: str, precision: Precision, target: str) -> None:
     """Nothing is dispatched: the graph must not read the first of no rows. A logit of 0 is not positive."""
     model, ids = lonely(kind), tiny_ids(batch=1, time=6)

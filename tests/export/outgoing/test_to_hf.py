@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from support.cases import each
 from support.foreign.folders import LENGTH, byte_tokenizer, random_ids, write_folder
 
 from adaptive_lm.contract.errors import UserError
@@ -119,7 +120,7 @@ def test_the_tokenizer_ends_and_templates_go_out_too(tmp_path: Path) -> None:
     assert read_foreign(out, quiet).templates["tool_use"] == "tools"
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "feature"),
     [
         ({"ffn": {"routing": "top_p", "num_experts": 4}}, "a number of experts that varies by token"),

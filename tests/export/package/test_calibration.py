@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
+from support.cases import each
 from support.models import variant
 from support.operators.our_library import MISSING
 from support.runs import text, write_run
@@ -38,8 +39,8 @@ def error_of(matrix: np.ndarray, power: np.ndarray, precision: Precision, scales
     return float((np.square(rounded(matrix, precision, scales).astype(np.float64) - matrix) * power).sum())
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-@pytest.mark.parametrize("shape", [(5, 64), (70, 33), (1, 7)])
+@each("precision", ["int8", "int4"])
+@each("shape", [(5, 64), (70, 33), (1, 7)])
 def test_the_search_finds_the_best_factor_of_each_block(shape: tuple[int, int], precision: Precision) -> None:
     random = np.random.default_rng(0)
     matrix = random.standard_t(3, shape).astype(np.float32)

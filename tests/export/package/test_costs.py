@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
+from support.cases import each, slowly_all
 from support.cover import in_each
 from support.graphs.bare_graph import COVER, MODELS, initializers, model_of, proto_of, weights_of
 from support.runs import write_run
@@ -100,8 +101,7 @@ def single_outputs(config: ModelConfig, layer: int) -> float:
     return 2.0 * config.dim * (number + (learned and config.window_of(layer) > 0))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8"]))
 def test_executed_flops_are_those_of_the_matrix_products_that_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision
 ) -> None:
@@ -137,7 +137,7 @@ def experts_of(config: ModelConfig, layer: int) -> int:
     return 1 if config.is_dense(layer) else config.num_experts
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, ["fp32", "int8"]))
+@each(("name", "precision"), in_each(MODELS, COVER, ["fp32", "int8"]))
 def test_weight_bytes_are_those_of_the_matrices_in_the_file(name: str, precision: Precision) -> None:
     config = MODELS[name]
     table = costs(config, Precisions.of(precision)).weight_bytes
@@ -202,7 +202,7 @@ def test_int8_reads_a_byte_a_weight_and_a_scale_an_output_but_routers_and_cache_
     assert (one.router, one.attention_per_key) == (other.router, other.attention_per_key)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_there_is_a_cost_for_every_layer_and_none_is_negative(name: str) -> None:
     tables: Counter[str] = Counter()
     for precision in ("fp32", "int8"):
@@ -237,7 +237,7 @@ def test_the_checker_reads_the_graph_with_its_weights_outside(tmp_path: Path) ->
     onnx.checker.check_model(tmp_path / GRAPH, full_check=True)
 
 
-@pytest.mark.parametrize(("name", "precision"), in_each(MODELS, COVER, ["fp32", "bf16", "int8", "int4"]))
+@each(("name", "precision"), in_each(MODELS, COVER, ["fp32", "bf16", "int8", "int4"]))
 def test_packed_bytes_are_those_of_the_matrices_in_the_file_with_their_padding(name: str, precision: Precision) -> None:
     config = MODELS[name]
     precisions = Precisions.of(precision)

@@ -5,7 +5,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from support.cases import each, each_covered
 from support.graphs.bare_graph import (
+    COVER,
     EVERYTHING,
     MODELS,
     Graph,
@@ -96,7 +98,7 @@ def op_types(graph: Graph) -> list[str]:
     return [node.op_type for node in nodes(graph.proto)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_covered("name", MODELS, COVER)
 def test_every_mechanism_decides_as_torch_and_the_portable_graph(name: str) -> None:
     limits, prompt = busy_thresholds(MODELS[name]), tiny_ids(seed=2, batch=1, time=T)
     with torch.no_grad():
@@ -112,7 +114,7 @@ def test_every_mechanism_decides_as_torch_and_the_portable_graph(name: str) -> N
         np.testing.assert_allclose(graph_out.logits, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@each("name", FUSED)
 def test_the_contrib_operators_decide_as_the_plain_model(name: str) -> None:
     limits, prompt = busy_thresholds(FUSED[name]), tiny_ids(seed=2, batch=1, time=T)
     plain = judge(fused_model(name), prompt, limits)
@@ -123,7 +125,7 @@ def test_the_contrib_operators_decide_as_the_plain_model(name: str) -> None:
     assert ("MoE" in op_types(graph_for_cuda(name))) is (name not in ("dense", "many_experts", "gelu"))
 
 
-@pytest.mark.parametrize("name", FUSED)
+@each("name", FUSED)
 def test_fp16_computes_nearly_what_torch_does_with_the_rounded_weights(name: str) -> None:
     """With everything on no decision can change; the rounding of products to 11 bits remains."""
     limits, prompt = everything_on(FUSED[name]), tiny_ids(seed=3, batch=1, time=T)
@@ -138,15 +140,13 @@ def test_fp16_computes_nearly_what_torch_does_with_the_rounded_weights(name: str
     assert op_types(graph).count("GroupQueryAttention") == sum(is_grouped(FUSED[name], HALF, i) for i in layers)
 
 
-@pytest.mark.parametrize(
-    "name", ["top_p", "top_k", "no_positions", "one_kv_head", "qk_norm_none", "qk_norm_full", "softcap"]
-)
+@each("name", ["top_p", "top_k", "no_positions", "one_kv_head", "qk_norm_none", "qk_norm_full", "softcap"])
 def test_every_layer_of_a_plain_fp16_model_is_grouped_query_attention(name: str) -> None:
     assert op_types(graph_for_cuda(name, HALF)).count("GroupQueryAttention") == FUSED[name].num_layers
 
 
-@pytest.mark.parametrize("precisions", [FP32, HALF], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("name", FUSED)
+@each("precisions", [FP32, HALF])
+@each("name", FUSED)
 def test_a_prompt_equals_its_tokens_its_parts_and_its_place_in_a_batch(name: str, precisions: Precisions) -> None:
     limits, graph = everything_on(FUSED[name]), graph_for_cuda(name, precisions)
     ids = tiny_ids(seed=2, batch=3, time=T).numpy()

@@ -113,6 +113,7 @@ def passed(report: dict[str, Any]) -> dict[str, bool]:
     return {name: part["passed"] for name, part in report.items() if isinstance(part, dict) and "passed" in part}
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_export_of_a_streamed_model_is_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "runs" / "tiny")
     for precision in ("fp32", "int4"):
@@ -133,6 +134,7 @@ def test_an_export_of_a_streamed_model_is_the_same_bytes(tmp_path: Path, monkeyp
         assert len(judged[0]) >= 4
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_checkpoint_in_half_precision_is_exported(

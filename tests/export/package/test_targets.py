@@ -269,12 +269,11 @@ def test_a_session_on_the_cpu_runs_the_graph_for_cuda_where_it_is_told_to(here: 
     ("arguments", "expected"),
     [
         (["--quantize", "int4"], ("int4", "int4", "int8", "int8")),
-        (["--quantize", "bf16"], ("bf16",) * 4),
+        pytest.param(["--quantize", "bf16"], ("bf16",) * 4, marks=pytest.mark.slow),
         (["--quantize", "experts=int4", "--quantize", "head=int8"], ("int4", "fp32", "fp32", "int8")),
         (["--quantize", "attention=bf16", "--quantize", "int8"], ("int8", "bf16", "int8", "int8")),
-        (["--quantize", "none"], ("fp32",) * 4),
+        pytest.param(["--quantize", "none"], ("fp32",) * 4, marks=pytest.mark.slow),
     ],
-    ids=" ".join,
 )
 def test_a_precision_is_for_all_or_for_a_part(
     here: Path, arguments: list[str], expected: tuple[Precision, ...]

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import pytest
 import torch
 from onnx import helper
+from support.cases import each
 from support.graphs.bare_graph import MODELS, Graph, Sequences, model_of, nodes, weights_of
 from support.models import busy_thresholds, decisions, tiny_ids
 
@@ -94,7 +94,7 @@ def differs(name: str, proto: onnx.ModelProto) -> bool:
     return chosen or float(np.abs(graph_out.logits - out.logits.numpy()).max()) > TOLERANCE["fp32"]
 
 
-@pytest.mark.parametrize(("name", "where", "change"), BROKEN.values(), ids=list(BROKEN))
+@each(("name", "where", "change"), BROKEN.values())
 def test_a_slip_is_noticed(name: str, where: str, change: Change) -> None:
     proto = build(MODELS[name], weights_of(model_of(name)))
     assert not differs(name, proto)

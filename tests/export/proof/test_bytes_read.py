@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
 
@@ -77,8 +78,7 @@ def proof_of(source: Source, session: Session, library: Any) -> BytesProof:
     return prove_bytes(session, library, source.config, ids, list(points(source).values()))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["int4", "fp32", "int8", "bf16"]))
 def test_the_bytes_read_are_those_of_what_each_token_chose(tmp_path: Path, kind: str, precision: Precision) -> None:
     source, session = session_of(kind, precision, tmp_path)
     proof = proof_of(source, session, load_library())

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.cases import each
 from support.graphs.bare_graph import MODELS, Graph, Sequences, everything_on, model_of, weights_of
 from support.models import busy_thresholds, judge, tiny_ids
 
@@ -147,7 +148,7 @@ def test_no_token_is_no_proof() -> None:
     assert not Comparison().passes(1.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_margins_are_those_of_the_plain_model(name: str) -> None:
     model, ids, limits = model_of(name), tiny_ids(2, batch=1, time=24), busy_thresholds(MODELS[name])
     plain = np.array(list(judge(model, ids, limits).margins.values())).min((0, 1))[0]  # (T,)

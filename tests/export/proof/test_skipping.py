@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from support.cases import slowly_all
 from support.graphs.bare_graph import everything_on
 from support.runs import write_run
 
@@ -61,8 +62,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8"]))
 def test_rows_multiplied_and_layers_entered_are_those_that_the_usage_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision
 ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.cases import each
 from support.foreign.tokenizer_families import END, FAMILIES, family
 from support.graphs.tiny_graph import EOS
 
@@ -52,7 +53,7 @@ def test_a_model_without_template_says_so(engine: Engine) -> None:
         engine.chat(ASK)
 
 
-@pytest.mark.parametrize(
+@each(
     "template",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",

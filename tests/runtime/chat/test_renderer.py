@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.generation_settings import Dialect
@@ -52,15 +53,15 @@ def test_a_template_that_runs_for_ever_is_stopped(renderer: Renderer, dialect: D
     assert renderer.render("{{ 2 }}", dialect, {}) == "2"
 
 
-@pytest.mark.parametrize("template", HUGE)
+@each("template", HUGE)
 def test_a_template_that_takes_all_memory_is_stopped(renderer: Renderer, template: str) -> None:
     with pytest.raises((TemplateFailedError, TemplateLimitError), match=r"it (takes more than|made|ended)|memory"):
         renderer.render(template, "huggingface", {})
     assert renderer.render("{{ 3 }}", "huggingface", {}) == "3"
 
 
-@pytest.mark.parametrize("dialect", BOTH)
-@pytest.mark.parametrize("template", REACHING)
+@each("dialect", BOTH)
+@each("template", REACHING)
 def test_a_template_that_reaches_out_gets_nothing(renderer: Renderer, template: str, dialect: Dialect) -> None:
     try:
         text = renderer.render(template, dialect, {})

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.cases import each
 from support.graphs.tiny_graph import EOS, byte_tokenizer
 
 from adaptive_lm.contract.generation_settings import ToolFormat
@@ -87,8 +88,8 @@ def written(compiler: Compiler, tokenizer: Tokenizer, source: str, seed: int) ->
     return text
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize(("kind", "template"), CASES)
+@each("parallel", [False, True])
+@each(("kind", "template"), CASES)
 def test_what_the_grammar_lets_through_is_read_back(
     compiler: Compiler, tokenizer: Tokenizer, kind: ToolFormat, template: str, parallel: bool
 ) -> None:

@@ -5,6 +5,7 @@ import random
 from typing import Any, get_args
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.contract.generation_settings import ToolFormat
 from adaptive_lm.runtime.chat.tools.formats import format_of_template, parser_of
@@ -102,8 +103,8 @@ def cuts(text: str, rng: random.Random) -> list[list[str]]:
     return ways
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("calls", [[PARIS], [PARIS, NESTED], [NESTED, PARIS, PARIS]], ids=["one", "two", "three"])
+@each("writer", WRITERS)
+@each("calls", [[PARIS], [PARIS, NESTED], [NESTED, PARIS, PARIS]])
 def test_calls_come_back_however_the_text_is_cut(writer: str, calls: list[tuple[str, Any]]) -> None:
     kind, write = WRITERS[writer]
     for pieces in cuts(write(*calls), random.Random(1)):
@@ -125,8 +126,8 @@ def test_text_after_a_call_is_shown(writer: str) -> None:
         assert (text.strip(), calls) == ("Done.", [PARIS]), pieces
 
 
-@pytest.mark.parametrize("kind", get_args(ToolFormat))
-@pytest.mark.parametrize(
+@each("kind", get_args(ToolFormat))
+@each(
     "text",
     ["Hello, world.\n", "a < b and [x] {y}", "", "  \n", '{"city": "Paris"}', '{"name": "nobody", "parameters": {}}',
      "[1, 2]", "[a](b) and [unknown(x=1)]", "<tool", "[TOOL", "<|python_ta", "<|tool_call_st", "{", "[", "{\"a\"",
@@ -156,7 +157,7 @@ def test_arguments_come_as_they_are_written_not_at_the_end(writer: str) -> None:
     assert pieces > 10
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "expected"),
     [
         ('<tool_call>{"arguments": {"city": "P"}, "name": "get_weather"}', [("get_weather", {"city": "P"})]),
@@ -172,7 +173,7 @@ def test_other_spellings_of_a_call_are_read(text: str, expected: list[Any]) -> N
         assert read("hermes", pieces) == ("", expected), pieces
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     ["<tool_call>hello</tool_call>", '<tool_call>{"name": 1}</tool_call>', '<tool_call>{"x": 1}</tool_call>',
      '<tool_call>{"name": "f", "arguments": 5}</tool_call>', "<tool_call>\n{\"na", "<tool_call>"],
@@ -209,7 +210,7 @@ def test_python_arguments_are_read_as_constants(source: str, expected: dict[str,
     assert read("pythonic", [f"[get_weather({source})]"]) == ("", [("get_weather", expected)])
 
 
-@pytest.mark.parametrize(
+@each(
     "source",
     ["city=open('x')", "__import__('os')", "city=1, city=2", "**{}", "1, 2, 3", "city=1e999", "city=b'x'",
      "city={1, 2}", "city=" + "(" * 3000 + ")" * 3000, "city=x", "city=1 +"],
@@ -226,7 +227,7 @@ def test_ids_are_those_that_mistrals_templates_take() -> None:
     assert begin.id.isalnum()
 
 
-@pytest.mark.parametrize(
+@each(
     ("template", "kind"),
     [("{{ '<tool_call>' }}", "hermes"), ("[AVAILABLE_TOOLS][TOOL_CALLS]", "mistral"), ("<|python_tag|>", "llama3_json"),
      ("<|tool_call_start|>", "pythonic"), ("{{ tools }}", None),

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from support.cases import each
 
 from adaptive_lm.contract.errors import WrongUsageError
 from adaptive_lm.runtime import Params
@@ -74,7 +75,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "name", "phrase"), CASES)
+@each(("command", "name", "phrase"), CASES)
 def test_the_help_states_the_range_that_is_accepted(command: str, name: str, phrase: str | None) -> None:
     assert phrase is not None, "the help states no range"
 
@@ -106,7 +107,7 @@ def test_the_home_folder_is_expanded_in_every_path(given: str, expected: str) ->
     assert result.stdout == f"{Path(expected)!r}\n"
 
 
-@pytest.mark.parametrize(
+@each(
     ("command", "option"),
     [("bench", "text"), ("bench", "plot_path"), ("calibrate", "data"), ("calibrate", "plot_path"), ("inspect", "data"),
      ("inspect", "plot_path"), ("inspect", "html_path"), ("export", "out"), ("eval", "data"), ("eval", "include_path"),

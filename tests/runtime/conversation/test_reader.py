@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.runtime.conversation.reader import Editor, PlainReader, questions
 
@@ -26,7 +27,7 @@ class Script:
         return str(line)
 
 
-@pytest.mark.parametrize(
+@each(
     ("lines", "asked"),
     [
         (["a", "b"], ["a", "b"]),

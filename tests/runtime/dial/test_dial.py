@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cases import each
 from support.graphs.rich_graph import H, sections
 from support.graphs.tiny_graph import E, L, manifest_content
 
@@ -65,8 +66,8 @@ def test_thresholds_go_where_the_model_has_such_a_choice() -> None:
     np.testing.assert_array_equal(found.exit_threshold, np.float32([0.9, 1, 1]))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1.1])
-@pytest.mark.parametrize("name", ["layers_share", "router_top_p", "depth_threshold", "exit_threshold", "head_top_p"])
+@each("value", [math.nan, math.inf, -math.inf, -0.1, 1.1])
+@each("name", ["layers_share", "router_top_p", "depth_threshold", "exit_threshold", "head_top_p"])
 def test_a_threshold_out_of_range_says_the_range(name: str, value: float) -> None:
     with pytest.raises(UserError, match=rf"found {name} .*expected 0 to 1") as error:
         Dial(**{name: value})
@@ -94,7 +95,7 @@ def test_no_mass_at_all_is_refused() -> None:
         Dial(router_top_p=0)
 
 
-@pytest.mark.parametrize(
+@each(
     "both",
     [
         {"experts": 2, "router_top_p": 0.5},
@@ -104,7 +105,6 @@ def test_no_mass_at_all_is_refused() -> None:
         {"target_ms": 2, "target_loss": 2},
         {"agreement": 0.9, "compute": 0.5},
     ],
-    ids=lambda both: " ".join(both),
 )
 def test_two_ways_to_set_one_threshold_exclude_each_other(both: dict[str, float]) -> None:
     with pytest.raises(UserError, match="give one of them"):
@@ -145,9 +145,9 @@ def test_a_model_without_table_asks_for_the_threshold_itself() -> None:
     assert resolve(bare, Dial(experts=E)).router_top_p[0] == 1
 
 
-@pytest.mark.parametrize("single", ["experts", "heads", "layers_share", "router_top_p", "head_top_p",
+@each("single", ["experts", "heads", "layers_share", "router_top_p", "head_top_p",
                                     "depth_threshold", "exit_threshold"])  # fmt: skip
-@pytest.mark.parametrize("calibrated", ["compute", "target_ms", "target_loss", "agreement"])
+@each("calibrated", ["compute", "target_ms", "target_loss", "agreement"])
 def test_a_point_of_the_curve_excludes_every_single_threshold(calibrated: str, single: str) -> None:
     with pytest.raises(UserError, match=f"found both {calibrated} and {single}.*give one of them") as error:
         Dial(**{calibrated: 0.5, single: 1})
@@ -160,8 +160,8 @@ def test_compute_is_above_nothing_and_at_most_everything(value: float) -> None:
         Dial(compute=value)
 
 
-@pytest.mark.parametrize("name", ["target_ms", "target_loss"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 0])
+@each("name", ["target_ms", "target_loss"])
+@each("value", [math.nan, math.inf, -1, 0])
 def test_a_target_is_a_number_above_nothing(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"found {name} .*expected a number above 0"):
         Dial(**{name: value})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cases import each
 from support.graphs.state_graph import STATES, expected, write_hybrid
 
 from adaptive_lm.runtime import Dial, Engine, Session, Step, Thresholds, UserError, Work, load
@@ -72,7 +73,7 @@ def states(engine: Engine, sequence: object) -> list[bytes]:
     return [value.numpy()[sequence.slot].tobytes() for value in sequence.states.values.values()]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("parts", [[300], [1] * 300, [7, 120, 1, 1, 171]], ids=["one", "tokens", "parts"])
+@each("parts", [[300], [1] * 300, [7, 120, 1, 1, 171]])
 def test_a_prompt_in_any_parts_gives_what_the_recurrence_means(engine: Engine, parts: list[int]) -> None:
     attention = engine.manifest.model.num_layers == 2
     logits, runs, state = expected(LONG[:300], DEPTH, attention=attention)
@@ -115,7 +116,7 @@ def test_neighbours_in_a_pass_change_nothing_and_a_slot_begins_at_zero(engine: E
     same(steps[1], alone(engine, LONG[:41], 1))
 
 
-@pytest.mark.parametrize("position", [0, 1, 37, 128, 200, 299, 300])
+@each("position", [0, 1, 37, 128, 200, 299, 300])
 def test_after_going_back_the_text_continues_as_if_nothing_had_been_there(engine: Engine, position: int) -> None:
     sequence = engine.session.sequence(at(engine), 704)
     sequence.prefill(LONG[:130])
@@ -179,7 +180,7 @@ def test_many_owed_tokens_are_computed_before_the_pass_in_bounded_parts(
     assert sequence.owed == 3, "they left copies"
 
 
-@pytest.mark.parametrize("position", [None, 0, 3, 40, 150])
+@each("position", [None, 0, 3, 40, 150])
 def test_a_copy_continues_as_its_origin_and_both_go_their_way(engine: Engine, position: int | None) -> None:
     batch = engine.session.batch(2, 704)
     origin = batch.join(at(engine))

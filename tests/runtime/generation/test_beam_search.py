@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cases import each
 from support.graphs.tiny_graph import CONTEXT, EOS, TOKENS, V
 
 from adaptive_lm.contract.errors import WrongUsageError
@@ -85,8 +86,8 @@ def ids_of(result: Found) -> list[list[int]]:
     return [[token.id for token in one.tokens] for one in result.hypotheses]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
-@pytest.mark.parametrize("prompt", ["hello", "a"])
+@each("penalty", [0.0, 0.6, 2.0])
+@each("prompt", ["hello", "a"])
 def test_a_beam_as_wide_as_all_texts_finds_the_most_probable_of_all(small: Engine, prompt: str, penalty: float) -> None:
     most, start = 4, small.tokenizer.encode(prompt)
     texts = []

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.cases import each
 
 from adaptive_lm.runtime.generation.sampling.logprobs import most_probable_first, token_logprob
 
@@ -14,8 +15,8 @@ def by_definition(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(exact - np.log(np.exp(exact).sum()))
 
 
-@pytest.mark.parametrize("n", [1, 5, 64, 1000, 1300, 32000])
-@pytest.mark.parametrize("scale", [3.0, 1e-3, 0.0, 1e4], ids=["peaked", "flat", "equal", "large"])
+@each("n", [1, 5, 64, 1000, 1300, 32000])
+@each("scale", [3.0, 1e-3, 0.0, 1e4])
 def test_they_are_those_of_the_softmax(n: int, scale: float) -> None:
     logits = (np.random.default_rng(n).normal(size=n) * scale).astype(np.float32)
     wanted = by_definition(logits)
@@ -30,8 +31,8 @@ def ranking(logits: NDArray[np.float32]) -> list[int]:
     return [int(token) for token in np.argsort(-logits, kind="stable")]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 20])
-@pytest.mark.parametrize("n", [1, 3, 63, 64, 65, 128, 1279, 1280, 5000])
+@each("count", [0, 1, 2, 20])
+@each("n", [1, 3, 63, 64, 65, 128, 1279, 1280, 5000])
 def test_the_largest_come_first_and_of_equal_ones_the_lower_index(n: int, count: int) -> None:
     steps = np.round(np.random.default_rng(n).normal(size=n)).astype(np.float32)
     steps[n // 3] = -np.inf

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support.cases import each
 from support.graphs.tiny_graph import CONTEXT
 
 from adaptive_lm.runtime import Dial, Engine, Event, Loop, Params, Request, Token, UserError
@@ -335,7 +336,7 @@ def test_a_request_that_reuses_a_prefix_of_a_text_whose_dial_moved_runs_at_its_o
     assert [one.experts for one in usage] == [one.usage.experts for one in expected]
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 80])
+@each("length", [1, 2, 63, 64, 65, 80])
 def test_log_probabilities_of_a_prompt_are_those_of_the_logits_after_each_of_its_tokens(
     engine: Engine, length: int
 ) -> None:

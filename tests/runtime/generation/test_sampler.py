@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.cases import each
 
 from adaptive_lm.runtime import UserError
 from adaptive_lm.runtime.generation.sampling.sampler import Sampler, Sampling
@@ -69,11 +70,11 @@ def chi_square_bound(freedom: int) -> float:
     return freedom * float(1 - spread + 4.7534 * math.sqrt(spread)) ** 3
 
 
-@pytest.mark.parametrize("top_k", [None, 20])
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
-@pytest.mark.parametrize("min_p", [0.0, 0.02])
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0], ids=["peaked", "flat", "equal"])
+@each("top_k", [None, 20])
+@each("top_p", [1.0, 0.9, 0.3])
+@each("min_p", [0.0, 0.02])
+@each("penalty", [1.0, 1.3])
+@each("scale", [1.0, 1e-3, 0.0])
 def test_every_combination_of_filters_gives_each_token_its_share(
     scale: float, penalty: float, min_p: float, top_p: float, top_k: int | None
 ) -> None:
@@ -89,10 +90,8 @@ def test_every_combination_of_filters_gives_each_token_its_share(
         assert ((counts[wanted > 0] - kept) ** 2 / kept).sum() < chi_square_bound(len(kept) - 1)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0], ids=["peaked", "flat", "equal"])
-@pytest.mark.parametrize(
-    "settings", [{}, {"top_k": 3000}, {"top_p": 0.9}, {"top_p": 0.1}, {"top_k": 3000, "top_p": 0.5}]
-)
+@each("scale", [1.0, 1e-3, 0.0])
+@each("settings", [{}, {"top_k": 3000}, {"top_p": 0.9}, {"top_p": 0.1}, {"top_k": 3000, "top_p": 0.5}])
 def test_a_large_vocabulary_is_drawn_from_by_its_shares(scale: float, settings: dict[str, Any]) -> None:
     """In the order of their ranks, the tokens fall into 20 groups of equal share."""
     logits = (np.random.default_rng(4).normal(size=32000) * scale).astype(np.float32)
@@ -109,9 +108,9 @@ def test_a_large_vocabulary_is_drawn_from_by_its_shares(scale: float, settings: 
     assert ((counts - 1000 * shares) ** 2 / (1000 * shares)).sum() < chi_square_bound(19)
 
 
-@pytest.mark.parametrize("top_p", [1e-9, 0.01, 0.3, 0.9, 0.999])
-@pytest.mark.parametrize("size", [1, 50, 300, 5000])
-@pytest.mark.parametrize("scale", [5.0, 1e-2, 0.0], ids=["peaked", "flat", "equal"])
+@each("top_p", [1e-9, 0.01, 0.3, 0.9, 0.999])
+@each("size", [1, 50, 300, 5000])
+@each("scale", [5.0, 1e-2, 0.0])
 def test_the_nucleus_is_the_fewest_that_hold_the_mass(size: int, top_p: float, scale: float) -> None:
     """All of them and no other are drawn, where each has a share that is drawn."""
     logits = (np.random.default_rng(size).normal(size=size) * scale).astype(np.float32)
@@ -153,10 +152,8 @@ class Only:
         self.accepted.append(token)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize(
-    "settings", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 8, "top_p": 0.9, "min_p": 0.02}]
-)
+@each("compiled", [True, False])
+@each("settings", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.05}, {"top_k": 8, "top_p": 0.9, "min_p": 0.02}])
 def test_under_a_mask_the_allowed_tokens_keep_their_shares(settings: dict[str, Any], *, compiled: bool) -> None:
     """The filters act on what is allowed; the biases before."""
     allowed, bias = [0, 3, 4, 11, 12, 13, 20, 31, 32, 33, 40, 49], {3: 1.5, 12: -2.0, 7: 100}
@@ -253,7 +250,7 @@ def test_logits_that_are_no_numbers_are_a_defect(temperature: float, bad: float)
         Sampler(Sampling(temperature=temperature), V, []).choose(logits)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value"),
     [
         *(("temperature", value) for value in (math.nan, math.inf, -0.1, 1e300, 10**400)),
@@ -271,7 +268,7 @@ def test_a_setting_that_makes_no_sense_says_what_would(name: str, value: float) 
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize(
+@each(
     ("bias", "message"),
     [
         ({1: 101}, "found logit_bias[1] 101, expected a number from -100 to 100"),
@@ -287,7 +284,7 @@ def test_a_bias_that_makes_no_sense_says_what_would(bias: Any, message: str) -> 
         Sampling(logit_bias=bias)
 
 
-@pytest.mark.parametrize(
+@each(
     "settings",
     [
         {"temperature": 5e-324},
@@ -304,7 +301,7 @@ def test_a_bias_that_makes_no_sense_says_what_would(bias: Any, message: str) -> 
         {"seed": 2**64 - 1},
     ],
 )
-@pytest.mark.parametrize("scale", [1.0, 1e4, 1e30])
+@each("scale", [1.0, 1e4, 1e30])
 def test_the_extremes_of_what_is_allowed_choose_a_token_without_a_warning(
     settings: dict[str, Any], scale: float
 ) -> None:

@@ -1,12 +1,12 @@
 """The groups of a token: its text class, its position, and its number among the frequent tokens."""
 
 import numpy as np
-import pytest
+from support.cases import each
 
 from adaptive_lm.runtime.inspection.token_groups import CLASSES, REST, by_class, by_position, by_token, token_class
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "token", "found"),
     [
         ("a\n\nb", "\n\n", "line break"),
@@ -28,7 +28,6 @@ from adaptive_lm.runtime.inspection.token_groups import CLASSES, REST, by_class,
         ("I-5a", "5a", "other"),
         ("a", "", "other"),
     ],
-    ids=repr,
 )
 def test_a_token_has_the_class_of_its_text_and_its_place(text: str, token: str, found: str) -> None:
     start = text.rindex(token)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support.cases import each
 from support.graphs.rich_graph import CURVE
 from support.graphs.state_graph import write_hybrid
 from support.graphs.tiny_graph import TABLES, L, V, expected
@@ -197,7 +198,7 @@ def test_records_are_not_scored_as_if_their_braces_were_text(
     assert f"--text {path.with_suffix('.txt')}" in result.stderr
 
 
-@pytest.mark.parametrize("count", [2, 60, 96, 97, 98, 250])
+@each("count", [2, 60, 96, 97, 98, 250])
 def test_bits_per_byte_are_those_of_a_slow_count(engine: Engine, count: int) -> None:
     """Over every token but the first, in windows of the context, whole or not."""
     text = ("Fjällen växer långsamt. " * 20)[:250]

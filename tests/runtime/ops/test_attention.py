@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
-from support.operators.each_kernel import digest_of_each_kernel
+from support.cases import each
 from support.operators.kernels import LIBRARY, open_library
 
 from adaptive_lm.runtime.ops.layout import Precision, pack, packed_bytes
@@ -68,8 +68,8 @@ FEATURES = [
     Setting(positions="cope", qk_norm="none", biases=True, softcap=1.5, window=9, policy="project", head_dim=12),
 ]
 MECHANISMS += FEATURES
-each_mechanism = pytest.mark.parametrize("setting", MECHANISMS, ids=name)
-each_shape = pytest.mark.parametrize("setting", SHAPES, ids=name)
+each_mechanism = each("setting", MECHANISMS)
+each_shape = each("setting", SHAPES)
 
 
 def close(found: Array, expected: Array, setting: Setting) -> None:
@@ -111,7 +111,7 @@ def test_every_shape_is_what_plain_numpy_computes(setting: Setting) -> None:
     close(in_passes(Operator(setting, 1), text, *passes(setting, time)), attention(setting, text), setting)
 
 
-@pytest.mark.parametrize("setting", MECHANISMS + SHAPES, ids=name)
+@each("setting", MECHANISMS + SHAPES)
 def test_tokens_one_by_one_have_the_bits_of_a_prompt(setting: Setting) -> None:
     time = tokens_of(setting)
     text = Text.draw(setting, 1, time)
@@ -120,7 +120,7 @@ def test_tokens_one_by_one_have_the_bits_of_a_prompt(setting: Setting) -> None:
 
 
 @each_mechanism
-@pytest.mark.parametrize("cache", ["float32", "int8"])
+@each("cache", ["float32", "int8"])
 def test_a_batch_of_texts_of_different_lengths_has_the_bits_of_each_alone(setting: Setting, cache: CacheType) -> None:
     setting = replace(setting, cache=cache)
     text, batch = Text.draw(setting, 4, 20), Operator(setting, 4)
@@ -143,8 +143,8 @@ def test_a_batch_of_prompts_has_the_bits_of_each_alone(setting: Setting) -> None
     np.testing.assert_array_equal(Operator(setting, 3)(text), np.concatenate(alone))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("routed", [False, True])
+@each("precision", ["fp32", "bf16", "int8", "int4"])
+@each("routed", [False, True])
 def test_every_precision_is_what_plain_numpy_computes(precision: Precision, routed: bool) -> None:
     setting = Setting(dim=80, head_dim=32, precision=precision, routed=routed)
     text = Text.draw(setting, 1, 20)
@@ -153,8 +153,8 @@ def test_every_precision_is_what_plain_numpy_computes(precision: Precision, rout
     np.testing.assert_array_equal(in_passes(Operator(setting, 1), text, *[1] * 20), prompt)
 
 
-@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("mechanism", ["rope", "cope", "routed"])
+@each("cache", ["float32", "float16", "int8"])
+@each("mechanism", ["rope", "cope", "routed"])
 def test_two_threads_have_the_bits_of_one(cache: CacheType, mechanism: str) -> None:
     setting = Setting(dim=256, num_heads=8, num_kv_heads=4, head_dim=64, capacity=150, cache=cache)
     setting = replace(setting, routed=True) if mechanism == "routed" else replace(setting, positions=mechanism)
@@ -175,11 +175,6 @@ def digest() -> str:
         time = tokens_of(setting)
         result.update(in_passes(Operator(setting, 1), Text.draw(setting, 1, time), *passes(setting, time)).tobytes())
     return result.hexdigest()
-
-
-def test_every_instruction_set_has_the_same_bits() -> None:
-    digests = digest_of_each_kernel(__file__)
-    assert len(set(digests.values())) == 1, digests
 
 
 @pytest.mark.parametrize("policy", ["none", "project"])
@@ -209,8 +204,8 @@ def test_no_tokens_are_no_rows(setting: Setting) -> None:
     assert before == {key: array.tobytes() for key, array in operator.caches.items()}
 
 
-@pytest.mark.parametrize("cache", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("policy", ["every", "none", "project"])
+@each("cache", ["float32", "float16", "int8"])
+@each("policy", ["every", "none", "project"])
 def test_a_cache_that_is_not_written_in_place_is_copied_first(policy: Any, cache: CacheType) -> None:
     setting = Setting(policy=policy, positions="cope", cache=cache)
     text = Text.draw(setting, 2, 9)
@@ -280,7 +275,7 @@ def test_int8_caches_hold_a_scale_of_each_key_and_value() -> None:
         np.testing.assert_allclose(codes * scale[:, None], keys, atol=scale.max() * 0.51)
 
 
-@pytest.mark.parametrize(
+@each(
     ("setting", "changes", "message"),
     [
         (Setting(), {"x": (4, 47)}, "norm has shape"),
@@ -329,7 +324,7 @@ def test_wrong_shapes_are_refused(setting: Setting, changes: dict[str, tuple[int
     assert operator(text).shape == text.x.shape
 
 
-@pytest.mark.parametrize(
+@each(
     ("setting", "changes", "message"),
     [
         (Setting(capacity=3), {}, "past_key has 3 cells, expected at least 4"),

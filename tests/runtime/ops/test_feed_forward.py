@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference.routing import rms_norm, softmax
+from support.cases import each
 from support.operators.kernels import LIBRARY, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, packed_bytes
@@ -21,12 +22,12 @@ from support.operators.feed_forward_layer import DENSE, EPS, TOP_K, TOP_P, Layer
 from support.operators.operator_formulas import Array, choose, close, normal, run_expert, shifted
 
 BY_ROW = ("h", "x", "runs", "gate")
-each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+each_precision = each("precision", PRECISIONS)
 
 
 @each_precision
-@pytest.mark.parametrize("routing", [DENSE, TOP_P, TOP_K], ids=["dense", "top_p", "top_k"])
-@pytest.mark.parametrize(("dim", "hidden", "shared"), [(40, 72, 0), (64, 64, 50), (33, 1, 7), (1, 5, 0)])
+@each("routing", [DENSE, TOP_P, TOP_K])
+@each(("dim", "hidden", "shared"), [(40, 72, 0), (64, 64, 50), (33, 1, 7), (1, 5, 0)])
 def test_a_feed_forward_is_that_of_numpy(
     precision: Precision, routing: int, dim: int, hidden: int, shared: int
 ) -> None:
@@ -40,9 +41,9 @@ def test_a_feed_forward_is_that_of_numpy(
     close(out, np.array(expected), precision)
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("place", ["pre", "post", "sandwich"])
+@each("parallel", [False, True])
+@each("kind", ["rms", "layer"])
+@each("place", ["pre", "post", "sandwich"])
 def test_norms_stand_before_the_experts_or_after_their_sum(place: str, kind: str, parallel: bool) -> None:
     """Router and experts read the same state. `h` is added last; parallel parts read the input of the layer, x."""
     layer, dim = Layer("fp32", TOP_K, 40, 72, experts=6, shared=50), 40
@@ -161,7 +162,7 @@ def test_no_token_is_a_result_like_any_other(tokens: int) -> None:
 
 
 @each_precision
-@pytest.mark.parametrize(("experts", "tokens"), [(1, 3), (300, 3), (4, 300)], ids=["1", "300", "many-rows"])
+@each(("experts", "tokens"), [(1, 3), (300, 3), (4, 300)])
 def test_rows_alone_give_the_bits_of_rows_together(precision: Precision, experts: int, tokens: int) -> None:
     layer = Layer(precision, TOP_P, 40, 33, experts, shared=20, tokens=tokens)
     runs = np.arange(tokens)[:, None] % 3 != 2
@@ -176,7 +177,7 @@ def test_rows_alone_give_the_bits_of_rows_together(precision: Precision, experts
 
 
 @each_precision
-@pytest.mark.parametrize("tokens", [1, 3, 70])
+@each("tokens", [1, 3, 70])
 def test_two_threads_give_the_bits_of_one(precision: Precision, tokens: int) -> None:
     layer = Layer(precision, TOP_P, 256, 500, experts=4, shared=256, tokens=tokens)
     (one, one_selected), (two, two_selected) = layer.run(threads=1), layer.run(threads=2)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from reference.attention import Attention
 from reference.routing import rms_norm
+from support.cases import each
 from support.operators.kernels import LIBRARY
 
 if not LIBRARY.is_file():
@@ -112,8 +113,8 @@ class Heads:
         np.testing.assert_allclose(head_weights, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shared", [0, 1, 3])
-@pytest.mark.parametrize(("heads", "mean"), [(8, 5.0), (4, 4.0), (17, 9.0)])
+@each("shared", [0, 1, 3])
+@each(("heads", "mean"), [(8, 5.0), (4, 4.0), (17, 9.0)])
 def test_top_k_heads_are_those_of_the_plain_model(shared: int, heads: int, mean: float) -> None:
     router = Heads("top_k", heads, shared, mean=mean)
     selected, head_weights = router.run()
@@ -122,8 +123,8 @@ def test_top_k_heads_are_those_of_the_plain_model(shared: int, heads: int, mean:
     assert (selected.sum(1) == mean).all()
 
 
-@pytest.mark.parametrize("norm", ["layer", "none"])
-@pytest.mark.parametrize("routing", ROUTINGS)
+@each("norm", ["layer", "none"])
+@each("routing", ROUTINGS)
 def test_heads_are_chosen_from_a_state_with_a_layer_norm_or_without_a_norm(routing: str, norm: str) -> None:
     router = Heads(routing, per_token=True)
     del router.inputs["norm"]
@@ -134,8 +135,8 @@ def test_heads_are_chosen_from_a_state_with_a_layer_norm_or_without_a_norm(routi
         router.check(selected[row], head_weights[row], row, float(levels[row]))
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("shared", [0, 1, 3])
+@each("per_token", [False, True])
+@each("shared", [0, 1, 3])
 def test_top_p_heads_are_those_of_the_plain_model(shared: int, per_token: bool) -> None:
     router = Heads("top_p", shared=shared, per_token=per_token, mean=5.5)
     levels = np.array([0.3, 0.9, 1.0], np.float32)  # of three sequences with four tokens each
@@ -192,7 +193,7 @@ def test_a_token_that_is_no_number_chooses_all_heads() -> None:
     np.testing.assert_array_equal(head_weights[others], router.run(np.array([0.5]))[1][others])
 
 
-@pytest.mark.parametrize(
+@each(
     ("router", "changes", "message"),
     [
         (Heads("top_k"), {"weight": (8, 47)}, "weight has shape"),
@@ -255,8 +256,8 @@ class Windows:
         return plain.window(normed(inputs, row), place, result, (0, 0, 0))
 
 
-@pytest.mark.parametrize("policy", ["every", "none", "project"])
-@pytest.mark.parametrize("learned", [False, True])
+@each("policy", ["every", "none", "project"])
+@each("learned", [False, True])
 def test_windows_are_those_of_the_plain_model(learned: bool, policy: str) -> None:
     router = Windows(learned)
     runs = np.random.default_rng(3).random((2, 9)) < (0.6 if policy != "every" else 2)
@@ -287,7 +288,7 @@ def test_a_score_at_either_end_has_a_level(score: float, level: int) -> None:
     np.testing.assert_array_equal(router.run(**zeros), np.full(18, router.levels[level]))
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
         ({"by_place": np.arange(15)}, "by_place has 15 places, expected more than 15"),

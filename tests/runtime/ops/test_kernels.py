@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from reference import model as reference
+from support.cases import each
 from support.operators.kernels import ACTIVATIONS, GIVEN, LIBRARY, Floats, Table, open_library, tables
 
 from adaptive_lm.runtime.ops.layout import BLOCK, GROUP, PRECISIONS, Precision, pack, rounded
@@ -16,12 +17,12 @@ if not (GIVEN or LIBRARY.is_file()):
 
 TABLES = tables(open_library())
 PLAIN = TABLES[-1]
-each_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+each_table = each("table", TABLES)
+each_precision = each("precision", PRECISIONS)
 SHAPES = [(1, 1), (1, 33), (65, 1), (64, 32), (63, 31), (65, 33), (130, 96), (200, 160)]
-each_shape = pytest.mark.parametrize(("outputs", "inputs"), SHAPES, ids=[f"N{n}-K{k}" for n, k in SHAPES])
+each_shape = each(("outputs", "inputs"), SHAPES)
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 63, 64, 65, 100, 128, 129, 257]
-each_length = pytest.mark.parametrize("n", LENGTHS)
+each_length = each("n", LENGTHS)
 
 
 def normal(*shape: int, seed: int = 0) -> Floats:
@@ -80,7 +81,7 @@ def test_a_row_alone_has_the_bits_that_it_has_among_many(table: Table, precision
 
 @each_table
 @each_precision
-@pytest.mark.parametrize("rows", [1, 7])
+@each("rows", [1, 7])
 def test_groups_in_parts_give_the_whole_and_write_nothing_else(table: Table, precision: Precision, rows: int) -> None:
     packed, x = pack(normal(250, 96), precision), normal(rows, 96, seed=4)
     whole = table.multiply(packed, precision, 250, x)
@@ -96,7 +97,7 @@ def test_groups_in_parts_give_the_whole_and_write_nothing_else(table: Table, pre
 
 @each_table
 @each_precision
-@pytest.mark.parametrize("blocks", [[], [0], [4], [1, 3], [0, 1, 2, 3, 4]], ids=str)
+@each("blocks", [[], [0], [4], [1, 3], [0, 1, 2, 3, 4]])
 def test_blocks_that_are_left_out_count_as_zero_inputs(table: Table, precision: Precision, blocks: list[int]) -> None:
     packed = pack(normal(70, 160), precision)
     for rows in (1, 2, 7):
@@ -109,7 +110,7 @@ def test_blocks_that_are_left_out_count_as_zero_inputs(table: Table, precision: 
 
 
 @each_table
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@each("precision", ["int8", "int4"])
 def test_the_greatest_codes_and_activations_do_not_overflow(table: Table, precision: Precision) -> None:
     # rows of equal sign reach the greatest sums: 127 * 127 * 32 in int8, 15 * 127 * 32 and 15.94 zero points in int4
     weight = np.stack([np.full(64, 1.0), np.full(64, -1.0), np.tile([1.0, -1.0], 32)]).astype(np.float32)
@@ -133,7 +134,7 @@ EXTREMES = {
 
 @each_table
 @each_precision
-@pytest.mark.parametrize("name", EXTREMES)
+@each("name", EXTREMES)
 def test_extreme_inputs_give_the_bits_of_plain_code(table: Table, precision: Precision, name: str) -> None:
     packed = pack(normal(70, 96), precision)
     for rows in (1, 2, 7):
@@ -223,7 +224,7 @@ def test_kernels_over_vectors_are_those_of_numpy(table: Table, n: int) -> None:
 
 @each_table
 @each_length
-@pytest.mark.parametrize("factor", [1.0, 30.0, 1e30, 1e-30])
+@each("factor", [1.0, 30.0, 1e30, 1e-30])
 def test_kernels_over_vectors_give_the_bits_of_plain_code(table: Table, n: int, factor: float) -> None:
     result, expected = run_all(table, n, 9, factor), run_all(PLAIN, n, 9, factor)
     for name, value in result.items():
@@ -261,7 +262,7 @@ def test_a_layer_norm_of_a_far_mean_keeps_its_digits(table: Table) -> None:
 
 
 @each_table
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each("activation", ACTIVATIONS)
 def test_activations_have_their_limits_and_pass_nan_on(table: Table, activation: str) -> None:
     gate = np.array([-1e30, -100, 0, 100, 1e30, np.nan], np.float32)
     for up in (np.ones(6, np.float32), None):
@@ -270,7 +271,7 @@ def test_activations_have_their_limits_and_pass_nan_on(table: Table, activation:
 
 
 @each_table
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@each("activation", ACTIVATIONS)
 def test_activations_are_close_over_the_whole_range(table: Table, activation: str) -> None:
     x = np.linspace(-12, 12, 48_001, dtype=np.float32)
     out, expected = table.activate(activation, x, None, 1.0), reference.ACTIVATIONS[activation](x.astype(np.float64))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.operators.each_kernel import digest_of_each_kernel
+from support.cases import each
 from support.operators.kernels import LIBRARY
 
 from adaptive_lm.runtime.ops.layout import Precision
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-5, "int8": 2e-2, "int4": 2e-2}
 """Of the greatest output. An int8 input of a product that rounds the other way moves it by up to a part of a step."""
 KINDS: tuple[Kind, ...] = ("retnet", "mamba2", "gated_delta", "rwkv7")
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_kind = each("kind", KINDS)
 
 
 def name(setting: Setting) -> str:
@@ -45,7 +45,7 @@ SETTINGS += [
     )
 ]
 SETTINGS += [Setting("retnet", positions="none"), Setting("retnet", positions="none", head_dim=5, policy="none")]
-each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=name)
+each_setting = each("setting", SETTINGS)
 
 
 def close(found: Array, wanted: Array, setting: Setting) -> None:
@@ -136,7 +136,7 @@ def test_rows_of_several_slots_may_be_mixed(kind: Kind) -> None:
     assert mixed.lengths[LAYER].tolist() == prompts.lengths[LAYER].tolist()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@each("precision", ["fp32", "bf16", "int8", "int4"])
 @each_kind
 def test_every_precision_is_what_plain_numpy_computes(kind: Kind, precision: Precision) -> None:
     setting = Setting(kind, dim=80, head_dim=32, num_heads=3, precision=precision)
@@ -168,12 +168,7 @@ def digest() -> str:
     return result.hexdigest()
 
 
-def test_every_instruction_set_has_the_same_bits() -> None:
-    digests = digest_of_each_kernel(__file__)
-    assert len(set(digests.values())) == 1, digests
-
-
-@pytest.mark.parametrize("policy", ["none", "project"])
+@each("policy", ["none", "project"])
 @each_kind
 def test_where_no_token_runs_x_passes_through_and_the_states_stay(kind: Kind, policy: Any) -> None:
     setting = Setting(kind, policy=policy)
@@ -193,7 +188,7 @@ def test_no_tokens_are_no_rows(kind: Kind) -> None:
     assert contents(operator) == before
 
 
-@pytest.mark.parametrize("policy", ["every", "none", "project"])
+@each("policy", ["every", "none", "project"])
 @each_kind
 def test_states_that_are_not_written_in_place_are_copied_first(kind: Kind, policy: Any) -> None:
     setting = Setting(kind, policy=policy)
@@ -220,7 +215,7 @@ def test_a_slot_without_rows_keeps_its_states(kind: Kind) -> None:
         assert (array[1] != before[key][1]).any()
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
         ({"slots": np.array([-1])}, "slots is -1 for row 0, expected 0 to 0"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from reference.routing import confidence, rms_norm, sigmoid
+from support.cases import each
 from support.operators.kernels import LIBRARY
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, rounded
@@ -15,7 +16,7 @@ from support.operators.operator_formulas import Array, close, normal, product, s
 
 EPS = 1e-5
 CRITERIA = ("top_prob", "margin", "entropy", "router")
-each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+each_precision = each("precision", PRECISIONS)
 
 
 def normed(row: Array, norm: Array, bias: Array | None) -> Array:
@@ -31,7 +32,7 @@ def capped(logits: Array, softcap: float) -> Array:
 
 
 @each_precision
-@pytest.mark.parametrize(("vocab", "dim"), [(130, 40), (64, 32), (1, 1)])
+@each(("vocab", "dim"), [(130, 40), (64, 32), (1, 1)])
 def test_an_embedding_is_a_row_of_the_packed_table(precision: Precision, vocab: int, dim: int) -> None:
     table, ids = normal(vocab, dim), np.random.default_rng(1).integers(0, vocab, (2, 7))
     attributes = {"scale": 1.0, "dim": dim, "vocab": vocab, "precision": PRECISIONS.index(precision)}
@@ -46,7 +47,7 @@ def test_a_long_prompt_is_embedded_by_two_threads_as_by_one() -> None:
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@each("learned", [False, True])
 @each_precision
 def test_an_embedding_is_scaled_and_learned_positions_are_added(precision: Precision, learned: bool) -> None:
     """A scale alone is exact: one multiplication, rounded once."""
@@ -112,8 +113,8 @@ def test_a_depth_threshold_of_0_runs_every_token_whatever_its_score() -> None:
 
 
 @each_precision
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize(("bias", "softcap"), [(False, 0.0), (True, 3.0)], ids=["rms", "layer_softcap"])
+@each("criterion", CRITERIA)
+@each(("bias", "softcap"), [(False, 0.0), (True, 3.0)])
 def test_tokens_leave_where_the_confidence_is_above_the_threshold(
     precision: Precision, criterion: str, bias: bool, softcap: float
 ) -> None:
@@ -167,8 +168,8 @@ def test_an_exit_without_earlier_exits_asks_every_token_and_at_a_threshold_of_1_
 
 
 @each_precision
-@pytest.mark.parametrize(("bias", "softcap"), [(False, 0.0), (True, 3.0)], ids=["rms", "layer_softcap"])
-@pytest.mark.parametrize("wanted", [[], [5], [0, 2, 3], [4, 1, 1]])
+@each(("bias", "softcap"), [(False, 0.0), (True, 3.0)])
+@each("wanted", [[], [5], [0, 2, 3], [4, 1, 1]])
 def test_logits_are_those_of_the_tokens_that_are_named(
     precision: Precision, wanted: list[int], bias: bool, softcap: float
 ) -> None:

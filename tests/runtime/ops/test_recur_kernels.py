@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cases import each
 from support.operators.kernels import GIVEN, LIBRARY, Floats, Table, open_library, tables
 
 if not (GIVEN or LIBRARY.is_file()):
@@ -11,11 +12,11 @@ if not (GIVEN or LIBRARY.is_file()):
 
 TABLES = tables(open_library())
 PLAIN = TABLES[-1]
-each_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+each_table = each("table", TABLES)
 # keys and values of a head: less than a register, several, as many as are held and more
 SHAPES = [(1, 1), (5, 3), (16, 16), (17, 6), (48, 9), (64, 64), (100, 7), (128, 5), (129, 4), (200, 3)]
-each_shape = pytest.mark.parametrize(("keys", "values"), SHAPES, ids=[f"K{k}-V{v}" for k, v in SHAPES])
-each_form = pytest.mark.parametrize("delta", [False, True], ids=["decay", "delta"])
+each_shape = each(("keys", "values"), SHAPES)
+each_form = each("delta", [False, True])
 WIDTHS = range(1, 9)
 CHANNELS = (1, 15, 16, 17, 40, 64)
 TOKENS = 7
@@ -108,8 +109,8 @@ def convolution(channels: int, width: int, bias: bool) -> dict[str, Any]:
 
 
 @each_table
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("bias", [False, True])
+@each("width", WIDTHS)
+@each("bias", [False, True])
 def test_a_convolution_is_what_plain_numpy_computes(table: Table, width: int, bias: bool) -> None:
     for channels in CHANNELS:
         given = convolution(channels, width, bias)
@@ -124,7 +125,7 @@ def test_a_convolution_is_what_plain_numpy_computes(table: Table, width: int, bi
 
 
 @each_table
-@pytest.mark.parametrize("width", WIDTHS)
+@each("width", WIDTHS)
 def test_a_convolution_in_parts_has_the_bits_of_plain_code(table: Table, width: int) -> None:
     for channels in CHANNELS:
         given = convolution(channels, width, bias=True)

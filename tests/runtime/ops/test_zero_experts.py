@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from reference.routing import choose_positive, rms_norm, sigmoid
+from support.cases import each
 from support.operators.kernels import LIBRARY
 
 from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision
@@ -16,7 +17,7 @@ from support.operators.operator_formulas import Array, choose, close, normal, ru
 DIM, HIDDEN, EXPERTS, TOKENS = 40, 24, 5, 24
 ZEROS, COPIES, CONSTANTS = 1, 2, 3
 CHOICES = EXPERTS + ZEROS + COPIES + CONSTANTS
-each_precision = pytest.mark.parametrize("precision", PRECISIONS)
+each_precision = each("precision", PRECISIONS)
 
 
 def with_zero_experts(precision: Precision, routing: int, renormalize: int = 1, shared: int = 0) -> Layer:
@@ -42,9 +43,9 @@ def output(layer: Layer, number: int, z: Array) -> Array:
 
 
 @each_precision
-@pytest.mark.parametrize("shared", [0, 20])
-@pytest.mark.parametrize("renormalize", [0, 1])
-@pytest.mark.parametrize("routing", [TOP_P, TOP_K], ids=["top_p", "top_k"])
+@each("shared", [0, 20])
+@each("renormalize", [0, 1])
+@each("routing", [TOP_P, TOP_K])
 def test_zero_computation_experts_are_those_of_numpy(
     precision: Precision, routing: int, renormalize: int, shared: int
 ) -> None:
@@ -84,8 +85,8 @@ def relu_layer(precision: Precision, level: float, shared: int = 0) -> Layer:
 
 
 @each_precision
-@pytest.mark.parametrize("shared", [0, 20])
-@pytest.mark.parametrize("level", [1.0, 0.7])
+@each("shared", [0, 20])
+@each("level", [1.0, 0.7])
 def test_experts_of_positive_gate_run_and_a_token_may_have_none(
     precision: Precision, level: float, shared: int
 ) -> None:
@@ -123,7 +124,7 @@ def test_a_gate_that_is_not_a_number_selects_all_experts() -> None:
 
 
 @each_precision
-@pytest.mark.parametrize("kind", ["zero", "relu"])
+@each("kind", ["zero", "relu"])
 def test_a_token_has_the_same_bits_alone_and_with_others(kind: str, precision: Precision) -> None:
     layer = with_zero_experts(precision, TOP_P, shared=20) if kind == "zero" else relu_layer(precision, 0.8)
     out, selected = layer.run()

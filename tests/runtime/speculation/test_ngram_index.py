@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.runtime.speculation.ngram_index import MAX_CANDIDATES, MAX_MATCH, MIN_MATCH, NgramIndex
 
@@ -24,8 +25,8 @@ def searched(ids: Sequence[int]) -> tuple[int, int]:
     return best, longest
 
 
-@pytest.mark.parametrize("words", [1, 2, 3, 8, 40])
-@pytest.mark.parametrize("step", [1, 3])
+@each("words", [1, 2, 3, 8, 40])
+@each("step", [1, 3])
 def test_the_longest_and_most_recent_match_is_found_at_every_length_of_the_text(words: int, step: int) -> None:
     draw = random.Random(words)
     ids: list[int] = []

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.runtime import Engine, UserError
 from adaptive_lm.runtime.structured import compiler as compiler_module
@@ -32,7 +33,7 @@ def nested(levels: int) -> str:
     return '{"type":"object","properties":{"a":' * levels + '{"type":"integer"}' + "}}" * levels
 
 
-@pytest.mark.parametrize(
+@each(
     ("constraint", "message"),
     [
         (Constraint.json_schema({"type": "strnig"}), "found a JSON schema that cannot be used: Invalid type: strnig"),
@@ -49,7 +50,6 @@ def nested(levels: int) -> str:
         (Constraint.grammar("x: 'a'"), "found a grammar that cannot be used: "),
         (Constraint.grammar('start: <|endoftext|> "a"'), "found a grammar that cannot be used: "),
     ],
-    ids=lambda value: value.source[:40] if isinstance(value, Constraint) else None,
 )
 def test_a_rule_that_cannot_be_used_says_why(compiler: Compiler, constraint: Constraint, message: str) -> None:
     with pytest.raises(UserError) as error:
@@ -60,7 +60,7 @@ def test_a_rule_that_cannot_be_used_says_why(compiler: Compiler, constraint: Con
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize(
+@each(
     "make",
     [
         lambda: Constraint.json_schema("["),
@@ -100,7 +100,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("constraint", HOSTILE, ids=lambda constraint: constraint.source[:30])
+@each("constraint", HOSTILE)
 def test_a_hostile_rule_is_refused_or_followed_within_bounds(compiler: Compiler, constraint: Constraint) -> None:
     """No step of it takes long, whatever the text."""
     begin = time.thread_time()

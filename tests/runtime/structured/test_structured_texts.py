@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import each
 from support.graphs.tiny_graph import CONTEXT
 
 from adaptive_lm.runtime import Engine, Loop, Params, UserError
@@ -39,7 +40,7 @@ def text_of(engine: Engine, grammar: CompiledGrammar, **params: Any) -> tuple[st
     return "".join(token.text for token in generation), generation.finish_reason
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_a_text_under_a_schema_is_valid_or_cut_by_its_length(engine: Engine, compiler: Compiler, seed: int) -> None:
     text, reason = text_of(engine, compiler.compile(Constraint.json_schema(PERSON)), seed=seed, max_new_tokens=90)
     assert reason == "stop"

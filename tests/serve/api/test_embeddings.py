@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from starlette.testclient import TestClient
+from support.cases import each
 from support.graphs.tiny_graph import CONTEXT, D, expected_embedding
 from support.served import Connection, FailingScheduler, HeldScheduler, served, until
 
@@ -118,7 +119,7 @@ def test_a_list_longer_than_the_queue_comes_back_in_order(folder: Path) -> None:
     np.testing.assert_array_equal(vectors(answer.json()), [expected_embedding(list(one.encode())) for one in texts])
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "status", "param", "message"),
     [
         ({"input": ""}, 400, "input", "found an empty prompt"),
@@ -283,7 +284,7 @@ def test_vectors_have_the_same_bits_alone_and_beside_others(client: TestClient) 
     np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize(
+@each(
     "raw",
     ["null", "true", "{}", "1.5", "[true]", '[1, "a"]', '[["a"]]', "[[1], []]", "[-1]", "[99999999999999999999]",
      "[1.5]", '"\\ud800"', '["\\ud800"]', '[null]', "[[[1]]]", '"\\u0000"'],

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 from starlette.testclient import TestClient
+from support.cases import each
 from support.served import events
 
 USER = [{"role": "user", "content": "hi"}]
@@ -112,8 +113,8 @@ FORMATS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "matches"), FORMATS)
-@pytest.mark.parametrize("stream", [False, True])
+@each(("form", "matches"), FORMATS)
+@each("stream", [False, True])
 def test_a_text_matches_its_format(client: TestClient, form: dict[str, Any], matches: Any, stream: bool) -> None:
     body = {"messages": USER, "max_tokens": 30, "seed": 1, "response_format": form, "stream": stream}
     response = client.post("/v1/chat/completions", json=body)

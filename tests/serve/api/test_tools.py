@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from support.cases import each
 from support.scripted import CALL, NOW, PIECES, WEATHER, Scripted
 
 CHAT = "/v1/chat/completions"
@@ -125,7 +126,7 @@ def test_a_real_model_calls_the_tool_that_it_must(tool_client: TestClient, choic
     assert [call["function"]["name"] for call in one["message"]["tool_calls"]] == ["now"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "message"),
     [
         ({"tool_choice": "required"}, "found tool_choice without tools"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.cases import each
 
 from adaptive_lm.serve.observe.telemetry import Telemetry
 from adaptive_lm.serve.settings import Settings
@@ -90,7 +91,7 @@ def test_every_label_of_a_query_is_a_label_of_its_metric(telemetry: Telemetry) -
             assert grouped | selected <= labels[family] | {"le"}, query
 
 
-@pytest.mark.parametrize("query", sorted(set(QUERIES)))
+@each("query", sorted(set(QUERIES)))
 def test_every_query_is_promql(query: str) -> None:
     parser = pytest.importorskip("promql_parser", reason="promql-parser is not installed")
     parser.parse(query.replace("$__rate_interval", "1m").replace("$model", ".*"))

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from support.cases import each
 
 from adaptive_lm.runtime.generation.request import Token
 from adaptive_lm.serve.observe.logs import configure_logs
@@ -147,8 +148,8 @@ def test_no_prompt_no_answer_and_no_key_is_logged(
     assert not [secret for secret in SECRETS if secret in written[0]]
 
 
-@pytest.mark.parametrize("style", ["json", "plain"])
-@pytest.mark.parametrize("forged", ["%0d%0a", "%0a", "%0b", "%1b[2K", "%c2%85", "%e2%80%a8", "%7f", "%00"])
+@each("style", ["json", "plain"])
+@each("forged", ["%0d%0a", "%0a", "%0b", "%1b[2K", "%c2%85", "%e2%80%a8", "%7f", "%00"])
 def test_a_path_cannot_forge_a_line(telemetry: Telemetry, tokens: list[Token], style: str, forged: str) -> None:
     written = lines(telemetry, tokens, style, "GET", f"/x{forged}2026-11-27 error forged status=200")
     assert len(written) == 1

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from support.cases import each
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.runtime.generation.request import Token
@@ -25,7 +26,7 @@ def test_nothing_of_opentelemetry_is_imported_unless_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize(
+@each(
     ("environ", "wanted"),
     [
         ({}, False),

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from support.cases import each
 
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
@@ -22,7 +23,7 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("place", sorted(page_files()))
+@each("place", sorted(page_files()))
 def test_each_file_has_its_type_a_validator_and_the_policies(client: TestClient, place: str) -> None:
     answer = client.get(f"/page/{place}")
     assert answer.status_code == 200
@@ -41,7 +42,7 @@ def test_the_page_stands_at_the_root(client: TestClient) -> None:
     assert client.post("/").status_code == 405
 
 
-@pytest.mark.parametrize(
+@each(
     "place",
     [
         "../routes.py",

@@ -8,6 +8,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from support.cases import each
 from support.served import HeldScheduler
 
 from adaptive_lm.serve.application.build import build
@@ -48,7 +49,7 @@ ROUTES = [(one.method, one.path.replace("{name:path}", "demo")) for one in ENDPO
 ROUTES += [("GET", path) for path in ("/openapi.json", "/docs", "/metrics", "/broken", "/", "/page/a/b.js", "/nothing")]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
+@each(("method", "path"), ROUTES)
 def test_every_route_but_the_public_ones_needs_a_key_s34(locked: TestClient, method: str, path: str) -> None:
     public = path in PUBLIC or path.startswith("/page/")
     status = locked.request(method, path).status_code
@@ -56,8 +57,8 @@ def test_every_route_but_the_public_ones_needs_a_key_s34(locked: TestClient, met
     assert locked.request(method, path, headers={"Authorization": f"Bearer {KEY}"}).status_code != 401
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-@pytest.mark.parametrize(
+@each("path", ["/v1/chat/completions", "/v1/messages"])
+@each(
     "headers",
     [
         {}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}, {"Authorization": KEY},
@@ -77,7 +78,7 @@ def test_a_key_is_taken_as_bearer_or_x_api_key_s35(locked: TestClient) -> None:
         assert locked.get("/v1/models", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize(
+@each(
     ("method", "path"),
     [
         ("POST", "/v1/completions/"), ("GET", "/V1/MODELS"), ("OPTIONS", "/v1/models"), ("HEAD", "/v1/models"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
+from support.cases import each
 
 USER = [{"role": "user", "content": "hi"}]
 JSON = {"Content-Type": "application/json"}
@@ -31,16 +32,14 @@ def refused(client: TestClient, path: str, content: str | bytes, status: int = 4
     return error
 
 
-@pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("body", ["[]", '"x"', "1", "null", "true", "[[]]"])
+@each("path", POSTS)
+@each("body", ["[]", '"x"', "1", "null", "true", "[[]]"])
 def test_a_body_that_is_no_object_is_refused_s1(client: TestClient, path: str, body: str) -> None:
     assert "expected a JSON object" in refused(client, path, body)["message"]
 
 
-@pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize(
-    "body", [b"", b"  ", b"{", b'{"prompt": "a"', b"{'a': 1}", b'{"a": NaN, }', b'{"a": 1}}', b"\x00"]
-)
+@each("path", POSTS)
+@each("body", [b"", b"  ", b"{", b'{"prompt": "a"', b"{'a': 1}", b'{"a": NaN, }', b'{"a": 1}}', b"\x00"])
 def test_broken_json_is_refused_s2(client: TestClient, path: str, body: bytes) -> None:
     assert "JSON" in refused(client, path, body)["message"]
 
@@ -63,7 +62,7 @@ def test_text_that_is_not_utf_8_is_refused_s3(client: TestClient, body: bytes) -
     refused(client, "/v1/completions", body)
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "body", "param"),
     [
         ("/v1/completions", {"prompt": ""}, "prompt"),
@@ -88,7 +87,7 @@ def test_an_empty_or_malformed_prompt_is_refused_s4(client: TestClient, path: st
     assert refused(client, path, json.dumps(body))["param"].startswith(param)
 
 
-@pytest.mark.parametrize("ids", [[257], [-1], [1.5], [2**70], [1, "a"], [True]])
+@each("ids", [[257], [-1], [1.5], [2**70], [1, "a"], [True]])
 def test_ids_outside_the_vocabulary_are_refused_s5(client: TestClient, ids: list[Any]) -> None:
     refused(client, "/v1/completions", json.dumps({"prompt": ids}))
     refused(client, "/v1/completions", json.dumps({"prompt": [[5], ids]}))
@@ -129,7 +128,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
 NUMBERS = [(field, value) for field, values in WRONG.items() for value in values]
 
 
-@pytest.mark.parametrize(("field", "value"), NUMBERS, ids=lambda value: str(value)[:20])
+@each(("field", "value"), NUMBERS)
 def test_a_setting_outside_its_range_is_refused_s8_s12(client: TestClient, field: str, value: Any) -> None:
     error = refused(client, "/v1/completions", json.dumps({"prompt": "a", field: value}))
     assert field in error["message"] or error["param"] == field
@@ -137,14 +136,14 @@ def test_a_setting_outside_its_range_is_refused_s8_s12(client: TestClient, field
     assert field in error["message"] or error["param"] == field
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "compute", "target_ms", "max_tokens", "n"])
+@each("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@each("field", ["temperature", "top_p", "min_p", "compute", "target_ms", "max_tokens", "n"])
 def test_numbers_that_are_not_finite_are_refused_s8(client: TestClient, field: str, number: str) -> None:
     refused(client, "/v1/completions", f'{{"prompt": "a", "{field}": {number}}}')
 
 
-@pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+@each("path", POSTS)
+@each(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_deep_nesting_is_refused_s9(client: TestClient, path: str, opening: str, closing: str) -> None:
     for field in ("prompt", "unknown"):
         body = f'{{"{field}": ' + opening * 10_000 + "1" + closing * 10_000 + "}"

@@ -1,6 +1,7 @@
 """How many slots of how many tokens fit a memory."""
 
 import pytest
+from support.cases import each
 from support.graphs.tiny_graph import CONTEXT, manifest_content
 
 from adaptive_lm.runtime import UserError
@@ -13,7 +14,7 @@ MODEL = Model.model_validate(manifest_content()["model"])
 ONE = cache_bytes(MODEL, CONTEXT)
 
 
-@pytest.mark.parametrize(
+@each(
     ("budget", "slots", "capacity"),
     [
         (100 * ONE, 8, CONTEXT),

@@ -35,7 +35,7 @@ def short(folder: Path) -> list[str]:
     """Shorten the recipe to five lines of data in its format and few epochs."""
     (folder / "pretraining_data.json").write_text(json.dumps(FACTS))
     (folder / "chat_training_data.json").write_text(json.dumps(LINES))
-    sources = [{"path": f"{name}_data.json", "epochs": 6} for name in ("pretraining", "chat_training")]
+    sources = [{"path": f"{name}_data.json", "epochs": 2} for name in ("pretraining", "chat_training")]
     settings = [
         "data.cache_dir=cache", f"data.sources={json.dumps(sources)}", "trainer.threads=1", "trainer.batch_size=2",
         "trainer.tensorboard=false", "trainer.eval_every=1000",

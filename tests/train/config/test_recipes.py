@@ -76,6 +76,7 @@ def test_science_qa_uses_every_mechanism_that_it_names_and_stays_small() -> None
     assert sum(weight.numel() for weight in built.parameters()) <= 577_000
 
 
+@pytest.mark.slow
 def test_science_qa_memorises_facts_then_answers(folder: Path, display: Progress, tmp_path: Path) -> None:
     """The recipe on eight lines of its format, with fewer epochs at a higher rate."""
     (tmp_path / "pretraining_data.json").write_text(json.dumps(FACTS))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from support.cover import rest_slow
 from support.foreign.folders import write_folder
 from support.operators.compiler import needs_compiler
 
@@ -150,7 +151,7 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", rest_slow(RESUMED, ["stored", "live", "hidden"]))
 def test_a_run_in_two_parts_is_that_in_one(taught: Make, display: Progress, name: str) -> None:
     config = taught(**RESUMED[name])
     training.begin(config, named_run("whole"), display=display)

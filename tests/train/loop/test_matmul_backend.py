@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cover import rest_slow
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
@@ -126,7 +127,11 @@ def test_the_same_run_begun_again_makes_the_same_choice_and_other_shapes_are_mea
 
 @needs_onednn
 @pytest.mark.parametrize(
-    "left", ["", "{", '{"choice": {"linear": "onednn"}}', '{"choice": {"linear": 1, "experts": 2}}']
+    "left",
+    rest_slow(
+        ["", "{", '{"choice": {"linear": "onednn"}}', '{"choice": {"linear": 1, "experts": 2}}'],
+        ["{", '{"choice": {"linear": 1, "experts": 2}}'],
+    ),
 )
 def test_a_stored_choice_that_cannot_be_read_is_measured_again(
     make: Make, folder: Path, display: Progress, watch: Watch, left: str

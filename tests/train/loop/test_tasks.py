@@ -135,9 +135,9 @@ def test_a_task_of_weight_zero_is_not_learned(
 @pytest.mark.parametrize(
     "data",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"sampling": {"by": "progress", "every": 2, "window": 3}},
-        {"sampling": {"temperature": 3.0}, "pack": "documents"},
+        pytest.param({"sampling": {"temperature": 3.0}, "pack": "documents"}, marks=pytest.mark.slow),
     ],
     ids=["by size", "by progress", "documents"],
 )

@@ -236,13 +236,11 @@ NEW += ["everything_project", "everything_none"]  # shared experts, contextual p
     "name",
     [
         "top_k",
-        "retnet_project",
-        "mamba2_none",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("dense_both_none", *NEW)),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("retnet_project", "mamba2_none", "dense_both_none", *NEW)),
     ],
 )
 def test_every_kind_of_model_compiles_whole(name: str) -> None:
-    """Blocks that differ in shape, positions or window have a graph each."""
+    """T39. Blocks that differ in shape, positions or window have a graph each."""
     plain, compiled = pair(name)
     out, gradients = step(plain, tiny_ids())
     out_compiled, gradients_compiled = step(compiled, tiny_ids())

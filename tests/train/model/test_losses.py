@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from support.models import CONFIGS, B, T, V, tiny_ids, tiny_model
+from support.cover import rest_slow
+from support.models import CONFIGS, COVER, B, T, V, tiny_ids, tiny_model
 from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, LossConfig, cross_entropy, training_loss
@@ -174,7 +175,7 @@ def test_cross_entropy_is_the_mean_over_the_tokens_that_count() -> None:
     assert cross_entropy(logits, targets, torch.zeros_like(counted)).item() == 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", rest_slow(CONFIGS, COVER))
 def test_the_loss_is_the_weighted_sum_of_its_named_parts(name: str) -> None:
     model = copy.deepcopy(tiny_model(name)).train()
     counted = torch.arange(T).expand(B, T) < T - 4

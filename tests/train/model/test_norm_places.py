@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from support.cover import covering, rest_slow
 from support.models import CONFIGS, V, tiny_ids, tiny_model, variant
 
 from adaptive_lm.train.model import LossConfig, ModelConfig, Transformer, training_loss
@@ -69,7 +70,7 @@ def test_a_scaled_embedding_starts_at_the_size_of_the_others_and_positions_as_la
         torch.testing.assert_close(model.embed(ids), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", rest_slow(NEW, covering({name: CONFIGS[name] for name in NEW})))
 def test_a_few_steps_lower_the_loss_and_move_every_weight(name: str) -> None:
     torch.manual_seed(0)
     model = Transformer(CONFIGS[name]).train()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.counting import Counted
+from support.cover import rest_slow
 from support.models import CONFIGS, COVER, busy_thresholds, decisions, even_thresholds, tiny_ids, tiny_model, variant
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def loss_and_gradients(
     return out, loss.detach(), gradients
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", rest_slow(CONFIGS, COVER))
 def test_everything_gets_a_gradient_at_the_start(name: str) -> None:
     """T41: every expert, every head, every layer, every column of a router, from the first step."""
     torch.manual_seed(0)
@@ -219,7 +220,7 @@ def test_an_exit_router_stays_float32_under_bf16_autocast(name: str) -> None:
     torch.testing.assert_close(score.double(), exact, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", COVER)
+@pytest.mark.parametrize("name", rest_slow(COVER, COVER[::3]))
 def test_bf16_autocast_stays_near_float32(name: str) -> None:
     """On a text whose decisions equal those in float32; gradients are returned in float32.
 

@@ -1,14 +1,18 @@
 """The torch model compared with the plain one; and no token depends on a later one."""
 
 import copy
+import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
 from reference import model as reference
+from support.cover import rest_slow
 from support.models import (
     ADAPTS_DEPTH,
     CONFIGS,
+    COVER,
     ROUTED,
     ROUTES_HEADS,
     B,
@@ -87,8 +91,11 @@ def test_the_plain_model_decides_the_same_in_float32(dtype: type) -> None:
     assert other.logits.dtype == dtype
 
 
-@pytest.mark.parametrize("name", CONFIGS, ids=IDS)
-def test_every_weight_matters_to_the_plain_model(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "every_layer"),
+    rest_slow([*((name, False) for name in COVER), *((name, True) for name in CONFIGS)], [(n, False) for n in COVER]),
+)
+def test_every_weight_matters_to_the_plain_model(name: str, every_layer: bool) -> None:
     """Each weight matters where everything runs or where little does: some weights only move a threshold."""
     config = CONFIGS[name]
     weights = {key: value.numpy() for key, value in tiny_model(name).state_dict().items()}
@@ -100,10 +107,14 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
         return np.asarray(reference.forward(of, config, texts[text][:, :time], limits).logits)
 
     before = {(0, 3): logits(weights, 0, 3, everything)} | {(n, T): logits(weights, n, T, busy) for n in range(3)}
-    generator = np.random.default_rng(0)
+    generator, seen = np.random.default_rng(0), set()
     for key, _ in tiny_model(name).named_parameters():
         if key.endswith("level_logit"):  # a starting threshold; the thresholds are given here
             continue
+        kind = re.sub(r"\d+", "N", key)
+        if kind in seen and not every_layer:
+            continue
+        seen.add(kind)
         by = 3 * generator.normal(size=weights[key].shape) if weights[key].ndim else 6.0
         tries = [(0, 3, everything, by), *((n, T, busy, sign * by) for n in range(3) for sign in (1, -1))]
         assert any(
@@ -113,7 +124,7 @@ def test_every_weight_matters_to_the_plain_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["both_none", "both_project", *ROUTES_HEADS])
+@pytest.mark.parametrize("name", rest_slow(["both_none", "both_project", *ROUTES_HEADS], ["both_none", *COVER]))
 def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, share: float) -> None:
     """A token's own shift moves neither end: at a level of 1 every expert and head runs, at next to 0 the fewest."""
     model, ids = tiny_model(name), tiny_ids()
@@ -140,8 +151,10 @@ def test_the_ends_of_the_dial_run_everything_or_as_little_as_can_be(name: str, s
     assert (found["selected_experts"][:, found["layers_run"].any(0)].sum(-1) <= 1).all()
 
 
-@pytest.mark.parametrize("name", CONFIGS, ids=IDS)
-@pytest.mark.parametrize("given", [False, True], ids=["held", "given"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    rest_slow(itertools.product(CONFIGS, [False, True]), set(itertools.product(COVER, [False, True]))),
+)
 def test_a_token_changes_nothing_to_its_left(name: str, given: bool) -> None:
     """At the controllers' thresholds, as in training, and at given thresholds, where tokens may leave."""
     model = copy.deepcopy(tiny_model(name)).train()

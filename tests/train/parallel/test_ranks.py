@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import ranks
+from support.cover import rest_slow
 from support.operators.compiler import needs_compiler
-from support.ranks import ACTS, KINDS, SAME, config, one_of, over
+from support.ranks import ACTS, KINDS, SAME, SHORT, SHORT_KIND, config, one_of, over
 from torch import Tensor
 
 from adaptive_lm.train import training
@@ -25,7 +29,8 @@ from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run
 from adaptive_lm.train.run.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the second rank is a fork of the first")
+SLOW = pytest.mark.slow
 
 
 def free_port() -> int:
@@ -35,48 +40,68 @@ def free_port() -> int:
         return port
 
 
-def meet(script: Path, *arguments: str) -> None:
-    """Run a script with two ranks, as srun would start them."""
+def meet(folder: Path, part: str) -> None:
+    """Run one part of the scenarios of two ranks."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    with subprocess.Popen(
+        [sys.executable, ranks.__file__, str(folder), part],
+        env={**os.environ, **shared},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as both:
+        try:
+            said = both.communicate(timeout=600)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(both.pid, signal.SIGKILL)  # ranks that wait for each other would wait for hours
+    assert both.returncode == 0, said
+
+
+def train_alone(two: Path, names: Iterable[str], kinds: Iterable[str]) -> None:
+    """Train, in the current folder, what runs of two ranks are compared with; in `two`, the runs that they resume."""
+    threads = torch.get_num_threads()
     try:
-        outputs = [each.communicate(timeout=600)[1] for each in processes]
+        for name in sorted({one_of(name): name for name in names}.values()):
+            alone = make_config(ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
+            training.begin(alone, Run(Path("runs") / one_of(name)))
+        for kind in kinds:
+            training.begin(config(over({}, kind)), Run(two / "runs" / f"one-{kind}"), stop_at=4)
     finally:
-        for each in processes:
-            each.kill()  # ranks that wait for each other would wait for hours
-    assert [each.returncode for each in processes] == [0, 0], "\n".join(outputs)
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Train with one process and with two, and return the two folders of runs."""
+def short_form(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Train what `make test` compares with one process and with two; return the two folders of runs."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    before = Path.cwd()
-    threads = torch.get_num_threads()
     for folder in (one, two):
         ranks.write_text(folder)
-    os.chdir(one)
-    try:
+    with contextlib.chdir(one):
+        train_alone(two, ["muon-shard", *SHORT], [SHORT_KIND])
+        meet(two, "short")
+    return one, two
+
+
+@pytest.fixture(scope="module")
+def long_form(short_form: tuple[Path, Path]) -> tuple[Path, Path]:
+    """Train all the rest too, in the same two folders."""
+    one, two = short_form
+    with contextlib.chdir(one):
         training.begin(config({"trainer": {"steps": 3}}), Run(Path("runs") / "elder"))
         shutil.copytree(one / "runs" / "elder", two / "runs" / "elder")
-        for name in sorted({one_of(name): name for name in SAME}.values()):
-            alone = make_config(ranks.BASE, [SAME[name], {"trainer": {"compile": False}}])
-            training.begin(alone, Run(Path("runs") / one_of(name)))
-        for kind in KINDS:
-            training.begin(config(over({}, kind)), Run(two / "runs" / f"one-{kind}"), stop_at=4)
-        meet(Path(ranks.__file__), str(two))
-    finally:
-        os.chdir(before)
-        torch.set_num_threads(threads)
+        done = {one_of(name) for name in ("muon-shard", *SHORT)}
+        train_alone(two, [name for name in SAME if one_of(name) not in done], [k for k in KINDS if k != SHORT_KIND])
+        meet(two, "rest")
     return one, two
+
+
+@pytest.fixture
+def places(request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """Return the folders of the runs of one process and of two: of all runs for a test that is marked slow."""
+    slow = request.node.get_closest_marker("slow")
+    folders: tuple[Path, Path] = request.getfixturevalue("long_form" if slow else "short_form")
+    return folders
 
 
 def weights(run: Path, kind: str = "model_state") -> dict[str, Tensor]:
@@ -94,7 +119,7 @@ def curves(run: Path, *keys: str) -> list[list[float]]:
     return [[record[key] for record in records if record.get(key) is not None] for key in keys]
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", rest_slow(SAME, SHORT))
 def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) -> None:
     """The losses, norms and numbers of experts of every step, the held-out losses, and the weights at the end.
 
@@ -122,6 +147,7 @@ def test_two_ranks_train_as_one_process(places: tuple[Path, Path], name: str) ->
     assert torch.equal(*randoms), "all ranks draw for the whole batch, so their generators stay those of one process"
 
 
+@SLOW
 @pytest.mark.parametrize(("what", "expected"), [("opinions", has_onednn()), ("nowhere", False)])
 def test_all_ranks_multiply_as_the_first_measured_and_by_torch_where_one_has_no_onednn(
     places: tuple[Path, Path], what: str, expected: bool
@@ -130,12 +156,13 @@ def test_all_ranks_multiply_as_the_first_measured_and_by_torch_where_one_has_no_
     assert choices == [{"linear": expected, "experts": expected}] * 2
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", rest_slow(SAME, SHORT))
 def test_all_ranks_end_with_the_same_weights_and_controllers(places: tuple[Path, Path], name: str) -> None:
     digests = [(places[1] / f"{name}.{rank}.digest").read_text() for rank in range(2)]
     assert digests[0] == digests[1]
 
 
+@SLOW
 @needs_compiler
 def test_blocks_whose_weights_are_gathered_compile_whole(places: tuple[Path, Path]) -> None:
     """T39 over ranks: one graph for each of the two kinds of block, with and without a depth router.
@@ -146,7 +173,7 @@ def test_blocks_whose_weights_are_gathered_compile_whole(places: tuple[Path, Pat
         assert outcome == {"graphs": 2, "breaks": {}}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rest_slow(KINDS, [SHORT_KIND]))
 def test_a_run_is_resumed_with_another_number_of_ranks(places: tuple[Path, Path], kind: str) -> None:
     """T19: a run saved by one rank is resumed by two, and the reverse.
 
@@ -172,6 +199,7 @@ def test_a_run_is_resumed_with_another_number_of_ranks(places: tuple[Path, Path]
         assert set(resumed.optimizer_state) == set(one.optimizer_state)
 
 
+@SLOW
 @pytest.mark.parametrize("name", [name for name in SAME if one_of(name) in ("taught", "shown")])
 def test_two_ranks_learn_from_a_teacher_as_one_process(places: tuple[Path, Path], name: str) -> None:
     """The losses of distillation, and the matrices that are trained beside the model with their optimizer's slots."""
@@ -206,7 +234,7 @@ def remembered(run: Path) -> dict[str, Any]:
 RANKS_ACTING = [name for name in SAME if one_of(name) in ACTS]
 
 
-@pytest.mark.parametrize("name", RANKS_ACTING)
+@pytest.mark.parametrize("name", rest_slow(RANKS_ACTING, SHORT))
 def test_the_monitor_acts_over_ranks_as_in_one_process(places: tuple[Path, Path], name: str) -> None:
     """T13, T14, T36 over ranks: the same acts after the same steps, and the same state of them in the checkpoint.
 
@@ -222,6 +250,7 @@ def test_the_monitor_acts_over_ranks_as_in_one_process(places: tuple[Path, Path]
     assert remembered(two)[changed] not in ({}, 0, 1)
 
 
+@SLOW
 @pytest.mark.parametrize("name", ACTS)
 def test_what_another_rank_than_the_first_reads_decides_nothing(places: tuple[Path, Path], name: str) -> None:
     """Rank 1 reads no alarm, and acts all the same as the first rank decides."""
@@ -231,6 +260,7 @@ def test_what_another_rank_than_the_first_reads_decides_nothing(places: tuple[Pa
     assert acts(run) == acts(places[1] / "runs" / f"{name}-replicate")
 
 
+@SLOW
 @pytest.mark.parametrize("name", ACTS)
 def test_one_process_goes_on_with_what_the_monitor_of_two_did(places: tuple[Path, Path], name: str) -> None:
     half, whole = places[1] / "runs" / f"half-{name}", places[1] / "runs" / f"{name}-replicate"
@@ -264,10 +294,12 @@ def test_a_signal_at_one_rank_stops_all_after_the_same_step_and_saves_once(place
     assert [path.name for path in (places[1] / "runs" / "sigterm" / "checkpoints").iterdir()] == ["step-000003"]
 
 
+@SLOW
 def test_the_clock_of_the_first_rank_ends_all(places: tuple[Path, Path]) -> None:
     assert outcomes(places, "clock") == [{"step": 8, "exit_code": 0}] * 2
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from support import ranks
 
+from adaptive_lm.train.commands.train import train
 from adaptive_lm.train.parallel.launch import without_option
 from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.checkpoints.names import list_checkpoints
@@ -23,7 +25,6 @@ from adaptive_lm.train.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[3]
 ADAPTIVE = [sys.executable, "-m", "adaptive_lm.serve"]
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def steps_of(run: Path) -> list[int]:
     return [record["step"] for record in read_metrics(run / "metrics.jsonl")]
 
 
+@pytest.mark.slow
 def test_nproc_passes_a_signal_on_and_keeps_the_exit_code(place: Path) -> None:
     """Also what is refused: one message, no traceback, one exit code."""
     run = place / "runs" / "a"
@@ -76,6 +78,7 @@ def test_nproc_passes_a_signal_on_and_keeps_the_exit_code(place: Path) -> None:
     assert again.stdout == ""
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_group_again_that_lost_a_rank_and_the_run_goes_on(place: Path) -> None:
     """A rank is killed in step 7; the group that torchelastic starts after it resumes from step 4."""
     script = place / "rank.py"
@@ -125,21 +128,64 @@ esac
 """
 
 
-def test_the_slurm_script_saves_on_a_signal_is_queued_again_and_goes_on(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """T29, with an srun that starts both nodes here."""
-    script = ROOT / "examples" / "slurm.sbatch"
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    assert {"#SBATCH --signal=TERM@300", "#SBATCH --requeue"} <= set(script.read_text().splitlines())
-    tools = place / "bin"
+RANK = """#!/bin/sh
+trap 'echo signal >> "$RANK.said"; exit 143' TERM
+echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*" > "$RANK.said"
+test -f code && exit "$(cat code)"
+touch "$RANK.waits"
+while true; do sleep 0.02; done
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder that stands for two nodes of a SLURM cluster, and change to it."""
+    tools = tmp_path / "bin"
     tools.mkdir()
     for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tools / name).write_text(content)
         (tools / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node[0-1]")
+    return tmp_path
+
+
+def test_the_slurm_script_is_queued_again_after_a_signal_and_after_nothing_else(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T29 without training: ranks that only note how they are started, and end as ranks that have saved do."""
+    script = ROOT / "examples" / "slurm.sbatch"
+    assert {"#SBATCH --signal=TERM@300", "#SBATCH --requeue"} <= set(script.read_text().splitlines())
+    (slurm / "bin" / "srun").write_text(SRUN.replace("#!/usr/bin/env python", f"#!{sys.executable}"))
+    (slurm / "bin" / "python").write_text(RANK)
+    (slurm / "bin" / "python").chmod(0o755)
+    command = ["bash", str(script), "quickstart", "--name", "big", "--steps", "9"]
+    with subprocess.Popen(command) as job:
+        until(lambda: len(list(slurm.glob("?.waits"))) == 2, job)
+        os.kill(int((slurm / "srun.pid").read_text()), signal.SIGTERM)
+        assert job.wait(timeout=60) == 143
+    assert (slurm / "requeued").read_text() == "42\n"
+    for rank in range(2):
+        started, end = (slurm / f"{rank}.said").read_text().splitlines()
+        options = "quickstart --name big --steps 9 --begin-or-resume"
+        assert started == f"{rank}/2 0 localhost:20042 -m adaptive_lm.train {options}"
+        assert end == "signal"
+    with click.Context(train) as context:
+        assert train.make_context("train", options.split(), parent=context).params["begin_or_resume"]
+    for code in (0, 1):
+        (slurm / "code").write_text(str(code))
+        assert subprocess.run(command, check=False, timeout=60).returncode == code
+        assert (slurm / "requeued").read_text() == "42\n", "a run that has ended or failed is not queued again"
+
+
+@pytest.mark.slow
+def test_the_slurm_script_saves_on_a_signal_is_queued_again_and_goes_on(
+    slurm: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T29, with an srun that starts both nodes here."""
+    script = ROOT / "examples" / "slurm.sbatch"
     monkeypatch.setenv("MASTER_PORT", free_port())
     run = place / "runs" / "big"
     command = ["bash", str(script), "tiny.yaml", "--name", "big", "--set", "trainer.checkpoint_every=100000"]
@@ -155,6 +201,7 @@ def test_the_slurm_script_saves_on_a_signal_is_queued_again_and_goes_on(
     assert (place / "requeued").read_text() == "42\n", "a run that has come to its end is not queued again"
 
 
+@pytest.mark.slow
 def test_the_command_of_the_kubernetes_job_runs_with_its_environment(place: Path) -> None:
     """Every pod's command with every pod's variables, but for the name of the first pod and the length of the run."""
     service, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text())

@@ -204,12 +204,12 @@ def test_a_failed_gate_ends_with_1_and_leaves_the_parent_as_the_best(train: Trai
 
 
 def test_a_run_must_not_be_worse_than_its_parent(train: Train) -> None:
-    train("long", steps=40)
+    train("long", steps=20)
     worse = train("short", parent="long", no_worse_than_parent=True)
     assert (worse.exit_code, worse.report and worse.report.best) == (1, "long")
-    equal = train("same", parent="long", steps=40, no_worse_than_parent=True)
+    equal = train("same", parent="long", steps=20, no_worse_than_parent=True)
     assert equal.exit_code == 0
-    rival = train("rival", parent="short", steps=20, no_worse_than_parent=True)
+    rival = train("rival", parent="short", steps=10, no_worse_than_parent=True)
     assert rival.evaluation is not None
     losses = {name: summary(Path("runs") / name).val_loss for name in ("long", "short")}
     assert losses["long"] < rival.evaluation.loss < losses["short"]  # type: ignore[operator]
@@ -256,8 +256,7 @@ def test_the_answer_is_that_of_the_trained_model(train: Train, monkeypatch: pyte
         return greedy_answer(*arguments)
 
     monkeypatch.setattr(examine, "greedy_answer", answer)
-    # 200 steps teach it these words and that a line ends in a full stop
-    outcome = train("a", steps=200, answer={"prompt": "the sun ", "contains": "rises", "max_tokens": 60})
+    outcome = train("a", steps=40, answer={"prompt": "the sun ", "contains": "rises", "max_tokens": 60})
     assert asked == [("the sun ", 60, "fp32", 0)]
     assert outcome.report is not None
     (verdict,) = outcome.report.verdicts

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forks import Fork, needs_fork
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
@@ -302,7 +303,7 @@ LEAVING = """
 import sys, time
 from pathlib import Path
 import torch
-from adaptive_lm.train.run import saver as saving
+from adaptive_lm.train.run.checkpoints import saver as saving
 from adaptive_lm.train.config.run_config import make_config
 from adaptive_lm.train.system.progress import Progress
 from adaptive_lm.train.run.folder import Run
@@ -324,37 +325,35 @@ def test_a_process_that_ends_waits_for_the_save_in_flight(run: Path) -> None:
     assert load_checkpoint(run).step == 3
 
 
-STUCK = """
-import sys, threading, time
-from adaptive_lm.train.run import saver as saving
-write, calls = saving.save_checkpoint, []
-def slow(folder, step, *arguments):
-    if step == 10:
-        (folder / ".writing-step-000010-1").mkdir()
-        print("saving", flush=True)
-        time.sleep(60)
-    return write(folder, step, *arguments)
-saving.save_checkpoint = slow
-from adaptive_lm.serve.cli import main
-main()
-"""
+def saves_slowly() -> None:
+    """Make the save of step 10 take a minute after its first file."""
+    write = saving.save_checkpoint
+
+    def slow(folder: Path, step: int, *arguments: Any) -> Path:
+        if step == 10:
+            (folder / ".writing-step-000010-1").mkdir()
+            print("saving", flush=True)
+            time.sleep(60)
+        return write(folder, step, *arguments)
+
+    saving.save_checkpoint = slow
 
 
-@pytest.mark.slow
+@needs_fork
 def test_a_second_signal_while_a_save_is_waited_for_ends_at_once_with_every_file_intact(
     tiny_config: Make, folder: Path, display: Progress
 ) -> None:
     """T25, T28: the save takes longer than the user waits."""
     Path("tiny.yaml").write_text(tiny_config(trainer={**BACKGROUND, "steps": 10**6}).to_yaml())
-    command = [sys.executable, "-c", STUCK, "train", "tiny.yaml", "--name", "a"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "saving\n"
-    process.send_signal(signal.SIGTERM)
-    time.sleep(1)  # it finishes the step, and waits for the save
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    with Fork(["train", "tiny.yaml", "--name", "a"], saves_slowly) as process:
+        assert process.stdout.readline() == "saving\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)  # it finishes the step, and waits for the save
+        assert process.poll() is None
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert time.monotonic() - started < 20
     assert process.returncode == 143
     assert load_checkpoint("runs/a").step == 5
     training.resume(named_run("a"), stop_at=12, display=display)

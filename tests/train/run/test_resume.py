@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.cover import rest_slow
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
@@ -71,6 +72,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+SHORT = [
+    "background",
+    "sgdr",
+    "bidirectional",
+    "percentile",
+    "random sparsity",
+    "exit curriculum",
+    "states",
+    "learned and held",
+]
+"""Those that keep a state of their own; `make test-all` resumes the others too."""
+
+
 def trained(config: RunConfig, name: str, display: Progress, stops: tuple[int, ...] = ()) -> Checkpoint:
     """Train a run of `config`, resumed after each of the stops."""
     run = named_run(name)
@@ -104,7 +118,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
     assert curve(one.run) == curve(other.run)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", rest_slow(VARIANTS, SHORT))
 def test_a_run_stopped_halfway_and_resumed_equals_a_run_in_one(
     tiny_config: Make, folder: Path, display: Progress, variant: str
 ) -> None:
@@ -113,7 +127,7 @@ def test_a_run_stopped_halfway_and_resumed_equals_a_run_in_one(
     assert_same(trained(config, "whole", display), trained(config, "parts", display, (6,)))
 
 
-@pytest.mark.parametrize("stop", [4, 5, 6])
+@pytest.mark.parametrize("stop", rest_slow([4, 5, 6], [5]))
 def test_a_run_stopped_before_at_and_after_the_end_of_an_epoch_equals_a_run_in_one(
     tiny_config: Make, folder: Path, display: Progress, text_file: Path, stop: int
 ) -> None:

@@ -4,8 +4,6 @@ import io
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from support.forks import Fork, needs_fork
 
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
@@ -117,53 +116,46 @@ def test_a_signal_during_a_save_lets_it_finish(
     assert load_checkpoint(runs / "a").step == 5
 
 
-SLEEPING = """
-import sys, time
-from adaptive_lm.train import training
-from adaptive_lm.train.data import Corpus
-draw = Corpus.batch
-def slow(self, first, batch_size, length):
-    if first == 6 * batch_size:
-        print("drawing", flush=True)
-        time.sleep(60)
-    return draw(self, first, batch_size, length)
-Corpus.batch = slow
-from adaptive_lm.serve.cli import main
-main()
-"""
+def draws_slowly() -> None:
+    """Make the batch of the seventh step take a minute."""
+    draw = Corpus.batch
+
+    def slow(self: Corpus, first: int, batch_size: int, length: int) -> Any:
+        if first == 6 * batch_size:
+            print("drawing", flush=True)
+            time.sleep(60)
+        return draw(self, first, batch_size, length)
+
+    Corpus.batch = slow  # type: ignore[method-assign]
 
 
-@pytest.mark.slow
+@needs_fork
 def test_the_second_signal_ends_at_once_with_every_file_intact(tiny_config: Make, folder: Path) -> None:
     """T25, T28: the step at hand would take a minute."""
     Path("tiny.yaml").write_text(tiny_config().to_yaml())
-    command = [sys.executable, "-c", SLEEPING, "train", "tiny.yaml", "--name", "a"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "drawing\n"
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert process.poll() is None
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=20)
+    with Fork(["train", "tiny.yaml", "--name", "a"], draws_slowly) as process:
+        assert process.stdout.readline() == "drawing\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
     assert process.returncode == 143
     assert time.monotonic() - started < 5
     assert "SIGTERM: finishing the step, then saving runs/a; a second signal ends it immediately" in said
     assert load_checkpoint("runs/a").step == 5
 
 
-@pytest.mark.slow
+@needs_fork
 def test_ctrl_c_on_the_command_says_exactly_how_to_go_on(tiny_config: Make, folder: Path) -> None:
     """T26, through the command line; the printed command is then typed."""
     Path("tiny.yaml").write_text(tiny_config(trainer={"steps": 100_000, "log_every": 1}).to_yaml())
-    command = [sys.executable, "-m", "adaptive_lm.serve", "train", "tiny.yaml", "--name", "a"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    while not process.stderr.readline().startswith("step"):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=30)
+    with Fork(["train", "tiny.yaml", "--name", "a"]) as process:
+        while not process.stderr.readline().startswith("step"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate()
     assert process.returncode == 130, said
     step = load_checkpoint("runs/a").step
     assert step > 0

@@ -163,7 +163,7 @@ def test_gradients_are_those_of_finite_differences(rule) -> None:
     def run(state: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         return rule({**x, **dict(zip(used, given, strict=True))}, 2, state)
 
-    assert torch.autograd.gradcheck(run, (state, *leaves))
+    assert torch.autograd.gradcheck(run, (state, *leaves), fast_mode=True)
 
 
 @RULES
@@ -190,20 +190,3 @@ def test_the_states_are_carried_as_a_loop_carries_them() -> None:
         assert torch.equal(before[rows], state.flatten(0, 1))
         state = torch.baddbmm(update[rows], state.flatten(0, 1), transition[rows]).view_as(state)
     assert torch.equal(last, state)
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@RULES
-def test_both_rules_compile_without_a_graph_break(rule) -> None:
-    names = ("r", "k", "v", "log_w", "a", "b") if rule is delta else ("r", "unit", "v", "log_alpha", "beta")
-    x, state = drawn(40), torch.zeros(B, H, V, K)
-
-    def run(*given: Tensor) -> tuple[Tensor, Tensor]:
-        return rule(dict(zip(names, given, strict=True)), 16, state)
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=False, backend="aot_eager")
-    given = [x[name].requires_grad_() for name in names]
-    plain = torch.autograd.grad(run(*given)[0].square().sum(), given)
-    other = torch.autograd.grad(compiled(*given)[0].square().sum(), given)
-    for one, two in zip(plain, other, strict=True):
-        torch.testing.assert_close(one, two)

@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from support.cover import rest_slow
 from support.models import variant
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def test_the_kernels_serve_half_precision_on_cuda_only(monkeypatch: pytest.Monke
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("kind", "function"), KINDS.items())
+@pytest.mark.parametrize(("kind", "function"), rest_slow(KINDS.items(), [("mamba2", "chunk_simple_gla")]))
 def test_a_mixer_with_a_kernel_compiles_without_a_graph_break(kind: str, function: str, calls: list[str]) -> None:
     mixer = mixer_of(kind)
     mixer.kernels = lambda like: True

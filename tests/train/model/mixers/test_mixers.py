@@ -75,7 +75,7 @@ def test_gradients_of_a_mixer_are_finite_differences(kind: str) -> None:
         )
         return out
 
-    assert torch.autograd.gradcheck(run, (x, *mixer.parameters()), atol=1e-6)
+    assert torch.autograd.gradcheck(run, (x, *mixer.parameters()), atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -161,9 +161,9 @@ def test_a_model_of_states_learns_to_repeat(kind: str) -> None:
     """Predicting the token before the last one takes a state: the newest token alone tells nothing about it."""
     torch.manual_seed(0)
     model = Transformer(variant(num_layers=2, mixers=kind, ffn={"routing": "dense", "dim": 32}))
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-2)
     losses = []
-    for step in range(120):
+    for step in range(100):
         ids = torch.randint(8, (16, 16), generator=torch.Generator().manual_seed(step))
         targets = ids.roll(1, 1)
         counted = torch.ones_like(ids, dtype=torch.bool)
@@ -173,7 +173,9 @@ def test_a_model_of_states_learns_to_repeat(kind: str) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 < math.log(8) < losses[0]
+        if losses[-1] < 0.4:
+            break
+    assert losses[-1] < 0.4 < math.log(8) < losses[0]
 
 
 def test_averages_of_heads_count_the_layers_that_choose_them() -> None:

@@ -4,10 +4,12 @@ How routers hold their averages by them is asked in test_thresholds.py.
 """
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from support.cover import rest_slow
 from support.models import COVER, B, T, tiny_ids, tiny_model
 
 from adaptive_lm.train.model import Transformer
@@ -76,8 +78,13 @@ def test_a_pi_controller_at_the_end_of_its_range_comes_back_at_once() -> None:
         assert abs(controller.level.item() - end) > 0.02
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("name", COVER)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    rest_slow(
+        itertools.product(COVER, ["train", "eval"]),
+        [*((name, "train") for name in COVER), *((name, "eval") for name in COVER[::4])],
+    ),
+)
 def test_only_observing_moves_the_tables(name: str, mode: str) -> None:
     """T37. Neither reading nor differentiating does; the trainer observes, evaluation never."""
     model = copy.deepcopy(tiny_model(name)).train(mode == "train")

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from support.cover import rest_slow
 from support.models import tiny_ids, tiny_model
 from support.routers import KINDS, LEAST, MOST, WANTED, router_of, stream, used
 
@@ -15,13 +16,21 @@ from adaptive_lm.train.model.routing.thresholded_router import keep_gradient, sh
 
 @pytest.mark.parametrize(
     ("kind", "per_token", "controller"),
-    [
-        (kind, per_token, controller)
-        for kind in KINDS
-        for per_token in (False, True)
-        for controller in ("fixed", "learned")
-        if controller == "learned" or per_token or kind == "adaptive"
-    ],
+    rest_slow(
+        (
+            (kind, per_token, controller)
+            for kind in KINDS
+            for per_token in (False, True)
+            for controller in ("fixed", "learned")
+            if controller == "learned" or per_token or kind == "adaptive"
+        ),
+        [
+            ("experts", True, "learned"),
+            ("depth", False, "learned"),
+            ("heads", True, "fixed"),
+            ("adaptive", False, "fixed"),
+        ],
+    ),
 )
 def test_what_is_learned_of_a_threshold_moves_towards_its_budget(kind: str, per_token: bool, controller: str) -> None:
     """Under its loss alone, from too much and from too little; a fixed level learns through its predictor."""

@@ -107,11 +107,13 @@ def test_it_stands_among_the_losses_in_place_of_the_balancing_loss() -> None:
 def test_training_brings_the_average_down_to_the_one_wanted(wanted: float) -> None:
     """The loss only lowers it; after a swing below, the cross-entropy has to raise it, on random text by chance."""
     torch.manual_seed(0)
-    model = Transformer(variant(ffn={**RELU, "experts_per_token": wanted}))
+    model = Transformer(variant(num_layers=2, ffn={**RELU, "experts_per_token": wanted}))
+    for router in model.routers("experts"):
+        router.l1.coefficient.fill_(1e-4)  # reached after 50 steps from where it starts
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     averages = []
-    for step in range(260):
-        loss, _, out = loss_of(model, tiny_ids(step, batch=8))
+    for step in range(160):
+        loss, _, out = loss_of(model, tiny_ids(step, batch=4))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -120,7 +122,7 @@ def test_training_brings_the_average_down_to_the_one_wanted(wanted: float) -> No
             [one.routes.selected_experts.sum(-1).float().mean().item() for one in out.routing if one.routes]
         )
     assert np.mean(averages[0]) > 1.8, "half of the experts have a positive logit at the start"
-    assert np.mean(averages[180:]) == pytest.approx(wanted, abs=0.2)
+    assert np.mean(averages[100:]) == pytest.approx(wanted, abs=0.2)
 
 
 def test_sparsity_lets_the_wanted_average_follow_a_schedule() -> None:
