@@ -13,8 +13,9 @@ from ..execution.sequence import Sequence as Tokens
 from ..execution.step import Step, Work
 from ..speculation.drafter import Drafter
 from ..speculation.pass_costs import PassCosts
-from .prefixes import ALONE_GRID, longest_prefix
+from .prefixes import ALONE_GRID
 from .request import Request, Token
+from .slots import Slots
 
 LEAST_COPIED = 64
 """Least tokens of a prompt from one copy of the states to the next: a copy needs a pass of its own (decision 0050)."""
@@ -22,6 +23,8 @@ PROMPT_TOKENS = 128
 """Tokens of prompts in one pass beside sequences that decode, which wait for no more than this (decision 0028)."""
 IDLE_PROMPT_TOKENS = 512
 """Tokens of prompts in one pass where no sequence decodes."""
+SCORED_TOKENS = 64
+"""Tokens of a prompt in one pass where each needs its log-probability, which bounds the memory of the logits."""
 
 
 class Event(NamedTuple):
@@ -33,9 +36,6 @@ class Event(NamedTuple):
     last: bool = True
     """Whether the request ended with it. A pass with a draft may give several tokens."""
 
-
-SCORED_TOKENS = 64
-"""Tokens of a prompt in one pass where each needs its log-probability, which bounds the memory of the logits."""
 
 Part = tuple[Request, Work, list[int]]
 """Tokens of a pass for one request; the list is the draft at the end of them."""
@@ -59,7 +59,7 @@ class Loop:
         self._most_waiting = most_waiting
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
-        self._ended: dict[Tokens, None] = {}  # in memory until their slot is needed, the oldest first
+        self._slots = Slots(batch, 1 if batch.graph.mixes_sequences else ALONE_GRID)
         self._cancelled = False
         self._lock = threading.Lock()
 
@@ -175,33 +175,13 @@ class Loop:
                 continue
             self._running.append(request)
             try:
-                sequence, shared = self._slot(request)
+                sequence, shared = self._slots.take(request)
                 sequence.thresholds = request.thresholds  # a prefix may be that of a text whose dial has moved since
                 request.begin(sequence)
                 request.borders = self._borders(request, sequence, shared)
             except Exception as error:
                 events.append(self._fail(request, error))
         return events
-
-    def _slot(self, request: Request) -> tuple[Tokens, int]:
-        """Return a sequence for a request, and how many first tokens of the prompt were in another one.
-
-        The sequence continues a prefix in memory, or is empty.
-        """
-        grid = 1 if self.batch.graph.mixes_sequences else ALONE_GRID
-        others = [] if request.reads_all else self.batch.sequences
-        origin, count, shared = longest_prefix(request.ids, request.thresholds, others, grid)
-        if origin is None:
-            self._make_room()
-            return self.batch.join(request.thresholds, request.capacity), shared
-        # An ended sequence whose greater part is reused, or the only one that can give up its slot, is continued.
-        if origin in self._ended and not self.batch.free and (2 * count > len(origin.ids) or len(self._ended) == 1):
-            del self._ended[origin]
-            return self.batch.resume(origin, count, request.capacity), shared
-        if origin in self._ended:
-            self._ended[origin] = self._ended.pop(origin)  # the last used
-        self._make_room(keep=origin)
-        return self.batch.fork(origin, count, request.capacity), shared
 
     def _borders(self, request: Request, sequence: Tokens, shared: int) -> tuple[int, ...]:
         """Choose where the prompt is read in two passes, with a copy of the states in between.
@@ -218,12 +198,6 @@ class Loop:
                 borders.append(border)
                 before = border
         return tuple(borders)
-
-    def _make_room(self, keep: Tokens | None = None) -> None:
-        if not self.batch.free:
-            oldest = next(one for one in self._ended if one is not keep)
-            del self._ended[oldest]
-            self.batch.leave(oldest)
 
     def _plan(self, events: list[Event]) -> list[Part]:
         """Choose the tokens of the next pass: one of each request that decodes, its draft, and parts of prompts."""
@@ -327,8 +301,8 @@ class Loop:
     def _fail(self, request: Request, error: Exception) -> Event:
         sequence = request.sequence
         self._running.remove(request)
-        if sequence is not None and sequence in self.batch.sequences:
-            self.batch.leave(sequence, clear=True)  # its cells may hold numbers that are not finite
+        if sequence is not None:
+            self._slots.clear(sequence)
         request.end("error", error)
         return Event(request, None)
 
@@ -338,4 +312,4 @@ class Loop:
         assert sequence is not None
         request.end(reason)  # first: where a drafter fails in it, the request still runs and fails alone
         self._running.remove(request)
-        self._ended[sequence] = None
+        self._slots.keep(sequence)

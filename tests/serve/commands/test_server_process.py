@@ -30,6 +30,10 @@ IMPATIENT = """
 from adaptive_lm.serve.application import connection
 connection.ARRIVAL_SECONDS = 0.5
 """
+COUNTED = """
+import atexit, gc, sys
+atexit.register(lambda: print("frozen:", gc.get_freeze_count(), file=sys.stderr))
+"""
 BODY = {"model": "demo", "prompt": "hello", "max_tokens": 60, "temperature": 0, "stream": True}
 Serve = Callable[..., Process]
 
@@ -50,6 +54,14 @@ class Reader(threading.Thread):
                         self.lines.append(line)
         except httpx.HTTPError as error:
             self.error = repr(error)
+
+
+def test_what_a_ready_server_holds_is_left_out_of_garbage_collections(serve: Serve) -> None:
+    server = serve(before=COUNTED)
+    server.signal()
+    code, errors = server.end()
+    assert code == 0, errors
+    assert int(errors.partition("frozen: ")[2].split()[0]) > 30_000
 
 
 def test_a_server_says_where_it_is_answers_and_ends_with_0(serve: Serve) -> None:
