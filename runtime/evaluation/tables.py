@@ -149,7 +149,8 @@ def plot(result: Figures, path: Path) -> None:
             axis.set(ylabel="metric ± standard error")
             axis.legend()
         for point, x, y in zip(points, places, values, strict=True):
-            axis.annotate(point["name"], (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+            # Tilted, so that the names of near points do not overlap.
+            axis.annotate(point["name"], (x, y), textcoords="offset points", xytext=(3, 3), fontsize=8, rotation=35)
         unit = "measured ms per token (median, p5 to p95)" if timed else "% of the dense FLOPs executed"
         axis.set(xlim=(0, 1.4 * max(places)), xlabel=unit)
     figure.suptitle(f"{result['model']}, {result['machine']['cpu']}", fontsize=10)
