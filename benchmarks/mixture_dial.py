@@ -60,7 +60,7 @@ def curve_table(curve: dict[str, Any]) -> str:
 
 @click.command()
 @click.option("--minutes", type=float, default=20, show_default=True, help="Minutes of training.")
-@click.option("--data", type=click.Path(path_type=Path), default=DATA,
+@click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=DATA,
               help="JSON lines with a field `text`; by default ../shared/data/cpp-docs/pages.jsonl.")  # fmt: skip
 @click.option("--target", multiple=True, default=("cpu",), show_default=True, help="Graphs to write.")
 @click.option("--active", type=int, default=2, show_default=True, help="Experts of a token; from 3 the rules differ.")

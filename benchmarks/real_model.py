@@ -30,7 +30,7 @@ from adaptive_lm.runtime.dial import Thresholds
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.importing.importer import import_model
 from decoding.participants import LlamaCpp, Ours, Participant
-from models.gguf_file import FILE_TYPES, silence
+from models.gguf_file import quantize
 from models.random_weights import Size
 from processes.memory import resident
 
@@ -73,15 +73,7 @@ def prepare(heldout: Path) -> None:
         if not (WORK / name).exists():
             run_export(RUN, WORK / name, precisions_of([("", name)]), targets=["cpu"])
     if not (WORK / "q8_0.gguf").exists():
-        import llama_cpp
-
-        silence()
-        params: Any = llama_cpp.llama_model_quantize_default_params()
-        params.ftype, params.allow_requantize = FILE_TYPES["q8_0"], True
-        writing = WORK / f".q8_0-{os.getpid()}"
-        if llama_cpp.llama_model_quantize(os.fsencode(GGUF), os.fsencode(writing), params):
-            raise RuntimeError(f"llama.cpp could not quantise {GGUF}")
-        writing.replace(WORK / "q8_0.gguf")
+        quantize(GGUF, WORK / "q8_0.gguf", "q8_0", again=True)
 
 
 def opened(name: str) -> Participant:

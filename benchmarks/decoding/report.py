@@ -232,7 +232,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     left.set_xticks(range(len(cells)), labels, fontsize=7)
     left.set_ylabel("time of a token / llama.cpp's")
     left.set_title("Decode at context 64, one thread", fontsize=10)
-    if names:
+    if left.get_legend_handles_labels()[0]:
         left.legend(fontsize=8)
     for cell in cells:
         for name in NAMES:

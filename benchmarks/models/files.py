@@ -52,8 +52,8 @@ class Files:
         whole = self._once("f32.gguf", lambda path: gguf_file.write_gguf(path, self.model))
         if precision == "fp32":
             return whole
-        name = f"{gguf_file.NAMES[precision]}.gguf"
-        return self._once(name, lambda path: gguf_file.quantize(whole, path, precision))
+        kind = gguf_file.NAMES[precision]
+        return self._once(f"{kind}.gguf", lambda path: gguf_file.quantize(whole, path, kind))
 
     def hf(self) -> Path:
         """Return the folder for transformers."""

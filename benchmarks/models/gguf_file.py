@@ -39,8 +39,14 @@ def write_gguf(path: Path, model: Transformer) -> None:
     write_model(path, as_top_k(model.config), model.state_dict(), None)
 
 
-def quantize(source: Path, path: Path, precision: Precision) -> None:
-    """Quantise the f32 file `source` with llama.cpp itself, into `path`.
+def quantize(source: Path, path: Path, kind: str, *, again: bool = False) -> None:
+    """Quantise the file `source` with llama.cpp itself, into `path`.
+
+    Args:
+        source: A file in f32, or with `again` in any type.
+        path: The file to write.
+        kind: A key of FILE_TYPES.
+        again: Whether weights that are quantised already are quantised again.
 
     Raises:
         RuntimeError: llama.cpp refuses.
@@ -49,11 +55,11 @@ def quantize(source: Path, path: Path, precision: Precision) -> None:
 
     silence()
     params: Any = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = FILE_TYPES[NAMES[precision]]
+    params.ftype, params.allow_requantize = FILE_TYPES[kind], again
     writing = path.with_name(f".{path.name}.writing-{os.getpid()}")
     status = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(writing), params)
     if status:
-        raise RuntimeError(f"llama.cpp could not quantise {source} as {NAMES[precision]}: status {status}")
+        raise RuntimeError(f"llama.cpp could not quantise {source} as {kind}: status {status}")
     writing.replace(path)
 
 

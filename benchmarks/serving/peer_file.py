@@ -20,6 +20,6 @@ def server_file(files: Files) -> Path:
         vocabulary = vocabulary_of(tokenizer.to_str(), VOCABULARY, settings, None)
         whole = path.with_name("server-f32.gguf")
         write_gguf(whole, gguf_file.as_top_k(files.model.config), files.model.state_dict(), vocabulary)
-        gguf_file.quantize(whole, path, "int8")
+        gguf_file.quantize(whole, path, "q8_0")
         whole.unlink()
     return path
