@@ -423,7 +423,7 @@ def test_a_failed_run_leaves_the_session_usable() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 80), pytest.param(1, 600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(0, 300), pytest.param(1, 600, marks=pytest.mark.slow)])
 @each("name", VALID)
 def test_random_shapes_and_attributes_end_in_a_result_or_an_error(name: str, seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
