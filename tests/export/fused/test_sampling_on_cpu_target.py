@@ -117,7 +117,7 @@ def test_guesses_change_neither_tokens_nor_log_probabilities_under_a_mask_and_pe
     fresh = Engine(engine.session, engine.tokenizer)
     request = fresh.request(PROMPT, params, grammar=grammar_of(most))
     request.make_drafter = lambda _: Guesses(text)
-    generation = Generation(fresh, request)
+    generation = Generation(fresh.begin, request)
     assert seen(list(generation)) == seen(expected)
     assert generation.finish_reason == plain.finish_reason
     if most != 1:

@@ -105,7 +105,7 @@ def guessed(engine: Engine, prompt: str | list[int], params: Params, drafter: Gu
     """Return a generation whose tokens this drafter guesses."""
     request = engine.request(prompt, params, **more)
     request.make_drafter = lambda _: drafter
-    return Generation(engine, request)
+    return Generation(engine.begin, request)
 
 
 def seen(tokens: Sequence[Token]) -> list[Any]:

@@ -103,7 +103,7 @@ def test_tokens_with_drafts_are_those_of_plain_decoding(
     drafter = Guessing(engine.tokenizer.encode(PROMPT) + ids(plain), errors)
     request = engine.request(PROMPT, params, sampler=Endless())
     request.make_drafter = lambda _: drafter
-    tokens = list(Generation(engine, request))
+    tokens = list(Generation(engine.begin, request))
     assert ids(tokens) == ids(plain)
     assert [token.usage for token in tokens] == [token.usage for token in plain]
     assert all(rows == 1 + drafted + again for drafted, _, rows, again in drafter.passes)
