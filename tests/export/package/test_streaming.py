@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from support.models import tiny_ids
+from support.operators.our_library import needs_library
 from support.runs import write_run
 
 from adaptive_lm.export import streaming
@@ -169,6 +170,7 @@ def test_a_weight_that_is_not_finite_is_found_in_a_streamed_model(tmp_path: Path
         read(run)
 
 
+@needs_library
 @pytest.mark.usefixtures("quick")
 def test_only_one_session_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session holds a copy of its matrices: two of them would break the memory rule."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.operators.our_library import MISSING
 from support.runs import write_run
 
 from adaptive_lm.contract.errors import UserError
@@ -242,7 +243,8 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
     monkeypatch.setitem(check_module.MAX_WORSE, "int8", -0.5)
     with pytest.raises(UserError, match="int8 changes this model too much, so runs/tiny/model was not") as caught:
         run_export("tiny", precisions=Precisions.of("int8"), threads=1)
-    assert "limit -50.0%" in str(caught.value)
+    # Without our operators the portable graph fails: it has one scale for a row, and may lose half a percent more.
+    assert f"limit -{49.5 if MISSING else 50.0}%" in str(caught.value)
     assert str(caught.value).endswith("Train it longer, or export without --quantize")
     assert content(here) == files
 
