@@ -44,7 +44,7 @@ help:
 	@echo 'make bench-pays        dense and adaptive models of 10 million weights per token, half an hour of training each: about three hours on two cores; stop and repeat as you like'
 	@echo 'make bench-serve       the server under load: throughput, overhead, pauses, clients that leave, the dial; about ten minutes'
 	@echo 'make bench-small-models  small language models of others beside ours, trained for the same seconds: about two hours on one core; BENCH_FLAGS="--seconds 30 --seeds 1"'
-	@echo 'make soak              a thousand mixed requests to the server, a tenth of which vanish, and two thousand odd ones; about ten minutes'
+	@echo 'make soak              twelve thousand mixed requests to the server, a tenth of which vanish, and two thousand odd ones; about three minutes'
 	@echo 'make gpu               on a machine with an NVIDIA GPU: parity, decoding, training, and a text; under ten minutes, gpu-quick under four'
 
 # The stamp is written last: an installation that was interrupted has none and is continued.
@@ -135,7 +135,7 @@ bench-serve: $(STAMP)
 # The long form of the scenarios of docs/reliability.md.
 soak: $(STAMP)
 	@test -f runs/$(NAME)/model/manifest.json || $(MAKE) --no-print-directory demo
-	$(BIN)/python benchmarks/serve_soak.py --model runs/$(NAME)/model
+	$(BIN)/python benchmarks/serve_soak.py --model runs/$(NAME)/model --requests 12000
 	@$(BIN)/python -c 'import schemathesis' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt schemathesis
 	$(BIN)/python benchmarks/serve_fuzz.py --requests 2000
 
