@@ -211,13 +211,15 @@ class Bench:
             alone = median(asyncio.run(complete(fixed.port, body)).seconds for body in whole)
             capacity = median(asyncio.run(self.rate(fixed, STREAMS[-1], eos)) for _ in range(3))
             result |= {"alone_ms": 1000 * alone, "capacity": capacity}
-            for name, server, more in (("fixed", fixed, {"compute": 1.0}), ("auto", auto, {"compute": "auto"})) * 2:
+            for name, server, compute in (("fixed", fixed, 1.0), ("auto", auto, "auto")) * 2:
                 asked = 40 * self.rounds
+                # Without it the server sends no usage, and so no share of the FLOPs, in a stream.
+                more = {"compute": compute, "stream_options": {"include_usage": True}}
                 answers = asyncio.run(
                     self.arrivals(server, MOST_LOAD * capacity / NEW, asked, partial(self.body, eos, more=more))
                 )
                 done = [one for one in answers if one.status == 200]
-                used = [one.usage["compute"]["share"] for one in done if "compute" in one.usage]
+                used = [one.usage["compute"]["share"] for one in done]
                 row = {
                     "asked": asked,
                     "refused": sum(one.status == 429 for one in answers) / asked,
