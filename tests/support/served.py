@@ -41,6 +41,26 @@ def served(
         yield client
 
 
+async def tokens_of(folder: Path, target: str, jobs: Sequence[Job], *, max_batch: int = 8) -> list[list[int]]:
+    """Submit all jobs at once to a scheduler of the model in `folder`, and return the tokens of each."""
+    options = Settings(models=(str(folder),), device="cpu", target=target, threads=1, max_batch=max_batch)
+    scheduler = open_scheduler(options)
+    await scheduler.start()
+    try:
+        await scheduler.ready()
+        name = scheduler.models()[0].name
+        streams = [await scheduler.submit(name, job) for job in jobs]
+        results = []
+        for stream in streams:
+            sent = [event async for event in stream]
+            assert isinstance(sent[-1], EndEvent)
+            assert sent[-1].error is None
+            results.append([event.token.id for event in sent if isinstance(event, TokenEvent)])
+        return results
+    finally:
+        await scheduler.close()
+
+
 def events(text: str) -> list[dict[str, Any]]:
     """Read the data of an event stream; the mark `[DONE]` is left out."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]

@@ -8,10 +8,11 @@ import pytest
 from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
+from support.twins import Twins
 
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
-from adaptive_lm.runtime import Dial, Sequence, Session, Step, Thresholds, Work
+from adaptive_lm.runtime import Dial, Session, Step, Thresholds, Work
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.format.manifest import KV, Precision, Precisions
@@ -53,54 +54,27 @@ def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
     """Random work for random sequences: chunks, single tokens, drafts that are taken back, copies, new texts."""
     session = session_of(tmp_path, kind, *form)
     assert session.graph.mixes_sequences
-    random = np.random.default_rng(3)
     passes: list[int] = []
     execute = Pass.execute
     monkeypatch.setattr(Pass, "execute", lambda self: (passes.append(self.rows), execute(self)))
-    batch = session.batch(4, 224)
-    twins: dict[Sequence, Sequence] = {}
-
-    def ids(count: int) -> list[int]:
-        return random.integers(session.manifest.model.tokenizer_size, size=count).tolist()  # type: ignore[no-any-return]
-
+    twins = Twins(session, lambda top_p: at(session, top_p), seed=3)
     for _ in range(70):
-        action = random.random()
-        if batch.free and action < 0.3:
-            if twins and action < 0.15:
-                origin = list(twins)[random.integers(len(twins))]
-                position = max(origin.position - int(random.integers(20)), 0)
-                if not origin.can_rewind(position):
-                    continue
-                copy = batch.fork(origin, position)
-                twins[copy] = session.sequence(origin.thresholds, 224)
-                if position:
-                    twins[copy].prefill(origin.ids[:position], 0)
-            else:
-                thresholds = at(session, float(random.choice([0.3, 0.6, 1.0])))
-                twins[batch.join(thresholds)] = session.sequence(thresholds, 224)
-        elif twins and action < 0.4:
-            leaver = list(twins)[random.integers(len(twins))]
-            batch.leave(leaver)
-            del twins[leaver]
-        work = []
-        for one in twins:
-            count = int(random.choice([0, 1, 1, 1, 4, 30, 70]))
-            if 0 < count <= 224 - one.position:
-                work.append(Work(one, ids(count), int(random.integers(count + 1))))
-        random.shuffle(work)  # type: ignore[arg-type]  # any order of sequences
+        twins.change()
+        work = twins.work()
         if not work:
             continue
         done = len(passes)
-        steps = batch.run(work)
+        steps = twins.batch.run(work)
         assert len(passes) - done <= 2, "sequences are computed together"
         for (sequence, tokens, number), step in zip(work, steps, strict=True):
-            same(step, twins[sequence].prefill(tokens, number))
-            np.testing.assert_array_equal(sequence.lengths, twins[sequence].lengths)
-            if random.random() < 0.3:
-                back = max(sequence.position - int(random.integers(1, 30)), 0)
+            twin = twins.of[sequence]
+            same(step, twin.prefill(tokens, number))
+            np.testing.assert_array_equal(sequence.lengths, twin.lengths)
+            if twins.random.random() < 0.3:
+                back = max(sequence.position - int(twins.random.integers(1, 30)), 0)
                 if sequence.can_rewind(back):  # several times in a row it may be too far for a ring
                     sequence.rewind(back)
-                    twins[sequence].rewind(back)
+                    twin.rewind(back)
 
 
 @pytest.mark.parametrize(("kind", "form"), slowly_all(KINDS, FORMS))

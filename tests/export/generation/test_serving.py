@@ -1,37 +1,16 @@
 """Exported models behind the scheduler: a text does not depend on its neighbours, in whatever precision."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from support.operators.our_library import needs_library
+from support.served import tokens_of
 
 from adaptive_lm.export.exporter import Exported
 from adaptive_lm.runtime import Params, load
-from adaptive_lm.serve.scheduler.job import EndEvent, Job, TokenEvent
-from adaptive_lm.serve.scheduler.open import open_scheduler
-from adaptive_lm.serve.settings import Settings
+from adaptive_lm.serve.scheduler.job import Job
 
 TEXTS = ("the sea", "a ship sails", "of", "mountains rise where plates meet", "b", "wind and ice", "rain", "the moon")
-
-
-async def served(folder: Path, target: str, jobs: list[Job]) -> list[list[int]]:
-    """Submit all jobs at once, and return the tokens of each."""
-    scheduler = open_scheduler(Settings(models=(str(folder),), device="cpu", target=target, threads=1, max_batch=8))
-    await scheduler.start()
-    try:
-        await scheduler.ready()
-        name = scheduler.models()[0].name
-        streams = [await scheduler.submit(name, job) for job in jobs]
-        results = []
-        for stream in streams:
-            events = [event async for event in stream]
-            assert isinstance(events[-1], EndEvent)
-            assert events[-1].error is None
-            results.append([event.token.id for event in events if isinstance(event, TokenEvent)])
-        return results
-    finally:
-        await scheduler.close()
 
 
 @needs_library
@@ -50,4 +29,4 @@ def test_a_text_is_the_same_alone_and_among_seven_others(
             [token.id for token in engine.generate(prompt, one)] for prompt, one in zip(prompts, params, strict=True)
         ]
         jobs = [Job(prompt=ids, params=one, client="a") for ids, one in zip(prompts, params, strict=True)]
-        assert asyncio.run(served(exported.folder, target, jobs)) == alone
+        assert asyncio.run(tokens_of(exported.folder, target, jobs)) == alone

@@ -10,16 +10,16 @@ import pytest
 from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
+from support.served import tokens_of
+from support.twins import Twins
 
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.source import read
-from adaptive_lm.runtime import Dial, Engine, Loop, Params, Sequence, Step, Thresholds, Work, load
+from adaptive_lm.runtime import Dial, Engine, Loop, Params, Sequence, Step, Thresholds, load
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
 from adaptive_lm.runtime.generation.loop import LEAST_COPIED
-from adaptive_lm.serve.scheduler.job import EndEvent, Job, TokenEvent
-from adaptive_lm.serve.scheduler.open import open_scheduler
-from adaptive_lm.serve.settings import Settings
+from adaptive_lm.serve.scheduler.job import Job
 
 CONTEXT = 2304
 PROJECT = {"depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]}}
@@ -121,45 +121,23 @@ def test_whatever_is_computed_beside_it_a_sequence_has_the_same_bits(
 ) -> None:
     """Random work for random sequences: chunks, single tokens, going back, copies, new texts."""
     engine = opened(kind, precision)
-    size = engine.manifest.model.tokenizer_size
-    random = np.random.default_rng(3)
-    batch = engine.session.batch(4, 224)
-    twins: dict[Sequence, Sequence] = {}
+    twins = Twins(engine.session, lambda top_p: at(engine, top_p), seed=3)
     for _ in range(60):
-        action = random.random()
-        if batch.free and action < 0.3:
-            if twins and action < 0.15:
-                origin = list(twins)[random.integers(len(twins))]
-                position = max(origin.position - int(random.integers(20)), 0)
-                copy = batch.fork(origin, position)
-                twins[copy] = engine.session.sequence(origin.thresholds, 224)
-                if position:
-                    twins[copy].prefill(origin.ids[:position], 0)
-            else:
-                thresholds = at(engine, float(random.choice([0.3, 0.6, 1.0])))
-                twins[batch.join(thresholds)] = engine.session.sequence(thresholds, 224)
-        elif twins and action < 0.4:
-            leaver = list(twins)[random.integers(len(twins))]
-            batch.leave(leaver)
-            del twins[leaver]
-        work = []
-        for one in twins:
-            count = int(random.choice([0, 1, 1, 1, 4, 30, 70]))
-            if 0 < count <= 224 - one.position:
-                work.append(Work(one, random.integers(size, size=count).tolist(), int(random.integers(count + 1))))
+        twins.change()
+        work = twins.work()
         if not work:
             continue
-        for (sequence, tokens, number), step in zip(work, batch.run(work), strict=True):
-            twin = twins[sequence]
+        for (sequence, tokens, number), step in zip(work, twins.batch.run(work), strict=True):
+            twin = twins.of[sequence]
             same(step, twin.prefill(tokens, number))
             np.testing.assert_array_equal(sequence.lengths, twin.lengths)
             assert states(sequence) == states(twin)
-            if random.random() < 0.3:
-                back = max(sequence.position - int(random.integers(1, 30)), 0)
+            if twins.random.random() < 0.3:
+                back = max(sequence.position - int(twins.random.integers(1, 30)), 0)
                 sequence.rewind(back)
-                twins[sequence] = engine.session.sequence(sequence.thresholds, 224)
+                twins.of[sequence] = engine.session.sequence(sequence.thresholds, 224)
                 if back:
-                    twins[sequence].prefill(sequence.ids, 0)
+                    twins.of[sequence].prefill(sequence.ids, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,25 +221,7 @@ def test_served_texts_are_those_of_each_alone(
         for prompt, one in zip(prompts, params, strict=True)
     ]
     jobs = [Job(prompt=ids, params=one, client="a") for ids, one in zip(prompts, params, strict=True)]
-
-    async def served() -> list[list[int]]:
-        models = (str(folder_of(kind)),)
-        scheduler = open_scheduler(Settings(models=models, device="cpu", target=target, threads=1, max_batch=3))
-        await scheduler.start()
-        try:
-            await scheduler.ready()
-            streams = [await scheduler.submit(scheduler.models()[0].name, job) for job in jobs]
-            results = []
-            for stream in streams:
-                events = [event async for event in stream]
-                assert isinstance(events[-1], EndEvent)
-                assert events[-1].error is None
-                results.append([event.token.id for event in events if isinstance(event, TokenEvent)])
-            return results
-        finally:
-            await scheduler.close()
-
-    assert asyncio.run(served()) == alone
+    assert asyncio.run(tokens_of(folder_of(kind), target, jobs, max_batch=3)) == alone
 
 
 @pytest.mark.parametrize("target", [pytest.param("cpu", marks=needs_library), "portable"])

@@ -7,6 +7,7 @@ import pytest
 from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
+from support.skipping_models import SKIPPING
 
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import bytes_read
@@ -20,39 +21,9 @@ from adaptive_lm.runtime.ops.library import load_library
 
 pytestmark = needs_library
 TOKENS = 9
-KINDS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "project": {"depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]}},
+KINDS: dict[str, dict[str, Any]] = SKIPPING | {
     "exit router": {"depth": {"exit_layers": [0, 1], "exit_criterion": "router"}},
-    "shared": {"ffn": {"num_experts": 4, "expert_dim": 16, "shared_expert_dim": 8}, "depth": {}},
-    "top_k": {"ffn": {"routing": "top_k", "num_experts": 4, "expert_dim": 16, "experts_per_token": 2}},
-    "capped": {
-        "ffn": {
-            "num_experts": 6,
-            "expert_dim": 16,
-            "most_experts": 3,
-            "controller": "fixed",
-            "router_top_p": 1.0,
-            "dense_layers": [0],
-            "dim": 24,
-            "shared_expert_dim": 8,
-            "shared_gate": True,
-            "bias": True,
-        }
-    },
-    "capped up": {
-        "ffn": {
-            "num_experts": 6,
-            "expert_dim": 16,
-            "most_experts": 4,
-            "gated": False,
-            "activation": "gelu",
-            "score": "sigmoid",
-            "selection_bias": True,
-        }
-    },
     "dense": {"ffn": {"routing": "dense", "dim": 40}, "tie_embeddings": True},
-    "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
     "wide heads": {"heads": {"routing": "top_p", "heads_per_token": 2}, "head_dim": 64, "dim": 96},
     "shared heads": {"heads": {"routing": "top_k", "shared_heads": 1, "heads_per_token": 2}, "head_dim": 24},
     **{mixer: {"mixers": mixer} for mixer in ("retnet", "mamba2", "gated_delta", "rwkv7")},
@@ -62,7 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "heads": {"routing": "top_p", "heads_per_token": 2},
         "depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]},
     },
-    "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from support.cases import slowly_all
 from support.graphs.bare_graph import everything_on
 from support.runs import write_run
+from support.skipping_models import SKIPPING
 
 from adaptive_lm.contract.file_names import GRAPH
 from adaptive_lm.export.exporter import Exported
@@ -26,40 +27,7 @@ from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 
 TOKENS = 9
-KINDS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "project": {"depth": {"layers_share": 0.5, "skipped_kv": "project", "exit_layers": [0, 1]}},
-    "shared": {"ffn": {"num_experts": 4, "expert_dim": 16, "shared_expert_dim": 8}, "depth": {}},
-    "top_k": {"ffn": {"routing": "top_k", "num_experts": 4, "expert_dim": 16, "experts_per_token": 2}},
-    "capped": {
-        "ffn": {
-            "num_experts": 6,
-            "expert_dim": 16,
-            "most_experts": 3,
-            "controller": "fixed",
-            "router_top_p": 1.0,
-            "dense_layers": [0],
-            "dim": 24,
-            "shared_expert_dim": 8,
-            "shared_gate": True,
-            "bias": True,
-        }
-    },
-    "capped up": {
-        "ffn": {
-            "num_experts": 6,
-            "expert_dim": 16,
-            "most_experts": 4,
-            "gated": False,
-            "activation": "gelu",
-            "score": "sigmoid",
-            "selection_bias": True,
-        }
-    },
-    "dense": {"ffn": {"routing": "dense", "dim": 40}},
-    "heads": {"heads": {"routing": "top_p", "heads_per_token": 2}},
-    "cope": {"heads": {"routing": "adaptive"}, "attention": {"positions": "cope", "max_positions": 8, "window": 8}},
-}
+KINDS: dict[str, dict[str, Any]] = SKIPPING | {"dense": {"ffn": {"routing": "dense", "dim": 40}}}
 
 
 @pytest.mark.parametrize(("kind", "precision"), slowly_all(KINDS, ["fp32", "int8"]))

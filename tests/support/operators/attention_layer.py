@@ -17,6 +17,7 @@ from adaptive_lm.runtime.ops.layout import PRECISIONS, Precision, pack, pack_pos
 from adaptive_lm.runtime.ops.probe import DOMAIN, VERSION
 
 from ..graphs.one_operator import options
+from .bound_call import call
 
 Array = NDArray[Any]
 CacheType = Literal["float32", "float16", "int8"]
@@ -182,24 +183,9 @@ class Operator:
 
     def __call__(self, text: Text, **changes: Array) -> Array:
         """Compute h (B, T, D) for some tokens, and write the caches."""
-        inputs = {key: np.ascontiguousarray(array) for key, array in (self.inputs(text) | changes).items()}
+        inputs = self.inputs(text) | changes
         run = session(self.setting, self.threads, frozenset(inputs))
-        binding = run.io_binding()
-        values = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output("h")
-        binding.bind_output("new_lengths")
-        for name in self.caches:
-            if self.in_place:
-                binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
-            else:
-                binding.bind_output(f"present_{name}")
-        run.run_with_iobinding(binding)
-        # numpy() may refer to its memory
-        h, new_lengths, *presents = [value.numpy().copy() for value in binding.get_outputs()]
-        if not self.in_place:
-            self.caches = dict(zip(self.caches, presents, strict=True))
+        h, new_lengths, self.caches = call(run, inputs, self.caches, in_place=self.in_place)
         batch, time = text.runs.shape
         self.seen = self.seen + time
         self.lengths[LAYER] = new_lengths[0]

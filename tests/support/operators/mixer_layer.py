@@ -26,6 +26,7 @@ from adaptive_lm.train.model.mixers.build import build_mixer
 from adaptive_lm.train.model.mixers.config import RecurrenceConfig
 
 from ..graphs.one_operator import options
+from .bound_call import call
 from .operator_formulas import product
 
 Array = NDArray[Any]
@@ -187,24 +188,9 @@ class Operator:
 
     def __call__(self, text: Text, **changes: Array) -> Array:
         """Compute h (B, T, D) for some tokens, and write the states."""
-        inputs = {key: np.ascontiguousarray(array) for key, array in (self.inputs(text) | changes).items()}
+        inputs = self.inputs(text) | changes
         run = session(self.setting, self.threads)
-        binding = run.io_binding()
-        values = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        binding.bind_output("h")
-        binding.bind_output("new_lengths")
-        for name in self.states:
-            if self.in_place:
-                binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
-            else:
-                binding.bind_output(f"present_{name}")
-        run.run_with_iobinding(binding)
-        # numpy() may refer to its memory
-        h, new_lengths, *presents = [value.numpy().copy() for value in binding.get_outputs()]
-        if not self.in_place:
-            self.states = dict(zip(self.states, presents, strict=True))
+        h, new_lengths, self.states = call(run, inputs, self.states, in_place=self.in_place)
         batch, time = text.runs.shape
         self.seen = self.seen + time
         self.lengths[LAYER] = new_lengths[0]
