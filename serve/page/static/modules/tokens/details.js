@@ -7,9 +7,9 @@ const CELL = 10;
 const WIDEST = 80; // pixels of a strip
 const percent = (part) => (part >= 0.995 || part === 0 || part >= 0.1 ? `${Math.round(part * 100)} %` : part < 0.001 ? "< 0.1 %" : `${(part * 100).toFixed(1)} %`);
 
-const END = "(end of text)"; // a token without text of its own
+const END = "(end of text)"; // the token that ends a text; one without text may also be a part of a character
 
-const nameOf = (token) => visible(token.text || token.token || "") || (token.token === "" ? END : "(part of a character)");
+const nameOf = (token) => visible(token.text || token.token || "") || (token.token === "" ? END : "(no text of its own)");
 
 export class Details {
   /** `changed(answer, index)` is called when another token is shown. */
