@@ -25,16 +25,8 @@ from torch import Tensor
 
 from adaptive_lm.export.model.attention.heads import SLICED_FROM
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.proof.parity import (
-    STATES_TOLERANCE,
-    TOLERANCE,
-    Comparison,
-    Pass,
-    compare,
-    prompt_pass,
-    token_pass,
-    torch_pass,
-)
+from adaptive_lm.export.proof.parity import STATES_TOLERANCE, TOLERANCE, Comparison, compare
+from adaptive_lm.export.proof.passes import Pass, prompt_pass, token_pass, torch_pass
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.train.config.run_config import make_config

@@ -17,7 +17,7 @@ from ..graph.lazy_array import steps
 from ..graph.weights import FP32, is_matrix, part_of, quantize_columns
 from ..source import Source
 from ..streaming import Rounding, copy_with_rounding, is_streamed
-from .parity import Pass, torch_pass
+from .passes import Pass, torch_pass
 from .scratch import Scratch
 
 WINDOW = 256

@@ -24,7 +24,7 @@ from adaptive_lm.export.fused.transformer import build as build_fused
 from adaptive_lm.export.graph.weights import FP32
 from adaptive_lm.export.model.transformer import build as build_portable
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.proof import check
+from adaptive_lm.export.proof import quantisation
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime import Dial, Engine, Params, load
 from adaptive_lm.runtime.dial import resolve
@@ -211,7 +211,7 @@ def test_the_export_reports_how_far_rounding_turns_an_embedding(here: Path, prec
 def test_an_embedding_that_rounding_turns_away_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(check.LEAST_COSINE, "int8", 1.1)
+    monkeypatch.setitem(quantisation.LEAST_COSINE, "int8", 1.1)
     with pytest.raises(UserError, match=r"least cosine of an embedding 0\.9\d+, limit 1\.1"):
         run_export(str(run), tmp_path / "model", Precisions.of("int8"), targets=(), threads=1, embeddings=True)
 

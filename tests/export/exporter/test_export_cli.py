@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adaptive_lm.contract.file_names import WEIGHTS
-from adaptive_lm.export.proof import check
+from adaptive_lm.export.proof import quantisation
 from adaptive_lm.runtime import load
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.serve.cli import group
@@ -132,7 +132,7 @@ def test_a_mistake_gets_words_and_exit_code_1(
 def test_an_int8_model_that_lost_too_much_ends_with_1_and_what_to_do(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(check.MAX_WORSE, "int8", -0.5)
+    monkeypatch.setitem(quantisation.MAX_WORSE, "int8", -0.5)
     done = adaptive("tiny", "--quantize", "int8")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.endswith("Train it longer, or export without --quantize\n")

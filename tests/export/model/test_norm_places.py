@@ -10,7 +10,7 @@ from support.operators.our_library import needs_library
 from support.runs import write_run
 
 from adaptive_lm.export.exporter import run_export
-from adaptive_lm.export.proof.parity import prompt_pass
+from adaptive_lm.export.proof.passes import prompt_pass
 from adaptive_lm.export.source import read
 from adaptive_lm.runtime.execution.session import Session
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions

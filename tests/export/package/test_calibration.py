@@ -17,7 +17,7 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.file_names import target_files
 from adaptive_lm.export.calibration import FACTORS, Powers, calibrate, record, search
 from adaptive_lm.export.graph.weights import is_matrix, part_of
-from adaptive_lm.export.proof import check
+from adaptive_lm.export.proof import quantisation
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.format.manifest import Manifest, Precision, Precisions
 from adaptive_lm.runtime.ops.layout import pack, rounded
@@ -162,7 +162,7 @@ def test_only_quantised_parts_get_scales(source: Source, given: Path) -> None:
 def test_the_exported_weights_have_the_calibrated_scales(
     here: Path, source: Source, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(check.MAX_WORSE, "int4", 0.1)  # a model that was never trained, scored on 128 tokens
+    monkeypatch.setitem(quantisation.MAX_WORSE, "int4", 0.1)  # a model that was never trained, scored on 128 tokens
     command = ["export", "tiny", "--threads", "1", "--quantize", "int4", "--calibrate-text", str(given)]
     done = CliRunner().invoke(group, command)
     assert done.exit_code == 0, done.output

@@ -21,6 +21,7 @@ from adaptive_lm.export.proof import check as check_module
 from adaptive_lm.export.proof.check import check
 from adaptive_lm.export.proof.judge import points
 from adaptive_lm.export.proof.parity import EPSILON, TOLERANCE
+from adaptive_lm.export.proof.quantisation import MAX_WORSE
 from adaptive_lm.export.proof.skipping import Proof
 from adaptive_lm.export.source import Source, read
 from adaptive_lm.runtime.execution.sequence import Sequence
@@ -69,7 +70,7 @@ def test_the_report_of_int8_tells_what_it_cost(exported_int8: Exported) -> None:
         "flipped_against_rounded_share", "passed",
     }  # fmt: skip
     assert found["worse_share"] == pytest.approx(found["bits_per_byte"] / found["bits_per_byte_torch"] - 1)
-    assert found["worse_share"] <= check_module.MAX_WORSE["int8"] == 0.005
+    assert found["worse_share"] <= MAX_WORSE["int8"] == 0.005
     assert 0 < found["flipped_decisions_share"] < 0.05
     assert report["continuation"]["judge"] == "one prompt"
     assert report["continuation"]["tokens"] == 200
@@ -240,7 +241,7 @@ def test_an_int8_model_that_lost_too_much_is_not_written(
     here: Path, monkeypatch: pytest.MonkeyPatch, content: Content
 ) -> None:
     files = content(here)
-    monkeypatch.setitem(check_module.MAX_WORSE, "int8", -0.5)
+    monkeypatch.setitem(MAX_WORSE, "int8", -0.5)
     with pytest.raises(UserError, match="int8 changes this model too much, so runs/tiny/model was not") as caught:
         run_export("tiny", precisions=Precisions.of("int8"), threads=1)
     # Without our operators the portable graph fails: it has one scale for a row, and may lose half a percent more.

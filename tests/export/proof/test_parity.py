@@ -11,6 +11,7 @@ from support.graphs.bare_graph import MODELS, Graph, Sequences, everything_on, m
 from support.models import busy_thresholds, judge, tiny_ids
 
 from adaptive_lm.export.model.transformer import build
+from adaptive_lm.export.proof.margins import margins
 from adaptive_lm.export.proof.parity import (
     EPSILON,
     NEAR_TIES,
@@ -18,11 +19,9 @@ from adaptive_lm.export.proof.parity import (
     STATES_TOLERANCE,
     STATES_USUAL,
     Comparison,
-    Pass,
     compare,
-    margins,
-    torch_pass,
 )
+from adaptive_lm.export.proof.passes import Pass, torch_pass
 from adaptive_lm.train.model import ThresholdTensors
 
 L, T, E, H, V = 2, 200, 4, 6, 5
