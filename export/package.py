@@ -41,8 +41,9 @@ from .fused.mechanisms import mechanisms
 from .fused.transformer import build as build_fused
 from .graph.builder import IR_VERSION, OPSET, Array, Later
 from .graph.files import WrittenFile, save, size_of
+from .graph.proto import Signature
 from .graph.weights import FP32
-from .model.signature import Signature, graph_inputs, graph_outputs
+from .model.signature import graph_inputs, graph_outputs
 from .model.transformer import build
 from .source import Source, dial
 

@@ -11,13 +11,15 @@ from ...runtime.format.manifest import Precisions
 from ...train.model.config.model import ModelConfig
 from ..graph.builder import BOOL, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
+from ..graph.proto import model_proto
 from ..graph.weights import FP32
 from ..model.routing.exits import confidence, exit_router
-from ..model.signature import graph_outputs
-from ..model.transformer import TransformerGraph, finished
+from ..model.signature import graph_inputs, graph_outputs
+from ..model.transformer import TransformerGraph
 from .attention import MICROSOFT, kv_of
 from .block import CudaBlock, CudaRecurrentBlock, someone
-from .half import HalfWeights, product
+from .half import HalfWeights
+from .output_head import CudaOutputHead
 from .prune import prune
 
 
@@ -46,8 +48,9 @@ def build(
     # routed heads are masked: to compute only the chosen ones, the GPU would have to report how many tokens chose each
     CudaTransformerGraph(g, weights, config, "masked").write(hidden=hidden)
     kv = kv_of(precisions)
-    prune(g, set(graph_outputs(config, kv, hidden=hidden)))
-    return finished(g, weights, config, kv, {MICROSOFT: 1}, hidden=hidden)
+    outputs = graph_outputs(config, kv, hidden=hidden)
+    prune(g, set(outputs))
+    return model_proto(g, weights, graph_inputs(config, kv), outputs, {MICROSOFT: 1})
 
 
 class CudaTransformerGraph(TransformerGraph):
@@ -55,17 +58,12 @@ class CudaTransformerGraph(TransformerGraph):
 
     block = CudaBlock
     recurrent_block = CudaRecurrentBlock
+    output_head = CudaOutputHead
     weights: HalfWeights
 
     def _num_logits(self) -> str:
         # Range and Shape leave the number in the memory of the host, where Slice and Reshape read it
         return self.g.op("Shape", self.g.op("Range", self.g.scalar(0), "num_logits", self.g.scalar(1)))
-
-    def _output_head(self, g: Graph, normed: str) -> str:
-        name = "embedding.weight" if self.config.tie_embeddings else "head.weight"
-        if not self.weights.in_half(name):
-            return super()._output_head(g, normed)
-        return product(g, normed, f"{name}.fp16", "head")
 
     def _exits(self, layer: int, x: str, alive: str, exit_threshold: str) -> str:
         """Return which tokens leave here, (N, 1) bool.
@@ -79,10 +77,10 @@ class CudaTransformerGraph(TransformerGraph):
             return b.op("And", asked, b.op("Greater", sure, exit_threshold), name="leaves")
 
         if criterion == "router":
-            return leaves(g, exit_router(g, self.weights, f"exit_routers.{layer}", self._normed(g, x)))
+            return leaves(g, exit_router(g, self.weights, f"exit_routers.{layer}", self.head.normed(g, x)))
 
         def check(b: Graph) -> Sequence[str]:
-            logits = self._logits(b, self._normed(b, x))
+            logits = self.head.logits(b, self.head.normed(b, x))
             return [leaves(b, confidence(b, criterion, logits, self.config.vocab_size))]
 
         def stay(b: Graph) -> Sequence[str]:

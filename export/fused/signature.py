@@ -8,8 +8,8 @@ and thresholds are given by row, so that one pass computes parts of prompts and 
 from ...runtime.format.manifest import KV
 from ...train.model.config.model import ModelConfig
 from ..graph.builder import INT64
+from ..graph.proto import Signature
 from ..model import signature
-from ..model.signature import Signature
 
 
 def graph_inputs(config: ModelConfig, kv: KV = "fp32") -> Signature:

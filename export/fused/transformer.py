@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from ...runtime.format.manifest import KV, Precisions
 from ...runtime.ops.probe import DOMAIN, VERSION
 from ...train.model.config.model import ModelConfig
-from ..graph.builder import INT64, IR_VERSION, OPSET, Array, Graph, Later
+from ..graph.builder import INT64, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
+from ..graph.proto import model_proto
 from ..graph.weights import Weights
 from ..model.norm import state_norm as norm_of_rows
 from .attention import attention, by_token, window_of
@@ -54,14 +54,8 @@ def build(
     weights = Weights(state, precisions, scales)
     g = Graph("adaptive.cpu", later=later)
     _Transformer(g, weights, config).write(hidden=hidden)
-    if weights.untaken():
-        raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
-    inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config, kv).items()]
-    signature = graph_outputs(config, kv, hidden=hidden)
-    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in signature.items()]
-    graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adaptive-lm")
+    outputs = graph_outputs(config, kv, hidden=hidden)
+    return model_proto(g, weights, graph_inputs(config, kv), outputs, {DOMAIN: VERSION})
 
 
 class _Transformer:

@@ -9,11 +9,11 @@ from onnx import TensorProto
 from ...runtime.format.manifest import KV
 from ...train.model.config.model import ModelConfig
 from ..graph.builder import BOOL, FLOAT, INT64
+from ..graph.proto import Signature
 
 SCALE_BYTES = 4
 """Bytes of the float32 scale that follows the W numbers of an int8 key or value."""
 CACHE_TYPES: dict[KV, int] = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
-Signature = dict[str, tuple[int, list[str | int]]]
 
 
 def graph_inputs(config: ModelConfig, kv: KV = "fp32") -> Signature:

@@ -10,21 +10,22 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from ...runtime.format.manifest import KV, Precisions
+from ...runtime.format.manifest import Precisions
 from ...train.model.attention.rope import rotary_tables
 from ...train.model.config.model import ModelConfig
 from ...train.model.config.rope import RopeConfig
-from ..graph.builder import BOOL, FLOAT, INT64, IR_VERSION, OPSET, Array, Graph, Later
+from ..graph.builder import BOOL, INT64, Array, Graph, Later
 from ..graph.lazy_array import LazyArray
-from ..graph.weights import FP32, Weights, dequantize, integer_matmul, quantize_lazily, quantize_rows
+from ..graph.proto import model_proto
+from ..graph.weights import FP32, Weights
 from .attention.attention import Cache, Cells, Shared
 from .attention.heads import Execution, execution_of
 from .attention.window import Tables
 from .block import Batch, Block, LayerInputs, reported, seen
+from .embedding import Embedding
 from .mixers.steps import States, every_token
-from .norm import parameters_of, state_norm
+from .output_head import OutputHead
 from .recurrent_block import RecurrentBlock
 from .routing.exits import confidence, exit_router
 from .routing.thresholded_router import EVERYTHING
@@ -61,39 +62,7 @@ def build(
     weights = Weights(state, precisions, scales)
     g = Graph("adaptive", later=later)
     TransformerGraph(g, weights, config, heads or execution_of(config, precisions.attention)).write(hidden=hidden)
-    return finished(g, weights, config, hidden=hidden)
-
-
-def finished(
-    g: Graph,
-    weights: Weights,
-    config: ModelConfig,
-    kv: KV = "fp32",
-    domains: Mapping[str, int] | None = None,
-    *,
-    hidden: bool = False,
-) -> onnx.ModelProto:
-    """Return the model of a graph that is complete.
-
-    Args:
-        g: The root graph.
-        weights: The weights that it was given.
-        config: The model.
-        kv: Precision of keys and values in the cache.
-        domains: Versions of the operator sets besides the standard one.
-        hidden: Whether the graph gives the hidden states.
-
-    Raises:
-        AssertionError: A weight of the checkpoint is not used.
-    """
-    if weights.untaken():
-        raise AssertionError(f"weights that no node uses: {sorted(weights.untaken())}")
-    inputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in graph_inputs(config, kv).items()]
-    signature = graph_outputs(config, kv, hidden=hidden)
-    outputs = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in signature.items()]
-    graph = helper.make_graph(g.nodes, g.name, inputs, outputs, list(g.initializers.values()))
-    opsets = [helper.make_opsetid(name, version) for name, version in ({"": OPSET} | dict(domains or {})).items()]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="adaptive-lm")
+    return model_proto(g, weights, graph_inputs(config), graph_outputs(config, hidden=hidden))
 
 
 class TransformerGraph:
@@ -103,6 +72,8 @@ class TransformerGraph:
     """Writes one layer with attention."""
     recurrent_block: type[RecurrentBlock] = RecurrentBlock
     """Writes one layer with a recurrent mixer."""
+    output_head: type[OutputHead] = OutputHead
+    """Writes the last norm and the logits."""
 
     def __init__(self, g: Graph, weights: Weights, config: ModelConfig, heads: Execution) -> None:
         self.g, self.weights, self.config, self.heads = g, weights, config, heads
@@ -123,14 +94,15 @@ class TransformerGraph:
             self.depth_threshold = self._per_token("depth_threshold")
             self.exit_threshold = self._per_token("exit_threshold")
             self.lengths = self._per_layer(g.op("Reshape", "lengths", g.int64(-1)))  # (B,) each
-        self._read_embedding()
+        self.head = self.output_head(g, weights, config)
+        self.embedding = Embedding(weights, config, self.head)
 
     def write(self, *, hidden: bool = False) -> None:
         """Write every operator, up to the outputs of the graph; the hidden states are one where asked for."""
         g, layers = self.g, self.config.num_layers
         every_token = g.op("Expand", g.scalar(True), g.op("Concat", self.tokens, g.int64(1), axis=0))  # (N, 1)
         alive, exit_layer = None, g.op("Expand", g.scalar(-1), g.op("Shape", every_token))
-        x = self._embed_at(self._embed())
+        x = self.embedding.write(self.batch.positions)
         chosen, runs = [], []
         going: str | None = None  # the tokens that ran the last repetition; None for all
         for i in range(layers):
@@ -254,84 +226,16 @@ class TransformerGraph:
         layers = self.config.num_layers
         return self.g.ops("Split", values, outputs=layers, axis=0, num_outputs=layers) if layers > 1 else (values,)
 
-    def _read_embedding(self) -> None:
-        """Read the tables of embedding and output head, one table where they are tied."""
-        g, weights, tied = self.g, self.weights, self.config.tie_embeddings
-        name = "embedding.weight" if tied else "head.weight"
-        head, precision = weights.matrix(name), weights.precision_of(name)
-        if weights.in_integers(name):
-            codes, scale = quantize_lazily(head.T)  # (D, V), one scale a word
-            self.head, self.head_scale = g.weight(f"{name}.int8", codes), g.weight(f"{name}.scale", scale)
-        else:
-            self.head = weights.floats(g, name, head, precision)
-        if tied:
-            stored = "int8" if weights.in_integers(name) else precision
-            self.embedding = name if stored == "fp32" else f"{name}.{stored}"
-            return
-        name = "embedding.weight"
-        embedding, precision = weights.matrix(name), weights.precision_of(name)
-        if weights.in_integers(name):
-            codes, scale = quantize_lazily(embedding.T)
-            self.embedding = g.weight(f"{name}.int8", codes.T)  # (V, D)
-            self.embedding_scale = g.weight(f"{name}.scale", scale)
-        else:
-            self.embedding = weights.stored(g, name, embedding, precision)
-
-    def _embed(self) -> str:
-        """Embed the ids (B, T) -> (N, D)."""
-        g = self.g
-        ids = g.op("Reshape", "ids", g.int64(-1))
-        if not self.weights.in_integers("embedding.weight"):
-            rows = g.op("Gather", self.embedding, ids, axis=0, name="embedding")
-            return rows if self.weights.precision_of("embedding.weight") == "fp32" else g.op("Cast", rows, to=FLOAT)
-        if self.config.tie_embeddings:
-            rows = g.op("Transpose", g.op("Gather", self.head, ids, axis=1, name="embedding"), perm=[1, 0])
-            scale = self.head_scale
-        else:
-            rows, scale = g.op("Gather", self.embedding, ids, axis=0, name="embedding"), self.embedding_scale
-        scale = g.op("Unsqueeze", g.op("Gather", scale, ids, axis=0), g.int64(1))
-        return g.op("Mul", g.op("Cast", rows, to=FLOAT), scale)
-
-    def _embed_at(self, x: str) -> str:
-        """Scale embedded tokens (N, D) and add learned positions, where the model has them."""
-        g = self.g
-        if self.config.embedding_scale != 1:
-            x = g.op("Mul", x, g.scalar(self.config.embedding_scale), name="scale_embedding")
-        if self.config.has_learned_positions:
-            table = self.weights.parameter(g, "learned_positions")  # (context, D)
-            x = g.op("Add", x, g.op("Gather", table, self.batch.positions, axis=0), name="add_positions")
-        return x
-
-    def _normed(self, g: Graph, x: str) -> str:
-        """Apply the last norm, which exits share: (n, D) -> (n, D)."""
-        names = parameters_of(self.config, "norm")
-        for name in names:
-            if name not in self.weights.taken:
-                self.weights.parameter(self.g, name)
-        return state_norm(g, self.config, x, names, "norm")
-
-    def _logits(self, g: Graph, normed: str) -> str:
-        """Compute the logits, within the softcap where there is one: (n, D) -> (n, V)."""
-        logits, cap = self._output_head(g, normed), self.config.logits_softcap
-        return g.op("Mul", g.op("Tanh", g.op("Div", logits, g.scalar(cap))), g.scalar(cap)) if cap else logits
-
-    def _output_head(self, g: Graph, normed: str) -> str:
-        """Apply the output head: (n, D) -> (n, V)."""
-        if not self.weights.in_integers("head.weight"):
-            return g.op("Gemm", normed, self.head, transB=1, name="head")
-        rows, row_scale = quantize_rows(g, normed)
-        return dequantize(g, integer_matmul(g, rows, self.head, "head"), row_scale, self.head_scale)
-
     def _exits(self, layer: int, x: str, alive: str, exit_threshold: str) -> str:
         """Return which tokens leave here, (N, 1) bool; only tokens whose threshold is below 1 compute a confidence."""
         g, criterion = self.g, self.config.depth.exit_criterion
         asked = g.op("And", alive, g.op("Less", exit_threshold, g.scalar(1.0)))
         rows = g.op("Reshape", g.op("NonZero", g.op("Reshape", asked, g.int64(-1))), g.int64(-1))  # (n,)
-        normed = self._normed(g, g.op("Gather", x, rows, axis=0))
+        normed = self.head.normed(g, g.op("Gather", x, rows, axis=0))
         if criterion == "router":
             sure = exit_router(g, self.weights, f"exit_routers.{layer}", normed)
         else:
-            sure = confidence(g, criterion, self._logits(g, normed), self.config.vocab_size)
+            sure = confidence(g, criterion, self.head.logits(g, normed), self.config.vocab_size)
         leaves = g.op("Greater", sure, g.op("Gather", exit_threshold, rows, axis=0))  # (n, 1)
         return g.op("ScatterND", g.op("And", asked, g.scalar(False)), g.op("Unsqueeze", rows, g.int64(1)), leaves)
 
@@ -345,11 +249,11 @@ class TransformerGraph:
         grid = g.op("Concat", self.size, self.time, g.int64(self.config.dim), axis=0)
         wanted = self._num_logits()
         last = g.op("Slice", g.op("Reshape", x, grid), g.op("Neg", wanted), g.int64(2**62), g.int64(1))
-        logits = self._logits(g, self._normed(g, g.op("Reshape", last, g.int64(-1, self.config.dim))))
+        logits = self.head.logits(g, self.head.normed(g, g.op("Reshape", last, g.int64(-1, self.config.dim))))
         shape = g.op("Concat", self.size, wanted, g.int64(self.config.vocab_size), axis=0)
         g.op("Reshape", logits, shape, result="logits")
 
     def _hidden(self, x: str) -> None:
         """Write the hidden states of all tokens, after the last norm: (N, D) -> (B, T, D)."""
         grid = self.g.op("Concat", self.size, self.time, self.g.int64(self.config.dim), axis=0)
-        self.g.op("Reshape", self._normed(self.g, x), grid, result="hidden")
+        self.g.op("Reshape", self.head.normed(self.g, x), grid, result="hidden")

@@ -31,7 +31,7 @@ from adaptive_lm.export.graph import dispatch, weights
 from adaptive_lm.export.graph.builder import FLOAT, IR_VERSION, OPSET, UINT8
 from adaptive_lm.export.graph.builder import Graph as Builder
 from adaptive_lm.export.graph.weights import Weights, is_matrix, part_of, quantize_columns, quantize_rows
-from adaptive_lm.export.model import transformer
+from adaptive_lm.export.model import output_head
 from adaptive_lm.export.model.transformer import build
 from adaptive_lm.export.proof.judge import rounded_matrix, rounded_model
 from adaptive_lm.export.proof.parity import TOLERANCE
@@ -187,7 +187,7 @@ def one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         ones = g.op("Expand", scale, g.op("Concat", g.op("Shape", x, start=0, end=1), g.int64(1), axis=0))
         return steps, ones
 
-    for module in (weights, dispatch, transformer):
+    for module in (weights, dispatch, output_head):
         assert module.quantize_rows is quantize_rows
         monkeypatch.setattr(module, "quantize_rows", whole)
 

@@ -15,7 +15,7 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import exporter
 from adaptive_lm.export.exporter import Exported, run_export
 from adaptive_lm.export.graph.lazy_array import LazyArray
-from adaptive_lm.export.model import transformer
+from adaptive_lm.export.model import output_head
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof import check as check_module
 from adaptive_lm.export.proof.check import check
@@ -255,13 +255,13 @@ def test_int8_that_is_nonsense_is_told_from_int8_that_is_coarse(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scales of the output head in the wrong order: prompt and single tokens agree, but the text is scored badly."""
-    true = transformer.quantize_lazily
+    true = output_head.quantize_lazily
 
     def nonsense(weight: LazyArray) -> tuple[LazyArray, LazyArray]:
         codes, scale = true(weight)
         return codes, LazyArray.of(np.asarray(scale)[::-1], lambda values: 3 * values)
 
-    monkeypatch.setattr(transformer, "quantize_lazily", nonsense)
+    monkeypatch.setattr(output_head, "quantize_lazily", nonsense)
     outcome = check(source, graph_of(source, tmp_path / "model", "int8"), lambda line: None)
     assert outcome.report["quantisation"]["passed"] is False
 

@@ -1,7 +1,6 @@
 // The embedding of tokens: rows of a packed matrix, which may be that of the output head, scaled, and learned positions.
 //
-// B batch, T time, N = B*T tokens, D width, V vocabulary. Mirrors `_embed` and `_embed_at` in
-// `export/model/transformer.py`.
+// B batch, T time, N = B*T tokens, D width, V vocabulary. Mirrors `export/model/embedding.py`.
 // Attributes: scale, the factor of a row; dim D; vocab V; precision.
 
 #include <algorithm>

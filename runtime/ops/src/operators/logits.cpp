@@ -1,6 +1,6 @@
 // The logits of some of the tokens.
 //
-// N tokens, R of them with logits, D width, V vocabulary. Mirrors the end of `export/model/transformer.py`.
+// N tokens, R of them with logits, D width, V vocabulary. Mirrors `export/model/output_head.py`.
 // Attributes: eps, added to the mean square or the variance; softcap c, after which a logit is c tanh(logit / c), 0:
 // none; vocab V; precision.
 
