@@ -12,8 +12,9 @@ from ..runtime.format.manifest import KV, Manifest, Precisions
 from ..runtime.ops.library import NoLibraryError, load_library
 from ..train.run.find import find
 from .calibration import calibrate
+from .folder import replacing
 from .graph.weights import FP32
-from .package import replacing, write_files
+from .package import write_files
 from .proof.bytes_read import prove_bytes
 from .proof.check import check, only_ties
 from .proof.judge import Judge

@@ -56,9 +56,7 @@ class Judge:
         self.scales = scales or {}
         self._scratch = Scratch(scratch)
         self.points = points(source)
-        ids = source.heldout_ids(TOKENS)
-        length = min(WINDOW, source.config.context_length, ids.shape[1])
-        self.windows = list(ids[:, : ids.shape[1] // length * length].view(-1, 1, length))
+        self.windows = list(source.heldout_windows(TOKENS, WINDOW)[:, None])
         """Prompts (1, T) of the held-out text."""
         self._models: dict[tuple[str, Precisions], Transformer] = {}
         self._passes: dict[tuple[str, Precisions, str], list[Pass]] = {}

@@ -17,7 +17,8 @@ from adaptive_lm.contract.file_names import GENERATION
 from adaptive_lm.contract.generation_settings import GenerationSettings, template_file
 from adaptive_lm.export.exporter import run_export
 from adaptive_lm.export.package import write_files
-from adaptive_lm.export.source import TIE_DISTANCE, Source, clear_of, dial, read
+from adaptive_lm.export.source import Source, read
+from adaptive_lm.export.thresholds import TIE_DISTANCE, clear_of, dial
 from adaptive_lm.runtime.dial.dial import Dial, resolve
 from adaptive_lm.runtime.format.manifest import Manifest
 from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
@@ -268,7 +269,7 @@ def test_the_dial_gives_the_heads_it_is_asked_for(tmp_path: Path) -> None:
     for routing, least in (("top_p", 2), ("adaptive", 1)):
         heads = {"routing": routing, "shared_heads": 1} if routing == "top_p" else {"routing": routing}
         source = read(write_run(tmp_path / "runs" / routing, heads=heads, depth={}))
-        table = dial(source)
+        table = dial(source.model)
         assert table.target.heads_per_token == 3.0
         ids = source.heldout_ids(2048)[:, :2048].view(-1, 256)
         for share in (0.0, 0.25, 0.5, 0.75, 1.0):
@@ -278,7 +279,7 @@ def test_the_dial_gives_the_heads_it_is_asked_for(tmp_path: Path) -> None:
                 out = source.model(ids, source.thresholds()._replace(head_top_p=level))
             expected = least + share * (4 - least)
             assert float(out.usage()["heads_per_token"]) == pytest.approx(expected, abs=0.15), (routing, share)
-    fixed = dial(read(write_run(tmp_path / "runs" / "top_k", heads={"routing": "top_k", "heads_per_token": 2})))
+    fixed = dial(read(write_run(tmp_path / "runs" / "top_k", heads={"routing": "top_k", "heads_per_token": 2})).model)
     assert fixed.head_top_p == [None, None, None]
     assert fixed.target.heads_per_token == 2.0
 
@@ -345,14 +346,14 @@ def test_the_dial_gives_the_averages_it_is_asked_for(source: Source, exported: o
 
 
 def test_the_dial_table_has_what_the_layers_can_choose(source: Source, tmp_path: Path) -> None:
-    table = dial(source)
+    table = dial(source.model)
     assert table.grid == np.linspace(0, 1, 33).tolist()
     assert [entry is not None for entry in table.router_top_p] == [True, True, True]
     assert [entry is not None for entry in table.depth_threshold] == [False, True, False]
     assert all(list(entry) == sorted(entry) for entry in table.router_top_p if entry)
     assert all(list(entry) == sorted(entry, reverse=True) for entry in table.depth_threshold if entry)
     assert (table.target.experts_per_token, table.target.layers_share) == (1.6, 0.5)
-    dense = dial(read(write_run(tmp_path / "runs" / "dense", ffn={"routing": "dense", "dim": 40}, depth={})))
+    dense = dial(read(write_run(tmp_path / "runs" / "dense", ffn={"routing": "dense", "dim": 40}, depth={})).model)
     assert dense.router_top_p == dense.depth_threshold == [None, None, None]
     assert (dense.target.experts_per_token, dense.target.layers_share) == (1.0, 1.0)
     json.dumps(table.model_dump())

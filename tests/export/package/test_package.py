@@ -19,7 +19,7 @@ from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.file_names import GRAPH, WEIGHTS, target_files
 from adaptive_lm.export import package
 from adaptive_lm.export.exporter import Exported, run_export
-from adaptive_lm.export.package import replacing
+from adaptive_lm.export.folder import replacing
 from adaptive_lm.runtime.format.external_data import external_data
 from adaptive_lm.runtime.format.manifest import Manifest
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from ..contract.errors import UserError
-from ..train.run.checkpoints.checkpoint import Checkpoint
+from ...contract.errors import UserError
+from ...train.run.checkpoints.checkpoint import Checkpoint
 
 GATES = ".moe.task_bias"
 """End of the name of a layer's gates, (tasks, E)."""
