@@ -11,6 +11,7 @@ from ...runtime.commands.options.common import PATH
 
 if TYPE_CHECKING:
     from ...runtime.format.manifest import Precisions
+    from ..outgoing.formats import Format
 
 EPILOG = """\b
 The folder contains manifest.json, tokenizer.json, and two graphs with their weights: model.onnx of standard
@@ -120,7 +121,7 @@ def precisions_of(choices: Sequence[tuple[str, str]]) -> "Precisions":
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report of the check as JSON.")
 def export(
-    source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, to: str | None, targets: tuple[str, ...],
+    source: str | None, checkpoint: str, out: Path | None, as_onnx: bool, to: "Format | None", targets: tuple[str, ...],
     quantize: tuple[tuple[str, str], ...], kv: str, calibrate_text: Path | None, embeddings: bool, task: str | None,
     threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -133,7 +134,7 @@ def export(
             "--onnx": as_onnx, "--quantize": quantize, "--calibrate-text": calibrate_text, "--embeddings": embeddings,
             "--task": task,
         }  # fmt: skip
-        export_to(to, source, checkpoint, out, [option for option, given in for_onnx.items() if given], as_json)
+        write_as(to, source, checkpoint, out, [option for option, given in for_onnx.items() if given], as_json)
         return
     precisions = precisions_of(quantize)
     if calibrate_text and not precisions.quantised:
@@ -159,8 +160,8 @@ def export(
         click.echo(str(result.folder))
 
 
-def export_to(
-    to: str, source: str | None, checkpoint: str, out: Path | None, for_onnx: Sequence[str], as_json: bool
+def write_as(
+    to: "Format", source: str | None, checkpoint: str, out: Path | None, for_onnx: Sequence[str], as_json: bool
 ) -> None:
     """Write a run in the format of another program.
 
@@ -171,11 +172,7 @@ def export_to(
         raise click.UsageError(f"{for_onnx[0]} is for ONNX, and --to {to} writes another format; leave one of them out")
     if out is None:
         raise click.UsageError(f"--to {to} needs a place: add --out PATH")
-    if to == "hf":
-        from ..outgoing.hf import export_hf as write
-    elif to == "peft":
-        from ..outgoing.peft import export_peft as write
-    else:
-        from ..outgoing.gguf import export_gguf as write
-    written = write(source, out, checkpoint=checkpoint, log=lambda line: click.echo(line, err=True))
+    from ..outgoing.formats import export_to
+
+    written = export_to(to, source, out, checkpoint=checkpoint, log=lambda line: click.echo(line, err=True))
     click.echo(json.dumps({"model": str(written)}) if as_json else str(written))

@@ -1,6 +1,5 @@
 """Write a run as a GGUF file, for llama.cpp."""
 
-import errno
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,10 @@ import torch
 from torch import Tensor
 
 from ...contract.errors import UserError
-from ...contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from ...contract.files import cannot_write, temporary_name
-from ...contract.generation_settings import GenerationSettings
-from ...train.data.tokenizers.tokenizers import eos_id, parse_tokenizer
 from ...train.model import ModelConfig
-from ...train.run.checkpoints.checkpoint import load_checkpoint
-from ...train.run.find import find
+from ...train.run.checkpoints.checkpoint import Checkpoint
+from ..run.files import read_files
 from .gguf_family import experts_used, family_of
 from .gguf_tensors import Outgoing, State, tensors_of
 from .gguf_vocabulary import Vocabulary, vocabulary_of
@@ -24,35 +20,22 @@ ENDS = ("add_eos_token_id", "add_eot_token_id", "add_eom_token_id")
 """Writers of the ends of texts, in the order in which they are taken."""
 
 
-def export_gguf(
-    name: str | None, out: Path, *, checkpoint: str = "last", log: Callable[[str], None] = lambda line: None
-) -> Path:
-    """Write a run or checkpoint as one GGUF file, and return its path.
-
-    Args:
-        name: Name or path of a run, or path of a checkpoint; None takes the newest run.
-        out: File to write.
-        checkpoint: Which checkpoint of a run: `best`, `last` or a step.
-        log: Called with each line for the user.
+def write(checkpoint: Checkpoint, out: Path, log: Callable[[str], None]) -> None:
+    """Write a checkpoint as one GGUF file.
 
     Raises:
-        UserError: llama.cpp has no such model, or the file cannot be written. Nothing is written then.
+        UserError: llama.cpp has no such model, a file of its run is damaged, or the file cannot be written. Nothing is
+            written then.
     """
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the name of a file, such as {out / 'model.gguf'}")
-    read = load_checkpoint(find(name, checkpoint))
-    config, run = read.config.model, read.run
+    config, run = checkpoint.config.model, checkpoint.run
     family_of(config)  # before the tokenizer, whose message matters less
-    vocabulary = vocabulary_of(
-        _text(run / TOKENIZER),
-        config.vocab_size,
-        _generation(run),
-        _text(run / CHAT_TEMPLATE) if (run / CHAT_TEMPLATE).exists() else None,
-    )
-    log(f"writing {out} from {read.path}")
-    write_gguf(out, config, read.model_state, vocabulary, name=run.resolve().name)
+    files = read_files(run, config.vocab_size)
+    vocabulary = vocabulary_of(files.tokenizer_json, config.vocab_size, files.generation, files.chat_template)
+    log(f"writing {out} from {checkpoint.path}")
+    write_gguf(out, config, checkpoint.model_state, vocabulary, name=run.resolve().name)
     log(f"run it: llama-cli -m {out}, or quantise it: llama-quantize {out} Q8_0")
-    return out
 
 
 def write_gguf(
@@ -184,22 +167,3 @@ def _array(tensor: Tensor) -> Any:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint8).numpy()
     return (tensor if tensor.dtype == torch.float16 else tensor.float()).numpy()
-
-
-def _generation(run: Path) -> GenerationSettings:
-    """Return where texts of a run end; a run that was trained here ends them with its end-of-text token."""
-    path = run / GENERATION
-    if path.exists():
-        return GenerationSettings.from_json(_text(path), str(path))
-    return GenerationSettings(eos_ids=(eos_id(parse_tokenizer(_text(run / TOKENIZER), str(run / TOKENIZER))),))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        missing = isinstance(error, OSError) and error.errno == errno.ENOENT
-        raise UserError(
-            f"{path}, a file of the run, {'is missing' if missing else f'cannot be read ({error})'}; restore it, or "
-            "make the run again"
-        ) from None

@@ -10,39 +10,30 @@ from ...contract.file_names import PROVENANCE
 from ...train.importing.peft import CONFIG, PREFIX, WEIGHTS, peft_layers, require_family
 from ...train.model.lora import ADAPTER
 from ...train.run.checkpoints.adapted import AdaptedTensors
-from ...train.run.checkpoints.checkpoint import load_checkpoint
+from ...train.run.checkpoints.checkpoint import Checkpoint
 from ...train.run.checkpoints.tensor_file import write_tensors
-from ...train.run.find import find
-from .hf import write_json, written_whole
+from ..folder import new_folder
+from .hf import write_json
 from .hf_family import outgoing
 
 
-def export_peft(
-    name: str | None, out: Path, *, checkpoint: str = "last", log: Callable[[str], None] = lambda line: None
-) -> Path:
-    """Write the adapters of a run as a folder that peft loads beside the base model, and return its path.
-
-    Args:
-        name: Name or path of a run, or path of a checkpoint; None takes the newest run.
-        out: Folder to write.
-        checkpoint: Which checkpoint of a run: `best`, `last` or a step.
-        log: Called with each line for the user.
+def write(checkpoint: Checkpoint, out: Path, log: Callable[[str], None]) -> None:
+    """Write the adapters of a checkpoint as a folder that peft loads beside the base model.
 
     Raises:
         UserError: The run has no adapters, its model has no counterpart in transformers, or the folder cannot be
             written. Nothing is written then.
     """
-    loaded = load_checkpoint(find(name, checkpoint))
-    state, config = loaded.model_state, loaded.config
+    state, config = checkpoint.model_state, checkpoint.config
     if not isinstance(state, AdaptedTensors) or config.lora is None:
         raise UserError(
-            f"{loaded.run} has no adapters, since it trained all its weights; write the whole model: adaptive export "
-            f"{loaded.run.name} --to hf --out {out}"
+            f"{checkpoint.run} has no adapters, since it trained all its weights; write the whole model: "
+            f"adaptive export {checkpoint.run.name} --to hf --out {out}"
         )
     base = str(config.origin.run) if config.origin else ""
-    if (loaded.run / PROVENANCE).exists():
-        require_family(loaded.run)
-        base = str(json.loads((loaded.run / PROVENANCE).read_text("utf-8")).get("source") or base)
+    if (checkpoint.run / PROVENANCE).exists():
+        require_family(checkpoint.run)
+        base = str(json.loads((checkpoint.run / PROVENANCE).read_text("utf-8")).get("source") or base)
     else:
         outgoing(config.model)  # which refuses a model that transformers does not have
     tensors, modules = {}, set()
@@ -64,9 +55,8 @@ def export_peft(
         "inference_mode": True,
         "init_lora_weights": True,
     }
-    with written_whole(out) as folder:
+    with new_folder(out) as folder:
         size = write_tensors(folder / WEIGHTS, tensors)["bytes"]
         write_json(folder / CONFIG, settings)
     log(f"wrote {out} ({WEIGHTS} {size / 2**20:.1f} MiB)")
     log(f"next: PeftModel.from_pretrained(model, {str(out)!r}), where model is {base} in transformers")
-    return out

@@ -19,8 +19,7 @@ from adaptive_lm.export.costs import costs
 from adaptive_lm.export.cuda.transformer import build as build_cuda
 from adaptive_lm.export.graph.weights import is_matrix, part_of
 from adaptive_lm.export.model.transformer import build
-from adaptive_lm.export.outgoing.gguf import export_gguf
-from adaptive_lm.export.outgoing.hf import export_hf
+from adaptive_lm.export.outgoing.formats import export_to
 from adaptive_lm.export.package import write_files
 from adaptive_lm.export.proof.judge import rounded_model
 from adaptive_lm.export.proof.parity import TOLERANCE
@@ -258,8 +257,8 @@ def test_other_formats_refuse_the_mixers_by_name(run: Path, tmp_path: Path) -> N
     plain = {"depth": {"layers_share": 1.0}, "ffn": {"routing": "dense", "dim": 32}}
     other = write_run(tmp_path / "runs" / "other", mixers=["retnet", "gated_delta", "attention"], **plain)
     with pytest.raises(UserError, match=r"recurrent mixers \(model.mixers: retnet, gated_delta\).* adaptive export"):
-        export_gguf(str(other), tmp_path / "model.gguf")
+        export_to("gguf", str(other), tmp_path / "model.gguf")
     with pytest.raises(UserError, match=r"mixers with a recurrent state \(model.mixers\).*export it as ONNX"):
-        export_hf(str(other), tmp_path / "hf")
+        export_to("hf", str(other), tmp_path / "hf")
     assert not (tmp_path / "model.gguf").exists()
     assert not (tmp_path / "hf").exists()

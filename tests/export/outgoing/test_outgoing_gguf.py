@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.files import temporary_name
-from adaptive_lm.export.outgoing.gguf import export_gguf
+from adaptive_lm.export.outgoing.formats import export_to
 from adaptive_lm.export.outgoing.gguf_tensors import neighbours_paired
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.data.tokenizers.tokenizers import bpe_tokenizer, parse_tokenizer
@@ -90,7 +90,7 @@ def continued(logits: Callable[[list[int]], np.ndarray], ids: list[int], count: 
 def test_llama_cpp_computes_the_same_logits_and_text(shape: str, bpe_run: Callable[..., Path], tmp_path: Path) -> None:
     architecture, fields = SHAPES[shape]
     run = bpe_run(**fields)
-    path = export_gguf(str(run), tmp_path / "model.gguf")
+    path = export_to("gguf", str(run), tmp_path / "model.gguf")
     assert gguf.GGUFReader(path).fields["general.architecture"].contents() == architecture
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     llama, model = LlamaCpp(path, CONTEXT), model_of(run)
@@ -111,7 +111,7 @@ def test_llama_cpp_computes_the_same_logits_and_text(shape: str, bpe_run: Callab
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_import_gives_the_same_model_back(shape: str, bpe_run: Callable[..., Path], tmp_path: Path) -> None:
     run = bpe_run(**SHAPES[shape][1])
-    foreign = read_gguf(export_gguf(str(run), tmp_path / "model.gguf"), lambda *_: None)
+    foreign = read_gguf(export_to("gguf", str(run), tmp_path / "model.gguf"), lambda *_: None)
     state = load_checkpoint(run).model_state
     for name, tensor in foreign.tensors.items():
         assert torch.equal(tensor.read(), state[name]), name
@@ -124,7 +124,7 @@ def test_an_import_gives_the_same_model_back(shape: str, bpe_run: Callable[..., 
 
 def test_a_run_of_bytes_has_a_vocabulary_of_llama_cpp(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "tiny", tokenizer="bytes", **DENSE)
-    path = export_gguf(str(run), tmp_path / "model.gguf")
+    path = export_to("gguf", str(run), tmp_path / "model.gguf")
     llama = LlamaCpp(path, CONTEXT)
     assert llama.encode("añ 🙂\n") == list("añ 🙂\n".encode())
     llama.close()
@@ -154,19 +154,19 @@ def test_a_feature_that_llama_cpp_lacks_is_named(name: str, tmp_path: Path) -> N
     fields, feature = REFUSED[name]
     run = write_run(tmp_path / "runs" / "tiny", tokenizer="bytes", **fields)
     with pytest.raises(UserError, match=f"cannot compute this model: it has .*{feature}"):
-        export_gguf(str(run), tmp_path / "model.gguf")
+        export_to("gguf", str(run), tmp_path / "model.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
 def test_a_tokenizer_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "tiny", tokenizer="chars", **DENSE)
     with pytest.raises(UserError, match=r"no tokenizer like this BPE, .* --tokenizer bpe or bytes"):
-        export_gguf(str(run), tmp_path / "model.gguf")
+        export_to("gguf", str(run), tmp_path / "model.gguf")
 
 
 def test_a_disk_that_refuses_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "runs" / "tiny", tokenizer="bytes", **DENSE)
-    path = export_gguf(str(run), tmp_path / "model.gguf")
+    path = export_to("gguf", str(run), tmp_path / "model.gguf")
     before = path.read_bytes()
 
     def full(*_: object) -> None:
@@ -174,7 +174,7 @@ def test_a_disk_that_refuses_leaves_the_earlier_file(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
     with pytest.raises(UserError, match=r"No space left on device\. Nothing was written"):
-        export_gguf(str(run), path)
+        export_to("gguf", str(run), path)
     assert path.read_bytes() == before
     assert not temporary_name(path).exists()
 

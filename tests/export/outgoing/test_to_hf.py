@@ -13,7 +13,7 @@ from support.foreign.folders import LENGTH, byte_tokenizer, random_ids, write_fo
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.generation_settings import GenerationSettings
-from adaptive_lm.export.outgoing.hf import export_hf
+from adaptive_lm.export.outgoing.formats import export_to
 from adaptive_lm.export.outgoing.hf_family import outgoing
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.importing.importer import read_foreign
@@ -86,7 +86,7 @@ def test_the_logits_in_transformers_are_ours(case: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     family, fields = CASES[case]
     run, ours = run_of(ModelConfig.model_validate({**SHAPE, **fields}), tmp_path)
-    out = export_hf(str(run.path), tmp_path / "out")
+    out = export_to("hf", str(run.path), tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert theirs.config.model_type == family
     ids = random_ids(4 * LENGTH)
@@ -101,7 +101,7 @@ def test_a_model_that_comes_in_and_goes_out_again_has_equal_tensors(name: str, t
     write_folder(tmp_path / "in", name, dtype=torch.bfloat16)
     run = Run(tmp_path / "run")
     write_run(read_foreign(tmp_path / "in", quiet), run, Heldout("text", "file"), work=quiet)
-    out = export_hf(str(run.path), tmp_path / "out")
+    out = export_to("hf", str(run.path), tmp_path / "out")
     before, after = load_file(tmp_path / "in" / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key].view(torch.int16), after[key].view(torch.int16)) for key in before)
@@ -111,7 +111,7 @@ def test_a_model_that_comes_in_and_goes_out_again_has_equal_tensors(name: str, t
 def test_the_tokenizer_ends_and_templates_go_out_too(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     run, _ = run_of(ModelConfig.model_validate({**SHAPE, "ffn": DENSE}), tmp_path)
-    out = export_hf(str(run.path), tmp_path / "out")
+    out = export_to("hf", str(run.path), tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.eos_token_id == 256
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
@@ -159,14 +159,14 @@ def test_nothing_is_written_over_another_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="exists already; choose another --out"):
-        export_hf(str(run.path), tmp_path / "out")
+        export_to("hf", str(run.path), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_a_refused_model_leaves_nothing_behind(tmp_path: Path) -> None:
     run, _ = run_of(ModelConfig.model_validate({**SHAPE, "ffn": {**DENSE, "activation": "relu"}}), tmp_path)
     with pytest.raises(UserError, match="an activation other than silu"):
-        export_hf(str(run.path), tmp_path / "out")
+        export_to("hf", str(run.path), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
