@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.models import tiny_ids
 from support.operators.our_library import needs_library
-from support.runs import write_run
+from support.runs import store_in, write_run
 
 from adaptive_lm.export import streaming
 from adaptive_lm.export.exporter import run_export
@@ -142,12 +142,7 @@ def test_a_checkpoint_in_half_precision_is_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, resident: bool
 ) -> None:
     run = write_run(tmp_path / "runs" / "tiny")
-    checkpoint = load_checkpoint(run)
-    state = {
-        name: value.to(dtype) if value.is_floating_point() and "controller" not in name else value
-        for name, value in checkpoint.model_state.items()
-    }
-    save_checkpoint(run / "checkpoints", checkpoint.step, checkpoint.config, state, {}, {})
+    store_in(run, dtype)
     if not resident:
         monkeypatch.setattr(streaming, "RESIDENT", 0)
     exported = run_export(str(run), threads=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.operators.our_library import MISSING
-from support.runs import write_run
+from support.runs import EVERY_MECHANISM, write_run
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.export import exporter
@@ -138,19 +138,6 @@ def test_one_weight_that_is_a_little_off_is_found(
     assert outcome.failures
 
 
-LATER: dict[str, Any] = {
-    "heads": {"routing": "top_p", "shared_heads": 1, "heads_per_token": 2.5, "per_token": True},
-    "attention": {
-        "positions": ["cope", "rope", "cope"], "max_positions": 8, "window": 16, "window_kind": "learned",
-        "window_least": 8,
-    },
-    "ffn": {"num_experts": 4, "expert_dim": 16, "experts_per_token": 1.6, "per_token": True},
-    "depth": {
-        "layers_share": 0.5, "per_token": True, "exit_layers": [0, 1], "exit_criterion": "router",
-        "skipped_kv": "project",
-    },
-}  # fmt: skip
-"""A model with every mechanism that was added later."""
 LATER_PERTURBED = [
     ("layers.0.attention.head_router.weight", (2, 5), 0.1),
     ("layers.1.attention.head_router.balance", (0, 5), 0.1),
@@ -165,7 +152,7 @@ LATER_PERTURBED = [
 
 @pytest.fixture(scope="module")
 def later(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return read(write_run(tmp_path_factory.mktemp("later") / "runs" / "later", **LATER))
+    return read(write_run(tmp_path_factory.mktemp("later") / "runs" / "later", **EVERY_MECHANISM))
 
 
 @pytest.mark.slow
