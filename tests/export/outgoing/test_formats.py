@@ -9,6 +9,7 @@ from support.runs import write_run
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from adaptive_lm.contract.generation_settings import GenerationSettings
+from adaptive_lm.export.outgoing import hf
 from adaptive_lm.export.outgoing.formats import Format, export_to
 from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 
@@ -65,3 +66,18 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="there is no run or checkpoint nowhere"):
         export_to(to, "nowhere", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_refuses_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "runs" / "tiny", tokenizer="bytes", **DENSE)
+
+    def full(path: Path, *_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(hf, "write_tensors", full)
+    with pytest.raises(
+        UserError, match=r"cannot write .*: No space left on device\. Nothing was exported\. .* make room"
+    ):
+        export_to("hf", str(run), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
