@@ -6,11 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from support.pairs import CHOICES, EXPERTS, routed
+from support.pairs import CHOICES, EXPERTS, routed, run_experts_plainly
 from torch import Tensor
 
 from adaptive_lm.train.model.experts import native
-from adaptive_lm.train.model.experts.experts import SWIGLU, run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts.experts import run_experts
+from adaptive_lm.train.model.experts.form import SWIGLU
 from adaptive_lm.train.run.identity import compare_identity
 
 E = EXPERTS
