@@ -16,7 +16,7 @@ from ..contract.generation_settings import GenerationSettings
 from ..contract.messages import EOS
 from ..runtime.format.manifest import DialTable, DialTarget
 from ..runtime.ops.layout import from_bfloat16
-from ..train.data.tokenizers.tokenizers import vocabulary_size
+from ..train.data.tokenizers.ids import vocabulary_size
 from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.model.routing.controllers import GRID_POINTS

@@ -12,7 +12,8 @@ from ...contract.errors import UserError
 from ...contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from ...contract.files import cannot_write, temporary_name
 from ...contract.generation_settings import GenerationSettings
-from ...train.data.tokenizers.tokenizers import eos_id, parse_tokenizer
+from ...train.data.tokenizers.ids import eos_id
+from ...train.data.tokenizers.tokenizer_json import parse_tokenizer
 from ...train.model import ModelConfig
 from ...train.run.checkpoints.checkpoint import load_checkpoint
 from ...train.run.find import find

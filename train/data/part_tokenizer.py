@@ -13,8 +13,9 @@ from .cache import PIPELINE_VERSION, Entry, new_entry, open_entry
 from .sources.chat import ChatTemplate
 from .sources.parts import Part
 from .sources.scan import Progress
+from .tokenizers.encoder import Encoder
 from .tokenizers.given_tokenizer import GivenTokenizer
-from .tokenizers.tokenizers import Encoder, eos_id, unknown_id, vocabulary_size
+from .tokenizers.ids import eos_id, unknown_id, vocabulary_size
 
 
 class PartTokenizer:

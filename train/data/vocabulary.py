@@ -20,7 +20,8 @@ from .sources.scan import Progress
 from .sources.sources import Log
 from .tokenizers.given_tokenizer import GivenTokenizer
 from .tokenizers.round_trip import notes_on_losses
-from .tokenizers.tokenizers import make_tokenizer, parse_tokenizer, with_task_tokens
+from .tokenizers.tokenizer_json import parse_tokenizer, with_task_tokens
+from .tokenizers.tokenizers import make_tokenizer
 
 
 class Vocabulary:

@@ -15,7 +15,7 @@ from adaptive_lm.contract.file_names import TOKENIZER
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.config.distillation import TeacherConfig
 from adaptive_lm.train.config.run_config import RunConfig
-from adaptive_lm.train.data.tokenizers.tokenizers import load_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizer_json import load_tokenizer
 from adaptive_lm.train.distillation.teacher import Teacher, shared_ids
 from adaptive_lm.train.distillation.teacher_source import read_teacher
 from adaptive_lm.train.importing.gguf.reader import read_gguf
