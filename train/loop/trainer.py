@@ -33,7 +33,8 @@ from .divergence import all_finite, divergence_error, require_convergence
 from .figures.data_digest import digest_with
 from .figures.evaluate import Evaluation
 from .figures.heldout import Heldout
-from .figures.record import StepResult, record_of, scores
+from .figures.record import StepResult, scores
+from .figures.records import Records
 from .figures.task_figures import TaskFigures
 from .learning_progress import LearningProgress
 from .lengths import Lengths
@@ -92,8 +93,11 @@ class Trainer:
         self.clock = Clock(config, corpus, counters, self.saver.seconds)
         if state and state.get("scored"):
             self.saver.offer(Score(counters.step, **state["scored"]))
+        self.records = Records(
+            config, corpus, counters, self.clock, self.heldout, metrics, display,
+            lambda: {**self.curriculum.record, **self.saver.record(), **self.optimizers.record()},
+        )  # fmt: skip
         self._scored: Score | None = None
-        self._last: dict[str, Any] = {}
 
     # --- the loop
 
@@ -112,7 +116,7 @@ class Trainer:
         if counters.step == 0 and not complete:
             self.heldout.snapshot(counters.step)  # the state that later ones are compared with
             self.clock.start()  # a run is timed from its first step on
-        marked, marked_tokens = time.monotonic(), counters.tokens_seen
+        self.records.start()
         while not complete and counters.step != stop_at and not self.stop():
             started = time.monotonic()
             if trainer.save == "background":
@@ -139,12 +143,8 @@ class Trainer:
                 self._scored = self.score_of(evaluated) if saves else None  # a stop changes no best
                 self.heldout.snapshot(counters.step)
             if step % trainer.log_every == 0 or evaluated or complete or result.skipped:
-                speed = (counters.tokens_seen - marked_tokens) / max(now - marked, 1e-9)
-                self._last = self.record(result, evaluated, speed, rate)
-                if not complete:  # the last record waits for the last evaluation
-                    self.write(self._last)
-                self.show(self._last, force=evaluated is not None or complete)
-                marked, marked_tokens = time.monotonic(), counters.tokens_seen
+                where = self.data() if result.skipped else None
+                self.records.add(result, evaluated, rate, now, where=where, complete=complete)
             if saves:
                 self.save(complete)
         self.save(complete)
@@ -250,11 +250,7 @@ class Trainer:
         """Return whether the run has had all its steps or seconds, by the clock of the first rank."""
         return bool(self.world.broadcast_float(self.clock.complete()))
 
-    # --- records and checkpoints
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record to metrics.jsonl."""
-        self.world.run_together(lambda: self.metrics.write(record))
+    # --- checkpoints and evaluations
 
     def save(self, complete: bool) -> None:
         """Write a checkpoint of this step, unless there is one, and delete those that are not kept.
@@ -313,8 +309,7 @@ class Trainer:
         trainer = self.config.trainer
         evaluation = self.evaluate(trainer.final_eval_tokens)
         self.heldout.snapshot(self.counters.step)
-        if self._last:
-            self.write({**self._last, **scores(evaluation), **self.saver.record()})
+        self.records.finish({**scores(evaluation), **self.saver.record()})
         same = trainer.final_eval_tokens == trainer.eval_tokens
         again = evaluation is not None and not same
         score = self.score_of(self.evaluate(trainer.eval_tokens) if again else evaluation)
@@ -326,35 +321,3 @@ class Trainer:
         state = {"step": self.counters.step, "guard": self.guard.state()}
         record = {"step": self.counters.step, **{name: finite(value) for name, value in scores(evaluation).items()}}
         require_convergence(self.run, state, [record], self.config)
-
-    def record(self, result: StepResult, evaluated: Evaluation | None, speed: float, rate: float) -> dict[str, Any]:
-        """Return one object of metrics.jsonl."""
-        step = self.counters.step
-        return record_of(
-            step,
-            result,
-            tokens_per_second=speed,
-            seconds=self.clock.seconds(),
-            lr=self.config.optimizer.lr * rate,
-            **self.clock.record,
-            **self.curriculum.record,
-            **self.saver.record(),
-            **self.optimizers.record(),
-            **self.shares(),
-            **scores(evaluated),
-            **({"data": self.data()} if result.skipped else {}),
-        )
-
-    def shares(self) -> dict[str, float]:
-        """Return the present share of each task in the training windows, under the names of metrics.jsonl."""
-        if not self.corpus.has_tasks:
-            return {}
-        return {
-            f"share/{task.name}": share for task, share in zip(self.corpus.tasks, self.corpus.shares(), strict=True)
-        }
-
-    def show(self, record: dict[str, Any], force: bool) -> None:
-        """Show the record on the live line, with the newest held-out loss and the time left."""
-        shown = {**record, "val_loss": self.heldout.loss}
-        steps = self.config.trainer.steps
-        self.display.show(shown, f"/{steps}" if steps else "", self.clock.left(), force)

@@ -133,7 +133,7 @@ def test_the_layers_rates_are_balanced_by_the_gradients_before_they_are_clipped(
     one = build(optimizer={"bidirectional": True, "target_norm": first * 4, "clip_norm": first / 100})
     one.step()
     assert one.optimizers.factors["layers.0"] == pytest.approx(2.0, rel=1e-4)
-    record = one.record(StepResult(), None, 1.0, 1.0)
+    record = one.records.record(StepResult(), None, 1.0, 1.0)
     assert record["lr_factor_least"] <= 2.0 <= record["lr_factor_most"]
 
 
