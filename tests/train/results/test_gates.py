@@ -22,6 +22,7 @@ from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers.tokenizers import char_tokenizer
 from adaptive_lm.train.loop.trainer import Trainer
+from adaptive_lm.train.loop.update import Update
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.results import examine
 from adaptive_lm.train.results.greedy import greedy_answer
@@ -235,14 +236,14 @@ def test_the_norm_of_the_first_block_is_that_of_its_gradients_alone(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true: list[float] = []
-    clip = Trainer.clip
+    clip = Update.clip
 
     def look(self: Any) -> float:
         grads = [p.grad for name, p in self.model.named_parameters() if name.startswith("layers.0.")]
         true.append(float(torch.cat([grad.flatten() for grad in grads if grad is not None]).norm()))
         return clip(self)
 
-    monkeypatch.setattr(Trainer, "clip", look)
+    monkeypatch.setattr(Update, "clip", look)
     config = tiny_config(trainer={"steps": 4, "log_every": 2}, optimizer={"clip_norm": 1e-3})
     training.begin(config, named_run("a"), display=display)
     norms = [record["first_block_grad_norm"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
@@ -322,7 +323,7 @@ def test_other_gates_for_a_complete_run_are_examined_without_training(
 ) -> None:
     train("a")
     before = load_checkpoint("runs/a")
-    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(Update, "step", lambda *_: pytest.fail("it was trained"))
     stricter = [{"gates": {"max_loss": 0.01}}]
     outcome = training.resume(named_run("a"), stricter, display=display)
     assert (outcome.exit_code, outcome.step) == (1, 3)
@@ -338,7 +339,7 @@ def test_a_run_that_ended_by_the_clock_is_not_trained_on_for_its_gates(
 ) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 0.5})
     step = training.begin(config, named_run("a"), display=display).step
-    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(Update, "step", lambda *_: pytest.fail("it was trained"))
     outcome = training.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
     assert (outcome.step, outcome.complete, outcome.exit_code) == (step, True, 0)
 
