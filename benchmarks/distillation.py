@@ -30,7 +30,8 @@ from adaptive_lm.train.data import prepare
 from adaptive_lm.train.distillation.small_dials import lowered
 from adaptive_lm.train.loop.clock import Clock
 from adaptive_lm.train.loop.figures.evaluate import evaluate
-from adaptive_lm.train.model.transformer import ThresholdTensors, Transformer
+from adaptive_lm.train.model.output import ThresholdTensors
+from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 from adaptive_lm.train.run.folder import Run
 from adaptive_lm.train.run.metrics import read_metrics

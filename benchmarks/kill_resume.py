@@ -31,7 +31,9 @@ import torch
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train.loop import trainer  # imported here so that no fork has to import training
+from adaptive_lm.train.loop import trainer  # noqa: F401 - imported here so that no fork has to import training
+from adaptive_lm.train.loop.lengths import Shape
+from adaptive_lm.train.loop.update import Update
 from adaptive_lm.train.run.checkpoints.best import read_best
 from adaptive_lm.train.run.checkpoints.checkpoint import DamagedCheckpoint, load_checkpoint, newest_good, verify
 from adaptive_lm.train.run.checkpoints.names import list_checkpoints
@@ -99,16 +101,16 @@ def child(arguments: Sequence[str], prepare: Callable[[], None], log: Path) -> i
 
 def armed_at(step: int, arm: Callable[[], object]) -> None:
     """Call `arm` before the first training step from `step` on; for a child process."""
-    original = trainer.Trainer.step
+    original = Update.step
     done: list[bool] = []
 
-    def armed_step(self: trainer.Trainer) -> Any:
+    def armed_step(self: Update, shape: Shape) -> Any:
         if self.counters.step >= step and not done:
             done.append(True)
             arm()
-        return original(self)
+        return original(self, shape)
 
-    trainer.Trainer.step = armed_step  # type: ignore[method-assign]
+    Update.step = armed_step  # type: ignore[method-assign]
 
 
 def die_at_call(moment: str, number: int) -> None:

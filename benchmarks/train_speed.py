@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.model.losses import training_loss
 from adaptive_lm.train.model.mixers.build import MIXERS
-from adaptive_lm.train.model.transformer import ModelOutput, Transformer
+from adaptive_lm.train.model.output import ModelOutput
+from adaptive_lm.train.model.transformer import Transformer
 from adaptive_lm.train.optim.clipping import Clipping
 from adaptive_lm.train.optim.optimizer import Optimizers
 from adaptive_lm.train.system.device import autocast, choose_precision

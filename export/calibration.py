@@ -20,7 +20,7 @@ from ..contract.text.file import read_text
 from ..runtime.format.manifest import Precisions
 from ..runtime.ops.layout import BLOCK, Precision, dequantize, quantize
 from ..train.model import Transformer
-from ..train.model.experts.experts import ExpertForm
+from ..train.model.experts.form import ExpertForm
 from ..train.model.experts.moe import MoE
 from ..train.model.linear import Linear
 from .graph.builder import Array

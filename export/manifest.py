@@ -22,7 +22,7 @@ from ..runtime.format.manifest import (
     ThresholdLists,
 )
 from ..runtime.ops.probe import VERSION
-from ..train.data.tokenizers.tokenizers import vocabulary_size
+from ..train.data.tokenizers.ids import vocabulary_size
 from ..train.model.config.model import ModelConfig
 from .costs import costs, cuda_costs, packed_costs
 from .cuda.attention import kv_of

@@ -135,8 +135,8 @@ def serve(recipe: Path, folder: Path) -> None:
                 loop.shape = loop.lengths.shape(loop.counters, done)
                 batch = loop.lengths.batch_size(loop.counters, done)
                 loop.optimizers.set_rate(loop.clock.rate(done, loop.shape, batch))
-                loop.curriculum.apply(loop.counters.step, done, loop.monitor.losses())
-                result = loop.step()
+                loop.curriculum.apply(loop.counters.step, done, loop.update.monitor.losses())
+                result = loop.update.step(loop.shape)
                 loop.counters.step += 1
             seconds = time.process_time() - began
             experts = result.parts.get("experts_per_token", 1.0)

@@ -5,7 +5,8 @@ from pathlib import Path
 from adaptive_lm.contract.generation_settings import GenerationSettings
 from adaptive_lm.export.outgoing.gguf import write_gguf
 from adaptive_lm.export.outgoing.gguf_vocabulary import vocabulary_of
-from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer, eos_id
+from adaptive_lm.train.data.tokenizers.ids import eos_id
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from models import gguf_file
 from models.files import Files
 from models.random_weights import VOCABULARY

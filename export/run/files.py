@@ -9,7 +9,7 @@ from ...contract.errors import UserError
 from ...contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from ...contract.generation_settings import GenerationSettings
 from ...contract.messages import EOS
-from ...train.data.tokenizers.tokenizers import vocabulary_size
+from ...train.data.tokenizers.ids import vocabulary_size
 
 
 @dataclass(frozen=True)

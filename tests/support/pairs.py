@@ -1,7 +1,9 @@
-"""Choices of experts by tokens, with the edge cases. N tokens, E experts."""
+"""Choices of experts by tokens, with the edge cases, and their plain result. N tokens, E experts, D width, F hidden."""
 
 import torch
 from torch import Tensor
+
+from adaptive_lm.train.model.experts.form import SWIGLU, ExpertForm
 
 EXPERTS = 5
 
@@ -34,3 +36,15 @@ CHOICES = [
     "all_pairs",
     "some_tokens_skip",
 ]
+
+
+def run_experts_plainly(
+    x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, form: ExpertForm = SWIGLU
+) -> Tensor:
+    """Return what `run_experts` returns by running every expert for every token."""
+    bias = None if form.gate_up_bias is None else form.gate_up_bias[:, None]
+    inner = form.inner(torch.einsum("nd,edf->enf", x, gate_up), bias)  # (E, N, F)
+    every = torch.einsum("enf,efd->end", inner, down)  # (E, N, D)
+    if form.down_bias is not None:
+        every = every + form.down_bias[:, None]
+    return torch.einsum("end,ne->nd", every, torch.where(selected, weights, 0.0).to(x.dtype))

@@ -212,7 +212,7 @@ def digests_at_the_end(folder: Path) -> Callable[[Trainer], Any]:
         digest = hashlib.sha256()
         for tensor in [*self.placed.model_state().values(), *self.optimizers.state_tensors().values()]:
             digest.update(tensor.detach().contiguous().numpy().tobytes())
-        digest.update(json.dumps([self.monitor.state(), self.counters.growth, self.counters.windows]).encode())
+        digest.update(json.dumps([self.update.monitor.state(), self.counters.growth, self.counters.windows]).encode())
         (folder / f"{self.run.name}.{self.world.rank}.digest").write_text(digest.hexdigest())
         return finish(self)
 

@@ -21,7 +21,7 @@ from adaptive_lm.train.config.run_config import RunConfig, make_config, parse_se
 from adaptive_lm.train.data import Corpus
 from adaptive_lm.train.loop import curriculum
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.transformer import ModelOutput
+from adaptive_lm.train.model.output import ModelOutput
 from adaptive_lm.train.monitor.alarms import Alarm, Alarms, band_of
 from adaptive_lm.train.monitor.cures import CURES, cure_of
 from adaptive_lm.train.monitor.monitor import Monitor

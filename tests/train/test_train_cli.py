@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 
 from adaptive_lm.serve.cli import group
 from adaptive_lm.train.commands.actions import Begin, BeginOrResume, PrintConfig, Resume, TrainStages, resolve
-from adaptive_lm.train.commands.train import Request, train
+from adaptive_lm.train.commands.request import Request
+from adaptive_lm.train.commands.train import train
 from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
 
 

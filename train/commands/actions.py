@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from ..config.run_config import RunConfig
     from ..run.folder import Run
-    from .train import Request
+    from .request import Request
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .cache import Entry, EntryWriter
 from .config import TokenizerConfig
 from .sources.documents import Segment
-from .tokenizers.tokenizers import Encoder
+from .tokenizers.encoder import Encoder
 
 BATCH_CHARS = 2 * 2**20  # tokenised at once: enough for every core, little in memory
 HELDOUT_BYTES = 2**20

@@ -27,6 +27,8 @@ from ...contract.errors import UserError
 from ...contract.file_names import HELDOUT
 from ...contract.files import sync_folder, write_whole
 
+PIPELINE_VERSION = 1
+"""Part of every key: raise it when the same input would give other tokens."""
 ENTRY_VERSION = 1
 ABANDONED_SECONDS = 24 * 3600
 READ_BYTES = 8 * 2**20

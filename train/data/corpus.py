@@ -15,7 +15,7 @@ from .cache import Entry, Stream
 from .config import SamplingConfig
 from .stages import Stages
 from .tasks import Task
-from .tokenizers.tokenizers import vocabulary_size
+from .tokenizers.ids import vocabulary_size
 from .windows.batches import (
     Batch,
     DocumentWindows,

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..config.run_config import RunConfig
 from ..model.losses import mean_over
-from ..model.transformer import ModelOutput, Transformer
+from ..model.output import ModelOutput
+from ..model.transformer import Transformer
 from .hidden_states import PREFIX, Projections
 from .kl import divergence
 from .lessons import Lessons, LiveLessons, Part

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..config.distillation import SelfDistillationConfig
 from ..model.losses import mean_over
-from ..model.transformer import ModelOutput, ThresholdTensors, Transformer
+from ..model.output import ModelOutput, ThresholdTensors
+from ..model.transformer import Transformer
 from .kl import forward_kl, whole_classes
 from .lessons import Part
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...contract.errors import UserError
 from ...contract.messages import EOS
-from ..data.tokenizers.tokenizers import vocabulary_size
+from ..data.tokenizers.ids import vocabulary_size
 from ..model.transformer import Transformer
 from ..run.checkpoints.tensor_file import LazyTensor
 from ..system.device import autocast

@@ -16,7 +16,7 @@ from ...contract.file_names import CONFIG, MANIFEST, PROVENANCE, TOKENIZER
 from ...contract.files import user_path
 from ..config.distillation import TeacherConfig
 from ..data.tokenizers.given_tokenizer import GivenTokenizer
-from ..data.tokenizers.tokenizers import open_tokenizer
+from ..data.tokenizers.tokenizer_json import open_tokenizer
 from ..importing.importer import read_foreign
 from ..importing.run_writer import checkpoint_state
 from ..importing.source import Work

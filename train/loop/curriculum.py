@@ -9,8 +9,9 @@ from torch import Tensor
 from ..config.run_config import RunConfig
 from ..model.config.loss import LossConfig
 from ..model.losses import exit_weights_at, training_loss
+from ..model.output import ModelOutput
 from ..model.routing.depth import layer_dropout_rate
-from ..model.transformer import ModelOutput, Transformer
+from ..model.transformer import Transformer
 from ..optim.schedule import drawn_sparsity
 
 

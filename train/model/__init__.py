@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .config.model import ModelConfig
     from .config.sections import DepthConfig, FFNConfig
     from .losses import cross_entropy, training_loss
-    from .transformer import ModelOutput, ThresholdTensors, Transformer
+    from .output import ModelOutput, ThresholdTensors
+    from .transformer import Transformer
 else:
     from ...contract.lazy import lazy_names
 
@@ -21,8 +22,8 @@ else:
             "FFNConfig": "config.sections",
             "LossConfig": "config.loss",
             "ModelConfig": "config.model",
-            "ModelOutput": "transformer",
-            "ThresholdTensors": "transformer",
+            "ModelOutput": "output",
+            "ThresholdTensors": "output",
             "Transformer": "transformer",
             "cross_entropy": "losses",
             "training_loss": "losses",

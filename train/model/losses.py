@@ -13,8 +13,9 @@ from torch import Tensor
 from ..system.collectives import total
 from .block import LayerRouting
 from .config.loss import LossConfig
+from .output import ModelOutput
 from .routing.exits import ExitRouter, agreement_targets
-from .transformer import ModelOutput, Transformer, router_of
+from .transformer import Transformer, router_of
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, counted: Tensor, weights: Tensor | None = None) -> Tensor:

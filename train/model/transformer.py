@@ -1,80 +1,23 @@
 """The language model. B batch, T time, N = B*T tokens, D width, L layers, E experts, V vocabulary."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..system.collectives import drawn_for_all, gathered, total
+from ..system.collectives import drawn_for_all, gathered
 from .attention.rope import RotaryTables
-from .block import Block, LayerRouting, Levels
+from .block import Block, Levels
 from .config.model import ModelConfig
 from .experts.moe import MoE
+from .initialization import initialize
 from .linear import Linear
 from .norm import state_norm
+from .output import ModelOutput, ThresholdTensors
 from .routing.controllers import PIController
 from .routing.depth import dropout_rates
 from .routing.exits import ExitRouter, confidence
 from .routing.thresholded_router import Thresholded
-
-
-class ThresholdTensors(NamedTuple):
-    """The thresholds of a model, one value per layer, each (L,) float32."""
-
-    router_top_p: Tensor
-    depth_threshold: Tensor
-    exit_threshold: Tensor  # 1: no token leaves
-    head_top_p: Tensor
-    router_ratio: Tensor | None = None  # of routers with `most_experts`; None: 0 in every layer
-
-    def given(self) -> dict[str, Tensor]:
-        """Return the thresholds by name, without those that are None."""
-        return {name: levels for name, levels in self._asdict().items() if levels is not None}
-
-
-class ModelOutput(NamedTuple):
-    """The output of a forward pass, and all its decisions."""
-
-    logits: Tensor  # (B, T, V)
-    routing: list[LayerRouting]  # L of them
-    exit_hidden: dict[int, Tensor]  # exit layer -> normed state after it (B, T, D)
-    exit_confidence: dict[int, Tensor]  # exit layer -> confidence (B, T) float32; empty where no token can leave
-    exit_layer: Tensor  # (B, T) int64: the last layer run by a token that left early, else -1
-    hidden: Tensor  # (B, T, D): normed state after the last layer; of a token that left, its frozen one
-    residual_rms: tuple[Tensor, ...] = ()  # L of (): root mean square of x after each block, if asked for
-    layer_states: tuple[Tensor, ...] = ()  # x (B, T, D) after the blocks that were asked for, in their order
-
-    def usage(self, counted: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the average use per token, each () float32.
-
-        Experts, zero-computation experts, heads and window are per layer that the token runs, and only where they are
-        chosen.
-
-        Args:
-            counted: (B, T) bool, the tokens to average over; None for all.
-        """
-        runs = torch.stack([layer.runs for layer in self.routing])  # (L, N)
-        shown = torch.ones_like(runs[0]) if counted is None else counted.flatten()
-        layers, tokens = total((runs & shown).sum(), shown.sum())
-
-        def mean(used: list[Tensor], among: Tensor) -> Tensor:
-            return total((torch.stack(used) * shown).sum())[0] / among
-
-        experts = [layer.routes.selected_experts.sum(-1) if layer.routes else layer.runs for layer in self.routing]
-        averages = {"experts_per_token": mean(experts, layers), "layers_per_token": layers / tokens}
-        zero = [layer.routes.zero.selected.sum(-1) for layer in self.routing if layer.routes and layer.routes.zero]
-        if zero:
-            averages["zero_experts_per_token"] = mean(zero, layers)
-        heads = [layer.heads.selected_heads.sum(-1) for layer in self.routing if layer.heads]
-        if heads:
-            choosing = torch.stack([layer.runs for layer in self.routing if layer.heads])
-            averages["heads_per_token"] = mean(heads, total((choosing & shown).sum())[0])
-        windowed = [layer for layer in self.routing if layer.windows]
-        if windowed:
-            sizes = [layer.windows.sizes for layer in windowed if layer.windows]
-            averages["window"] = mean(sizes, total((torch.stack([layer.runs for layer in windowed]) & shown).sum())[0])
-        return averages
 
 
 class Transformer(nn.Module):
@@ -311,58 +254,3 @@ def router_of(block: Block, kind: str) -> Thresholded | None:
     if kind == "heads":
         return block.attention.head_router if block.attention is not None else None
     return block.depth_router
-
-
-ROUTER_STD = 0.02
-"""Standard deviation of the weights of routers, shared gates and contextual positions at the start."""
-
-
-def initialize(model: Transformer) -> None:
-    """Draw every weight of `model` in place.
-
-    - Matrices that read the residual stream: normal, std 1 / sqrt(inputs), so that a normed input gives outputs of unit
-      size.
-    - Matrices that write to it: the same, divided by sqrt(2 L) and again by 8: nearly 0 at the start, yet with a
-      gradient for every expert and head from the first step.
-    - Norms of outputs, where there are any, have that factor in place of those matrices, whose scale they cancel.
-    - Embedding and output head: std 0.02 if tied; else an embedded token of std 1, and an output head close to 0.
-    - Learned positions: as large as an embedded token.
-    - Routers, gates of shared experts, rows that mix constant experts, and contextual positions: std 0.02, so that
-      routing starts even. The constants: nearly 0, as what writes to the residual stream.
-    - Other norms 1, biases 0; learned levels start at the values of the config.
-    - Parameters of mixers that set the decay and the like: see `draw` of each.
-    """
-    config = model.config
-    mixers = {f"layers.{i}.mixer": block.mixer for i, block in enumerate(model.blocks()) if block.mixer is not None}
-    drawn = {f"{name}.{parameter}" for name, mixer in mixers.items() for parameter in mixer.drawn}
-    silent = 1 / (8 * (2 * config.num_layers) ** 0.5)
-    embedded = 0.02 * config.embedding_scale if config.tie_embeddings else 1.0
-    for name, parameter in model.named_parameters():
-        if name in drawn:
-            continue
-        if name.endswith("post_norm.weight"):
-            nn.init.constant_(parameter, silent)
-        elif name.endswith("norm.weight"):
-            nn.init.ones_(parameter)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        elif name == "embedding.weight":
-            nn.init.normal_(parameter, std=embedded / config.embedding_scale)
-        elif name == "learned_positions":
-            nn.init.normal_(parameter, std=embedded)
-        elif name == "head.weight":
-            nn.init.normal_(parameter, std=0.1 * parameter.shape[1] ** -0.5)
-        elif name.endswith("level_logit"):
-            continue
-        elif "router" in name or name.endswith(("position_embedding", "shared_gate.weight", "zero_experts.mix")):
-            nn.init.normal_(parameter, std=ROUTER_STD)
-        elif name.endswith("zero_experts.constants"):
-            nn.init.normal_(parameter, std=silent)
-        else:
-            assert parameter.ndim in (2, 3), name
-            # the inputs are axis 1, of (outputs, inputs) and of a stack (E, inputs, outputs)
-            std = parameter.shape[1] ** -0.5
-            writes = name.endswith(("down", "down.weight", "o.weight"))
-            nn.init.normal_(parameter, std=std * silent if writes and not config.has_norms_after else std)
-    for mixer in mixers.values():
-        mixer.draw()

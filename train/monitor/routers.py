@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model.block import LayerRouting
-from ..model.transformer import ModelOutput
+from ..model.output import ModelOutput
 from ..system.collectives import total
 
 

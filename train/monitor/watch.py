@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..model.transformer import ModelOutput
+from ..model.output import ModelOutput
 from ..optim.layer_scaling import layer_norms, norms_by_layer
 from ..parallel.placement import Placement
 from ..system.collectives import ranks, total

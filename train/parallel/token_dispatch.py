@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..model.experts.experts import SWIGLU, ExpertForm, run_experts
+from ..model.experts.experts import run_experts
+from ..model.experts.form import SWIGLU, ExpertForm
 from ..system import collectives
 
 

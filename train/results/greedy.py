@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer
 
-from ..data.tokenizers.tokenizers import eos_id
+from ..data.tokenizers.ids import eos_id
 from ..model.transformer import Transformer
 from ..system.device import autocast
 

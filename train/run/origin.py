@@ -11,7 +11,8 @@ from ...contract.generation_settings import GenerationSettings
 from ..config.origin import OriginConfig
 from ..config.run_config import RunConfig, make_config, merge
 from ..data.tokenizers.given_tokenizer import GivenTokenizer
-from ..data.tokenizers.tokenizers import eos_id, parse_tokenizer
+from ..data.tokenizers.ids import eos_id
+from ..data.tokenizers.tokenizer_json import parse_tokenizer
 from ..model.config.model import ModelConfig
 from ..model.continued import contradictions
 from .checkpoints.checkpoint import Checkpoint, load_checkpoint

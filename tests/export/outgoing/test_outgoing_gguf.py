@@ -18,7 +18,8 @@ from adaptive_lm.contract.files import temporary_name
 from adaptive_lm.export.outgoing.formats import export_to
 from adaptive_lm.export.outgoing.gguf_tensors import neighbours_paired
 from adaptive_lm.serve.cli import group
-from adaptive_lm.train.data.tokenizers.tokenizers import bpe_tokenizer, parse_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizer_json import parse_tokenizer
+from adaptive_lm.train.data.tokenizers.tokenizers import bpe_tokenizer
 from adaptive_lm.train.importing.gguf.reader import read_gguf
 from adaptive_lm.train.importing.heldout import loaded
 from adaptive_lm.train.model import Transformer

@@ -12,7 +12,7 @@ from adaptive_lm.contract.messages import Message
 from adaptive_lm.runtime import Engine, Tokenizer, UserError, load
 from adaptive_lm.runtime.chat.prompt import prompt_turns
 from adaptive_lm.train.data.sources.chat import ChatTemplate
-from adaptive_lm.train.data.tokenizers.tokenizers import Encoder
+from adaptive_lm.train.data.tokenizers.encoder import Encoder
 
 TEMPLATE = """\
 {%- for message in messages -%}

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from adaptive_lm.contract.text.stretches import ENCODED_CHARS
 from adaptive_lm.runtime import Tokenizer, UserError
 from adaptive_lm.runtime.generation.text.text_stream import CONTEXT_TOKENS, WindowStream
-from adaptive_lm.train.data.tokenizers.tokenizers import Encoder
+from adaptive_lm.train.data.tokenizers.encoder import Encoder
 
 PIECES = [
     "The",

@@ -12,7 +12,8 @@ from adaptive_lm.train.data.augment.config import AugmentConfig
 from adaptive_lm.train.data.augment.variants import VariantWindows, series
 from adaptive_lm.train.data.augment.word_noise import Noise, Words
 from adaptive_lm.train.data.cache import Stream
-from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer, eos_id
+from adaptive_lm.train.data.tokenizers.ids import eos_id
+from adaptive_lm.train.data.tokenizers.tokenizers import byte_tokenizer
 from adaptive_lm.train.data.windows.batches import Row, StreamWindows
 
 SETTINGS = {

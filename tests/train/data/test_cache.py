@@ -28,7 +28,8 @@ def tokenised(monkeypatch):
     calls = []
     real = build.write_entry
     monkeypatch.setattr(
-        "adaptive_lm.train.data.preparation.write_entry", lambda *args, **more: (calls.append(1), real(*args, **more))
+        "adaptive_lm.train.data.part_tokenizer.write_entry",
+        lambda *args, **more: (calls.append(1), real(*args, **more)),
     )
     return calls
 
@@ -163,7 +164,7 @@ def test_the_second_of_two_writers_takes_what_the_first_has_written(write, corpu
         real(place, *args, **more)
         shutil.move(cache / "first", kept)
 
-    monkeypatch.setattr("adaptive_lm.train.data.preparation.write_entry", overtaken)
+    monkeypatch.setattr("adaptive_lm.train.data.part_tokenizer.write_entry", overtaken)
     corpus_of(source)
     assert [p.name for p in (cache / "tokens").iterdir()] == [kept.name]
 
@@ -181,7 +182,7 @@ def test_a_full_disk_names_the_folder_and_the_bytes_needed(write, corpus_of, cac
 
 
 def test_a_disk_that_will_be_full_is_noticed_before_writing(write, corpus_of, cache, monkeypatch):
-    monkeypatch.setattr("adaptive_lm.train.data.preparation.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("adaptive_lm.train.data.part_tokenizer.free_bytes", lambda folder: 1000)
     with pytest.raises(UserError, match=r"needs about 1,\d\d\d,\d\d\d bytes in .*, where 1,000 are free"):
         corpus_of(write("a.txt", TEXT))
 

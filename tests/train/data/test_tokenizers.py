@@ -17,14 +17,9 @@ from adaptive_lm.contract.messages import EOS
 from adaptive_lm.contract.text.stretches import ENCODED_CHARS, cut_stretches
 from adaptive_lm.train.data import TokenizerConfig
 from adaptive_lm.train.data.sources.text import rechunk
-from adaptive_lm.train.data.tokenizers.tokenizers import (
-    UNKNOWN,
-    Encoder,
-    eos_id,
-    make_tokenizer,
-    unknown_id,
-    vocabulary_size,
-)
+from adaptive_lm.train.data.tokenizers.encoder import Encoder
+from adaptive_lm.train.data.tokenizers.ids import UNKNOWN, eos_id, unknown_id, vocabulary_size
+from adaptive_lm.train.data.tokenizers.tokenizers import make_tokenizer
 
 ENGLISH = "The quick brown fox isn't as quick as it's said; the fox, it is said, was 12.5 years old.\n" * 20
 HARD = [

@@ -249,7 +249,7 @@ def test_a_model_of_another_program_teaches_with_its_tokenizer(
 
 def test_the_end_of_text_of_the_teacher_takes_the_place_of_ours(foreign: Path) -> None:
     from adaptive_lm.train.config.distillation import TeacherConfig
-    from adaptive_lm.train.data.tokenizers.tokenizers import load_tokenizer
+    from adaptive_lm.train.data.tokenizers.tokenizer_json import load_tokenizer
 
     source = read_teacher(TeacherConfig(model=str(foreign)))
     tokenizer = load_tokenizer(foreign / "tokenizer.json")  # which adds <|endoftext|>

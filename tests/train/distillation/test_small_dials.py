@@ -14,7 +14,7 @@ from adaptive_lm.train.distillation.kl import forward_kl, whole_classes
 from adaptive_lm.train.distillation.lessons import Part
 from adaptive_lm.train.distillation.small_dials import SmallDials, lowered
 from adaptive_lm.train.model import Transformer
-from adaptive_lm.train.model.transformer import ModelOutput
+from adaptive_lm.train.model.output import ModelOutput
 
 DEPTH = {"layers_share": 0.7, "exit_layers": (0, 2)}
 

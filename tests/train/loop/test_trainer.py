@@ -67,9 +67,9 @@ def gradients(one: Trainer) -> tuple[StepResult, dict[str, Tensor]]:
         kept.update({name: p.grad.clone() for name, p in one.model.named_parameters() if p.grad is not None})
         return 1.0
 
-    one.clip = keep  # type: ignore[method-assign]
+    one.update.clip = keep  # type: ignore[method-assign]
     one.optimizers.step = lambda: None  # type: ignore[method-assign]
-    return one.step(), kept
+    return one.update.step(one.shape), kept
 
 
 def ragged(self: Corpus, first: int, batch_size: int, length: int) -> Batch:
@@ -123,7 +123,7 @@ def test_the_logged_gradient_norm_is_the_one_before_clipping(build: Callable[...
         step()
 
     one.optimizers.step = look  # type: ignore[method-assign]
-    assert one.step().grad_norm == pytest.approx(true_norm, rel=1e-5)
+    assert one.update.step(one.shape).grad_norm == pytest.approx(true_norm, rel=1e-5)
     assert clipped == [pytest.approx(true_norm / 7, rel=1e-4)]
 
 
@@ -131,9 +131,9 @@ def test_the_layers_rates_are_balanced_by_the_gradients_before_they_are_clipped(
     _, raw = gradients(build())
     first = sum(float(g.double().square().sum()) for name, g in raw.items() if name.startswith("layers.0.")) ** 0.5
     one = build(optimizer={"bidirectional": True, "target_norm": first * 4, "clip_norm": first / 100})
-    one.step()
+    one.update.step(one.shape)
     assert one.optimizers.factors["layers.0"] == pytest.approx(2.0, rel=1e-4)
-    record = one.record(StepResult(), None, 1.0, 1.0)
+    record = one.records.record(StepResult(), None, 1.0, 1.0)
     assert record["lr_factor_least"] <= 2.0 <= record["lr_factor_most"]
 
 
@@ -142,7 +142,7 @@ def test_a_clip_norm_of_zero_does_not_clip(build: Callable[..., Trainer]) -> Non
     one = build(optimizer={"clip_norm": 0})
     seen: dict[str, Tensor] = {}
     one.optimizers.step = lambda: seen.update({n: p.grad.clone() for n, p in one.model.named_parameters()})  # type: ignore[method-assign]
-    one.step()
+    one.update.step(one.shape)
     assert all(torch.equal(seen[name], gradient) for name, gradient in raw.items())
 
 
@@ -168,21 +168,21 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
 ) -> None:
     """T30, T32."""
     one = build()
-    one.step()
+    one.update.step(one.shape)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}  # controllers too
     slots = {name: value.clone() for name, value in one.optimizers.state_tensors().items()}
     poison(where, {0}, monkeypatch)
-    result = one.step()
+    result = one.update.step(one.shape)
     one.check(result)
     assert result.skipped
     assert all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
     assert all(torch.equal(slots[name], value) for name, value in one.optimizers.state_tensors().items())
-    assert (one.counters.bad_steps, len(one.guard.failed)) == (1, 1)
+    assert (one.counters.bad_steps, len(one.update.guard.failed)) == (1, 1)
     assert f"the {where} is not finite; the step is skipped" in story.getvalue()
-    result = one.step()
+    result = one.update.step(one.shape)
     one.check(result)
     assert not result.skipped
-    assert (one.counters.bad_steps, len(one.guard.failed)) == (1, 0)
+    assert (one.counters.bad_steps, len(one.update.guard.failed)) == (1, 0)
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_a_clear_error(
@@ -208,7 +208,7 @@ def test_a_spike_is_skipped_but_not_where_the_text_changes(
     one = build(data={"sources": sources, "val": str(text_file)}, trainer={"steps": 500})
     border = one.corpus.stage(10**6, 32)[0] // 4
     for _ in range(128):
-        one.guard.accept(3.0, 1.0)
+        one.update.guard.accept(3.0, 1.0)
     compute = curriculum.training_loss
 
     def huge(*arguments: Any, **options: Any) -> Any:
@@ -220,7 +220,7 @@ def test_a_spike_is_skipped_but_not_where_the_text_changes(
     for step in (border - 1, border):
         one.counters.windows = [4 * step]
         one.shape = one.lengths.shape(one.counters, 0.0)
-        result = one.step()
+        result = one.update.step(one.shape)
         moved = not all(torch.equal(before[name], value) for name, value in one.model.state_dict().items())
         assert moved is (step == border)
         assert ("is a spike" in str(result.problem)) is (step == border - 1)
@@ -229,7 +229,7 @@ def test_a_spike_is_skipped_but_not_where_the_text_changes(
 def test_an_evaluation_changes_neither_weights_nor_controllers(build: Callable[..., Trainer]) -> None:
     """T37."""
     one = build()
-    one.step()
+    one.update.step(one.shape)
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     found = one.evaluate(None)
     assert found is not None

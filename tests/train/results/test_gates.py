@@ -21,6 +21,8 @@ from adaptive_lm.train import training
 from adaptive_lm.train.config.gates import GatesConfig
 from adaptive_lm.train.config.run_config import RunConfig, make_config
 from adaptive_lm.train.data.tokenizers.tokenizers import char_tokenizer
+from adaptive_lm.train.loop.trainer import Trainer
+from adaptive_lm.train.loop.update import Update
 from adaptive_lm.train.model import Transformer
 from adaptive_lm.train.results import examine
 from adaptive_lm.train.results.greedy import greedy_answer
@@ -234,14 +236,14 @@ def test_the_norm_of_the_first_block_is_that_of_its_gradients_alone(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true: list[float] = []
-    clip = training.Trainer.clip
+    clip = Update.clip
 
     def look(self: Any) -> float:
         grads = [p.grad for name, p in self.model.named_parameters() if name.startswith("layers.0.")]
         true.append(float(torch.cat([grad.flatten() for grad in grads if grad is not None]).norm()))
         return clip(self)
 
-    monkeypatch.setattr(training.Trainer, "clip", look)
+    monkeypatch.setattr(Update, "clip", look)
     config = tiny_config(trainer={"steps": 4, "log_every": 2}, optimizer={"clip_norm": 1e-3})
     training.begin(config, named_run("a"), display=display)
     norms = [record["first_block_grad_norm"] for record in read_metrics(Path("runs/a/metrics.jsonl"))]
@@ -321,7 +323,7 @@ def test_other_gates_for_a_complete_run_are_examined_without_training(
 ) -> None:
     train("a")
     before = load_checkpoint("runs/a")
-    monkeypatch.setattr(training.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(Update, "step", lambda *_: pytest.fail("it was trained"))
     stricter = [{"gates": {"max_loss": 0.01}}]
     outcome = training.resume(named_run("a"), stricter, display=display)
     assert (outcome.exit_code, outcome.step) == (1, 3)
@@ -337,7 +339,7 @@ def test_a_run_that_ended_by_the_clock_is_not_trained_on_for_its_gates(
 ) -> None:
     config = tiny_config(trainer={"steps": None, "max_seconds": 0.5})
     step = training.begin(config, named_run("a"), display=display).step
-    monkeypatch.setattr(training.Trainer, "step", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(Update, "step", lambda *_: pytest.fail("it was trained"))
     outcome = training.resume(named_run("a"), [{"gates": {"max_loss": 100.0}}], display=display)
     assert (outcome.step, outcome.complete, outcome.exit_code) == (step, True, 0)
 
@@ -356,7 +358,7 @@ def test_gates_that_a_signal_prevented_are_examined_by_a_resume(
     train: Train, display: Progress, story: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "finish", lambda self: None)
+        patched.setattr(Trainer, "finish", lambda self: None)
         outcome = train("a", max_loss=100.0)
     assert (outcome.report, outcome.complete) == (None, True)
     assert "the gates were not examined; examine them: adaptive train --resume --name a" in story.getvalue()
@@ -403,13 +405,13 @@ def test_a_parent_that_was_deleted_fails_the_gate_and_not_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("a")
-    finish = training.Trainer.finish
+    finish = Trainer.finish
 
     def delete(self: Any) -> Any:
         shutil.rmtree("runs/a")
         return finish(self)
 
-    monkeypatch.setattr(training.Trainer, "finish", delete)
+    monkeypatch.setattr(Trainer, "finish", delete)
     outcome = train("b", parent="a", no_worse_than_parent=True)
     assert (outcome.exit_code, outcome.report and outcome.report.best) == (1, None)
 

@@ -18,6 +18,7 @@ from adaptive_lm.serve.cli import group
 from adaptive_lm.train import training
 from adaptive_lm.train.commands.runs import compare, runs
 from adaptive_lm.train.config.run_config import RunConfig
+from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.results.summary import all_runs, changed, summary
 from adaptive_lm.train.results.tables import setting
 from adaptive_lm.train.run.folder import named_run
@@ -94,7 +95,7 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_again_as_runs_says
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "save", die)
+        patched.setattr(Trainer, "save", die)
         for name in "abc":
             with pytest.raises(KeyboardInterrupt):
                 training.begin(tiny_config(), named_run(name), display=display)

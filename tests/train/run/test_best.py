@@ -19,6 +19,7 @@ from adaptive_lm.train import training
 from adaptive_lm.train.commands import report
 from adaptive_lm.train.config.run_config import RunConfig
 from adaptive_lm.train.loop.figures.evaluate import Evaluation
+from adaptive_lm.train.loop.trainer import Trainer
 from adaptive_lm.train.results.summary import summary
 from adaptive_lm.train.run.checkpoints.best import POINTER, Score, checkpoint_of, point_at, read_best
 from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint, prune
@@ -194,7 +195,7 @@ def scripted(losses: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> list[
         asked.append((self.counters.step, max_tokens))
         return Evaluation(losses[self.counters.step], 1.0, {"experts_per_token": 1.0, "layers_per_token": 2.0}, 64)
 
-    monkeypatch.setattr(training.Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
     return asked
 
 

@@ -68,7 +68,7 @@ def test_a_signal_while_data_is_prepared_ends_at_once_and_the_same_command_start
         time.sleep(5)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "prepare", interrupted)
+        patched.setattr("adaptive_lm.train.training.steps.prepare", interrupted)
         outcome = training.begin(tiny_config(), named_run("a"), display=display)
     assert outcome.exit_code == 143
     assert "SIGTERM: nothing was trained yet; the same command starts again" in story.getvalue()

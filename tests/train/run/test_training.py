@@ -194,7 +194,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(
     tiny_config: Make, folder: Path, display: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T10: `runs` is a file, so not even root can write below it."""
-    monkeypatch.setattr(training, "prepare", lambda *_, **__: pytest.fail("the data was read first"))
+    monkeypatch.setattr(
+        "adaptive_lm.train.training.steps.prepare", lambda *_, **__: pytest.fail("the data was read first")
+    )
     Path("runs").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write runs/a: .*Nothing was trained"):
         training.begin(tiny_config(), named_run("a"), display=display)

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from ....contract.errors import UserError
 from ..cache import Stream
 from ..sources.sources import Log
-from ..tokenizers.tokenizers import Encoder, unknown_id
+from ..tokenizers.encoder import Encoder
+from ..tokenizers.ids import unknown_id
 from ..windows.order import mix
 from .codelike import named_as_code
 from .config import AugmentConfig

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..cache import Stream
-from ..tokenizers.tokenizers import vocabulary_size
+from ..tokenizers.ids import vocabulary_size
 from ..windows.batches import Row, Windows
 from ..windows.order import mix, uniform
 from .codelike import looks_like_code

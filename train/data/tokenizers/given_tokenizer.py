@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from ....contract.errors import UserError
 from ....contract.messages import EOS
-from .tokenizers import open_tokenizer
+from .tokenizer_json import open_tokenizer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from tokenizers import Tokenizer
 
 from ....contract.text.stretches import ENCODED_CHARS, cut_stretches
-from .tokenizers import unknown_id, vocabulary_size
+from .ids import unknown_id, vocabulary_size
 
 SAMPLE_CHARS = 2**16
 

@@ -10,16 +10,9 @@ from torch import Tensor
 
 from ...run.checkpoints.tensor_file import LazyTensor
 from ..source import Claims, rows, transpose
-from .decoder import ACTIVATIONS
+from .activation import activation_of
 from .rope import rope_of
-from .settings import LARGEST_CONTEXT, Settings, missing_feature
-
-
-def _activation(settings: Settings, field: str, default: str) -> str:
-    name = settings.text(field, default)
-    if name not in ACTIVATIONS:
-        raise missing_feature(settings.place, field, name, "such activation")
-    return ACTIVATIONS[name]
+from .settings import LARGEST_CONTEXT, Settings
 
 
 class GPT2:
@@ -62,7 +55,7 @@ class GPT2:
                 "dim": self.hidden,
                 "gated": False,
                 "bias": True,
-                "activation": _activation(self.settings, "activation_function", "gelu_new"),
+                "activation": activation_of(self.settings, "activation_function", "gelu_new"),
             },
         }
 
@@ -150,7 +143,7 @@ class GPTNeoX:
                 "dim": self.hidden,
                 "gated": False,
                 "bias": True,
-                "activation": _activation(settings, "hidden_act", "gelu"),
+                "activation": activation_of(settings, "hidden_act", "gelu"),
             },
         }
 

@@ -16,7 +16,7 @@ from ....contract.generation_settings import (
     sampling_of,
     template_file,
 )
-from ...data.tokenizers.tokenizers import vocabulary_size
+from ...data.tokenizers.ids import vocabulary_size
 from ..errors import ForeignFileError, short
 from .paths import LARGEST_TEMPLATE, LARGEST_TOKENIZER, model_files, read_json, read_small, repository_of
 from .settings import Settings

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.tasks import Task
-from ...model.transformer import ModelOutput
+from ...model.output import ModelOutput
 from ...system.collectives import total
 
 

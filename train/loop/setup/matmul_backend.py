@@ -20,7 +20,8 @@ from torch import Tensor
 from ....contract.errors import UserError
 from ....contract.files import write_whole
 from ...config.trainer import TrainerConfig
-from ...model.experts.experts import ExpertForm, run_experts
+from ...model.experts.experts import run_experts
+from ...model.experts.form import ExpertForm
 from ...model.experts.moe import MoE
 from ...model.linear import Linear, has_onednn, linear
 from ...model.transformer import Transformer

@@ -4,84 +4,16 @@ N tokens, D width, E experts, F hidden width of one expert, R rows = chosen pair
 H is 2F where experts are gated (gate first), else F.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..activation import activate, activate_into, differentiate_into
-from ..config.sections import Activation
+from ..activation import activate_into, differentiate_into
 from ..linear import onednn_mm
 from . import native
-
-ROW_MULTIPLE = 64
-"""Rows of an expert are padded to a multiple of this. oneDNN compiles a kernel for each new number of rows, and padding
-leaves few different numbers (bf16 aten::mm 108 -> 23 ms)."""
-
-
-class ExpertForm(NamedTuple):
-    """The form of the experts, besides their matrices."""
-
-    activation: Activation = "silu"
-    gated: bool = True
-    gate_up_bias: Tensor | None = None  # (E, H)
-    down_bias: Tensor | None = None  # (E, D)
-
-    def inner(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute act(gate) * up of gate|up (..., 2F), or act(up) of (..., F), after adding the bias."""
-        hidden = hidden if bias is None else hidden + bias
-        if not self.gated:
-            return activate(self.activation, hidden)
-        gate, up = hidden.chunk(2, -1)
-        return activate(self.activation, gate) * up
-
-
-SWIGLU = ExpertForm()
-"""Experts without biases, as in Mixtral."""
-
-
-class Plan(NamedTuple):
-    """The row of each chosen pair: rows sorted by expert, the rows of each expert padded to a multiple.
-
-    A padding row computes token 0; its result is never read, and its gradient is 0.
-    """
-
-    token: Tensor  # (R,) int64: the token of each row
-    row: Tensor  # (pairs,) int64: the row of each pair, in order of token, then expert
-    first: Tensor  # (N,) int64: where a token's pairs begin in `row`
-    ends: Tensor  # (E,) int64 on the CPU: where each expert's rows end
-
-
-def plan_rows(selected: Tensor, multiple: int) -> Plan:
-    """Assign rows to the pairs of `selected` (N, E) bool."""
-    rank = selected.cumsum(0)  # (N, E), from 1
-    counts = selected.sum(0)  # not rank[-1], which fails where there is no token
-    padded = (counts + multiple - 1) // multiple * multiple
-    row = (rank + (padded.cumsum(0) - padded - 1))[selected]
-    used = selected.sum(1)
-    ends = padded.cumsum(0).cpu()
-    token = torch.arange(len(used), device=used.device).repeat_interleave(used, output_size=len(row))
-    rows = token.new_zeros(int(ends[-1])).index_copy_(0, row, token)
-    return Plan(rows, row, used.cumsum(0) - used, ends)
-
-
-def row_multiple(x: Tensor, onednn: bool) -> int:
-    """Return the multiple to which the rows of an expert are padded; 1 where oneDNN does not multiply."""
-    return ROW_MULTIPLE if x.device.type == "cpu" and (x.dtype == torch.bfloat16 or onednn) else 1
-
-
-def _spans(plan: Plan) -> Iterator[tuple[int, slice]]:
-    """Yield each expert with its rows, in order."""
-    ends = plan.ends.tolist()
-    for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        yield expert, slice(start, end)
-
-
-def _sum_by_token(rows: Tensor, plan: Plan, scale: Tensor | None = None) -> Tensor:
-    """Sum the rows of each token's pairs: rows (R, D), scale (pairs,) in order of token -> (N, D)."""
-    return F.embedding_bag(plan.row, rows, plan.first, mode="sum", per_sample_weights=scale)
+from .form import SWIGLU, ExpertForm
+from .plan import Plan, plan_rows, row_multiple, spans_of, sum_by_token
 
 
 @torch.library.custom_op("adaptive_lm::experts_forward", mutates_args=())
@@ -114,7 +46,7 @@ def _forward(
     act = rows.new_empty(len(rows) if gated else 0, width)
     mm = onednn_mm if onednn else torch.mm
     # one expert at a time, so that its results are still in the cache when they are read
-    for expert, at in _spans(plan):
+    for expert, at in spans_of(plan):
         if at.stop == at.start:
             continue
         own = mm(rows[at], gate_up[expert], out=hidden[at])
@@ -129,7 +61,7 @@ def _forward(
         mm(inner[at], down[expert], out=answer[at])
         if down_bias is not None:
             answer[at].add_(down_bias[expert])
-    out = _sum_by_token(answer, plan, weights[selected].to(x.dtype))
+    out = sum_by_token(answer, plan, weights[selected].to(x.dtype))
     return [out, hidden, act, inner, answer, *plan]
 
 
@@ -203,7 +135,7 @@ def _backward(
     scale = x.new_zeros(len(rows)).index_copy_(0, plan.row, weights[selected].to(x.dtype))
     of_answer = gradient_rows.mul_(scale[:, None])  # (R, D), 0 where a row belongs to no pair
     of_rows, of_gate_up, of_down = torch.empty_like(rows), torch.empty_like(gate_up), torch.empty_like(down)
-    mm, spans = onednn_mm if onednn else torch.mm, list(_spans(plan))
+    mm, spans = onednn_mm if onednn else torch.mm, list(spans_of(plan))
     most = max(at.stop - at.start for _, at in spans)
     of_hidden_of_most, of_inner_of_most = hidden.new_empty(most, hidden.shape[1]), torch.empty_like(inner[:most])
     for expert, at in spans:
@@ -226,7 +158,7 @@ def _backward(
         for of_bias, of_product in zip(of_biases, (of_hidden, of_answer[at]), strict=True):
             if len(of_bias):
                 of_bias[expert] = of_product.sum(0, dtype=of_bias.dtype)
-    return _sum_by_token(of_rows, plan), of_weights, of_gate_up.to(exact), of_down.to(exact), of_biases[0], of_biases[1]
+    return sum_by_token(of_rows, plan), of_weights, of_gate_up.to(exact), of_down.to(exact), of_biases[0], of_biases[1]
 
 
 @_backward.register_fake
@@ -298,15 +230,3 @@ def run_experts(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     out: Tensor = _forward(x, weights, selected, gate_up, down, onednn, *form)[0]
     return out
-
-
-def run_experts_plainly(
-    x: Tensor, weights: Tensor, selected: Tensor, gate_up: Tensor, down: Tensor, form: ExpertForm = SWIGLU
-) -> Tensor:
-    """Return the same by running every expert for every token. It is slow; `run_experts` is tested against it."""
-    bias = None if form.gate_up_bias is None else form.gate_up_bias[:, None]
-    inner = form.inner(torch.einsum("nd,edf->enf", x, gate_up), bias)  # (E, N, F)
-    every = torch.einsum("enf,efd->end", inner, down)  # (E, N, D)
-    if form.down_bias is not None:
-        every = every + form.down_bias[:, None]
-    return torch.einsum("end,ne->nd", every, torch.where(selected, weights, 0.0).to(x.dtype))

@@ -13,7 +13,8 @@ from ..config.model import ModelConfig
 from ..config.sections import FFNConfig
 from ..linear import Linear
 from ..routing.router import Router, Routes
-from .experts import ExpertForm, run_experts
+from .experts import run_experts
+from .form import ExpertForm
 from .zero_experts import ZeroExperts
 
 

@@ -1,4 +1,4 @@
-"""The experts in C++ (`experts.cpp`): compiled on first use, kept in the cache folder, used where they are faster.
+"""The experts in C++ (`src`): compiled on first use, kept in the cache folder, used where they are faster.
 
 N tokens, D width, E experts, F hidden width of one expert, P = F rounded up to 16, R rows = chosen pairs.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...system.cache_folder import cache_folder
 
-SOURCE = Path(__file__).with_name("experts.cpp")
+SOURCES = Path(__file__).with_name("src")
 COMPILERS = ("g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions", "-mfma")
 SETS = ("f", "bw", "vl", "dq", "bf16")
@@ -41,7 +41,8 @@ def library() -> ctypes.CDLL | None:
     if not fitting or torch.cpu._is_amx_tile_supported() or compiler is None:
         return None
     command = [compiler, *FLAGS, *(f"-mavx512{name}" for name in SETS)]
-    digest = hashlib.sha256("\0".join([*command, SOURCE.read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
+    texts = [path.read_text(encoding="utf-8") for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])]
+    digest = hashlib.sha256("\0".join([*command, *texts]).encode()).hexdigest()[:16]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         path = cache_folder(None) / "compiled" / f"experts-{digest}.so"
         if not path.exists():
@@ -55,7 +56,7 @@ def _build(command: list[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        full = [*command, str(SOURCE), "-o", str(built)]
+        full = [*command, str(SOURCES / "experts.cpp"), "-o", str(built)]
         subprocess.run(full, check=True, capture_output=True, timeout=BUILD_SECONDS)
         built.replace(path)
 

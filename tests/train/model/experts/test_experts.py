@@ -4,21 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.pairs import CHOICES, EXPERTS, routed
+from support.pairs import CHOICES, EXPERTS, routed, run_experts_plainly
 from torch import Tensor
 
 from adaptive_lm.train.model import FFNConfig, ModelConfig
 from adaptive_lm.train.model.config.sections import Activation
-from adaptive_lm.train.model.experts.experts import (
-    ROW_MULTIPLE,
-    SWIGLU,
-    ExpertForm,
-    _forward,
-    plan_rows,
-    run_experts,
-    run_experts_plainly,
-)
+from adaptive_lm.train.model.experts.experts import _forward, run_experts
+from adaptive_lm.train.model.experts.form import SWIGLU, ExpertForm
 from adaptive_lm.train.model.experts.moe import MoE
+from adaptive_lm.train.model.experts.plan import ROW_MULTIPLE, plan_rows
 from adaptive_lm.train.model.linear import has_onednn
 
 N, D, E, F = 23, 8, EXPERTS, 6

@@ -1,16 +1,18 @@
 """The experts in C++, compared with torch's and with all pairs in float64. N tokens, D width, E experts, F hidden."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
-from support.pairs import CHOICES, EXPERTS, routed
+from support.pairs import CHOICES, EXPERTS, routed, run_experts_plainly
 from torch import Tensor
 
 from adaptive_lm.train.model.experts import native
-from adaptive_lm.train.model.experts.experts import SWIGLU, run_experts, run_experts_plainly
+from adaptive_lm.train.model.experts.experts import run_experts
+from adaptive_lm.train.model.experts.form import SWIGLU
 from adaptive_lm.train.run.identity import compare_identity
 
 E = EXPERTS
@@ -174,6 +176,29 @@ def test_it_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert native.library.__wrapped__() is not None
     after = built.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "built again"
+
+
+@pytest.mark.parametrize("name", ["experts.cpp", "plan.h", "products.h", "vectors.h"])
+def test_it_is_built_again_after_a_change_of_any_source(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler here writes an empty file: only whether it is called counts."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nfor out; do :; done\n: > "$out"\n')
+    compiler.chmod(0o755)
+    shutil.copytree(native.SOURCES, tmp_path / "src")
+    monkeypatch.setattr(native, "SOURCES", tmp_path / "src")
+    monkeypatch.setenv("ADAPTIVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(compiler))
+
+    def built() -> int:
+        assert native.library.__wrapped__() is None
+        return len(list(tmp_path.rglob("*.so")))
+
+    assert (built(), built()) == (1, 1)
+    with (tmp_path / "src" / name).open("a") as file:
+        file.write("// changed\n")
+    assert built() == 2
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

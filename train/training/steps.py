@@ -1,221 +1,42 @@
-"""Train a run from its config: everything around the loop, in the order in which it happens."""
+"""The steps of a training: everything around the loop, in the order in which it happens."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contract.errors import UserError
-from ..contract.file_names import CONFIG
-from ..contract.files import cannot_write
-from .config.run_config import RunConfig, make_config
-from .data import Corpus, prepare
-from .distillation import teacher_source
-from .distillation.setup import make_distiller, with_teacher
-from .distillation.teacher_source import TeacherSource, read_teacher
-from .loop.divergence import require_convergence
-from .loop.figures.evaluate import Evaluation
-from .loop.lengths import Lengths
-from .loop.setup.assembly import assemble
-from .loop.setup.completion import with_end, with_vocabulary
-from .loop.setup.matmul_backend import kernels_message, settle_matmul
-from .loop.setup.run_files import require_space, write_beside
-from .loop.trainer import Trainer
-from .parallel.world import World, require_division
-from .results.examine import examine
-from .results.lineage import require_parent
-from .results.verdict import REPORT, Report, exit_code_of, has_report, read_report
-from .run.checkpoints.adapted import write_base
-from .run.checkpoints.checkpoint import Checkpoint, clean, set_aside
-from .run.checkpoints.names import list_checkpoints
-from .run.differences import require_same
-from .run.folder import Run
-from .run.identity import compare_identity, identity_of, refuse_other_data
-from .run.metrics import open_metrics, read_metrics
-from .run.origin import carry_over, complete_file, given_tokenizer, read_origin, refuse_itself
-from .run.ranks.lock_over_ranks import held, newest
-from .run.ranks.other_ranks import NullMetrics
-from .run.trackers import load
-from .system.cache_folder import cache_folder
-from .system.device import choose_device, choose_precision, versions
-from .system.progress import Progress
-from .system.signals import Stopped, StopSignals
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a training."""
-
-    run: Run
-    step: int
-    complete: bool
-    """Whether the run reached its end; if not, it can be resumed."""
-    evaluation: Evaluation | None = None
-    """The evaluation on the whole held-out text, at the end of a run."""
-    trained_on: bool = False
-    """Whether the held-out text was also trained on, so that its loss only measures how well it is memorised."""
-    exit_code: int = 0
-    """128 + the number of the signal that ended the training, if one did; 1 if a gate failed."""
-    report: Report | None = None
-    """The verdicts of the gates; None if the config has no gates or the run is not complete."""
-
-
-def begin(
-    config: RunConfig,
-    run: Run,
-    *,
-    overwrite: bool = False,
-    stop_at: int | None = None,
-    display: Progress | None = None,
-) -> Outcome:
-    """Train a new run.
-
-    A folder without a checkpoint, left by a run that died before its first, is replaced.
-
-    Args:
-        config: The config of the run.
-        run: The folder of the run.
-        overwrite: Delete a run that has checkpoints, too.
-        stop_at: Stop after this step and save; `resume` continues from there.
-        display: Where progress is shown; stderr by default.
-
-    Raises:
-        UserError: The run exists and `overwrite` is not given; data, disk or device cannot be used; or the run
-            diverged.
-    """
-    with StopSignals() as signals:
-        training = Training(run, signals, display or Progress())
-        try:
-            if config.lora is not None and config.origin is None:
-                raise UserError("lora trains adapters of a run that exists: name it with --from RUN, or leave lora out")
-            origin = None if config.origin is None else read_origin(config.origin)
-            if origin is not None:
-                refuse_itself(run, origin)
-            teacher = training.find_teacher(config)
-            if teacher is not None:
-                teacher_source.refuse_itself(run, teacher)
-                config = with_teacher(config, teacher)
-            with held(run, training.world):
-                training.world.on_rank_zero(lambda: make_way(config, run, overwrite))
-                if origin is not None:
-                    training.world.on_rank_zero(lambda: carry_over(origin, config, run))
-                    if config.lora is not None:
-                        digest = complete_file(origin)
-                        training.world.on_rank_zero(lambda: write_base(run.path, origin.model_state, digest))
-                if teacher is not None:
-                    training.world.on_rank_zero(lambda: teacher_source.note_teacher(teacher, run))
-                return training.run_from(config, origin=origin, teacher=teacher, stop_at=stop_at)
-        except Stopped as stopped:
-            training.display.log(f"{stopped}: nothing was trained yet; the same command starts again")
-            return Outcome(run, 0, False, exit_code=stopped.exit_code)
-
-
-def make_way(config: RunConfig, run: Run, overwrite: bool) -> None:
-    """Empty the folder of a run that begins.
-
-    Raises:
-        UserError: The folder has checkpoints and `overwrite` is not given, the parent cannot be used, or the folder
-            cannot be written.
-    """
-    if run.begun and not overwrite:
-        raise UserError(
-            f"{run.path} exists already; resume it: {run.resume_command}; or give the new run another "
-            "--name; or replace it: the same command with --overwrite"
-        )
-    require_parent(run, config)
-    try:
-        run.empty()
-    except OSError as error:
-        raise cannot_write(run.path, error) from error
-
-
-def begin_or_resume(
-    config: RunConfig, run: Run, overrides: Iterable[Mapping[str, Any]] = (), *, stop_at: int | None = None
-) -> Outcome:
-    """Resume a run that has a checkpoint, begin one that has none: for jobs that are restarted."""
-    if World().broadcast_float(bool(list_checkpoints(run.checkpoints))):
-        return resume(run, overrides, stop_at=stop_at)
-    return begin(config, run, overwrite=True, stop_at=stop_at)
-
-
-def resume(
-    run: Run,
-    overrides: Iterable[Mapping[str, Any]] = (),
-    *,
-    stop_at: int | None = None,
-    override: bool = False,
-    display: Progress | None = None,
-) -> Outcome:
-    """Continue a run from its newest good checkpoint, exactly as if it had not stopped.
-
-    Args:
-        run: The folder of the run.
-        overrides: Settings that differ from those of the checkpoint.
-        stop_at: Stop after this step and save.
-        override: Also accept settings that change what the rest of the run computes, such as learning rates.
-        display: Where progress is shown; stderr by default.
-
-    Raises:
-        UserError: There is nothing to resume; every checkpoint is damaged; config, text or tokenizer differ from those
-            the run began with; or the run diverged.
-    """
-    if not run.path.is_dir():
-        raise UserError(f"there is no run {run.path} to resume; begin it: the same command without --resume")
-    with StopSignals() as signals:
-        training = Training(run, signals, display or Progress())
-        world, display = training.world, training.display
-        try:
-            with held(run, world):
-                checkpoint = newest(run, world, display)
-                if checkpoint is None:
-                    raise no_checkpoint(run)
-                config = make_config(checkpoint.config.model_dump(mode="json"), overrides)
-                if checkpoint.state.get("imported") and config != checkpoint.config:
-                    raise UserError(
-                        f"{run.path} was imported, so it has no training to resume; train a new run from it: adaptive "
-                        f"train --from {run.name} --data FILE --name NAME"
-                    )
-                overridden = require_same(run, checkpoint.config, config, override)
-                for key, (before, after) in overridden.items():
-                    display.log(f"note: {key} was {before!r} and is {after!r} from step {checkpoint.step} on")
-                ended = bool(checkpoint.state.get("complete")) and ends(checkpoint.config) == ends(config)
-                if ended:
-                    records = read_metrics(run.path / "metrics.jsonl")
-                    require_convergence(run, checkpoint.state, records, config)
-                if ended and (not config.gates.asked or has_report(run.path, config)):
-                    display.log(
-                        f"{run.path} is complete at step {checkpoint.step}; to continue, give more --steps or "
-                        "--max-seconds"
-                    )
-                    report = read_report(run.path) if config.gates.asked else None
-                    return Outcome(run, checkpoint.step, True, exit_code=exit_code_of(report), report=report)
-                world.on_rank_zero(lambda: require_parent(run, config))
-                set_aside(checkpoint.damaged)  # only the first rank knows of any
-                teacher = None if ended else training.find_teacher(config)
-                return training.run_from(
-                    config, checkpoint, teacher=teacher, stop_at=stop_at, ended=ended, overridden=overridden
-                )
-        except Stopped as stopped:
-            display.log(f"{stopped}: nothing new was trained; resume with: {run.resume_command}")
-            return Outcome(run, 0, False, exit_code=stopped.exit_code)
-
-
-def no_checkpoint(run: Run) -> UserError:
-    """Make the error for a run that cannot be resumed since it died before its first checkpoint."""
-    again = f"adaptive train {run.path / CONFIG} --name {run.name}"
-    if not (run.path / CONFIG).is_file():
-        again = "the same command without --resume"
-    return UserError(f"{run.path} has no checkpoint, so there is nothing to resume; begin it again: {again}")
-
-
-def ends(config: RunConfig) -> tuple[int | None, float | None]:
-    """Return where the run ends: its steps and its seconds."""
-    return config.trainer.steps, config.trainer.max_seconds
+from ...contract.files import cannot_write
+from ..config.run_config import RunConfig
+from ..data import Corpus, prepare
+from ..distillation.setup import make_distiller
+from ..distillation.teacher_source import TeacherSource, read_teacher
+from ..loop.figures.evaluate import Evaluation
+from ..loop.lengths import Lengths
+from ..loop.setup.assembly import assemble
+from ..loop.setup.completion import with_end, with_vocabulary
+from ..loop.setup.matmul_backend import kernels_message, settle_matmul
+from ..loop.setup.run_files import require_space, write_beside
+from ..loop.trainer import Trainer
+from ..parallel.world import World, require_division
+from ..results.examine import examine
+from ..results.verdict import REPORT, Report, exit_code_of
+from ..run.checkpoints.checkpoint import Checkpoint, clean
+from ..run.folder import Run
+from ..run.identity import compare_identity, identity_of, refuse_other_data
+from ..run.metrics import open_metrics
+from ..run.origin import given_tokenizer
+from ..run.ranks.other_ranks import NullMetrics
+from ..run.trackers import load
+from ..system.cache_folder import cache_folder
+from ..system.device import choose_device, choose_precision, versions
+from ..system.progress import Progress
+from ..system.signals import StopSignals
+from .outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -386,7 +207,7 @@ class Training:
         """Read the adapters in the format of peft that a run begins with; None where it begins with new ones."""
         if config.lora is None or config.lora.initial is None or origin is None:
             return None
-        from .importing.peft import read_peft
+        from ..importing.peft import read_peft
 
         return read_peft(config.lora.initial, config.model, origin.run).tensors
 
