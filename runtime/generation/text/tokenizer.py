@@ -155,6 +155,10 @@ class Tokenizer:
         number: int | None = self._tokenizer.token_to_id(token)
         return number
 
+    def special_id(self, token: str) -> int | None:
+        """Return the id of a special token by its text; None if the text is no special token."""
+        return self.id_of(token) if self.added_tokens.get(token) else None
+
     @cached_property
     def _has_normalized(self) -> bool:
         """Whether some added tokens are looked for in the normalized text."""
