@@ -70,8 +70,12 @@ def _leaving(part: Mapping[str, Any]) -> list[str]:
 
 
 def _dial(part: Mapping[str, Any]) -> list[str]:
+    title = (
+        f"Model `{part['model']}`, twice the load that it holds in full ({part['capacity']:.0f} tokens/s); an answer "
+        f"is in time within {part['limit_ms']:.0f} ms:"
+    )
     lines = [
-        f"Twice the load that the full model holds ({part['capacity']:.0f} tokens/s, model `{part['model']}`):",
+        title,
         "",
         "| dial | answered in time | refused | share of the FLOPs | loss, nats |",
         "|---|---|---|---|---|",

@@ -9,22 +9,13 @@ from typing import NamedTuple
 from ...contract.errors import UserError
 from ..execution.batch import Batch
 from ..execution.memory.kv_cache import CHUNK
-from ..execution.sequence import Sequence as Tokens
 from ..execution.step import Step, Work
 from ..speculation.drafter import Drafter
 from ..speculation.pass_costs import PassCosts
 from .prefixes import ALONE_GRID
+from .prompt_parts import Part, PromptParts
 from .request import Request, Token
 from .slots import Slots
-
-LEAST_COPIED = 64
-"""Least tokens of a prompt from one copy of the states to the next: a copy needs a pass of its own (decision 0050)."""
-PROMPT_TOKENS = 128
-"""Tokens of prompts in one pass beside sequences that decode, which wait for no more than this (decision 0028)."""
-IDLE_PROMPT_TOKENS = 512
-"""Tokens of prompts in one pass where no sequence decodes."""
-SCORED_TOKENS = 64
-"""Tokens of a prompt in one pass where each needs its log-probability, which bounds the memory of the logits."""
 
 
 class Event(NamedTuple):
@@ -35,10 +26,6 @@ class Event(NamedTuple):
     """None where the request failed, `request.error` says why, or where its prompt was embedded."""
     last: bool = True
     """Whether the request ended with it. A pass with a draft may give several tokens."""
-
-
-Part = tuple[Request, Work, list[int]]
-"""Tokens of a pass for one request; the list is the draft at the end of them."""
 
 
 class Loop:
@@ -57,9 +44,11 @@ class Loop:
         self.batch = batch
         self._costs = costs
         self._most_waiting = most_waiting
+        grid = None if batch.graph.mixes_sequences else ALONE_GRID
+        self._prompts = PromptParts(grid)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
-        self._slots = Slots(batch, 1 if batch.graph.mixes_sequences else ALONE_GRID)
+        self._slots = Slots(batch, grid or 1)
         self._cancelled = False
         self._lock = threading.Lock()
 
@@ -121,13 +110,16 @@ class Loop:
             events = self._admit() if self._waiting else []
             plan = self._plan(events)
             owed = [work.sequence.owed for _, work, _ in plan]
+            new = sum(len(work.ids) for _, work, _ in plan)
+            prompt_tokens = sum(len(work.ids) for request, work, _ in plan if request.reading)
             before = time.perf_counter()
             results = self._compute([work for _, work, _ in plan])
             pass_seconds = time.perf_counter() - before
-            new = sum(len(work.ids) for _, work, _ in plan)
             rows = new + sum(owed)
-            if self._costs is not None and new == sum(1 + len(draft) for _, _, draft in plan):  # else a prompt is read
+            if self._costs is not None and not prompt_tokens:
                 self._costs.add(rows, pass_seconds)
+            if new > prompt_tokens:
+                self._prompts.limit.add(pass_seconds, prompt_tokens)
             served = []
             for (request, _, draft), again, result in zip(plan, owed, results, strict=True):
                 try:
@@ -178,33 +170,20 @@ class Loop:
                 sequence, shared = self._slots.take(request)
                 sequence.thresholds = request.thresholds  # a prefix may be that of a text whose dial has moved since
                 request.begin(sequence)
-                request.borders = self._borders(request, sequence, shared)
+                request.borders = self._prompts.borders(request, sequence, shared)
             except Exception as error:
                 events.append(self._fail(request, error))
         return events
-
-    def _borders(self, request: Request, sequence: Tokens, shared: int) -> tuple[int, ...]:
-        """Choose where the prompt is read in two passes, with a copy of the states in between.
-
-        That is where this prompt and one before it go their ways, since a third may begin like both (2411.19379), and
-        before the last token, for another text after the same prompt. Where sequences run alone, a prefix ends at the
-        grid, as passes do anyway.
-        """
-        if not sequence.recurrent or request.reads_all or not self.batch.graph.mixes_sequences:
-            return ()
-        borders, before = [], len(sequence.ids)
-        for border in (shared, request.prompt_tokens - 1):
-            if border - before >= LEAST_COPIED:
-                borders.append(border)
-                before = border
-        return tuple(borders)
 
     def _plan(self, events: list[Event]) -> list[Part]:
         """Choose the tokens of the next pass: one of each request that decodes, its draft, and parts of prompts."""
         decoding = [one for one in self._running if not one.reading]
         plan: list[Part] = []
         if len(decoding) < len(self._running):
-            plan = self._prompts([one for one in self._running if one.reading], bool(decoding))
+            plan = self._prompts.choose([one for one in self._running if one.reading], bool(decoding))
+            if not self.batch.graph.mixes_sequences:  # one prompt a pass: the others first the next time
+                self._running.remove(plan[0][0])
+                self._running.append(plan[0][0])
         rows = sum([len(work.ids) for _, work, _ in plan]) + len(decoding)
         rows += sum([one.sequence.owed for one in decoding if one.sequence is not None])
         for request in decoding:
@@ -228,32 +207,6 @@ class Loop:
     def _draft(self, drafter: Drafter, request: Request, others: int) -> list[int]:
         most = min(request.max_new_tokens - request.new_tokens - 1, CHUNK - 1)
         return list(drafter.draft(request.ids, most, others))[:most] if most > 0 else []
-
-    def _prompts(self, reading: list[Request], others_wait: bool) -> list[Part]:
-        """Choose the parts of prompts for the next pass, of equal size where several are read."""
-        if not self.batch.graph.mixes_sequences:
-            first = reading[0]  # alone, and the others first the next time
-            self._running.remove(first)
-            self._running.append(first)
-            assert first.sequence is not None
-            return [self._part(first, ALONE_GRID - len(first.sequence.ids) % ALONE_GRID)]
-        left = PROMPT_TOKENS if others_wait else IDLE_PROMPT_TOKENS
-        plan = []
-        for place, request in enumerate(sorted(reading, key=lambda one: one.reading)):
-            most = request.reading if request.prompt_logprobs is None else min(request.reading, SCORED_TOKENS)
-            count = min(max(left // (len(reading) - place), 1), most)  # what a short one leaves is shared
-            left -= count
-            plan.append(self._part(request, count))
-        return plan
-
-    def _part(self, request: Request, most: int) -> Part:
-        assert request.sequence is not None
-        begin = len(request.sequence.ids)
-        end = min([begin + most, request.prompt_tokens, *(one for one in request.borders if one > begin)])
-        logits = int(end == request.prompt_tokens and not request.embeds)
-        if request.prompt_logprobs is not None:
-            logits = end - begin
-        return request, Work(request.sequence, request.ids[begin:end], logits), []
 
     def _compute(self, work: list[Work]) -> Sequence[Step | Exception]:
         """Compute `work`; if that fails, compute each item alone, so that only the one at fault fails."""

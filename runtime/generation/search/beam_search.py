@@ -19,8 +19,8 @@ from ...execution.batch import Batch
 from ...execution.sequence import Sequence as Slot
 from ...execution.step import Step, Work
 from ...execution.usage.routes import Routes, at
-from ..loop import IDLE_PROMPT_TOKENS
 from ..prefixes import ALONE_GRID
+from ..prompt_parts import IDLE_PROMPT_TOKENS
 from ..request import Request, Token
 from ..sampling.logprobs import most_probable_first, token_logprob
 from ..text.tokenizer import Tokenizer

@@ -11,6 +11,7 @@ from adaptive_lm.runtime import Engine, Loop, Params, Request, Token, load
 from adaptive_lm.runtime.format.manifest import Precision
 from adaptive_lm.runtime.generation import loop as loop_module
 from adaptive_lm.runtime.generation import prefixes
+from adaptive_lm.runtime.generation.prompt_limit import PromptLimit
 
 WORDS = "the moon turns over a stone. night falls under the river. "
 GRAPHS = [
@@ -42,7 +43,7 @@ def cold(engine: Engine, prompt: Any, params: Params) -> list[Any]:
 def test_eight_prompts_of_mixed_lengths_are_eight_single_runs(
     folders: dict[Precision, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "PROMPT_TOKENS", 16)
+    monkeypatch.setattr(PromptLimit, "tokens", 16)
     engine = opened(folders, target, precision)
     prompts = [
         WORDS[index:][:length] * times
@@ -60,7 +61,7 @@ def test_eight_prompts_of_mixed_lengths_are_eight_single_runs(
 def test_random_joins_cancels_and_shared_beginnings_change_no_text(
     folders: dict[Precision, Path], target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "PROMPT_TOKENS", 24)
+    monkeypatch.setattr(PromptLimit, "tokens", 24)
     monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
     engine = opened(folders, target, precision)
     random = np.random.default_rng(8)
@@ -121,6 +122,32 @@ def test_a_prompt_that_continues_the_last_text_reuses_it_with_the_same_result(
     other = engine.generate(ids, changed)
     assert seen(list(other)) == cold(engine, ids, changed)
     assert other.request.cached_tokens == 0, "at other thresholds nothing is reused"
+
+
+@needs_library
+def test_beside_sequences_that_decode_a_pass_reads_as_many_tokens_of_prompts_as_the_measured_limit(
+    folders: dict[Precision, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[int] = []
+
+    def add(self: PromptLimit, seconds: float, prompt_tokens: int) -> None:
+        assert seconds > 0
+        recorded.append(prompt_tokens)
+
+    monkeypatch.setattr(PromptLimit, "add", add)
+    monkeypatch.setattr(PromptLimit, "tokens", 24)
+    engine = opened(folders, "cpu", "int8")
+    loop = Loop(engine.session.batch(3))
+    decoding = engine.request("a", Params(temperature=0, max_new_tokens=40))
+    loop.submit(decoding)
+    for _ in range(4):
+        loop.step()
+    assert recorded == [0, 0, 0], "a prompt that is read alone keeps no sequence waiting"
+    for length in (60, 8):
+        loop.submit(engine.request([3] * length, Params(temperature=0, max_new_tokens=2)))
+    while loop.busy:
+        loop.step()
+    assert [tokens for tokens in recorded if tokens] == [8 + 16, 24, 20], "what the short one leaves the long one takes"
 
 
 def test_half_of_a_text_before_is_the_longest_prefix() -> None:

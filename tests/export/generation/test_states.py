@@ -18,7 +18,7 @@ from adaptive_lm.export.source import read
 from adaptive_lm.runtime import Dial, Engine, Loop, Params, Sequence, Step, Thresholds, load
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.format.manifest import Precision, Precisions
-from adaptive_lm.runtime.generation.loop import LEAST_COPIED
+from adaptive_lm.runtime.generation.prompt_parts import LEAST_COPIED
 from adaptive_lm.serve.scheduler.job import Job
 
 CONTEXT = 2304

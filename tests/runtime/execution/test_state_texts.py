@@ -14,7 +14,7 @@ from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.evaluation.harness.continuations import Continuation, ContinuationScorer
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.memory.states import SPACING
-from adaptive_lm.runtime.generation.loop import LEAST_COPIED
+from adaptive_lm.runtime.generation.prompt_parts import LEAST_COPIED
 from adaptive_lm.runtime.speculation.acceptance import Acceptance
 from adaptive_lm.runtime.speculation.dial_drafter import Setting
 from adaptive_lm.runtime.speculation.ngram import NgramDrafter, Plan

@@ -17,6 +17,7 @@ from adaptive_lm.runtime.execution.batch import Batch
 from adaptive_lm.runtime.execution.binding import Pass
 from adaptive_lm.runtime.execution.step import Step, Work
 from adaptive_lm.runtime.generation import loop as loop_module
+from adaptive_lm.runtime.generation import prompt_parts
 from adaptive_lm.runtime.generation.prefixes import longest_prefix
 from adaptive_lm.runtime.generation.sampling.logprobs import token_logprob
 
@@ -368,10 +369,11 @@ def test_log_probabilities_of_a_prompt_change_no_token(engine: Engine, loop: Loo
 
 
 def test_log_probabilities_of_a_prompt_take_memory_for_a_part_of_it(
-    engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "SCORED_TOKENS", 16)
+    monkeypatch.setattr(prompt_parts, "SCORED_TOKENS", 16)
     monkeypatch.setattr(loop_module, "ALONE_GRID", 16)
+    loop = Loop(engine.session.batch(2))
     rows = []
     true = Batch.run
 
