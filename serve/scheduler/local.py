@@ -190,8 +190,8 @@ class LocalScheduler:
         if job.auto is None:
             says = any(getattr(job.params, name) is not None for name in DIAL_FIELDS)
             least = None if job.embeds else self._settings.auto_compute  # vectors of several dials are not alike
-            return job if says or least is None or worker.controller is None else replace(job, auto=AutoCompute(least))
-        if worker.controller is None:
+            return job if says or least is None or worker.dial is None else replace(job, auto=AutoCompute(least))
+        if worker.dial is None:
             raise BadRequestError(
                 f'found compute "auto", but the model {worker.info.name} is not calibrated, so it has no dial; '
                 "leave compute out",
