@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the tiny model, and the application in this process
 
 from support.graphs.tiny_graph import write_manifest, write_model  # noqa: E402
-from support.served import TEMPLATE, served  # noqa: E402
+from support.serving.served import TEMPLATE, served  # noqa: E402
 
 from adaptive_lm.serve.application.openapi import openapi  # noqa: E402
 

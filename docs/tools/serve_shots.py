@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the pictures")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
-    from support.page_stub import Stub, serve
+    from support.serving.page_stub import Stub, serve
 
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser_path is None:

@@ -179,7 +179,7 @@ def against_full(
 
 def curve_point(compute: float, thresholds: Thresholds, result: Divergence, timed: Timed | None = None) -> CurvePoint:
     """Return one point of the curve with its measurements."""
-    own, tally = result.score, result.score.tally
+    own = result.score
     return CurvePoint(
         compute=compute,
         thresholds=ThresholdLists(**thresholds.as_lists()),
@@ -188,9 +188,7 @@ def curve_point(compute: float, thresholds: Thresholds, result: Divergence, time
         bits_per_byte=round(own.bits_per_byte, 6),
         kl=round(result.kl, 6),
         agreement=round(result.agreement, 6),
-        experts_per_token=round(tally.experts / tally.layers, 4),
-        heads_per_token=round(tally.heads / tally.layers, 4),
-        layers_per_token=round(tally.layers / tally.tokens, 4),
+        **own.tally.means(),
         milliseconds_per_token=None if timed is None else Milliseconds(**asdict(timed.milliseconds)),
     )
 
@@ -240,7 +238,7 @@ def agreements(
     def compare(threshold: float) -> Compared:
         result = read(threshold)
         different = int((np.concatenate(result.choices) != whole).sum())
-        return Compared(len(whole), different, result.tally.layers / result.tally.tokens)
+        return Compared(len(whole), different, result.tally.layers_per_token)
 
     return [
         ExitAgreement(

@@ -10,6 +10,7 @@ import click
 from ...contract.errors import UserError
 from .options.common import dial_options, model_options, option_names
 from .options.sampling import sampling_options, typed
+from .output import warn
 
 
 @click.command(epilog="\b\nExample: adaptive chat --model demo --compute 0.6")
@@ -43,7 +44,6 @@ def chat(
     from ..conversation.screen import Terminal
     from ..format.locate import find_model
     from ..generation.engine import load as open_model
-    from .generate import warn
 
     history = History(system)
     if load is not None:

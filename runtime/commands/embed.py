@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ...contract.errors import UserError, WrongUsageError
-from .generate import warn
-from .generate_many import encode
 from .options.common import ExpandedPath, dial_options, model_options, option_names
+from .output import warn
+from .prompt import encode
 from .prompt_file import PromptLine, read_prompts
 
 if TYPE_CHECKING:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
-from ...contract.streams import read_stdin
-from ...contract.text.file import decode
-from .generate_many import encode, generate_many
+from ...contract.errors import WrongUsageError
+from .generate_many import generate_many
+from .generate_one import generate_one
 from .options.common import ExpandedPath, dial_options, model_options, option_names
 from .options.constraints import compile_constraint, constraint_options, read_constraint
 from .options.sampling import model_defaults, sampling_options, typed
 from .options.tools import ToolCalls, read_tools, tool_options
-from .prompt_file import PromptLine, read_prompts
-from .search import SearchOptions, report_found, search_many, search_options
+from .output import warn
+from .prompt import read_prompt
+from .prompt_file import read_prompts
+from .search import search_many, search_one, search_options
 
 if TYPE_CHECKING:
     from ...contract.generation_settings import ToolFormat
-    from ..dial import Dial
-    from ..generation.engine import Engine
-    from ..generation.generation import Generation
-    from ..generation.request import Token
-    from ..generation.sampling.params import Params
 
 
 @click.command(epilog='\b\nExample: adaptive generate "How do mountains form?" --temperature 0 --usage tokens')
@@ -130,13 +123,13 @@ def generate(
     if constraint is not None and beams is not None:
         raise WrongUsageError("found --beams and a constraint on the text, expected one of them; --best-of takes one")
     definitions = read_tools(tools, tool_format)
-    other = {"--prompts": prompts, "--beams": beams, "--best-of": best_of, "--raw": True if chat is False else None}
-    excluded = [name for name, value in other.items() if value is not None]
     asked = "--tools" if definitions else "--template" if template is not None else None
-    if definitions and constraint is not None:
-        excluded.append("a constraint")
-    if asked and excluded:
-        raise WrongUsageError(f"found {asked} and {excluded[0]}, expected one of them; leave one out")
+    if asked:
+        other = {
+            "--prompts": prompts is not None, "--beams": beams is not None, "--best-of": best_of is not None,
+            "--raw": chat is False, "a constraint": bool(definitions) and constraint is not None,
+        }  # fmt: skip
+        check_chat(asked, other)
     lines = read_prompts(prompts) if prompts is not None else []
     text = "" if prompt is None else read_prompt(prompt)
     from ..format.locate import find_model
@@ -150,42 +143,24 @@ def generate(
     compiled = compile_constraint(engine, constraint)
     if beams is None:  # a search draws nothing
         parameters = replace(parameters, **model_defaults(engine, ctx))
+    shown: dict[str, Any] = {"is_chat": is_chat, "usage": usage, "as_json": as_json}
+    if search is not None or lines:
+        warn(engine, parameters)
     if search is not None:
-        warn(engine, parameters)
         search.grammar = compiled
-        ctx.exit(run_search(engine, search, lines, text, parameters, is_chat=is_chat, usage=usage, as_json=as_json))
+        if lines:
+            ctx.exit(search_many(engine, lines, parameters, search, **shown))
+        ctx.exit(search_one(engine, text, parameters, search, **shown))
     if lines:
-        warn(engine, parameters)
         slots = 8 if batch is None else batch
-        ctx.exit(generate_many(
-            engine, lines, parameters, grammar=compiled, is_chat=is_chat, slots=slots, usage=usage, as_json=as_json
-        ))  # fmt: skip
+        ctx.exit(generate_many(engine, lines, parameters, grammar=compiled, slots=slots, **shown))
     calls = ToolCalls(engine, definitions, tool_format) if definitions else None
     if calls is not None:
         parameters = replace(parameters, show_special=parameters.show_special or calls.shown)
     from ..chat.prompt import ChatOptions
 
     options = ChatOptions(tools=definitions, template=template)
-    generation = engine.generate(encode(engine, text, is_chat=is_chat, options=options), parameters, grammar=compiled)
-    warn(engine, parameters)
-    tokens: list[Token] = []
-    interrupted = False
-    try:
-        texts = (calls.texts if calls else texts_of)(recorded(generation, tokens))
-        if as_json:
-            for _ in texts:
-                pass
-        else:
-            stream(texts, strip=is_chat)
-    except KeyboardInterrupt:
-        interrupted = True
-        if not as_json:
-            click.echo()
-    if compiled is not None and generation.finish_reason == "length":
-        click.echo("note: the text ends at its last token before it matched; raise --max-new-tokens", err=True)
-    report(engine, generation, tokens, usage, as_json, calls)
-    if interrupted:
-        ctx.exit(EXIT_INTERRUPTED)
+    ctx.exit(generate_one(engine, text, parameters, options=options, grammar=compiled, calls=calls, **shown))
 
 
 def prepare_chat(folder: Path) -> None:
@@ -195,29 +170,6 @@ def prepare_chat(folder: Path) -> None:
 
     if Manifest.read(folder, verify=False).chat_template is not None:
         RENDERER.prepare()
-
-
-def run_search(
-    engine: Engine, search: SearchOptions, lines: list[PromptLine], text: str, params: Params, *, is_chat: bool,
-    usage: str, as_json: bool,
-) -> int:  # fmt: skip
-    """Search after the prompts of a file, or after one text; return the exit code."""
-    if lines:
-        return search_many(engine, lines, params, search, is_chat=is_chat, usage=usage, as_json=as_json)
-    running = search.begin(engine, encode(engine, text, is_chat=is_chat), params)
-    interrupted = False
-    try:
-        if as_json:
-            for _ in running:
-                pass
-        else:
-            stream(texts_of(running), strip=is_chat)
-    except KeyboardInterrupt:
-        interrupted = True
-        if not as_json:
-            click.echo()
-    report_found(engine, running.found, usage, as_json=as_json)
-    return EXIT_INTERRUPTED if interrupted else 0
 
 
 def check_usage(prompt: str | None, prompts: str | None, batch: int | None) -> None:
@@ -231,81 +183,13 @@ def check_usage(prompt: str | None, prompts: str | None, batch: int | None) -> N
         raise WrongUsageError(f"found --batch {batch}, expected at least 1; leave it out for 8")
 
 
-def read_prompt(prompt: str) -> str:
-    """Return the prompt, read from stdin if it is `-`, without the line end that the shell adds.
-
-    Raises:
-        UserError: stdin is closed, cannot be read, or is not text.
-    """
-    if prompt != "-":
-        return prompt
-    content = read_stdin()
-    try:
-        text = decode(content, "stdin")
-    except UserError as error:  # its advice is a command for a file
-        raise UserError(f"{error} (save the text that you sent to stdin as a file of that name first)") from error
-    return text.removesuffix("\n").removesuffix("\r")
-
-
-def warn(engine: Engine, dial: Dial) -> None:
-    """Warn on stderr if the graph or the point of a calibrated model differs from what the user may expect."""
-    if engine.session.note:
-        click.echo(f"note: {engine.session.note}", err=True)
-    if not dial.calibrated:
-        return
-    from ..dial import warnings_for
-    from ..measuring.machine import describe
-
-    for line in warnings_for(engine.manifest, dial, describe(engine.session)):
-        click.echo(f"note: {line}", err=True)
-
-
-def recorded(tokens: Iterable[Token], into: list[Token]) -> Iterator[Token]:
-    """Yield the same tokens, and append each to `into`."""
-    for token in tokens:
-        into.append(token)
-        yield token
-
-
-def texts_of(tokens: Iterable[Token]) -> Iterator[str]:
-    """Yield the text of each token."""
-    return (token.text for token in tokens)
-
-
-def stream(texts: Iterable[str], *, strip: bool) -> None:
-    """Write the text to stdout as it is generated, with a line end at its end.
+def check_chat(asked: str, other: dict[str, bool]) -> None:
+    """Refuse an option of one chat together with one that excludes it.
 
     Args:
-        texts: The text of each token, as they are generated.
-        strip: Leave out the white space before an answer.
+        asked: The option of a chat.
+        other: What excludes it, and whether it is given.
     """
-    begun, ended = not strip, False
-    for one in texts:
-        text = one if begun else one.lstrip()
-        if text:
-            begun, ended = True, text.endswith("\n")
-            click.echo(text, nl=False)
-            sys.stdout.flush()
-    if not ended:
-        click.echo()
-
-
-def report(
-    engine: Engine, generation: Generation, tokens: list[Token], usage: str, as_json: bool, calls: ToolCalls | None
-) -> None:
-    """Print the JSON object on stdout, or on stderr the summary that `usage` selects."""
-    from ..generation.summary import generation_json, summarise
-
-    if generation.request.drafting_verdict:
-        click.echo(f"note: {generation.request.drafting_verdict}", err=True)
-    if as_json:
-        content = generation_json(generation.request, tokens)
-        click.echo(json_module.dumps(content if calls is None else content | calls.fields))
-        return
-    if usage == "none":
-        return
-    from ..generation.render import show_summary, show_tokens
-
-    if usage == "tokens":
-        show_tokens(tokens, engine.manifest)
-    show_summary(summarise(generation.request, tokens), engine.manifest)
+    for name, given in other.items():
+        if given:
+            raise WrongUsageError(f"found {asked} and {name}, expected one of them; leave one out")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED, UserError
+from .prompt import encode
 from .prompt_file import PromptLine
 
 if TYPE_CHECKING:
-    from ..chat.prompt import ChatOptions
     from ..generation.engine import Engine
     from ..generation.loop import Event
     from ..generation.many import Completion
@@ -125,30 +125,6 @@ def generate_many(
     elif interrupted:
         click.echo(f"interrupted: {totals.line()}", err=True)
     return EXIT_INTERRUPTED if interrupted else int(totals.failed > 0)
-
-
-def encode(
-    engine: Engine, text: str, *, is_chat: bool, where: str = "", options: ChatOptions | None = None
-) -> list[int]:
-    """Return the ids of a prompt; note on stderr how many tokens are unknown to the tokenizer.
-
-    Args:
-        engine: The model.
-        text: The prompt.
-        is_chat: Whether to put it into the chat template.
-        where: What the note begins with.
-        options: What a chat has besides the text.
-
-    Raises:
-        UserError: It is empty, or the model has no chat template.
-    """
-    if not text:
-        raise UserError("the prompt is empty, expected at least one character; type a text to continue")
-    plain = engine.tokenizer.encode_prompt(text)
-    unknown = plain.count(-1 if (u := engine.tokenizer.unknown_id) is None else u)
-    if unknown:
-        click.echo(f"note: {where}{unknown} tokens of the prompt are unknown to this model's tokenizer", err=True)
-    return engine.chat([{"role": "user", "content": text}], options) if is_chat else plain
 
 
 def print_one(

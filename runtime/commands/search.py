@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED, UserError, WrongUsageError
-from .generate_many import encode, print_one
+from .generate_many import print_one
+from .output import print_text, report
+from .prompt import encode
 from .prompt_file import PromptLine
 
 if TYPE_CHECKING:
@@ -133,22 +134,18 @@ def search_many(
     return int(failed)
 
 
-def report_found(engine: Engine, found: Found | None, usage: str, *, as_json: bool) -> None:
-    """Print the JSON object on stdout, or on stderr the summary that `usage` selects; nothing if there is no text."""
-    if found is None:
-        return
-    from ..generation.search.report import found_json, found_line, summarise_found
+def search_one(
+    engine: Engine, prompt: str, params: Params, options: SearchOptions, *, is_chat: bool, usage: str, as_json: bool
+) -> int:
+    """Search for the text of a prompt and print it; return the exit code."""
+    search = options.begin(engine, encode(engine, prompt, is_chat=is_chat), params)
+    interrupted = print_text((token.text for token in search), strip=is_chat, as_json=as_json)
+    found = search.found
+    if found is not None:
+        from ..generation.search.report import found_json, found_line, summarise_found
 
-    if found.request.drafting_verdict:
-        click.echo(f"note: {found.request.drafting_verdict}", err=True)
-    if as_json:
-        click.echo(json.dumps(found_json(found)))
-        return
-    if usage == "none":
-        return
-    from ..generation.render import show_summary, show_tokens
-
-    if usage == "tokens":
-        show_tokens(found.best.tokens, engine.manifest)
-    show_summary(summarise_found(found), engine.manifest)
-    click.echo(found_line(found), err=True)
+        content = found_json(found) if as_json else None
+        report(engine, found.request, found.best.tokens, summarise_found(found), usage=usage, content=content)
+        if content is None and usage != "none":
+            click.echo(found_line(found), err=True)
+    return EXIT_INTERRUPTED if interrupted else 0

@@ -117,7 +117,8 @@ COMMANDS: dict[str, Command] = {
     "clear": Command("", "begin a new conversation", _clear),
     "save": Command("FILE", "write the conversation to FILE", _save),
     "load": Command("FILE", "go on with the conversation in FILE", _load),
-    "exit": Command("", "end", _end),
+    "exit": Command("", "end the conversation", _end),
+    "quit": Command("", "the same as /exit", _end),
 }
 
 

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..dial import Dial
+from ..execution.usage.total import Total
 from ..measuring.quality.divergence import Divergence, Point
 from ..measuring.quality.perplexity import Score
-from ..measuring.timing import Tally, Timed
+from ..measuring.timing import Timed
 from .params import name_of, settings_of
 
 MOST_NATS = 700
@@ -45,7 +46,7 @@ def score_json(parts: Sequence[Scored]) -> dict[str, Any]:
 def point_json(dial: Dial, point: Point, texts: Mapping[str, Scored], timed: Timed | None) -> dict[str, Any]:
     """Return one point of the dial: its settings, its usage and its figures, of all texts and of each."""
     if texts:
-        usage = usage_json(Tally.total(one.score.tally for one in texts.values()))
+        usage = usage_json(sum((one.score.tally for one in texts.values()), Total()))
     else:
         usage = usage_json(timed.tally) if timed else {}
     return {
@@ -61,11 +62,9 @@ def point_json(dial: Dial, point: Point, texts: Mapping[str, Scored], timed: Tim
     }
 
 
-def usage_json(tally: Tally) -> dict[str, Any]:
+def usage_json(tally: Total) -> dict[str, Any]:
     """Return what the tokens of a tally used."""
     return {
-        "executed_share": round(tally.executed_flops / tally.dense_flops, 5),
-        "experts_per_token": round(tally.experts / tally.layers, 4),
-        "heads_per_token": round(tally.heads / tally.layers, 4),
-        "layers_per_token": round(tally.layers / tally.tokens, 4),
+        "executed_share": round(tally.share, 5),
+        **tally.means(),
     }

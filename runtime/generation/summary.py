@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..execution.usage.total import Total
 from .request import Request, Token
 
 
@@ -64,21 +65,17 @@ class Summary:
 
 def summarise(request: Request, tokens: Sequence[Token]) -> Summary:
     """Sum up the tokens so far; a request that has not ended was interrupted."""
-    layers = sum(len(token.usage.layers_run) for token in tokens)
-    experts = sum(len(used) for token in tokens for used in token.usage.experts)
-    heads = sum(len(used) for token in tokens for used in token.usage.heads)
-    executed = sum(token.usage.executed_flops for token in tokens)
-    dense = sum(token.usage.dense_flops for token in tokens)
+    total = tokens[0].meter.total([token.routes for token in tokens]) if tokens else Total()
     seconds = np.array([token.seconds for token in (tokens[1:] or tokens)] or [float("nan")])
     count = len(tokens)
     return Summary(
         prompt_tokens=request.prompt_tokens,
         cached_tokens=request.cached_tokens,
         new_tokens=count,
-        experts_per_token=experts / max(layers, 1),
-        heads_per_token=heads / max(layers, 1),
-        layers_per_token=layers / max(count, 1),
-        executed_flops_share=executed / dense if dense else 0.0,
+        experts_per_token=total.experts_per_token,
+        heads_per_token=total.heads_per_token,
+        layers_per_token=total.layers_per_token,
+        executed_flops_share=total.share,
         tokens_per_second=float(1 / seconds.mean()) if count else 0.0,
         p50=float(np.median(seconds)) * 1000 if count else 0.0,
         p95=float(np.percentile(seconds, 95)) * 1000 if count else 0.0,

@@ -12,9 +12,10 @@ from ..dial import Thresholds
 from ..execution.memory.kv_cache import cache_bytes
 from ..execution.memory.states import state_bytes
 from ..execution.sequence import Sequence as Tokens
+from ..execution.usage.total import Total
 from ..generation.engine import Engine
 from ..generation.sampling.sampler import Sampler, Sampling
-from .timing import Distribution, Tally, no_collection
+from .timing import Distribution, no_collection
 
 PASS_TOKENS = 512
 """Tokens of one pass that reads the text before, which bounds its memory."""
@@ -28,7 +29,7 @@ class _Context:
     sequence: Tokens
     rounds: list[list[float]] = field(default_factory=list)
     """Seconds of each decoded token, by round."""
-    tally: Tally = field(default_factory=Tally)
+    tally: Total = field(default_factory=Total)
 
 
 def check_contexts(engine: Engine, contexts: Sequence[int], new_tokens: int) -> None:
@@ -82,7 +83,7 @@ def _round(engine: Engine, one: _Context, ids: Sequence[int], seed: int, *, warm
         sampler.choose(step.logits[-1])
         seconds.append(time.perf_counter() - begun)
         if warm:
-            one.tally.add(engine, step.routes)
+            one.tally += engine.session.meter.total([step.routes])
     if not warm:
         one.rounds.append(seconds)
 

@@ -113,11 +113,9 @@ def point_json(point: Point, timed: Timed, bits: float | None, whole: Timed) -> 
     return {
         "name": point.name,
         "thresholds": point.thresholds.as_lists(),
-        "experts_per_token": round(tally.experts / tally.layers, 4),
-        "heads_per_token": round(tally.heads / tally.layers, 4),
-        "layers_per_token": round(tally.layers / tally.tokens, 4),
+        **tally.means(),
         "theoretical_share": round(tally.adaptive_flops / tally.adaptive_dense_flops, 5),
-        "executed_share": round(tally.executed_flops / tally.dense_flops, 5),
+        "executed_share": round(tally.share, 5),
         "measured_share": round(float(np.median(timed.medians / whole.medians)), 5),
         "milliseconds_per_token": {name: round(value, 5) for name, value in asdict(timed.milliseconds).items()},
         "spread": round(timed.spread, 4),

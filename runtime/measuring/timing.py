@@ -6,16 +6,16 @@ point reads the same tokens, so that only the thresholds differ.
 
 import gc
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..dial import Thresholds
 from ..execution.sequence import Sequence as Tokens
-from ..execution.usage.routes import Routes
+from ..execution.usage.total import Total
 from ..generation.engine import Engine
 from ..generation.sampling.sampler import Sampler, Sampling
 
@@ -38,41 +38,6 @@ class Distribution:
 
 
 @dataclass
-class Tally:
-    """Usage, summed over the tokens of one point; the same in every round."""
-
-    tokens: int = 0
-    layers: int = 0
-    experts: int = 0
-    heads: int = 0
-    executed_flops: float = 0.0
-    dense_flops: float = 0.0
-    adaptive_flops: float = 0.0
-    adaptive_dense_flops: float = 0.0
-    executed_bytes: float = 0.0
-
-    @classmethod
-    def total(cls, tallies: Iterable["Tally"]) -> "Tally":
-        """Return the sum of tallies."""
-        each = list(tallies)
-        return cls(**{one.name: sum(getattr(tally, one.name) for tally in each) for one in fields(cls)})
-
-    def add(self, engine: Engine, routes: Routes) -> None:
-        """Add the tokens of `routes`."""
-        spent = engine.session.meter.spent(routes)
-        every = engine.manifest.model.num_heads
-        self.tokens += routes.layers_run.shape[1]
-        self.layers += int(routes.layers_run.sum())
-        self.experts += int(routes.selected_experts.sum())
-        self.heads += int(routes.layers_run.sum() * every if (h := routes.selected_heads) is None else h.sum())
-        self.executed_flops += float(spent.executed[0].sum())
-        self.dense_flops += float(spent.dense[0].sum())
-        self.adaptive_flops += float(spent.adaptive[0].sum())
-        self.adaptive_dense_flops += float(spent.adaptive_dense[0].sum())
-        self.executed_bytes += float(spent.executed[1].sum())
-
-
-@dataclass
 class Timed:
     """The measurements of one point."""
 
@@ -84,7 +49,8 @@ class Timed:
     """CPU seconds of each prefill, of all threads of the session."""
     rounds_cpu: list[list[float]] = field(default_factory=list)
     """CPU seconds of each decoded token, by round."""
-    tally: Tally = field(default_factory=Tally)
+    tally: Total = field(default_factory=Total)
+    """Usage of the tokens that are decoded in a round; the same in every round."""
 
     @property
     def milliseconds(self) -> Distribution:
@@ -136,7 +102,7 @@ def time_engines(
     sequences = {engine: engine.session.sequence(point, room) for engine, point in points}
     # The first round warms up, and counts usage, which is the same in every round.
     for (engine, point), result in zip(points, results, strict=True):
-        _round(engine, sequences[engine], point, prompt, answer, seed, Timed(), result.tally)
+        _round(engine, sequences[engine], point, prompt, answer, seed, Timed(), result)
     with no_collection():
         for _ in range(repeats):
             for index in order.permutation(len(points)):
@@ -147,7 +113,7 @@ def time_engines(
 
 def _round(
     engine: Engine, sequence: Tokens, point: Thresholds, prompt: Sequence[int], answer: Sequence[int], seed: int,
-    timed: Timed, tally: Tally | None,
+    timed: Timed, counted: Timed | None,
 ) -> None:  # fmt: skip
     sequence.rewind(0)
     sequence.thresholds = point
@@ -165,8 +131,8 @@ def _round(
         sampler.choose(step.logits[-1])
         seconds.append(time.perf_counter() - begin)
         cpu_seconds.append(cpu_time() - cpu)
-        if tally is not None:
-            tally.add(engine, step.routes)
+        if counted is not None:
+            counted.tally += engine.session.meter.total([step.routes])
     timed.rounds.append(seconds)
     timed.rounds_cpu.append(cpu_seconds)
 

@@ -13,23 +13,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ...runtime.format.manifest import Manifest
-from .observer import ModelState, Rejection
+from .observer import ModelState
 from .tally import Tally
 
 if TYPE_CHECKING:
     from .jobs import JobRecord
 
 REASONS = ("eos", "stop", "length", "embedded", "cancelled", "deadline", "error")
-REJECTIONS: tuple[Rejection, ...] = (
-    "queue_full",
-    "memory",
-    "loading",
-    "draining",
-    "failed",
-    "deadline",
-    "bad_request",
-    "unknown_model",
-)
 SECONDS = (
     0.001,
     0.0025,
@@ -125,7 +115,7 @@ class Metrics(Collector):
         )
         self.in_progress = Gauge("adaptive_http_requests_in_progress", "HTTP requests in progress.", registry=registry)
         self.rejected = counter(
-            "jobs_rejected", "Jobs that were not accepted or left the queue without a slot.", ["model", "reason"]
+            "jobs_rejected", "Jobs that were not accepted, or whose deadline passed in the queue.", ["model", "reason"]
         )
         self.jobs = counter("jobs", "Jobs that ended, by the reason.", ["model", "reason"])
         self.prompt_tokens = counter("prompt_tokens", "Tokens of the prompts of jobs that had a slot.", model)

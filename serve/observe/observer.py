@@ -6,13 +6,14 @@ two tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ...runtime.format.manifest import Manifest
 from ...runtime.generation.request import Token
 
 Rejection = Literal["queue_full", "memory", "loading", "draining", "failed", "deadline", "bad_request", "unknown_model"]
-"""Why a job is not accepted, or leaves the queue without a slot."""
+"""Why a job is not accepted; "deadline" is that of a job that was accepted and never got a slot."""
+REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Observer:
         return JobObserver()
 
     def rejected(self, model: str, reason: Rejection) -> None:
-        """Count a job that was not accepted or left the queue without a slot."""
+        """Count a job that was not accepted, or whose deadline passed in the queue."""
 
     def pass_done(self, model: str, *, seconds: float, decoding: int, reading: int) -> None:
         """Record one pass of the engine.

@@ -16,9 +16,9 @@ from .access import QUIET_ROUTES, access_fields
 from .guard import guarded
 from .jobs import CURRENT, JobRecord, RequestRecord
 from .labels import OTHER, method_label, route_label, status_label
-from .metrics import REJECTIONS, Metrics
+from .metrics import Metrics
 from .middleware import App, ObserveMiddleware, Scope
-from .observer import JobObserver, ModelState, Observer, Rejection
+from .observer import REJECTIONS, JobObserver, ModelState, Observer, Rejection
 from .traces import Traces
 
 log = structlog.get_logger("adaptive")
@@ -59,7 +59,7 @@ class Telemetry(Observer):
 
     @guarded
     def rejected(self, model: str, reason: Rejection) -> None:
-        """Count a job that was not accepted or left the queue without a slot."""
+        """Count a job that was not accepted, or whose deadline passed in the queue."""
         self.metrics.rejected.labels(self._model_label(model), reason if reason in REJECTIONS else OTHER).inc()
 
     @guarded

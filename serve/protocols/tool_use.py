@@ -6,7 +6,7 @@ from typing import Any
 
 from ...contract.generation_settings import ToolFormat
 from ...runtime.chat.templates import template_of, tool_template_of
-from ...runtime.chat.tools.formats import PARSERS, format_of, parser_of
+from ...runtime.chat.tools.formats import format_of, parser_of, shown_tokens
 from ...runtime.chat.tools.grammar import tool_grammar
 from ...runtime.chat.tools.parts import ToolParser, Tools, tools_of
 from ...runtime.generation.sampling.mask import Grammar
@@ -74,17 +74,12 @@ def tool_use_of(body: ChatBody, model: ModelInfo, grammars: Grammars | None) -> 
         )
     definitions = [tool.model_dump(exclude_unset=True) for tool in body.tools]
     tools = tools_of(definitions)
-
-    def special(marker: str) -> int | None:
-        tokenizer = model.tokenizer
-        return tokenizer.id_of(marker) if tokenizer.added_tokens.get(marker) else None
-
-    shown = tuple(number for marker in PARSERS[writes].shown if (number := special(marker)) is not None)
     parallel = body.parallel_tool_calls is not False and named is None
     grammar = None
     if grammars is not None and (named is not None or body.tool_choice == "required"):
         template = template_of(model.manifest, tools=True).text
         wanted = tools if named is None else {named: tools[named]}
-        source = tool_grammar(writes, template, wanted, special, parallel=parallel)
+        source = tool_grammar(writes, template, wanted, model.tokenizer.special_id, parallel=parallel)
         grammar = grammars.lark(source, model, "tools")
+    shown = shown_tokens(writes, model.tokenizer)
     return ToolUse(writes, definitions, tools, shown, None if parallel else 1, grammar)

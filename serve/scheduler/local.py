@@ -190,8 +190,8 @@ class LocalScheduler:
         if job.auto is None:
             says = any(getattr(job.params, name) is not None for name in DIAL_FIELDS)
             least = None if job.embeds else self._settings.auto_compute  # vectors of several dials are not alike
-            return job if says or least is None or worker.controller is None else replace(job, auto=AutoCompute(least))
-        if worker.controller is None:
+            return job if says or least is None or worker.dial is None else replace(job, auto=AutoCompute(least))
+        if worker.dial is None:
             raise BadRequestError(
                 f'found compute "auto", but the model {worker.info.name} is not calibrated, so it has no dial; '
                 "leave compute out",
@@ -234,12 +234,15 @@ class LocalScheduler:
     def _expire(self, worker: Worker, ticket: Ticket, seconds: float) -> None:
         if ticket.stream.ended:
             return
-        got = len(ticket.request.ids) - ticket.request.prompt_tokens
-        where = "it waited for a slot all the time" if ticket.begun is None else f"it had {got} new tokens"
-        advice = "lower max_tokens, give it more time"
-        if ticket.job.embeds:
-            where = where if ticket.begun is None else "a text was not read to its end"
-            advice = "send fewer or shorter texts"
+        embeds = ticket.job.embeds
+        if ticket.begun is None:
+            where = "it waited for a slot all the time"
+            self._observer.rejected(worker.info.name, "deadline")
+        elif embeds:
+            where = "a text was not read to its end"
+        else:
+            where = f"it had {len(ticket.request.ids) - ticket.request.prompt_tokens} new tokens"
+        advice = "send fewer or shorter texts" if embeds else "lower max_tokens, give it more time"
         error = DeadlineError(
             f"this request did not end within its {seconds:g} s: {where}; {advice}, or try again when the server is "
             "less busy",

@@ -12,20 +12,17 @@ from ...runtime.generation.engine import Engine
 from ...runtime.generation.loop import Event as PassEvent
 from ...runtime.generation.loop import Loop
 from ...runtime.generation.request import Request
-from ..control.controller import Controller, Measured
+from ..control.controller import Controller
 from ..control.pace import Pace
-from ..control.points import Points
 from ..errors import DeadlineError, ServeError
 from ..observe.observer import ModelState, Observer
+from .auto_dial import AutoDial
 from .failures import LOG, client_error
 from .fair_queue import FairQueue
 from .job import EmbeddingEvent, Event, Job, ModelInfo, PromptEvent, TokenEvent
 from .memory import Room
 from .stream import JobStream
 from .ticket import Ticket
-
-CONTROL_SECONDS = 0.05
-"""Time between two looks at the load."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
-        self.controller = controller
         self.pace = Pace()
         self.error: BaseException | None = None
         """Why its thread ended."""
@@ -72,8 +68,7 @@ class Worker:
         self._running: dict[Request, Ticket] = {}
         self._changed = threading.Condition()
         self._closing = False
-        self._next_look = float("-inf")
-        self._points = Points(info.manifest)
+        self._auto = None if controller is None else AutoDial(controller, info.manifest, self.pace)
         self._thread = threading.Thread(target=self._run, name=f"engine {info.name}", daemon=True)
 
     def start(self, events: AbstractEventLoop, on_change: Callable[[], None]) -> None:
@@ -108,8 +103,8 @@ class Worker:
 
     @property
     def dial(self) -> float | None:
-        """The `compute` of jobs that let the server choose."""
-        return None if self.controller is None else self.controller.dial
+        """The `compute` of jobs that let the server choose; None where the model is not calibrated."""
+        return None if self._auto is None else self._auto.compute
 
     def state(self) -> ModelState:
         """Return how busy the model is, for metrics."""
@@ -233,7 +228,7 @@ class Worker:
         new_tokens = sum(event.token is not None for event in events)
         self.pace.passed(now, now - begin, new_tokens, decoding=decoding, occupancy=share)
         self.observer.pass_done(self.info.name, seconds=now - begin, decoding=decoding, reading=reading)
-        if now >= self._next_look:
+        if self._auto is not None and self._auto.due(now):
             self._look(now)
 
     def _begin_jobs(self, loop: Loop) -> None:
@@ -243,8 +238,8 @@ class Worker:
             assert ticket is not None
             ticket.begun = self._clock()
             ticket.watch.started()
-            if ticket.job.auto is not None:
-                self._set_dial(ticket)
+            if self._auto is not None:
+                self._auto.set(ticket)
             self._running[ticket.request] = ticket
             loop.submit(ticket.request)
 
@@ -284,29 +279,10 @@ class Worker:
                 self.pace.ended(request.new_tokens)
 
     def _look(self, now: float) -> None:
-        """Let the controller see the load, and move the dial of the jobs that let it choose."""
-        self._next_look = now + CONTROL_SECONDS
-        if self.controller is None or self._opened is None:
-            return
-        idle = not self._running
-        milliseconds = None if idle else self.pace.milliseconds_per_token
-        fill = self.waiting / self._max_queue if self._max_queue else 0.0
-        occupancy = 0.0 if idle else self.pace.occupancy
-        before = self.controller.dial
-        ratio = self.controller.update(now, Measured(milliseconds, self.wait(), fill, occupancy))
-        if self.controller.dial != before:
-            self.pace.dial_moved(ratio)
-            for ticket in self._running.values():
-                if ticket.job.auto is not None:
-                    self._set_dial(ticket)
-
-    def _set_dial(self, ticket: Ticket) -> None:
-        assert self.controller is not None
-        assert ticket.job.auto is not None
-        dial = max(self.controller.dial, ticket.job.auto.least)
-        ticket.dial, ticket.request.thresholds = dial, self._points.at(dial)
-        if ticket.request.sequence is not None:
-            ticket.request.sequence.thresholds = ticket.request.thresholds
+        """Let the dial follow the load."""
+        if self._auto is not None:
+            fill = self.waiting / self._max_queue if self._max_queue else 0.0
+            self._auto.look(now, self._running.values(), wait=self.wait(), fill=fill)
 
 
 def _push(parcels: Iterable[tuple[JobStream, list[Event]]]) -> None:

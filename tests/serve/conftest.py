@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from support.graphs.tiny_graph import write_embedder, write_manifest, write_model
-from support.scripted import TEMPLATE as TOOL_TEMPLATE
-from support.scripted import Scripted
-from support.served import TEMPLATE, ScriptedScheduler, served
+from support.serving.schedulers import ScriptedScheduler
+from support.serving.scripted import TEMPLATE as TOOL_TEMPLATE
+from support.serving.scripted import Scripted
+from support.serving.served import TEMPLATE, served
 
 
 @pytest.fixture(scope="session")

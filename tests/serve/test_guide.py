@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.served import events
+from support.serving.served import events
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = sorted((ROOT / "examples" / "clients").iterdir())

@@ -2,6 +2,7 @@
 
 from ....contract.generation_settings import ToolFormat
 from ...format.manifest import Manifest
+from ...generation.text.tokenizer import Tokenizer
 from ..templates import tool_template_of
 from .hermes import HermesParser
 from .llama3_json import Llama3JsonParser
@@ -40,6 +41,12 @@ def format_of(manifest: Manifest) -> ToolFormat | None:
     """Return how a model writes tool calls; None where its template takes no tools, or the format is not known."""
     template = tool_template_of(manifest)
     return None if template is None else manifest.generation.tools or format_of_template(template.text)
+
+
+def shown_tokens(format: ToolFormat, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the special tokens that mark calls, so that the text must show them."""
+    ids = (tokenizer.special_id(marker) for marker in PARSERS[format].shown)
+    return tuple(number for number in ids if number is not None)
 
 
 def parser_of(format: ToolFormat, tools: Tools) -> ToolParser:

@@ -78,7 +78,7 @@ class ToolCalls:
     """
 
     def __init__(self, engine: Engine, tools: list[dict[str, Any]], tool_format: ToolFormat | None) -> None:
-        from ...chat.tools.formats import PARSERS, format_of, parser_of
+        from ...chat.tools.formats import format_of, parser_of, shown_tokens
         from ...chat.tools.parts import Answer, tools_of
 
         own = format_of(engine.manifest)
@@ -89,9 +89,7 @@ class ToolCalls:
             )
         chosen: ToolFormat = tool_format or own  # type: ignore[assignment]  # one of them is there
         self._parser, self.answer = parser_of(chosen, tools_of(tools)), Answer()
-        tokenizer = engine.tokenizer
-        ids = [tokenizer.id_of(marker) for marker in PARSERS[chosen].shown if tokenizer.added_tokens.get(marker)]
-        self.shown = tuple(number for number in ids if number is not None)
+        self.shown = shown_tokens(chosen, engine.tokenizer)
         """Special tokens that the text must show."""
 
     def texts(self, tokens: Iterable[Token]) -> Iterator[str]:

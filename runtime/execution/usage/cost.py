@@ -18,6 +18,7 @@ import numpy as np
 
 from ...format.manifest import Costs, Manifest
 from .routes import Bools, Floats, Routes, at, joined
+from .total import Total
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,6 @@ class Spent:
     """The same part of `dense`."""
 
 
-@dataclass(frozen=True)
-class Total:
-    """Compute of many tokens, added up."""
-
-    layers: int
-    """Layers run."""
-    experts: int
-    heads: int
-    executed_flops: float
-    dense_flops: float
-
-
 class Meter:
     """Computes the costs of tokens by two tables: those of the manifest, or those of one of its targets."""
 
@@ -120,6 +109,7 @@ class Meter:
         self._routers = (column("router") + depth_router).sum(axis=1, keepdims=True)  # (2, 1)
         self._index = np.arange(L)[:, None]  # (L, 1)
         self._heads = [tuple(range(H)) if layer.attends else () for layer in model.layers]
+        self._heads_of = np.array([len(heads) for heads in self._heads])  # (L,)
 
     def spent(self, routes: Routes) -> Spent:
         """Return the cost of each token of `routes`, and that of the same token in a dense pass."""
@@ -130,19 +120,23 @@ class Meter:
 
     def total(self, routes: Sequence[Routes]) -> Total:
         """Add up the compute of tokens: one call for many costs about as much as `usage` of one."""
-        layers = experts = heads = 0
-        executed = dense = 0.0
+        total = Total()
         for _, group in groupby(routes, key=lambda one: one.exits_open.tobytes()):
-            all_routes = joined(list(group))
-            spent = self.spent(all_routes)
-            run = int(all_routes.layers_run.sum())
-            layers += run
-            experts += int(all_routes.selected_experts.sum())
-            chosen = all_routes.selected_heads
-            heads += run * self._num_heads if chosen is None else int(chosen.sum())
-            executed += float(spent.executed[0].sum())
-            dense += float(spent.dense[0].sum())
-        return Total(layers, experts, heads, executed, dense)
+            one = joined(list(group))
+            spent, run = self.spent(one), one.layers_run.sum(axis=1)  # (L,)
+            chosen = one.selected_heads
+            total += Total(
+                tokens=one.layers_run.shape[1],
+                layers=int(run.sum()),
+                experts=int(one.selected_experts.sum()),
+                heads=int(run @ self._heads_of if chosen is None else chosen.sum()),
+                executed_flops=float(spent.executed[0].sum()),
+                dense_flops=float(spent.dense[0].sum()),
+                adaptive_flops=float(spent.adaptive[0].sum()),
+                adaptive_dense_flops=float(spent.adaptive_dense[0].sum()),
+                executed_bytes=float(spent.executed[1].sum()),
+            )
+        return total
 
     def _counters(self, routes: Routes) -> Floats:
         """Count how often each part ran, (8 * L, T).

@@ -75,6 +75,8 @@ def between(routes: Routes, begin: int, end: int, exits_open: Bools) -> Routes:
 
 def joined(parts: Sequence[Routes]) -> Routes:
     """Join the routes of consecutive passes that ran at the same thresholds."""
+    if len(parts) == 1:
+        return parts[0]
 
     def join(name: str, axis: int) -> Any:
         values = [getattr(part, name) for part in parts]

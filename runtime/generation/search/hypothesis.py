@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...execution.usage.cost import Meter
-from ...execution.usage.routes import Routes, joined
+from ...execution.usage.routes import Routes
 from ..request import Request, Token
 
 GATHERED = 64
@@ -61,7 +61,7 @@ class Effort:
 
     def _sum(self) -> None:
         if self._gathered and self._meter is not None:
-            self._flops += float(self._meter.spent(joined(self._gathered)).executed[0].sum())
+            self._flops += self._meter.total(self._gathered).executed_flops
             self._gathered = []
 
 

@@ -1,24 +1,21 @@
-"""The tokenizer of an exported model: text to ids, and ids to a stream of whole characters."""
+"""The tokenizer of an exported model: text to ids, and ids to text by its decoder."""
 
 import json
 import re
 import threading
-from collections import ChainMap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
 
-from ....contract.byte_table import byte_characters
 from ....contract.errors import UserError
 from ....contract.file_names import TOKENIZER
 from ....contract.text.stretches import ENCODED_CHARS, cut_stretches
 from ...format.manifest import Manifest
-from .text_stream import CONTEXT_TOKENS, ByteStream, TextStream, WindowStream
-
-BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+from .decoder import Decoder
+from .text_stream import TextStream
 
 
 class Tokenizer:
@@ -158,6 +155,10 @@ class Tokenizer:
         number: int | None = self._tokenizer.token_to_id(token)
         return number
 
+    def special_id(self, token: str) -> int | None:
+        """Return the id of a special token by its text; None if the text is no special token."""
+        return self.id_of(token) if self.added_tokens.get(token) else None
+
     @cached_property
     def _has_normalized(self) -> bool:
         """Whether some added tokens are looked for in the normalized text."""
@@ -193,126 +194,34 @@ class Tokenizer:
         with self._lock:
             return [self._tokenizer.encode(piece, add_special_tokens=False) for piece in pieces]
 
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._tokenizer, self._parsed, unknown_id=self.unknown_id, encode=self.encode)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens: all that a stream from the start gives."""
         stream = self.stream([])
         return "".join([*map(stream.push, ids), stream.flush()])
 
+    def stream(self, before: Sequence[int], show: bool | Collection[int] = False) -> TextStream:
+        """Open a stream of the text that follows the ids `before`; see `Decoder.stream`."""
+        return self._decoder.stream(before, show)
+
     def bytes_of(self, token: int) -> bytes:
         """Return the bytes that an id adds inside a text; none for special tokens and the unknown one."""
-        if token in self._silent:
-            return b""
-        data = self._bytes_of.get(token)
-        if data is None:
-            ids, skip = self._context  # the first token of a text is decoded differently
-            data = self._decode_at_once([*ids, token])[skip:].encode()
-        return data
+        return self._decoder.bytes_of(token)
 
     def token_bytes(self) -> list[bytes]:
         """Return the bytes that each id adds inside a text; see `bytes_of`."""
         table = [b""] * self.size
-        for number in self._tokenizer.get_vocab(with_added_tokens=True).values():
+        for number in self.vocabulary.values():
             table[number] = self.bytes_of(number)
         return table
-
-    @cached_property
-    def _silent(self) -> frozenset[int]:
-        """Ids that add no text."""
-        return self._special | ({self.unknown_id} if self.unknown_id is not None else set())
-
-    @cached_property
-    def _context(self) -> tuple[list[int], int]:
-        """The ids of a short text, and the length of its text."""
-        ids = [number for number in self.encode("a") if number not in self._silent]
-        return ids, len(self._decode_at_once(ids))
-
-    def stream(self, before: Sequence[int], show: bool | Collection[int] = False) -> TextStream:
-        """Open a stream of the text that follows the ids `before`, such as a prompt; an empty list starts a text.
-
-        The text of `before` and that of the stream together are the text of all ids.
-
-        Args:
-            before: Ids before the text.
-            show: The special tokens that are shown, as they are spelled: all, none, or those with these ids.
-        """
-        shown = {n: text for n, text in self._specials.items() if show is True or (show and n in show)}
-        stream: TextStream
-        if self._decoders and set(self._decoders) <= {"ByteLevel", "Fuse"} and self._decoders[0] == "ByteLevel":
-            spelled = {number: text.encode() for number, text in shown.items()}
-            stream = ByteStream(ChainMap(spelled, self._bytes_of) if shown else self._bytes_of)
-        else:
-            stream = WindowStream(
-                self._decode_at_once, self._bytes_of, self._special, fallback=self._has_fallback, shown=shown
-            )
-        for token in self._end_of(before):
-            stream.push(token)
-        return stream
-
-    def _end_of(self, ids: Sequence[int]) -> list[int]:
-        """Return the last ids that are text, a few, starting where a character starts."""
-        end: list[int] = []
-        for token in reversed(ids):
-            if token in self._special:
-                continue
-            if len(end) >= CONTEXT_TOKENS and not _continues(self._bytes_of.get(end[-1], b"")):
-                break
-            end.append(token)
-        return end[::-1]
-
-    def _decode_at_once(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     @cached_property
     def _parsed(self) -> dict[str, Any]:
         parsed: dict[str, Any] = json.loads(self._json)
         return parsed
-
-    @cached_property
-    def _decoders(self) -> list[str]:
-        """The kinds of decoder that the text goes through, in order."""
-        return list(_kinds(self._parsed.get("decoder")))
-
-    @property
-    def _has_fallback(self) -> bool:
-        return "ByteFallback" in self._decoders
-
-    @cached_property
-    def _specials(self) -> dict[int, str]:
-        """The text of each special token."""
-        return {token["id"]: token["content"] for token in self._parsed.get("added_tokens", []) if token["special"]}
-
-    @cached_property
-    def _special(self) -> frozenset[int]:
-        return frozenset(self._specials)
-
-    @cached_property
-    def _bytes_of(self) -> dict[int, bytes]:
-        """The bytes of each token that stands for bytes; special tokens have none."""
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        if self._has_fallback:
-            return {n: bytes.fromhex(token[3:5]) for token, n in vocabulary.items() if BYTE_TOKEN.fullmatch(token)}
-        if "ByteLevel" not in self._decoders:
-            return {}
-        alphabet = {char: byte for byte, char in enumerate(byte_characters())}
-        table = {}
-        for token, number in vocabulary.items():
-            if number in self._special:
-                continue
-            if all(char in alphabet for char in token):
-                table[number] = bytes(alphabet[char] for char in token)
-            else:  # an added token is written as it is
-                table[number] = token.encode()
-        return table
-
-
-def _kinds(decoder: Any) -> Iterator[str]:
-    if decoder is None:
-        return
-    if decoder["type"] == "Sequence":
-        for part in decoder["decoders"]:
-            yield from _kinds(part)
-    else:
-        yield decoder["type"]
 
 
 def require_utf8(text: str) -> None:
@@ -327,8 +236,3 @@ def require_utf8(text: str) -> None:
         raise UserError(
             f"the text is not valid UTF-8: found {text[error.start]!r} at character {error.start}; save it as UTF-8"
         ) from error
-
-
-def _continues(data: bytes) -> bool:
-    """Whether `data` begins inside a character of UTF-8."""
-    return bool(data) and 0x80 <= data[0] < 0xC0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ....contract.errors import UserError
 from ...dial import Thresholds
 from ...execution.step import Step
+from ...execution.usage.total import Total
 from ...generation.engine import Engine
-from ..timing import Tally
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -82,7 +82,7 @@ def windows(text: Text, count: int, length: int, stride: int | None = None, bos:
 class Score:
     """Measurements over some windows."""
 
-    tally: Tally = field(default_factory=Tally)
+    tally: Total = field(default_factory=Total)
     """Usage of all tokens that were read."""
     tokens: int = 0
     """Tokens that were scored."""
@@ -105,7 +105,7 @@ class Score:
     @property
     def executed_share(self) -> float:
         """Executed over dense FLOPs."""
-        return self.tally.executed_flops / self.tally.dense_flops
+        return self.tally.share
 
 
 class Reader:
@@ -163,7 +163,7 @@ class Reader:
         return self._sequence.prefill(ids, num_logits)
 
     def _add(self, step: Step) -> None:
-        self.score.tally.add(self._engine, step.routes)
+        self.score.tally += self._engine.session.meter.total([step.routes])
 
 
 def scored_rows(engine: Engine) -> int:

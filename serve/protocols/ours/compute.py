@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ....runtime.execution.usage.total import Total
 from ....runtime.format.manifest import Manifest
 from ....runtime.generation.request import Token
 from ...errors import BadRequestError
@@ -118,12 +119,7 @@ class ComputeUsage(Body):
 class ComputeSum:
     """The compute of tokens, added up; that of several texts can be joined."""
 
-    tokens: int = 0
-    layers: int = 0
-    experts: int = 0
-    heads: int = 0
-    executed: float = 0.0
-    dense: float = 0.0
+    total: Total = field(default_factory=Total)
     first_seconds: float = 0.0
     seconds: float = 0.0
     """Of all tokens but the first of each text."""
@@ -134,58 +130,41 @@ class ComputeSum:
 
     def add(self, token: Token) -> None:
         """Add a token of a text."""
-        if self.tokens:
+        if self.firsts:
             self.seconds += token.seconds
         else:
             self.first_seconds, self.firsts = token.seconds, 1
-        self.tokens += 1
         self.waiting.append(token)
         if len(self.waiting) >= ADDED_AT_ONCE:
             self.settle()
 
     def settle(self) -> None:
         """Add up the routes of the tokens that wait for it, together, which costs about as much as for one."""
-        if not self.waiting:
-            return
-        total = self.waiting[0].meter.total([token.routes for token in self.waiting])
-        self.waiting.clear()
-        self.layers += total.layers
-        self.experts += total.experts
-        self.heads += total.heads
-        self.executed += total.executed_flops
-        self.dense += total.dense_flops
+        if self.waiting:
+            self.total += self.waiting[0].meter.total([token.routes for token in self.waiting])
+            self.waiting.clear()
 
     @classmethod
     def joined(cls, sums: "Iterable[ComputeSum]") -> "ComputeSum":
         """Return the sum of several texts."""
-        total = cls()
+        joined = cls()
         for one in sums:
             one.settle()
-            for name in (
-                "tokens",
-                "layers",
-                "experts",
-                "heads",
-                "executed",
-                "dense",
-                "first_seconds",
-                "seconds",
-                "firsts",
-            ):
-                setattr(total, name, getattr(total, name) + getattr(one, name))
-            total.ends += one.ends
-        return total
+            joined.total += one.total
+            joined.first_seconds += one.first_seconds
+            joined.seconds += one.seconds
+            joined.firsts += one.firsts
+            joined.ends += one.ends
+        return joined
 
     def usage(self) -> ComputeUsage:
         """Return the means."""
         self.settle()
-        later = self.tokens - self.firsts
+        later = self.total.tokens - self.firsts
         mean_seconds = self.seconds / later if later else self.first_seconds / max(self.firsts, 1)
         return ComputeUsage(
-            share=round(self.executed / self.dense, 5) if self.dense else 0.0,
-            experts_per_token=round(self.experts / max(self.layers, 1), 4),
-            heads_per_token=round(self.heads / max(self.layers, 1), 4),
-            layers_per_token=round(self.layers / max(self.tokens, 1), 4),
+            share=round(self.total.share, 5),
+            **self.total.means(),
             milliseconds_per_token=round(mean_seconds * 1000, 4),
             dial=self.ends[-1].dial if self.ends else None,
             drafted=sum(end.drafted for end in self.ends),

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from support.operators.our_library import needs_library
 from support.runs import write_run
-from support.served import served
+from support.serving.served import served
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.contract.file_names import MANIFEST

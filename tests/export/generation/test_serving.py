@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from support.operators.our_library import needs_library
-from support.served import tokens_of
+from support.serving.scheduled import tokens_of
 
 from adaptive_lm.export.exporter import Exported
 from adaptive_lm.runtime import Params, load

@@ -10,7 +10,7 @@ import pytest
 from support.cases import slowly_all
 from support.operators.our_library import needs_library
 from support.runs import write_run
-from support.served import tokens_of
+from support.serving.scheduled import tokens_of
 from support.twins import Twins
 
 from adaptive_lm.export.package import write_files

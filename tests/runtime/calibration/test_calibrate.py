@@ -15,10 +15,10 @@ from support.graphs.tiny_graph import TOKENS, E, L, write_manifest
 from adaptive_lm.runtime import Dial, Engine, Manifest, UserError, load
 from adaptive_lm.runtime.calibration.calibrate import CalibrateParams, check_rises, halves
 from adaptive_lm.runtime.dial import resolve
+from adaptive_lm.runtime.execution.usage.total import Total
 from adaptive_lm.runtime.format.files import digest
 from adaptive_lm.runtime.measuring.quality.divergence import Point, diverge
 from adaptive_lm.runtime.measuring.quality.perplexity import Score, Window, score, windows
-from adaptive_lm.runtime.measuring.timing import Tally
 from adaptive_lm.serve.cli import group
 
 QUICK = ["--tokens", "512", "--repeats", "1", "--new-tokens", "8"]
@@ -136,7 +136,7 @@ def test_agreement_is_what_an_exit_at_that_threshold_gives(calibrated: tuple[Pat
         assert one.measured >= one.share
         found = score(engine, resolve(engine.manifest, Dial(agreement=one.share)), reporting)
         assert float((np.concatenate(found.choices) == whole).mean()) == pytest.approx(one.measured, abs=1e-5)
-        assert found.tally.layers / found.tally.tokens == pytest.approx(one.layers_per_token, abs=1e-3)
+        assert found.tally.layers_per_token == pytest.approx(one.layers_per_token, abs=1e-3)
     assert curve.agreement[0].layers_per_token < L
 
 
@@ -263,7 +263,7 @@ def test_a_disk_that_is_full_leaves_the_model_as_it_was(rich_copy: Path, monkeyp
 
 def test_a_curve_that_is_not_monotone_is_refused() -> None:
     def ran(share: float) -> Score:
-        return Score(Tally(tokens=1, executed_flops=share, dense_flops=1))
+        return Score(Total(tokens=1, executed_flops=share, dense_flops=1))
 
     check_rises([0.5, 0.6, 1], [ran(0.5), ran(0.5), ran(1)])
     with pytest.raises(UserError, match=r"not monotone .*0\.6 ran 40\.0%.*nothing was written.*--tokens"):

@@ -93,10 +93,7 @@ def written(compiler: Compiler, tokenizer: Tokenizer, source: str, seed: int) ->
 def test_what_the_grammar_lets_through_is_read_back(
     compiler: Compiler, tokenizer: Tokenizer, kind: ToolFormat, template: str, parallel: bool
 ) -> None:
-    def special(marker: str) -> int | None:
-        return tokenizer.id_of(marker) if tokenizer.added_tokens.get(marker) else None
-
-    source = tool_grammar(kind, template, TOOLS, special, parallel=parallel)
+    source = tool_grammar(kind, template, TOOLS, tokenizer.special_id, parallel=parallel)
     names: set[str] = set()
     most = 0
     for seed in range(25):

@@ -319,7 +319,7 @@ def test_ctrl_c_ends_the_text_and_still_gives_the_summary(
 
 
 def test_an_answer_begins_without_the_space_of_the_template() -> None:
-    from adaptive_lm.runtime.commands.generate import stream
+    from adaptive_lm.runtime.commands.output import stream
 
     def shown(strip: bool) -> str:
         import click

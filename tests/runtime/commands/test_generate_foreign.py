@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from support.graphs.tiny_graph import EOS
-from support.scripted import CALL, TEMPLATE
+from support.serving.scripted import CALL, TEMPLATE
 
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.runtime import Engine, load

@@ -218,7 +218,7 @@ def test_a_save_that_fails_loses_nothing(chat: Callable[..., Chat], tmp_path: Pa
     assert len(talk.history.turns) == 2
 
 
-def test_undo_clear_and_exit(chat: Callable[..., Chat]) -> None:
+def test_undo_and_clear(chat: Callable[..., Chat]) -> None:
     talk = chat()
     talk.line("one")
     talk.line("two")
@@ -226,8 +226,12 @@ def test_undo_clear_and_exit(chat: Callable[..., Chat]) -> None:
     assert [turn["content"] for turn in talk.history.turns if turn["role"] == "user"] == ["one"]
     talk.line("/clear")
     assert talk.history.turns == []
+
+
+@pytest.mark.parametrize("line", ["/exit", "/quit", "/QUIT "])
+def test_exit_and_quit_end_the_conversation(chat: Callable[..., Chat], line: str) -> None:
     with pytest.raises(EndOfChat):
-        talk.line("/exit")
+        chat().line(line)
 
 
 def test_the_help_lists_every_command(chat: Callable[..., Chat]) -> None:

@@ -60,6 +60,13 @@ def test_a_mistake_is_named_the_rest_is_answered_and_the_exit_code_tells(talk: C
     assert "4 tokens" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["/exit", "/quit"])
+def test_nothing_is_answered_after_the_end(talk: Callable[..., Result], command: str) -> None:
+    result = talk(f"{command}\nhello\n")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "tokens" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [(("--temperature", "-1"), "found --temperature -1"), (("--load", "nowhere.json"), "cannot read nowhere.json"),

@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.graphs.state_graph import write_hybrid
 from support.graphs.tiny_graph import E, L, expected, manifest_content
 
-from adaptive_lm.runtime import Dial, Engine, Manifest, Params
+from adaptive_lm.runtime import Dial, Engine, Manifest, Params, load
 from adaptive_lm.runtime.dial import resolve
 from adaptive_lm.runtime.execution.usage.cost import Meter
 from adaptive_lm.runtime.execution.usage.routes import Routes
+from adaptive_lm.runtime.execution.usage.total import Total
 from adaptive_lm.runtime.format.manifest import Costs
 
 IDS = list(b"How do mountains form?")
@@ -134,14 +136,35 @@ def test_less_asked_for_is_never_more_flops(engine: Engine, name: str) -> None:
     assert shares[0] < shares[-1]
 
 
-@pytest.mark.parametrize("name", ["engine", "rich_engine"])
+@pytest.fixture(scope="module")
+def hybrid_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """Load a model some of whose layers have no attention, and so no heads to count."""
+    folder = write_hybrid(tmp_path_factory.mktemp("hybrid") / "model", mixes=True, attention=True, skipped="none")
+    return load(folder, device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("name", ["engine", "rich_engine", "hybrid_engine"])
 def test_the_total_of_many_tokens_is_the_sum_of_their_usages(name: str, request: pytest.FixtureRequest) -> None:
     engine: Engine = request.getfixturevalue(name)
-    closed = list(engine.generate("abc", Params(max_new_tokens=9, seed=1, exit_threshold=1)))
-    tokens = [*closed, *engine.generate("abc", Params(max_new_tokens=9, seed=1, exit_threshold=0.5)), *closed]
+    tokens = list(engine.generate("abc", Params(max_new_tokens=9, seed=1)))
+    if any(layer.exit for layer in engine.manifest.model.layers):
+        closed = list(engine.generate("abc", Params(max_new_tokens=9, seed=1, exit_threshold=1)))
+        tokens = [*closed, *engine.generate("abc", Params(max_new_tokens=9, seed=1, exit_threshold=0.5)), *closed]
     total = tokens[0].meter.total([token.routes for token in tokens])
+    assert total.tokens == len(tokens)
     assert total.layers == sum(len(token.usage.layers_run) for token in tokens)
     assert total.experts == sum(len(used) for token in tokens for used in token.usage.experts)
     assert total.heads == sum(len(used) for token in tokens for used in token.usage.heads)
     assert total.executed_flops == pytest.approx(sum(token.usage.executed_flops for token in tokens), rel=1e-12)
     assert total.dense_flops == pytest.approx(sum(token.usage.dense_flops for token in tokens), rel=1e-12)
+    assert total.executed_bytes == pytest.approx(sum(token.usage.executed_bytes for token in tokens), rel=1e-12)
+    assert total.share == pytest.approx(total.executed_flops / total.dense_flops)
+    assert total.means() == {
+        "experts_per_token": round(total.experts / total.layers, 4),
+        "heads_per_token": round(total.heads / total.layers, 4),
+        "layers_per_token": round(total.layers / len(tokens), 4),
+    }
+
+
+def test_the_total_of_no_token_has_means_of_zero() -> None:
+    assert (Total().share, set(Total().means().values())) == (0.0, {0.0})

@@ -4,7 +4,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 from starlette.testclient import TestClient
-from support.served import events
+from support.serving.served import events
 
 MESSAGES = [{"role": "user", "content": "Say something."}]
 CHAT = "/v1/chat/completions"

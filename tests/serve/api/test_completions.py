@@ -2,7 +2,7 @@
 
 import openai
 from starlette.testclient import TestClient
-from support.served import events
+from support.serving.served import events
 
 
 def test_ids_and_text_are_one_prompt(client: TestClient) -> None:

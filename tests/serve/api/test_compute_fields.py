@@ -8,7 +8,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 from support.graphs.tiny_graph import write_model
-from support.served import events, served
+from support.serving.served import events, served
 
 from adaptive_lm.runtime import Params, load
 from adaptive_lm.runtime.generation.summary import token_json

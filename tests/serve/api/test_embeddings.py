@@ -13,7 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 from support.cases import each
 from support.graphs.tiny_graph import CONTEXT, D, expected_embedding
-from support.served import Connection, FailingScheduler, HeldScheduler, served, until
+from support.serving.connection import Connection
+from support.serving.schedulers import FailingScheduler, HeldScheduler
+from support.serving.served import served
+from support.serving.until import until
 
 from adaptive_lm.runtime.generation.loop import Loop
 from adaptive_lm.runtime.generation.request import Token

@@ -9,7 +9,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 from support.cases import each
-from support.served import events
+from support.serving.served import events
 
 USER = [{"role": "user", "content": "hi"}]
 BODY = {"prompt": "hello", "max_tokens": 8, "temperature": 0}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 from support.cases import each
-from support.scripted import CALL, NOW, PIECES, WEATHER, Scripted
+from support.serving.scripted import CALL, NOW, PIECES, WEATHER, Scripted
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "?"}]

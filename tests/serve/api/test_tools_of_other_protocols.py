@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from support.scripted import CALL, PIECES, WEATHER, Scripted
-from support.served import events
+from support.serving.scripted import CALL, PIECES, WEATHER, Scripted
+from support.serving.served import events
 
 USER = [{"role": "user", "content": "?"}]
 A_WEATHER = {"name": "weather", "input_schema": WEATHER["function"]["parameters"]}

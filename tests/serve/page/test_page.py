@@ -15,7 +15,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from support.page_stub import STORY, Stub, pieces, run, serve
+from support.serving.page_stub import STORY, Stub, pieces, run, serve
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.page.routes import page_routes

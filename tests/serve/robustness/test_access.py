@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from support.cases import each
-from support.served import HeldScheduler
+from support.serving.schedulers import HeldScheduler
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.application.table import ENDPOINTS

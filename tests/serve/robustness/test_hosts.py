@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from support.served import HeldScheduler
+from support.serving.schedulers import HeldScheduler
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.settings import Settings

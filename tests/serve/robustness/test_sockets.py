@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support.page_stub import run
-from support.served import HeldScheduler
+from support.serving.page_stub import run
+from support.serving.schedulers import HeldScheduler
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.settings import Settings

@@ -7,7 +7,10 @@ from typing import Any
 import openai
 import pytest
 from starlette.testclient import TestClient
-from support.served import Connection, FailingScheduler, HeldScheduler, events, served, until
+from support.serving.connection import Connection
+from support.serving.schedulers import FailingScheduler, HeldScheduler
+from support.serving.served import events, served
+from support.serving.until import until
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.errors import QueueFullError, ServeError, UnavailableError

@@ -4,14 +4,14 @@ import asyncio
 import gc
 import shutil
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.serving.scheduled import ids, job, run, serving, whole
+from support.serving.until import BOUND, until
 
 from adaptive_lm.runtime import Engine, Params, UserError, load
 from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
@@ -23,51 +23,11 @@ from adaptive_lm.serve.errors import (
     ServeError,
     UnavailableError,
 )
-from adaptive_lm.serve.scheduler.job import AutoCompute, EndEvent, Event, Job, PromptEvent, Stream, TokenEvent
-from adaptive_lm.serve.scheduler.local import LocalScheduler
+from adaptive_lm.serve.scheduler.job import AutoCompute, EndEvent, Job, PromptEvent, Stream
 from adaptive_lm.serve.scheduler.open import open_scheduler
 from adaptive_lm.serve.settings import Settings
 
 from .conftest import Gate
-
-BOUND = 10.0
-"""Seconds after which something that should happen has failed."""
-
-
-def job(text: str = "hello", new: int = 8, client: str = "a", **changes: Any) -> Job:
-    params = changes.pop("params", Params(temperature=0, max_new_tokens=new))
-    return Job(prompt=tuple(text.encode()), params=params, client=client, **changes)
-
-
-@asynccontextmanager
-async def serving(*models: Path, **settings: Any) -> AsyncIterator[LocalScheduler]:
-    scheduler = open_scheduler(Settings(models=tuple(map(str, models)), threads=1, device="cpu", **settings))
-    await scheduler.start()
-    await asyncio.wait_for(scheduler.ready(), BOUND)
-    try:
-        yield scheduler
-    finally:
-        await scheduler.close()
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 3 * BOUND))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(BOUND):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def whole(stream: Stream) -> tuple[list[int], EndEvent]:
-    events = [event async for event in stream]
-    assert isinstance(events[-1], EndEvent)
-    return ids(events), events[-1]
-
-
-def ids(events: list[Event]) -> list[int]:
-    return [event.token.id for event in events if isinstance(event, TokenEvent)]
 
 
 def alone(engine: Engine, text: str, new: int = 8, **dial: Any) -> list[int]:

@@ -6,7 +6,7 @@ import anthropic
 import openai
 from starlette.testclient import TestClient
 
-from support.served import ScriptedScheduler
+from support.serving.schedulers import ScriptedScheduler
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}"

@@ -1,70 +1,14 @@
-"""The server's application in this process, on the tiny model, and schedulers that fail or wait on command."""
+"""Schedulers that fail, wait, or say what a test wants."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from starlette.testclient import TestClient
-
-from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.errors import ServeError
 from adaptive_lm.serve.scheduler.job import EndEvent, Event, Job, Load, ModelInfo, Scheduler, Status, TokenEvent
-from adaptive_lm.serve.scheduler.open import model_info, open_scheduler
-from adaptive_lm.serve.settings import Settings
-
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
-)
-
-
-@contextmanager
-def served(
-    folder: Path, *, wrap: Callable[[Scheduler], Scheduler] = lambda one: one, keep_alive: float = 10.0, **settings: Any
-) -> Iterator[TestClient]:
-    """Serve the model in `folder`, and give a client of the application."""
-    options = Settings(models=(str(folder),), device="cpu", threads=1, **settings)
-    scheduler = open_scheduler(options)
-
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        await scheduler.start()
-        await scheduler.ready()
-        yield
-        await scheduler.close()
-
-    app = build(options, wrap(scheduler), lifespan=lifespan, keep_alive=keep_alive)
-    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
-        yield client
-
-
-async def tokens_of(folder: Path, target: str, jobs: Sequence[Job], *, max_batch: int = 8) -> list[list[int]]:
-    """Submit all jobs at once to a scheduler of the model in `folder`, and return the tokens of each."""
-    options = Settings(models=(str(folder),), device="cpu", target=target, threads=1, max_batch=max_batch)
-    scheduler = open_scheduler(options)
-    await scheduler.start()
-    try:
-        await scheduler.ready()
-        name = scheduler.models()[0].name
-        streams = [await scheduler.submit(name, job) for job in jobs]
-        results = []
-        for stream in streams:
-            sent = [event async for event in stream]
-            assert isinstance(sent[-1], EndEvent)
-            assert sent[-1].error is None
-            results.append([event.token.id for event in sent if isinstance(event, TokenEvent)])
-        return results
-    finally:
-        await scheduler.close()
-
-
-def events(text: str) -> list[dict[str, Any]]:
-    """Read the data of an event stream; the mark `[DONE]` is left out."""
-    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-    return [json.loads(line) for line in lines if line != "[DONE]"]
+from adaptive_lm.serve.scheduler.open import model_info
 
 
 class FailingScheduler:
@@ -203,48 +147,3 @@ class HeldStream:
     async def take(self) -> list[Event]:
         """Wait for events."""
         return await self.events.get()
-
-
-class Connection:
-    """One HTTP request to an application, driven by hand: the client leaves when `leave` is called."""
-
-    def __init__(self, app: Any, path: str, body: dict[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self._gone = asyncio.Event()
-        self._body: bytes | None = json.dumps(body).encode()
-        scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "client": ("1.2.3.4", 5),
-            "server": ("127.0.0.1", 80), "headers": [(b"content-type", b"application/json"), *headers], "state": {},
-        }  # fmt: skip
-        self.task = asyncio.create_task(app(scope, self._receive, self._send))
-
-    async def _receive(self) -> dict[str, Any]:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-
-    @property
-    def text(self) -> str:
-        """The body that was sent so far."""
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
-
-    def leave(self) -> None:
-        """Close the connection from the client's side."""
-        self._gone.set()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait until a condition holds.
-
-    Raises:
-        TimeoutError: It does not hold in time.
-    """
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
