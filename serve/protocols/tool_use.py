@@ -81,5 +81,5 @@ def tool_use_of(body: ChatBody, model: ModelInfo, grammars: Grammars | None) -> 
         wanted = tools if named is None else {named: tools[named]}
         source = tool_grammar(writes, template, wanted, model.tokenizer.special_id, parallel=parallel)
         grammar = grammars.lark(source, model, "tools")
-    shown = shown_tokens(writes, model.tokenizer)
+    shown = shown_tokens(writes, model.tokenizer.special_id)
     return ToolUse(writes, definitions, tools, shown, None if parallel else 1, grammar)

@@ -1,8 +1,9 @@
 """The formats of tool calls: recognised from a chat template, and the parser of each."""
 
+from collections.abc import Callable
+
 from ....contract.generation_settings import ToolFormat
 from ...format.manifest import Manifest
-from ...generation.text.tokenizer import Tokenizer
 from ..templates import tool_template_of
 from .hermes import HermesParser
 from .llama3_json import Llama3JsonParser
@@ -43,9 +44,14 @@ def format_of(manifest: Manifest) -> ToolFormat | None:
     return None if template is None else manifest.generation.tools or format_of_template(template.text)
 
 
-def shown_tokens(format: ToolFormat, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the special tokens that mark calls, so that the text must show them."""
-    ids = (tokenizer.special_id(marker) for marker in PARSERS[format].shown)
+def shown_tokens(format: ToolFormat, special: Callable[[str], int | None]) -> tuple[int, ...]:
+    """Return the special tokens that mark calls, so that the text must show them.
+
+    Args:
+        format: How calls are written.
+        special: Returns the id of a special token by its text; None where there is none.
+    """
+    ids = (special(marker) for marker in PARSERS[format].shown)
     return tuple(number for number in ids if number is not None)
 
 

@@ -89,7 +89,7 @@ class ToolCalls:
             )
         chosen: ToolFormat = tool_format or own  # type: ignore[assignment]  # one of them is there
         self._parser, self.answer = parser_of(chosen, tools_of(tools)), Answer()
-        self.shown = shown_tokens(chosen, engine.tokenizer)
+        self.shown = shown_tokens(chosen, engine.tokenizer.special_id)
         """Special tokens that the text must show."""
 
     def texts(self, tokens: Iterable[Token]) -> Iterator[str]:
