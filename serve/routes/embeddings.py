@@ -82,7 +82,8 @@ class EmbeddingAnswer(Response):
                     code="timeout",
                 )
             try:
-                stream = await self.scheduler.submit(self.order.model.name, replace(job, timeout=left))
+                submitted = replace(job, timeout=left, submitted_again=self._accepted)
+                stream = await self.scheduler.submit(self.order.model.name, submitted)
             except QueueFullError:
                 if not self._accepted:
                     raise

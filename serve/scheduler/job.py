@@ -43,6 +43,8 @@ class Job:
     """What the text must match (`runtime/structured`); None: anything."""
     embeds: bool = False
     """Whether to compute the embedding of the prompt in place of a text; of `params` only the dial counts then."""
+    submitted_again: bool = False
+    """Whether the caller submits it again where the queue is full, so that this does not count as a rejection."""
 
 
 @dataclass(frozen=True)

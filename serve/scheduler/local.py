@@ -144,7 +144,8 @@ class LocalScheduler:
             self._require_place(worker, job.client)
             ticket = self._ticket(worker, self._with_dial(worker, job))
         except ServeError as error:
-            self._observer.rejected(model, REJECTIONS.get(error.code or "", "bad_request"))
+            if not (job.submitted_again and isinstance(error, QueueFullError)):
+                self._observer.rejected(model, REJECTIONS.get(error.code or "", "bad_request"))
             raise
         seconds = self._settings.timeout if job.timeout is None else min(job.timeout, self._settings.timeout)
         ticket.timer = asyncio.get_running_loop().call_later(seconds, self._expire, worker, ticket, seconds)

@@ -232,8 +232,11 @@ def test_a_full_queue_refuses_the_first_text_with_its_own_status(folder: Path) -
 
 
 def test_a_later_text_waits_for_its_place_until_the_deadline(folder: Path) -> None:
+    marks = []
+
     class Filling(HeldScheduler):
         async def submit(self, model: str, job: Job) -> Any:
+            marks.append(job.submitted_again)
             if self.streams:
                 raise FULL
             return await super().submit(model, job)
@@ -247,6 +250,8 @@ def test_a_later_text_waits_for_its_place_until_the_deadline(folder: Path) -> No
         return connection.text
 
     assert "did not end within its 0.2 s: 0 of 2 texts were embedded" in asyncio.run(run())
+    assert len(marks) > 2
+    assert marks == [False, *[True] * (len(marks) - 1)], "to wait for a place is no rejection"
 
 
 def test_a_deadline_ends_a_text_in_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from support.serving.until import until
 
 from adaptive_lm.runtime import load
 from adaptive_lm.runtime.execution.memory.kv_cache import cache_bytes
-from adaptive_lm.serve.errors import DeadlineError, ServeError
+from adaptive_lm.serve.errors import DeadlineError, QueueFullError, ServeError
 from adaptive_lm.serve.observe.observer import REJECTIONS, Observer, Rejection
 from adaptive_lm.serve.scheduler.local import LocalScheduler
 from adaptive_lm.serve.scheduler.open import open_scheduler
@@ -55,6 +55,8 @@ def test_every_reason_is_counted_where_it_applies(demo: Path, gate: Gate) -> Non
             await until(lambda: gate.waiting)
             streams.append(await scheduler.submit("demo", job(timeout=0.1)))
             await refused(scheduler)
+            with pytest.raises(QueueFullError):  # not counted
+                await scheduler.submit("demo", job(submitted_again=True))
             _, end = await whole(streams[1])
             assert isinstance(end.error, DeadlineError)
             counted.extend(refusals.take())
