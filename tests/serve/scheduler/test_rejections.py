@@ -38,6 +38,7 @@ async def refused(scheduler: LocalScheduler, text: str = "hello", new: int = 8, 
 
 
 def test_every_reason_is_counted_where_it_applies(demo: Path, gate: Gate) -> None:
+    """S30, and every other reason."""
     refusals, counted = Refusals(), []
     manifest = load(demo).manifest
 
@@ -78,6 +79,7 @@ def test_every_reason_is_counted_where_it_applies(demo: Path, gate: Gate) -> Non
 
 
 def test_a_job_that_had_a_slot_at_its_deadline_is_not_counted_as_refused(demo: Path, gate: Gate) -> None:
+    """S30."""
     refusals = Refusals()
 
     async def test() -> None:

@@ -11,7 +11,7 @@ import torch
 from adaptive_lm.contract.errors import UserError
 from adaptive_lm.train import training
 from adaptive_lm.train.config.run_config import RunConfig, make_config
-from adaptive_lm.train.data import Corpus
+from adaptive_lm.train.data import Corpus, prepare
 from adaptive_lm.train.optim.batch_size import BatchChange, batch_size_at, rate_factor, sequences_between, steps_for
 from adaptive_lm.train.optim.schedule import progress
 from adaptive_lm.train.run.checkpoints.checkpoint import load_checkpoint
@@ -118,7 +118,7 @@ def test_sources_with_epochs_end_when_they_are_read_whatever_the_batch(
     )
     outcome = training.begin(config, named_run("a"), display=display)
     records = read_metrics(Path("runs/a/metrics.jsonl"))
-    corpus = training.prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
+    corpus = prepare(config.data, config.tokenizer, seed=0, log=lambda _: None)
     windows = corpus.total_windows(32)
     assert windows is not None
     first, rows, _ = reads[outcome.step - 1]
