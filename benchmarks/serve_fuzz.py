@@ -29,6 +29,8 @@ from support.serving.served import TEMPLATE, served  # noqa: E402
 
 from adaptive_lm.serve.application.openapi import openapi  # noqa: E402
 
+TELL_EVERY = 5000
+"""Requests from one line of progress to the next."""
 JSON = {"Content-Type": "application/json"}
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=30),
@@ -85,6 +87,8 @@ class Fuzz:
         method, path, body = case
         response = self.client.request(method, path, content=body, headers=JSON)
         self.statuses[response.status_code] += 1
+        if (sent := self.statuses.total()) % TELL_EVERY == 0:
+            print(f"{sent} requests sent", file=sys.stderr, flush=True)
         assert response.status_code != 500, (case, response.text)
         assert response.status_code < 500 or path == "/v1/embeddings", (case, response.text)
         if response.status_code >= 400 and method != "HEAD":
