@@ -1,7 +1,7 @@
 """The application with its real scheduler reports what it did; `/metrics` needs a key where there are keys (S34)."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from support.graphs.tiny_graph import write_model
+from support.serving.lifespan import lifespan_of
 
 from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.application.table import ENDPOINTS
@@ -30,14 +31,13 @@ def observed(folder: Path, **settings: Any) -> Iterator[TestClient]:
     telemetry = Telemetry([one.path for one in ENDPOINTS], environ={})
     scheduler = open_scheduler(options, telemetry)
 
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        await scheduler.start()
-        await scheduler.ready()
-        yield
-        await scheduler.close()
-
-    app = build(options, scheduler, routes=telemetry.routes(), middleware=[telemetry.middleware], lifespan=lifespan)
+    app = build(
+        options,
+        scheduler,
+        routes=telemetry.routes(),
+        middleware=[telemetry.middleware],
+        lifespan=lifespan_of(scheduler),
+    )
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 

@@ -4,8 +4,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from support.serving.lifespan import lifespan_of
 from support.serving.page_stub import STORY, Stub, pieces, run, serve
 
 from adaptive_lm.serve.application.build import build
@@ -503,15 +503,8 @@ def test_the_page_works_on_the_real_application(browser: Browser, folder: Path) 
     settings = Settings(models=(str(folder),), device="cpu", threads=1, api_keys=(("tests", "s3cret"),))
     scheduler = open_scheduler(settings)
 
-    @asynccontextmanager
-    async def lifespan(_: object) -> AsyncIterator[None]:
-        await scheduler.start()
-        await scheduler.ready()
-        yield
-        await scheduler.close()
-
     complaints: list[str] = []
-    with run(build(settings, scheduler, pages=page_routes(), lifespan=lifespan)) as address:
+    with run(build(settings, scheduler, pages=page_routes(), lifespan=lifespan_of(scheduler))) as address:
         page = browser.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)

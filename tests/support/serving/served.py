@@ -1,8 +1,8 @@
 """The server's application in this process, on the tiny model."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from adaptive_lm.serve.application.build import build
 from adaptive_lm.serve.scheduler.job import Scheduler
 from adaptive_lm.serve.scheduler.open import open_scheduler
 from adaptive_lm.serve.settings import Settings
+
+from .lifespan import lifespan_of
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -26,14 +28,7 @@ def served(
     options = Settings(models=(str(folder),), device="cpu", threads=1, **settings)
     scheduler = open_scheduler(options)
 
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        await scheduler.start()
-        await scheduler.ready()
-        yield
-        await scheduler.close()
-
-    app = build(options, wrap(scheduler), lifespan=lifespan, keep_alive=keep_alive)
+    app = build(options, wrap(scheduler), lifespan=lifespan_of(scheduler), keep_alive=keep_alive)
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
