@@ -1,8 +1,9 @@
 """The models that the benchmark `pays` compares, and the settings that they train with.
 
-Every adaptive model uses as many weights per token as the dense one: two of eight experts of half its hidden width. The
-recipe is the same for all: Muon for matrices and AdamW for the rest at the rates of decision 0008, a rate that falls
-linearly over the last 60 % of the steps, compiled blocks where the size is worth it.
+Every adaptive model uses as many weights per token as the dense one of its size: two of eight experts of half its
+hidden width. Two sizes compete, since half the weights make more steps in the same time. The recipe is the same for
+all: Muon for matrices and AdamW for the rest at the rates of decision 0008, a rate that falls linearly over the last
+60 % of the steps, compiled blocks where the size is worth it.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ class Size(NamedTuple):
     hidden: int
     """Hidden width of the dense model; an expert has half of it."""
     half: tuple[int, int, int, int]
-    """Width, layers, heads and hidden width of the dense model of half the weights."""
+    """Width, layers, heads and hidden width of the models of half the weights."""
     context: int
     batch: int
     """Sequences per step."""
@@ -41,11 +42,12 @@ SIZES = {
 EXPERTS, USED = 8, 2
 DENSE, EQUAL, HALF = "dense", "dense, equal time", "dense, half"
 TOP2, TOP_P, DEPTH, EXITS = "top-2 of 8", "top-p of 8", "top-p + depth", "top-p + exits"
-ADAPTIVE = (TOP2, TOP_P, DEPTH, EXITS)
+TOP_P_HALF = "top-p of 8, half"
+ADAPTIVE = (TOP2, TOP_P, DEPTH, EXITS, TOP_P_HALF)
 DENSE_MODELS = (DENSE, EQUAL, HALF)
-DIALED = (TOP_P, DEPTH, EXITS)
+DIALED = (TOP_P, DEPTH, EXITS, TOP_P_HALF)
 """Those with thresholds, which a calibration can move after training."""
-ENTRANTS = (TOP_P, DEPTH, TOP2, EXITS, DENSE, EQUAL, HALF)
+ENTRANTS = (TOP_P, DEPTH, TOP2, EXITS, DENSE, EQUAL, HALF, TOP_P_HALF)
 """In the order of training: the adaptive ones take the same half hour, so pairs end together."""
 
 
@@ -64,7 +66,7 @@ def recipe(entrant: str, size: Size, texts: Texts, equal_hidden: int | None = No
         equal_hidden: Hidden width of EQUAL, found by `payoff.twin`.
     """
     dim, layers, heads, hidden = size.dim, size.layers, size.heads, size.hidden
-    if entrant == HALF:
+    if entrant in (HALF, TOP_P_HALF):
         dim, layers, heads, hidden = size.half
     if entrant == EQUAL:
         if equal_hidden is None:
