@@ -16,10 +16,11 @@ from ..runtime.ops.layout import from_bfloat16
 from ..train.loop.divergence import all_finite, divergence_error
 from ..train.model import ModelConfig, ThresholdTensors, Transformer
 from ..train.run.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from ..train.run.files import read_run_file
 from ..train.run.folder import Run
 from .graph.builder import Array
 from .graph.lazy_array import LazyArray
-from .run.files import RunFiles, read_files, read_run_file
+from .run.files import RunFiles, read_files
 from .run.task_gates import with_gates_of
 from .streaming import load
 from .thresholds import trained_thresholds

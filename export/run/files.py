@@ -10,6 +10,7 @@ from ...contract.file_names import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from ...contract.generation_settings import GenerationSettings
 from ...contract.messages import EOS
 from ...train.data.tokenizers.ids import vocabulary_size
+from ...train.run.files import read_generation, read_run_file
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,6 @@ def read_files(run: Path, vocab_size: int) -> RunFiles:
     )
 
 
-def read_run_file(path: Path) -> str:
-    """Read a file of a run.
-
-    Raises:
-        UserError: It is missing, cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8")  # not read_text, which would change the line ends of held-out text
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}, a file of the run: {error}; restore it or train again") from error
-
-
 def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(content)
@@ -76,20 +65,19 @@ def _tokenizer(content: str, path: Path, vocab_size: int) -> Tokenizer:
 
 
 def _generation(run: Path, tokenizer: Tokenizer) -> GenerationSettings:
-    path = run / GENERATION
-    if not path.exists():
+    settings = read_generation(run)
+    if settings is None:
         eos = tokenizer.token_to_id(EOS)
         if eos is None:
             raise UserError(
                 f"{run / TOKENIZER} has no token {EOS}, so it is not this run's tokenizer; restore it or train again"
             )
         return GenerationSettings(eos_ids=(eos,))
-    settings = GenerationSettings.from_json(read_run_file(path), str(path))
     ids = (*settings.eos_ids, *([] if settings.bos_id is None else [settings.bos_id]))
     unknown = next((number for number in ids if tokenizer.id_to_token(number) is None), None)
     if unknown is not None:
         raise UserError(
-            f"{path} names the token {unknown}, which {run / TOKENIZER} does not have: they do not belong together; "
-            "import the model again"
+            f"{run / GENERATION} names the token {unknown}, which {run / TOKENIZER} does not have: they do not belong "
+            "together; import the model again"
         )
     return settings

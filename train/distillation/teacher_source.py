@@ -25,9 +25,10 @@ from ..run.checkpoints.adapted import BASE_DIGEST
 from ..run.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from ..run.checkpoints.names import list_checkpoints, step_of
 from ..run.checkpoints.tensor_file import LazyTensor
+from ..run.files import read_run_file
 from ..run.find import find
 from ..run.folder import RUNS, Run
-from ..run.origin import digest_of_weights, given_tokenizer, read_text
+from ..run.origin import digest_of_weights, given_tokenizer
 from ..system.cache_folder import digest_of
 
 
@@ -110,7 +111,7 @@ def _of_run(name: str, which: str) -> TeacherSource:
 
 
 def _provenance(run: Path) -> Mapping[str, Any]:
-    return json.loads(read_text(run / PROVENANCE)) if (run / PROVENANCE).exists() else {}
+    return json.loads(read_run_file(run / PROVENANCE)) if (run / PROVENANCE).exists() else {}
 
 
 def note_teacher(source: TeacherSource, run: Run) -> None:

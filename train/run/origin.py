@@ -17,6 +17,7 @@ from ..model.config.model import ModelConfig
 from ..model.continued import contradictions
 from .checkpoints.checkpoint import Checkpoint, load_checkpoint
 from .checkpoints.names import COMPLETE
+from .files import read_generation, read_run_file
 from .find import find, find_run
 from .folder import Run
 
@@ -137,8 +138,8 @@ def carry_over(checkpoint: Checkpoint, config: RunConfig, run: Run) -> None:
     Raises:
         UserError: A file cannot be read or written.
     """
-    source, files = checkpoint.run, {TOKENIZER: read_text(checkpoint.run / TOKENIZER)}
-    generation = generation_of(source)
+    source, files = checkpoint.run, {TOKENIZER: read_run_file(checkpoint.run / TOKENIZER)}
+    generation = read_generation(source)
     foreign = generation is not None and generation.dialect == "huggingface"
     replaced = foreign and config.data.chat_template is not None
     if generation is not None:
@@ -148,11 +149,11 @@ def carry_over(checkpoint: Checkpoint, config: RunConfig, run: Run) -> None:
                 special_tokens=generation.special_tokens, sampling=generation.sampling, stop=generation.stop,
             )  # fmt: skip
         files[GENERATION] = generation.to_json()
-        files |= {file: read_text(source / file) for file in generation.templates.values()}
+        files |= {file: read_run_file(source / file) for file in generation.templates.values()}
     if (source / CHAT_TEMPLATE).exists() and not replaced:
-        files[CHAT_TEMPLATE] = read_text(source / CHAT_TEMPLATE)
+        files[CHAT_TEMPLATE] = read_run_file(source / CHAT_TEMPLATE)
     if (source / PROVENANCE).exists() and config.origin is not None:
-        provenance = json.loads(read_text(source / PROVENANCE))
+        provenance = json.loads(read_run_file(source / PROVENANCE))
         provenance["trained_from"] = config.origin.model_dump(mode="json")
         files[PROVENANCE] = json.dumps(provenance, indent=1, ensure_ascii=False) + "\n"
     for name, text in files.items():
@@ -165,9 +166,9 @@ def given_tokenizer(run: Path) -> GivenTokenizer:
     Raises:
         UserError: A file cannot be read, or is damaged.
     """
-    content, generation = read_text(run / TOKENIZER), generation_of(run)
+    content, generation = read_run_file(run / TOKENIZER), read_generation(run)
     name = str(run / TOKENIZER)
-    template = read_text(run / CHAT_TEMPLATE) if (run / CHAT_TEMPLATE).exists() else None
+    template = read_run_file(run / CHAT_TEMPLATE) if (run / CHAT_TEMPLATE).exists() else None
     if generation is None:
         return GivenTokenizer(content, name, eos_id(parse_tokenizer(content, name)), template=template)
     foreign = generation.dialect == "huggingface"
@@ -179,28 +180,6 @@ def given_tokenizer(run: Path) -> GivenTokenizer:
         None if foreign else template,
         foreign and template is not None,
     )
-
-
-def generation_of(run: Path) -> GenerationSettings | None:
-    """Read the ends, special tokens and sampling of an imported model; None of a model that was trained here.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    path = run / GENERATION
-    return GenerationSettings.from_json(read_text(path), str(path)) if path.exists() else None
-
-
-def read_text(path: Path) -> str:
-    """Read a file of a run.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}, a file of the run: {error}; restore it, or train again") from error
 
 
 def refuse_itself(run: Run, checkpoint: Checkpoint) -> None:
