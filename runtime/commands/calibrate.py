@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ...contract.errors import EXIT_INTERRUPTED
-from .options.common import PATH, check_plot, model_options, option_names
+from .options.common import PATH, check_plot, model_options, option_names, timed_text_options
 
 
 @click.command(epilog="\b\nExample: adaptive calibrate --tokens 8192")
@@ -22,16 +22,7 @@ from .options.common import PATH, check_plot, model_options, option_names
               help="Tokens of the text, at least 512: half to choose on, half to report on.")  # fmt: skip
 @click.option("--agreement", type=float, multiple=True, metavar="SHARE", default=(0.9, 0.95, 0.99), show_default=True,
               help="Share of tokens that early exits must keep, above 0, below 1; repeat for several.")  # fmt: skip
-@click.option(
-    "--prompt-tokens", type=int, default=32, show_default=True, help="Timing: length of the prompt, at least 1."
-)
-@click.option(
-    "--new-tokens",
-    type=int,
-    default=64,
-    show_default=True,
-    help="Timing: tokens to decode after the prompt, at least 1.",
-)
+@timed_text_options
 @click.option(
     "--repeats", type=int, default=11, show_default=True, help="Timing: rounds, at least 0; 0 measures no times."
 )

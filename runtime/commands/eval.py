@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from .options.common import PATH, check_plot, dial_points, dial_points_options, model_options, option_names
+from .options.common import (
+    PATH,
+    check_plot,
+    dial_points,
+    dial_points_options,
+    model_options,
+    option_names,
+    timed_text_options,
+)
 
 
 @click.command(
@@ -36,11 +44,7 @@ from .options.common import PATH, check_plot, dial_points, dial_points_options, 
 @click.option("--system-instruction", metavar="TEXT", help="Tasks: the system message.")
 @click.option("--repeats", type=int, metavar="N",
               help="Timing: rounds, at least 0; by default 5 for several points, else 0: no times.")  # fmt: skip
-@click.option(
-    "--prompt-tokens", type=int, default=32, show_default=True, help="Timing: length of the prompt, at least 1."
-)
-@click.option("--new-tokens", type=int, default=64, show_default=True,
-              help="Timing: tokens to decode after the prompt, at least 1.")  # fmt: skip
+@timed_text_options
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Timing: seed of the place in the text and of the order of the points, at least 0.")  # fmt: skip
 @click.option("--plot", "plot_path", type=PATH, metavar="FILE", help="Plot of the points: a .png, .svg or .pdf file.")

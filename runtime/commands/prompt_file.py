@@ -37,15 +37,19 @@ class PromptLine:
         """
         from dataclasses import fields, replace
 
+        from ..generation.sampling.sampler import biases_of
+        from ..generation.text.stop import stops_of
+
         names = {one.name for one in fields(base)}
         unknown = [name for name in self.settings if name not in names]
         if unknown:
             raise UserError(f"found the setting {unknown[0]!r}, expected prompt or one of {', '.join(sorted(names))}")
         own = dict(self.settings)
-        if isinstance(stop := own.get("stop"), str | list):
-            own["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
-        if isinstance(biases := own.get("logit_bias"), dict):  # the keys of JSON are texts
-            own["logit_bias"] = {int(key) if key.isdecimal() else key: bias for key, bias in biases.items()}
+        if "stop" in own:
+            stop = own["stop"]
+            own["stop"] = stops_of(stop if isinstance(stop, str | list | None) else [stop])
+        if isinstance(biases := own.get("logit_bias"), dict):
+            own["logit_bias"] = biases_of(biases)
         try:
             return replace(base, **own)
         except TypeError as error:  # a text in place of a number

@@ -111,6 +111,16 @@ def model_options(command: Command) -> Command:
     ))  # fmt: skip
 
 
+def timed_text_options(command: Command) -> Command:
+    """Add the options that set the prompt and the tokens over which the points of a dial are timed."""
+    return apply_options(command, (
+        click.option("--prompt-tokens", type=int, default=32, show_default=True,
+                     help="Timing: length of the prompt, at least 1."),
+        click.option("--new-tokens", type=int, default=64, show_default=True,
+                     help="Timing: tokens to decode after the prompt, at least 1."),
+    ))  # fmt: skip
+
+
 def check_plot(path: Path | None) -> None:
     """Refuse a suffix in which no plot can be drawn."""
     if path and path.suffix not in (".png", ".svg", ".pdf"):

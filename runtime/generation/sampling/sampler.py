@@ -96,13 +96,18 @@ def check_whole(name: str, value: Any, low: int, high: int | None, hint: str) ->
         raise WrongUsageError(f"found {name} {value}, expected a whole number, {span}; {hint}")
 
 
+def biases_of(given: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return the biases of a field of JSON, whose keys are texts; a key that is no token id stays one."""
+    return {int(key) if key.isascii() and key.isdigit() and len(key) < 10 else key: given[key] for key in given}
+
+
 def check_biases(biases: Any) -> None:
     """Raise WrongUsageError unless `biases` has token ids with numbers from -100 to 100."""
     if not isinstance(biases, Mapping):
         raise WrongUsageError(f"found logit_bias {biases!r}, expected numbers by token id, such as {{50: -100}}")
     for token, bias in biases.items():
         if not isinstance(token, numbers.Integral) or token < 0:
-            raise WrongUsageError(f"found {token!r} in logit_bias, expected a token id, a whole number from 0")
+            raise WrongUsageError(f"found {token!r:.24} in logit_bias, expected a token id, a whole number from 0")
         check_number(f"logit_bias[{token}]", bias, -MAX_BIAS, MAX_BIAS, "0 changes nothing")
 
 

@@ -1,20 +1,29 @@
 """Stop strings: text stays pending while it could still become one."""
 
+from collections.abc import Iterable
+
 from ....contract.errors import WrongUsageError
 
 MAX_STOPS = 64
 MAX_LENGTH = 1024  # characters
 
 
+def stops_of(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Return the stop strings of a field of JSON: one text, several, or none."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
 def checked_stops(stops: tuple[str, ...]) -> tuple[str, ...]:
     """Return the stop strings.
 
     Raises:
-        WrongUsageError: One is empty or too long, or there are too many.
+        WrongUsageError: One is no text, empty or too long, or there are too many.
     """
     if len(stops) > MAX_STOPS:
         raise WrongUsageError(f"found {len(stops)} stop strings, expected at most {MAX_STOPS}; give fewer")
     for stop in stops:
+        if not isinstance(stop, str):
+            raise WrongUsageError(f'found the stop string {stop!r}, expected a text, such as "{stop}"')
         if not stop:
             raise WrongUsageError("found an empty stop string, which every text contains; give at least one character")
         if len(stop) > MAX_LENGTH:

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from ....runtime.generation.text.stop import checked_stops
+from ....runtime.generation.sampling.sampler import biases_of
+from ....runtime.generation.text.stop import checked_stops, stops_of
 from ..body import Body, NoTools
 from ..ours.compute import ComputeFields
 from .format import ResponseFormat
@@ -50,7 +51,7 @@ class SamplingFields(ComputeFields):
     @field_validator("stop")
     @classmethod
     def _stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        checked_stops((value,) if isinstance(value, str) else tuple(value or ()))
+        checked_stops(stops_of(value))
         return value
 
     @field_validator("logit_bias")
@@ -68,7 +69,7 @@ class SamplingFields(ComputeFields):
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return stops_of(self.stop)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class SamplingFields(ComputeFields):
         )
         fields = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.logit_bias:
-            fields["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
+            fields["logit_bias"] = biases_of(self.logit_bias)
         return fields
 
     def seed_of(self, choice: int) -> int | None:

@@ -121,7 +121,10 @@ def test_a_bad_prompt_fails_alone_and_says_which_line(
         ('{"prompt": "a", "sed": 1}', "found the setting 'sed', expected prompt or one of"),
         ('{"prompt": "a", "seed": -1}', "found seed -1, expected a whole number, from 0"),
         ('{"prompt": "a", "experts": "two"}', "expected numbers"),
-        ('{"prompt": "a", "stop": [1]}', "stop"),
+        ('{"prompt": "a", "stop": [1]}', 'found the stop string 1, expected a text, such as "1"'),
+        ('{"prompt": "a", "stop": 5}', 'found the stop string 5, expected a text, such as "5"'),
+        ('{"prompt": "a", "logit_bias": {"-1": 2}}', "found '-1' in logit_bias, expected a token id"),
+        ('{"prompt": "a", "logit_bias": {"%s": 1}}' % ("9" * 5000), f"found '{'9' * 23} in logit_bias, expected"),
         ('{"prompt": ""}', "the prompt is empty"),
     ],
 )
