@@ -1,9 +1,9 @@
 """The models that the benchmark `pays` compares, and the settings that they train with.
 
 Every adaptive model uses as many weights per token as the dense one of its size: two of eight experts of half its
-hidden width. Two sizes compete, since half the weights make more steps in the same time. The recipe is the same for
-all: Muon for matrices and AdamW for the rest at the rates of decision 0008, a rate that falls linearly over the last
-60 % of the steps, compiled blocks where the size is worth it.
+hidden width. Smaller sizes compete too, since fewer weights make more steps in the same time. The recipe is the same
+for all: Muon for matrices and AdamW for the rest at the rates of decision 0008, a rate that falls linearly over the
+last 60 % of the steps, compiled blocks where the size is worth it.
 """
 
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ class Size(NamedTuple):
     """Hidden width of the dense model; an expert has half of it."""
     half: tuple[int, int, int, int]
     """Width, layers, heads and hidden width of the models of half the weights."""
+    third: tuple[int, int, int, int]
+    """The same of the dense model of a third of the weights."""
     context: int
     batch: int
     """Sequences per step."""
@@ -33,21 +35,21 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "10m": Size(320, 6, 5, 896, (256, 4, 4, 704), context=256, batch=16, vocabulary=8192),
-    "3m": Size(192, 4, 3, 512, (128, 4, 2, 352), context=256, batch=16, vocabulary=8192),
-    "tiny": Size(32, 3, 2, 64, (32, 2, 2, 32), context=32, batch=4, vocabulary=300, compiled=False),
+    "10m": Size(320, 6, 5, 896, (256, 4, 4, 704), (192, 4, 3, 512), context=256, batch=16, vocabulary=8192),
+    "3m": Size(192, 4, 3, 512, (128, 4, 2, 352), (96, 4, 2, 256), context=256, batch=16, vocabulary=8192),
+    "tiny": Size(32, 3, 2, 64, (32, 2, 2, 32), (32, 1, 2, 32), context=32, batch=4, vocabulary=300, compiled=False),
 }
 """`3m` shows the direction in which a smaller size moves the answer; `tiny` is for the test."""
 
 EXPERTS, USED = 8, 2
-DENSE, EQUAL, HALF = "dense", "dense, equal time", "dense, half"
+DENSE, EQUAL, HALF, THIRD = "dense", "dense, equal time", "dense, half", "dense, third"
 TOP2, TOP_P, DEPTH, EXITS = "top-2 of 8", "top-p of 8", "top-p + depth", "top-p + exits"
 TOP_P_HALF = "top-p of 8, half"
 ADAPTIVE = (TOP2, TOP_P, DEPTH, EXITS, TOP_P_HALF)
-DENSE_MODELS = (DENSE, EQUAL, HALF)
+DENSE_MODELS = (DENSE, EQUAL, HALF, THIRD)
 DIALED = (TOP_P, DEPTH, EXITS, TOP_P_HALF)
 """Those with thresholds, which a calibration can move after training."""
-ENTRANTS = (TOP_P, DEPTH, TOP2, EXITS, DENSE, EQUAL, HALF, TOP_P_HALF)
+ENTRANTS = (TOP_P, DEPTH, TOP2, EXITS, DENSE, EQUAL, HALF, TOP_P_HALF, THIRD)
 """In the order of training: the adaptive ones take the same half hour, so pairs end together."""
 
 
@@ -68,6 +70,8 @@ def recipe(entrant: str, size: Size, texts: Texts, equal_hidden: int | None = No
     dim, layers, heads, hidden = size.dim, size.layers, size.heads, size.hidden
     if entrant in (HALF, TOP_P_HALF):
         dim, layers, heads, hidden = size.half
+    if entrant == THIRD:
+        dim, layers, heads, hidden = size.third
     if entrant == EQUAL:
         if equal_hidden is None:
             raise ValueError(f"{EQUAL} has no hidden width before it is searched; expected equal_hidden")

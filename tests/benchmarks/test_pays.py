@@ -56,9 +56,12 @@ def configs(folder: Path, size: str, equal_hidden: int) -> dict[str, RunConfig]:
 def test_every_model_uses_as_many_weights_as_the_dense_one_of_its_size(tmp_path: Path) -> None:
     entrants = import_module("payoff.entrants")
     size = entrants.SIZES["tiny"]
-    dim, layers, _, hidden = size.half
-    half = entrants.active_weights(dim, layers, hidden, size.vocabulary)
-    expected = {entrants.EQUAL: size.active(96), entrants.HALF: half, entrants.TOP_P_HALF: half}
+    half, third = (
+        entrants.active_weights(dim, layers, hidden, size.vocabulary)
+        for dim, layers, _, hidden in (size.half, size.third)
+    )
+    smaller = {entrants.HALF: half, entrants.TOP_P_HALF: half, entrants.THIRD: third}
+    expected = {entrants.EQUAL: size.active(96)} | smaller
     for entrant, config in configs(tmp_path, "tiny", 96).items():
         weights = {name: each for name, each in Transformer(config.model).named_parameters() if each.ndim > 1}
         used = sum(
