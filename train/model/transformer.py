@@ -19,6 +19,9 @@ from .routing.depth import dropout_rates
 from .routing.exits import ExitRouter, confidence
 from .routing.thresholded_router import Thresholded
 
+GRAPHS_PER_BLOCK = 8
+"""Most compiled graphs of a block, one for each length of sequences and each mode; as torch allows a function."""
+
 
 class Transformer(nn.Module):
     """A decoder whose tokens choose heads, experts and layers. Weights are drawn from torch's global generator."""
@@ -233,7 +236,14 @@ class Transformer(nn.Module):
                 module.onednn = experts
 
     def compile_blocks(self) -> None:
-        """Compile each block without a graph break; blocks of one shape share their code."""
+        """Compile each block without a graph break; blocks of one shape share their code.
+
+        torch limits the graphs of a function, and all blocks are one: a model may need as many for each layer.
+        """
+        from torch._dynamo import config as limits  # it takes a second to import
+
+        limits.recompile_limit = max(limits.recompile_limit, GRAPHS_PER_BLOCK * len(self.layers))
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
         for block in self.layers:
             block.compile(fullgraph=True, dynamic=False)
 

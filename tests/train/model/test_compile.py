@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -276,3 +277,21 @@ def test_inductor_takes_a_layer_of_onednn_in_one_piece() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attention": {"window": tuple(range(2, 12))}},
+        {"ffn": {"routing": "dense", "dim": tuple(range(16, 56, 4))}},
+    ],
+    ids=["windows", "widths"],
+)
+def test_a_model_may_have_more_kinds_of_blocks_than_torch_compiles_of_a_function(settings: dict[str, Any]) -> None:
+    plain, compiled = pair(Transformer(variant(num_layers=10, **settings)))
+    out, gradients = step(plain, tiny_ids(0))
+    out_compiled, gradients_compiled = step(compiled, tiny_ids(0))
+    assert_the_same(out, out_compiled, INDUCTOR_TOLERANCE)
+    torch.testing.assert_close(gradients, gradients_compiled, rtol=0, atol=INDUCTOR_TOLERANCE)
+    assert num_graphs() == 10
