@@ -8,8 +8,9 @@ and each takes the number of steps that fit. So trainings may run side by side o
 resumed: the result is the same. Compilation, evaluation and saving do not count.
 
 The text is split. The hidden width of the dense model of equal decode time is measured (payoff/twin.py). Training steps
-are timed. All are trained (payoff/training.py), exported, calibrated and scored (payoff/measurement.py), and the two
-best get further seeds. All are timed in alternation. Table, verdict and plot come last (payoff/report.py).
+are timed. All are trained (payoff/training.py), exported, calibrated and scored (payoff/measurement.py). The best
+adaptive model and the dense ones that are not slower get further seeds. All are timed in alternation. Table, verdict
+and plot come last (payoff/report.py).
 
 The work folder keeps every result: the same command goes on where it was stopped.
 """
@@ -145,7 +146,8 @@ def plans(recipes: dict[str, Path], costs: dict[str, Cost], minutes: float, pair
               help="Weights multiplied per token.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
               help="Training of each model: minutes of one idle core, counted in steps.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="Seeds of the two best models.")
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True,
+              help="Seeds of the best adaptive model and of its dense rivals.")  # fmt: skip
 @click.option("--only", multiple=True, type=click.Choice(ENTRANTS), help="Only this model; may be repeated.")
 @click.option("--jobs", type=click.IntRange(1), default=usable_cores(), help="Trainings at once, one thread each; by "
               "default one per core.")  # fmt: skip
@@ -179,8 +181,8 @@ def compare(work: Work, minutes: float, seeds: int, chosen: tuple[str, ...], job
         train_all(plans(recipes, costs, minutes, pairs), work.folder, jobs, work.tell)
         return scored(work, pairs, tokens, jobs)
 
-    def two_best() -> tuple[str, str] | None:
-        work.tell("which two are the best?")
+    def best_and_rivals() -> tuple[str, ...]:
+        work.tell("which are the best?")
         trained_points = [row for row in rows if (row.point, row.precision) == (TRAINED, "int8")]
         time_rows(work.folder, trained_points, "int8", work.rounds)
         return rivals(trained_points)
@@ -188,9 +190,11 @@ def compare(work: Work, minutes: float, seeds: int, chosen: tuple[str, ...], job
     first = [entrant for entrant in ENTRANTS if entrant in chosen]
     rows = trained([(entrant, 0) for entrant in first])
     # A name for each choice: some models may be compared first, and the others later in the same folder.
-    best = work.kept("best-" + "".join(str(ENTRANTS.index(entrant)) for entrant in first), two_best, tokens=tokens)
+    best = work.kept(
+        "best-" + "".join(str(ENTRANTS.index(entrant)) for entrant in first), best_and_rivals, tokens=tokens
+    )
     if seeds > 1:
-        rows += trained([(entrant, seed) for seed in range(1, seeds) for entrant in best or ()])
+        rows += trained([(entrant, seed) for seed in range(1, seeds) for entrant in best])
     for precision in PRECISIONS:
         work.tell(f"timing all in {precision}")
         time_rows(work.folder, rows, precision, work.rounds)

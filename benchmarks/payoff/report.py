@@ -59,20 +59,20 @@ def dense_at(dense: Sequence[Point], milliseconds: float) -> float | None:
     return float(np.interp(np.log(milliseconds), times, [point.nats for point in front]))
 
 
-def rivals(rows: Sequence[Row], precision: str = "int8") -> tuple[str, str] | None:
-    """Return the two best of one seed: the adaptive model of least loss, and the best dense one that is not slower.
+def rivals(rows: Sequence[Row], precision: str = "int8") -> tuple[str, ...]:
+    """Return the adaptive model of least loss in one seed, then its rivals: the dense ones that are not slower.
 
-    None unless both kinds were measured.
+    The best rival comes first. Where none is as fast, the fastest is the rival. Empty unless both kinds were measured.
     """
     trained = [point for point in points(rows, precision) if point.point == TRAINED]
     adaptive = [point for point in trained if point.entrant in ADAPTIVE]
     dense = [point for point in trained if point.entrant in DENSE_MODELS]
     if not adaptive or not dense:
-        return None
+        return ()
     best = min(adaptive, key=lambda point: point.nats)
     fitting = [point for point in dense if point.milliseconds <= CLOSE * best.milliseconds]
-    rival = min(fitting or dense, key=lambda point: point.nats if fitting else point.milliseconds)
-    return best.entrant, rival.entrant
+    fitting = fitting or [min(dense, key=lambda point: point.milliseconds)]
+    return best.entrant, *(point.entrant for point in sorted(fitting, key=lambda point: point.nats))
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
@@ -105,20 +105,20 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def paired(rows: Sequence[Row], best: Sequence[str]) -> list[str]:
-    """Compare the two best seed by seed, in int8: losses, and times as ratios within a round."""
+    """Compare the best adaptive model with each rival seed by seed, in int8: losses, and times as ratios in a round."""
     own = {
         (row.entrant, row.seed): row
         for row in rows
         if row.precision == "int8" and row.point == TRAINED and row.entrant in best
     }
-    seeds = sorted({seed for _, seed in own if all((entrant, seed) in own for entrant in best)}) if best else []
     lines = []
-    for seed in seeds:
-        one, other = (own[entrant, seed] for entrant in best)
-        ratios = np.array(one.rounds) / np.array(other.rounds)
-        low, middle, high = np.percentile(ratios, [5, 50, 95])
+    for (entrant, seed), other in sorted(own.items(), key=lambda item: item[0][1]):
+        if entrant == best[0] or (best[0], seed) not in own:
+            continue
+        one = own[best[0], seed]
+        low, middle, high = np.percentile(np.array(one.rounds) / np.array(other.rounds), [5, 50, 95])
         lines.append(
-            f"seed {seed}: {best[0]} {one.nats:.3f} nats, {best[1]} {other.nats:.3f}; {middle:.2f} "
+            f"seed {seed}: {best[0]} {one.nats:.3f} nats, {entrant} {other.nats:.3f}; {middle:.2f} "
             f"({low:.2f} to {high:.2f}) of its time"
         )
     return lines
@@ -193,7 +193,7 @@ def markdown(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
         shapes,
         model_table(rows, report["tokens_per_step"]),
         memory(rows, machine["l3_bytes"]),
-        "\n".join(f"- {line}" for line in verdicts(rows) + paired(rows, report["best"] or ())),
+        "\n".join(f"- {line}" for line in verdicts(rows) + paired(rows, report["best"])),
         f"CPU seconds per training step, median (5th to 95th percentile): {costs}.",
         search,
     ]
@@ -232,6 +232,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         all_ = points(rows, precision)
         dense = sorted((p for p in all_ if p.entrant in DENSE_MODELS), key=lambda p: p.milliseconds)
         panel.plot([p.milliseconds for p in dense], [p.bits for p in dense], "s--", color="#2166ac", label="dense")
+        seeds = [row for row in rows if row.precision == precision and row.point == TRAINED]
+        panel.plot([row.milliseconds for row in seeds], [row.bits for row in seeds], "x", color="#555", markersize=4,
+                   label="one seed")  # fmt: skip
         for number, entrant in enumerate(ADAPTIVE):
             own = [p for p in all_ if p.entrant == entrant]
             color = f"C{number + 1}"
@@ -240,9 +243,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
             trained = [p for p in own if p.point == TRAINED]
             label = f"{entrant}, with its dial" if entrant in DIALED else entrant
             panel.plot([p.milliseconds for p in trained], [p.bits for p in trained], "o", color=color, label=label)
-        for point in dense:
-            panel.annotate(point.entrant, (point.milliseconds, point.bits), textcoords="offset points", xytext=(5, 4),
-                           fontsize=7)  # fmt: skip
+        for number, point in enumerate(dense):  # above and below in turn: two may lie side by side
+            panel.annotate(point.entrant, (point.milliseconds, point.bits), textcoords="offset points",
+                           xytext=(6, 4 if number % 2 else -11), fontsize=7)  # fmt: skip
         panel.set_xlabel(f"{precision}: ms per token, one thread")
     panels[0].set_ylabel("held-out bits per byte")
     panels[0].legend(fontsize=7)

@@ -110,12 +110,13 @@ def test_a_dense_model_that_is_slower_and_worse_than_another_is_no_rival() -> No
     assert report.dense_at(dense, 0.9) is None
 
 
-def test_the_two_best_are_the_best_adaptive_model_and_the_best_dense_one_of_its_time() -> None:
+def test_the_rivals_of_the_best_adaptive_model_are_the_dense_ones_that_are_not_slower() -> None:
     rivals = import_module("payoff.report").rivals
     rows = [row("dense", 4.0, 3.3), row("dense, equal time", 2.05, 3.4), row("dense, half", 1.0, 3.5)]
     adaptive = [row("top-p of 8", 2.0, 3.35), row("top-2 of 8", 3.0, 3.36), row("top-p of 8", 1.0, 3.0, point="0.5")]
-    assert rivals(rows + adaptive) == ("top-p of 8", "dense, equal time")
-    assert rivals(rows) is None
+    assert rivals(rows + adaptive) == ("top-p of 8", "dense, equal time", "dense, half")
+    assert rivals([row("dense", 4.0, 3.3), row("dense, half", 3.0, 3.5), *adaptive]) == ("top-p of 8", "dense, half")
+    assert rivals(rows) == ()
 
 
 @pytest.mark.parametrize(("nats", "answer"), [(3.37, "it pays"), (3.39, "it does not pay")])
