@@ -245,7 +245,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
             panel.plot([p.milliseconds for p in trained], [p.bits for p in trained], "o", color=color, label=label)
         for number, point in enumerate(dense):  # above and below in turn: two may lie side by side
             panel.annotate(point.entrant, (point.milliseconds, point.bits), textcoords="offset points",
-                           xytext=(6, 4 if number % 2 else -11), fontsize=7)  # fmt: skip
+                           xytext=(6, -11 if number % 2 else 5), fontsize=7)  # fmt: skip
         panel.set_xlabel(f"{precision}: ms per token, one thread")
     panels[0].set_ylabel("held-out bits per byte")
     panels[0].legend(fontsize=7)
