@@ -133,10 +133,18 @@ def test_an_adaptive_model_faster_than_every_dense_one_is_not_compared() -> None
     assert line.endswith("no dense model here is as fast")
 
 
-def test_the_two_best_are_compared_seed_by_seed_within_a_round() -> None:
-    rows = [row("dense", 2.0, 3.4), row("top-p of 8", 1.0, 3.3), row("top-p of 8", 1.0, 3.2, seed=1)]
-    lines = import_module("payoff.report").paired(rows, ("top-p of 8", "dense"))
-    assert lines == ["seed 0: top-p of 8 3.300 nats, dense 3.400; 0.50 (0.50 to 0.50) of its time"]
+def test_the_best_is_compared_with_each_rival_seed_by_seed_within_a_round() -> None:
+    rows = [
+        row("dense", 2.0, 3.4),
+        row("dense", 2.0, 3.5, seed=2),
+        row("dense, half", 4.0, 3.6),
+        row("top-2 of 8", 1, 3),
+    ]
+    rows += [row("top-p of 8", 1.0, 3.3), row("top-p of 8", 1.0, 3.2, seed=1)]
+    assert import_module("payoff.report").paired(rows, ("top-p of 8", "dense", "dense, half")) == [
+        "seed 0: top-p of 8 3.300 nats, dense 3.400; 0.50 (0.50 to 0.50) of its time",
+        "seed 0: top-p of 8 3.300 nats, dense, half 3.600; 0.25 (0.25 to 0.25) of its time",
+    ]
 
 
 def test_a_training_is_complete_when_its_last_step_is_saved_whether_or_not_it_was_evaluated(tmp_path: Path) -> None:
