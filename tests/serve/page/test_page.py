@@ -222,6 +222,7 @@ def test_a_token_shows_its_layers_experts_heads_time_and_alternatives(open_page:
     page.fill("#dial-a", "0.5")
     ask(page, "short")
     page.locator(".t").first.click()
+    expect(page.locator("#token-place")).to_have_text(re.compile("^1 of "))  # drawn in the next frame
     rows = page.locator("#layers tbody tr")
     expect(rows).to_have_count(8)
     record = page.locator("#layers tbody").inner_text()

@@ -64,6 +64,7 @@ def test_a_gguf_file_teaches_a_run_with_its_tokenizer(here: Path, top_k: int) ->
 
 def test_a_gguf_teacher_answers_as_transformers_does(here: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate, by which transformers reads GGUF, is not installed")
     source = read_teacher(TeacherConfig(model=TEACHER))
     tokenizer = load_tokenizer(here / TOKENIZER)
     ids = tokenizer.encode("the sun rises over the river near the stone").ids

@@ -56,6 +56,7 @@ def test_logits_are_those_of_llama_cpp_far_beyond_the_first_context(name: str, t
 @pytest.mark.parametrize("name", IN_TRANSFORMERS)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate, by which transformers reads GGUF, is not installed")
     path = write_random(tmp_path / "model.gguf", name)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     model.config._attn_implementation = "eager"
